@@ -1,0 +1,1 @@
+"""Quartet: one HTTP service for four kinds of trained networks."""

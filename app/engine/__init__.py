@@ -1,0 +1,1 @@
+"""Who runs when. Nothing here knows torch or HTTP: the engine is handed callables."""

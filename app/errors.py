@@ -1,0 +1,112 @@
+"""Every failure that a caller can see: one class each, with its HTTP status, its code and a sentence.
+
+``type`` and ``code`` follow OpenAI's error body, which their clients turn into typed exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class QuartetError(Exception):
+    """The root. ``param`` names the field that was wrong, where there is one."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def headers(self) -> dict[str, str]:
+        return {}
+
+
+class BadValue(QuartetError):
+    """A value that is not allowed: the sentence says which, what came and what is allowed."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class NotFound(QuartetError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+    def __init__(self, name: str, known: Iterable[str], param: str | None = "model") -> None:
+        super().__init__(f"model {shown(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param)
+
+
+class MethodNotAllowed(QuartetError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+    def headers(self) -> dict[str, str]:
+        return {"allow": self.allow} if self.allow else {}
+
+
+class TooLarge(QuartetError):
+    status = 413
+    type = "invalid_request_error"
+    code = "too_large"
+
+
+class NotAnImage(QuartetError):
+    status = 415
+    type = "invalid_request_error"
+    code = "not_an_image"
+
+
+class Overloaded(QuartetError):
+    """The queue is full. ``retry_after``: seconds until there should be room, from the queue and the measured rate."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": str(self.retry_after)}
+
+
+class InferenceFailed(QuartetError):
+    """The network failed on an input that was good: our fault, and it would fail again."""
+
+    code = "inference_failed"
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}
+
+
+class NotReady(QuartetError):
+    """Starting, draining, or without a whole model for the task."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "not_ready"
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": "1"}
+
+
+def shown(value: object, longest: int = 60) -> str:
+    """A caller's value as it may stand in a sentence: quoted, on one line, cut."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"

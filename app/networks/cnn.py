@@ -1,0 +1,94 @@
+"""Image classifiers: raw pixels in (uint8 or float, 0 to 255), logits out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class LeNetSizes:
+    """The workshop's CNN. ``conv``: channels of the two 5x5 convolutions, ``hidden``: the two fully connected layers."""
+
+    classes: int = 10
+    channels: int = 3
+    image: int = 32
+    conv: tuple[int, int] = (6, 16)
+    hidden: tuple[int, int] = (120, 84)
+
+
+class LeNet(nn.Module):
+    """conv 5x5, ReLU, max-pool 2, twice; then three linear layers. Pixels are scaled to [-1, 1] inside."""
+
+    def __init__(self, sizes: LeNetSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        first, second = sizes.conv
+        side = ((sizes.image - 4) // 2 - 4) // 2  # a 5x5 convolution takes 4 pixels, a pool halves
+        self.conv1 = nn.Conv2d(sizes.channels, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.fc1 = nn.Linear(second * side * side, sizes.hidden[0])
+        self.fc2 = nn.Linear(sizes.hidden[0], sizes.hidden[1])
+        self.fc3 = nn.Linear(sizes.hidden[1], sizes.classes)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        x = pixels.to(self.fc3.weight.dtype) / 127.5 - 1  # mean 0.5 and std 0.5 of [0, 1]
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 6, 14, 14]
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 16, 5, 5]
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.fc3(F.relu(self.fc2(x)))
+
+
+@dataclass(frozen=True)
+class DigitNetSizes:
+    """The judge of generated digits. ``conv``: channels of the two pairs of 3x3 convolutions, ``features``: the width judged on."""
+
+    classes: int = 10
+    channels: int = 1
+    image: int = 28
+    conv: tuple[int, int] = (32, 64)
+    features: int = 128
+
+
+class DigitNet(nn.Module):
+    """Two pairs of 3x3 convolutions with batch norm, each pair pooled; a fully connected layer; the classes.
+
+    Its ``features`` (after the ReLU) are what Frechet distances between sets of digits are measured on.
+    """
+
+    def __init__(self, sizes: DigitNetSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        first, second = sizes.conv
+
+        def pair(channels_in: int, channels_out: int) -> list[nn.Module]:
+            layers: list[nn.Module] = []
+            for channels in (channels_in, channels_out):
+                layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(channels_out), nn.ReLU()]
+            return [*layers, nn.MaxPool2d(2)]
+
+        self.convolutions = nn.Sequential(*pair(sizes.channels, first), *pair(first, second))
+        self.fc1 = nn.Linear(second * (sizes.image // 4) ** 2, sizes.features)
+        self.fc2 = nn.Linear(sizes.features, sizes.classes)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> features [N, features], none below 0."""
+        x = pixels.to(self.fc2.weight.dtype) / 127.5 - 1
+        return F.relu(self.fc1(self.convolutions(x).flatten(1)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        features = self.features(pixels)
+        if self.training:
+            features = F.dropout(features, 0.4)
+        return self.fc2(features)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """logits [N, classes] -> probabilities [N, classes], each row summing to 1."""
+    return torch.softmax(logits.double(), dim=1)

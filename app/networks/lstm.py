@@ -1,0 +1,75 @@
+"""The series network: standardised values in, the next values out, and the units to standardise in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class SeriesLSTMSizes:
+    """``window``: how many values are read before the first forecast."""
+
+    window: int = 50
+    hidden: int = 64
+
+
+class SeriesLSTM(nn.Module):
+    """The workshop's LSTM: one layer 1 -> hidden, and a linear layer on its last step.
+
+    ``location``, ``scale`` and ``roughness`` (standard deviation of steps from one value to the next) describe the
+    series it was trained on, and travel with its weights.
+    """
+
+    location: Tensor
+    scale: Tensor
+    roughness: Tensor
+
+    def __init__(self, sizes: SeriesLSTMSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.lstm = nn.LSTM(1, sizes.hidden, batch_first=True)
+        self.head = nn.Linear(sizes.hidden, 1)
+        self.register_buffer("location", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("roughness", torch.ones(()))
+
+    def describe(self, series: Tensor) -> None:
+        """Take over the units of the training series [T]."""
+        self.location.copy_(series.mean())
+        self.scale.copy_(series.std())
+        self.roughness.copy_(series.diff().std())
+
+    def units(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """values [T] -> the location and scale to read them in.
+
+        A series that looks like the one trained on keeps the training units: a window of it is shorter than its
+        period, so that its own mean would mislead. Any other series is standardised by itself, as the workshop
+        does with its own.
+        """
+        far = ((values - self.location) / self.scale).abs().max()
+        rough = values.diff().std() / self.roughness
+        if far < 5 and 1 / 3 < rough < 3:
+            return self.location, self.scale
+        return values.mean(), values.std()
+
+    def steps(self, standardised: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """standardised values [N, T] -> the forecast after each of them [N, T], and the state after the last."""
+        outputs, state = self.lstm(standardised.unsqueeze(-1), state)  # [N, T, hidden]
+        return self.head(outputs).squeeze(-1), state
+
+    def forward(self, windows: Tensor, horizon: int) -> Tensor:
+        """standardised windows [N, window] -> standardised forecasts [N, horizon].
+
+        Beyond the first step the network reads its own forecasts, its state carried on.
+        """
+        outputs, state = self.steps(windows)
+        forecasts = [outputs[:, -1:]]
+        for _ in range(horizon - 1):
+            output, state = self.steps(forecasts[-1], state)
+            forecasts.append(output)
+        return torch.cat(forecasts, dim=1)

@@ -1,0 +1,83 @@
+"""Images in any format to class probabilities."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from app.errors import NotAnImage, TooLarge
+from app.networks.cnn import probabilities
+from app.store import StoreError, Version
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+# Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageClassifier:
+    """A CNN of the store. ``labels`` are in the order of its logits."""
+
+    def __init__(self, version: Version, device: torch.device, max_pixels: int) -> None:
+        card = version.card
+        if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
+            raise StoreError(f"{version.folder}: labels are {len(card.labels or [])}, expected one for each class")
+        self.card = card
+        self.labels = card.labels
+        self.device = device
+        self.max_pixels = max_pixels
+        self.network = version.network().to(device)
+        self.channels: int = self.network.sizes.channels
+        self.side: int = self.network.sizes.image
+
+    def parse(self, content: bytes) -> Tensor:
+        """The bytes of one image -> pixels [channels, side, side], uint8.
+
+        EXIF orientation is applied, transparency laid on white, and the whole picture resized with antialiasing.
+        Raises NotAnImage and TooLarge.
+        """
+        if not content:
+            raise NotAnImage("the file is empty (0 bytes); send an image: " + ", ".join(FORMATS), "file")
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except Exception as error:  # what Pillow raises on a caller's bytes has no common class
+            raise NotAnImage(
+                f"the {len(content):,} bytes are not an image; allowed are {', '.join(FORMATS)}", "file"
+            ) from error
+        if image.width * image.height > self.max_pixels:
+            raise TooLarge(
+                f"the image has {image.width:,} x {image.height:,} pixels; allowed are {self.max_pixels:,} in all", "file"
+            )
+        try:
+            image = self._flatten(ImageOps.exif_transpose(image))
+            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        except Exception as error:
+            raise NotAnImage(f"the {image.format} image is damaged: {error}", "file") from error
+        pixels = np.array(image, dtype=np.uint8).reshape(self.side, self.side, self.channels)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+    def _flatten(self, image: Image.Image) -> Image.Image:
+        """To RGB or grey: 16 bits scaled down, transparency on white."""
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            wide = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0, 65535)
+            image = Image.fromarray((wide / 257 if wide.max() > 255 else wide).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB" if self.channels == 3 else "L")
+
+    def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
+        """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
+        with torch.inference_mode():
+            logits = self.network(torch.stack(list(items)).to(self.device))
+            answers: list[list[float]] = probabilities(logits).tolist()
+        return answers
+
+    def examples(self, rows: int) -> list[Tensor]:
+        """Items to warm up with."""
+        return [torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows

@@ -1,0 +1,87 @@
+"""Series of any scale to forecasts with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import torch
+
+from app.errors import BadValue
+from app.store import StoreError, Version
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series ready to be forecast: its last window [window], the units it is read in, and how far to go."""
+
+    window: np.ndarray
+    location: float
+    scale: float
+    horizon: int
+
+
+class SeriesForecaster:
+    """A series LSTM of the store. ``residuals`` are its measured errors per step ahead, in units of the scale."""
+
+    def __init__(self, version: Version, device: torch.device) -> None:
+        card = version.card
+        if not card.residuals or min(card.residuals) < 0:
+            raise StoreError(f"{version.folder}: residuals must be a list of standard deviations, one per step ahead")
+        self.card = card
+        self.device = device
+        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # no step is surer than one before it
+        self.network = version.network().to(device).double()
+        self.minimum: int = self.network.sizes.window
+
+    def parse(self, values: Sequence[float | None], horizon: int, param: str = "values") -> Series:
+        """A series, None where a value is missing -> an item. Missing values lie on the line between their neighbours.
+
+        Raises BadValue for a series that is too short or has no value at all.
+        """
+        if len(values) < self.minimum:
+            raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)
+        series = np.array(values, dtype=np.float64)
+        known = np.flatnonzero(~np.isnan(series))
+        if not len(known):
+            raise BadValue(f"{param} has only missing values; at least one must be known", param)
+        series = np.interp(np.arange(len(series)), known, series[known])
+        largest = np.abs(series).max() or 1.0  # so that no square overflows
+        location, scale = self._units(series, largest)
+        return Series(series[-self.minimum :], location, scale, horizon)
+
+    def _units(self, series: np.ndarray, largest: float) -> tuple[float, float]:
+        if series.min() == series.max():
+            return float(series[0]), 0.0
+        if largest < 1e6:
+            location, scale = self.network.units(torch.from_numpy(series).to(self.device))
+            return float(location), float(scale)
+        unit = series / largest
+        return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
+
+    def predict(self, items: Sequence[Series]) -> list[np.ndarray]:
+        """Items -> the forecast [horizon] of each, which is the mean and, its errors being symmetric, the median."""
+        with torch.inference_mode():
+            location = np.array([item.location for item in items])
+            scale = np.array([item.scale for item in items])
+            windows = np.stack([item.window for item in items]) - location[:, None]
+            windows /= np.where(scale > 0, scale, 1.0)[:, None]
+            standardised = self.network(torch.from_numpy(windows).to(self.device), max(item.horizon for item in items))
+        forecasts = standardised.cpu().numpy() * scale[:, None] + location[:, None]
+        return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
+
+    def half_widths(self, item: Series, level: float) -> np.ndarray:
+        """Half the width [horizon] of the interval that holds ``level`` per cent, from the measured residuals.
+
+        Beyond the last measured step the error grows with the square root of the distance, as a random walk's does.
+        """
+        measured = len(self.residuals)
+        steps = np.arange(1, item.horizon + 1)
+        deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
+        return NormalDist().inv_cdf(0.5 + level / 200) * deviation * item.scale
+
+    def examples(self, rows: int) -> list[Series]:
+        """Items to warm up with."""
+        return [Series(np.zeros(self.minimum), 0.0, 1.0, 8)] * rows

@@ -1,0 +1,155 @@
+"""Texts to their continuation, many at once, each with its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.store import UNKNOWN, StoreError, Version
+
+PIECE = 256  # characters of prompts read in one step, so that a long one does not hold up the texts beside it
+
+
+@dataclass(eq=False)
+class Continuation:
+    """One text under way. ``unread`` is what of the prompt is still to be read; the last character starts the drawing."""
+
+    unread: list[int]
+    state: Tensor
+    draws: np.ndarray
+    temperature: float
+    top_k: int
+    top_p: float
+    stop: tuple[str, ...]
+    text: str = ""
+    finish_reason: str | None = None
+    seed: int = 0
+    last: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last = self.unread.pop()
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def add(self, character: str) -> None:
+        """Take one more character; ends at a stop string, which is left out, or when the draws are used up."""
+        self.text += character
+        for stop in self.stop:
+            if self.text.endswith(stop):
+                self.text = self.text[: -len(stop)]
+                self.finish_reason = "stop"
+                return
+        if len(self.text) == len(self.draws):
+            self.finish_reason = "length"
+
+
+class TextContinuer:
+    """A character RNN of the store.
+
+    It computes in double precision: a batch of another size adds up in another order, and in single precision
+    that would now and then tip a draw. So a seed gives the same text whatever else is running.
+    """
+
+    def __init__(self, version: Version, device: torch.device) -> None:
+        card = version.card
+        if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(card.vocabulary) != card.sizes["vocabulary"]:
+            raise StoreError(f"{version.folder}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last")
+        self.card = card
+        self.vocabulary = card.vocabulary
+        self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
+        self.unknown = len(card.vocabulary) - 1
+        self.device = device
+        self.network = version.network().to(device).double()
+
+    def parse(self, prompt: str) -> tuple[list[int], list[str]]:
+        """A prompt -> its characters' indices, never none, and which of them the network does not know.
+
+        An empty prompt is read as a line break where the network knows one: texts start on a new line.
+        """
+        if not prompt:
+            return [self.index.get("\n", self.unknown)], []
+        indices = [self.index.get(character, self.unknown) for character in prompt]
+        return indices, sorted(set(prompt) - self.index.keys())
+
+    def begin(
+        self,
+        prompt: Sequence[int],
+        max_characters: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        stop: Sequence[str],
+        seed: int,
+    ) -> Continuation:
+        """A text that waits to be continued. All its random numbers follow from ``seed``."""
+        draws = np.random.Generator(np.random.Philox(seed)).random(max_characters)
+        state = self.network.zero_state(1)[0]
+        everything = len(self.vocabulary)
+        return Continuation(
+            list(prompt), state, draws, temperature, top_k or everything, top_p or 1.0, tuple(stop), seed=seed
+        )
+
+    def step(self, texts: Sequence[Continuation]) -> None:
+        """Read a piece of the prompts still unread, and draw one character for each of the other texts."""
+        with torch.inference_mode():
+            budget = PIECE
+            drawing = []
+            for text in texts:
+                if not text.unread:
+                    drawing.append(text)
+                elif budget > 0:
+                    piece = text.unread[:budget]
+                    _, text.state = self._read([piece], text.state.unsqueeze(0))
+                    del text.unread[: len(piece)]
+                    budget -= len(piece)
+            if drawing:
+                self._draw(drawing)
+
+    def _read(self, pieces: list[list[int]], states: Tensor) -> tuple[Tensor, Tensor]:
+        """Pieces of equal length -> logits [N, T, vocabulary], and the state of the first."""
+        logits, states = self.network(torch.tensor(pieces, device=self.device), states)
+        return logits, states[0]
+
+    def _draw(self, texts: list[Continuation]) -> None:
+        characters = torch.tensor([[text.last] for text in texts], device=self.device)
+        logits, states = self.network(characters, torch.stack([text.state for text in texts]))
+        logits = logits[:, -1].clone()
+        logits[:, self.unknown] = -torch.inf  # read, never written
+        drawn = choose(
+            logits.cpu(),
+            temperature=torch.tensor([text.temperature for text in texts], dtype=torch.float64),
+            top_k=torch.tensor([text.top_k for text in texts]),
+            top_p=torch.tensor([text.top_p for text in texts], dtype=torch.float64),
+            uniform=torch.tensor([text.draws[len(text.text)] for text in texts], dtype=torch.float64),
+        ).tolist()
+        for text, character, state in zip(texts, drawn, states, strict=True):
+            text.last, text.state = character, state
+            text.add(self.vocabulary[character])
+
+
+def choose(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one index from each row of logits [N, V]; every other argument is [N]. Gives [N].
+
+    Temperature 0 is greedy. Top-k keeps the k likeliest (Fan et al. 2018), top-p the smallest set of likeliest
+    whose probability reaches p (Holtzman et al. 2020); both after the temperature. ``uniform`` in [0, 1) decides.
+    """
+    greedy = temperature == 0
+    away = logits - logits.max(dim=1, keepdim=True).values  # at most 0: no temperature can overflow it
+    scaled = away / temperature.masked_fill(greedy, 1.0).unsqueeze(1)
+    ranked, index = scaled.sort(dim=1, descending=True, stable=True)
+    probability = torch.softmax(ranked, dim=1)
+    before = probability.cumsum(dim=1) - probability
+    rank = torch.arange(logits.shape[1]).unsqueeze(0)
+    kept = (rank < top_k.unsqueeze(1)) & (before < top_p.unsqueeze(1)) & (probability > 0)
+    kept &= (rank == 0) | ~greedy.unsqueeze(1)
+    kept[:, 0] = True
+    total = (probability * kept).cumsum(dim=1)
+    place = (total <= uniform.unsqueeze(1) * total[:, -1:]).sum(dim=1)
+    place = torch.minimum(place, kept.sum(dim=1) - 1)
+    return index.gather(1, place.unsqueeze(1)).squeeze(1)

@@ -1,0 +1,242 @@
+"""The file format of ``models_store/``: read, verify, list and publish versions. No pickle is ever loaded from it.
+
+    defaults.json                which model serves each task when the caller names none
+    <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
+
+A version never changes after it is published, and becomes visible by one rename: a reader sees all of it or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from app.networks import KINDS, build
+
+Task = Literal["classify", "continue", "forecast", "sample"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+UNKNOWN = "<unk>"
+
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
+
+
+class StoreError(Exception):
+    """A version that cannot be used: the sentence names the file, the key, what was found and what was expected."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TensorSpec(Strict):
+    """A tensor as callers see it; -1 is a dimension that varies."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class Metric(Strict):
+    """A measured figure. ``decimals``: how many of its digits are stated, so how far a new measurement may be off."""
+
+    value: Annotated[float, Field(strict=False)]
+    split: str
+    decimals: int = 4
+
+
+class Card(Strict):
+    """All that is needed to use a version's weights, and all that is known of how they came about."""
+
+    name: Name
+    version: Annotated[int, Field(ge=1)]
+    task: Task
+    title: str
+    kind: str
+    sizes: dict[str, Any]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    labels: list[str] | None = None
+    vocabulary: list[str] | None = None
+    residuals: list[float] | None = None
+    metrics: dict[str, Metric]
+    data: dict[str, str]
+    seed: int
+    command: str
+    commit: str
+    versions: dict[str, str]
+    hardware: str
+    minutes: float
+    created: str
+    notes: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A whole version: its card is checked, its weights have the card's hash and are finite."""
+
+    folder: Path
+    card: Card
+    tensors: dict[str, Tensor]
+
+    def network(self) -> torch.nn.Module:
+        """The network with its weights, in evaluation mode. Raises StoreError when they do not fit its sizes."""
+        card = self.card
+        if card.kind not in KINDS:
+            raise StoreError(f"{self.folder / CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
+        try:
+            network = build(card.kind, card.sizes)
+        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise StoreError(f"{self.folder / CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
+        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        found = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise StoreError(
+                    f"{self.folder / WEIGHTS}: tensor {key!r} has shape {found.get(key, 'none: it is missing')}, "
+                    f"expected {expected.get(key, 'no such tensor')}"
+                )
+        network.load_state_dict(self.tensors)
+        return network.eval()
+
+
+def versions(store: Path) -> Iterator[tuple[str, int]]:
+    """Name and version of all that is published, whole or not, in order."""
+    for folder in sorted(store.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            numbers = [int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", entry.name)]
+            yield from ((folder.name, number) for number in sorted(numbers))
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a version. Raises StoreError."""
+    path = folder / CARD
+    try:
+        card = Card.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
+    for key, found, expected in (("name", card.name, folder.parent.name), ("version", str(card.version), folder.name)):
+        if found != expected:
+            raise StoreError(f"{path}: {key} is {found!r}, expected {expected!r} as in the path")
+    return card
+
+
+def read(store: Path, name: str, version: int) -> Version:
+    """One version, verified. Raises StoreError with the file, the key, what was found and what was expected."""
+    folder = store / name / str(version)
+    card = read_card(folder)
+    path = folder / WEIGHTS
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.weights_sha256:
+        raise StoreError(f"{path}: sha256 is {digest}, expected {card.weights_sha256} as on the card")
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise StoreError(f"{path} is not a safetensors file: {error}") from error
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise StoreError(f"{path}: tensor {key!r} has {bad} values that are not finite, expected none")
+    return Version(folder, card, tensors)
+
+
+def defaults(store: Path) -> dict[Task, str]:
+    """The model that serves each task when the caller names none. Raises StoreError."""
+    path = store / "defaults.json"
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    tasks = Task.__args__  # type: ignore[attr-defined]
+    if not isinstance(content, dict) or not all(task in tasks and isinstance(content[task], str) for task in content):
+        raise StoreError(f"{path}: expected an object from task ({', '.join(tasks)}) to the name of a model")
+    return content  # type: ignore[return-value]
+
+
+def publish(
+    store: Path, card: Mapping[str, Any], tensors: Mapping[str, Tensor], files: Mapping[str, Path] | None = None
+) -> Version:
+    """Write the next version of ``card["name"]`` and return it as a reader sees it.
+
+    ``card`` has all keys of Card but ``version`` and ``weights_sha256``; ``files`` are pictures to lie beside it.
+    Becomes the task's default when the task has none. Raises StoreError, and leaves nothing behind, when the
+    version would not be whole.
+    """
+    name = str(card["name"])
+    weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    store.mkdir(parents=True, exist_ok=True)
+    while True:
+        number = max((number for known, number in versions(store) if known == name), default=0) + 1
+        whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        scratch = Path(tempfile.mkdtemp(prefix=".publish-", dir=store))
+        try:
+            folder = scratch / name / str(number)
+            folder.mkdir(parents=True)
+            (folder / WEIGHTS).write_bytes(weights)
+            (folder / CARD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            for file, source in (files or {}).items():
+                shutil.copyfile(source, folder / file)
+            read(scratch, name, number).network()
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+            (store / name).mkdir(exist_ok=True)
+            try:
+                folder.rename(store / name / str(number))
+            except OSError:
+                if (store / name / str(number)).exists():  # somebody else published this number in the meantime
+                    continue
+                raise
+            sync(store / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        break
+    if whole["task"] not in defaults(store):
+        set_default(store, whole["task"], name)
+    return read(store, name, number)
+
+
+def set_default(store: Path, task: Task, name: str) -> None:
+    """Make a model the one that serves its task, by one rename."""
+    content = {**defaults(store), task: name}
+    handle, scratch = tempfile.mkstemp(prefix=".defaults-", dir=store)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(scratch, 0o644)
+    os.replace(scratch, store / "defaults.json")
+    sync(store)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written: a rename must not outrun its content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Offline training: each script writes a run folder and publishes a version to ``models_store/``."""

@@ -1,0 +1,197 @@
+"""The data sets: downloaded once, verified, laid out in ``QUARTET_DATA_DIR`` (default: ``data``); tensors out.
+
+    python -m training.data        # fetch all that is not there yet
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+DIGITS = [str(digit) for digit in range(10)]
+
+URLS = {
+    "tinyshakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+}
+
+# of the file, or for images of the four tensors one after the other
+SHA256 = {
+    "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
+    "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
+    "tinyshakespeare.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+}
+
+
+class DataError(SystemExit):
+    """Data that cannot be had or is not what it should be. Ends a script with its sentence instead of a traceback."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """uint8 images [N, channels, side, side] and int64 labels [N]; the test part is for the one final evaluation."""
+
+    name: str
+    labels: list[str]
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    sha256: str
+
+    def held_out(self, count: int) -> tuple[Tensor, Tensor]:
+        """Which training images learn and which validate: two index tensors, the same in every run."""
+        order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
+        return order[count:], order[:count]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text in nanoGPT's split: the first 90 % to train on, the last 10 % to test on."""
+
+    train: str
+    test: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Sine:
+    """The workshop's series [1000]: sin over [0, 20] and Gaussian noise; the first 800 values are to train on."""
+
+    values: Tensor
+    noiseless: Tensor
+    noise: float
+    split: int
+    sha256: str
+
+
+def directory() -> Path:
+    return Path(os.environ.get("QUARTET_DATA_DIR", "data"))
+
+
+def cifar10() -> Images:
+    """60,000 colour images of 32 x 32 pixels in ten classes (Krizhevsky 2009)."""
+    return _images("cifar10", CIFAR10_LABELS)
+
+
+def mnist() -> Images:
+    """70,000 grey handwritten digits of 28 x 28 pixels (LeCun et al. 1998)."""
+    return _images("mnist", DIGITS)
+
+
+def tinyshakespeare() -> Text:
+    """1,115,394 characters of Shakespeare's plays, 65 distinct (Karpathy 2015)."""
+    content = _file("tinyshakespeare.txt").read_bytes()
+    text = content.decode("utf-8")
+    split = int(len(text) * 0.9)
+    return Text(text[:split], text[split:], hashlib.sha256(content).hexdigest())
+
+
+def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
+    """The workshop's noisy sine, one realisation for each seed."""
+    noiseless = torch.linspace(0, 20, count, dtype=torch.float64).sin()
+    generator = torch.Generator().manual_seed(seed)
+    values = noiseless + noise * torch.randn(count, generator=generator, dtype=torch.float64)
+    return Sine(values, noiseless, noise, int(count * 0.8), hashlib.sha256(values.numpy().tobytes()).hexdigest())
+
+
+def _images(name: str, labels: list[str]) -> Images:
+    path = directory() / f"{name}.safetensors"
+    if not path.exists():
+        _download_images(name, path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path} is not whole ({error}): delete it and run again") from error
+    keys = ("train_images", "train_labels", "test_images", "test_labels")
+    if sorted(tensors) != sorted(keys):
+        raise DataError(f"{path} has the tensors {sorted(tensors)}, expected {sorted(keys)}")
+    digest = hashlib.sha256()
+    for key in keys:
+        digest.update(tensors[key].numpy().tobytes())
+    _verify(path, name, digest.hexdigest())
+    return Images(name, labels, *(tensors[key] for key in keys), sha256=digest.hexdigest())
+
+
+def _download_images(name: str, path: Path) -> None:
+    """Fetch with torchvision, which verifies the archives, and keep the pixels as one file."""
+    import torchvision
+
+    classes = {"cifar10": torchvision.datasets.CIFAR10, "mnist": torchvision.datasets.MNIST}
+    tensors: dict[str, Tensor] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in ("train", "test"):
+            try:
+                dataset = classes[name](scratch, train=part == "train", download=True)
+            except (OSError, RuntimeError) as error:
+                raise DataError(_offline(name, path, error)) from error
+            pixels = torch.as_tensor(dataset.data)
+            pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
+            tensors[f"{part}_images"] = pixels.contiguous()
+            tensors[f"{part}_labels"] = torch.as_tensor(dataset.targets, dtype=torch.int64)
+    _into_place(path, lambda part: save_file(tensors, part))
+
+
+def _file(name: str) -> Path:
+    path = directory() / name
+    if not path.exists():
+        _into_place(path, lambda part: _download(URLS[name], part, name, path))
+    _verify(path, name, hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+def _download(url: str, part: Path, name: str, path: Path) -> None:
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=30) as response, part.open("wb") as file:
+            response.raise_for_status()
+            total = int(response.headers.get("content-length", 0)) or None
+            with tqdm(total=total, desc=name, unit="B", unit_scale=True) as bar:
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+                    bar.update(len(chunk))
+    except (httpx.HTTPError, OSError) as error:
+        raise DataError(_offline(name, path, error)) from error
+    _verify(part, name, hashlib.sha256(part.read_bytes()).hexdigest())
+
+
+def _into_place(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the target and rename: a half-written file is never taken for a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _verify(path: Path, name: str, digest: str) -> None:
+    expected = SHA256.get(name)
+    if expected and digest != expected:
+        raise DataError(f"{path}: sha256 is {digest}, expected {expected}: delete it and run again")
+
+
+def _offline(name: str, path: Path, error: Exception) -> str:
+    return f"{name} is not in {path.parent} and could not be downloaded ({error}); set QUARTET_DATA_DIR to where it is"
+
+
+def main() -> None:
+    for load in (cifar10, mnist, tinyshakespeare):
+        found = load()
+        print(f"{load.__name__:16} sha256 {found.sha256}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

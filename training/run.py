@@ -1,0 +1,278 @@
+"""What the four training scripts share: options, progress, resumable state, curves, publishing.
+
+All randomness of a step comes from (seed, step), so a run that was killed and resumed ends with the same weights as
+one that never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from app import store
+
+C = TypeVar("C")  # the dataclass of a script's numbers
+P = TypeVar("P")  # a predictor
+
+SAVE_EVERY = 20  # seconds between two saved states
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a caller chooses besides the numbers of the preset."""
+
+    preset: str
+    name: str
+    seed: int
+    device: str
+    threads: int
+    resume: bool
+    publish: bool
+    runs: Path
+    store: Path
+
+
+def options(
+    description: str, presets: dict[str, C], names: dict[str, str], argv: Sequence[str] | None
+) -> tuple[Options, C]:
+    """Read the command line. Every number of the presets' dataclass is an option of its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="which network")
+    parser.add_argument("--name", default=argparse.SUPPRESS, help="name in the store (default: the preset's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, on the CPU")
+    parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
+    parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go")
+    parser.add_argument("--store", type=Path, default=Path("models_store"), help="where to publish")
+    numbers = parser.add_argument_group("numbers of the preset (each default is the preset's own)")
+    for field in dataclasses.fields(next(iter(presets.values()))):  # type: ignore[arg-type]
+        value = getattr(next(iter(presets.values())), field.name)
+        if isinstance(value, int | float):
+            option = "--" + field.name.replace("_", "-")
+            numbers.add_argument(option, type=type(value), default=argparse.SUPPRESS, help=f"such as {value}")
+    given = vars(parser.parse_args(argv))
+    own = {field.name: given.pop(field.name) for field in dataclasses.fields(Options) if field.name in given}
+    own.setdefault("name", names[own["preset"]])
+    return Options(**own), dataclasses.replace(presets[own["preset"]], **given)  # type: ignore[type-var]
+
+
+def schedule(step: int, total: int, warm_up: float = 0.05) -> float:
+    """The learning rate's factor: linear warm-up over a fraction of the run, then a cosine to 0."""
+    done = (step + 1) / total
+    if done < warm_up:
+        return done / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def derive(seed: int, *keys: object) -> int:
+    """A seed for one use, from the run's seed and what it is for."""
+    return int.from_bytes(hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=7).digest())
+
+
+def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
+    """The order [count] of one epoch, the same whenever it is asked for."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *keys)))
+
+
+class Run:
+    """One training run: its folder, its bar, its state.
+
+    ``tracked`` are the objects with ``state_dict`` that make up the state, and ``tensors`` a dictionary of plain ones.
+    """
+
+    def __init__(self, options: Options, config: Any, argv: Sequence[str] | None) -> None:
+        self.options = options
+        self.command = "python -m " + " ".join([_module(), *(sys.argv[1:] if argv is None else argv)])
+        self.tracked: dict[str, Any] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.step = 0
+        self.seconds = 0.0
+        self.shown: dict[str, float] = {}
+        torch.set_num_threads(options.threads)
+        torch.set_flush_denormal(True)  # decaying averages meet denormals, which are slow
+        torch.manual_seed(options.seed)
+        content = {"seed": options.seed, **dataclasses.asdict(config)}
+        self.folder = self._begin(json.loads(json.dumps(content)))
+
+    def _begin(self, content: dict[str, Any]) -> Path:
+        runs = self.options.runs / self.options.name
+        unfinished = sorted(folder for folder in runs.glob("*") if not (folder / "finished").exists())
+        if self.options.resume and unfinished:
+            before = json.loads((unfinished[-1] / "config.json").read_text())
+            changed = [key for key in content if before.get(key) != content[key]]
+            if changed:
+                told = ", ".join(f"{key} {before.get(key)} (now {content[key]})" for key in changed)
+                sys.exit(f"{unfinished[-1]} was begun with {told}: resume it with the same numbers")
+            return unfinished[-1]
+        if self.options.resume:
+            print(f"nothing unfinished in {runs}: a new run begins")
+        folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        return folder
+
+    def track(self, **objects: Any) -> None:
+        """Name the objects that make up the state, and take over the saved state when there is one."""
+        self.tracked = objects
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, weights_only=True)
+        for name, tracked in objects.items():
+            tracked.load_state_dict(state["tracked"][name])
+        self.tensors.update(state["tensors"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= self.step]
+        (self.folder / "metrics.jsonl").write_text("".join(kept))
+        print(f"{self.folder}: resumed at step {self.step}")
+
+    def _lines(self) -> list[str]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
+
+    def save(self) -> None:
+        """Replace the saved state by the present one, at once or not at all."""
+        tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
+        state = {"tracked": tracked, "tensors": self.tensors, "step": self.step, "seconds": self.seconds}
+        torch.save(state, self.folder / "state.tmp")
+        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+
+    def steps(self, total: int) -> Iterator[int]:
+        """The steps that are still to do, with a bar, each with its own random numbers.
+
+        Ctrl-C ends after the step under way, saves, and says how to go on.
+        """
+        interrupted = False
+
+        def interrupt(*_: object) -> None:
+            nonlocal interrupted
+            interrupted = True
+
+        before = signal.signal(signal.SIGINT, interrupt)
+        saved = begun = time.monotonic()
+        bar = tqdm(total=total, initial=self.step, desc=self.options.name, unit="step", dynamic_ncols=True, leave=True)
+        try:
+            while self.step < total:
+                torch.manual_seed(derive(self.options.seed, "step", self.step))
+                yield self.step
+                self.step += 1
+                now = time.monotonic()
+                self.seconds, begun = self.seconds + now - begun, now
+                if interrupted or self.step == total or now - saved > SAVE_EVERY:
+                    self.save()
+                    saved = now
+                bar.set_postfix({key: f"{value:.4g}" for key, value in self.shown.items()}, refresh=False)
+                bar.update()
+                if interrupted:
+                    bar.close()
+                    sys.exit(f"saved {self.folder} at step {self.step} of {total}; go on with: {self.command} --resume")
+        finally:
+            bar.close()
+            signal.signal(signal.SIGINT, before)
+
+    def log(self, **metrics: float) -> None:
+        """Show figures on the bar and add them to metrics.jsonl, at the step under way."""
+        self.shown.update(metrics)
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
+
+    def curves(self) -> Path:
+        """Draw every logged figure against the step; gives curves.png."""
+        from matplotlib.figure import Figure
+
+        records = [json.loads(line) for line in self._lines()]
+        names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
+        figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
+        axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
+        for name, axis in zip(names, axes, strict=False):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axis.plot(*zip(*points, strict=True), linewidth=1.2)
+            axis.set(title=name.replace("_", " "), xlabel="step")
+            axis.grid(alpha=0.3)
+        path = self.folder / "curves.png"
+        figure.savefig(path, dpi=80)
+        return path
+
+    def provenance(self) -> dict[str, Any]:
+        """The keys of the card that every training has."""
+        return {
+            "seed": self.options.seed,
+            "command": self.command.replace(" --resume", ""),
+            "commit": _commit(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "hardware": _hardware(self.options),
+            "minutes": round(self.seconds / 60, 1),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module, **limits: Any) -> P:
+        """The trained network as the service has it, so that what is measured is what will be served."""
+        whole = store.Card.model_validate(
+            {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
+        )
+        tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
+        return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device), **limits)
+
+    def finish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
+        """Print the figures, write card.json to the run folder and, unless told otherwise, publish."""
+        card = {"name": self.options.name, **card, **self.provenance()}
+        (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        for name, metric in card["metrics"].items():
+            print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
+        if self.options.publish:
+            version = store.publish(self.options.store, card, network.state_dict(), pictures)
+            print(f"published {version.folder}")
+        (self.folder / "finished").touch()
+
+
+def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
+    """A figure as the card holds it, rounded to the decimals it is stated with."""
+    return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else "training"
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training")
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")
+
+
+def _hardware(options: Options) -> str:
+    if options.device.startswith("cuda"):
+        return torch.cuda.get_device_name(options.device)
+    model = "CPU"
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    return f"{model}, {options.threads} threads"
