@@ -94,21 +94,26 @@ class Version:
     card: Card
     tensors: dict[str, Tensor]
 
+    @property
+    def label(self) -> str:
+        """``name/version``, as sentences name it."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
     def network(self) -> torch.nn.Module:
         """The network with its weights, in evaluation mode. Raises StoreError when they do not fit its sizes."""
         card = self.card
         if card.kind not in KINDS:
-            raise StoreError(f"{self.folder / CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
+            raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
         try:
             network = build(card.kind, card.sizes)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
-            raise StoreError(f"{self.folder / CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
+            raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
         expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
         found = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
                 raise StoreError(
-                    f"{self.folder / WEIGHTS}: tensor {key!r} has shape {found.get(key, 'none: it is missing')}, "
+                    f"{self.label}/{WEIGHTS}: tensor {key!r} has shape {found.get(key, 'none: it is missing')}, "
                     f"expected {expected.get(key, 'no such tensor')}"
                 )
         network.load_state_dict(self.tensors)
@@ -125,9 +130,9 @@ def versions(store: Path) -> Iterator[tuple[str, int]]:
 
 def read_card(folder: Path) -> Card:
     """The card of a version. Raises StoreError."""
-    path = folder / CARD
+    path = f"{folder.parent.name}/{folder.name}/{CARD}"
     try:
-        card = Card.model_validate_json(path.read_bytes())
+        card = Card.model_validate_json((folder / CARD).read_bytes())
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
@@ -144,9 +149,9 @@ def read(store: Path, name: str, version: int) -> Version:
     """One version, verified. Raises StoreError with the file, the key, what was found and what was expected."""
     folder = store / name / str(version)
     card = read_card(folder)
-    path = folder / WEIGHTS
+    path = f"{name}/{version}/{WEIGHTS}"
     try:
-        content = path.read_bytes()
+        content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
@@ -171,10 +176,10 @@ def defaults(store: Path) -> dict[Task, str]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from error
+        raise StoreError(f"{path.name} cannot be read: {error}") from error
     tasks = Task.__args__  # type: ignore[attr-defined]
     if not isinstance(content, dict) or not all(task in tasks and isinstance(content[task], str) for task in content):
-        raise StoreError(f"{path}: expected an object from task ({', '.join(tasks)}) to the name of a model")
+        raise StoreError(f"{path.name}: expected an object from task ({', '.join(tasks)}) to the name of a model")
     return content  # type: ignore[return-value]
 
 

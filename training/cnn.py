@@ -173,7 +173,7 @@ def publish(run: Run, config: Config, images: data.Images, network: torch.nn.Mod
         "data": {images.name: images.sha256},
         "notes": f"{config.validation:,} images of the training part validated; weights averaged over steps.",
     }
-    classifier = run.predictor(ImageClassifier, card, network, max_pixels=10**8)
+    classifier = run.predictor(ImageClassifier, card, network)
     card["metrics"] = evaluate(classifier)
     shown = images.test_images[:24]
     samples = draw_samples(

@@ -106,6 +106,7 @@ class Run:
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None) -> None:
         self.options = options
         self.command = "python -m " + " ".join([_module(), *(sys.argv[1:] if argv is None else argv)])
+        self.commit = _commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.step = 0
@@ -222,20 +223,20 @@ class Run:
         return {
             "seed": self.options.seed,
             "command": self.command.replace(" --resume", ""),
-            "commit": _commit(),
+            "commit": self.commit,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "hardware": _hardware(self.options),
             "minutes": round(self.seconds / 60, 1),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module, **limits: Any) -> P:
+    def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module) -> P:
         """The trained network as the service has it, so that what is measured is what will be served."""
         whole = store.Card.model_validate(
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-        return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device), **limits)
+        return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device))
 
     def finish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
         """Print the figures, write card.json to the run folder and, unless told otherwise, publish."""

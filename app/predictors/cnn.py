@@ -23,19 +23,18 @@ Image.MAX_IMAGE_PIXELS = None
 class ImageClassifier:
     """A CNN of the store. ``labels`` are in the order of its logits."""
 
-    def __init__(self, version: Version, device: torch.device, max_pixels: int) -> None:
+    def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
-            raise StoreError(f"{version.folder}: labels are {len(card.labels or [])}, expected one for each class")
+            raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
         self.card = card
         self.labels = card.labels
         self.device = device
-        self.max_pixels = max_pixels
         self.network = version.network().to(device)
         self.channels: int = self.network.sizes.channels
         self.side: int = self.network.sizes.image
 
-    def parse(self, content: bytes) -> Tensor:
+    def parse(self, content: bytes, max_pixels: int = 10**8) -> Tensor:
         """The bytes of one image -> pixels [channels, side, side], uint8.
 
         EXIF orientation is applied, transparency laid on white, and the whole picture resized with antialiasing.
@@ -49,9 +48,9 @@ class ImageClassifier:
             raise NotAnImage(
                 f"the {len(content):,} bytes are not an image; allowed are {', '.join(FORMATS)}", "file"
             ) from error
-        if image.width * image.height > self.max_pixels:
+        if image.width * image.height > max_pixels:
             raise TooLarge(
-                f"the image has {image.width:,} x {image.height:,} pixels; allowed are {self.max_pixels:,} in all", "file"
+                f"the image has {image.width:,} x {image.height:,} pixels; allowed are {max_pixels:,} in all", "file"
             )
         try:
             image = self._flatten(ImageOps.exif_transpose(image))
@@ -78,6 +77,8 @@ class ImageClassifier:
             answers: list[list[float]] = probabilities(logits).tolist()
         return answers
 
-    def examples(self, rows: int) -> list[Tensor]:
-        """Items to warm up with."""
-        return [torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows
+    def warm_up(self, rows: int) -> None:
+        """Compute once alone and once in a full batch."""
+        blank = torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)
+        for count in (1, rows):
+            self.predict([blank] * count)

@@ -41,9 +41,10 @@ class ImageSampler:
             pixels = self.network.pixels(latents).cpu().numpy()
         return np.split(pixels, np.cumsum([len(item) for item in items])[:-1])
 
-    def examples(self, rows: int) -> list[np.ndarray]:
-        """Items to warm up with."""
-        return [np.zeros((rows, self.latent))]
+    def warm_up(self, rows: int) -> None:
+        """Compute once alone and once in a full batch."""
+        for count in (1, rows):
+            self.predict([np.zeros((count, self.latent))])
 
 
 def png(pixels: np.ndarray) -> bytes:

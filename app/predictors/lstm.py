@@ -29,7 +29,7 @@ class SeriesForecaster:
     def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
         if not card.residuals or min(card.residuals) < 0:
-            raise StoreError(f"{version.folder}: residuals must be a list of standard deviations, one per step ahead")
+            raise StoreError(f"{version.label}: residuals must be a list of standard deviations, one per step ahead")
         self.card = card
         self.device = device
         self.residuals = np.maximum.accumulate(np.array(card.residuals))  # no step is surer than one before it
@@ -82,6 +82,7 @@ class SeriesForecaster:
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
         return NormalDist().inv_cdf(0.5 + level / 200) * deviation * item.scale
 
-    def examples(self, rows: int) -> list[Series]:
-        """Items to warm up with."""
-        return [Series(np.zeros(self.minimum), 0.0, 1.0, 8)] * rows
+    def warm_up(self, rows: int) -> None:
+        """Compute once alone and once in a full batch."""
+        for count in (1, rows):
+            self.predict([Series(np.zeros(self.minimum), 0.0, 1.0, 8)] * count)

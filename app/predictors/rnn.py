@@ -59,7 +59,7 @@ class TextContinuer:
     def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
         if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(card.vocabulary) != card.sizes["vocabulary"]:
-            raise StoreError(f"{version.folder}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last")
+            raise StoreError(f"{version.label}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last")
         self.card = card
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
@@ -104,17 +104,20 @@ class TextContinuer:
                 if not text.unread:
                     drawing.append(text)
                 elif budget > 0:
-                    piece = text.unread[:budget]
-                    _, text.state = self._read([piece], text.state.unsqueeze(0))
-                    del text.unread[: len(piece)]
-                    budget -= len(piece)
+                    piece = torch.tensor([text.unread[:budget]], device=self.device)
+                    _, state = self.network(piece, text.state.unsqueeze(0))
+                    text.state = state[0]
+                    del text.unread[:budget]
+                    budget -= piece.shape[1]
             if drawing:
                 self._draw(drawing)
 
-    def _read(self, pieces: list[list[int]], states: Tensor) -> tuple[Tensor, Tensor]:
-        """Pieces of equal length -> logits [N, T, vocabulary], and the state of the first."""
-        logits, states = self.network(torch.tensor(pieces, device=self.device), states)
-        return logits, states[0]
+    def warm_up(self, rows: int) -> None:
+        """Read and draw once alone and once in a full batch."""
+        for count in (1, rows):
+            texts = [self.begin([self.unknown] * 3, 1, 1.0, None, None, (), 0) for _ in range(count)]
+            while not all(text.finished for text in texts):
+                self.step([text for text in texts if not text.finished])
 
     def _draw(self, texts: list[Continuation]) -> None:
         characters = torch.tensor([[text.last] for text in texts], device=self.device)

@@ -1,0 +1,1 @@
+"""The protocols: each endpoint parses, submits and shapes the answer."""

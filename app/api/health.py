@@ -1,0 +1,43 @@
+"""Whether the service answers: for whoever restarts it, routes to it, or draws its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
+
+from app.engine.registry import Registry
+from app.telemetry import Metrics
+
+
+def router(registry: Registry, metrics: Metrics) -> APIRouter:
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/health/live")
+    async def live() -> Response:
+        """503 when the engine has hung for twice the time that turns readiness off: restart the process."""
+        silent = registry.lane.unanswered()
+        return _status({"live": silent < 2 * registry.settings.hang_seconds, "seconds_unanswered": round(silent, 3)})
+
+    @routes.get("/health/ready")
+    async def ready() -> Response:
+        """503 when requests should go elsewhere; lists what is not served, and why."""
+        problems = registry.problems()
+        broken = [{"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.broken]
+        models = sorted(live.id for versions in registry.live.values() for live in versions.values())
+        return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
+
+    @routes.get("/metrics")
+    async def prometheus() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def _status(content: dict[str, Any]) -> Response:
+    good = next(iter(content.values()))
+    return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")

@@ -1,0 +1,66 @@
+"""What is served: the models, their versions and cards."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.api.bodies import json_response
+from app.engine.registry import Registry
+from app.errors import UnknownModel
+
+
+def router(registry: Registry) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["models"])
+
+    @routes.get("/models")
+    async def list_models() -> Response:
+        """All models: task, versions, card, inputs, labels, state, and what is broken and why."""
+        return json_response({"object": "list", "data": [_model(registry, name) for name in _names(registry)]})
+
+    @routes.get("/models/{name}")
+    async def show_model(name: str) -> Response:
+        """One model, by `name` or `name@version`."""
+        bare, _, number = name.partition("@")
+        found = bare in _names(registry)
+        if number:
+            found = number.isascii() and number.isdigit() and int(number) in registry.live.get(bare, {})
+        if not found:
+            raise UnknownModel(name, _names(registry), "name")
+        return json_response(_model(registry, bare, int(number) if number else None))
+
+    return routes
+
+
+def _names(registry: Registry) -> list[str]:
+    return sorted({*registry.live, *(entry.name for entry in registry.broken if entry.version)})
+
+
+def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
+    """OpenAI's keys of a model, and ours."""
+    broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.broken if entry.name == name]
+    live = registry.newest(name) if number is None else registry.live[name][number]
+    if live is None:
+        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": "broken", "broken": broken}
+    card = live.card
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(datetime.fromisoformat(card.created).timestamp()),
+        "owned_by": "quartet",
+        "state": "ready",
+        "task": card.task,
+        "title": card.title,
+        "version": card.version,
+        "versions": sorted(registry.live[name]),
+        "default": registry.defaults.get(card.task) == name,
+        "device": str(registry.device),
+        "inputs": [spec.model_dump() for spec in card.inputs],
+        "outputs": [spec.model_dump() for spec in card.outputs],
+        "labels": card.labels,
+        "broken": broken,
+        "card": card.model_dump(),
+    }

@@ -1,0 +1,237 @@
+"""The four native endpoints: classify and sample images, continue a text, forecast series."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.bodies import Body, described, json_response, limited, read, read_form, read_json
+from app.engine.registry import Live, Registry
+from app.errors import BadValue, NotAnImage, shown
+from app.predictors.cnn import ImageClassifier
+from app.predictors.gan import ImageSampler, png, sheet
+from app.predictors.lstm import Series, SeriesForecaster
+from app.predictors.rnn import TextContinuer
+from app.settings import Settings
+
+SEEDS = 2**53  # so that a seed survives every JSON reader
+
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Model = Annotated[str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)]
+Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
+Level = Annotated[float, Field(gt=0, lt=100)]
+Stop = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+def _one_or_many(value: Any) -> str:
+    return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
+
+
+class ClassifyQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: Model = None
+    top_k: int = Field(5, ge=1, le=1000, description="how many of the likeliest labels to give")
+
+
+class Images(Body):
+    """The same images as in a form, for callers that only speak JSON."""
+
+    images: list[str] = Field(description="each a whole image file in base64", min_length=1)
+
+
+class Prompt(Body):
+    prompt: str = Field("", description="what the text begins with; empty: from nothing")
+    max_characters: int = Field(200, ge=1)
+    temperature: float = Field(0.8, ge=0, le=10, description="0 takes the likeliest character each time")
+    top_k: int | None = Field(None, ge=1, description="draw from so many of the likeliest characters only")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest that have this probability")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(None, description="where a text ends")
+    seed: Seed | None = Field(None, description="the same seed gives the same text")
+    n: int = Field(1, ge=1, description="how many continuations; number i has the seed + i")
+    model: Model = None
+
+
+class History(Body):
+    values: Annotated[
+        Annotated[list[Value], Tag("one")] | Annotated[list[list[Value]], Tag("many")], Discriminator(_one_or_many)
+    ] = Field(description="a series or a list of series; null marks a missing value")
+    horizon: int = Field(24, ge=1)
+    levels: list[Level] = Field([80.0, 95.0], max_length=20, description="per cent that an interval is to hold")
+    seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
+    model: Model = None
+
+
+class Draw(Body):
+    count: int = Field(16, ge=1)
+    label: str | None = Field(None, description="what to draw, for models that have labels", max_length=200)
+    seed: Seed | None = Field(None, description="image i of a seed never changes")
+    model: Model = None
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """The routes, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1")
+    limit = settings.max_body_bytes
+    prompts = limited(
+        Prompt,
+        prompt={"max_length": settings.max_prompt_characters},
+        max_characters={"le": settings.max_characters},
+        n={"le": settings.max_texts},
+    )
+    histories = limited(History, horizon={"le": settings.max_horizon})
+    draws = limited(Draw, count={"le": settings.max_samples})
+    images = limited(Images, images={"max_length": settings.max_images})
+
+    @routes.post("/images/classify", tags=["tasks"], openapi_extra=_image_bodies(images, settings))
+    async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
+        """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
+
+        Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
+        """
+        live = registry.pick("classify", query.model)
+        assert isinstance(live.predictor, ImageClassifier)
+        files = await _files(request, images, settings)
+        parse, pixels = live.predictor.parse, settings.max_pixels
+        items = await asyncio.to_thread(lambda: [parse(content, pixels) for _, content in files])
+        answers = await live.engine.submit(items)
+        results = [
+            {"filename": name, "predictions": _best(live.predictor.labels, probabilities, query.top_k)}
+            for (name, _), probabilities in zip(files, answers, strict=True)
+        ]
+        return json_response(_answer(live, results=results))
+
+    @routes.post("/text/continue", tags=["tasks"], openapi_extra=described(prompts, examples.PROMPT))
+    async def continue_text(request: Request) -> Response:
+        """Go on with a text, character by character."""
+        body = await read_json(request, prompts, limit)
+        live = registry.pick("continue", body.model)
+        assert isinstance(live.predictor, TextContinuer)
+        begin, stop = live.predictor.begin, [body.stop] if isinstance(body.stop, str) else body.stop or []
+        indices, unknown = await asyncio.to_thread(live.predictor.parse, body.prompt)
+        first = secrets.randbelow(2**32) if body.seed is None else body.seed
+        texts = [
+            begin(indices, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
+            for i in range(body.n)
+        ]
+        done = await live.engine.submit(texts)
+        results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
+        return json_response(_answer(live, results=results, unknown_characters=unknown))
+
+    @routes.post("/series/forecast", tags=["tasks"], openapi_extra=described(histories, examples.HISTORY))
+    async def forecast(request: Request) -> Response:
+        """Go on with series of numbers, with intervals."""
+        body = await read_json(request, histories, limit)
+        live = registry.pick("forecast", body.model)
+        assert isinstance(live.predictor, SeriesForecaster)
+        items = await asyncio.to_thread(_series, live, body, settings)
+        answers = await live.engine.submit(items)
+        return json_response(_answer(live, results=_forecasts(live.predictor, items, answers, body.levels)))
+
+    @routes.post(
+        "/images/sample",
+        tags=["tasks"],
+        openapi_extra=described(draws, examples.DRAW),
+        responses={200: {"content": {"application/json": {}, "image/png": {}}}},
+    )
+    async def sample(request: Request) -> Response:
+        """Draw images. With `Accept: image/png` the answer is one sheet of them."""
+        body = await read_json(request, draws, limit)
+        live = registry.pick("sample", body.model)
+        assert isinstance(live.predictor, ImageSampler)
+        seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+        latents = await asyncio.to_thread(live.predictor.parse, body.count, body.label, seed)
+        (pixels,) = await live.engine.submit([latents], rows=body.count)
+        headers = {"x-model": live.id, "x-seed": str(seed)}
+        if "image/png" in request.headers.get("accept", ""):
+            return Response(await asyncio.to_thread(lambda: png(sheet(pixels))), 200, headers, "image/png")
+        encoded = await asyncio.to_thread(lambda: [base64.b64encode(png(image)).decode() for image in pixels])
+        results = [{"label": body.label, "image": image} for image in encoded]
+        return json_response(_answer(live, seed=seed, results=results))
+
+    return routes
+
+
+def _answer(live: Live, **rest: Any) -> dict[str, Any]:
+    return {"model": live.card.name, "version": live.card.version, **rest}
+
+
+def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
+    """The three ways to send images, for OpenAPI; the first has an example that works as it stands."""
+    binary = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": binary, "maxItems": settings.max_images}
+    form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
+    raw = {f"image/{kind}": {"schema": binary} for kind in ("png", "jpeg", "webp")}
+    return described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
+
+
+async def _files(request: Request, images: type[Images], settings: Settings) -> list[tuple[str | None, bytes]]:
+    """Name and content of each image sent. Raises BadValue, NotAnImage and TooLarge."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        body = await read_json(request, images, settings.max_body_bytes)
+        return [(None, _decoded(text, f"images.{i}")) for i, text in enumerate(body.images)]
+    if kind != "multipart/form-data":
+        return [(None, await read(request, settings.max_body_bytes))]
+    async with await read_form(request, settings.max_body_bytes, settings.max_images) as form:
+        files = []
+        for field, value in form.multi_items():
+            if field != "file":
+                raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
+            if not isinstance(value, UploadFile):
+                raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
+            files.append((value.filename, await value.read()))
+        if not files:
+            raise BadValue("file is missing; send from 1 to {settings.max_images} images", "file")
+        return files
+
+
+def _decoded(text: str, param: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise NotAnImage(f"{param} is {shown(text)}; it should be an image file in base64", param) from error
+
+
+def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
+    order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
+    return [{"label": labels[index], "index": index, "probability": probabilities[index]} for index in order]
+
+
+def _series(live: Live, body: History, settings: Settings) -> list[Series]:
+    """The series of a request as items. Raises BadValue."""
+    assert isinstance(live.predictor, SeriesForecaster)
+    many = bool(body.values) and isinstance(body.values[0], list)
+    series: list[Any] = list(body.values) if many else [body.values]
+    if body.seasonality is not None:
+        raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
+    if len(series) > settings.max_series:
+        raise BadValue(f"values has {len(series)} series; allowed are {settings.max_series}", "values")
+    items = []
+    for i, values in enumerate(series):
+        param = f"values.{i}" if many else "values"
+        if len(values) > settings.max_series_values:
+            raise BadValue(f"{param} has {len(values):,} values; allowed are {settings.max_series_values:,}", param)
+        items.append(live.predictor.parse(values, body.horizon, param))
+    return items
+
+
+def _forecasts(
+    predictor: SeriesForecaster, items: list[Series], means: list[np.ndarray], levels: list[float]
+) -> list[dict[str, Any]]:
+    results = []
+    for item, mean in zip(items, means, strict=True):
+        widths = {f"{level:g}": predictor.half_widths(item, level) for level in levels}
+        intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
+        results.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
+    return results

@@ -1,0 +1,153 @@
+"""One-shot requests grouped into one forward, without a timer.
+
+A batch is what queued up while the last one ran: idle means instant, busy means full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from app.engine.lane import Lane
+from app.engine.watch import Watch
+from app.errors import InferenceFailed, NotReady, Overloaded
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(eq=False)
+class Entry(Generic[Item, Answer]):
+    """An item in the queue, how many rows it brings, and the future that carries its answer."""
+
+    item: Item
+    rows: int
+    answer: asyncio.Future[Answer]
+    queued: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[Item, Answer]):
+    """The queue of one model. ``predict`` takes items and gives as many answers, in order, on the lane.
+
+    ``batch_rows`` bounds a batch, though an item larger than that goes alone; ``queue_rows`` bounds what waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        predict: Callable[[Sequence[Item]], Sequence[Answer]],
+        lane: Lane,
+        watch: Watch,
+        batch_rows: int,
+        queue_rows: int,
+    ) -> None:
+        self.name = name
+        self._predict = predict
+        self._lane = lane
+        self._watch = watch
+        self._batch_rows = batch_rows
+        self._queue_rows = queue_rows
+        self._queue: deque[Entry[Item, Answer]] = deque()
+        self._draining: asyncio.Task[None] | None = None
+        self._rate = 0.0  # rows a second, while computing
+        self._closed = False
+
+    @property
+    def queued_rows(self) -> int:
+        return sum(entry.rows for entry in self._queue)
+
+    async def submit(self, items: Sequence[Item], rows: int = 1) -> list[Answer]:
+        """Queue all items, of ``rows`` rows each, or none, and wait for their answers.
+
+        Raises Overloaded when they do not fit into the queue, NotReady when the engine is stopping, and
+        InferenceFailed when the network fails on one of them.
+        """
+        if self._closed:
+            raise NotReady(f"{self.name} is stopping")
+        queued, wanted = self.queued_rows, rows * len(items)
+        if queued and queued + wanted > self._queue_rows:  # an empty queue takes whatever the limits let through
+            seconds = math.ceil((queued + wanted) / self._rate) if self._rate else 1
+            self._watch.refused(self.name)
+            raise Overloaded(
+                f"the queue of {self.name} is full: {queued} of {self._queue_rows} rows wait, {wanted} more were sent",
+                min(max(seconds, 1), 60),
+            )
+        loop = asyncio.get_running_loop()
+        entries = [Entry[Item, Answer](item, rows, loop.create_future()) for item in items]
+        self._queue.extend(entries)
+        if self._draining is None:
+            self._draining = loop.create_task(self._drain())
+        try:
+            return list(await asyncio.gather(*(entry.answer for entry in entries)))
+        finally:
+            for entry in entries:
+                entry.answer.cancel()  # on failure or hang-up the rest needs no computing; done ones ignore it
+
+    async def _drain(self) -> None:
+        try:
+            while self._queue:
+                await self._run(self._take())
+        finally:
+            self._draining = None
+
+    def _take(self) -> list[Entry[Item, Answer]]:
+        """The oldest entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
+        batch: list[Entry[Item, Answer]] = []
+        rows = 0
+        while self._queue and (not batch or rows + self._queue[0].rows <= self._batch_rows):
+            entry = self._queue.popleft()
+            if not entry.answer.done():
+                batch.append(entry)
+                rows += entry.rows
+        return batch
+
+    async def _run(self, batch: list[Entry[Item, Answer]]) -> None:
+        """One forward; when it fails, one for each, so that only the guilty one is told. Never raises."""
+        try:
+            answers = await self._forward(batch)
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    if not entry.answer.done():
+                        await self._run([entry])
+                return
+            self._watch.failed(self.name, error)
+            _fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
+            return
+        for entry, answer in zip(batch, answers, strict=True):
+            if not entry.answer.done():
+                entry.answer.set_result(answer)
+
+    async def _forward(self, batch: list[Entry[Item, Answer]]) -> Sequence[Answer]:
+        if not batch:
+            return []
+        rows = sum(entry.rows for entry in batch)
+        begun = time.monotonic()
+        for entry in batch:
+            self._watch.waited(self.name, begun - entry.queued)
+        answers = await self._lane.run(self._predict, [entry.item for entry in batch])
+        if len(answers) != len(batch):
+            raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
+        seconds = time.monotonic() - begun
+        self._watch.computed(self.name, rows, seconds)
+        measured = rows / max(seconds, 1e-6)
+        self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured
+        return answers
+
+    async def close(self, seconds: float) -> None:
+        """Refuse what comes, finish what waits, and after ``seconds`` tell those still waiting."""
+        self._closed = True
+        if self._draining:
+            await asyncio.wait([self._draining], timeout=seconds)
+        while self._queue:
+            _fail(self._queue.popleft().answer, NotReady(f"{self.name} stopped before it could answer"))
+
+
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

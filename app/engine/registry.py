@@ -1,0 +1,155 @@
+"""Which networks are live, which were refused and why, and whether they still answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from app import store
+from app.engine.batcher import Batcher
+from app.engine.lane import Lane
+from app.engine.text import TextEngine
+from app.engine.watch import Watch
+from app.errors import BadValue, NotReady, UnknownModel, shown
+from app.predictors import PREDICTORS, Predictor
+from app.predictors.rnn import TextContinuer
+from app.settings import Settings, SettingsError
+from app.store import Card, StoreError, Task
+
+log = logging.getLogger("quartet")
+
+
+@dataclass(frozen=True)
+class Live:
+    """A version that is served: its predictor parses and computes, its engine says when."""
+
+    card: Card
+    predictor: Predictor
+    engine: Batcher[Any, Any] | TextEngine[Any]
+
+    @property
+    def id(self) -> str:
+        return f"{self.card.name}@{self.card.version}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A version that is not served, and why."""
+
+    name: str
+    version: int
+    reason: str
+
+
+@dataclass
+class Registry:
+    """All versions of the store. ``load`` reads and warms them up; a broken one never keeps the others from serving."""
+
+    settings: Settings
+    watch: Watch
+    lane: Lane = field(default_factory=lambda: Lane("compute"))
+    live: dict[str, dict[int, Live]] = field(default_factory=dict)
+    broken: list[Broken] = field(default_factory=list)
+    defaults: dict[Task, str] = field(default_factory=dict)
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.device = find_device(self.settings.device)
+
+    def load(self) -> None:
+        """Read, verify and warm up every version. Raises SettingsError when there is no store at all."""
+        folder = self.settings.store
+        if not folder.is_dir():
+            raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
+        for name, number in store.versions(folder):
+            try:
+                version = store.read(folder, name, number)
+                predictor = PREDICTORS[version.card.task](version, self.device)
+                predictor.warm_up(self.settings.batch_rows)
+            except Exception as error:  # whatever is wrong with one version, the others are served
+                reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+                log.error("%s@%s is not served: %s", name, number, reason)
+                self.broken.append(Broken(name, number, reason))
+            else:
+                live = Live(version.card, predictor, self._engine(version.card, predictor))
+                self.live.setdefault(name, {})[number] = live
+        try:
+            self.defaults = store.defaults(folder)
+        except StoreError as error:
+            log.error("%s", error)
+            self.broken.append(Broken("defaults.json", 0, str(error)))
+
+    def _engine(self, card: Card, predictor: Predictor) -> Batcher[Any, Any] | TextEngine[Any]:
+        name, settings = card.name, self.settings
+        if isinstance(predictor, TextContinuer):
+            return TextEngine(name, predictor.step, self.lane, self.watch, settings.text_rows, settings.queue_rows)
+        return Batcher(name, predictor.predict, self.lane, self.watch, settings.batch_rows, settings.queue_rows)
+
+    def pick(self, task: Task, model: str | None) -> Live:
+        """The version that serves a request: of a name, a name@version, or the task's default for None.
+
+        Raises UnknownModel, BadValue when the model is for another task, and NotReady when none serves the task.
+        """
+        if self.stopping:
+            raise NotReady("the service is stopping")
+        if model is None:
+            return self._default(task)
+        name, at, number = model.partition("@")
+        found = self.live.get(name, {})
+        live = found.get(int(number) if number.isascii() and number.isdigit() else 0) if at else self.newest(name)
+        if live is None:
+            raise UnknownModel(model, [f"{name}@{number}" for number in found] if found else self.live)
+        if live.card.task != task:
+            fitting = [name for name in self.live if self.live[name][max(self.live[name])].card.task == task]
+            raise BadValue(
+                f"model {shown(model)} is for the task {live.card.task!r}, not {task!r}; "
+                f"for that there are: {', '.join(fitting) or 'none'}",
+                "model",
+            )
+        return live
+
+    def _default(self, task: Task) -> Live:
+        live = self.newest(self.defaults.get(task, ""))
+        if live is None:
+            reasons = [f"{entry.name}@{entry.version}: {entry.reason}" for entry in self.broken]
+            raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        return live
+
+    def newest(self, name: str) -> Live | None:
+        """The version of a name that serves when none is asked for."""
+        versions = self.live.get(name)
+        return versions[max(versions)] if versions else None
+
+    def problems(self) -> list[str]:
+        """Why this process should get no requests: empty when it is ready."""
+        if self.stopping:
+            return ["the service is stopping"]
+        if not self.live:
+            return ["no whole model in the store"]
+        silent = self.lane.unanswered()
+        if silent > self.settings.hang_seconds:
+            return [f"the engine has not answered for {silent:.0f} s"]
+        return []
+
+    async def close(self) -> None:
+        """Refuse new requests, finish or tell the running ones."""
+        self.stopping = True
+        engines = [live.engine for versions in self.live.values() for live in versions.values()]
+        await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in engines))
+        self.lane.close()
+
+
+def find_device(wanted: str) -> torch.device:
+    """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
+        raise SettingsError(f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else ""))
+    return device

@@ -1,0 +1,19 @@
+"""What the engines report while they run; telemetry gives the meaning."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Watch(Protocol):
+    def waited(self, model: str, seconds: float) -> None:
+        """A request's item left the queue after so long."""
+
+    def computed(self, model: str, rows: int, seconds: float) -> None:
+        """A forward of ``rows`` rows took so long."""
+
+    def refused(self, model: str) -> None:
+        """A request found the queue full."""
+
+    def failed(self, model: str, error: Exception) -> None:
+        """The network failed on an input that was good."""

@@ -1,0 +1,73 @@
+"""The service: ``python -m app.main``, or ``uvicorn --factory app.main:create_app``. Nothing is built at import."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.responses import RedirectResponse
+
+from app.api import failures, health, models, tasks
+from app.engine.registry import Registry
+from app.settings import Settings
+from app.telemetry import Metrics, Telemetry
+
+DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
+an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
+To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Raises SettingsError for a setting, device or store that cannot be used."""
+    settings = settings or Settings()
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    metrics = Metrics()
+    registry = Registry(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(registry.load)
+        yield
+        await registry.close()
+
+    app = FastAPIOffline(title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan)
+    failures.install(app)
+    app.add_middleware(Telemetry, metrics=metrics, failure=failures.response)
+    app.include_router(tasks.router(registry, settings))
+    app.include_router(models.router(registry))
+    app.include_router(health.router(registry, metrics))
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return app
+
+
+def main() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
+        signal.signal(number, lambda *_: None)
+    settings = Settings()
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    app = create_app(settings)
+    print(f"Quartet: http://{settings.host}:{settings.port}/docs", flush=True)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.stop_seconds),
+    )
+
+
+if __name__ == "__main__":
+    main()

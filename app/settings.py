@@ -1,0 +1,67 @@
+"""Every limit with its unit, from the environment. Wrong values are refused with the name of the variable."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "QUARTET_"
+ELSEWHERE = {"QUARTET_DATA_DIR"}  # read by training/
+
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(SystemExit):
+    """A setting that cannot be used. Ends the service with its sentence instead of a traceback."""
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    store: Path = Field(Path("models_store"), description="folder of the trained networks")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
+    threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: as many as cores")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`")
+
+    max_body_bytes: Count = Field(32 * 2**20, description="bytes of a request's body")
+    max_images: Count = Field(16, description="images in one request")
+    max_pixels: Count = Field(50_000_000, description="pixels of one image, before it is decoded")
+    max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
+    max_characters: Count = Field(4_000, description="characters to continue a text by")
+    max_texts: Count = Field(16, description="continuations of one prompt (`n`)")
+    max_series: Count = Field(64, description="series in one request")
+    max_series_values: Count = Field(100_000, description="values of one series")
+    max_horizon: Count = Field(1_000, description="steps to forecast")
+    max_samples: Count = Field(1_024, description="images to draw in one request")
+
+    batch_rows: Count = Field(64, description="rows that are computed together")
+    queue_rows: Count = Field(512, description="rows that may wait for one model; past that, 429")
+    text_rows: Count = Field(32, description="texts that are continued together")
+    hang_seconds: Seconds = Field(30, description="seconds without an answer after which an engine counts as hung")
+    stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
+
+    def __init__(self, **values: Any) -> None:
+        known = {PREFIX + name.upper() for name in type(self).model_fields}
+        for variable in os.environ:
+            if variable.startswith(PREFIX) and variable not in known | ELSEWHERE:
+                close = difflib.get_close_matches(variable, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(known))}"
+                raise SettingsError(f"{variable} is not a setting{hint}")
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError("\n".join(_sentence(detail) for detail in error.errors())) from None
+
+
+def _sentence(detail: Any) -> str:
+    variable = PREFIX + re.sub(r"^QUARTET_", "", str(detail["loc"][0]), flags=re.IGNORECASE).upper()
+    return f"{variable} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

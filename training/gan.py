@@ -1,0 +1,210 @@
+"""Train a network that draws images.
+
+    python -m training.gan                     # the workshop's GAN on MNIST: mnist-gan
+
+Measured with the judge of ``python -m training.cnn --preset digits``, which must be in the store.
+Measured results stand in the README's table and on each card.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app import store
+from app.networks.gan import Discriminator, Generator, GeneratorSizes
+from app.predictors.cnn import ImageClassifier
+from app.predictors.gan import ImageSampler, sheet
+from training import data
+from training.run import Run, metric, options, permutation, set_learning_rate
+
+JUDGE = "mnist-judge"
+JUDGED = 10_000  # samples, and as many real images
+
+
+@dataclass(frozen=True)
+class Config:
+    latent: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    beta1: float
+    average: float  # of the generator's weights over steps: only the average is sampled from
+    penalty: float  # on the slope of the discriminator at real images (R1, Mescheder et al. 2018)
+    penalty_every: int  # steps
+
+
+PRESETS = {"workshop": Config(100, 200, 64, 2e-4, 0.5, 0.999, 0.0, 8)}
+NAMES = {"workshop": "mnist-gan"}
+
+
+def frechet(first: Tensor, second: Tensor) -> float:
+    """Frechet distance of two sets of features [N, D], each taken for a Gaussian (Heusel et al. 2017), in float64."""
+    means, roots, covariances = [], [], []
+    for features in (first.double(), second.double()):
+        covariance = features.t().cov()
+        values, vectors = torch.linalg.eigh(covariance)
+        means.append(features.mean(dim=0))
+        covariances.append(covariance)
+        roots.append(vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.t())
+    inner = roots[0] @ covariances[1] @ roots[0]
+    overlap = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
+    gap = ((means[0] - means[1]) ** 2).sum()
+    return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
+
+
+def features_of(judge: ImageClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 images [N, 1, 28, 28] -> the judge's features [N, 128] and classes [N]."""
+    features, classes = [], []
+    with torch.inference_mode():
+        for batch in images.to(judge.device).split(500):
+            features.append(judge.network.features(batch).cpu())
+            classes.append(judge.network(batch).argmax(dim=1).cpu())
+    return torch.cat(features), torch.cat(classes)
+
+
+def nearest(images: Tensor, among: Tensor) -> Tensor:
+    """The distance [N] in pixel values of each image to the nearest of others."""
+    others = among.flatten(1).float()
+    return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
+
+
+def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
+    """The metrics of a published generator: 10,000 samples of seed 0 against the test part of its data."""
+    images: data.Images = getattr(data, next(iter(sampler.card.data)))()
+    fake = torch.from_numpy(sampler.predict([sampler.parse(JUDGED, None, 0)])[0])
+    generator = torch.Generator().manual_seed(0)
+    fake_features, classes = features_of(judge, fake)
+    real_features, _ = features_of(judge, images.test_images)
+    floors = []
+    for _ in range(5):
+        drawn = torch.randperm(len(images.train_images), generator=generator)[:JUDGED]
+        floors.append(frechet(features_of(judge, images.train_images[drawn])[0], real_features))
+    floor = float(np.mean(floors))
+    distance = frechet(fake_features, real_features)
+    shares = classes.bincount(minlength=10) / len(classes)
+    train = images.train_images
+    ratio = nearest(fake[:2000], train).median() / nearest(images.test_images[:2000], train).median()
+    judged = f"{JUDGED:,} samples of seed 0, judged by {judge.card.name} {judge.card.version}"
+    against = f"{judged}, against the {images.name} test part"
+    return {
+        "frechet_distance": metric(distance, against, 2),
+        "frechet_floor": metric(floor, f"{JUDGED:,} training images against the test part, mean of 5 draws", 2),
+        "frechet_ratio": metric(distance / floor, against, 1),
+        "rarest_class": metric(shares.min(), judged, 3),
+        "commonest_class": metric(shares.max(), judged, 3),
+        "nearest_neighbour_ratio": metric(
+            ratio, "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
+        ),
+    }
+
+
+def load_judge(models: Path, device: str) -> ImageClassifier:
+    """The newest whole version of the judge."""
+    numbers = [number for name, number in store.versions(models) if name == JUDGE] if models.exists() else []
+    if not numbers:
+        raise SystemExit(f"{JUDGE} is not in {models}: run `python -m training.cnn --preset digits` first")
+    return ImageClassifier(store.read(models, JUDGE, max(numbers)), torch.device(device))
+
+
+def save_sheet(path: Path, images: np.ndarray) -> Path:
+    """Images [64, 1, 28, 28], uint8 -> a sheet of 8 x 8, twice the size."""
+    picture = Image.fromarray(sheet(images)[0])
+    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:
+    """Half the squared slope of the discriminator at real images, averaged over them."""
+    real = real.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    return 0.5 * slope.flatten(1).pow(2).sum(dim=1).mean()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
+    run = Run(chosen, config, argv)
+
+    images = data.mnist()
+    real_images = images.train_images.to(chosen.device)
+    judge = load_judge(chosen.store, chosen.device)  # before the hours of training, not after
+
+    generator = Generator(GeneratorSizes(config.latent)).to(chosen.device)
+    discriminator = Discriminator().to(chosen.device)
+    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    betas = (config.beta1, 0.999)
+    generating = torch.optim.Adam(generator.parameters(), betas=betas, fused=True)
+    telling = torch.optim.Adam(discriminator.parameters(), betas=betas, fused=True)
+    run.track(
+        generator=generator, discriminator=discriminator, average=average, generating=generating, telling=telling
+    )
+
+    per_epoch = len(real_images) // config.batch
+    total = config.epochs * per_epoch
+    fixed = torch.from_numpy(np.random.default_rng(0).standard_normal((64, config.latent))).float().to(chosen.device)
+    shuffled = -1
+    for step in run.steps(total):
+        epoch, place = divmod(step, per_epoch)
+        if shuffled != epoch:
+            shuffled, order = epoch, permutation(len(real_images), chosen.seed, "epoch", epoch)
+        batch = order[place * config.batch : (place + 1) * config.batch]
+        real = real_images[batch].float() / 127.5 - 1
+        rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
+        set_learning_rate(generating, rate)
+        set_learning_rate(telling, rate)
+
+        fake = generator(torch.randn(config.batch, config.latent).to(chosen.device))
+        told_real, told_fake = discriminator(real), discriminator(fake.detach())
+        loss = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()  # cross-entropy: real is 1, fake is 0
+        if config.penalty and step % config.penalty_every == 0:
+            loss = loss + config.penalty * config.penalty_every * penalty_on(discriminator, real)
+        telling.zero_grad()
+        loss.backward()
+        telling.step()
+
+        fooled = F.softplus(-discriminator(fake)).mean()  # the generator wants its images told as 1
+        generating.zero_grad()
+        fooled.backward()
+        generating.step()
+        average.update_parameters(generator)
+        if place == per_epoch - 1:
+            run.log(epoch=epoch + 1, discriminator_loss=loss.item(), generator_loss=fooled.item())
+            with torch.inference_mode():
+                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", average.module.pixels(fixed).cpu().numpy())
+
+    publish(run, config, images, average.module, judge)
+
+
+def publish(
+    run: Run, config: Config, images: data.Images, network: Generator, judge: ImageClassifier
+) -> None:
+    """Read the test part once, with the code that serves, and write the card."""
+    sizes = network.sizes
+    card = {
+        "task": "sample",
+        "title": "The workshop's GAN: a generator of linear layers that draws handwritten digits",
+        "kind": "gan-generator",
+        "sizes": asdict(sizes),
+        "inputs": [{"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}],
+        "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
+        "data": {images.name: images.sha256},
+        "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
+    }
+    sampler = run.predictor(ImageSampler, card, network)
+    card["metrics"] = evaluate(sampler, judge)
+    samples = save_sheet(run.folder / "samples.png", sampler.predict([sampler.parse(64, None, 0)])[0])
+    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

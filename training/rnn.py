@@ -1,0 +1,183 @@
+"""Train a network that continues text.
+
+    python -m training.rnn                     # the workshop's RNN on tinyshakespeare: shakespeare-rnn
+
+Measured results stand in the README's table and on each card.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes
+from app.predictors.rnn import TextContinuer
+from app.store import UNKNOWN
+from training import data, elman
+from training.run import Run, derive, metric, options, schedule, set_learning_rate
+
+WINDOW = 256  # characters, as in nanoGPT, so that the loss compares with published ones
+
+
+@dataclass(frozen=True)
+class Config:
+    hidden: int
+    epochs: int
+    streams: int  # places of the text that are read side by side, the state carried on
+    piece: int  # characters between two updates, and how far back the gradient goes
+    learning_rate: float
+    weight_decay: float
+    clip: float  # of the gradient's norm
+    average: float  # of the weights over steps: the published ones
+    cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
+    unknown: float  # share of characters read as <unk>, so that it means "some character"
+    validation: float  # share of the training part, at its end, that is held out
+
+
+PRESETS = {"workshop": Config(128, 120, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.002, 0.05)}
+NAMES = {"workshop": "shakespeare-rnn"}
+
+
+def vocabulary_of(text: str) -> list[str]:
+    """The characters of a text, sorted, and ``<unk>`` for all others."""
+    return [*sorted(set(text)), UNKNOWN]
+
+
+def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
+    """A text -> the indices [len(text)] of its characters."""
+    index = {character: i for i, character in enumerate(vocabulary)}
+    return torch.tensor([index.get(character, len(vocabulary) - 1) for character in text])
+
+
+def window_loss(network: nn.Module, characters: Tensor) -> float:
+    """Nats a character over all whole windows of 256 characters, each read from a zero state."""
+    starts = range(0, len(characters) - WINDOW, WINDOW)
+    windows = torch.stack([characters[start : start + WINDOW + 1] for start in starts])
+    total = 0.0
+    with torch.inference_mode():
+        for part in windows.split(64):
+            logits, _ = network(part[:, :-1], network.zero_state(len(part)))
+            total += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+    return total / (len(windows) * WINDOW)
+
+
+def stream_loss(network: nn.Module, characters: Tensor) -> float:
+    """Nats a character over one reading of the whole text, the state carried on."""
+    total, state = 0.0, network.zero_state(1)
+    with torch.inference_mode():
+        for start in range(0, len(characters) - 1, 4096):
+            part = characters[start : start + 4097]
+            logits, state = network(part[None, :-1], state)
+            total += F.cross_entropy(logits[0], part[1:], reduction="sum").item()
+    return total / (len(characters) - 1)
+
+
+def evaluate(continuer: TextContinuer) -> dict[str, Any]:
+    """The metrics of a published network, on the test part of its text."""
+    text: data.Text = getattr(data, next(iter(continuer.card.data)))()
+    characters = encode(text.test, continuer.vocabulary).to(continuer.device)
+    split = f"the last 10 % of the text, {len(text.test):,} characters"
+    window = window_loss(continuer.network, characters)
+    return {
+        "nats_per_character": metric(window, f"{split}, in windows of {WINDOW} from a zero state"),
+        "bits_per_character": metric(window / math.log(2), f"{split}, in windows of {WINDOW} from a zero state"),
+        "nats_per_character_carried": metric(stream_loss(continuer.network, characters), f"{split}, read in one go"),
+    }
+
+
+def continued(continuer: TextContinuer, prompt: str, seed: int, characters: int = 400) -> str:
+    """A prompt and its continuation, as the service gives it at temperature 0.8."""
+    indices, _ = continuer.parse(prompt)
+    text = continuer.begin(indices, characters, 0.8, None, None, (), seed)
+    while not text.finished:
+        continuer.step([text])
+    return prompt + text.text
+
+
+def draw_samples(path: Path, continuer: TextContinuer) -> Path:
+    """Three continuations as a picture, and as text beside it."""
+    from matplotlib.figure import Figure
+
+    texts = [continued(continuer, prompt, seed) for seed, prompt in enumerate(("ROMEO:", "First Citizen:\n", "To be, "))]
+    path.with_suffix(".txt").write_text("\n\n----\n\n".join(texts), "utf-8")
+    figure = Figure(figsize=(13, 5))
+    for i, text in enumerate(texts):
+        figure.text(0.02 + i * 0.33, 0.97, text, family="monospace", fontsize=7, va="top", parse_math=False)
+    figure.savefig(path, dpi=80)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
+    run = Run(chosen, config, argv)
+
+    text = data.tinyshakespeare()
+    vocabulary = vocabulary_of(text.train)
+    characters = encode(text.train, vocabulary).to(chosen.device)
+    held_out = int(len(characters) * config.validation)
+    learn, validate = characters[:-held_out], characters[-held_out:]
+
+    network = CharacterRNN(CharacterRNNSizes(len(vocabulary), config.hidden)).to(chosen.device)
+    nn.init.orthogonal_(network.rnn.weight_hh_l0)  # keeps gradients alive over many steps (Henaff et al. 2016)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    run.tensors["state"] = network.zero_state(config.streams)
+    run.track(network=network, average=average, optimizer=optimizer)
+
+    length = len(learn) // config.streams  # of one stream
+    per_epoch = (length - 1) // config.piece
+    total = config.epochs * per_epoch
+    for step in run.steps(total):
+        epoch, place = divmod(step, per_epoch)
+        state = run.tensors["state"]
+        start = derive(chosen.seed, "offset", epoch) % len(learn)  # every epoch cuts the text elsewhere
+        at = start + torch.arange(config.streams).unsqueeze(1) * length + place * config.piece
+        piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
+        cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
+        state = state.masked_fill(cold.to(state.device), 0)
+        unknown = (torch.rand(config.streams, config.piece) < config.unknown).to(piece.device)
+        logits, state = elman.forward(network, piece[:, :-1].masked_fill(unknown, len(vocabulary) - 1), state)
+        loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
+        set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        optimizer.step()
+        average.update_parameters(network)
+        run.tensors["state"] = state.detach()
+        if place == per_epoch - 1:
+            run.log(epoch=epoch + 1, loss=loss.item(), validation_loss=window_loss(average.module, validate))
+
+    publish(run, config, text, vocabulary, average.module)
+
+
+def publish(run: Run, config: Config, text: data.Text, vocabulary: list[str], network: CharacterRNN) -> None:
+    """Read the test part once, with the code that serves, and write the card."""
+    card = {
+        "task": "continue",
+        "title": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
+        "kind": "character-rnn",
+        "sizes": asdict(network.sizes),
+        "inputs": [{"name": "characters", "dtype": "int64", "shape": [-1, -1]}],
+        "outputs": [{"name": "logits", "dtype": "float64", "shape": [-1, -1, len(vocabulary)]}],
+        "vocabulary": vocabulary,
+        "data": {"tinyshakespeare": text.sha256},
+        "notes": f"The last {config.validation:.0%} of the training part validated; weights averaged over steps.",
+    }
+    continuer = run.predictor(TextContinuer, card, network)
+    card["metrics"] = evaluate(continuer)
+    samples = draw_samples(run.folder / "samples.png", continuer)
+    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
