@@ -43,7 +43,9 @@ class UnknownModel(NotFound):
     code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str], param: str | None = "model") -> None:
-        super().__init__(f"model {shown(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param)
+        super().__init__(
+            f"model {shown(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param
+        )
 
 
 class MethodNotAllowed(QuartetError):

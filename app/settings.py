@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     store: Path = Field(Path("models_store"), description="folder of the trained networks")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: as many as cores")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`")
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
+    )
 
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a request's body")
     max_images: Count = Field(16, description="images in one request")

@@ -99,7 +99,7 @@ class Version:
         """``name/version``, as sentences name it."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Any:
         """The network with its weights, in evaluation mode. Raises StoreError when they do not fit its sizes."""
         card = self.card
         if card.kind not in KINDS:
@@ -180,7 +180,7 @@ def defaults(store: Path) -> dict[Task, str]:
     tasks = Task.__args__  # type: ignore[attr-defined]
     if not isinstance(content, dict) or not all(task in tasks and isinstance(content[task], str) for task in content):
         raise StoreError(f"{path.name}: expected an object from task ({', '.join(tasks)}) to the name of a model")
-    return content  # type: ignore[return-value]
+    return content
 
 
 def publish(

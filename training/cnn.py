@@ -8,7 +8,6 @@ Measured results stand in the README's table and on each card.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def augment(images: Tensor, config: Config) -> Tensor:
 
 
 def measure(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy, negative log-likelihood and calibration error (15 equal bins, Guo et al. 2017) as the service answers."""
+    """Accuracy, negative log-likelihood, calibration error (15 equal bins, Guo et al. 2017), as the service answers."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     probability = torch.tensor([row for batch in rows for row in batch])
     confidence, guess = probability.max(dim=1)
@@ -82,9 +81,9 @@ def measure(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: 
     gaps = [(confidence[bins == b] - right[bins == b]).sum().abs() for b in range(15)]
     likelihood = probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
     return {
-        "accuracy": metric(right.mean(), split),
-        "nll": metric(-likelihood.mean(), split),
-        "calibration_error": metric(torch.stack(gaps).sum() / len(labels), split),
+        "accuracy": metric(right.mean().item(), split),
+        "nll": metric(-likelihood.mean().item(), split),
+        "calibration_error": metric(torch.stack(gaps).sum().item() / len(labels), split),
     }
 
 
@@ -119,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     train_images, train_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
 
     sizes = SIZES[config.kind]()
-    network = build(config.kind, asdict(sizes)).to(chosen.device, memory_format=torch.channels_last)
+    network = build(config.kind, asdict(sizes)).to(chosen.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     run.track(network=network, average=average, optimizer=optimizer)
@@ -152,8 +151,7 @@ def accuracy_of(network: torch.nn.Module, images: Tensor, labels: Tensor) -> flo
     network.eval()
     with torch.inference_mode():
         right = sum(
-            int((network(x).argmax(1) == y).sum())
-            for x, y in zip(images.split(500), labels.split(500), strict=True)
+            int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
         )
     network.train()
     return right / len(labels)
@@ -177,10 +175,14 @@ def publish(run: Run, config: Config, images: data.Images, network: torch.nn.Mod
     card["metrics"] = evaluate(classifier)
     shown = images.test_images[:24]
     samples = draw_samples(
-        run.folder / "samples.png", shown, images.labels, torch.tensor(classifier.predict(list(shown))), images.test_labels
+        run.folder / "samples.png",
+        shown,
+        images.labels,
+        torch.tensor(classifier.predict(list(shown))),
+        images.test_labels,
     )
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

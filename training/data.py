@@ -1,13 +1,12 @@
 """The data sets: downloaded once, verified, laid out in ``QUARTET_DATA_DIR`` (default: ``data``); tensors out.
 
-    python -m training.data        # fetch all that is not there yet
+python -m training.data        # fetch all that is not there yet
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ def _images(name: str, labels: list[str]) -> Images:
     for key in keys:
         digest.update(tensors[key].numpy().tobytes())
     _verify(path, name, digest.hexdigest())
-    return Images(name, labels, *(tensors[key] for key in keys), sha256=digest.hexdigest())
+    return Images(name, labels, **tensors, sha256=digest.hexdigest())
 
 
 def _download_images(name: str, path: Path) -> None:
@@ -194,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

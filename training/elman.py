@@ -31,7 +31,7 @@ class Recurrence(torch.autograd.Function):
         return states
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, state, weight = ctx.saved_tensors
         slope = torch.addcmul(torch.ones((), dtype=states.dtype, device=states.device), states, states, value=-1)
         before = torch.empty_like(states)  # gradient at what goes into each tanh
@@ -44,8 +44,9 @@ class Recurrence(torch.autograd.Function):
 
 def forward(network: CharacterRNN, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, hidden]."""
-    rnn = network.rnn
-    table = F.linear(network.embedding.weight, rnn.weight_ih_l0, rnn.bias_ih_l0 + rnn.bias_hh_l0)  # [V, H]
+    weights: Any = network.rnn
+    bias = weights.bias_ih_l0 + weights.bias_hh_l0
+    table = F.linear(network.embedding.weight, weights.weight_ih_l0, bias)  # [V, H]
     inputs = F.embedding(characters.t(), table)  # [T, N, H]
-    states = Recurrence.apply(inputs, state, rnn.weight_hh_l0)
+    states = Recurrence.apply(inputs, state, weights.weight_hh_l0)
     return network.head(states.transpose(0, 1)), states[-1]

@@ -8,7 +8,6 @@ Measured results stand in the README's table and on each card.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,10 +100,10 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
         "frechet_distance": metric(distance, against, 2),
         "frechet_floor": metric(floor, f"{JUDGED:,} training images against the test part, mean of 5 draws", 2),
         "frechet_ratio": metric(distance / floor, against, 1),
-        "rarest_class": metric(shares.min(), judged, 3),
-        "commonest_class": metric(shares.max(), judged, 3),
+        "rarest_class": metric(shares.min().item(), judged, 3),
+        "commonest_class": metric(shares.max().item(), judged, 3),
         "nearest_neighbour_ratio": metric(
-            ratio, "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
+            ratio.item(), "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
         ),
     }
 
@@ -141,13 +140,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     generator = Generator(GeneratorSizes(config.latent)).to(chosen.device)
     discriminator = Discriminator().to(chosen.device)
-    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    average: Any = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     betas = (config.beta1, 0.999)
     generating = torch.optim.Adam(generator.parameters(), betas=betas, fused=True)
     telling = torch.optim.Adam(discriminator.parameters(), betas=betas, fused=True)
-    run.track(
-        generator=generator, discriminator=discriminator, average=average, generating=generating, telling=telling
-    )
+    run.track(generator=generator, discriminator=discriminator, average=average, generating=generating, telling=telling)
 
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
@@ -185,9 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     publish(run, config, images, average.module, judge)
 
 
-def publish(
-    run: Run, config: Config, images: data.Images, network: Generator, judge: ImageClassifier
-) -> None:
+def publish(run: Run, config: Config, images: data.Images, network: Generator, judge: ImageClassifier) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     sizes = network.sizes
     card = {
@@ -207,4 +202,4 @@ def publish(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -33,7 +33,7 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     """The body piece by piece. Raises TooLarge as soon as it is known to be longer than ``limit`` bytes."""
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:

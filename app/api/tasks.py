@@ -151,7 +151,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         assert isinstance(live.predictor, ImageSampler)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         latents = await asyncio.to_thread(live.predictor.parse, body.count, body.label, seed)
-        (pixels,) = await live.engine.submit([latents], rows=body.count)
+        (pixels,) = await live.engine.submit([latents])
         headers = {"x-model": live.id, "x-seed": str(seed)}
         if "image/png" in request.headers.get("accept", ""):
             return Response(await asyncio.to_thread(lambda: png(sheet(pixels))), 200, headers, "image/png")
@@ -183,17 +183,20 @@ async def _files(request: Request, images: type[Images], settings: Settings) -> 
         return [(None, _decoded(text, f"images.{i}")) for i, text in enumerate(body.images)]
     if kind != "multipart/form-data":
         return [(None, await read(request, settings.max_body_bytes))]
-    async with await read_form(request, settings.max_body_bytes, settings.max_images) as form:
-        files = []
+    form = await read_form(request, settings.max_body_bytes, settings.max_images)
+    try:
+        files: list[tuple[str | None, bytes]] = []
         for field, value in form.multi_items():
             if field != "file":
                 raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
             if not isinstance(value, UploadFile):
                 raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
             files.append((value.filename, await value.read()))
-        if not files:
-            raise BadValue("file is missing; send from 1 to {settings.max_images} images", "file")
-        return files
+    finally:
+        await form.close()
+    if not files:
+        raise BadValue(f"file is missing; send from 1 to {settings.max_images} images", "file")
+    return files
 
 
 def _decoded(text: str, param: str) -> bytes:

@@ -32,7 +32,8 @@ class Entry(Generic[Item, Answer]):
 
 
 class Batcher(Generic[Item, Answer]):
-    """The queue of one model. ``predict`` takes items and gives as many answers, in order, on the lane.
+    """The queue of one model. ``predict`` takes items and gives as many answers, in order, on the lane; ``rows`` says
+    how many rows an item brings.
 
     ``batch_rows`` bounds a batch, though an item larger than that goes alone; ``queue_rows`` bounds what waits.
     """
@@ -41,6 +42,7 @@ class Batcher(Generic[Item, Answer]):
         self,
         name: str,
         predict: Callable[[Sequence[Item]], Sequence[Answer]],
+        rows: Callable[[Item], int],
         lane: Lane,
         watch: Watch,
         batch_rows: int,
@@ -48,6 +50,7 @@ class Batcher(Generic[Item, Answer]):
     ) -> None:
         self.name = name
         self._predict = predict
+        self._rows = rows
         self._lane = lane
         self._watch = watch
         self._batch_rows = batch_rows
@@ -61,15 +64,15 @@ class Batcher(Generic[Item, Answer]):
     def queued_rows(self) -> int:
         return sum(entry.rows for entry in self._queue)
 
-    async def submit(self, items: Sequence[Item], rows: int = 1) -> list[Answer]:
-        """Queue all items, of ``rows`` rows each, or none, and wait for their answers.
+    async def submit(self, items: Sequence[Item]) -> list[Answer]:
+        """Queue all items or none, and wait for their answers.
 
         Raises Overloaded when they do not fit into the queue, NotReady when the engine is stopping, and
         InferenceFailed when the network fails on one of them.
         """
         if self._closed:
             raise NotReady(f"{self.name} is stopping")
-        queued, wanted = self.queued_rows, rows * len(items)
+        queued, wanted = self.queued_rows, sum(self._rows(item) for item in items)
         if queued and queued + wanted > self._queue_rows:  # an empty queue takes whatever the limits let through
             seconds = math.ceil((queued + wanted) / self._rate) if self._rate else 1
             self._watch.refused(self.name)
@@ -78,7 +81,7 @@ class Batcher(Generic[Item, Answer]):
                 min(max(seconds, 1), 60),
             )
         loop = asyncio.get_running_loop()
-        entries = [Entry[Item, Answer](item, rows, loop.create_future()) for item in items]
+        entries = [Entry[Item, Answer](item, self._rows(item), loop.create_future()) for item in items]
         self._queue.extend(entries)
         if self._draining is None:
             self._draining = loop.create_task(self._drain())

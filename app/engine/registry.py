@@ -83,11 +83,19 @@ class Registry:
             log.error("%s", error)
             self.broken.append(Broken("defaults.json", 0, str(error)))
 
-    def _engine(self, card: Card, predictor: Predictor) -> Batcher[Any, Any] | TextEngine[Any]:
+    def _engine(self, card: Card, predictor: Any) -> Batcher[Any, Any] | TextEngine[Any]:
         name, settings = card.name, self.settings
         if isinstance(predictor, TextContinuer):
             return TextEngine(name, predictor.step, self.lane, self.watch, settings.text_rows, settings.queue_rows)
-        return Batcher(name, predictor.predict, self.lane, self.watch, settings.batch_rows, settings.queue_rows)
+        return Batcher(
+            name,
+            predictor.predict,
+            predictor.rows,
+            self.lane,
+            self.watch,
+            batch_rows=settings.batch_rows,
+            queue_rows=settings.queue_rows,
+        )
 
     def pick(self, task: Task, model: str | None) -> Live:
         """The version that serves a request: of a name, a name@version, or the task's default for None.
@@ -151,5 +159,7 @@ def find_device(wanted: str) -> torch.device:
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
-        raise SettingsError(f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else ""))
+        raise SettingsError(
+            f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
+        )
     return device

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class LeNetSizes:
-    """The workshop's CNN. ``conv``: channels of the two 5x5 convolutions, ``hidden``: the two fully connected layers."""
+    """``conv``: channels of the two 5x5 convolutions, ``hidden``: widths of the two hidden linear layers."""
 
     classes: int = 10
     channels: int = 3
@@ -21,7 +21,7 @@ class LeNetSizes:
 
 
 class LeNet(nn.Module):
-    """conv 5x5, ReLU, max-pool 2, twice; then three linear layers. Pixels are scaled to [-1, 1] inside."""
+    """The workshop's CNN: conv 5x5, ReLU, max-pool 2, twice; three linear layers. Scales pixels to [-1, 1] itself."""
 
     def __init__(self, sizes: LeNetSizes) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LeNet(nn.Module):
 
 @dataclass(frozen=True)
 class DigitNetSizes:
-    """The judge of generated digits. ``conv``: channels of the two pairs of 3x3 convolutions, ``features``: the width judged on."""
+    """``conv``: channels of the two pairs of 3x3 convolutions, ``features``: the width that is judged on."""
 
     classes: int = 10
     channels: int = 1

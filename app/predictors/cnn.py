@@ -53,11 +53,11 @@ class ImageClassifier:
                 f"the image has {image.width:,} x {image.height:,} pixels; allowed are {max_pixels:,} in all", "file"
             )
         try:
-            image = self._flatten(ImageOps.exif_transpose(image))
-            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+            flat = self._flatten(ImageOps.exif_transpose(image))
+            flat = flat.resize((self.side, self.side), Image.Resampling.BICUBIC)
         except Exception as error:
             raise NotAnImage(f"the {image.format} image is damaged: {error}", "file") from error
-        pixels = np.array(image, dtype=np.uint8).reshape(self.side, self.side, self.channels)
+        pixels = np.array(flat, dtype=np.uint8).reshape(self.side, self.side, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _flatten(self, image: Image.Image) -> Image.Image:
@@ -76,6 +76,10 @@ class ImageClassifier:
             logits = self.network(torch.stack(list(items)).to(self.device))
             answers: list[list[float]] = probabilities(logits).tolist()
         return answers
+
+    def rows(self, item: Tensor) -> int:
+        """How much of a batch an item takes."""
+        return 1
 
     def warm_up(self, rows: int) -> None:
         """Compute once alone and once in a full batch."""

@@ -30,7 +30,9 @@ class ImageSampler:
     def parse(self, count: int, label: str | None, seed: int) -> np.ndarray:
         """What to draw -> latents [count, latent]. Image i of a seed is the same for every count. Raises BadValue."""
         if label is not None and label not in self.labels:
-            allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
+            allowed = (
+                f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
+            )
             raise BadValue(f"label is {shown(label)}; {allowed}", "label")
         return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
@@ -40,6 +42,10 @@ class ImageSampler:
             latents = torch.from_numpy(np.concatenate(items)).to(self.device)
             pixels = self.network.pixels(latents).cpu().numpy()
         return np.split(pixels, np.cumsum([len(item) for item in items])[:-1])
+
+    def rows(self, item: np.ndarray) -> int:
+        """How much of a batch an item takes."""
+        return len(item)
 
     def warm_up(self, rows: int) -> None:
         """Compute once alone and once in a full batch."""

@@ -82,6 +82,10 @@ class SeriesForecaster:
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
         return NormalDist().inv_cdf(0.5 + level / 200) * deviation * item.scale
 
+    def rows(self, item: Series) -> int:
+        """How much of a batch an item takes."""
+        return 1
+
     def warm_up(self, rows: int) -> None:
         """Compute once alone and once in a full batch."""
         for count in (1, rows):

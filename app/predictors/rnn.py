@@ -16,7 +16,7 @@ PIECE = 256  # characters of prompts read in one step, so that a long one does n
 
 @dataclass(eq=False)
 class Continuation:
-    """One text under way. ``unread`` is what of the prompt is still to be read; the last character starts the drawing."""
+    """One text under way. ``unread`` is the rest of the prompt; its last character starts the drawing."""
 
     unread: list[int]
     state: Tensor
@@ -59,7 +59,9 @@ class TextContinuer:
     def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
         if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(card.vocabulary) != card.sizes["vocabulary"]:
-            raise StoreError(f"{version.label}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last")
+            raise StoreError(
+                f"{version.label}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last"
+            )
         self.card = card
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}

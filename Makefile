@@ -1,0 +1,51 @@
+# Each target makes its own virtual environment in .venv first, and again when pyproject.toml has changed.
+PYTHON ?= python3
+PORT ?= 8000
+HOST ?= 127.0.0.1
+BIN := .venv/bin
+# TORCH=cpu, TORCH=cu128 ...: which build of PyTorch to install; empty: the one your package index gives
+TORCH ?=
+INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
+
+.PHONY: help serve test check train data evaluate bench-training clean
+
+help: ## what there is to make
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+serve: .venv/serve ## the service on port 8000, or PORT=8111, with the networks of models_store/
+	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
+
+test: .venv/test ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/test ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+data: .venv/train ## fetch the training data into data/, or QUARTET_DATA_DIR
+	$(BIN)/python -m training.data
+
+train: .venv/train ## train and publish all networks, one after the other
+	$(BIN)/python -m training.cnn
+	$(BIN)/python -m training.rnn
+	$(BIN)/python -m training.lstm
+	$(BIN)/python -m training.cnn --preset digits
+	$(BIN)/python -m training.gan
+
+evaluate: .venv/train ## measure what lies in models_store/ again and compare with its cards
+	$(BIN)/python -m training.evaluate
+
+bench-training: .venv/train ## the workshop's training loops beside ours
+	$(BIN)/python -m benchmarks.training
+
+clean: ## remove the virtual environment and what tools leave behind
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
+
+.venv/serve: EXTRA :=
+.venv/train: EXTRA := [train]
+.venv/test: EXTRA := [test]
+.venv/serve .venv/train .venv/test: pyproject.toml
+	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
+	@$(INSTALL) -e ".$(EXTRA)"
+	@touch $@

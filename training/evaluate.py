@@ -1,0 +1,68 @@
+"""Measure what lies in ``models_store/`` again, with the code that serves it, and compare with the cards.
+
+    python -m training.evaluate [--store DIR] [NAME ...]
+
+Ends with status 1 when a figure is off by more than its rounding, or the data are not those of the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app import store
+from app.predictors import PREDICTORS
+from training import cnn, gan, lstm, rnn
+from training.gan import load_judge
+
+
+def measure(version: store.Version, models: Path, device: str) -> dict[str, Any]:
+    """All metrics of a version, from its stored weights."""
+    predictor: Any = PREDICTORS[version.card.task](version, torch.device(device))
+    if version.card.task == "sample":
+        return gan.evaluate(predictor, load_judge(models, device))
+    return {"classify": cnn, "continue": rnn, "forecast": lstm}[version.card.task].evaluate(predictor)
+
+
+def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
+    """A line for each figure; those that differ by more than one of their last digit end in a cross."""
+    lines = []
+    for name in sorted(card.metrics.keys() | measured.keys()):
+        if name not in card.metrics or name not in measured:
+            lines.append(f"  {name:34} {'on the card only' if name in card.metrics else 'not on the card'} ✗")
+            continue
+        stated, now = card.metrics[name].value, measured[name]["value"]
+        decimals = card.metrics[name].decimals
+        same = abs(stated - now) <= 1.01 * 10**-decimals
+        lines.append(f"  {name:34} {stated:.{decimals}f}  measured {now:.{decimals}f} {'✓' if same else '✗'}")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models to measure (default: all)")
+    parser.add_argument("--store", type=Path, default=Path("models_store"))
+    parser.add_argument("--device", default="cpu")
+    chosen = parser.parse_args(argv)
+    wrong = found = 0
+    for name, number in store.versions(chosen.store):
+        if chosen.names and name not in chosen.names:
+            continue
+        found += 1
+        version = store.read(chosen.store, name, number)
+        lines = compare(version.card, measure(version, chosen.store, chosen.device))
+        wrong += sum(line.endswith("✗") for line in lines)
+        print(f"{name}@{number}", *lines, sep="\n", flush=True)
+    if not found:
+        parser.error(f"nothing to measure in {chosen.store}")
+    print(f"{wrong} figures are off" if wrong else f"all figures of {found} versions are as their cards say")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
