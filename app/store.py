@@ -128,17 +128,23 @@ def versions(store: Path) -> Iterator[tuple[str, int]]:
             yield from ((folder.name, number) for number in sorted(numbers))
 
 
-def read_card(folder: Path) -> Card:
-    """The card of a version. Raises StoreError."""
-    path = f"{folder.parent.name}/{folder.name}/{CARD}"
+def parse_card(content: bytes, path: str) -> Card:
+    """A card from its text; ``path`` is how sentences name it. Raises StoreError."""
     try:
-        card = Card.model_validate_json((folder / CARD).read_bytes())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+        return Card.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise StoreError(f"{path}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a version. Raises StoreError."""
+    path = f"{folder.parent.name}/{folder.name}/{CARD}"
+    try:
+        card = parse_card((folder / CARD).read_bytes(), path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     for key, found, expected in (("name", card.name, folder.parent.name), ("version", str(card.version), folder.name)):
         if found != expected:
             raise StoreError(f"{path}: {key} is {found!r}, expected {expected!r} as in the path")
@@ -198,12 +204,14 @@ def publish(
     while True:
         number = max((number for known, number in versions(store) if known == name), default=0) + 1
         whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        text = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
+        parse_card(text, f"the card of {name!r}")  # before a name becomes a path
         scratch = Path(tempfile.mkdtemp(prefix=".publish-", dir=store))
         try:
             folder = scratch / name / str(number)
             folder.mkdir(parents=True)
             (folder / WEIGHTS).write_bytes(weights)
-            (folder / CARD).write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            (folder / CARD).write_bytes(text)
             for file, source in (files or {}).items():
                 shutil.copyfile(source, folder / file)
             read(scratch, name, number).network()

@@ -56,6 +56,7 @@ class Batcher(Generic[Item, Answer]):
         self._batch_rows = batch_rows
         self._queue_rows = queue_rows
         self._queue: deque[Entry[Item, Answer]] = deque()
+        self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
         self._closed = False
@@ -94,7 +95,8 @@ class Batcher(Generic[Item, Answer]):
     async def _drain(self) -> None:
         try:
             while self._queue:
-                await self._run(self._take())
+                self._running = self._take()
+                await self._run(self._running)
         finally:
             self._draining = None
 
@@ -147,8 +149,9 @@ class Batcher(Generic[Item, Answer]):
         self._closed = True
         if self._draining:
             await asyncio.wait([self._draining], timeout=seconds)
-        while self._queue:
-            _fail(self._queue.popleft().answer, NotReady(f"{self.name} stopped before it could answer"))
+        for entry in (*self._running, *self._queue):
+            _fail(entry.answer, NotReady(f"{self.name} stopped before it could answer"))
+        self._queue.clear()
 
 
 def _fail(answer: asyncio.Future[Any], error: Exception) -> None:

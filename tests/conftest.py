@@ -1,0 +1,127 @@
+"""What the tests share: tiny real networks in a store of their own, and the real service on a free port."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+
+from app import store
+from app.main import create_app
+from app.networks import KINDS, build
+from app.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "tests" / "images"
+VOCABULARY = [*"\n abcdefghij", store.UNKNOWN]
+
+TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "tiny-cnn": ("classify", "lenet", {"conv": [2, 3], "hidden": [8, 8]}, {"labels": list("abcdefghij")}),
+    "tiny-rnn": (
+        "continue",
+        "character-rnn",
+        {"vocabulary": len(VOCABULARY), "hidden": 8},
+        {"vocabulary": VOCABULARY},
+    ),
+    "tiny-lstm": ("forecast", "series-lstm", {"window": 10, "hidden": 4}, {"residuals": [0.1, 0.2, 0.3]}),
+    "tiny-gan": ("sample", "gan-generator", {"latent": 4, "hidden": [8]}, {}),
+}
+
+
+def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A card as the trainings write it."""
+    return {
+        "name": name,
+        "task": task,
+        "title": "untrained, for tests",
+        "kind": kind,
+        "sizes": asdict(KINDS[kind][1](**sizes)),
+        "inputs": [],
+        "outputs": [],
+        "metrics": {},
+        "data": {},
+        "seed": 0,
+        "command": "none",
+        "commit": "none",
+        "versions": {"torch": torch.__version__},
+        "hardware": "none",
+        "minutes": 0.0,
+        "created": "2026-01-01T00:00:00+00:00",
+        "notes": "",
+        **more,
+    }
+
+
+def publish_tiny(folder: Path, name: str) -> store.Version:
+    """One more version of a tiny network, with weights of its own."""
+    task, kind, sizes, more = TINY[name]
+    torch.manual_seed(len(list(store.versions(folder))) if folder.exists() else 0)
+    return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
+
+
+@pytest.fixture
+def tiny_store(tmp_path: Path) -> Path:
+    """A store with one tiny network for each task."""
+    for name in TINY:
+        publish_tiny(tmp_path / "store", name)
+    return tmp_path / "store"
+
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The service as it is, behind a real socket, and a client of it."""
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False))
+    started = threading.Event()
+    startup = server.startup
+
+    async def told(*arguments: Any, **named: Any) -> None:
+        await startup(*arguments, **named)
+        started.set()
+
+    server.startup = told  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(60), "the service did not start"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+@pytest.fixture
+def serve(tiny_store: Path) -> Serve:
+    """Start the service on the tiny store, with other settings where given."""
+    return lambda **settings: serving(Settings(**{"store": tiny_store, "threads": 1, **settings}))
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[httpx.Client]:
+    """The service with the networks of this repository."""
+    with serving(Settings(store=ROOT / "models_store", threads=1)) as client:
+        yield client
+
+
+def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
+    """A picture of noise in a format and mode."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(0).integers(0, 256, (*reversed(size), channels), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise.squeeze(-1) if channels == 1 else noise, mode=None).convert(mode).save(file, kind, **options)
+    return file.getvalue()

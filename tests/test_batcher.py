@@ -1,0 +1,228 @@
+"""The batcher: no timer, rows not requests, one guilty item, bounded, nobody forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from app.engine.batcher import Batcher
+from app.engine.lane import Lane
+from app.errors import InferenceFailed, NotReady, Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Seen:
+    """A watch that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.refusals = 0
+        self.failures: list[Exception] = []
+        self.waits: list[float] = []
+
+    def waited(self, model: str, seconds: float) -> None:
+        self.waits.append(seconds)
+
+    def computed(self, model: str, rows: int, seconds: float) -> None:
+        self.batches.append(rows)
+
+    def refused(self, model: str) -> None:
+        self.refusals += 1
+
+    def failed(self, model: str, error: Exception) -> None:
+        self.failures.append(error)
+
+
+class Gate:
+    """A network that doubles numbers, once it is let. A negative number is the guilty input."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def predict(self, items: Sequence[int]) -> list[int]:
+        self.entered.set()
+        assert self.open.wait(10)
+        self.batches.append(list(items))
+        if min(items) < 0:
+            raise ValueError("negative")
+        return [2 * item for item in items]
+
+    async def busy(self) -> None:
+        """Wait until the network is computing."""
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    lane = Lane("test")
+    yield lane
+    lane.close()
+
+
+def batcher(gate: Gate, lane: Lane, seen: Seen | None = None, batch_rows: int = 4, queue_rows: int = 8) -> Any:
+    return Batcher("m", gate.predict, lambda item: 1, lane, seen or Seen(), batch_rows, queue_rows)
+
+
+async def start(*coroutines: Any) -> list[asyncio.Task[Any]]:
+    """Run each up to its first wait, in order."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_idle_means_instant_and_busy_means_full(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    first = await start(engine.submit([1]))
+    await gate.busy()
+    rest = await start(*(engine.submit([i]) for i in range(2, 8)))
+    gate.open.set()
+    assert await asyncio.gather(*first, *rest) == [[2 * i] for i in range(1, 8)]
+    assert gate.batches == [[1], [2, 3, 4, 5], [6, 7]]
+
+
+async def test_limits_count_rows_and_a_larger_item_goes_alone(lane: Lane) -> None:
+    gate = Gate()
+    engine: Any = Batcher("m", gate.predict, lambda item: item, lane, Seen(), batch_rows=4, queue_rows=99)
+    first = await start(engine.submit([1]))
+    await gate.busy()
+    rest = await start(*(engine.submit([rows]) for rows in (3, 2, 9, 1, 1)))
+    gate.open.set()
+    await asyncio.gather(*first, *rest)
+    assert gate.batches == [[1], [3], [2], [9], [1, 1]]
+
+
+async def test_only_the_guilty_item_gets_the_error(lane: Lane) -> None:
+    gate, seen = Gate(), Seen()
+    engine = batcher(gate, lane, seen)
+    first = await start(engine.submit([1]))
+    await gate.busy()
+    rest = await start(engine.submit([2]), engine.submit([-3]), engine.submit([4]))
+    gate.open.set()
+    answers = await asyncio.gather(*first, *rest, return_exceptions=True)
+    assert [answers[i] for i in (0, 1, 3)] == [[2], [4], [8]]
+    assert isinstance(answers[2], InferenceFailed)
+    assert len(seen.failures) == 1
+    assert await engine.submit([5]) == [10]
+
+
+async def test_a_wrong_number_of_answers_fails_the_callers_and_not_the_engine(lane: Lane) -> None:
+    right = threading.Event()
+
+    def predict(items: Sequence[int]) -> list[int]:
+        return list(items) if right.is_set() else []
+
+    engine: Any = Batcher("m", predict, lambda item: 1, lane, Seen(), 4, 8)
+    with pytest.raises(InferenceFailed):
+        await engine.submit([1, 2])
+    right.set()
+    assert await engine.submit([1, 2]) == [1, 2]
+
+
+async def test_a_full_queue_refuses_exactly_the_surplus_and_says_when_to_come_back(lane: Lane) -> None:
+    gate, seen = Gate(), Seen()
+    engine = batcher(gate, lane, seen, queue_rows=8)
+    first = await start(engine.submit([0]))
+    await gate.busy()
+    rest = await start(*(engine.submit([i]) for i in range(1, 12)))
+    refused = [task for task in rest if task.done()]
+    assert refused == rest[8:]
+    for task in refused:
+        error = task.exception()
+        assert isinstance(error, Overloaded)
+        assert error.headers() == {"retry-after": "1"}
+    gate.open.set()
+    assert await asyncio.gather(*first, *rest[:8]) == [[2 * i] for i in range(9)]
+    assert seen.refusals == 3
+
+
+async def test_a_request_is_queued_whole_or_not_at_all(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane, queue_rows=4)
+    tasks = await start(engine.submit([0]))
+    await gate.busy()
+    tasks += await start(engine.submit([1, 2, 3]), engine.submit([4, 5]), engine.submit([6]))
+    gate.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[i] for i in (0, 1, 3)] == [[0], [2, 4, 6], [12]]
+    assert isinstance(answers[2], Overloaded)
+
+
+async def test_an_abandoned_item_is_not_computed(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    tasks = await start(engine.submit([1]))
+    await gate.busy()
+    tasks += await start(engine.submit([2]), engine.submit([3]))
+    tasks[1].cancel()
+    gate.open.set()
+    assert await asyncio.gather(tasks[0], tasks[2]) == [[2], [6]]
+    assert gate.batches == [[1], [3]]
+
+
+async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
+    gate, other = Gate(), Gate()
+    order: list[str] = []
+
+    def note(name: str, predict: Any) -> Any:
+        return lambda items: (predict(items), order.append(name))[0]
+
+    busy: Any = Batcher("busy", note("busy", gate.predict), lambda item: 1, lane, Seen(), 1, 99)
+    idle: Any = Batcher("idle", note("idle", other.predict), lambda item: 1, lane, Seen(), 1, 99)
+    other.open.set()
+    tasks = await start(*(busy.submit([i]) for i in range(5)))
+    await gate.busy()
+    tasks += await start(idle.submit([1]))
+    gate.open.set()
+    await asyncio.gather(*tasks)
+    assert order.index("idle") == 1
+
+
+async def test_stopping_finishes_what_waits_and_refuses_what_comes(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    tasks = await start(engine.submit([1]))
+    await gate.busy()
+    tasks += await start(engine.submit([2]), engine.close(10))
+    with pytest.raises(NotReady):
+        await engine.submit([3])
+    gate.open.set()
+    assert await asyncio.gather(*tasks) == [[2], [4], None]
+
+
+async def test_stopping_tells_those_whom_a_hung_network_leaves_waiting(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    tasks = await start(engine.submit([1]))
+    await gate.busy()
+    tasks += await start(engine.submit([2]))
+    await engine.close(0.01)
+    gate.open.set()
+    for answer in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(answer, NotReady)
+
+
+async def test_the_lane_tells_how_long_it_has_not_answered(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    assert lane.unanswered() < 0.01
+    tasks = await start(engine.submit([1]))
+    await gate.busy()
+    before = lane.unanswered()
+    await asyncio.to_thread(threading.Event().wait, 0.05)
+    assert lane.unanswered() >= before + 0.05
+    gate.open.set()
+    await asyncio.gather(*tasks)
+    assert lane.unanswered() < 0.01

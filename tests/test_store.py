@@ -1,0 +1,135 @@
+"""The store: whole versions or none, and a sentence for each that is broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, publish_tiny, tiny_card
+from safetensors.torch import load_file, save_file
+
+from app import store
+from app.networks import KINDS, build
+
+
+def rewrite_card(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / store.CARD).read_text())
+    card.update(changes)
+    (folder / store.CARD).write_text(json.dumps({key: value for key, value in card.items() if value != "drop"}))
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Other weights with a right hash on the card: only their content is wrong."""
+    tensors = load_file(folder / store.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / store.WEIGHTS)
+    digest = hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest()
+    rewrite_card(folder, weights_sha256=digest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_loaded_is_what_was_published(kind: str, tmp_path: Path) -> None:
+    task = {"lenet": "classify", "digit-net": "classify", "character-rnn": "continue", "series-lstm": "forecast"}
+    sizes = {"vocabulary": 5} if kind == "character-rnn" else {}
+    network = build(kind, sizes)
+    card = tiny_card("one", task.get(kind, "sample"), kind, sizes, {})
+    store.publish(tmp_path, card, network.state_dict())
+    loaded = store.read(tmp_path, "one", 1).network()
+    assert loaded.sizes == type(loaded.sizes)(**json.loads((tmp_path / "one" / "1" / "card.json").read_text())["sizes"])
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[key])
+
+
+def test_versions_count_up_and_the_first_of_a_task_is_its_default(tmp_path: Path) -> None:
+    assert [publish_tiny(tmp_path, "tiny-gan").card.version for _ in range(3)] == [1, 2, 3]
+    assert list(store.versions(tmp_path)) == [("tiny-gan", 1), ("tiny-gan", 2), ("tiny-gan", 3)]
+    assert store.defaults(tmp_path) == {"sample": "tiny-gan"}
+
+
+def test_a_version_that_would_be_broken_is_not_published(tmp_path: Path) -> None:
+    task, kind, sizes, more = TINY["tiny-gan"]
+    tensors = build(kind, sizes).state_dict()
+    tensors["layers.0.bias"][0] = torch.nan
+    with pytest.raises(store.StoreError, match=r"layers\.0\.bias.* has 1 values that are not finite"):
+        store.publish(tmp_path, tiny_card("tiny-gan", task, kind, sizes, more), tensors)
+    with pytest.raises(store.StoreError, match="name: .*found '../up'"):
+        store.publish(tmp_path, tiny_card("../up", task, kind, sizes, more), build(kind, sizes).state_dict())
+    assert list(tmp_path.iterdir()) == []
+
+
+BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+    ("no card", lambda folder: (folder / "card.json").unlink(), r"tiny-gan/1/card\.json cannot be read: No such file"),
+    ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors cannot be read"),
+    ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"card\.json: the file: Invalid JSON"),
+    ("weights cut", lambda folder: os.truncate(folder / "model.safetensors", 100), "sha256 is .*, expected .* on the card"),
+    ("unknown key", lambda folder: rewrite_card(folder, colour="red"), "colour: Extra inputs are not permitted, found 'red'"),
+    ("missing key", lambda folder: rewrite_card(folder, seed="drop"), "seed: Field required"),
+    ("other name", lambda folder: rewrite_card(folder, name="other"), "name is 'other', expected 'tiny-gan'"),
+    ("other version", lambda folder: rewrite_card(folder, version=7), "version is '7', expected '1'"),
+    ("unknown kind", lambda folder: rewrite_card(folder, kind="gru"), "kind is 'gru', expected one of lenet"),
+    ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), "sizes {'depth': 3} do not make a gan"),
+    ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
+     r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)"),
+    ("NaN", lambda folder: rewrite_weights(folder, lambda t: t["layers.0.bias"].fill_(torch.nan)), "8 values that are not finite"),
+    ("one tensor less", lambda folder: rewrite_weights(folder, lambda t: t.pop("layers.0.bias")), "none: it is missing"),
+    ("one tensor more", lambda folder: rewrite_weights(folder, lambda t: t.update(more=torch.ones(1))), "no such tensor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "sentence"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
+def test_a_broken_version_is_refused_with_what_is_wrong(
+    damage: Callable[[Path], object], sentence: str, tmp_path: Path
+) -> None:
+    folder = publish_tiny(tmp_path, "tiny-gan").folder
+    damage(folder)
+    with pytest.raises(store.StoreError, match=sentence):
+        store.read(tmp_path, "tiny-gan", 1).network()
+
+
+def test_a_pickle_in_place_of_the_weights_is_not_opened(tmp_path: Path) -> None:
+    folder = publish_tiny(tmp_path, "tiny-gan").folder
+    torch.save({"layers.0.bias": torch.ones(8)}, folder / store.WEIGHTS)
+    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
+    with pytest.raises(store.StoreError, match="not a safetensors file"):
+        store.read(tmp_path, "tiny-gan", 1)
+
+
+def test_leftovers_of_a_killed_publisher_are_not_versions(tmp_path: Path) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    shutil.copytree(tmp_path / "tiny-gan", tmp_path / ".publish-x" / "tiny-gan")
+    (tmp_path / "tiny-gan" / "latest").mkdir()
+    (tmp_path / "tiny-gan" / "02").mkdir()
+    assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
+
+
+PUBLISHER = """
+import sys; sys.path[:0] = ["tests", "."]
+from pathlib import Path
+from conftest import publish_tiny
+for _ in range(3): publish_tiny(Path(sys.argv[1]), "tiny-gan")
+"""
+
+
+def test_publishers_side_by_side_get_versions_of_their_own(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", PUBLISHER, str(tmp_path)]] * 2
+    processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [number for _, number in store.versions(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    for _, number in store.versions(tmp_path):
+        store.read(tmp_path, "tiny-gan", number).network()
+
+
+def test_the_shipped_store_is_whole() -> None:
+    found = [store.read(ROOT / "models_store", *version) for version in store.versions(ROOT / "models_store")]
+    assert {version.card.task for version in found} == {"classify", "continue", "forecast", "sample"}
+    for version in found:
+        version.network()
+    assert set(store.defaults(ROOT / "models_store").values()) <= {version.card.name for version in found}

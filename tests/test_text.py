@@ -1,0 +1,201 @@
+"""Continuous batching: texts join and leave at every step, and a crowd changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import publish_tiny
+from test_batcher import Seen, anyio_backend, start  # noqa: F401
+
+from app.engine.lane import Lane
+from app.engine.text import TextEngine
+from app.errors import InferenceFailed, NotReady, Overloaded
+from app.predictors.rnn import TextContinuer, choose
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass(eq=False)
+class Count:
+    """A text that is finished after so many steps; a guilty one fails at its third."""
+
+    steps: int
+    guilty: bool = False
+    done: int = 0
+
+    @property
+    def finished(self) -> bool:
+        return self.done >= self.steps
+
+
+@dataclass
+class Stepper:
+    """Steps such texts, each step only when it is let."""
+
+    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    sizes: list[int] = field(default_factory=list)
+
+    def step(self, texts: Sequence[Count]) -> None:
+        assert self.turns.acquire(timeout=10)
+        if any(text.guilty and text.done == 2 for text in texts):
+            raise ValueError("guilty")
+        for text in texts:
+            text.done += 1
+        self.sizes.append(len(texts))
+
+
+@pytest.fixture
+async def lane() -> AsyncIterator[Lane]:
+    lane = Lane("test")
+    yield lane
+    lane.close()
+
+
+def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
+    return TextEngine("m", stepper.step, lane, seen or Seen(), rows, queue_rows)
+
+
+async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane)
+    long, short, waiting = await start(*(engine.submit([Count(steps)]) for steps in (9, 2, 3)))
+    stepper.turns.release(2)
+    await short
+    assert not long.done()
+    stepper.turns.release(3)
+    await waiting
+    assert not long.done()
+    stepper.turns.release(99)
+    await long
+    assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1, 1, 1]
+
+
+async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=1)
+    gone, waiting = await start(engine.submit([Count(10**9)]), engine.submit([Count(1)]))
+    await asyncio.sleep(0)  # its first step has begun
+    gone.cancel()
+    stepper.turns.release(2)
+    await waiting
+    assert sum(stepper.sizes) == 2
+
+
+async def test_only_the_guilty_text_gets_the_error(lane: Lane) -> None:
+    stepper, seen = Stepper(), Seen()
+    stepper.turns.release(999)
+    engine = engine_of(stepper, lane, rows=3, seen=seen)
+    texts = [Count(5), Count(5, guilty=True), Count(5)]
+    answers = await asyncio.gather(*(engine.submit([text]) for text in texts), return_exceptions=True)
+    assert isinstance(answers[1], InferenceFailed)
+    assert [texts[0].done, texts[2].done] == [5, 5]
+    assert len(seen.failures) == 1
+
+
+async def test_a_full_queue_refuses_exactly_the_surplus(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=2, queue_rows=4)
+    running = await start(engine.submit([Count(1)]), engine.submit([Count(1)]))
+    await asyncio.sleep(0)
+    waiting = await start(*(engine.submit([Count(1)]) for _ in range(7)))
+    assert [task.done() for task in waiting] == [False] * 4 + [True] * 3
+    for task in waiting[4:]:
+        error = task.exception()
+        assert isinstance(error, Overloaded)
+        assert error.retry_after >= 1
+    stepper.turns.release(99)
+    await asyncio.gather(*running, *waiting[:4])
+
+
+async def test_stopping_finishes_or_tells_everybody(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=1)
+    tasks = await start(engine.submit([Count(1)]), engine.submit([Count(1)]), engine.close(10))
+    with pytest.raises(NotReady):
+        await engine.submit([Count(1)])
+    stepper.turns.release(2)
+    await asyncio.gather(*tasks)
+
+    other = engine_of(stepper, lane, rows=1)
+    tasks = await start(other.submit([Count(1)]), other.submit([Count(1)]))
+    await other.close(0.01)
+    stepper.turns.release(1)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(answer, NotReady) for answer in answers)
+
+
+async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: Lane) -> None:
+    """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
+    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    chance = random.Random(0)
+
+    def text(seed: int) -> Any:
+        chance.seed(seed)
+        prompt, _ = continuer.parse("".join(chance.choices("abc \nXé", k=chance.choice([0, 1, 5, 700]))))
+        temperature, top_k = chance.choice([0, 0.5, 1, 3]), chance.choice([None, 1, 4])
+        top_p, stop = chance.choice([None, 0.3, 0.9]), chance.choice([[], ["aa", "b"]])
+        return continuer.begin(prompt, chance.randint(1, 60), temperature, top_k, top_p, stop, seed)
+
+    alone = []
+    for seed in range(60):
+        one = text(seed)
+        while not one.finished:
+            continuer.step([one])
+        alone.append((one.text, one.finish_reason))
+
+    engine: Any = TextEngine("m", continuer.step, lane, Seen(), 8, 99)
+    tasks = []
+    for begin in range(0, 60, 3):
+        tasks += await start(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
+        await lane.run(lambda: None)
+    crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
+    assert crowd == alone
+    assert {reason for _, reason in crowd} == {"length", "stop"}
+
+
+def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list[int]:
+    """What the choice among such logits falls on for each uniform number."""
+    count = len(uniforms)
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
+    tensors = {name: torch.tensor([value] * count) for name, value in settings.items()}
+    rows = torch.tensor([logits] * count, dtype=torch.float64)
+    return choose(rows, uniform=torch.tensor(uniforms, dtype=torch.float64), **tensors).tolist()
+
+
+GRID = [(i + 0.5) / 1000 for i in range(1000)]
+LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().tolist()
+
+
+async def test_draws_follow_the_distribution() -> None:
+    shares = torch.tensor(drawn(LOGITS, GRID)).bincount(minlength=4) / 1000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=2e-3)
+
+
+async def test_temperature_sharpens_as_defined_and_zero_is_greedy() -> None:
+    shares = torch.tensor(drawn(LOGITS, GRID, temperature=0.5)).bincount(minlength=4) / 1000
+    expected = torch.tensor([0.01, 0.16, 0.04, 0.09]) / 0.3
+    assert torch.allclose(shares, expected, atol=2e-3)
+    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=0.0)) == {1}
+    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=1e-300)) == {1}
+
+
+async def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
+    assert set(drawn(LOGITS, GRID, top_k=1)) == {1}
+    shares = torch.tensor(drawn(LOGITS, GRID, top_k=2)).bincount(minlength=4) / 1000
+    assert torch.allclose(shares, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=2e-3)
+    assert set(drawn(LOGITS, GRID, top_p=0.39)) == {1}
+    assert set(drawn(LOGITS, GRID, top_p=0.41)) == {1, 3}
+    assert set(drawn(LOGITS, GRID, top_p=0.71)) == {1, 2, 3}
+    assert set(drawn(LOGITS, GRID, top_k=3, top_p=0.41)) == {1, 3}
+
+
+async def test_an_impossible_character_is_never_drawn() -> None:
+    assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
