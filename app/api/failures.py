@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -27,7 +28,7 @@ def bad_value(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) ->
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "one", "many", "str")]
     param = ".".join(part for part in place if "[" not in part) or None
-    kind, message = first["type"], first["msg"]
+    kind, message = first["type"], re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if kind == "json_invalid":
         return BadValue(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
     if kind == "extra_forbidden":

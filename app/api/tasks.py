@@ -34,7 +34,12 @@ Stop = Annotated[str, Field(min_length=1, max_length=100)]
 
 
 def _one_or_many(value: Any) -> str:
+    """Whether it is a series or a list of series."""
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
+
+
+def _text_or_list(value: Any) -> str:
+    return "many" if isinstance(value, list) else "one"
 
 
 class ClassifyQuery(BaseModel):
@@ -56,7 +61,13 @@ class Prompt(Body):
     temperature: float = Field(0.8, ge=0, le=10, description="0 takes the likeliest character each time")
     top_k: int | None = Field(None, ge=1, description="draw from so many of the likeliest characters only")
     top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest that have this probability")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = Field(None, description="where a text ends")
+    stop: (
+        Annotated[
+            Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=16), Tag("many")],
+            Discriminator(_text_or_list),
+        ]
+        | None
+    ) = Field(None, description="where a text ends: a string or a list of them; left out of the text")
     seed: Seed | None = Field(None, description="the same seed gives the same text")
     n: int = Field(1, ge=1, description="how many continuations; number i has the seed + i")
     model: Model = None

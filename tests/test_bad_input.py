@@ -1,0 +1,247 @@
+"""Bad input: a 4xx that names the field, what came and what is allowed; then a good request succeeds."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Serve, image_bytes
+from PIL import Image
+
+CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
+FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that announces many pixels in few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+PNG = image_bytes()
+TIFF = image_bytes("TIFF")
+IMAGES: list[tuple[str, bytes, int, str, str]] = [
+    ("empty", b"", 415, "file", "0 bytes"),
+    ("text", b"hello", 415, "file", "5 bytes are not an image; allowed are PNG, JPEG"),
+    ("half a png", PNG[: len(PNG) // 2], 415, "file", "the PNG image is damaged"),
+    ("half a jpeg", image_bytes("JPEG")[:1000], 415, "file", "the JPEG image is damaged"),
+    ("half a tiff", TIFF[: len(TIFF) // 2], 415, "file", ""),
+    ("garbage after the header", PNG[:40] + bytes(1000), 415, "file", ""),
+    ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "file", "not an image"),
+    ("pdf", b"%PDF-1.4 ...", 415, "file", "not an image"),
+    ("a pixel bomb", bomb(20_000, 20_000), 413, "file", "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
+    ("a wide bomb", bomb(2**31 - 1, 1), 413, "file", "2,147,483,647 x 1 pixels"),
+    ("no pixels", bomb(0, 0), 415, "file", ""),
+]  # fmt: skip
+
+LINE = [float(i % 7) for i in range(20)]
+JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
+    (CONTINUE, "temperature -1", '{"temperature": -1}', 400, "temperature", "is -1; it should be greater than or equal to 0"),
+    (CONTINUE, "temperature NaN", '{"temperature": NaN}', 400, "temperature", "nan; it should be a finite number"),
+    (CONTINUE, "temperature Infinity", '{"temperature": Infinity}', 400, "temperature", "inf"),
+    (CONTINUE, "temperature text", '{"temperature": "hot"}', 400, "temperature", "'hot'; it should be a valid number"),
+    (CONTINUE, "a number as text", '{"max_characters": "5"}', 400, "max_characters", "'5'; it should be a valid integer"),
+    (CONTINUE, "a fraction", '{"max_characters": 1.5}', 400, "max_characters", "1.5; it should be a valid integer"),
+    (CONTINUE, "no characters", '{"max_characters": 0}', 400, "max_characters", "is 0; it should be greater"),
+    (CONTINUE, "10^9 characters", '{"max_characters": 1000000000}', 400, "max_characters", "less than or equal to 4000"),
+    (CONTINUE, "10^400 characters", '{"max_characters": 1%s}' % ("0" * 400), 400, "max_characters", ""),
+    (CONTINUE, "1 MB prompt", json.dumps({"prompt": "a" * 10**6}), 400, "prompt", "at most 100000 characters"),
+    (CONTINUE, "prompt null", '{"prompt": null}', 400, "prompt", "None; it should be a valid string"),
+    (CONTINUE, "prompt list", '{"prompt": ["a"]}', 400, "prompt", "valid string"),
+    (CONTINUE, "half a surrogate", '{"prompt": "\\ud800"}', 400, None, "the body is not JSON"),
+    (CONTINUE, "top_k 0", '{"top_k": 0}', 400, "top_k", "is 0"),
+    (CONTINUE, "top_p 0", '{"top_p": 0}', 400, "top_p", "is 0; it should be greater than 0"),
+    (CONTINUE, "top_p 2", '{"top_p": 2}', 400, "top_p", "is 2; it should be less than or equal to 1"),
+    (CONTINUE, "empty stop", '{"stop": ""}', 400, "stop", "at least 1 character"),
+    (CONTINUE, "stop number", '{"stop": 3}', 400, "stop", "is 3"),
+    (CONTINUE, "17 stops", json.dumps({"stop": ["x"] * 17}), 400, "stop", "at most 16"),
+    (CONTINUE, "n 0", '{"n": 0}', 400, "n", "is 0"),
+    (CONTINUE, "n 10^9", '{"n": 1000000000}', 400, "n", "less than or equal to 16"),
+    (CONTINUE, "seed -1", '{"seed": -1}', 400, "seed", "is -1"),
+    (CONTINUE, "seed 2^53", '{"seed": 9007199254740992}', 400, "seed", "less than 9007199254740992"),
+    (CONTINUE, "unknown field", '{"promt": "a"}', 400, "promt", "there is no field 'promt'; there are: prompt, max_characters"),
+    (CONTINUE, "wrong model", '{"model": "tiny-gan"}', 400, "model", "for that there are: tiny-rnn"),
+    (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "there are: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
+    (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "there are: tiny-rnn@1"),
+    (CONTINUE, "hostile version", '{"model": "tiny-rnn@²"}', 404, "model", "tiny-rnn@1"),
+    (CONTINUE, "hostile model", '{"model": "../../etc/passwd"}', 404, "model", "is not served here"),
+    (CONTINUE, "wrong JSON", '{"prompt": ', 400, None, "the body is not JSON: EOF"),
+    (CONTINUE, "a list", "[1, 2]", 400, None, "the body is [1, 2]; it should be an object"),
+    (CONTINUE, "not UTF-8", b'{"prompt": "\xff"}', 400, None, "the body is not JSON"),
+    (CONTINUE, "250,000 brackets", "[" * 250_000, 400, None, "the body is not JSON"),
+    (CONTINUE, "250,000 objects", '{"a":' * 250_000, 400, None, ""),
+    (FORECAST, "no values", "{}", 400, "values", "values is missing"),
+    (FORECAST, "empty body", "", 400, "values", "values is missing"),
+    (FORECAST, "too short", json.dumps({"values": LINE[:9]}), 400, "values", "has 9 values; tiny-lstm needs at least 10"),
+    (FORECAST, "empty series", '{"values": []}', 400, "values", "has 0 values"),
+    (FORECAST, "an empty one of two", json.dumps({"values": [LINE, []]}), 400, "values.1", "has 0 values"),
+    (FORECAST, "only missing", json.dumps({"values": [None] * 20}), 400, "values", "only missing values"),
+    (FORECAST, "NaN", json.dumps({"values": [*LINE, float("nan")]}), 400, "values.20", "nan; it should be a finite"),
+    (FORECAST, "Infinity", json.dumps({"values": [*LINE, float("inf")]}), 400, "values.20", "inf"),
+    (FORECAST, "1e400", '{"values": [1e400]}', 400, "values.0", "inf"),
+    (FORECAST, "1e301", '{"values": [1e301]}', 400, "values.0", "less than or equal to 1e+300"),
+    (FORECAST, "a string", json.dumps({"values": [*LINE, "7"]}), 400, "values.20", "'7'; it should be a valid number"),
+    (FORECAST, "a boolean", json.dumps({"values": [*LINE, True]}), 400, "values.20", "True"),
+    (FORECAST, "mixed depths", json.dumps({"values": [1.0, LINE]}), 400, "values.1", "it should be a valid number"),
+    (FORECAST, "three deep", json.dumps({"values": [[LINE]]}), 400, "values.0.0", "it should be a valid number"),
+    (FORECAST, "horizon 0", json.dumps({"values": LINE, "horizon": 0}), 400, "horizon", "is 0"),
+    (FORECAST, "horizon 10^9", json.dumps({"values": LINE, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
+    (FORECAST, "level 100", json.dumps({"values": LINE, "levels": [100]}), 400, "levels.0", "less than 100"),
+    (FORECAST, "level 0", json.dumps({"values": LINE, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
+    (FORECAST, "a season", json.dumps({"values": LINE, "seasonality": 7}), 400, "seasonality", "leave it out"),
+    (FORECAST, "65 series", json.dumps({"values": [LINE] * 65}), 400, "values", "has 65 series; allowed are 64"),
+    (FORECAST, "long series", json.dumps({"values": [0] * 100_001}), 400, "values", "100,001 values; allowed are 100,000"),
+    (SAMPLE, "count 0", '{"count": 0}', 400, "count", "is 0"),
+    (SAMPLE, "count 10^9", '{"count": 1000000000}', 400, "count", "less than or equal to 1024"),
+    (SAMPLE, "unknown label", '{"label": "cat"}', 400, "label", "'cat'; tiny-gan draws without labels"),
+    (SAMPLE, "label number", '{"label": 7}', 400, "label", "is 7; it should be a valid string"),
+    (SAMPLE, "seed text", '{"seed": "x"}', 400, "seed", "'x'"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    from conftest import TINY, publish_tiny, serving
+
+    from app.settings import Settings
+
+    folder = tmp_path_factory.mktemp("tiny") / "store"
+    for name in TINY:
+        publish_tiny(folder, name)
+    with serving(Settings(store=folder, threads=1, max_body_bytes=4 * 2**20)) as client:
+        yield client
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
+    """The answer has the one shape of an error, and says what it should."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    error = answer.json()["error"]
+    assert sorted(error) == ["code", "message", "param", "type"]
+    assert error["param"] == param, error
+    assert sentence in error["message"]
+    assert "Traceback" not in error["message"]
+    assert len(error["message"]) < 600
+
+
+def still_serves(client: httpx.Client) -> None:
+    assert client.post(CLASSIFY, content=PNG).status_code == 200
+    assert client.post(CONTINUE, json={"prompt": "abc", "max_characters": 3}).status_code == 200
+    assert client.post(FORECAST, json={"values": LINE}).status_code == 200
+    assert client.post(SAMPLE, json={"count": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("row", JSON, ids=[f"{row[0].split('/')[-1]}: {row[1]}" for row in JSON])
+def test_a_bad_body_is_refused(service: httpx.Client, row: Any) -> None:
+    path, _, content, status, param, sentence = row
+    refused(service.post(path, content=content), status, param, sentence)
+    still_serves(service)
+
+
+@pytest.mark.parametrize("row", IMAGES, ids=[row[0] for row in IMAGES])
+def test_a_bad_image_is_refused(service: httpx.Client, row: Any) -> None:
+    _, content, status, param, sentence = row
+    for answer in (
+        service.post(CLASSIFY, content=content, headers={"content-type": "image/png"}),
+        service.post(CLASSIFY, files={"file": ("a.png", content)}),
+        service.post(CLASSIFY, files=[("file", ("good.png", PNG)), ("file", ("a.png", content))]),
+    ):
+        refused(answer, status, param, sentence)
+    still_serves(service)
+
+
+def test_a_bad_form_is_refused(service: httpx.Client) -> None:
+    files = [("file", (f"{i}.png", PNG)) for i in range(17)]
+    refused(service.post(CLASSIFY, files=files), 400, None, "Too many files. Maximum number of files is 16")
+    refused(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    text = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nhello\r\n--x--\r\n'
+    refused(service.post(CLASSIFY, content=text, headers=form), 400, "file", "is the text 'hello'")
+    refused(service.post(CLASSIFY, content=b"--x--\r\n", headers=form), 400, "file", "file is missing")
+    for broken, boundary in ((text[:40], "x"), (b"nonsense", "x"), (text, "y"), (text, "")):
+        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+        assert service.post(CLASSIFY, content=broken, headers=headers).status_code == 400
+    assert service.post(CLASSIFY, content=text, headers={"content-type": "multipart/form-data"}).status_code == 400
+    still_serves(service)
+
+
+def test_bad_base64_is_refused(service: httpx.Client) -> None:
+    refused(service.post(CLASSIFY, json={"images": ["***"]}), 415, "images.0", "'***'; it should be an image file in base64")
+    refused(service.post(CLASSIFY, json={"images": []}), 400, "images", "at least 1 item")
+    refused(service.post(CLASSIFY, json={"images": ["eA=="] * 17}), 400, "images", "at most 16 items")
+    refused(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "file", "not an image")
+
+
+def test_bad_queries_are_refused(service: httpx.Client) -> None:
+    refused(service.post(f"{CLASSIFY}?top_k=0", content=PNG), 400, "top_k", "is '0'; it should be greater")
+    refused(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
+    refused(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
+    refused(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
+
+
+@pytest.mark.parametrize("path", [CLASSIFY, CONTINUE, FORECAST, SAMPLE])
+def test_a_body_over_the_limit_is_refused_with_and_without_its_length(service: httpx.Client, path: str) -> None:
+    announced = service.post(path, content=b" " * (4 * 2**20 + 1))
+    refused(announced, 413, None, "the body has 4,194,305 bytes; allowed are 4,194,304")
+    chunked = service.post(path, content=(b" " * 2**16 for _ in range(100)))
+    refused(chunked, 413, None, "more than 4,194,304 bytes")
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    form = service.post(path, content=(head if i == 0 else b" " * 2**16 for i in range(100)), headers=headers)
+    refused(form, 413, None, "more than 4,194,304 bytes")
+    still_serves(service)
+
+
+def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -> None:
+    refused(service.get(CLASSIFY), 405, None, "does not take GET; allowed: POST")
+    assert service.get(CLASSIFY).headers["allow"] == "POST"
+    refused(service.delete("/v1/models"), 405, None, "allowed: GET")
+    refused(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
+    refused(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
+    refused(service.get("/v1/models/tiny-cnn@3"), 404, "name", "there are: tiny-cnn")
+
+
+GOOD = [
+    ("PNG", "RGB", (32, 32)), ("PNG", "L", (7, 300)), ("PNG", "1", (40, 40)), ("PNG", "P", (33, 31)), ("PNG", "RGBA", (20, 20)),
+    ("PNG", "LA", (20, 20)), ("PNG", "I;16", (20, 20)), ("JPEG", "RGB", (640, 480)), ("JPEG", "L", (9, 9)),
+    ("JPEG", "CMYK", (30, 30)), ("WEBP", "RGBA", (50, 20)), ("GIF", "P", (16, 16)), ("BMP", "RGB", (5, 5)),
+    ("TIFF", "RGB", (32, 32)), ("TIFF", "CMYK", (32, 32)), ("TIFF", "F", (12, 12)), ("TIFF", "I", (12, 12)), ("PNG", "RGB", (1, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "mode", "size"), GOOD)
+def test_every_mode_and_size_is_read(service: httpx.Client, kind: str, mode: str, size: tuple[int, int]) -> None:
+    if mode in ("I;16", "F", "I"):
+        file = io.BytesIO()
+        Image.new(mode, size, 200).save(file, kind)
+        content = file.getvalue()
+    else:
+        content = image_bytes(kind, mode, size)
+    assert service.post(CLASSIFY, content=content).status_code == 200
+
+
+def test_odd_series_are_forecast(service: httpx.Client) -> None:
+    for values in ([5] * 20, [0] * 20, [1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], list(range(20))):
+        answer = service.post(FORECAST, json={"values": values, "horizon": 1000})
+        assert answer.status_code == 200, answer.text
+        (result,) = answer.json()["results"]
+        numbers = [*result["mean"], *result["intervals"]["95"]["lower"], *result["intervals"]["95"]["upper"]]
+        assert all(isinstance(number, float) for number in numbers)
+
+
+def test_requests_without_a_content_type_are_read(serve: Serve) -> None:
+    with serve() as client:
+        request = client.build_request("POST", CONTINUE, content=b'{"prompt": "a", "max_characters": 2}')
+        request.headers.pop("content-type", None)
+        assert client.send(request).status_code == 200

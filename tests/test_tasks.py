@@ -1,0 +1,231 @@
+"""The four native endpoints with the shipped networks, as callers use them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import random
+
+import httpx
+import numpy as np
+import pytest
+from conftest import IMAGES, Serve
+from PIL import Image
+
+SINE = [math.sin(20 / 999 * i) for i in range(1000)]
+
+
+def noisy(begin: int, end: int, seed: int = 0) -> list[float]:
+    """Part of the workshop's series, with noise of the test's own."""
+    noise = random.Random(seed)
+    return [value + noise.gauss(0, 0.2) for value in SINE[begin:end]]
+
+
+def picture(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def test_real_photos_are_named_in_a_form_as_bytes_and_in_json(shipped: httpx.Client) -> None:
+    files = sorted((IMAGES / "cifar10").glob("*.png"))
+    form = shipped.post("/v1/images/classify", files=[("file", (path.name, path.read_bytes())) for path in files])
+    answer = form.json()
+    assert (answer["model"], answer["version"]) == ("cifar10-lenet", 1)
+    assert [result["filename"] for result in answer["results"]] == [path.name for path in files]
+    right = [result["predictions"][0]["label"] == path.stem.split("-")[1] for result, path in
+             zip(answer["results"], files, strict=True)]  # fmt: skip
+    assert sum(right) >= 6  # ten images of a network that gets three of four right
+    first = files[0].read_bytes()
+    raw = shipped.post("/v1/images/classify", content=first, headers={"content-type": "image/png"}).json()
+    coded = shipped.post("/v1/images/classify", json={"images": [base64.b64encode(first).decode()]}).json()
+    expected = answer["results"][0]["predictions"]
+    for single in (raw, coded):
+        assert single["results"][0]["filename"] is None
+        for ours, theirs in zip(single["results"][0]["predictions"], expected, strict=True):
+            assert ours["label"] == theirs["label"]
+            assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-6)
+
+
+def test_probabilities_are_best_first_and_top_k_cuts_them(shipped: httpx.Client) -> None:
+    content = next((IMAGES / "cifar10").glob("*.png")).read_bytes()
+    (result,) = shipped.post("/v1/images/classify?top_k=10", content=content).json()["results"]
+    shares = [entry["probability"] for entry in result["predictions"]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1)
+    assert sorted(entry["index"] for entry in result["predictions"]) == list(range(10))
+    (cut,) = shipped.post("/v1/images/classify?top_k=2", content=content).json()["results"]
+    assert cut["predictions"] == result["predictions"][:2]
+
+
+def test_real_digits_are_read_by_the_judge(shipped: httpx.Client) -> None:
+    files = sorted((IMAGES / "mnist").glob("*.png"))
+    parts = [("file", (path.name, path.read_bytes())) for path in files]
+    answer = shipped.post("/v1/images/classify", params={"model": "mnist-judge", "top_k": 1}, files=parts).json()
+    assert [result["predictions"][0]["label"] for result in answer["results"]] == [
+        path.stem.split("-")[1] for path in files
+    ]
+
+
+def test_a_text_goes_on_and_its_seed_repeats_it(shipped: httpx.Client) -> None:
+    body = {"prompt": "ROMEO:", "max_characters": 120, "seed": 7}
+    answer = shipped.post("/v1/text/continue", json=body).json()
+    (result,) = answer["results"]
+    assert answer["model"] == "shakespeare-rnn"
+    assert len(result["text"]) == 120
+    assert (result["finish_reason"], result["seed"]) == ("length", 7)
+    assert shipped.post("/v1/text/continue", json=body).json() == answer
+    unseeded = shipped.post("/v1/text/continue", json={**body, "seed": None}).json()["results"][0]
+    repeated = shipped.post("/v1/text/continue", json={**body, "seed": unseeded["seed"]}).json()["results"][0]
+    assert unseeded == repeated
+
+
+def test_several_continuations_have_consecutive_seeds(shipped: httpx.Client) -> None:
+    body = {"prompt": "KING:", "max_characters": 30, "seed": 5, "n": 3}
+    results = shipped.post("/v1/text/continue", json=body).json()["results"]
+    assert [result["seed"] for result in results] == [5, 6, 7]
+    for result in results:
+        alone = shipped.post("/v1/text/continue", json={**body, "n": 1, "seed": result["seed"]}).json()["results"]
+        assert alone == [result]
+
+
+def test_a_stop_string_ends_the_text_and_is_left_out(shipped: httpx.Client) -> None:
+    body = {"prompt": "ROMEO:", "max_characters": 300, "seed": 1}
+    whole = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
+    stop = whole[20:23]
+    (result,) = shipped.post("/v1/text/continue", json={**body, "stop": stop}).json()["results"]
+    assert result["finish_reason"] == "stop"
+    assert result["text"] == whole[: whole.index(stop)]
+
+
+def test_unknown_characters_are_read_and_listed_and_never_written(shipped: httpx.Client) -> None:
+    answer = shipped.post("/v1/text/continue", json={"prompt": "Café 東é", "max_characters": 50, "seed": 1}).json()
+    assert answer["unknown_characters"] == sorted("é東")
+    assert not set(answer["results"][0]["text"]) & set("é東")
+
+
+def test_an_empty_prompt_starts_from_nothing(shipped: httpx.Client) -> None:
+    for body in ({}, {"prompt": ""}):
+        answer = shipped.post("/v1/text/continue", json={**body, "max_characters": 20, "seed": 1})
+        assert len(answer.json()["results"][0]["text"]) == 20
+
+
+def test_forecasts_follow_the_sine_and_their_intervals_hold_it(shipped: httpx.Client) -> None:
+    errors, inside = [], []
+    for begin in range(100, 900, 40):
+        body = {"values": noisy(begin - 100, begin, begin), "horizon": 50, "levels": [50, 95]}
+        answer = shipped.post("/v1/series/forecast", json=body).json()
+        (result,) = answer["results"]
+        errors += [mean - true for mean, true in zip(result["mean"], SINE[begin:], strict=False)]
+        bounds = [result["intervals"]["95"][side] for side in ("lower", "upper")]
+        actual = noisy(begin, begin + 50, -begin - 1)
+        inside += [lower <= value <= upper for lower, value, upper in zip(*[bounds[0], actual, bounds[1]], strict=True)]
+    assert math.sqrt(sum(error**2 for error in errors) / len(errors)) < 0.15
+    assert 0.9 < sum(inside) / len(inside) <= 1
+
+
+def test_intervals_are_nested_and_widen(shipped: httpx.Client) -> None:
+    body = {"values": noisy(0, 80), "horizon": 200, "levels": [95, 50, 80.5]}
+    (result,) = shipped.post("/v1/series/forecast", json=body).json()["results"]
+    assert list(result["intervals"]) == ["95", "50", "80.5"]
+    widths = {
+        level: np.subtract(bounds["upper"], bounds["lower"]) for level, bounds in result["intervals"].items()
+    }  # fmt: skip
+    assert (widths["50"] < widths["80.5"]).all()
+    assert (widths["80.5"] < widths["95"]).all()
+    for width in widths.values():
+        assert (np.diff(width) >= -1e-9).all()
+        assert width[-1] > width[0] * 1.5
+    assert result["median"] == result["mean"]
+
+
+def test_many_series_are_forecast_as_each_alone(shipped: httpx.Client) -> None:
+    series = [noisy(0, 60), noisy(100, 300), [5.0] * 70]
+    together = shipped.post("/v1/series/forecast", json={"values": series, "horizon": 9}).json()["results"]
+    for values, result in zip(series, together, strict=True):
+        (alone,) = shipped.post("/v1/series/forecast", json={"values": values, "horizon": 9}).json()["results"]
+        assert alone["mean"] == pytest.approx(result["mean"], rel=1e-9)
+    assert together[2]["mean"] == [5.0] * 9
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-9, 1.0, 1e9, 1e299])
+def test_any_scale_is_forecast(shipped: httpx.Client, factor: float) -> None:
+    values = [factor * (3 + math.sin(i / 5) + 0.1 * (i % 3)) for i in range(120)]
+    (result,) = shipped.post("/v1/series/forecast", json={"values": values, "horizon": 30}).json()["results"]
+    bounds = result["intervals"]["95"]
+    for numbers in (result["mean"], bounds["lower"], bounds["upper"]):
+        assert all(-10 * factor < number < 10 * factor for number in numbers)
+
+
+def test_missing_values_lie_between_their_neighbours(shipped: httpx.Client) -> None:
+    values: list[float | None] = [2 * i + 10.0 for i in range(60)]
+    filled = shipped.post("/v1/series/forecast", json={"values": values}).json()
+    values[20] = values[21] = values[40] = None
+    assert shipped.post("/v1/series/forecast", json={"values": values}).json() == filled
+
+
+def test_images_are_drawn_and_image_i_of_a_seed_never_changes(shipped: httpx.Client) -> None:
+    answer = shipped.post("/v1/images/sample", json={"count": 20, "seed": 3}).json()
+    assert (answer["model"], answer["seed"], len(answer["results"])) == ("mnist-gan", 3, 20)
+    for count in (1, 7):
+        fewer = shipped.post("/v1/images/sample", json={"count": count, "seed": 3}).json()
+        assert fewer["results"] == answer["results"][:count]
+    first = picture(answer["results"][0]["image"])
+    assert (first.shape, first.dtype) == ((28, 28), np.uint8)
+    unseeded = shipped.post("/v1/images/sample", json={"count": 2}).json()
+    again = shipped.post("/v1/images/sample", json={"count": 2, "seed": unseeded["seed"]}).json()
+    assert again == unseeded
+
+
+def test_a_sheet_shows_the_same_images(shipped: httpx.Client) -> None:
+    body = {"count": 5, "seed": 3}
+    sheet = shipped.post("/v1/images/sample", json=body, headers={"accept": "image/png"})
+    assert sheet.headers["content-type"] == "image/png"
+    assert (sheet.headers["x-model"], sheet.headers["x-seed"]) == ("mnist-gan@1", "3")
+    pixels = np.asarray(Image.open(io.BytesIO(sheet.content)))
+    assert pixels.shape == (2 * 30 + 2, 3 * 30 + 2)
+    images = [picture(entry["image"]) for entry in shipped.post("/v1/images/sample", json=body).json()["results"]]
+    assert np.array_equal(pixels[2:30, 2:30], images[0])
+    assert np.array_equal(pixels[32:60, 32:60], images[4])
+
+
+def test_drawn_digits_are_digits(shipped: httpx.Client) -> None:
+    drawn = shipped.post("/v1/images/sample", json={"count": 64, "seed": 11}).json()["results"]
+    labels: set[str] = set()
+    sure = 0
+    for begin in range(0, 64, 16):
+        body = {"images": [entry["image"] for entry in drawn[begin : begin + 16]]}
+        answer = shipped.post("/v1/images/classify?model=mnist-judge&top_k=1", json=body).json()
+        best = [result["predictions"][0] for result in answer["results"]]
+        labels |= {entry["label"] for entry in best}
+        sure += sum(entry["probability"] > 0.8 for entry in best)
+    assert len(labels) >= 8
+    assert sure >= 45
+
+
+def test_every_example_of_the_documentation_works_as_it_stands(shipped: httpx.Client) -> None:
+    tried = 0
+    for path, methods in shipped.get("/openapi.json").json()["paths"].items():
+        for method, described in methods.items():
+            content = described.get("requestBody", {}).get("content", {})
+            if method == "get":
+                answer = shipped.get(path.replace("{name}", "sine-lstm"))
+            else:
+                assert next(iter(content)) == "application/json"  # what Swagger UI shows first
+                answer = shipped.post(path, json=content["application/json"]["example"])
+                tried += 1
+            assert answer.status_code == 200, (path, answer.text)
+    assert tried == 4
+
+
+def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:
+    from conftest import publish_tiny
+
+    publish_tiny(tiny_store, "tiny-gan")  # type: ignore[arg-type]
+    with serve() as client:
+        answers = {
+            model: client.post("/v1/images/sample", json={"count": 1, "seed": 1, "model": model}).json()
+            for model in (None, "tiny-gan", "tiny-gan@1", "tiny-gan@2")
+        }
+    assert [answers[model]["version"] for model in answers] == [2, 2, 1, 2]
+    assert answers[None] == answers["tiny-gan"] == answers["tiny-gan@2"]
+    assert answers["tiny-gan@1"]["results"] != answers["tiny-gan@2"]["results"]
