@@ -28,7 +28,7 @@ To send a picture of your own to `/v1/images/classify`, choose `multipart/form-d
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises SettingsError for a setting, device or store that cannot be used."""
     settings = settings or Settings()
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     metrics = Metrics()
     registry = Registry(settings, metrics)
 

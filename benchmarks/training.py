@@ -3,16 +3,15 @@
     python -m benchmarks.training                             # all four networks, about four minutes
     python -m benchmarks.training --only rnn --seconds 1      # one of them, short
 
-Each loop is an endless generator that takes one training step at a time and yields how many samples that step read
-from the data: images (the GAN: real images), characters of the text, values of the series. The workshop's loops are
-those it specifies, corrected: its batches, optimisers and losses, a fresh window for every single target. Ours are
-the bodies of the loops in ``training/``. Both sides have networks of the same sizes and draw on the same part of the
-data; what happens once an epoch or every 20 seconds (validation, sheets of samples, saved states) and the bar are left
-out on both.
+Each loop is an endless generator: it takes a training step and yields how many samples the step read from the data -
+images (for the GAN: real ones), characters of the text, values of the series. The workshop's loops are those it
+specifies, corrected: its batches, optimisers and losses, a loader without worker processes, a fresh window for every
+single target. Ours are the bodies of the loops in ``training/`` with the numbers of their presets. Both sides have
+networks of the same sizes and draw on the same part of the data. Left out on both: the bar, and what happens once an
+epoch or every 20 seconds (validation, sheets of samples, saved states).
 
-Samples read are the conservative figure for the RNN and the LSTM: the workshop reads 30 characters (50 values) for one
-target, ours trains on nearly everything it reads; targets a second stand below the table. A sample a second says
-nothing of how well it is learnt: that is on the cards.
+Characters and values read are the cautious count for the RNN and the LSTM; targets a second stand below the table.
+Neither says how well a network learns from a sample: that stands on the cards.
 """
 
 from __future__ import annotations
@@ -48,11 +47,13 @@ Loop = Iterator[int]  # samples read in each step
 SEED = 0
 RNN_WINDOW = 30  # the workshop's
 LSTM_WINDOW = 50
+LSTM = lstm.PRESETS["workshop"]
+LSTM_READ = LSTM.window + LSTM.horizon - 1  # values of a window that ours reads
 
 
 @dataclass(frozen=True)
 class Side:
-    """``targets``: how many targets the loss sees for each sample read; ``limit``: what a profile showed."""
+    """``targets``: of the loss, for each sample read; ``limit``: what a profile on one core (AVX-512) showed."""
 
     loop: Callable[[], Loop]
     targets: float
@@ -64,6 +65,7 @@ class Pair:
     samples: str
     workshop: Side
     ours: Side
+    remark: str = ""  # on the targets
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -86,7 +88,9 @@ def workshop_lenet() -> nn.Module:
     """The same layers as ``LeNet``, for pixels that the loader has scaled already."""
     first = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
-    return nn.Sequential(*first, *second, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+    return nn.Sequential(
+        *first, *second, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)
+    )
 
 
 def steps(total: int) -> Iterator[int]:
@@ -263,7 +267,7 @@ def noisy_sine(network: SeriesLSTM) -> Tensor:
     series = data.sine()
     training = series.values[: series.split].float()
     network.describe(training)
-    return ((training - network.location) / network.scale)[: -lstm.PRESETS["workshop"].validation]
+    return ((training - network.location) / network.scale)[: -LSTM.validation]
 
 
 def workshop_lstm() -> Loop:
@@ -283,7 +287,7 @@ def workshop_lstm() -> Loop:
 
 
 def our_lstm() -> Loop:
-    config = lstm.PRESETS["workshop"]
+    config = LSTM
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden))
     learn = noisy_sine(network)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -304,4 +308,133 @@ def our_lstm() -> Loop:
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimizer.step()
         average.update_parameters(network)
-        yield config.batch * (length - 1)  # of the series, each once; the free-running half reads most of them again
+        yield config.batch * LSTM_READ
+
+
+PAIRS = {
+    "cnn": Pair(
+        "images",
+        Side(workshop_cnn, 1, "the loader (PIL, ToTensor, Normalize, image by image): two fifths; else convolutions"),
+        Side(our_cnn, 1, "convolutions and pooling: seven tenths of a step; augmentation: a tenth"),
+    ),
+    "gan": Pair(
+        "real images",
+        Side(workshop_gan, 1, "matrix products: under half of a step; the loader: a quarter; unfused Adam: a seventh"),
+        Side(our_gan, 1, "matrix products of 64 rows: three quarters of a step; Adam: a tenth"),
+    ),
+    "rnn": Pair(
+        "characters read",
+        Side(workshop_rnn, 1 / RNN_WINDOW, "over a thousand tiny operations for one target; unfused Adam: a quarter"),
+        Side(our_rnn, 1, "matrix products: over half of a step; tanh: a tenth"),
+        f"the workshop reads {RNN_WINDOW} characters for each target, ours trains on each character it reads",
+    ),
+    "lstm": Pair(
+        "values read",
+        Side(workshop_lstm, 1 / LSTM_WINDOW, "a fused LSTM at batch 1: under half of a step; unfused Adam: a third"),
+        Side(our_lstm, LSTM.horizon / LSTM_READ, "the free-running half, a call for each time step: three quarters"),
+        f"the workshop reads {LSTM_WINDOW} values for each target, ours {LSTM_READ} for {LSTM.horizon}; "
+        f"the {LSTM_READ} time steps of its free-running half are not counted",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Samples a second over the rounds."""
+
+    median: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """``ratio`` of the medians in samples a second, ``target_ratio`` in targets a second."""
+
+    samples: str
+    workshop: Speed
+    ours: Speed
+    ratio: float
+    target_ratio: float
+
+
+def speed(loop: Loop, seconds: float) -> float:
+    """Samples a second over whole steps that last at least so many seconds."""
+    samples, begun = 0, time.perf_counter()
+    while True:
+        samples += next(loop)
+        elapsed = time.perf_counter() - begun
+        if elapsed >= seconds:
+            return samples / elapsed
+
+
+def measure(pair: Pair, seconds: float, rounds: int) -> Result:
+    """Both sides in turns, so that whatever else the machine does meets both."""
+    loops = [pair.workshop.loop(), pair.ours.loop()]
+    for loop in loops:
+        next(loop)  # reads the data
+        speed(loop, seconds)  # warms up
+    turns = [[speed(loop, seconds) for loop in loops] for _ in range(rounds)]
+    workshop, ours = (Speed(statistics.median(side), min(side), max(side)) for side in zip(*turns, strict=True))
+    ratio = ours.median / workshop.median
+    return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.targets / pair.workshop.targets)
+
+
+def rows(name: str, result: Result) -> str:
+    """Two rows of the table."""
+    pair = PAIRS[name]
+    sides = (("workshop", pair.workshop, result.workshop, ""), ("ours", pair.ours, result.ours, f"{result.ratio:.1f}"))
+    return "\n".join(
+        f"| {name} | {which} | {reached.median:,.0f} {result.samples} | {reached.least:,.0f}–{reached.most:,.0f} "
+        f"| {ratio} | {side.limit} |"
+        for which, side, reached, ratio in sides
+    )
+
+
+def remarks(results: dict[str, Result]) -> list[str]:
+    """Targets a second where they differ from samples a second."""
+    lines = []
+    for name, result in results.items():
+        pair = PAIRS[name]
+        if pair.remark:
+            workshop, ours = result.workshop.median * pair.workshop.targets, result.ours.median * pair.ours.targets
+            figures = f"{workshop:,.0f} and {ours:,.0f}, ratio {result.target_ratio:,.0f}"
+            lines.append(f"Targets a second, {name}: {figures}. Here {pair.remark}.")
+    return lines
+
+
+def hardware() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The workshop's training loops beside ours, on the CPU, in turns.")
+    parser.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
+    parser.add_argument("--only", choices=list(PAIRS), help="one network (default: all)")
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(chosen.threads)
+    torch.set_flush_denormal(True)  # as Run does; the workshop's loops can only gain by it
+
+    results = {}
+    print("| network | loop | a second | min–max | ratio | what limits it |\n|---|---|--:|--:|--:|---|", flush=True)
+    for name in [chosen.only] if chosen.only else list(PAIRS):
+        results[name] = measure(PAIRS[name], chosen.seconds, chosen.rounds)
+        print(rows(name, results[name]), flush=True)
+    conditions = {
+        "hardware": hardware(),
+        "threads": chosen.threads,
+        "torch": torch.__version__,
+        "seconds": chosen.seconds,
+        "rounds": chosen.rounds,
+    }
+    print("", *remarks(results), sep="\n")
+    print(json.dumps({**conditions, "networks": {name: asdict(result) for name, result in results.items()}}))
+
+
+if __name__ == "__main__":
+    main()

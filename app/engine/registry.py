@@ -47,7 +47,10 @@ class Broken:
 
 @dataclass
 class Registry:
-    """All versions of the store. ``load`` reads and warms them up; a broken one never keeps the others from serving."""
+    """All versions of the store. ``load`` reads and warms them up; a broken one never keeps the others from serving.
+
+    Raises SettingsError for a device or a store that is not there.
+    """
 
     settings: Settings
     watch: Watch
@@ -59,12 +62,12 @@ class Registry:
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
+        if not self.settings.store.is_dir():
+            raise SettingsError(f"QUARTET_STORE is {str(self.settings.store)!r}: there is no such folder")
 
     def load(self) -> None:
-        """Read, verify and warm up every version. Raises SettingsError when there is no store at all."""
+        """Read, verify and warm up every version."""
         folder = self.settings.store
-        if not folder.is_dir():
-            raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
         for name, number in store.versions(folder):
             try:
                 version = store.read(folder, name, number)

@@ -1,0 +1,236 @@
+"""The service around the tasks: health, models, metrics, documentation, settings, and broken stores."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Serve, publish_tiny
+from prometheus_client.parser import text_string_to_metric_families
+from test_store import rewrite_card
+
+from app.engine.registry import find_device
+from app.main import create_app
+from app.settings import Settings, SettingsError
+
+
+def test_models_tell_what_is_served(shipped: httpx.Client) -> None:
+    listed = shipped.get("/v1/models").json()
+    assert listed["object"] == "list"
+    by_name = {model["id"]: model for model in listed["data"]}
+    defaults = {model["task"]: name for name, model in by_name.items() if model["default"]}
+    assert defaults == {
+        "classify": "cifar10-lenet", "continue": "shakespeare-rnn", "forecast": "sine-lstm", "sample": "mnist-gan"
+    }  # fmt: skip
+    for name, model in by_name.items():
+        assert (model["object"], model["state"], model["owned_by"]) == ("model", "ready", "quartet")
+        assert model["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
+        assert model["card"]["metrics"]
+        assert shipped.get(f"/v1/models/{name}").json() == model
+        assert shipped.get(f"/v1/models/{name}@{model['version']}").json() == model
+    assert by_name["cifar10-lenet"]["labels"][3] == "cat"
+
+
+def test_live_and_ready_when_all_is_well(serve: Serve) -> None:
+    with serve() as client:
+        assert client.get("/health/live").json()["live"] is True
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200
+        assert ready.json() == {
+            "ready": True,
+            "problems": [],
+            "models": ["tiny-cnn@1", "tiny-gan@1", "tiny-lstm@1", "tiny-rnn@1"],
+            "broken": [],
+        }
+
+
+def test_a_broken_version_is_listed_and_the_whole_ones_serve(serve: Serve, tiny_store: Path) -> None:
+    broken = publish_tiny(tiny_store, "tiny-gan").folder
+    (broken / "model.safetensors").write_bytes(b"cut")
+    rewrite_card(tiny_store / "tiny-cnn" / "1", sizes={"depth": 3})
+    with serve() as client:
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200
+        reasons = {f"{entry['model']}@{entry['version']}": entry["reason"] for entry in ready.json()["broken"]}
+        assert re.fullmatch(r"tiny-gan/2/model\.safetensors: sha256 is .*", reasons["tiny-gan@2"])
+        assert reasons["tiny-cnn@1"].startswith("tiny-cnn/1/card.json: sizes {'depth': 3} do not make a lenet")
+        assert str(tiny_store) not in ready.text
+        assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
+        model = client.get("/v1/models/tiny-cnn").json()
+        assert (model["state"], model["broken"][0]["version"]) == ("broken", 1)
+        answer = client.post("/v1/images/classify", content=b"x")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        assert "do not make a lenet" in answer.json()["error"]["message"]
+        assert client.post("/v1/images/classify?model=tiny-cnn", content=b"x").status_code == 404
+
+
+def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with serve(store=tmp_path / "empty") as client:
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["problems"]) == (503, ["no whole model in the store"])
+        assert client.get("/v1/models").json()["data"] == []
+
+
+def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.predictors.gan import ImageSampler
+
+    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
+    predict = ImageSampler.predict
+
+    def hang(self: ImageSampler, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if armed.is_set():
+            entered.set()
+            assert release.wait(30)
+        return predict(self, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", hang)
+    with serve(hang_seconds=0.05) as client:
+        armed.set()
+        answers: list[int] = []
+        caller = threading.Thread(
+            target=lambda: answers.append(httpx.post(f"{client.base_url}/v1/images/sample", json={}).status_code)
+        )
+        caller.start()
+        assert entered.wait(30)
+        threading.Event().wait(0.2)
+        ready, live = client.get("/health/ready"), client.get("/health/live")
+        release.set()
+        caller.join()
+        assert (ready.status_code, live.status_code) == (503, 503)
+        assert "has not answered for" in ready.json()["problems"][0]
+        assert answers == [200]
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_metrics_count_requests_rows_and_refusals(serve: Serve) -> None:
+    with serve() as client:
+        client.post("/v1/images/sample", json={"count": 5})
+        client.post("/v1/images/sample", json={"count": 0})
+        client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
+        client.get("/v1/hostile/%0Apath")
+        page = client.get("/metrics")
+        assert page.headers["content-type"].startswith("text/plain")
+        samples = {
+            (sample.name, *sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(page.text)
+            for sample in family.samples
+        }
+    route = ("route", "/v1/images/sample")
+    assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "200")] == 1
+    assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
+    assert samples["quartet_requests_total", ("method", "GET"), ("route", "unknown"), ("status", "404")] == 1
+    assert samples["quartet_request_seconds_count", ("method", "POST"), route] == 2
+    assert samples["quartet_batch_rows_sum", ("model", "tiny-gan")] == 5
+    assert samples["quartet_compute_seconds_count", ("model", "tiny-gan")] == 1
+    assert samples["quartet_queue_seconds_count", ("model", "tiny-rnn")] == 1
+    assert samples["quartet_batch_rows_sum", ("model", "tiny-rnn")] == 5  # two of the prompt in one, four drawn
+
+
+def test_every_answer_carries_a_request_id(serve: Serve) -> None:
+    with serve() as client:
+        assert client.get("/health/live", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+        for hostile in ("a b", "x" * 500, "é"):
+            answer = client.get("/nothing", headers={"x-request-id": hostile.encode()})
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+
+
+def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.registry import Registry
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    with serve() as client:
+        monkeypatch.setattr(Registry, "pick", fail)
+        answer = client.post("/v1/images/sample", json={})
+        assert answer.status_code == 500
+        assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+        assert "secret" not in answer.text
+
+
+def test_the_documentation_needs_no_other_host(shipped: httpx.Client) -> None:
+    page = shipped.get("/docs")
+    assert page.status_code == 200
+    found = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
+    links = [link for pair in found for link in pair if link]
+    assert any(link.endswith(".js") for link in links)
+    for link in links:
+        assert link.startswith("/")
+        assert shipped.get(link).status_code == 200
+    assert shipped.get("/", follow_redirects=True).url.path == "/docs"
+
+
+def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:
+    with serve(max_characters=77, max_images=3, max_samples=9) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+
+    def body(path: str, kind: str = "application/json") -> dict[str, dict[str, object]]:
+        return paths[path]["post"]["requestBody"]["content"][kind]["schema"]["properties"]
+
+    assert body("/v1/text/continue")["max_characters"]["maximum"] == 77
+    assert body("/v1/images/sample")["count"]["maximum"] == 9
+    assert body("/v1/images/classify")["images"]["maxItems"] == 3
+    assert body("/v1/images/classify", "multipart/form-data")["file"]["maxItems"] == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("QUARTET_PORT", "http", "QUARTET_PORT is 'http': input should be a valid integer"),
+        ("QUARTET_PORT", "70000", "QUARTET_PORT is '70000': input should be less than or equal to 65535"),
+        ("QUARTET_MAX_IMAGES", "0", "QUARTET_MAX_IMAGES is '0': input should be greater than or equal to 1"),
+        ("QUARTET_HANG_SECONDS", "nan", "QUARTET_HANG_SECONDS is 'nan'"),
+        ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
+        ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refusal:
+        Settings()
+    assert sentence in str(refusal.value)
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(find_device("auto")) == "cpu"
+    with pytest.raises(SettingsError, match="QUARTET_DEVICE is 'cuda': there is no GPU"):
+        find_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(find_device("auto")) == "cuda:0"
+    assert str(find_device("cuda:1")) == "cuda:1"
+    with pytest.raises(SettingsError, match="QUARTET_DEVICE is 'cuda:2': there are 2 GPUs"):
+        find_device("cuda:2")
+
+
+def test_a_wrong_start_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
+    for variables, sentence in (
+        ({"QUARTET_PORT": "x"}, "QUARTET_PORT is 'x'"),
+        ({"QUARTET_DEVICE": "cuda:99"}, "QUARTET_DEVICE is 'cuda:99'"),
+        ({"QUARTET_STORE": str(tmp_path / "none")}, "there is no such folder"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "app.main"],
+            cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode != 0
+        assert sentence in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_two_applications_live_side_by_side(tiny_store: Path) -> None:
+    settings = Settings(store=tiny_store, threads=1)
+    assert create_app(settings) is not create_app(settings)
