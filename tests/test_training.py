@@ -1,0 +1,274 @@
+"""Training: killed at any moment and resumed it ends the same; what is published is measured and whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import save_file
+
+from app import store
+from app.networks import build
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes
+from training import cnn, data, elman, evaluate, gan, lstm, rnn
+from training import run as running
+
+TINY = {
+    "cnn": ["--epochs", "3", "--batch", "16", "--validation", "60"],
+    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "20"],
+    "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "40", "--batch", "4"],
+    "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
+}
+SCRIPTS = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
+
+# The training of a stem that says at which step its state is on disk, and waits to be killed at the last one.
+KILLED = """
+import sys
+from training import run, data
+stem, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+data.SHA256.clear()
+run.SAVE_EVERY = 0
+save = run.Run.save
+def told(self):
+    save(self)
+    print("saved", self.step, flush=True)
+    if self.step == last: sys.stdin.read()
+run.Run.save = told
+__import__("training." + stem, fromlist=["main"]).main(arguments)
+"""
+
+
+@pytest.fixture
+def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data sets of noise in the layout of the real ones."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for name, channels, side in (("cifar10", 3, 32), ("mnist", 1, 28)):
+        tensors = {}
+        for part, count in (("train", 200), ("test", 60)):
+            tensors[f"{part}_images"] = torch.randint(
+                0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator
+            )
+            tensors[f"{part}_labels"] = torch.arange(count) % 10
+        save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 80)
+    monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
+    monkeypatch.setattr(data, "SHA256", {})
+    monkeypatch.setattr(gan, "JUDGED", 200)
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A store with nothing but the judge of digits."""
+    shutil.copytree(ROOT / "models_store" / "mnist-judge", tmp_path / "models" / "mnist-judge")
+    return tmp_path / "models"
+
+
+def arguments(stem: str, runs: Path, models: Path) -> list[str]:
+    return [*TINY[stem], "--seed", "3", "--threads", "1", "--runs", str(runs), "--store", str(models)]
+
+
+def only(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
+    stem: str, tiny_data: Path, models: Path, tmp_path: Path
+) -> None:
+    script: Any = SCRIPTS[stem]
+    name = script.NAMES["workshop"]
+    script.main(arguments(stem, tmp_path / "whole", models))
+
+    command = [sys.executable, "-c", KILLED, stem, "13", *arguments(stem, tmp_path / "killed", models)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout
+        assert any(line == "saved 13\n" for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+    killed = only(tmp_path / "killed" / name)
+    (killed / "state.tmp").write_bytes(b"a state half written")
+    with (killed / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 10000, "loss": 1}\n{"step": 1')
+    assert [entry for entry in store.versions(models) if entry[0] == name] == [(name, 1)]
+    script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
+
+    whole, resumed = (store.read(models, name, number) for number in (1, 2))
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for key, tensor in whole.tensors.items():
+        assert torch.equal(tensor, resumed.tensors[key]), key
+    lines = [(only(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
+    assert lines[0] == lines[1]
+    assert whole.card.metrics == resumed.card.metrics
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
+    stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script: Any = SCRIPTS[stem]
+    name = script.NAMES["workshop"]
+    script.main(arguments(stem, tmp_path / "runs", models))
+    folder = only(tmp_path / "runs" / name)
+    for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
+        assert (folder / file).stat().st_size > 50, file
+    card = store.read(models, name, 1).card
+    assert card.command.startswith("python -m training")
+    assert card.seed == 3
+    assert "--seed 3" in card.command
+    assert card.metrics
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in card.data.values())
+    assert (models / name / "1" / "samples.png").exists()
+
+    assert evaluate.main([name, "--store", str(models)]) == 0
+    path = models / name / "1" / "card.json"
+    wrong = json.loads(path.read_text())
+    stated = next(iter(wrong["metrics"].values()))
+    stated["value"] += 3 * 10 ** -stated["decimals"]
+    path.write_text(json.dumps(wrong))
+    capsys.readouterr()
+    assert evaluate.main([name, "--store", str(models)]) == 1
+    assert "✗" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = running.Run.log
+
+    def interrupt(self: running.Run, **metrics: float) -> None:
+        log(self, **metrics)
+        if self.step + 1 >= 8:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(running.Run, "log", interrupt)
+    with pytest.raises(SystemExit, match=r"saved .* at step 8 of 24; go on with: python -m training.* --resume"):
+        cnn.main(arguments("cnn", tmp_path / "runs", models))
+    assert not (models / "cifar10-lenet").exists()
+    monkeypatch.setattr(running.Run, "log", log)
+    with pytest.raises(SystemExit, match="was begun with batch 16"):
+        cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume", "--batch", "8"])
+    cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
+    assert (models / "cifar10-lenet" / "1").exists()
+
+
+def test_the_fast_recurrence_equals_the_simple_one() -> None:
+    torch.manual_seed(0)
+    network = CharacterRNN(CharacterRNNSizes(11, 16)).double()
+    characters, state = torch.randint(11, (3, 7)), torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
+
+    def outcome(forward: Any) -> list[torch.Tensor]:
+        logits, last = forward(characters, state)
+        loss = logits.square().sum() + last.sin().sum()
+        return [logits, last, *torch.autograd.grad(loss, [*network.parameters(), state])]
+
+    fast = outcome(lambda *inputs: elman.forward(network, *inputs))
+    for simple, ours in zip(outcome(network), fast, strict=True):
+        assert torch.allclose(simple, ours, atol=1e-12)
+
+
+def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
+    config = cnn.Config("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    allowed = [
+        side
+        for top in range(5)
+        for left in range(5)
+        for side in (cut := padded[0, :, top : top + 8, left : left + 8], cut.flip(2))
+    ]
+    torch.manual_seed(0)
+    seen = set()
+    for augmented in cnn.augment(image.expand(400, -1, -1, -1), config):
+        seen.add(next(i for i, candidate in enumerate(allowed) if torch.equal(candidate, augmented)))
+    assert len(seen) == 50
+
+
+def test_rotation_by_nothing_is_the_image() -> None:
+    config = cnn.Config("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
+    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    assert torch.allclose(cnn.augment(images, config), images.float(), atol=1e-3)
+
+
+def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
+    torch.manual_seed(0)
+    first = torch.randn(200_000, 3, dtype=torch.float64)
+    second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
+    assert gan.frechet(first, first) == pytest.approx(0, abs=1e-9)
+    assert gan.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
+
+
+def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
+    factors = [running.schedule(step, 100) for step in range(100)]
+    assert max(factors) == 1
+    assert factors[0] < 0.3
+    assert factors[-1] < 1e-3
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path))
+    monkeypatch.setitem(data.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
+    (tmp_path / "tinyshakespeare.txt.part").write_text("half")
+    with pytest.raises(data.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to where it is"):
+        data.tinyshakespeare()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "tinyshakespeare.txt").write_text("half")
+    with pytest.raises(data.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete it and run again"):
+        data.tinyshakespeare()
+    (tmp_path / "mnist.safetensors").write_bytes(b"half")
+    with pytest.raises(data.DataError, match="is not whole"):
+        data.mnist()
+
+
+def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import functools
+    import hashlib
+    import http.server
+    import threading
+
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "text").write_text("to be or not")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "site")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setitem(data.URLS, "tinyshakespeare.txt", f"http://127.0.0.1:{server.server_port}/text")
+        with pytest.raises(data.DataError, match="expected 86c4e6aa"):
+            data.tinyshakespeare()
+        assert list((tmp_path / "data").iterdir()) == []
+        digest = hashlib.sha256(b"to be or not").hexdigest()
+        monkeypatch.setitem(data.SHA256, "tinyshakespeare.txt", digest)
+        text = data.tinyshakespeare()
+        server.shutdown()
+        thread.join()
+    assert (text.train, text.test, text.sha256) == ("to be or n", "ot", digest)
+
+
+def test_the_vocabulary_ends_with_the_unknown_character() -> None:
+    vocabulary = rnn.vocabulary_of("banana")
+    assert vocabulary == ["a", "b", "n", store.UNKNOWN]
+    assert rnn.encode("bax", vocabulary).tolist() == [1, 0, 3]
+
+
+def test_the_window_loss_of_a_network_that_knows_nothing_is_that_of_chance() -> None:
+    network: Any = build("character-rnn", {"vocabulary": 10, "hidden": 4})
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.zeros_(network.head.bias)
+    characters = torch.randint(10, (2000,))
+    assert rnn.window_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+    assert rnn.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
