@@ -24,8 +24,8 @@ from training import run as running
 
 TINY = {
     "cnn": ["--epochs", "3", "--batch", "16", "--validation", "60"],
-    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "20"],
-    "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "40", "--batch", "4"],
+    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40"],
+    "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
 }
 SCRIPTS = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
@@ -61,7 +61,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             )
             tensors[f"{part}_labels"] = torch.arange(count) % 10
         save_file(tensors, folder / f"{name}.safetensors")
-    (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 80)
+    (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(data, "SHA256", {})
     monkeypatch.setattr(gan, "JUDGED", 200)
@@ -184,12 +184,8 @@ def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
     config = cnn.Config("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
-    allowed = [
-        side
-        for top in range(5)
-        for left in range(5)
-        for side in (cut := padded[0, :, top : top + 8, left : left + 8], cut.flip(2))
-    ]
+    cuts = [padded[0, :, top : top + 8, left : left + 8] for top in range(5) for left in range(5)]
+    allowed = [*cuts, *(cut.flip(2) for cut in cuts)]
     torch.manual_seed(0)
     seen = set()
     for augmented in cnn.augment(image.expand(400, -1, -1, -1), config):

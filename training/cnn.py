@@ -101,7 +101,7 @@ def draw_samples(path: Path, images: Tensor, labels: list[str], probability: Ten
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     for i, axis in enumerate(figure.subplots(3, 8).flat):
         best = int(probability[i].argmax())
-        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1), cmap="gray")
+        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
         color = "black" if best == int(truth[i]) else "crimson"
         axis.set_title(f"{labels[best]} {probability[i, best]:.0%}", fontsize=9, color=color)
         axis.axis("off")

@@ -113,8 +113,8 @@ def draw_samples(path: Path, forecaster: SeriesForecaster) -> Path:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axis in (left, right):
-        axis.plot(x, series.values[begin:end], ".", color="silver", markersize=4, label="actual")
-        axis.plot(x, series.noiseless[begin:end], color="gray", linewidth=1, label="noiseless sine")
+        axis.plot(x, series.values.numpy()[begin:end], ".", color="silver", markersize=4, label="actual")
+        axis.plot(x, series.noiseless.numpy()[begin:end], color="gray", linewidth=1, label="noiseless sine")
         axis.set(xlabel="x")
         axis.grid(alpha=0.3)
     left.plot(x, one_step(forecaster, series, begin, end), color="tab:blue", label="one step ahead")
@@ -156,9 +156,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         windows = learn[(starts + torch.arange(length)).to(learn.device)]  # [batch, window + horizon]
         read = windows + config.jitter * torch.randn(windows.shape).to(windows.device)
         target = windows[:, config.window :]
-        outputs, _ = network.steps(read[:, :-1])
-        one = F.mse_loss(outputs[:, config.window - 1 :], target)  # one step ahead, from window values on
-        free = F.mse_loss(network(read[:, : config.window], config.horizon), target)  # reading its own forecasts
+        outputs, state = network.steps(read[:, : config.window])
+        first = outputs[:, -1:]
+        following, _ = network.steps(read[:, config.window : -1], state)
+        one = F.mse_loss(torch.cat([first, following], dim=1), target)  # each step ahead, from window values on
+        free = F.mse_loss(network.free_running(first, state, config.horizon), target)  # reading its own forecasts
         loss = 0.5 * (one + free)
         set_learning_rate(optimizer, config.learning_rate * schedule(step, config.updates))
         optimizer.zero_grad()

@@ -37,12 +37,13 @@ class Config:
     weight_decay: float
     clip: float  # of the gradient's norm
     average: float  # of the weights over steps: the published ones
+    dropout: float  # share of embedding entries and outputs left out
     cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
     unknown: float  # share of characters read as <unk>, so that it means "some character"
     validation: float  # share of the training part, at its end, that is held out
 
 
-PRESETS = {"workshop": Config(128, 120, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.002, 0.05)}
+PRESETS = {"workshop": Config(128, 120, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.0, 0.05, 0.002, 0.05)}
 NAMES = {"workshop": "shakespeare-rnn"}
 
 
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
         state = state.masked_fill(cold.to(state.device), 0)
         unknown = (torch.rand(config.streams, config.piece) < config.unknown).to(piece.device)
-        logits, state = elman.forward(network, piece[:, :-1].masked_fill(unknown, len(vocabulary) - 1), state)
+        logits, state = elman.forward(network, piece[:, :-1].masked_fill(unknown, len(vocabulary) - 1), state, config.dropout)
         loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
         set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
         optimizer.zero_grad()

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ class Run:
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None) -> None:
         self.options = options
-        self.command = "python -m " + " ".join([_module(), *(sys.argv[1:] if argv is None else argv)])
+        self.command = shlex.join(["python", "-m", _script(config), *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
@@ -255,9 +256,10 @@ def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
 
 
-def _module() -> str:
+def _script(config: Any) -> str:
+    """The module of a script, which is also called __main__ while it runs."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else "training"
+    return spec.name if type(config).__module__ == "__main__" and spec else type(config).__module__
 
 
 def _commit() -> str:

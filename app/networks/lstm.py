@@ -62,14 +62,23 @@ class SeriesLSTM(nn.Module):
         outputs, state = self.lstm(standardised.unsqueeze(-1), state)  # [N, T, hidden]
         return self.head(outputs).squeeze(-1), state
 
-    def forward(self, windows: Tensor, horizon: int) -> Tensor:
-        """standardised windows [N, window] -> standardised forecasts [N, horizon].
+    def free_running(self, first: Tensor, state: State, horizon: int) -> Tensor:
+        """The first forecast [N, 1] and the state it came from -> forecasts [N, horizon], each read as the next value.
 
-        Beyond the first step the network reads its own forecasts, its state carried on.
+        What is read is a linear map of the hidden state, so reading it can be merged into the recurrent weights:
+        then there is nothing left to read, and all steps are one call.
         """
+        if horizon == 1:
+            return first
+        read, recurrent, bias, recurrent_bias = self.lstm.all_weights[0]
+        merged = recurrent + read @ self.head.weight
+        merged_bias = bias + read.squeeze(1) * self.head.bias
+        nothing = first.new_zeros(len(first), horizon - 1, 1)
+        weights = [read, merged, merged_bias, recurrent_bias]
+        outputs, _, _ = torch.lstm(nothing, state, weights, True, 1, 0.0, self.training, False, True)
+        return torch.cat([first, self.head(outputs).squeeze(-1)], dim=1)
+
+    def forward(self, windows: Tensor, horizon: int) -> Tensor:
+        """standardised windows [N, window] -> standardised forecasts [N, horizon]."""
         outputs, state = self.steps(windows)
-        forecasts = [outputs[:, -1:]]
-        for _ in range(horizon - 1):
-            output, state = self.steps(forecasts[-1], state)
-            forecasts.append(output)
-        return torch.cat(forecasts, dim=1)
+        return self.free_running(outputs[:, -1:], state, horizon)

@@ -1,0 +1,104 @@
+"""Reading pictures: any format, mode and orientation, and the whole of it is seen."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import image_bytes, publish_tiny
+from PIL import Image
+
+from app.errors import TooLarge
+from app.networks import build
+from app.predictors.cnn import ImageClassifier
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> ImageClassifier:
+    return ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def test_a_picture_of_the_right_size_is_read_pixel_for_pixel(classifier: ImageClassifier) -> None:
+    content = image_bytes()
+    pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
+    assert np.array_equal(classifier.parse(content).numpy(), pixels)
+
+
+def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> None:
+    upright = Image.new("RGB", (32, 32), "black")
+    upright.paste("white", (0, 0, 32, 8))  # light above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees when it was taken
+    turned = saved(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(saved(upright)).numpy())
+
+
+def test_transparency_lies_on_white(classifier: ImageClassifier) -> None:
+    for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (9, 0))):
+        assert (classifier.parse(saved(Image.new(mode, (32, 32), clear))) == 255).all()
+    palette = Image.new("P", (32, 32), 0)
+    palette.putpalette([255, 0, 0] + [0] * 765)
+    assert (classifier.parse(saved(palette, transparency=0)) == 255).all()
+
+
+def test_sixteen_bits_are_scaled_and_not_cut(classifier: ImageClassifier) -> None:
+    wide = Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16))
+    assert (classifier.parse(saved(wide)) == 128).all()
+
+
+def test_the_first_frame_of_an_animation_is_read(classifier: ImageClassifier) -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("white", "black")]
+    animation = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert (classifier.parse(animation) == 255).all()
+
+
+def test_the_edges_of_a_large_picture_are_seen(classifier: ImageClassifier) -> None:
+    photo = Image.new("RGB", (640, 320), "black")
+    photo.paste("white", (0, 0, 40, 320))
+    photo.paste("white", (600, 0, 640, 320))
+    pixels = classifier.parse(saved(photo))
+    assert (pixels[:, :, 0] > 200).all()
+    assert (pixels[:, :, 31] > 200).all()
+    assert (pixels[:, :, 8:24] < 20).all()
+
+
+def test_resizing_smooths_what_is_too_fine(classifier: ImageClassifier) -> None:
+    board = np.indices((320, 320)).sum(axis=0) % 2 * 255
+    pixels = classifier.parse(saved(Image.fromarray(board.astype(np.uint8)))).float()
+    assert (pixels - 127.5).abs().max() < 10
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(classifier: ImageClassifier) -> None:
+    with pytest.raises(TooLarge, match="33 x 32 pixels; allowed are 1,024 in all"):
+        classifier.parse(image_bytes(size=(33, 32)), max_pixels=1024)
+
+
+def test_a_batch_is_what_each_image_is_alone(classifier: ImageClassifier) -> None:
+    images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in range(9)]
+    together = classifier.predict(images)
+    for image, row in zip(images, together, strict=True):
+        assert classifier.predict([image])[0] == pytest.approx(row, abs=1e-6)
+        assert sum(row) == pytest.approx(1)
+
+
+def test_the_workshops_network_has_its_exact_sizes() -> None:
+    shapes = {key: tuple(tensor.shape) for key, tensor in build("lenet", {}).state_dict().items() if "weight" in key}
+    assert shapes == {
+        "conv1.weight": (6, 3, 5, 5), "conv2.weight": (16, 6, 5, 5),
+        "fc1.weight": (120, 400), "fc2.weight": (84, 120), "fc3.weight": (10, 84),
+    }  # fmt: skip
+    rnn = {key: tuple(t.shape) for key, t in build("character-rnn", {"vocabulary": 66}).state_dict().items()}
+    assert (rnn["embedding.weight"], rnn["rnn.weight_hh_l0"], rnn["head.weight"]) == ((66, 128), (128, 128), (66, 128))
+    lstm = {key: tuple(t.shape) for key, t in build("series-lstm", {}).state_dict().items()}
+    assert (lstm["lstm.weight_ih_l0"], lstm["lstm.weight_hh_l0"], lstm["head.weight"]) == ((256, 1), (256, 64), (1, 64))
+    gan = [tuple(t.shape) for key, t in build("gan-generator", {}).state_dict().items() if "weight" in key]
+    assert gan == [(128, 100), (256, 128), (512, 256), (784, 512)]

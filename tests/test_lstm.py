@@ -1,0 +1,88 @@
+"""The series network and its predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import publish_tiny
+
+from app.errors import BadValue
+from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
+from app.predictors.lstm import SeriesForecaster
+
+
+def test_free_running_equals_reading_each_forecast_back() -> None:
+    torch.manual_seed(0)
+    network = SeriesLSTM(SeriesLSTMSizes(7, 5)).double()
+    windows = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+
+    def simple() -> torch.Tensor:
+        outputs, state = network.steps(windows)
+        forecasts = [outputs[:, -1:]]
+        for _ in range(11):
+            output, state = network.steps(forecasts[-1], state)
+            forecasts.append(output)
+        return torch.cat(forecasts, dim=1)
+
+    for weight in (network.lstm.weight_hh_l0, network.head.bias, network.head.weight, windows):
+        (expected,) = torch.autograd.grad(simple().square().sum(), weight)
+        (found,) = torch.autograd.grad(network(windows, 12).square().sum(), weight)
+        assert torch.allclose(expected, found, atol=1e-12)
+    assert torch.allclose(simple(), network(windows, 12), atol=1e-12)
+
+
+@pytest.fixture
+def forecaster(tmp_path: Path) -> SeriesForecaster:
+    return SeriesForecaster(publish_tiny(tmp_path, "tiny-lstm"), torch.device("cpu"))
+
+
+def test_a_batch_of_any_mix_is_what_each_is_alone(forecaster: SeriesForecaster) -> None:
+    chance = np.random.default_rng(0)
+    items = [forecaster.parse((chance.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
+    for item, together in zip(items, forecaster.predict(items), strict=True):
+        (alone,) = forecaster.predict([item])
+        assert len(together) == item.horizon
+        assert np.allclose(alone, together, rtol=1e-12)
+
+
+def test_a_series_like_the_one_trained_on_keeps_its_units(tmp_path: Path) -> None:
+    network: Any = SeriesLSTM(SeriesLSTMSizes(10, 4))
+    training = torch.sin(torch.arange(300) / 20) + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    network.describe(training)
+    peak = training[25:40]
+    assert [float(unit) for unit in network.units(peak)] == [float(network.location), float(network.scale)]
+    for stranger in (peak * 100, peak + 50, peak / 100):
+        location, scale = network.units(stranger)
+        assert float(location) == pytest.approx(float(stranger.mean()))
+        assert float(scale) == pytest.approx(float(stranger.std()))
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+@pytest.mark.parametrize("factor", [1e-6, 1.0, -3.0, 1e6])
+def test_shift_and_scale_of_a_strange_series_shift_and_scale_its_forecast(
+    forecaster: SeriesForecaster, shift: float, factor: float
+) -> None:
+    values = 1e3 * np.random.default_rng(1).normal(size=30)
+    (plain,) = forecaster.predict([forecaster.parse(values.tolist(), 5)])
+    (moved,) = forecaster.predict([forecaster.parse((values * abs(factor) + shift).tolist(), 5)])
+    if shift == 0 or abs(factor) >= 1:
+        assert moved == pytest.approx(plain * abs(factor) + shift, rel=1e-4)
+
+
+def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: SeriesForecaster) -> None:
+    item = forecaster.parse([0.0, 1.0] * 10, 12)
+    widths = forecaster.half_widths(item, 95)
+    assert widths[:3] == pytest.approx(1.96 * np.array([0.1, 0.2, 0.3]) * item.scale, rel=1e-3)
+    assert widths[11] == pytest.approx(widths[2] * 2)
+    assert (np.diff(widths) >= 0).all()
+
+
+def test_a_series_too_short_or_unknown_is_refused_by_name(forecaster: SeriesForecaster) -> None:
+    with pytest.raises(BadValue, match=r"values\.3 has 9 values; tiny-lstm needs at least 10"):
+        forecaster.parse([1.0] * 9, 1, "values.3")
+    with pytest.raises(BadValue, match="only missing values"):
+        forecaster.parse([None] * 10, 1)
