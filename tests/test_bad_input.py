@@ -25,7 +25,9 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 PNG = image_bytes()
@@ -177,7 +179,9 @@ def test_a_bad_form_is_refused(service: httpx.Client) -> None:
 
 
 def test_bad_base64_is_refused(service: httpx.Client) -> None:
-    refused(service.post(CLASSIFY, json={"images": ["***"]}), 415, "images.0", "'***'; it should be an image file in base64")
+    refused(
+        service.post(CLASSIFY, json={"images": ["***"]}), 415, "images.0", "'***'; it should be an image file in base64"
+    )
     refused(service.post(CLASSIFY, json={"images": []}), 400, "images", "at least 1 item")
     refused(service.post(CLASSIFY, json={"images": ["eA=="] * 17}), 400, "images", "at most 16 items")
     refused(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "file", "not an image")

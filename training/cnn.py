@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -109,6 +109,26 @@ def draw_samples(path: Path, images: Tensor, labels: list[str], probability: Ten
     return path
 
 
+def update(
+    network: nn.Module,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    config: Config,
+    rate: float,
+) -> Tensor:
+    """One step on uint8 images [N, C, S, S]; gives the loss."""
+    logits = network(augment(images, config))
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    average.update_parameters(network)
+    return loss
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
     run = Run(chosen, config, argv)
@@ -132,13 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if shuffled != epoch:
             shuffled, order = epoch, learn[permutation(len(learn), chosen.seed, "epoch", epoch)]
         batch = order[place * config.batch : (place + 1) * config.batch]
-        x = augment(train_images[batch], config)
-        loss = F.cross_entropy(network(x), train_labels[batch], label_smoothing=config.label_smoothing)
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        average.update_parameters(network)
+        rate = config.learning_rate * schedule(step, total)
+        loss = update(network, average, optimizer, train_images[batch], train_labels[batch], config, rate)
         if place == per_epoch - 1:
             accuracy = accuracy_of(average, train_images[validate], train_labels[validate])
             run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
@@ -146,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     publish(run, config, images, average.module)
 
 
-def accuracy_of(network: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
+def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images that the averaged network gets right."""
     network.eval()
     with torch.inference_mode():
@@ -157,7 +172,7 @@ def accuracy_of(network: torch.nn.Module, images: Tensor, labels: Tensor) -> flo
     return right / len(labels)
 
 
-def publish(run: Run, config: Config, images: data.Images, network: torch.nn.Module) -> None:
+def publish(run: Run, config: Config, images: data.Images, network: nn.Module) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     sizes = SIZES[config.kind]()
     card = {

@@ -42,9 +42,7 @@ class Recurrence(torch.autograd.Function):
         return before, before[0] @ weight, before.flatten(0, 1).t() @ previous.flatten(0, 1)
 
 
-def forward(
-    network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, hidden].
 
     ``dropout`` is the share of embedding entries and outputs left out at random; the recurrence itself stays whole.

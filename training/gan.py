@@ -43,7 +43,7 @@ class Config:
     penalty_every: int  # steps
 
 
-PRESETS = {"workshop": Config(100, 200, 64, 2e-4, 0.5, 0.999, 0.0, 8)}
+PRESETS = {"workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8)}
 NAMES = {"workshop": "mnist-gan"}
 
 
@@ -130,21 +130,60 @@ def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:
     return 0.5 * slope.flatten(1).pow(2).sum(dim=1).mean()
 
 
+class Game:
+    """The two networks, their optimisers, and the generator's average, which is what is published."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        self.config = config
+        self.device = device
+        self.generator = Generator(GeneratorSizes(config.latent)).to(device)
+        self.discriminator = Discriminator().to(device)
+        self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        betas = (config.beta1, 0.999)
+        self.generating = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
+        self.telling = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
+
+    def update(self, real: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
+        """One step of each on real grey values [N, 1, 28, 28]; gives the losses of discriminator and generator."""
+        set_learning_rate(self.generating, rate)
+        set_learning_rate(self.telling, rate)
+        fake = self.generator(torch.randn(len(real), self.config.latent).to(self.device))
+
+        told_real, told_fake = self.discriminator(torch.cat([real, fake.detach()])).chunk(2)
+        told = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()  # cross-entropy: real is 1, fake is 0
+        loss = told
+        if self.config.penalty and step % self.config.penalty_every == 0:
+            loss = told + self.config.penalty * self.config.penalty_every * penalty_on(self.discriminator, real)
+        self.telling.zero_grad()
+        loss.backward()
+        self.telling.step()
+
+        self.discriminator.requires_grad_(False)  # its own gradient is not wanted here
+        fooled = F.softplus(-self.discriminator(fake)).mean()  # the generator wants its images told as 1
+        self.generating.zero_grad()
+        fooled.backward()
+        self.generating.step()
+        self.discriminator.requires_grad_(True)
+        self.average.update_parameters(self.generator)
+        return told, fooled
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
     run = Run(chosen, config, argv)
 
     images = data.mnist()
     real_images = images.train_images.to(chosen.device)
-    judge = load_judge(chosen.store, chosen.device)  # before the hours of training, not after
+    judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
-    generator = Generator(GeneratorSizes(config.latent)).to(chosen.device)
-    discriminator = Discriminator().to(chosen.device)
-    average: Any = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    betas = (config.beta1, 0.999)
-    generating = torch.optim.Adam(generator.parameters(), betas=betas, fused=True)
-    telling = torch.optim.Adam(discriminator.parameters(), betas=betas, fused=True)
-    run.track(generator=generator, discriminator=discriminator, average=average, generating=generating, telling=telling)
+    game = Game(config, chosen.device)
+    run.track(
+        generator=game.generator,
+        discriminator=game.discriminator,
+        average=game.average,
+        generating=game.generating,
+        telling=game.telling,
+    )
 
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
@@ -157,32 +196,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch = order[place * config.batch : (place + 1) * config.batch]
         real = real_images[batch].float() / 127.5 - 1
         rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
-        set_learning_rate(generating, rate)
-        set_learning_rate(telling, rate)
-
-        fake = generator(torch.randn(config.batch, config.latent).to(chosen.device))
-        told_real, told_fake = discriminator(real), discriminator(fake.detach())
-        loss = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()  # cross-entropy: real is 1, fake is 0
-        if config.penalty and step % config.penalty_every == 0:
-            loss = loss + config.penalty * config.penalty_every * penalty_on(discriminator, real)
-        telling.zero_grad()
-        loss.backward()
-        telling.step()
-
-        fooled = F.softplus(-discriminator(fake)).mean()  # the generator wants its images told as 1
-        generating.zero_grad()
-        fooled.backward()
-        generating.step()
-        average.update_parameters(generator)
+        told, fooled = game.update(real, step, rate)
         if place == per_epoch - 1:
-            run.log(epoch=epoch + 1, discriminator_loss=loss.item(), generator_loss=fooled.item())
+            run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
             with torch.inference_mode():
-                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", average.module.pixels(fixed).cpu().numpy())
+                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.average.module.pixels(fixed).cpu().numpy())
 
-    publish(run, config, images, average.module, judge)
+    publish(run, images, game.average.module, judge)
 
 
-def publish(run: Run, config: Config, images: data.Images, network: Generator, judge: ImageClassifier) -> None:
+def publish(run: Run, images: data.Images, network: Generator, judge: ImageClassifier) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     sizes = network.sizes
     card = {

@@ -135,6 +135,32 @@ def draw_samples(path: Path, forecaster: SeriesForecaster) -> Path:
     return path
 
 
+def update(
+    network: SeriesLSTM,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    windows: Tensor,
+    config: Config,
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """One step on standardised windows [N, window + horizon]; gives the one-step and the free-running loss."""
+    read = windows + config.jitter * torch.randn(windows.shape).to(windows.device)
+    target = windows[:, config.window :]
+    outputs, state = network.steps(read[:, : config.window])
+    first = outputs[:, -1:]
+    following, _ = network.steps(read[:, config.window : -1], state)
+    one = F.mse_loss(torch.cat([first, following], dim=1), target)  # each step ahead, from window values on
+    free = F.mse_loss(network.free_running(first, state, config.horizon), target)  # reading its own forecasts
+    loss = 0.5 * (one + free)
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+    optimizer.step()
+    average.update_parameters(network)
+    return one, free
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
     run = Run(chosen, config, argv)
@@ -154,20 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for step in run.steps(config.updates):
         starts = torch.randint(len(learn) - length + 1, (config.batch, 1))
         windows = learn[(starts + torch.arange(length)).to(learn.device)]  # [batch, window + horizon]
-        read = windows + config.jitter * torch.randn(windows.shape).to(windows.device)
-        target = windows[:, config.window :]
-        outputs, state = network.steps(read[:, : config.window])
-        first = outputs[:, -1:]
-        following, _ = network.steps(read[:, config.window : -1], state)
-        one = F.mse_loss(torch.cat([first, following], dim=1), target)  # each step ahead, from window values on
-        free = F.mse_loss(network.free_running(first, state, config.horizon), target)  # reading its own forecasts
-        loss = 0.5 * (one + free)
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, config.updates))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        average.update_parameters(network)
+        rate = config.learning_rate * schedule(step, config.updates)
+        one, free = update(network, average, optimizer, windows, config, rate)
         if (step + 1) % 50 == 0:
             run.log(one_step=one.item(), free_running=free.item(), validation=validation(average.module, validate))
 

@@ -118,6 +118,29 @@ def draw_samples(path: Path, continuer: TextContinuer) -> Path:
     return path
 
 
+def update(
+    network: CharacterRNN,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    piece: Tensor,
+    state: Tensor,
+    config: Config,
+    rate: float,
+) -> tuple[Tensor, Tensor]:
+    """One step on a piece [streams, T + 1] and the state [streams, hidden] before it; gives the loss and the state."""
+    hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < config.unknown
+    read = piece[:, :-1].masked_fill(hidden.to(piece.device), network.sizes.vocabulary - 1)
+    logits, state = elman.forward(network, read, state, config.dropout)
+    loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
+    set_learning_rate(optimizer, rate)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+    optimizer.step()
+    average.update_parameters(network)
+    return loss, state.detach()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
     run = Run(chosen, config, argv)
@@ -146,16 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
         cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
         state = state.masked_fill(cold.to(state.device), 0)
-        unknown = (torch.rand(config.streams, config.piece) < config.unknown).to(piece.device)
-        logits, state = elman.forward(network, piece[:, :-1].masked_fill(unknown, len(vocabulary) - 1), state, config.dropout)
-        loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        average.update_parameters(network)
-        run.tensors["state"] = state.detach()
+        rate = config.learning_rate * schedule(step, total)
+        loss, run.tensors["state"] = update(network, average, optimizer, piece, state, config, rate)
         if place == per_epoch - 1:
             run.log(epoch=epoch + 1, loss=loss.item(), validation_loss=window_loss(average.module, validate))
 
