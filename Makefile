@@ -45,7 +45,10 @@ clean: ## remove the virtual environment and what tools leave behind
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
+# what more there is with it
+.venv/train: ALSO := .venv/serve
+.venv/test: ALSO := .venv/serve .venv/train
 .venv/serve .venv/train .venv/test: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
-	@touch $@
+	@touch $@ $(ALSO)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -52,21 +53,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+class Server(uvicorn.Server):
+    """Prints its address once it answers there: with port 0 nobody could know it before."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers[:1]:
+            host, port = server.sockets[0].getsockname()[:2]
+            print(f"Quartet serves on http://{host}:{port} - try it at http://{host}:{port}/docs", flush=True)
+
+
 def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
         signal.signal(number, lambda *_: None)
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    app = create_app(settings)
-    print(f"Quartet: http://{settings.host}:{settings.port}/docs", flush=True)
-    uvicorn.run(
-        app,
+    config = uvicorn.Config(
+        create_app(settings),
         host=settings.host,
         port=settings.port,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=int(settings.stop_seconds),
     )
+    Server(config).run()
 
 
 if __name__ == "__main__":

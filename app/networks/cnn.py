@@ -37,8 +37,9 @@ class LeNet(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
         x = pixels.to(self.fc3.weight.dtype) / 127.5 - 1  # mean 0.5 and std 0.5 of [0, 1]
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # [N, 6, 14, 14]
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # [N, 16, 5, 5]
+        # ReLU after the pool: the same values, a quarter of the work
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [N, 6, 14, 14]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
 
