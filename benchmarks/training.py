@@ -3,15 +3,16 @@
     python -m benchmarks.training                             # all four networks, about four minutes
     python -m benchmarks.training --only rnn --seconds 1      # one of them, short
 
-Each loop is an endless generator: it takes a training step and yields how many samples the step read from the data -
-images (for the GAN: real ones), characters of the text, values of the series. The workshop's loops are those it
-specifies, corrected: its batches, optimisers and losses, a loader without worker processes, a fresh window for every
-single target. Ours are the bodies of the loops in ``training/`` with the numbers of their presets. Both sides have
-networks of the same sizes and draw on the same part of the data. Left out on both: the bar, and what happens once an
-epoch or every 20 seconds (validation, sheets of samples, saved states).
+Each loop is an endless generator: it takes a training step and yields how many samples the step has learnt from. A
+sample is an image (for the GAN: a real one), or a window with the character or value that follows it. The workshop's
+loops are those it specifies, corrected: its batches, optimisers and losses, a loader without worker processes, a
+fresh window for every single sample. Ours are the steps of ``training/`` with the numbers of their presets. Both sides
+have networks of the same sizes and draw on the same part of the data. Left out on both: the bar, and what happens
+once an epoch or every 20 seconds (validation, sheets of samples, saved states).
 
-Characters and values read are the cautious count for the RNN and the LSTM; targets a second stand below the table.
-Neither says how well a network learns from a sample: that stands on the cards.
+Windows overlap: ours reads a character or value once and learns from each, where the workshop reads a whole window
+for one. So what is read a second stands below the table as well. Neither says how well a network learns from a
+sample: that stands on the cards.
 """
 
 from __future__ import annotations
@@ -25,12 +26,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -39,10 +38,10 @@ from app.networks import build
 from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, data, elman, gan, lstm, rnn
-from training.run import derive, permutation, schedule, set_learning_rate
+from training import cnn, data, gan, lstm, rnn
+from training.run import derive, permutation, schedule
 
-Loop = Iterator[int]  # samples read in each step
+Loop = Iterator[int]  # samples of each step
 
 SEED = 0
 RNN_WINDOW = 30  # the workshop's
@@ -53,11 +52,11 @@ LSTM_READ = LSTM.window + LSTM.horizon - 1  # values of a window that ours reads
 
 @dataclass(frozen=True)
 class Side:
-    """``targets``: of the loss, for each sample read; ``limit``: what a profile on one core (AVX-512) showed."""
+    """``read``: what is read from the data for a sample; ``limit``: what a profile on one core (AVX-512) showed."""
 
     loop: Callable[[], Loop]
-    targets: float
     limit: str
+    read: float = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Pair:
     samples: str
     workshop: Side
     ours: Side
-    remark: str = ""  # on the targets
+    unit: str = ""  # of what is read, where that is not a sample
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -135,13 +134,8 @@ def our_cnn() -> Loop:
         if shuffled != epoch:
             shuffled, order = epoch, learn[permutation(len(learn), SEED, "epoch", epoch)]
         batch = order[place * config.batch : (place + 1) * config.batch]
-        x = cnn.augment(images.train_images[batch], config)
-        loss = F.cross_entropy(network(x), images.train_labels[batch], label_smoothing=config.label_smoothing)
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        average.update_parameters(network)
+        x, y = images.train_images[batch], images.train_labels[batch]
+        cnn.update(network, average, optimizer, x, y, config, config.learning_rate * schedule(step, total))
         yield len(batch)
 
 
@@ -172,11 +166,7 @@ def workshop_gan() -> Loop:
 def our_gan() -> Loop:
     config = gan.PRESETS["workshop"]
     real_images = data.mnist().train_images
-    generator, discriminator = Generator(GeneratorSizes(config.latent)), Discriminator()
-    average: Any = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    betas = (config.beta1, 0.999)
-    generating = torch.optim.Adam(generator.parameters(), betas=betas, fused=True)
-    telling = torch.optim.Adam(discriminator.parameters(), betas=betas, fused=True)
+    game = gan.Game(config, "cpu")
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
     shuffled = -1
@@ -186,24 +176,7 @@ def our_gan() -> Loop:
             shuffled, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
         batch = order[place * config.batch : (place + 1) * config.batch]
         real = real_images[batch].float() / 127.5 - 1
-        rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)
-        set_learning_rate(generating, rate)
-        set_learning_rate(telling, rate)
-
-        fake = generator(torch.randn(config.batch, config.latent))
-        told_real, told_fake = discriminator(real), discriminator(fake.detach())
-        loss = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()
-        if config.penalty and step % config.penalty_every == 0:
-            loss = loss + config.penalty * config.penalty_every * gan.penalty_on(discriminator, real)
-        telling.zero_grad()
-        loss.backward()
-        telling.step()
-
-        fooled = F.softplus(-discriminator(fake)).mean()
-        generating.zero_grad()
-        fooled.backward()
-        generating.step()
-        average.update_parameters(generator)
+        game.update(real, step, config.learning_rate)
         yield len(batch)
 
 
@@ -228,7 +201,7 @@ def workshop_rnn() -> Loop:
             loss = criterion(network.head(outputs[:, -1]), target.unsqueeze(0))
             loss.backward()
             optimizer.step()
-            yield RNN_WINDOW
+            yield 1
 
 
 def our_rnn() -> Loop:
@@ -249,16 +222,8 @@ def our_rnn() -> Loop:
         piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
         cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
         state = state.masked_fill(cold, 0)
-        unknown = torch.rand(config.streams, config.piece) < config.unknown
-        logits, state = elman.forward(network, piece[:, :-1].masked_fill(unknown, kinds - 1), state)
-        loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, total))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        average.update_parameters(network)
-        state = state.detach()
+        rate = config.learning_rate * schedule(step, total)
+        _, state = rnn.update(network, average, optimizer, piece, state, config, rate)
         yield config.streams * config.piece
 
 
@@ -283,7 +248,7 @@ def workshop_lstm() -> Loop:
             loss = criterion(network.head(outputs[:, -1]), target.view(1, 1))
             loss.backward()
             optimizer.step()
-            yield LSTM_WINDOW
+            yield 1
 
 
 def our_lstm() -> Loop:
@@ -296,44 +261,33 @@ def our_lstm() -> Loop:
     for step in steps(config.updates):
         starts = torch.randint(len(learn) - length + 1, (config.batch, 1))
         windows = learn[starts + torch.arange(length)]  # [batch, window + horizon]
-        read = windows + config.jitter * torch.randn(windows.shape)
-        target = windows[:, config.window :]
-        outputs, _ = network.steps(read[:, :-1])
-        one = F.mse_loss(outputs[:, config.window - 1 :], target)
-        free = F.mse_loss(network(read[:, : config.window], config.horizon), target)
-        loss = 0.5 * (one + free)
-        set_learning_rate(optimizer, config.learning_rate * schedule(step, config.updates))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        optimizer.step()
-        average.update_parameters(network)
-        yield config.batch * LSTM_READ
+        rate = config.learning_rate * schedule(step, config.updates)
+        lstm.update(network, average, optimizer, windows, config, rate)
+        yield config.batch * config.horizon
 
 
 PAIRS = {
     "cnn": Pair(
         "images",
-        Side(workshop_cnn, 1, "the loader (PIL, ToTensor, Normalize, image by image): two fifths; else convolutions"),
-        Side(our_cnn, 1, "convolutions and pooling: seven tenths of a step; augmentation: a tenth"),
+        Side(workshop_cnn, "the loader (PIL, ToTensor, Normalize, image by image): two fifths; else convolutions"),
+        Side(our_cnn, "convolutions and pooling: seven tenths of a step; augmentation: a tenth"),
     ),
     "gan": Pair(
         "real images",
-        Side(workshop_gan, 1, "matrix products: under half of a step; the loader: a quarter; unfused Adam: a seventh"),
-        Side(our_gan, 1, "matrix products of 64 rows: three quarters of a step; Adam: a tenth"),
+        Side(workshop_gan, "matrix products: under half of a step; the loader: a quarter; unfused Adam: a seventh"),
+        Side(our_gan, "matrix products: three quarters of a step; Adam: a tenth"),
     ),
     "rnn": Pair(
-        "characters read",
-        Side(workshop_rnn, 1 / RNN_WINDOW, "over a thousand tiny operations for one target; unfused Adam: a quarter"),
-        Side(our_rnn, 1, "matrix products: over half of a step; tanh: a tenth"),
-        f"the workshop reads {RNN_WINDOW} characters for each target, ours trains on each character it reads",
+        "windows",
+        Side(workshop_rnn, "over a thousand tiny operations for one target; unfused Adam: a quarter", RNN_WINDOW),
+        Side(our_rnn, "matrix products: over half of a step; tanh: a tenth"),
+        "characters",
     ),
     "lstm": Pair(
-        "values read",
-        Side(workshop_lstm, 1 / LSTM_WINDOW, "a fused LSTM at batch 1: under half of a step; unfused Adam: a third"),
-        Side(our_lstm, LSTM.horizon / LSTM_READ, "the free-running half, a call for each time step: three quarters"),
-        f"the workshop reads {LSTM_WINDOW} values for each target, ours {LSTM_READ} for {LSTM.horizon}; "
-        f"the {LSTM_READ} time steps of its free-running half are not counted",
+        "windows",
+        Side(workshop_lstm, "a fused LSTM at batch 1: under half of a step; unfused Adam: a third", LSTM_WINDOW),
+        Side(our_lstm, "the fused LSTM over 50 + 49 + 49 steps, forward and back", LSTM_READ / LSTM.horizon),
+        "values",
     ),
 }
 
@@ -349,13 +303,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Result:
-    """``ratio`` of the medians in samples a second, ``target_ratio`` in targets a second."""
+    """``ratio`` of the medians in samples a second, ``read_ratio`` in what is read a second."""
 
     samples: str
     workshop: Speed
     ours: Speed
     ratio: float
-    target_ratio: float
+    read_ratio: float
 
 
 def speed(loop: Loop, seconds: float) -> float:
@@ -377,7 +331,7 @@ def measure(pair: Pair, seconds: float, rounds: int) -> Result:
     turns = [[speed(loop, seconds) for loop in loops] for _ in range(rounds)]
     workshop, ours = (Speed(statistics.median(side), min(side), max(side)) for side in zip(*turns, strict=True))
     ratio = ours.median / workshop.median
-    return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.targets / pair.workshop.targets)
+    return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.read / pair.workshop.read)
 
 
 def rows(name: str, result: Result) -> str:
@@ -392,14 +346,14 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """Targets a second where they differ from samples a second."""
+    """What is read a second, where that differs from samples a second."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]
-        if pair.remark:
-            workshop, ours = result.workshop.median * pair.workshop.targets, result.ours.median * pair.ours.targets
-            figures = f"{workshop:,.0f} and {ours:,.0f}, ratio {result.target_ratio:,.0f}"
-            lines.append(f"Targets a second, {name}: {figures}. Here {pair.remark}.")
+        if pair.unit:
+            workshop, ours = result.workshop.median * pair.workshop.read, result.ours.median * pair.ours.read
+            figures = f"{workshop:,.0f} and {ours:,.0f}, ratio {result.read_ratio:,.1f}"
+            lines.append(f"{pair.unit.capitalize()} read a second, {name}: {figures}.")
     return lines
 
 

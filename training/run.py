@@ -49,11 +49,18 @@ class Options:
     store: Path
 
 
+class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and states the default of each option that takes a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.nargs == 0 else super()._get_help_string(action)
+
+
 def options(
     description: str, presets: dict[str, C], names: dict[str, str], argv: Sequence[str] | None
 ) -> tuple[Options, C]:
     """Read the command line. Every number of the presets' dataclass is an option of its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
     parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="which network")
     parser.add_argument("--name", default=argparse.SUPPRESS, help="name in the store (default: the preset's)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
@@ -61,14 +68,15 @@ def options(
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, on the CPU")
     parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
     parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders go")
-    parser.add_argument("--store", type=Path, default=Path("models_store"), help="where to publish")
-    numbers = parser.add_argument_group("numbers of the preset (each default is the preset's own)")
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="where run folders go")
+    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="where to publish")
+    numbers = parser.add_argument_group("numbers of the preset, to change one; the comments in the script tell of them")
     for field in dataclasses.fields(next(iter(presets.values()))):  # type: ignore[arg-type]
-        value = getattr(next(iter(presets.values())), field.name)
-        if isinstance(value, int | float):
-            option = "--" + field.name.replace("_", "-")
-            numbers.add_argument(option, type=type(value), default=argparse.SUPPRESS, help=f"such as {value}")
+        values = {preset: getattr(config, field.name) for preset, config in presets.items()}
+        kind = type(next(iter(values.values())))
+        if kind in (int, float):
+            option, told = "--" + field.name.replace("_", "-"), ", ".join(f"{key} {own}" for key, own in values.items())
+            numbers.add_argument(option, type=kind, default=argparse.SUPPRESS, help=told, metavar="N")
     given = vars(parser.parse_args(argv))
     own = {field.name: given.pop(field.name) for field in dataclasses.fields(Options) if field.name in given}
     own.setdefault("name", names[own["preset"]])
