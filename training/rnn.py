@@ -8,6 +8,7 @@ Measured results stand in the README's table and on each card.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,9 +113,10 @@ def draw_samples(path: Path, continuer: TextContinuer) -> Path:
         continued(continuer, prompt, seed) for seed, prompt in enumerate(("ROMEO:", "First Citizen:\n", "To be, "))
     ]
     path.with_suffix(".txt").write_text("\n\n----\n\n".join(texts), "utf-8")
-    figure = Figure(figsize=(13, 5))
+    figure = Figure(figsize=(13, 4.5))
     for i, text in enumerate(texts):
-        figure.text(0.02 + i * 0.33, 0.97, text, family="monospace", fontsize=7, va="top", parse_math=False)
+        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 52) or [""]]
+        figure.text(0.02 + i * 0.33, 0.97, "\n".join(lines), family="monospace", fontsize=8, va="top", parse_math=False)
     figure.savefig(path, dpi=80)
     return path
 

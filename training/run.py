@@ -211,11 +211,11 @@ class Run:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
 
     def curves(self) -> Path:
-        """Draw every logged figure against the step; gives curves.png."""
+        """Draw every logged figure against the step, curves.png."""
         from matplotlib.figure import Figure
 
         records = [json.loads(line) for line in self._lines()]
-        names = list(dict.fromkeys(name for record in records for name in record if name != "step"))
+        names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
         figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
         axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
         for name, axis in zip(names, axes, strict=False):
@@ -286,4 +286,4 @@ def _hardware(options: Options) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {options.threads} threads"
+    return f"{model}, threads: {options.threads}"
