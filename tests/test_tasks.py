@@ -13,6 +13,14 @@ import pytest
 from conftest import IMAGES, Serve
 from PIL import Image
 
+from app.api.answers import Classification, Continuations, Forecasts, Samples
+
+ANSWERS = {
+    "/v1/images/classify": Classification,
+    "/v1/text/continue": Continuations,
+    "/v1/series/forecast": Forecasts,
+    "/v1/images/sample": Samples,
+}
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
 
 
@@ -214,6 +222,9 @@ def test_every_example_of_the_documentation_works_as_it_stands(shipped: httpx.Cl
                 answer = shipped.post(path, json=content["application/json"]["example"])
                 tried += 1
             assert answer.status_code == 200, (path, answer.text)
+            if method == "post":
+                ANSWERS[path].model_validate_json(answer.content, strict=True)
+                assert {"200", "4XX", "5XX"} == set(described["responses"])
     assert tried == 4
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from app.api.answers import FAILURES
 from app.api.bodies import json_response
 from app.engine.registry import Registry
 from app.errors import UnknownModel
 
 
 def router(registry: Registry) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["models"])
+    routes = APIRouter(prefix="/v1", tags=["models"], responses={"4XX": FAILURES["4XX"]})
 
     @routes.get("/models")
     async def list_models() -> Response:

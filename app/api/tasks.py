@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from app.api import examples
+from app.api.answers import FAILURES, Classification, Continuations, Forecasts, Samples
 from app.api.bodies import Body, described, json_response, limited, read, read_form, read_json
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
@@ -24,6 +25,7 @@ from app.predictors.lstm import Series, SeriesForecaster
 from app.predictors.rnn import TextContinuer
 from app.settings import Settings
 
+BINARY = {"type": "string", "format": "binary"}
 SEEDS = 2**53  # so that a seed survives every JSON reader
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -92,7 +94,7 @@ class Draw(Body):
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=FAILURES)
     limit = settings.max_body_bytes
     prompts = limited(
         Prompt,
@@ -104,7 +106,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     draws = limited(Draw, count={"le": settings.max_samples})
     images = limited(Images, images={"max_length": settings.max_images})
 
-    @routes.post("/images/classify", tags=["tasks"], openapi_extra=_image_bodies(images, settings))
+    @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=_gives(Classification))
     async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
         """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
 
@@ -122,7 +124,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         ]
         return json_response(_answer(live, results=results))
 
-    @routes.post("/text/continue", tags=["tasks"], openapi_extra=described(prompts, examples.PROMPT))
+    @routes.post("/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations))
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character."""
         body = await read_json(request, prompts, limit)
@@ -139,7 +141,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
         return json_response(_answer(live, results=results, unknown_characters=unknown))
 
-    @routes.post("/series/forecast", tags=["tasks"], openapi_extra=described(histories, examples.HISTORY))
+    @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=_gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         body = await read_json(request, histories, limit)
@@ -151,9 +153,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
     @routes.post(
         "/images/sample",
-        tags=["tasks"],
         openapi_extra=described(draws, examples.DRAW),
-        responses={200: {"content": {"application/json": {}, "image/png": {}}}},
+        responses=_gives(Samples, {"image/png": {"schema": BINARY}}),
     )
     async def sample(request: Request) -> Response:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
@@ -177,12 +178,16 @@ def _answer(live: Live, **rest: Any) -> dict[str, Any]:
     return {"model": live.card.name, "version": live.card.version, **rest}
 
 
+def _gives(model: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """What a good answer looks like, for OpenAPI."""
+    return {200: {"model": model, "content": content or {}}}
+
+
 def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
     """The three ways to send images, for OpenAPI; the first has an example that works as it stands."""
-    binary = {"type": "string", "format": "binary"}
-    files = {"type": "array", "items": binary, "maxItems": settings.max_images}
+    files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
-    raw = {f"image/{kind}": {"schema": binary} for kind in ("png", "jpeg", "webp")}
+    raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
     return described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
 
 

@@ -1,0 +1,91 @@
+"""The shapes of the answers, for the OpenAPI document. A test holds every answer against them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Prediction(Answer):
+    label: str
+    index: int
+    probability: float
+
+
+class Classified(Answer):
+    filename: str | None
+    predictions: list[Prediction]
+
+
+class Classification(Answer):
+    model: str
+    version: int
+    results: list[Classified]
+
+
+class Continued(Answer):
+    text: str
+    finish_reason: Literal["length", "stop"]
+    seed: int
+
+
+class Continuations(Answer):
+    model: str
+    version: int
+    results: list[Continued]
+    unknown_characters: list[str]
+
+
+class Interval(Answer):
+    lower: list[float]
+    upper: list[float]
+
+
+class Forecast(Answer):
+    mean: list[float]
+    median: list[float]
+    intervals: dict[str, Interval]
+    seasonality: int | None
+
+
+class Forecasts(Answer):
+    model: str
+    version: int
+    results: list[Forecast]
+
+
+class Sample(Answer):
+    label: str | None
+    image: str
+
+
+class Samples(Answer):
+    model: str
+    version: int
+    seed: int
+    results: list[Sample]
+
+
+class Failure(Answer):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Failed(Answer):
+    error: Failure
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        "model": Failed,
+        "description": "400 a bad value, 404 an unknown model, 413 too large, 415 not an image, 429 a full queue",
+    },
+    "5XX": {"model": Failed, "description": "503 not ready"},
+}
