@@ -18,7 +18,7 @@ from test_batcher import Seen, anyio_backend, start  # noqa: F401
 from app.engine.lane import Lane
 from app.engine.text import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
-from app.predictors.rnn import TextContinuer, choose
+from app.predictors.rnn import TextContinuer
 
 pytestmark = pytest.mark.anyio
 
@@ -159,43 +159,3 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: La
     crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
     assert crowd == alone
     assert {reason for _, reason in crowd} == {"length", "stop"}
-
-
-def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list[int]:
-    """What the choice among such logits falls on for each uniform number."""
-    count = len(uniforms)
-    settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
-    tensors = {name: torch.tensor([value] * count) for name, value in settings.items()}
-    rows = torch.tensor([logits] * count, dtype=torch.float64)
-    return choose(rows, uniform=torch.tensor(uniforms, dtype=torch.float64), **tensors).tolist()
-
-
-GRID = [(i + 0.5) / 1000 for i in range(1000)]
-LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().tolist()
-
-
-async def test_draws_follow_the_distribution() -> None:
-    shares = torch.tensor(drawn(LOGITS, GRID)).bincount(minlength=4) / 1000
-    assert torch.allclose(shares, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=2e-3)
-
-
-async def test_temperature_sharpens_as_defined_and_zero_is_greedy() -> None:
-    shares = torch.tensor(drawn(LOGITS, GRID, temperature=0.5)).bincount(minlength=4) / 1000
-    expected = torch.tensor([0.01, 0.16, 0.04, 0.09]) / 0.3
-    assert torch.allclose(shares, expected, atol=2e-3)
-    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=0.0)) == {1}
-    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=1e-300)) == {1}
-
-
-async def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
-    assert set(drawn(LOGITS, GRID, top_k=1)) == {1}
-    shares = torch.tensor(drawn(LOGITS, GRID, top_k=2)).bincount(minlength=4) / 1000
-    assert torch.allclose(shares, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=2e-3)
-    assert set(drawn(LOGITS, GRID, top_p=0.39)) == {1}
-    assert set(drawn(LOGITS, GRID, top_p=0.41)) == {1, 3}
-    assert set(drawn(LOGITS, GRID, top_p=0.71)) == {1, 2, 3}
-    assert set(drawn(LOGITS, GRID, top_k=3, top_p=0.41)) == {1, 3}
-
-
-async def test_an_impossible_character_is_never_drawn() -> None:
-    assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}

@@ -1,0 +1,136 @@
+"""The text network's predictor: what is read, how a character is drawn, where a text ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import VOCABULARY, publish_tiny
+
+from app.predictors.rnn import PIECE, Continuation, TextContinuer, choose
+
+
+@pytest.fixture
+def continuer(tmp_path: Path) -> TextContinuer:
+    return TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+
+
+def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
+    settings: dict[str, Any] = {
+        "max_characters": 40,
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "stop": (),
+        "seed": 1,
+    }
+    return continuer.begin(continuer.parse(prompt)[0], **{**settings, **choice})
+
+
+def finish(continuer: TextContinuer, text: Continuation) -> Continuation:
+    while not text.finished:
+        continuer.step([text])
+    return text
+
+
+def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(continuer: TextContinuer) -> None:
+    indices, unknown = continuer.parse("aéb東é")
+    assert unknown == sorted("é東")
+    assert [VOCABULARY[index] for index in indices] == ["a", "<unk>", "b", "<unk>", "<unk>"]
+    assert continuer.parse("") == continuer.parse("\n") == ([0], [])
+
+
+def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextContinuer) -> None:
+    prompt = "abcdefghij \n" * (3 * PIECE // 12) + "a"
+    text = begin(continuer, prompt)
+    steps = 0
+    while text.unread:
+        continuer.step([text])
+        steps += 1
+    assert steps == 3
+    with torch.inference_mode():
+        _, state = continuer.network(torch.tensor([continuer.parse(prompt)[0][:-1]]), continuer.network.zero_state(1))
+    assert torch.allclose(text.state, state[0], atol=1e-12)
+    assert text.text == ""
+
+
+def test_prompts_share_the_characters_that_a_step_may_read(continuer: TextContinuer) -> None:
+    texts = [begin(continuer, "a" * length) for length in (PIECE + 50, 41, 21, 500)]
+    drawing = begin(continuer, "a")
+    continuer.step([*texts, drawing])
+    assert [len(text.unread) for text in texts] == [49, 40, 20, 499]
+    continuer.step([*texts, drawing])
+    assert [len(text.unread) for text in texts] == [0, 0, 0, 499 - (PIECE - 49 - 40 - 20)]
+    assert len(drawing.text) == 2
+
+
+def test_greedy_text_follows_the_likeliest_character(continuer: TextContinuer) -> None:
+    text = finish(continuer, begin(continuer, "abc", temperature=0.0, max_characters=10)).text
+    read = "abc"
+    for character in text:
+        with torch.inference_mode():
+            logits, _ = continuer.network(torch.tensor([continuer.parse(read)[0]]), continuer.network.zero_state(1))
+        assert VOCABULARY[int(logits[0, -1, :-1].argmax())] == character
+        read += character
+
+
+def test_the_unknown_character_is_never_written(continuer: TextContinuer) -> None:
+    with torch.inference_mode():
+        continuer.network.head.bias[-1] = 100.0  # the network wants nothing else
+    assert "<unk>" not in finish(continuer, begin(continuer, "a", max_characters=200)).text
+
+
+def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextContinuer) -> None:
+    whole = finish(continuer, begin(continuer, "a"))
+    assert (len(whole.text), whole.finish_reason) == (40, "length")
+    stop = whole.text[10:12]
+    cut = finish(continuer, begin(continuer, "a", stop=("never there", stop)))
+    assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
+
+
+def test_a_seed_is_a_text_and_another_seed_another(continuer: TextContinuer) -> None:
+    texts = [finish(continuer, begin(continuer, "a", seed=seed)).text for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list[int]:
+    """What the choice among such logits falls on for each uniform number."""
+    count = len(uniforms)
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
+    tensors = {name: torch.tensor([value] * count) for name, value in settings.items()}
+    rows = torch.tensor([logits] * count, dtype=torch.float64)
+    return choose(rows, uniform=torch.tensor(uniforms, dtype=torch.float64), **tensors).tolist()
+
+
+GRID = [(i + 0.5) / 1000 for i in range(1000)]
+LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().tolist()
+
+
+def test_draws_follow_the_distribution() -> None:
+    shares = torch.tensor(drawn(LOGITS, GRID)).bincount(minlength=4) / 1000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=2e-3)
+
+
+def test_temperature_sharpens_as_defined_and_zero_is_greedy() -> None:
+    shares = torch.tensor(drawn(LOGITS, GRID, temperature=0.5)).bincount(minlength=4) / 1000
+    expected = torch.tensor([0.01, 0.16, 0.04, 0.09]) / 0.3
+    assert torch.allclose(shares, expected, atol=2e-3)
+    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=0.0)) == {1}
+    assert set(drawn(LOGITS, [0.0, 0.5, 1 - 1e-16], temperature=1e-300)) == {1}
+
+
+def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
+    assert set(drawn(LOGITS, GRID, top_k=1)) == {1}
+    shares = torch.tensor(drawn(LOGITS, GRID, top_k=2)).bincount(minlength=4) / 1000
+    assert torch.allclose(shares, torch.tensor([0, 4 / 7, 0, 3 / 7]), atol=2e-3)
+    assert set(drawn(LOGITS, GRID, top_p=0.39)) == {1}
+    assert set(drawn(LOGITS, GRID, top_p=0.41)) == {1, 3}
+    assert set(drawn(LOGITS, GRID, top_p=0.71)) == {1, 2, 3}
+    assert set(drawn(LOGITS, GRID, top_k=3, top_p=0.41)) == {1, 3}
+
+
+def test_an_impossible_character_is_never_drawn() -> None:
+    assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
