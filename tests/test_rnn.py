@@ -30,6 +30,13 @@ def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
     return continuer.begin(continuer.parse(prompt)[0], **{**settings, **choice})
 
 
+def reading(continuer: TextContinuer, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """One reading of a whole prompt: logits [1, T, vocabulary] and the state after it."""
+    characters = torch.from_numpy(continuer.parse(prompt)[0].astype(int))
+    with torch.inference_mode():
+        return continuer.network(characters.unsqueeze(0), continuer.network.zero_state(1))
+
+
 def finish(continuer: TextContinuer, text: Continuation) -> Continuation:
     while not text.finished:
         continuer.step([text])
@@ -40,7 +47,9 @@ def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(contin
     indices, unknown = continuer.parse("aéb東é")
     assert unknown == sorted("é東")
     assert [VOCABULARY[index] for index in indices] == ["a", "<unk>", "b", "<unk>", "<unk>"]
-    assert continuer.parse("") == continuer.parse("\n") == ([0], [])
+    for prompt in ("", "\n"):
+        indices, unknown = continuer.parse(prompt)
+        assert (indices.tolist(), unknown) == ([0], [])
 
 
 def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextContinuer) -> None:
@@ -51,8 +60,7 @@ def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer:
         continuer.step([text])
         steps += 1
     assert steps == 3
-    with torch.inference_mode():
-        _, state = continuer.network(torch.tensor([continuer.parse(prompt)[0][:-1]]), continuer.network.zero_state(1))
+    _, state = reading(continuer, prompt[:-1])
     assert torch.allclose(text.state, state[0], atol=1e-12)
     assert text.text == ""
 
@@ -61,9 +69,9 @@ def test_prompts_share_the_characters_that_a_step_may_read(continuer: TextContin
     texts = [begin(continuer, "a" * length) for length in (PIECE + 50, 41, 21, 500)]
     drawing = begin(continuer, "a")
     continuer.step([*texts, drawing])
-    assert [len(text.unread) for text in texts] == [49, 40, 20, 499]
+    assert [text.unread for text in texts] == [49, 40, 20, 499]
     continuer.step([*texts, drawing])
-    assert [len(text.unread) for text in texts] == [0, 0, 0, 499 - (PIECE - 49 - 40 - 20)]
+    assert [text.unread for text in texts] == [0, 0, 0, 499 - (PIECE - 49 - 40 - 20)]
     assert len(drawing.text) == 2
 
 
@@ -71,8 +79,7 @@ def test_greedy_text_follows_the_likeliest_character(continuer: TextContinuer) -
     text = finish(continuer, begin(continuer, "abc", temperature=0.0, max_characters=10)).text
     read = "abc"
     for character in text:
-        with torch.inference_mode():
-            logits, _ = continuer.network(torch.tensor([continuer.parse(read)[0]]), continuer.network.zero_state(1))
+        logits, _ = reading(continuer, read)
         assert VOCABULARY[int(logits[0, -1, :-1].argmax())] == character
         read += character
 

@@ -16,9 +16,9 @@ PIECE = 256  # characters of prompts read in one step, so that a long one does n
 
 @dataclass(eq=False)
 class Continuation:
-    """One text under way. ``unread`` is the rest of the prompt; its last character starts the drawing."""
+    """One text under way. ``read`` of its prompt [T] is read; the last character of the prompt starts the drawing."""
 
-    unread: list[int]
+    prompt: np.ndarray
     state: Tensor
     draws: np.ndarray
     temperature: float
@@ -28,10 +28,16 @@ class Continuation:
     text: str = ""
     finish_reason: str | None = None
     seed: int = 0
+    read: int = 0
     last: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.last = self.unread.pop()
+        self.last = int(self.prompt[-1])
+
+    @property
+    def unread(self) -> int:
+        """How many characters are to be read before the drawing begins."""
+        return len(self.prompt) - 1 - self.read
 
     @property
     def finished(self) -> bool:
@@ -69,19 +75,19 @@ class TextContinuer:
         self.device = device
         self.network = version.network().to(device).double()
 
-    def parse(self, prompt: str) -> tuple[list[int], list[str]]:
-        """A prompt -> its characters' indices, never none, and which of them the network does not know.
+    def parse(self, prompt: str) -> tuple[np.ndarray, list[str]]:
+        """A prompt -> the indices [T] of its characters, never none, and which of them the network does not know.
 
         An empty prompt is read as a line break where the network knows one: texts start on a new line.
         """
         if not prompt:
-            return [self.index.get("\n", self.unknown)], []
-        indices = [self.index.get(character, self.unknown) for character in prompt]
+            return np.array([self.index.get("\n", self.unknown)]), []
+        indices = np.fromiter((self.index.get(character, self.unknown) for character in prompt), np.int32, len(prompt))
         return indices, sorted(set(prompt) - self.index.keys())
 
     def begin(
         self,
-        prompt: Sequence[int],
+        prompt: np.ndarray,
         max_characters: int,
         temperature: float,
         top_k: int | None,
@@ -94,7 +100,7 @@ class TextContinuer:
         state = self.network.zero_state(1)[0]
         everything = len(self.vocabulary)
         return Continuation(
-            list(prompt), state, draws, temperature, top_k or everything, top_p or 1.0, tuple(stop), seed=seed
+            prompt, state, draws, temperature, top_k or everything, top_p or 1.0, tuple(stop), seed=seed
         )
 
     def step(self, texts: Sequence[Continuation]) -> None:
@@ -106,18 +112,19 @@ class TextContinuer:
                 if not text.unread:
                     drawing.append(text)
                 elif budget > 0:
-                    piece = torch.tensor([text.unread[:budget]], device=self.device)
-                    _, state = self.network(piece, text.state.unsqueeze(0))
+                    count = min(budget, text.unread)
+                    piece = torch.from_numpy(text.prompt[text.read : text.read + count].astype(np.int64))
+                    _, state = self.network(piece.unsqueeze(0).to(self.device), text.state.unsqueeze(0))
                     text.state = state[0]
-                    del text.unread[:budget]
-                    budget -= piece.shape[1]
+                    text.read += count
+                    budget -= count
             if drawing:
                 self._draw(drawing)
 
     def warm_up(self, rows: int) -> None:
         """Read and draw once alone and once in a full batch."""
         for count in (1, rows):
-            texts = [self.begin([self.unknown] * 3, 1, 1.0, None, None, (), 0) for _ in range(count)]
+            texts = [self.begin(np.full(3, self.unknown), 1, 1.0, None, None, (), 0) for _ in range(count)]
             while not all(text.finished for text in texts):
                 self.step([text for text in texts if not text.finished])
 
