@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,7 +14,7 @@ from urllib.parse import quote
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import QuartetError
+from app.errors import NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 access = logging.getLogger("quartet.access")
@@ -86,11 +87,15 @@ class Telemetry:
 
         try:
             await self.app(scope, receive, sending)
+        except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
+            if status == 499:  # nothing was sent yet
+                error: QuartetError = NotReady("the service stopped before it could answer")
+                await self.failure(error, scope["path"])(scope, receive, sending)
         except Exception:
             log.exception("request %s failed", request_id)
-            if status == 499:  # nothing was sent yet
-                message = f"the service failed; its log tells more of request {request_id}"
-                await self.failure(QuartetError(message), scope["path"])(scope, receive, sending)
+            if status == 499:
+                error = QuartetError(f"the service failed; its log tells more of request {request_id}")
+                await self.failure(error, scope["path"])(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - begun
             route, method = _route(scope), scope["method"] if scope["method"] in METHODS else "OTHER"

@@ -84,7 +84,9 @@ Serve = Callable[..., AbstractContextManager[httpx.Client]]
 @contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """The service as it is, behind a real socket, and a client of it."""
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    )
     started = threading.Event()
     startup = server.startup
 

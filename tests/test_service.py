@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -156,6 +157,17 @@ def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeyp
         assert answer.status_code == 500
         assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
         assert "secret" not in answer.text
+
+
+def test_a_request_that_a_stop_cuts_off_is_told(serve: Serve) -> None:
+    with serve() as client:
+        caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert client.get("/health/live").status_code == 200  # so the request before it is under way
+    with caller, caller.makefile("rb") as answer:
+        content = answer.read()
+    assert content.startswith(b"HTTP/1.1 503 ")
+    assert b"the service stopped before it could answer" in content
 
 
 def test_the_documentation_needs_no_other_host(shipped: httpx.Client) -> None:
