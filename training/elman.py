@@ -42,18 +42,15 @@ class Recurrence(torch.autograd.Function):
         return before, before[0] @ weight, before.flatten(0, 1).t() @ previous.flatten(0, 1)
 
 
-def forward(
-    network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0, drop_weights: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, hidden].
 
-    ``dropout`` is the share of embedding entries and outputs left out at random, ``drop_weights`` that of recurrent
-    weights, for the whole piece (Merity et al. 2018).
+    ``dropout`` is the share of embedding entries and outputs left out at random; the recurrence itself stays whole.
     """
     weights: Any = network.rnn
     bias = weights.bias_ih_l0 + weights.bias_hh_l0
     embedding = F.dropout(network.embedding.weight, dropout)
     table = F.linear(embedding, weights.weight_ih_l0, bias)  # [V, H]
     inputs = F.embedding(characters.t(), table)  # [T, N, H]
-    states = Recurrence.apply(inputs, state, F.dropout(weights.weight_hh_l0, drop_weights))
+    states = Recurrence.apply(inputs, state, weights.weight_hh_l0)
     return network.head(F.dropout(states, dropout).transpose(0, 1)), states[-1]

@@ -39,13 +39,12 @@ class Config:
     clip: float  # of the gradient's norm
     average: float  # of the weights over steps: the published ones
     dropout: float  # share of embedding entries and outputs left out
-    drop_weights: float  # share of recurrent weights left out
     cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
     unknown: float  # share of characters read as <unk>, so that it means "some character"
     validation: float  # share of the training part, at its end, that is held out
 
 
-PRESETS = {"workshop": Config(128, 120, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.0, 0.0, 0.05, 0.002, 0.05)}
+PRESETS = {"workshop": Config(128, 40, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.05, 0.002, 0.05)}
 NAMES = {"workshop": "shakespeare-rnn"}
 
 
@@ -133,7 +132,7 @@ def update(
     """One step on a piece [streams, T + 1] and the state [streams, hidden] before it; gives the loss and the state."""
     hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < config.unknown
     read = piece[:, :-1].masked_fill(hidden.to(piece.device), network.sizes.vocabulary - 1)
-    logits, state = elman.forward(network, read, state, config.dropout, config.drop_weights)
+    logits, state = elman.forward(network, read, state, config.dropout)
     loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
     set_learning_rate(optimizer, rate)
     optimizer.zero_grad()
