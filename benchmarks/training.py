@@ -185,7 +185,7 @@ def shakespeare() -> tuple[Tensor, int]:
     text = data.tinyshakespeare()
     vocabulary = rnn.vocabulary_of(text.train)
     characters = rnn.encode(text.train, vocabulary)
-    return characters[: -int(len(characters) * rnn.PRESETS["workshop"].validation)], len(vocabulary)
+    return characters, len(vocabulary)
 
 
 def workshop_rnn() -> Loop:

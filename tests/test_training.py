@@ -24,7 +24,7 @@ from training import run as running
 
 TINY = {
     "cnn": ["--epochs", "3", "--batch", "16", "--validation", "60"],
-    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40"],
+    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
 }
