@@ -62,14 +62,10 @@ def frechet(first: Tensor, second: Tensor) -> float:
     return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
 
 
-def features_of(judge: ImageClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    """uint8 images [N, 1, 28, 28] -> the judge's features [N, 128] and classes [N]."""
-    features, classes = [], []
+def features_of(judge: ImageClassifier, images: Tensor) -> Tensor:
+    """uint8 images [N, 1, 28, 28] -> the judge's features [N, 128]."""
     with torch.inference_mode():
-        for batch in images.to(judge.device).split(500):
-            features.append(judge.network.features(batch).cpu())
-            classes.append(judge.network(batch).argmax(dim=1).cpu())
-    return torch.cat(features), torch.cat(classes)
+        return torch.cat([judge.network.features(batch).cpu() for batch in images.to(judge.device).split(500)])
 
 
 def nearest(images: Tensor, among: Tensor) -> Tensor:
@@ -83,12 +79,14 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     images: data.Images = getattr(data, next(iter(sampler.card.data)))()
     fake = torch.from_numpy(sampler.predict([sampler.parse(JUDGED, None, 0)])[0])
     generator = torch.Generator().manual_seed(0)
-    fake_features, classes = features_of(judge, fake)
-    real_features, _ = features_of(judge, images.test_images)
+    fake_features = features_of(judge, fake)
+    with torch.inference_mode():
+        classes = judge.network.fc2(fake_features.to(judge.device)).argmax(dim=1).cpu()
+    real_features = features_of(judge, images.test_images)
     floors = []
     for _ in range(5):
         drawn = torch.randperm(len(images.train_images), generator=generator)[:JUDGED]
-        floors.append(frechet(features_of(judge, images.train_images[drawn])[0], real_features))
+        floors.append(frechet(features_of(judge, images.train_images[drawn]), real_features))
     floor = float(np.mean(floors))
     distance = frechet(fake_features, real_features)
     shares = classes.bincount(minlength=10) / len(classes)

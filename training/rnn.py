@@ -195,8 +195,8 @@ def publish(run: Run, config: Config, text: data.Text, vocabulary: list[str], ne
         "notes": (
             f"The last {config.validation:.0%} of the training part validated; weights averaged over steps."
             if config.validation
-            else "Its numbers were chosen with the last 5 % of the training part held out, then it learnt from all of it; "
-            "weights averaged over steps."
+            else "Its numbers were chosen with the last 5 % of the training part held out; then it learnt from all. "
+            "Weights averaged over steps."
         ),
     }
     continuer = run.predictor(TextContinuer, card, network)
