@@ -1,6 +1,6 @@
 """Draw the README's picture: ask a running service for one answer of each kind.
 
-python docs/overview.py http://127.0.0.1:8000     # writes docs/overview.png
+python -m docs.overview http://127.0.0.1:8000     # writes docs/overview.png
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import math
 import random
 from pathlib import Path
 
-# A test image of CIFAR-10: a ship, 32 x 32 pixels.
+# A test image of CIFAR-10: a horse, 32 x 32 pixels.
 IMAGES = {"images": [base64.b64encode(Path(__file__).with_name("example.jpg").read_bytes()).decode()]}
 
 PROMPT = {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1}
