@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from typing import ClassVar
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class QuartetError(Exception):
@@ -108,7 +112,25 @@ class NotReady(QuartetError):
         return {"retry-after": "1"}
 
 
+class CallerGone(QuartetError):
+    """The caller hung up; nobody reads this, but it is counted."""
+
+    status = 499
+    type = "invalid_request_error"
+    code = "caller_gone"
+
+
+class TooSlow(QuartetError):
+    """The body stopped arriving."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "too_slow"
+
+
 def shown(value: object, longest: int = 60) -> str:
-    """A caller's value as it may stand in a sentence: quoted, on one line, cut."""
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters)"
+    """A caller's value as it may stand in a sentence: quoted, on one line, cut before it costs anything."""
+    if isinstance(value, str) and len(value) > longest:
+        return f"{value[:longest]!r}… ({len(value):,} characters)"
+    text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)
+    return text if len(text) <= 2 * longest else f"{text[: 2 * longest]}…"

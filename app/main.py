@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from app.api import failures, health, models, tasks
+from app.api.bodies import Buffered
+from app.api.heads import BoundedHttp
 from app.engine.registry import Registry
 from app.settings import Settings
 from app.telemetry import Metrics, Telemetry
@@ -26,10 +29,15 @@ an LSTM forecasts series, a GAN draws images. Every example below works as it st
 To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
 
 
+def cores() -> int:
+    """The cores that this process may run on, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises SettingsError for a setting, device or store that cannot be used."""
     settings = settings or Settings()
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(settings.threads or cores())
     metrics = Metrics()
     registry = Registry(settings, metrics)
 
@@ -39,8 +47,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         await registry.close()
 
-    app = FastAPIOffline(title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
+    )
     failures.install(app)
+    app.add_middleware(Buffered, limit=settings.max_buffered_bytes)
     app.add_middleware(Telemetry, metrics=metrics, failure=failures.response)
     app.include_router(tasks.router(registry, settings))
     app.include_router(models.router(registry))
@@ -60,7 +71,22 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers[:1]:
             host, port = server.sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
             print(f"Quartet serves on http://{host}:{port} - try it at http://{host}:{port}/docs", flush=True)
+
+
+def create_server(settings: Settings) -> Server:
+    """The application behind its sockets. Raises as ``create_app`` does."""
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
+        http=BoundedHttp,
+    )
+    return Server(config)
 
 
 def main() -> None:
@@ -68,15 +94,7 @@ def main() -> None:
         signal.signal(number, lambda *_: None)
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(settings.stop_seconds),
-    )
-    Server(config).run()
+    create_server(settings).run()
 
 
 if __name__ == "__main__":

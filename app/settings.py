@@ -30,18 +30,21 @@ class Settings(BaseSettings):
     store: Path = Field(Path("models_store"), description="folder of the trained networks")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: as many as cores")
+    parse_threads: Count = Field(2, description="images that are decoded at a time")
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
 
-    max_body_bytes: Count = Field(32 * 2**20, description="bytes of a request's body")
+    max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
+    max_buffered_bytes: Count = Field(256 * 2**20, description="bytes that all bodies under way may hold")
+    body_seconds: Seconds = Field(30, description="seconds that a body under way may pause")
     max_images: Count = Field(16, description="images in one request")
     max_pixels: Count = Field(50_000_000, description="pixels of one image, before it is decoded")
     max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
     max_characters: Count = Field(4_000, description="characters to continue a text by")
     max_texts: Count = Field(16, description="continuations of one prompt (`n`)")
     max_series: Count = Field(64, description="series in one request")
-    max_series_values: Count = Field(100_000, description="values of one series")
+    max_series_values: Count = Field(100_000, description="values of all series in one request")
     max_horizon: Count = Field(1_000, description="steps to forecast")
     max_samples: Count = Field(1_024, description="images to draw in one request")
 

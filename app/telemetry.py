@@ -65,7 +65,7 @@ class Metrics:
 class Telemetry:
     """Gives each request its id, counts and times it, and logs one line."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, failure: Callable[[QuartetError, str], ASGIApp]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, failure: Callable[[QuartetError], ASGIApp]) -> None:
         self.app = app
         self.metrics = metrics
         self.failure = failure
@@ -90,12 +90,12 @@ class Telemetry:
         except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
             if status == 499:  # nothing was sent yet
                 error: QuartetError = NotReady("the service stopped before it could answer")
-                await self.failure(error, scope["path"])(scope, receive, sending)
+                await self.failure(error)(scope, receive, sending)
         except Exception:
             log.exception("request %s failed", request_id)
             if status == 499:
                 error = QuartetError(f"the service failed; its log tells more of request {request_id}")
-                await self.failure(error, scope["path"])(scope, receive, sending)
+                await self.failure(error)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - begun
             route, method = _route(scope), scope["method"] if scope["method"] in METHODS else "OTHER"

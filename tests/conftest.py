@@ -14,16 +14,16 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
 from app import store
-from app.main import create_app
+from app.main import create_server
 from app.networks import KINDS, build
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"
+TEST: dict[str, Any] = {"port": 0, "threads": 1, "stop_seconds": 1}
 VOCABULARY = [*"\n abcdefghij", store.UNKNOWN]
 
 TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -84,9 +84,7 @@ Serve = Callable[..., AbstractContextManager[httpx.Client]]
 @contextmanager
 def serving(settings: Settings) -> Iterator[httpx.Client]:
     """The service as it is, behind a real socket, and a client of it."""
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    )
+    server = create_server(settings)
     started = threading.Event()
     startup = server.startup
 
@@ -110,13 +108,13 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
 @pytest.fixture
 def serve(tiny_store: Path) -> Serve:
     """Start the service on the tiny store, with other settings where given."""
-    return lambda **settings: serving(Settings(**{"store": tiny_store, "threads": 1, **settings}))
+    return lambda **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}))
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Iterator[httpx.Client]:
     """The service with the networks of this repository."""
-    with serving(Settings(store=ROOT / "models_store", threads=1)) as client:
+    with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
         yield client
 
 

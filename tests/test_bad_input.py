@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
+import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -32,18 +36,18 @@ def bomb(width: int, height: int) -> bytes:
 
 PNG = image_bytes()
 TIFF = image_bytes("TIFF")
-IMAGES: list[tuple[str, bytes, int, str, str]] = [
-    ("empty", b"", 415, "file", "0 bytes"),
-    ("text", b"hello", 415, "file", "5 bytes are not an image; allowed are PNG, JPEG"),
-    ("half a png", PNG[: len(PNG) // 2], 415, "file", "the PNG image is damaged"),
-    ("half a jpeg", image_bytes("JPEG")[:1000], 415, "file", "the JPEG image is damaged"),
-    ("half a tiff", TIFF[: len(TIFF) // 2], 415, "file", ""),
-    ("garbage after the header", PNG[:40] + bytes(1000), 415, "file", ""),
-    ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "file", "not an image"),
-    ("pdf", b"%PDF-1.4 ...", 415, "file", "not an image"),
-    ("a pixel bomb", bomb(20_000, 20_000), 413, "file", "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
-    ("a wide bomb", bomb(2**31 - 1, 1), 413, "file", "2,147,483,647 x 1 pixels"),
-    ("no pixels", bomb(0, 0), 415, "file", ""),
+IMAGES: list[tuple[str, bytes, int, str]] = [
+    ("empty", b"", 415, "0 bytes"),
+    ("text", b"hello", 415, "5 bytes are not an image; allowed are PNG, JPEG"),
+    ("half a png", PNG[: len(PNG) // 2], 415, "the PNG image is damaged"),
+    ("half a jpeg", image_bytes("JPEG")[:1000], 415, "the JPEG image is damaged"),
+    ("half a tiff", TIFF[: len(TIFF) // 2], 415, ""),
+    ("garbage after the header", PNG[:40] + bytes(1000), 415, ""),
+    ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not an image"),
+    ("pdf", b"%PDF-1.4 ...", 415, "not an image"),
+    ("a pixel bomb", bomb(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
+    ("a wide bomb", bomb(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
+    ("no pixels", bomb(0, 0), 415, ""),
 ]  # fmt: skip
 
 LINE = [float(i % 7) for i in range(20)]
@@ -75,6 +79,10 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "wrong model", '{"model": "tiny-gan"}', 400, "model", "for that there are: tiny-rnn"),
     (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "there are: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
     (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "there are: tiny-rnn@1"),
+    (CONTINUE, "padded version", '{"model": "tiny-rnn@01"}', 404, "model", "there are: tiny-rnn@1"),
+    (CONTINUE, "a field like a word of ours", '{"one": 1}', 400, "one", "there is no field 'one'"),
+    (CONTINUE, "a long name", json.dumps({"a" * 10**5: 1}), 400, "a" * 100, "(100,000 characters)"),
+    (CONTINUE, "a million line breaks", json.dumps({"prompt": "\n" * 100_001}), 400, "prompt", "(100,001 characters)"),
     (CONTINUE, "hostile version", '{"model": "tiny-rnn@²"}', 404, "model", "tiny-rnn@1"),
     (CONTINUE, "hostile model", '{"model": "../../etc/passwd"}', 404, "model", "is not served here"),
     (CONTINUE, "wrong JSON", '{"prompt": ', 400, None, "the body is not JSON: EOF"),
@@ -100,9 +108,10 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (FORECAST, "horizon 10^9", json.dumps({"values": LINE, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
     (FORECAST, "level 100", json.dumps({"values": LINE, "levels": [100]}), 400, "levels.0", "less than 100"),
     (FORECAST, "level 0", json.dumps({"values": LINE, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
+    (FORECAST, "twice a level", json.dumps({"values": LINE, "levels": [80, 80.0]}), 400, "levels", "each may come once"),
     (FORECAST, "a season", json.dumps({"values": LINE, "seasonality": 7}), 400, "seasonality", "leave it out"),
     (FORECAST, "65 series", json.dumps({"values": [LINE] * 65}), 400, "values", "has 65 series; allowed are 64"),
-    (FORECAST, "long series", json.dumps({"values": [0] * 100_001}), 400, "values", "100,001 values; allowed are 100,000"),
+    (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; allowed are 100,000"),
     (SAMPLE, "count 0", '{"count": 0}', 400, "count", "is 0"),
     (SAMPLE, "count 10^9", '{"count": 1000000000}', 400, "count", "less than or equal to 1024"),
     (SAMPLE, "unknown label", '{"label": "cat"}', 400, "label", "'cat'; tiny-gan draws without labels"),
@@ -113,14 +122,14 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    from conftest import TINY, publish_tiny, serving
+    from conftest import TEST, TINY, publish_tiny, serving
 
     from app.settings import Settings
 
     folder = tmp_path_factory.mktemp("tiny") / "store"
     for name in TINY:
         publish_tiny(folder, name)
-    with serving(Settings(store=folder, threads=1, max_body_bytes=4 * 2**20)) as client:
+    with serving(Settings(store=folder, max_body_bytes=4 * 2**20, **TEST)) as client:
         yield client
 
 
@@ -153,19 +162,20 @@ def test_a_bad_body_is_refused(service: httpx.Client, row: Any) -> None:
 
 @pytest.mark.parametrize("row", IMAGES, ids=[row[0] for row in IMAGES])
 def test_a_bad_image_is_refused(service: httpx.Client, row: Any) -> None:
-    _, content, status, param, sentence = row
-    for answer in (
-        service.post(CLASSIFY, content=content, headers={"content-type": "image/png"}),
-        service.post(CLASSIFY, files={"file": ("a.png", content)}),
-        service.post(CLASSIFY, files=[("file", ("good.png", PNG)), ("file", ("a.png", content))]),
-    ):
-        refused(answer, status, param, sentence)
+    _, content, status, sentence = row
+    raw = service.post(CLASSIFY, content=content, headers={"content-type": "image/png"})
+    refused(raw, status, "body", sentence)
+    refused(service.post(CLASSIFY, files={"file": ("a.png", content)}), status, "file", sentence)
+    two = [("file", ("good.png", PNG)), ("file", ("a.png", content))]
+    refused(service.post(CLASSIFY, files=two), status, "file.1", sentence)
+    coded = {"images": [base64.b64encode(each).decode() for each in (PNG, content)]}
+    refused(service.post(CLASSIFY, json=coded), status, "images.1", sentence)
     still_serves(service)
 
 
 def test_a_bad_form_is_refused(service: httpx.Client) -> None:
     files = [("file", (f"{i}.png", PNG)) for i in range(17)]
-    refused(service.post(CLASSIFY, files=files), 400, None, "Too many files. Maximum number of files is 16")
+    refused(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files came; allowed are 16")
     refused(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
     form = {"content-type": "multipart/form-data; boundary=x"}
     text = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nhello\r\n--x--\r\n'
@@ -184,7 +194,7 @@ def test_bad_base64_is_refused(service: httpx.Client) -> None:
     )
     refused(service.post(CLASSIFY, json={"images": []}), 400, "images", "at least 1 item")
     refused(service.post(CLASSIFY, json={"images": ["eA=="] * 17}), 400, "images", "at most 16 items")
-    refused(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "file", "not an image")
+    refused(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "images.0", "not an image")
 
 
 def test_bad_queries_are_refused(service: httpx.Client) -> None:
@@ -192,19 +202,82 @@ def test_bad_queries_are_refused(service: httpx.Client) -> None:
     refused(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
     refused(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
     refused(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
+    refused(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "there is no field 'one'")
+    refused(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "it belongs into the body")
 
 
-@pytest.mark.parametrize("path", [CLASSIFY, CONTINUE, FORECAST, SAMPLE])
-def test_a_body_over_the_limit_is_refused_with_and_without_its_length(service: httpx.Client, path: str) -> None:
-    announced = service.post(path, content=b" " * (4 * 2**20 + 1))
-    refused(announced, 413, None, "the body has 4,194,305 bytes; allowed are 4,194,304")
+@pytest.mark.parametrize(
+    ("path", "limit"), [(CLASSIFY, 4 * 2**20), (CONTINUE, 1_265_536), (FORECAST, 2_665_536), (SAMPLE, 65_536)]
+)
+def test_a_body_over_the_limit_is_refused_with_and_without_its_length(
+    service: httpx.Client, path: str, limit: int
+) -> None:
+    announced = service.post(path, content=b" " * (limit + 1))
+    refused(announced, 413, None, f"the body has {limit + 1:,} bytes; allowed are {limit:,}")
     chunked = service.post(path, content=(b" " * 2**16 for _ in range(100)))
-    refused(chunked, 413, None, "more than 4,194,304 bytes")
+    refused(chunked, 413, None, f"more than {limit:,} bytes")
     headers = {"content-type": "multipart/form-data; boundary=x"}
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     form = service.post(path, content=(head if i == 0 else b" " * 2**16 for i in range(100)), headers=headers)
-    refused(form, 413, None, "more than 4,194,304 bytes")
+    refused(form, 413, None, f"more than {limit:,} bytes")
     still_serves(service)
+
+
+def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Serve) -> None:
+    with serve(max_buffered_bytes=50_000) as client:
+        refused(client.post(CLASSIFY, content=b" " * 60_000), 429, None, "bodies under way hold more than 50,000 bytes")
+        assert client.post(CLASSIFY, content=PNG).status_code == 200
+
+
+def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
+    with serve(body_seconds=0.05) as client:
+        answer = spoken(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"no byte of the body came for 0.05 seconds" in answer
+
+
+def test_a_head_without_end_is_refused(serve: Serve) -> None:
+    with serve() as client:
+        answer = spoken(client, b"GET / HTTP/1.1\r\nHost: x\r\nx-a: " + b"a" * 70_000)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"head has more than 65,536 bytes" in answer
+        still_serves(client)
+
+
+def test_what_is_not_http_is_refused_in_the_same_shape(serve: Serve) -> None:
+    with serve() as client:
+        head, _, content = spoken(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(content)["error"]["code"] == "invalid_value"
+
+
+def spoken(client: httpx.Client, words: bytes) -> bytes:
+    """What the service says to raw bytes, until it closes the connection or has answered in full."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as line:
+        line.settimeout(30)
+        line.sendall(words)
+        heard = b""
+        while not (b"\r\n\r\n" in heard and heard.endswith(b"}")) and (piece := line.recv(65536)):
+            heard += piece
+        return heard
+
+
+def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> None:
+    many = [
+        (b'{"values":[' + b",".join([b"true"] * 500_000) + b"]}", "values.0"),
+        (b'{"values":[' + b",".join([b"[]"] * 800_000) + b"]}", "values"),
+        (b"{" + b",".join(b'"k%d":1' % i for i in range(200_000)) + b"}", "k0"),
+    ]
+    for content, param in many:
+        begun = time.perf_counter()
+        refused(service.post(FORECAST, content=content), 400, param, "")
+        assert time.perf_counter() - begun < 1.5
+    still_serves(service)
+
+
+def test_a_compressed_body_is_refused_by_the_name_of_its_header(service: httpx.Client) -> None:
+    answer = service.post(SAMPLE, content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
+    refused(answer, 400, "content-encoding", "is 'gzip'; send the body as it is")
 
 
 def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -> None:
@@ -213,7 +286,9 @@ def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -
     refused(service.delete("/v1/models"), 405, None, "allowed: GET")
     refused(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
     refused(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
-    refused(service.get("/v1/models/tiny-cnn@3"), 404, "name", "there are: tiny-cnn")
+    for version in ("3", "", "01", "x"):
+        refused(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "there are: tiny-cnn@1")
+    refused(service.get("/v1/models/"), 404, None, "there is nothing at '/v1/models/'")
 
 
 GOOD = [

@@ -32,7 +32,7 @@ def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
 
 def reading(continuer: TextContinuer, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     """One reading of a whole prompt: logits [1, T, vocabulary] and the state after it."""
-    characters = torch.from_numpy(continuer.parse(prompt)[0].astype(int))
+    characters = torch.from_numpy(continuer.parse(prompt)[0].characters.astype(int))
     with torch.inference_mode():
         return continuer.network(characters.unsqueeze(0), continuer.network.zero_state(1))
 
@@ -44,35 +44,56 @@ def finish(continuer: TextContinuer, text: Continuation) -> Continuation:
 
 
 def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(continuer: TextContinuer) -> None:
-    indices, unknown = continuer.parse("aéb東é")
+    prompt, unknown = continuer.parse("aéb東é")
     assert unknown == sorted("é東")
-    assert [VOCABULARY[index] for index in indices] == ["a", "<unk>", "b", "<unk>", "<unk>"]
-    for prompt in ("", "\n"):
-        indices, unknown = continuer.parse(prompt)
-        assert (indices.tolist(), unknown) == ([0], [])
+    assert [VOCABULARY[index] for index in prompt.characters] == ["a", "<unk>", "b", "<unk>", "<unk>"]
+    for empty in ("", "\n"):
+        read, unknown = continuer.parse(empty)
+        assert (read.characters.tolist(), unknown) == ([0], [])
 
 
 def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextContinuer) -> None:
     prompt = "abcdefghij \n" * (3 * PIECE // 12) + "a"
     text = begin(continuer, prompt)
     steps = 0
-    while text.unread:
+    while text.prompt.unread:
         continuer.step([text])
         steps += 1
     assert steps == 3
     _, state = reading(continuer, prompt[:-1])
-    assert torch.allclose(text.state, state[0], atol=1e-12)
+    assert torch.allclose(text.prompt.state, state[0], atol=1e-12)
     assert text.text == ""
 
 
 def test_prompts_share_the_characters_that_a_step_may_read(continuer: TextContinuer) -> None:
-    texts = [begin(continuer, "a" * length) for length in (PIECE + 50, 41, 21, 500)]
+    texts = [begin(continuer, "a" * length) for length in (10_000, 41, 21, 500)]
     drawing = begin(continuer, "a")
+    part = PIECE // 4
     continuer.step([*texts, drawing])
-    assert [text.unread for text in texts] == [49, 40, 20, 499]
+    assert [text.prompt.unread for text in texts] == [9_999 - part, 0, 0, 499 - part]
     continuer.step([*texts, drawing])
-    assert [text.unread for text in texts] == [0, 0, 0, 499 - (PIECE - 49 - 40 - 20)]
-    assert len(drawing.text) == 2
+    assert [text.prompt.unread for text in texts] == [9_999 - 3 * part, 0, 0, 499 - 3 * part]
+    assert [len(text.text) for text in (*texts, drawing)] == [0, 1, 1, 0, 2]
+
+
+def test_texts_that_continue_one_prompt_read_it_once(continuer: TextContinuer) -> None:
+    prompt, _ = continuer.parse("abc" * 100)
+    settings: tuple[Any, ...] = (10, 1.0, None, None, ())
+    texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
+    continuer.step(texts)
+    assert prompt.read == PIECE
+    alone = []
+    for seed in range(3):
+        own, _ = continuer.parse("abc" * 100)
+        alone.append(finish(continuer, continuer.begin(own, *settings, seed)).text)
+    while not all(text.finished for text in texts):
+        continuer.step([text for text in texts if not text.finished])
+    assert [text.text for text in texts] == alone
+
+
+def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextContinuer) -> None:
+    texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70)]
+    assert texts[0] == texts[1]
 
 
 def test_greedy_text_follows_the_likeliest_character(continuer: TextContinuer) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from conftest import ROOT, Serve, publish_tiny
 from prometheus_client.parser import text_string_to_metric_families
 from test_store import rewrite_card
 
+from app.api.bodies import wants_png
 from app.engine.registry import find_device
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -113,19 +115,79 @@ def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, monk
         assert client.get("/health/ready").status_code == 200
 
 
-def test_metrics_count_requests_rows_and_refusals(serve: Serve) -> None:
+def test_a_caller_who_hangs_up_frees_what_it_held(serve: Serve) -> None:
+    with serve() as client:
+        body = b'{"prompt": "a", "max_characters": 4000, "n": 16}'
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
+            caller.sendall(
+                b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            while figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) < 16:
+                pass
+        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+        while gone not in figures(client):
+            pass
+        client.post("/v1/text/continue", json={"prompt": "a", "max_characters": 1}).raise_for_status()
+        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 2000  # of 4,000 steps
+
+
+def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.predictors.gan import ImageSampler
+
+    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
+    predict = ImageSampler.predict
+
+    def hold(self: ImageSampler, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if armed.is_set():
+            entered.set()
+            assert release.wait(30)
+        return predict(self, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", hold)
+    with serve(queue_rows=8) as client, ThreadPoolExecutor(9) as callers:
+        armed.set()
+        url = f"{client.base_url}/v1/images/sample"
+        answers = [callers.submit(httpx.post, url, json={"count": 4}) for _ in range(1)]
+        assert entered.wait(30)
+        answers += [callers.submit(httpx.post, url, json={"count": 4}) for _ in range(8)]
+        while sum(answer.done() for answer in answers) < 6:
+            pass
+        refused = [answer.result() for answer in answers if answer.done()]
+        assert [answer.status_code for answer in refused] == [429] * 6
+        for answer in refused:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "the queue of tiny-gan is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
+        assert figures(client)["quartet_refusals_total", ("model", "tiny-gan")] == 6
+        release.set()
+        assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
+
+
+def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
+    """The samples of /metrics by name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
+def test_a_default_for_another_task_is_refused(serve: Serve, tiny_store: Path) -> None:
+    (tiny_store / "defaults.json").write_text('{"classify": "tiny-gan", "sample": "tiny-gan"}')
+    with serve() as client:
+        (broken,) = client.get("/health/ready").json()["broken"]
+        assert broken["reason"] == "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"
+        assert client.post("/v1/images/classify", content=b"x").status_code == 503
+        assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
+
+
+def test_metrics_count_requests_and_rows(serve: Serve) -> None:
     with serve() as client:
         client.post("/v1/images/sample", json={"count": 5})
         client.post("/v1/images/sample", json={"count": 0})
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
         client.get("/v1/hostile/%0Apath")
-        page = client.get("/metrics")
-        assert page.headers["content-type"].startswith("text/plain")
-        samples = {
-            (sample.name, *sorted(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(page.text)
-            for sample in family.samples
-        }
+        assert client.get("/metrics").headers["content-type"].startswith("text/plain")
+        samples = figures(client)
     route = ("route", "/v1/images/sample")
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "200")] == 1
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
@@ -241,6 +303,16 @@ def test_a_wrong_start_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert sentence in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("accept", "png"),
+    [("image/png", True), ("IMAGE/PNG", True), ("image/*", True), ("image/png;q=0.9, */*;q=0.1", True), ("", False)]
+    + [(accept, False) for accept in ("*/*", "application/json", "image/pngx", "image/png;q=0", "image/jpeg")]
+    + [("application/json, image/png;q=0.1", False), ("image/png;q=x, application/json;q=0.5", True)],
+)
+def test_an_accept_header_is_read_as_the_standard_says(accept: str, png: bool) -> None:
+    assert wants_png(accept) is png
 
 
 def test_two_applications_live_side_by_side(tiny_store: Path) -> None:

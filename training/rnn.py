@@ -98,8 +98,8 @@ def evaluate(continuer: TextContinuer) -> dict[str, Any]:
 
 def continued(continuer: TextContinuer, prompt: str, seed: int, characters: int = 400) -> str:
     """A prompt and its continuation, as the service gives it at temperature 0.8."""
-    indices, _ = continuer.parse(prompt)
-    text = continuer.begin(indices, characters, 0.8, None, None, (), seed)
+    begun, _ = continuer.parse(prompt)
+    text = continuer.begin(begun, characters, 0.8, None, None, (), seed)
     while not text.finished:
         continuer.step([text])
     return prompt + text.text

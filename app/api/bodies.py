@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Collection, Coroutine
 from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.failures import bad_value
-from app.errors import BadValue, TooLarge
+from app.api.failures import bad_value, unknown_field
+from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
 Model = TypeVar("Model", bound="Body")
+Result = TypeVar("Result")
 
 
 class Body(BaseModel):
@@ -33,39 +39,138 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-async def stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece. Raises TooLarge as soon as it is known to be longer than ``limit`` bytes."""
+class Buffered:
+    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+        self.held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        held = 0
+
+        async def receiving() -> Message:
+            nonlocal held
+            message = await receive()
+            length = len(message.get("body", b""))
+            held += length
+            self.held += length
+            if length and self.held > self.limit:
+                raise Overloaded(f"the bodies under way hold more than {self.limit:,} bytes", retry_after=1)
+            return message
+
+        try:
+            await self.app(scope, receiving, send)
+        finally:
+            self.held -= held
+
+
+async def stream(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
+    """The body piece by piece.
+
+    Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
+    CallerGone, and BadValue when it is compressed.
+    """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise BadValue(f"content-encoding is {shown(coding)}; send the body as it is", "content-encoding")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
-    length = 0
-    async for piece in request.stream():
+    length, pieces = 0, request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                piece = await anext(pieces, None)
+        except ClientDisconnect as error:
+            raise CallerGone("the caller hung up before the body was whole") from error
+        except TimeoutError as error:
+            raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
+        if piece is None:
+            return
         length += len(piece)
         if length > limit:
             raise TooLarge(f"the body has more than {limit:,} bytes, which are allowed")
         yield piece
 
 
-async def read(request: Request, limit: int) -> bytes:
-    """The whole body. Raises TooLarge."""
-    return b"".join([piece async for piece in stream(request, limit)])
+async def read(request: Request, limit: int, seconds: float) -> bytes:
+    """The whole body. Raises as ``stream`` does."""
+    return b"".join([piece async for piece in stream(request, limit, seconds)])
 
 
-async def read_json(request: Request, model: type[Model], limit: int) -> Model:
-    """The body as a model, whatever its Content-Type says. Raises TooLarge and BadValue."""
-    content = await read(request, limit)
+async def read_json(
+    request: Request, model: type[Model], limit: int, seconds: float, queries: Collection[str] = ()
+) -> Model:
+    """The body as a model, whatever its Content-Type says; ``queries`` are the query parameters that may stand beside.
+
+    Raises as ``stream`` does, and BadValue.
+    """
+    for name in request.query_params:
+        if name not in queries:
+            raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
+    content = await read(request, limit, seconds)
     try:
-        return model.model_validate_json(content or b"{}")
+        found = from_json(content or b"{}")
+    except ValueError as error:
+        raise BadValue(f"the body is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadValue(f"the body is {shown(found)}; it should be an object")
+    for name in found:  # before pydantic, which would note every one of a million
+        if name not in model.model_fields:
+            raise unknown_field(name, model.model_fields)
+    try:
+        return model.model_validate(found)
     except ValidationError as error:
-        raise bad_value(error.errors(include_url=False), list(model.model_fields)) from None
+        raise bad_value(error.errors(include_url=False)) from None
 
 
-async def read_form(request: Request, limit: int, files: int) -> FormData:
-    """A multipart body with at most ``files`` files. Raises TooLarge and BadValue."""
+async def read_form(request: Request, limit: int, seconds: float, files: int) -> FormData:
+    """A multipart body with at most ``files`` files, in memory. Raises as ``stream`` does, and BadValue."""
+    pieces = stream(request, limit, seconds)
     try:
-        return await MultiPartParser(request.headers, stream(request, limit), max_files=files, max_fields=files).parse()
+        parser = MultiPartParser(request.headers, pieces, max_files=files, max_fields=files)
+        parser.spool_max_size = limit  # bounded already: no disk is needed
+        return await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise BadValue(f"the multipart body cannot be read: {getattr(error, 'message', error)}") from error
+        told = str(getattr(error, "message", error))
+        if told.startswith("Too many files"):
+            raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
+        raise BadValue(f"the multipart body cannot be read: {told}") from error
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of the work; when the caller hangs up first, the work is cancelled. Raises CallerGone.
+
+    The body must have been read: what comes after it can only be the end of the connection.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise CallerGone("the caller hung up before there was an answer")
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+def wants_png(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110, 12.5.1) prefers image/png to application/json."""
+    weights = {"image/png": 0.0, "application/json": 0.0}
+    ranges = [part.strip().lower().split(";") for part in accept.split(",")]
+    for offered in weights:
+        fitting = ("*/*", offered.split("/")[0] + "/*", offered)
+        found = {name.strip(): parameters for name, *parameters in ranges if name.strip() in fitting}
+        for name in fitting:  # the most specific one counts
+            if name in found:
+                quality = [value[2:] for value in map(str.strip, found[name]) if value.startswith("q=")]
+                weights[offered] = (
+                    float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
+                )
+    return weights["image/png"] > weights["application/json"]
 
 
 def json_response(content: Any) -> Response:

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from app.api.answers import FAILURES
 from app.api.bodies import json_response
 from app.engine.registry import Registry
-from app.errors import UnknownModel
 
 
 def router(registry: Registry) -> APIRouter:
@@ -25,13 +24,10 @@ def router(registry: Registry) -> APIRouter:
     @routes.get("/models/{name}")
     async def show_model(name: str) -> Response:
         """One model, by `name` or `name@version`."""
-        bare, _, number = name.partition("@")
-        found = bare in _names(registry)
-        if number:
-            found = number.isascii() and number.isdigit() and int(number) in registry.live.get(bare, {})
-        if not found:
-            raise UnknownModel(name, _names(registry), "name")
-        return json_response(_model(registry, bare, int(number) if number else None))
+        if name in _names(registry):
+            return json_response(_model(registry, name))
+        live = registry.find(name, "name")
+        return json_response(_model(registry, live.card.name, live.card.version))
 
     return routes
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import secrets
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from app.api import examples
 from app.api.answers import FAILURES, Classification, Continuations, Forecasts, Samples
-from app.api.bodies import Body, described, json_response, limited, read, read_form, read_json
+from app.api.bodies import Body, described, json_response, limited, read, read_form, read_json, unless_gone, wants_png
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
 from app.predictors.cnn import ImageClassifier
@@ -26,6 +26,7 @@ from app.predictors.rnn import TextContinuer
 from app.settings import Settings
 
 BINARY = {"type": "string", "format": "binary"}
+JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
 SEEDS = 2**53  # so that a seed survives every JSON reader
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -77,10 +78,12 @@ class Prompt(Body):
 
 class History(Body):
     values: Annotated[
-        Annotated[list[Value], Tag("one")] | Annotated[list[list[Value]], Tag("many")], Discriminator(_one_or_many)
+        Annotated[list[Value], Field(fail_fast=True), Tag("one")]
+        | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
+        Discriminator(_one_or_many),
     ] = Field(description="a series or a list of series; null marks a missing value")
     horizon: int = Field(24, ge=1)
-    levels: list[Level] = Field([80.0, 95.0], max_length=20, description="per cent that an interval is to hold")
+    levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
     seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
     model: Model = None
 
@@ -95,7 +98,13 @@ class Draw(Body):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["tasks"], responses=FAILURES)
-    limit = settings.max_body_bytes
+    pause = settings.body_seconds
+    parsing = registry.parsing
+
+    def most(content: int) -> int:
+        """How long a JSON body may be: a character takes up to 12 bytes of it, a value up to 26."""
+        return min(settings.max_body_bytes, JSON_BYTES + content)
+
     prompts = limited(
         Prompt,
         prompt={"max_length": settings.max_prompt_characters},
@@ -114,42 +123,45 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """
         live = registry.pick("classify", query.model)
         assert isinstance(live.predictor, ImageClassifier)
+        live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings)
         parse, pixels = live.predictor.parse, settings.max_pixels
-        items = await asyncio.to_thread(lambda: [parse(content, pixels) for _, content in files])
-        answers = await live.engine.submit(items)
+        items = await parsing.run(lambda: [parse(file.content, pixels, file.param) for file in files])
+        answers = await unless_gone(request, live.engine.submit(items))
         results = [
-            {"filename": name, "predictions": _best(live.predictor.labels, probabilities, query.top_k)}
-            for (name, _), probabilities in zip(files, answers, strict=True)
+            {"filename": file.name, "predictions": _best(live.predictor.labels, probabilities, query.top_k)}
+            for file, probabilities in zip(files, answers, strict=True)
         ]
         return json_response(_answer(live, results=results))
 
     @routes.post("/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations))
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character."""
-        body = await read_json(request, prompts, limit)
+        body = await read_json(request, prompts, most(12 * settings.max_prompt_characters), pause)
         live = registry.pick("continue", body.model)
         assert isinstance(live.predictor, TextContinuer)
+        live.engine.admit(body.n)
         begin, stop = live.predictor.begin, [body.stop] if isinstance(body.stop, str) else body.stop or []
-        indices, unknown = await asyncio.to_thread(live.predictor.parse, body.prompt)
+        prompt, unknown = await parsing.run(live.predictor.parse, body.prompt)
         first = secrets.randbelow(2**32) if body.seed is None else body.seed
         texts = [
-            begin(indices, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
+            begin(prompt, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
             for i in range(body.n)
         ]
-        done = await live.engine.submit(texts)
+        done = await unless_gone(request, live.engine.submit(texts))
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
         return json_response(_answer(live, results=results, unknown_characters=unknown))
 
     @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=_gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
-        body = await read_json(request, histories, limit)
+        body = await read_json(request, histories, most(26 * settings.max_series_values), pause)
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
-        items = await asyncio.to_thread(_series, live, body, settings)
-        answers = await live.engine.submit(items)
-        return json_response(_answer(live, results=_forecasts(live.predictor, items, answers, body.levels)))
+        live.engine.admit(1)
+        items = await parsing.run(_series, live, body, settings)
+        answers = await unless_gone(request, live.engine.submit(items))
+        return await parsing.run(_forecasts, live, items, answers, body.levels)
 
     @routes.post(
         "/images/sample",
@@ -158,16 +170,17 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     async def sample(request: Request) -> Response:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
-        body = await read_json(request, draws, limit)
+        body = await read_json(request, draws, most(0), pause)
         live = registry.pick("sample", body.model)
         assert isinstance(live.predictor, ImageSampler)
+        live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        latents = await asyncio.to_thread(live.predictor.parse, body.count, body.label, seed)
-        (pixels,) = await live.engine.submit([latents])
+        latents = await parsing.run(live.predictor.parse, body.count, body.label, seed)
+        (pixels,) = await unless_gone(request, live.engine.submit([latents]))
         headers = {"x-model": live.id, "x-seed": str(seed)}
-        if "image/png" in request.headers.get("accept", ""):
-            return Response(await asyncio.to_thread(lambda: png(sheet(pixels))), 200, headers, "image/png")
-        encoded = await asyncio.to_thread(lambda: [base64.b64encode(png(image)).decode() for image in pixels])
+        if wants_png(request.headers.get("accept", "")):
+            return Response(await parsing.run(lambda: png(sheet(pixels))), 200, headers, "image/png")
+        encoded = await parsing.run(lambda: [base64.b64encode(png(image)).decode() for image in pixels])
         results = [{"label": body.label, "image": image} for image in encoded]
         return json_response(_answer(live, seed=seed, results=results))
 
@@ -191,23 +204,34 @@ def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
     return described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
 
 
-async def _files(request: Request, images: type[Images], settings: Settings) -> list[tuple[str | None, bytes]]:
-    """Name and content of each image sent. Raises BadValue, NotAnImage and TooLarge."""
+@dataclass(frozen=True)
+class File:
+    """An image as it was sent, and how sentences name it."""
+
+    name: str | None
+    content: bytes
+    param: str
+
+
+async def _files(request: Request, images: type[Images], settings: Settings) -> list[File]:
+    """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.stream`` does."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    limit, pause = settings.max_body_bytes, settings.body_seconds
     if kind == "application/json":
-        body = await read_json(request, images, settings.max_body_bytes)
-        return [(None, _decoded(text, f"images.{i}")) for i, text in enumerate(body.images)]
+        body = await read_json(request, images, limit, pause, ClassifyQuery.model_fields)
+        return [File(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(body.images)]
     if kind != "multipart/form-data":
-        return [(None, await read(request, settings.max_body_bytes))]
-    form = await read_form(request, settings.max_body_bytes, settings.max_images)
+        return [File(None, await read(request, limit, pause), "body")]
+    form = await read_form(request, limit, pause, settings.max_images)
     try:
-        files: list[tuple[str | None, bytes]] = []
+        files: list[File] = []
         for field, value in form.multi_items():
             if field != "file":
                 raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
             if not isinstance(value, UploadFile):
                 raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
-            files.append((value.filename, await value.read()))
+            param = f"file.{len(files)}" if len(form.multi_items()) > 1 else "file"
+            files.append(File(value.filename, await value.read(), param))
     finally:
         await form.close()
     if not files:
@@ -236,21 +260,19 @@ def _series(live: Live, body: History, settings: Settings) -> list[Series]:
         raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
     if len(series) > settings.max_series:
         raise BadValue(f"values has {len(series)} series; allowed are {settings.max_series}", "values")
-    items = []
-    for i, values in enumerate(series):
-        param = f"values.{i}" if many else "values"
-        if len(values) > settings.max_series_values:
-            raise BadValue(f"{param} has {len(values):,} values; allowed are {settings.max_series_values:,}", param)
-        items.append(live.predictor.parse(values, body.horizon, param))
-    return items
+    if (count := sum(map(len, series))) > settings.max_series_values:
+        raise BadValue(f"values has {count:,} values; allowed are {settings.max_series_values:,}", "values")
+    if len(set(body.levels)) < len(body.levels):
+        raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
+    parse = live.predictor.parse
+    return [parse(values, body.horizon, f"values.{i}" if many else "values") for i, values in enumerate(series)]
 
 
-def _forecasts(
-    predictor: SeriesForecaster, items: list[Series], means: list[np.ndarray], levels: list[float]
-) -> list[dict[str, Any]]:
+def _forecasts(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
+    assert isinstance(live.predictor, SeriesForecaster)
     results = []
     for item, mean in zip(items, means, strict=True):
-        widths = {f"{level:g}": predictor.half_widths(item, level) for level in levels}
+        widths = {repr(level).removesuffix(".0"): live.predictor.half_widths(item, level) for level in levels}
         intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
         results.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
-    return results
+    return json_response(_answer(live, results=results))

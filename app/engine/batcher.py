@@ -63,24 +63,27 @@ class Batcher(Generic[Item, Answer]):
 
     @property
     def queued_rows(self) -> int:
-        return sum(entry.rows for entry in self._queue)
+        return sum(entry.rows for entry in self._queue if not entry.answer.done())
+
+    def admit(self, rows: int) -> None:
+        """Raises NotReady when the engine is stopping, and Overloaded when so many rows do not fit into the queue."""
+        if self._closed:
+            raise NotReady(f"{self.name} is stopping")
+        queued = self.queued_rows
+        if queued and queued + rows > self._queue_rows:  # an empty queue takes whatever the limits let through
+            seconds = math.ceil((queued + rows) / self._rate) if self._rate else 1
+            self._watch.refused(self.name)
+            raise Overloaded(
+                f"the queue of {self.name} is full: {queued} of {self._queue_rows} rows wait, {rows} more were sent",
+                min(max(seconds, 1), 60),
+            )
 
     async def submit(self, items: Sequence[Item]) -> list[Answer]:
         """Queue all items or none, and wait for their answers.
 
-        Raises Overloaded when they do not fit into the queue, NotReady when the engine is stopping, and
-        InferenceFailed when the network fails on one of them.
+        Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
         """
-        if self._closed:
-            raise NotReady(f"{self.name} is stopping")
-        queued, wanted = self.queued_rows, sum(self._rows(item) for item in items)
-        if queued and queued + wanted > self._queue_rows:  # an empty queue takes whatever the limits let through
-            seconds = math.ceil((queued + wanted) / self._rate) if self._rate else 1
-            self._watch.refused(self.name)
-            raise Overloaded(
-                f"the queue of {self.name} is full: {queued} of {self._queue_rows} rows wait, {wanted} more were sent",
-                min(max(seconds, 1), 60),
-            )
+        self.admit(sum(self._rows(item) for item in items))
         loop = asyncio.get_running_loop()
         entries = [Entry[Item, Answer](item, self._rows(item), loop.create_future()) for item in items]
         self._queue.extend(entries)
@@ -132,13 +135,12 @@ class Batcher(Generic[Item, Answer]):
         if not batch:
             return []
         rows = sum(entry.rows for entry in batch)
-        begun = time.monotonic()
-        for entry in batch:
-            self._watch.waited(self.name, begun - entry.queued)
-        answers = await self._lane.run(self._predict, [entry.item for entry in batch])
+        answers, seconds = await self._lane.timed(self._predict, [entry.item for entry in batch])
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
-        seconds = time.monotonic() - begun
+        begun = time.monotonic() - seconds
+        for entry in batch:
+            self._watch.waited(self.name, begun - entry.queued)
         self._watch.computed(self.name, rows, seconds)
         measured = rows / max(seconds, 1e-6)
         self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured

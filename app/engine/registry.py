@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,7 @@ class Registry:
     settings: Settings
     watch: Watch
     lane: Lane = field(default_factory=lambda: Lane("compute"))
+    parsing: Lane = field(init=False)
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
     defaults: dict[Task, str] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Registry:
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
+        self.parsing = Lane("parse", self.settings.parse_threads)
         if not self.settings.store.is_dir():
             raise SettingsError(f"QUARTET_STORE is {str(self.settings.store)!r}: there is no such folder")
 
@@ -83,8 +86,16 @@ class Registry:
         try:
             self.defaults = store.defaults(folder)
         except StoreError as error:
-            log.error("%s", error)
-            self.broken.append(Broken("defaults.json", 0, str(error)))
+            self._refuse_default(str(error))
+        for task, name in list(self.defaults.items()):
+            default = self.newest(name)
+            if default and default.card.task != task:
+                del self.defaults[task]
+                self._refuse_default(f"defaults.json: {name!r} is for {default.card.task!r}, expected one for {task!r}")
+
+    def _refuse_default(self, reason: str) -> None:
+        log.error("%s", reason)
+        self.broken.append(Broken("defaults.json", 0, reason))
 
     def _engine(self, card: Card, predictor: Any) -> Batcher[Any, Any] | TextEngine[Any]:
         name, settings = card.name, self.settings
@@ -109,11 +120,7 @@ class Registry:
             raise NotReady("the service is stopping")
         if model is None:
             return self._default(task)
-        name, at, number = model.partition("@")
-        found = self.live.get(name, {})
-        live = found.get(int(number) if number.isascii() and number.isdigit() else 0) if at else self.newest(name)
-        if live is None:
-            raise UnknownModel(model, [f"{name}@{number}" for number in found] if found else self.live)
+        live = self.find(model)
         if live.card.task != task:
             fitting = [name for name in self.live if self.live[name][max(self.live[name])].card.task == task]
             raise BadValue(
@@ -121,6 +128,18 @@ class Registry:
                 f"for that there are: {', '.join(fitting) or 'none'}",
                 "model",
             )
+        return live
+
+    def find(self, model: str, param: str = "model") -> Live:
+        """The version that ``name`` or ``name@version`` means. Raises UnknownModel."""
+        name, at, number = model.partition("@")
+        versions = self.live.get(name, {})
+        if not at:
+            live = self.newest(name)
+        else:
+            live = versions.get(int(number)) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None
+        if live is None:
+            raise UnknownModel(model, [f"{name}@{known}" for known in versions] if versions else self.live, param)
         return live
 
     def _default(self, task: Task) -> Live:
@@ -152,6 +171,7 @@ class Registry:
         engines = [live.engine for versions in self.live.values() for live in versions.values()]
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in engines))
         self.lane.close()
+        self.parsing.close()
 
 
 def find_device(wanted: str) -> torch.device:

@@ -59,24 +59,27 @@ class TextEngine(Generic[Text]):
 
     @property
     def queued_rows(self) -> int:
-        return len(self._waiting)
+        return sum(not row.answer.done() for row in self._waiting)
+
+    def admit(self, texts: int) -> None:
+        """Raises NotReady when the engine is stopping, and Overloaded when so many texts do not fit into the queue."""
+        if self._closed:
+            raise NotReady(f"{self.name} is stopping")
+        waiting = self.queued_rows
+        if waiting and waiting + texts > self._queue_rows:
+            seconds = math.ceil((waiting + texts) / self._rows * self._pace)
+            self._watch.refused(self.name)
+            raise Overloaded(
+                f"the queue of {self.name} is full: {waiting} of {self._queue_rows} texts wait, {texts} more were sent",
+                min(max(seconds, 1), 60),
+            )
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
         """Queue all texts or none, and wait until each is finished.
 
-        Raises Overloaded when they do not fit into the queue, NotReady when the engine is stopping, and
-        InferenceFailed when the network fails on one of them.
+        Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
         """
-        if self._closed:
-            raise NotReady(f"{self.name} is stopping")
-        if self._waiting and len(self._waiting) + len(texts) > self._queue_rows:
-            seconds = math.ceil((len(self._waiting) + len(texts)) / self._rows * self._pace)
-            self._watch.refused(self.name)
-            raise Overloaded(
-                f"the queue of {self.name} is full: {len(self._waiting)} of {self._queue_rows} texts wait, "
-                f"{len(texts)} more were sent",
-                min(max(seconds, 1), 60),
-            )
+        self.admit(len(texts))
         loop = asyncio.get_running_loop()
         rows = [Row(text, loop.create_future()) for text in texts]
         self._waiting.extend(rows)
@@ -117,10 +120,9 @@ class TextEngine(Generic[Text]):
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """One step for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
-        begun = time.monotonic()
         try:
-            await self._lane.run(self._step, [row.text for row in rows])
-            self._watch.computed(self.name, len(rows), time.monotonic() - begun)
+            _, seconds = await self._lane.timed(self._step, [row.text for row in rows])
+            self._watch.computed(self.name, len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
                 for row in rows:

@@ -44,18 +44,11 @@ class SeriesLSTM(nn.Module):
         self.scale.copy_(series.std())
         self.roughness.copy_(series.diff().std())
 
-    def units(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """values [T] -> the location and scale to read them in.
-
-        A series that looks like the one trained on keeps the training units: a window of it is shorter than its
-        period, so that its own mean would mislead. Any other series is standardised by itself, as the workshop
-        does with its own.
-        """
+    def knows(self, values: Tensor) -> bool:
+        """Whether a series [T] looks like the one trained on: no value far from it, steps about as rough."""
         far = ((values - self.location) / self.scale).abs().max()
         rough = values.diff().std() / self.roughness
-        if far < 5 and 1 / 3 < rough < 3:
-            return self.location, self.scale
-        return values.mean(), values.std()
+        return bool(far < 5 and 1 / 3 < rough < 3)
 
     def steps(self, standardised: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """standardised values [N, T] -> the forecast after each of them [N, T], and the state after the last."""

@@ -14,6 +14,7 @@ from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
 from app.store import StoreError, Version
 
+ORIENTATION = 0x0112  # the EXIF tag
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
@@ -34,38 +35,59 @@ class ImageClassifier:
         self.channels: int = self.network.sizes.channels
         self.side: int = self.network.sizes.image
 
-    def parse(self, content: bytes, max_pixels: int = 10**8) -> Tensor:
+    def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
         """The bytes of one image -> pixels [channels, side, side], uint8.
 
         EXIF orientation is applied, transparency laid on white, and the whole picture resized with antialiasing.
         Raises NotAnImage and TooLarge.
         """
+        allowed = f"allowed are {', '.join(FORMATS)}"
         if not content:
-            raise NotAnImage("the file is empty (0 bytes); send an image: " + ", ".join(FORMATS), "file")
+            raise NotAnImage(f"{param} has 0 bytes; {allowed}", param)
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except MemoryError:
+            raise
         except Exception as error:  # what Pillow raises on a caller's bytes has no common class
-            raise NotAnImage(
-                f"the {len(content):,} bytes are not an image; allowed are {', '.join(FORMATS)}", "file"
-            ) from error
-        if image.width * image.height > max_pixels:
-            raise TooLarge(
-                f"the image has {image.width:,} x {image.height:,} pixels; allowed are {max_pixels:,} in all", "file"
-            )
+            raise NotAnImage(f"{param}: its {len(content):,} bytes are not an image; {allowed}", param) from error
+        width, height = image.size
+        if width * height > max_pixels:
+            raise TooLarge(f"{param} has {width:,} x {height:,} pixels; allowed are {max_pixels:,} in all", param)
         try:
-            flat = self._flatten(ImageOps.exif_transpose(image))
-            flat = flat.resize((self.side, self.side), Image.Resampling.BICUBIC)
+            small = self._flatten(self._shrink(image))
+        except MemoryError:
+            raise
         except Exception as error:
-            raise NotAnImage(f"the {image.format} image is damaged: {error}", "file") from error
-        pixels = np.array(flat, dtype=np.uint8).reshape(self.side, self.side, self.channels)
+            raise NotAnImage(f"{param}: the {image.format} image is damaged: {error}", param) from error
+        pixels = np.array(small, dtype=np.uint8).reshape(self.side, self.side, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
+    def _shrink(self, image: Image.Image) -> Image.Image:
+        """To [side, side], upright, in the image's own mode where it has shades: nothing large is ever copied."""
+        image.draft(None, (4 * self.side, 4 * self.side))  # a JPEG is decoded no larger than is of use
+        exif = image.getexif()
+        if image.mode == "1":
+            image = image.convert("L")
+        elif image.mode == "P":
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        transparent = image.info.get("transparency")
+        if transparent is not None and image.mode in ("L", "RGB"):  # one colour that stands for nothing
+            image = image.convert("LA" if image.mode == "L" else "RGBA")
+        small = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        small.getexif()[ORIENTATION] = exif.get(ORIENTATION, 1)
+        return ImageOps.exif_transpose(small)
+
     def _flatten(self, image: Image.Image) -> Image.Image:
-        """To RGB or grey: 16 bits scaled down, transparency on white."""
+        """To RGB or grey: more than 8 bits scaled down, transparency on white."""
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            wide = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0, 65535)
-            image = Image.fromarray((wide / 257 if wide.max() > 255 else wide).astype(np.uint8))
-        if image.has_transparency_data:
+            shades = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0, 65535)
+            brightest = shades.max()
+            if image.mode.startswith("I;16") or brightest > 255:
+                shades = shades / 257
+            elif image.mode == "F" and brightest <= 1:
+                shades = shades * 255
+            image = Image.fromarray(shades.round().astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB" if self.channels == 3 else "L")

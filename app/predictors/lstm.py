@@ -48,16 +48,20 @@ class SeriesForecaster:
         if not len(known):
             raise BadValue(f"{param} has only missing values; at least one must be known", param)
         series = np.interp(np.arange(len(series)), known, series[known])
-        largest = np.abs(series).max() or 1.0  # so that no square overflows
-        location, scale = self._units(series, largest)
+        location, scale = self._units(series)
         return Series(series[-self.minimum :], location, scale, horizon)
 
-    def _units(self, series: np.ndarray, largest: float) -> tuple[float, float]:
+    def _units(self, series: np.ndarray) -> tuple[float, float]:
+        """The location and scale to read a series [T] in.
+
+        One like the series trained on keeps the training units: a window of it is shorter than its period, so that
+        its own mean would mislead. Any other is standardised by itself, as the workshop does with its own.
+        """
         if series.min() == series.max():
             return float(series[0]), 0.0
-        if largest < 1e6:
-            location, scale = self.network.units(torch.from_numpy(series).to(self.device))
-            return float(location), float(scale)
+        if self.network.knows(torch.from_numpy(series).to(self.device)):
+            return float(self.network.location), float(self.network.scale)
+        largest = np.abs(series).max()  # so that no square overflows or vanishes
         unit = series / largest
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
@@ -80,7 +84,7 @@ class SeriesForecaster:
         measured = len(self.residuals)
         steps = np.arange(1, item.horizon + 1)
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
-        return NormalDist().inv_cdf(0.5 + level / 200) * deviation * item.scale
+        return -NormalDist().inv_cdf(0.5 - level / 200) * deviation * item.scale
 
     def rows(self, item: Series) -> int:
         """How much of a batch an item takes."""

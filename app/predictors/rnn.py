@@ -15,29 +15,39 @@ PIECE = 256  # characters of prompts read in one step, so that a long one does n
 
 
 @dataclass(eq=False)
-class Continuation:
-    """One text under way. ``read`` of its prompt [T] is read; the last character of the prompt starts the drawing."""
+class Prompt:
+    """Characters [T], read once for all texts that continue them; ``state`` is that after those read so far.
 
-    prompt: np.ndarray
+    The last one is not read here: each text begins its drawing with it.
+    """
+
+    characters: np.ndarray
     state: Tensor
+    read: int = 0
+
+    @property
+    def unread(self) -> int:
+        return len(self.characters) - 1 - self.read
+
+
+@dataclass(eq=False)
+class Continuation:
+    """One text under way."""
+
+    prompt: Prompt
     draws: np.ndarray
     temperature: float
     top_k: int
     top_p: float
     stop: tuple[str, ...]
+    seed: int
     text: str = ""
     finish_reason: str | None = None
-    seed: int = 0
-    read: int = 0
+    state: Tensor | None = None  # once it draws
     last: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.last = int(self.prompt[-1])
-
-    @property
-    def unread(self) -> int:
-        """How many characters are to be read before the drawing begins."""
-        return len(self.prompt) - 1 - self.read
+        self.last = int(self.prompt.characters[-1])
 
     @property
     def finished(self) -> bool:
@@ -64,30 +74,35 @@ class TextContinuer:
 
     def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
-        if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(card.vocabulary) != card.sizes["vocabulary"]:
+        network = version.network()
+        expected = network.sizes.vocabulary
+        if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(set(card.vocabulary)) != expected:
             raise StoreError(
-                f"{version.label}: vocabulary must have {card.sizes['vocabulary']} entries, {UNKNOWN} last"
+                f"{version.label}/card.json: vocabulary must be {expected} distinct entries, {UNKNOWN} last"
             )
+        if any(len(entry) != 1 for entry in card.vocabulary[:-1]):
+            raise StoreError(f"{version.label}/card.json: vocabulary must be single characters, and {UNKNOWN}")
         self.card = card
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
         self.unknown = len(card.vocabulary) - 1
         self.device = device
-        self.network = version.network().to(device).double()
+        self.network = network.to(device).double()
 
-    def parse(self, prompt: str) -> tuple[np.ndarray, list[str]]:
-        """A prompt -> the indices [T] of its characters, never none, and which of them the network does not know.
+    def parse(self, text: str) -> tuple[Prompt, list[str]]:
+        """What a text begins with -> its prompt, never empty, and which characters the network does not know.
 
         An empty prompt is read as a line break where the network knows one: texts start on a new line.
         """
-        if not prompt:
-            return np.array([self.index.get("\n", self.unknown)]), []
-        indices = np.fromiter((self.index.get(character, self.unknown) for character in prompt), np.int32, len(prompt))
-        return indices, sorted(set(prompt) - self.index.keys())
+        state = self.network.zero_state(1)[0]
+        if not text:
+            return Prompt(np.array([self.index.get("\n", self.unknown)]), state), []
+        indices = np.fromiter((self.index.get(character, self.unknown) for character in text), np.int32, len(text))
+        return Prompt(indices, state), sorted(set(text) - self.index.keys())
 
     def begin(
         self,
-        prompt: np.ndarray,
+        prompt: Prompt,
         max_characters: int,
         temperature: float,
         top_k: int | None,
@@ -97,40 +112,38 @@ class TextContinuer:
     ) -> Continuation:
         """A text that waits to be continued. All its random numbers follow from ``seed``."""
         draws = np.random.Generator(np.random.Philox(seed)).random(max_characters)
-        state = self.network.zero_state(1)[0]
         everything = len(self.vocabulary)
-        return Continuation(
-            prompt, state, draws, temperature, top_k or everything, top_p or 1.0, tuple(stop), seed=seed
-        )
+        kept = min(top_k or everything, everything)
+        return Continuation(prompt, draws, temperature, kept, top_p or 1.0, tuple(stop), seed)
 
     def step(self, texts: Sequence[Continuation]) -> None:
         """Read a piece of the prompts still unread, and draw one character for each of the other texts."""
         with torch.inference_mode():
-            budget = PIECE
-            drawing = []
-            for text in texts:
-                if not text.unread:
-                    drawing.append(text)
-                elif budget > 0:
-                    count = min(budget, text.unread)
-                    piece = torch.from_numpy(text.prompt[text.read : text.read + count].astype(np.int64))
-                    _, state = self.network(piece.unsqueeze(0).to(self.device), text.state.unsqueeze(0))
-                    text.state = state[0]
-                    text.read += count
-                    budget -= count
+            reading = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
+            for prompt in reading:  # each gets an equal part of what a step may read
+                self._read(prompt, max(PIECE // len(reading), 8))
+            drawing = [text for text in texts if text.prompt not in reading]
             if drawing:
                 self._draw(drawing)
+
+    def _read(self, prompt: Prompt, most: int) -> None:
+        count = min(most, prompt.unread)
+        piece = torch.from_numpy(prompt.characters[prompt.read : prompt.read + count].astype(np.int64))
+        _, state = self.network(piece.unsqueeze(0).to(self.device), prompt.state.unsqueeze(0))
+        prompt.state, prompt.read = state[0], prompt.read + count
 
     def warm_up(self, rows: int) -> None:
         """Read and draw once alone and once in a full batch."""
         for count in (1, rows):
-            texts = [self.begin(np.full(3, self.unknown), 1, 1.0, None, None, (), 0) for _ in range(count)]
+            prompts = [Prompt(np.full(3, self.unknown), self.network.zero_state(1)[0]) for _ in range(count)]
+            texts = [self.begin(prompt, 1, 1.0, None, None, (), 0) for prompt in prompts]
             while not all(text.finished for text in texts):
                 self.step([text for text in texts if not text.finished])
 
     def _draw(self, texts: list[Continuation]) -> None:
         characters = torch.tensor([[text.last] for text in texts], device=self.device)
-        logits, states = self.network(characters, torch.stack([text.state for text in texts]))
+        states = torch.stack([text.prompt.state if text.state is None else text.state for text in texts])
+        logits, states = self.network(characters, states)
         logits = logits[:, -1].clone()
         logits[:, self.unknown] = -torch.inf  # read, never written
         drawn = choose(
