@@ -16,11 +16,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -40,7 +41,12 @@ class StoreError(Exception):
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _a_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
 
 
 class TensorSpec(Strict):
@@ -81,7 +87,7 @@ class Card(Strict):
     versions: dict[str, str]
     hardware: str
     minutes: float
-    created: str
+    created: Annotated[str, AfterValidator(_a_time)]
     notes: str
     weights_sha256: str
 
@@ -104,6 +110,8 @@ class Version:
         card = self.card
         if card.kind not in KINDS:
             raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
+        if card.task != KINDS[card.kind][2]:
+            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind][2]!r}")
         try:
             network = build(card.kind, card.sizes)
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
@@ -199,7 +207,7 @@ def publish(
     version would not be whole.
     """
     name = str(card["name"])
-    weights = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    weights = save(_plain(tensors))
     store.mkdir(parents=True, exist_ok=True)
     while True:
         number = max((number for known, number in versions(store) if known == name), default=0) + 1
@@ -225,12 +233,22 @@ def publish(
                     continue
                 raise
             sync(store / name)
+            sync(store)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         break
     if whole["task"] not in defaults(store):
         set_default(store, whole["task"], name)
     return read(store, name, number)
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 that weights have once they are published."""
+    return hashlib.sha256(save(_plain(tensors))).hexdigest()
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def set_default(store: Path, task: Task, name: str) -> None:

@@ -37,10 +37,9 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], No
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_loaded_is_what_was_published(kind: str, tmp_path: Path) -> None:
-    task = {"lenet": "classify", "digit-net": "classify", "character-rnn": "continue", "series-lstm": "forecast"}
     sizes = {"vocabulary": 5} if kind == "character-rnn" else {}
     network = build(kind, sizes)
-    card = tiny_card("one", task.get(kind, "sample"), kind, sizes, {})
+    card = tiny_card("one", KINDS[kind][2], kind, sizes, {})
     store.publish(tmp_path, card, network.state_dict())
     loaded = store.read(tmp_path, "one", 1).network()
     assert loaded.sizes == type(loaded.sizes)(**json.loads((tmp_path / "one" / "1" / "card.json").read_text())["sizes"])
@@ -75,6 +74,9 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("other name", lambda folder: rewrite_card(folder, name="other"), "name is 'other', expected 'tiny-gan'"),
     ("other version", lambda folder: rewrite_card(folder, version=7), "version is '7', expected '1'"),
     ("unknown kind", lambda folder: rewrite_card(folder, kind="gru"), "kind is 'gru', expected one of lenet"),
+    ("other task", lambda folder: rewrite_card(folder, task="classify"), "task is 'classify', expected 'sample'"),
+    ("no time", lambda folder: rewrite_card(folder, created="yesterday"), "created: .*Invalid isoformat string"),
+    ("residuals NaN", lambda folder: rewrite_card(folder, residuals=[1.0, float("nan")]), r"residuals\.1: Input should be a finite"),
     ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), "sizes {'depth': 3} do not make a gan"),
     ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
      r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)"),

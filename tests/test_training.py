@@ -90,7 +90,8 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 ) -> None:
     script: Any = SCRIPTS[stem]
     name = script.NAMES["workshop"]
-    script.main(arguments(stem, tmp_path / "whole", models))
+    others = shutil.copytree(models, tmp_path / "others")
+    script.main(arguments(stem, tmp_path / "whole", others))
 
     command = [sys.executable, "-c", KILLED, stem, "13", *arguments(stem, tmp_path / "killed", models)]
     with subprocess.Popen(
@@ -103,16 +104,20 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     (killed / "state.tmp").write_bytes(b"a state half written")
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10000, "loss": 1}\n{"step": 1')
-    assert [entry for entry in store.versions(models) if entry[0] == name] == [(name, 1)]
+    assert not (models / name).exists()
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
 
-    whole, resumed = (store.read(models, name, number) for number in (1, 2))
+    whole, resumed = (store.read(folder, name, 1) for folder in (others, models))
     assert whole.tensors.keys() == resumed.tensors.keys()
     for key, tensor in whole.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
     lines = [(only(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
     assert lines[0] == lines[1]
     assert whole.card.metrics == resumed.card.metrics
+
+    (killed / "finished").unlink()  # as if it had been killed just after it published
+    script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
+    assert [number for other, number in store.versions(models) if other == name] == [1]
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)

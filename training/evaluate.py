@@ -17,16 +17,26 @@ import torch
 
 from app import store
 from app.predictors import PREDICTORS
-from training import cnn, gan, lstm, rnn
-from training.gan import load_judge
+from training import cnn, data, gan, lstm, rnn
+from training.gan import JUDGE, load_judge
 
 
 def measure(version: store.Version, models: Path, device: str) -> dict[str, Any]:
     """All metrics of a version, from its stored weights."""
     predictor: Any = PREDICTORS[version.card.task](version, torch.device(device))
     if version.card.task == "sample":
-        return gan.evaluate(predictor, load_judge(models, device))
+        judge = next(int(name.partition("@")[2]) for name in version.card.data if name.startswith(JUDGE))
+        return gan.evaluate(predictor, load_judge(models, device, judge))
     return {"classify": cnn, "continue": rnn, "forecast": lstm}[version.card.task].evaluate(predictor)
+
+
+def sha256_of(name: str, models: Path) -> str:
+    """The sha256 of a data set as it lies here, or of the weights of a model by which others are judged."""
+    if "@" in name:
+        model, _, number = name.partition("@")
+        return store.read_card(models / model / number).weights_sha256
+    found: str = getattr(data, name)().sha256
+    return found
 
 
 def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
@@ -55,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         found += 1
         version = store.read(chosen.store, name, number)
-        lines = compare(version.card, measure(version, chosen.store, chosen.device))
+        stated = version.card.data.items()
+        lines = [
+            f"  {name:34} is not that of the card ✗" for name, sha in stated if sha256_of(name, chosen.store) != sha
+        ]
+        lines += compare(version.card, measure(version, chosen.store, chosen.device))
         wrong += sum(line.endswith("✗") for line in lines)
         print(f"{name}@{number}", *lines, sep="\n", flush=True)
     if not found:

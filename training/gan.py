@@ -88,6 +88,9 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
         drawn = torch.randperm(len(images.train_images), generator=generator)[:JUDGED]
         floors.append(frechet(features_of(judge, images.train_images[drawn]), real_features))
     floor = float(np.mean(floors))
+    _, strangers = images.held_out(5000)  # the judge did not learn from these, so that they are as strange as the test
+    unseen = frechet(features_of(judge, images.train_images[strangers]), real_features)
+    some = frechet(fake_features[: len(strangers)], real_features)
     distance = frechet(fake_features, real_features)
     shares = classes.bincount(minlength=10) / len(classes)
     train = images.train_images
@@ -98,6 +101,8 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
         "frechet_distance": metric(distance, against, 2),
         "frechet_floor": metric(floor, f"{JUDGED:,} training images against the test part, mean of 5 draws", 2),
         "frechet_ratio": metric(distance / floor, against, 1),
+        "frechet_distance_5000": metric(some, "the first 5,000 of these samples, against the same", 2),
+        "frechet_floor_5000": metric(unseen, "5,000 training images that the judge never saw, against the same", 2),
         "rarest_class": metric(shares.min().item(), judged, 3),
         "commonest_class": metric(shares.max().item(), judged, 3),
         "nearest_neighbour_ratio": metric(
@@ -106,12 +111,12 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     }
 
 
-def load_judge(models: Path, device: str) -> ImageClassifier:
-    """The newest whole version of the judge."""
+def load_judge(models: Path, device: str, version: int | None = None) -> ImageClassifier:
+    """A version of the judge, by default the newest."""
     numbers = [number for name, number in store.versions(models) if name == JUDGE] if models.exists() else []
     if not numbers:
         raise SystemExit(f"{JUDGE} is not in {models}: run `python -m training.cnn --preset digits` first")
-    return ImageClassifier(store.read(models, JUDGE, max(numbers)), torch.device(device))
+    return ImageClassifier(store.read(models, JUDGE, version or max(numbers)), torch.device(device))
 
 
 def save_sheet(path: Path, images: np.ndarray) -> Path:
@@ -213,7 +218,7 @@ def publish(run: Run, images: data.Images, network: Generator, judge: ImageClass
         "sizes": asdict(sizes),
         "inputs": [{"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}],
         "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
-        "data": {images.name: images.sha256},
+        "data": {images.name: images.sha256, f"{JUDGE}@{judge.card.version}": judge.card.weights_sha256},
         "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
     }
     sampler = run.predictor(ImageSampler, card, network)

@@ -129,7 +129,8 @@ class Run:
 
     def _begin(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
-        unfinished = sorted(folder for folder in runs.glob("*") if not (folder / "finished").exists())
+        begun = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
+        unfinished = sorted(folder for folder in begun if not (folder / "finished").exists())
         if self.options.resume and unfinished:
             before = json.loads((unfinished[-1] / "config.json").read_text())
             changed = [key for key in content if before.get(key) != content[key]]
@@ -141,7 +142,8 @@ class Run:
             print(f"nothing unfinished in {runs}: a new run begins")
         folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(folder / "config.tmp", folder / "config.json")
         return folder
 
     def track(self, **objects: Any) -> None:
@@ -253,10 +255,21 @@ class Run:
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
-        if self.options.publish:
+        if self.options.publish and not self._published(network):
             version = store.publish(self.options.store, card, network.state_dict(), pictures)
             print(f"published {version.folder}")
         (self.folder / "finished").touch()
+
+    def _published(self, network: torch.nn.Module) -> bool:
+        """Whether the newest version has these weights: the run was killed after it had published them."""
+        models, name = self.options.store, self.options.name
+        known = [number for other, number in store.versions(models) if other == name] if models.is_dir() else []
+        if not known or store.read_card(models / name / str(max(known))).weights_sha256 != store.digest(
+            network.state_dict()
+        ):
+            return False
+        print(f"{name} {max(known)} has these weights already")
+        return True
 
 
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The networks: plain modules that take raw units and give raw units. They import torch and nothing of ours.
 
-``KINDS`` is the one table from the kind written on a card to the module and the dataclass of its sizes.
+``KINDS`` is the one table from the kind written on a card to the module, the dataclass of its sizes, and its task.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from app.networks.gan import Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 
-KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
-    "lenet": (LeNet, LeNetSizes),
-    "digit-net": (DigitNet, DigitNetSizes),
-    "character-rnn": (CharacterRNN, CharacterRNNSizes),
-    "series-lstm": (SeriesLSTM, SeriesLSTMSizes),
-    "gan-generator": (Generator, GeneratorSizes),
+KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
+    "lenet": (LeNet, LeNetSizes, "classify"),
+    "digit-net": (DigitNet, DigitNetSizes, "classify"),
+    "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
+    "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),
+    "gan-generator": (Generator, GeneratorSizes, "sample"),
 }
 
 
 def build(kind: str, sizes: dict[str, Any]) -> nn.Module:
     """A network with fresh weights. Raises KeyError for an unknown kind, TypeError for sizes it does not have."""
-    network, dataclass = KINDS[kind]
+    network, dataclass, _ = KINDS[kind]
     return network(dataclass(**sizes))
