@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -39,7 +41,7 @@ from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, data, gan, lstm, rnn
-from training.run import derive, permutation, schedule
+from training.run import derive, permutation, prepare, schedule
 
 Loop = Iterator[int]  # samples of each step
 
@@ -322,13 +324,38 @@ def speed(loop: Loop, seconds: float) -> float:
             return samples / elapsed
 
 
-def measure(pair: Pair, seconds: float, rounds: int) -> Result:
+def serve_turns(name: str, side: str, threads: int, line: Connection) -> None:
+    """Run one loop in a process of its own: for every number of seconds that comes, give the speed of a turn."""
+    if side == "ours":
+        prepare(threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # the workshop's loops can only gain by it
+    loop = getattr(PAIRS[name], side).loop()
+    next(loop)  # reads the data
+    while seconds := line.recv():
+        line.send(speed(loop, seconds))
+
+
+def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
     """Both sides in turns, so that whatever else the machine does meets both."""
-    loops = [pair.workshop.loop(), pair.ours.loop()]
-    for loop in loops:
-        next(loop)  # reads the data
-        speed(loop, seconds)  # warms up
-    turns = [[speed(loop, seconds) for loop in loops] for _ in range(rounds)]
+    pair, spawn = PAIRS[name], multiprocessing.get_context("spawn")
+    lines = []
+    for side in ("workshop", "ours"):
+        here, there = spawn.Pipe()
+        spawn.Process(target=serve_turns, args=(name, side, threads, there), daemon=True).start()
+        there.close()  # so that a process that dies is noticed
+        lines.append(here)
+
+    def turn(line: Connection) -> float:
+        line.send(seconds)
+        reached: float = line.recv()
+        return reached
+
+    for line in lines:
+        turn(line)  # warms up
+    turns = [[turn(line) for line in lines] for _ in range(rounds)]
+    for line in lines:
+        line.send(0)
     workshop, ours = (Speed(statistics.median(side), min(side), max(side)) for side in zip(*turns, strict=True))
     ratio = ours.median / workshop.median
     return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.read / pair.workshop.read)
@@ -371,13 +398,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
     parser.add_argument("--only", choices=list(PAIRS), help="one network (default: all)")
     chosen = parser.parse_args(argv)
-    torch.set_num_threads(chosen.threads)
-    torch.set_flush_denormal(True)  # as Run does; the workshop's loops can only gain by it
-
     results = {}
     print("| network | loop | a second | min–max | ratio | what limits it |\n|---|---|--:|--:|--:|---|", flush=True)
     for name in [chosen.only] if chosen.only else list(PAIRS):
-        results[name] = measure(PAIRS[name], chosen.seconds, chosen.rounds)
+        results[name] = measure(name, chosen.seconds, chosen.rounds, chosen.threads)
         print(rows(name, results[name]), flush=True)
     conditions = {
         "hardware": hardware(),

@@ -42,7 +42,7 @@ class Config:
 
 
 PRESETS = {
-    "workshop": Config("cifar10", "lenet", 150, 128, 2e-3, 5e-4, 0.0, 0.998, 2, 1, 0.0, 5000),
+    "workshop": Config("cifar10", "lenet", 150, 512, 4e-3, 5e-4, 0.0, 0.995, 2, 1, 0.0, 5000),
     "digits": Config("mnist", "digit-net", 8, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 10.0, 5000),
 }
 NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge"}

@@ -36,7 +36,7 @@ class LeNet(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
-        x = pixels.to(self.fc3.weight.dtype) / 127.5 - 1  # mean 0.5 and std 0.5 of [0, 1]
+        x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after the pool: the same values, a quarter of the work
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [N, 6, 14, 14]
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 16, 5, 5]
@@ -79,7 +79,7 @@ class DigitNet(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> features [N, features], none below 0."""
-        x = pixels.to(self.fc2.weight.dtype) / 127.5 - 1
+        x = scaled(pixels, self.fc2.weight.dtype)
         return F.relu(self.fc1(self.convolutions(x).flatten(1)))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -88,6 +88,14 @@ class DigitNet(nn.Module):
         if self.training:
             features = F.dropout(features, 0.4)
         return self.fc2(features)
+
+
+def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """pixels, 0 to 255 -> the same in [-1, 1]: mean 0.5 and standard deviation 0.5 of [0, 1].
+
+    In one fresh tensor: on the CPU a second one costs more than the arithmetic.
+    """
+    return pixels.to(dtype, copy=True).div_(127.5).sub_(1)
 
 
 def probabilities(logits: Tensor) -> Tensor:
