@@ -248,7 +248,7 @@ def _decoded(text: str, param: str) -> bytes:
 
 def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
     order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
-    return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 6)} for index in order]
+    return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]
 
 
 def _series(live: Live, body: History, settings: Settings) -> list[Series]:
