@@ -120,6 +120,14 @@ class CallerGone(QuartetError):
     code = "caller_gone"
 
 
+class TimedOut(QuartetError):
+    """The request's own deadline passed before its answer was there."""
+
+    status = 504
+    type = "server_error"
+    code = "deadline_exceeded"
+
+
 class TooSlow(QuartetError):
     """The body stopped arriving."""
 

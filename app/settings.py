@@ -37,6 +37,9 @@ class Settings(BaseSettings):
 
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
     max_buffered_bytes: Count = Field(256 * 2**20, description="bytes that all bodies under way may hold")
+    request_seconds: Seconds = Field(
+        60, description="seconds that a request may take; `x-request-timeout` asks for less"
+    )
     body_seconds: Seconds = Field(30, description="seconds that a body under way may pause")
     max_images: Count = Field(16, description="images in one request")
     max_pixels: Count = Field(50_000_000, description="pixels of one image, before it is decoded")

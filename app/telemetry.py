@@ -36,7 +36,9 @@ class Metrics:
             return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
 
         self.requests = counter("requests_total", "Requests answered", "route", "method", "status")
-        self.request_seconds = histogram("request_seconds", "From the first byte to the last", "route", "method")
+        self.request_seconds = histogram(
+            "request_seconds", "From the first byte to the last", "route", "method", "status"
+        )
         self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", "model")
         self.compute_seconds = histogram("compute_seconds", "One forward of a batch", "model")
         self.batch_rows = histogram("batch_rows", "Rows in one forward", "model", buckets=ROWS)
@@ -100,7 +102,7 @@ class Telemetry:
             seconds = time.perf_counter() - begun
             route, method = _route(scope), scope["method"] if scope["method"] in METHODS else "OTHER"
             self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.request_seconds.labels(route, method).observe(seconds)
+            self.metrics.request_seconds.labels(route, method, str(status)).observe(seconds)
             access.info("%s %s %s %.1f ms %s", method, quote(scope["path"]), status, seconds * 1000, request_id)
 
 

@@ -275,6 +275,13 @@ def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> 
     still_serves(service)
 
 
+@pytest.mark.parametrize("stated", ["soon", "0", "-1", "nan", "inf", ""])
+def test_a_deadline_that_is_none_is_refused(service: httpx.Client, stated: str) -> None:
+    for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE):
+        answer = service.post(path, content=b"{}", headers={"x-request-timeout": stated})
+        refused(answer, 400, "x-request-timeout", "it should be a number of seconds greater than 0")
+
+
 def test_a_compressed_body_is_refused_by_the_name_of_its_header(service: httpx.Client) -> None:
     answer = service.post(SAMPLE, content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
     refused(answer, 400, "content-encoding", "is 'gzip'; send the body as it is")

@@ -162,6 +162,44 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkey
         assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
 
 
+def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.predictors.gan import ImageSampler
+
+    armed, release = threading.Event(), threading.Event()
+    predict, computed = ImageSampler.predict, []
+
+    def hold(self: ImageSampler, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if armed.is_set():
+            computed.append(len(items))
+            assert release.wait(30)
+        return predict(self, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", hold)
+    short = {"x-request-timeout": "0.05"}
+    with serve() as client:
+        armed.set()
+        for _ in range(2):  # one runs, one waits
+            answer = client.post("/v1/images/sample", json={}, headers=short)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        release.set()
+        assert client.post("/v1/images/sample", json={}, headers={"x-request-timeout": "30"}).status_code == 200
+        assert computed == [1, 1]  # the one that waited was not computed
+        long = {"prompt": "a", "max_characters": 4000, "n": 16}
+        assert client.post("/v1/text/continue", json=long, headers=short).status_code == 504
+        assert client.post("/v1/text/continue", json={"max_characters": 1}).status_code == 200
+        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 3000  # of 4,000 steps
+
+
+def test_a_default_deadline_is_a_setting(serve: Serve) -> None:
+    with serve(request_seconds=0.02) as client:
+        body = {"prompt": "a", "max_characters": 4000, "n": 16}
+        longer = {"x-request-timeout": "100"}
+        for headers in ({}, longer):  # nobody may ask for more
+            assert client.post("/v1/text/continue", json=body, headers=headers).status_code == 504
+
+
 def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
     """The samples of /metrics by name and labels."""
     return {
@@ -192,7 +230,7 @@ def test_metrics_count_requests_and_rows(serve: Serve) -> None:
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "200")] == 1
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
     assert samples["quartet_requests_total", ("method", "GET"), ("route", "unknown"), ("status", "404")] == 1
-    assert samples["quartet_request_seconds_count", ("method", "POST"), route] == 2
+    assert samples["quartet_request_seconds_count", ("method", "POST"), route, ("status", "400")] == 1
     assert samples["quartet_batch_rows_sum", ("model", "tiny-gan")] == 5
     assert samples["quartet_compute_seconds_count", ("model", "tiny-gan")] == 1
     assert samples["quartet_queue_seconds_count", ("model", "tiny-rnn")] == 1

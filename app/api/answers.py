@@ -87,5 +87,5 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         "model": Failed,
         "description": "400 a bad value, 404 an unknown model, 413 too large, 415 not an image, 429 a full queue",
     },
-    "5XX": {"model": Failed, "description": "503 not ready"},
+    "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
 }

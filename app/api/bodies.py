@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator, Collection, Coroutine
 from typing import Annotated, Any, TypeVar
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import bad_value, unknown_field
-from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
+from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
 Model = TypeVar("Model", bound="Body")
 Result = TypeVar("Result")
@@ -140,18 +141,40 @@ async def read_form(request: Request, limit: int, seconds: float, files: int) ->
         raise BadValue(f"the multipart body cannot be read: {told}") from error
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of the work; when the caller hangs up first, the work is cancelled. Raises CallerGone.
+def deadline(request: Request, longest: float) -> float:
+    """The time of the event loop at which the request's time is over, ``longest`` seconds from now at the latest.
 
-    The body must have been read: what comes after it can only be the end of the connection.
+    Raises BadValue for an ``x-request-timeout`` that is no number of seconds.
+    """
+    stated = request.headers.get("x-request-timeout")
+    seconds = longest
+    if stated is not None:
+        try:
+            seconds = float(stated)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
+            raise BadValue(told, "x-request-timeout")
+    return asyncio.get_running_loop().time() + min(seconds, longest)
+
+
+async def answered(request: Request, work: Coroutine[Any, Any, Result], until: float) -> Result:
+    """The result of the work, which is cancelled when the caller hangs up or the deadline passes first.
+
+    The body must have been read: what comes after it can only be the end of the connection. Raises CallerGone and
+    TimedOut.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        left = max(0.0, until - asyncio.get_running_loop().time())
+        await asyncio.wait({working, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise CallerGone("the caller hung up before there was an answer")
+        if leaving.done():
+            raise CallerGone("the caller hung up before there was an answer")
+        raise TimedOut("the deadline passed before there was an answer; x-request-timeout states it in seconds")
     finally:
         working.cancel()
         leaving.cancel()

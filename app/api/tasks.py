@@ -16,7 +16,18 @@ from starlette.responses import Response
 
 from app.api import examples
 from app.api.answers import FAILURES, Classification, Continuations, Forecasts, Samples
-from app.api.bodies import Body, described, json_response, limited, read, read_form, read_json, unless_gone, wants_png
+from app.api.bodies import (
+    Body,
+    answered,
+    deadline,
+    described,
+    json_response,
+    limited,
+    read,
+    read_form,
+    read_json,
+    wants_png,
+)
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
 from app.predictors.cnn import ImageClassifier
@@ -121,13 +132,14 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
         Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
         """
+        until = deadline(request, settings.request_seconds)
         live = registry.pick("classify", query.model)
         assert isinstance(live.predictor, ImageClassifier)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings)
         parse, pixels = live.predictor.parse, settings.max_pixels
         items = await parsing.run(lambda: [parse(file.content, pixels, file.param) for file in files])
-        answers = await unless_gone(request, live.engine.submit(items))
+        answers = await answered(request, live.engine.submit(items), until)
         results = [
             {"filename": file.name, "predictions": _best(live.predictor.labels, probabilities, query.top_k)}
             for file, probabilities in zip(files, answers, strict=True)
@@ -137,6 +149,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     @routes.post("/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations))
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character."""
+        until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, most(12 * settings.max_prompt_characters), pause)
         live = registry.pick("continue", body.model)
         assert isinstance(live.predictor, TextContinuer)
@@ -148,19 +161,20 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
             begin(prompt, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
             for i in range(body.n)
         ]
-        done = await unless_gone(request, live.engine.submit(texts))
+        done = await answered(request, live.engine.submit(texts), until)
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
         return json_response(_answer(live, results=results, unknown_characters=unknown))
 
     @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=_gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
+        until = deadline(request, settings.request_seconds)
         body = await read_json(request, histories, most(26 * settings.max_series_values), pause)
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
         items = await parsing.run(_series, live, body, settings)
-        answers = await unless_gone(request, live.engine.submit(items))
+        answers = await answered(request, live.engine.submit(items), until)
         return await parsing.run(_forecasts, live, items, answers, body.levels)
 
     @routes.post(
@@ -170,13 +184,14 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     async def sample(request: Request) -> Response:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
+        until = deadline(request, settings.request_seconds)
         body = await read_json(request, draws, most(0), pause)
         live = registry.pick("sample", body.model)
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         latents = await parsing.run(live.predictor.parse, body.count, body.label, seed)
-        (pixels,) = await unless_gone(request, live.engine.submit([latents]))
+        (pixels,) = await answered(request, live.engine.submit([latents]), until)
         headers = {"x-model": live.id, "x-seed": str(seed)}
         if wants_png(request.headers.get("accept", "")):
             return Response(await parsing.run(lambda: png(sheet(pixels))), 200, headers, "image/png")
