@@ -2,9 +2,9 @@
 #
 #   docker build -t quartet .                                  for CPUs
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
-#   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp quartet
+#   docker run --rm -p 8000:8000 --read-only quartet
 #
-# Uploads above 1 MB pass through /tmp. Nothing else is written, so the rest may be read-only.
+# Nothing is written, uploads neither, so all of it may be read-only.
 
 ARG PYTHON=3.12-slim
 
