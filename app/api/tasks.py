@@ -155,7 +155,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
         begin, stop = live.predictor.begin, [body.stop] if isinstance(body.stop, str) else body.stop or []
-        prompt, unknown = await parsing.run(live.predictor.parse, body.prompt)
+        prompt, unknown = await parsing.run_if_long(len(body.prompt), live.predictor.parse, body.prompt)
         first = secrets.randbelow(2**32) if body.seed is None else body.seed
         texts = [
             begin(prompt, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
@@ -173,9 +173,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
-        items = await parsing.run(_series, live, body, settings)
+        items = await parsing.run_if_long(_size(body), _series, live, body, settings)
         answers = await answered(request, live.engine.submit(items), until)
-        return await parsing.run(_forecasts, live, items, answers, body.levels)
+        size = len(items) * body.horizon * (1 + len(body.levels))
+        return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
 
     @routes.post(
         "/images/sample",
@@ -190,7 +191,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        latents = await parsing.run(live.predictor.parse, body.count, body.label, seed)
+        draw = live.predictor.parse
+        latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
         (pixels,) = await answered(request, live.engine.submit([latents]), until)
         headers = {"x-model": live.id, "x-seed": str(seed)}
         if wants_png(request.headers.get("accept", "")):
@@ -264,6 +266,11 @@ def _decoded(text: str, param: str) -> bytes:
 def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
     order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
     return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]
+
+
+def _size(body: History) -> int:
+    """How many values a request has."""
+    return sum(len(series) if isinstance(series, list) else 1 for series in body.values)
 
 
 def _series(live: Live, body: History, settings: Settings) -> list[Series]:
