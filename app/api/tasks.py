@@ -109,21 +109,18 @@ class Draw(Body):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["tasks"], responses=FAILURES)
-    pause = settings.body_seconds
+    for add in (_classify, _continue, _forecast, _sample):
+        add(routes, registry, settings)
+    return routes
+
+
+def _most(settings: Settings, content: int) -> int:
+    """How many bytes a JSON body may have whose prompt or values take up to so many."""
+    return min(settings.max_body_bytes, JSON_BYTES + content)
+
+
+def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     parsing = registry.parsing
-
-    def most(content: int) -> int:
-        """How long a JSON body may be: a character takes up to 12 bytes of it, a value up to 26."""
-        return min(settings.max_body_bytes, JSON_BYTES + content)
-
-    prompts = limited(
-        Prompt,
-        prompt={"max_length": settings.max_prompt_characters},
-        max_characters={"le": settings.max_characters},
-        n={"le": settings.max_texts},
-    )
-    histories = limited(History, horizon={"le": settings.max_horizon})
-    draws = limited(Draw, count={"le": settings.max_samples})
     images = limited(Images, images={"max_length": settings.max_images})
 
     @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=_gives(Classification))
@@ -146,11 +143,22 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         ]
         return json_response(_answer(live, results=results))
 
+
+def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    parsing = registry.parsing
+    prompts = limited(
+        Prompt,
+        prompt={"max_length": settings.max_prompt_characters},
+        max_characters={"le": settings.max_characters},
+        n={"le": settings.max_texts},
+    )
+    most = _most(settings, 12 * settings.max_prompt_characters)  # bytes that a character can take, escaped
+
     @routes.post("/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations))
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, prompts, most(12 * settings.max_prompt_characters), pause)
+        body = await read_json(request, prompts, most, settings.body_seconds)
         live = registry.pick("continue", body.model)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
@@ -165,11 +173,17 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
         return json_response(_answer(live, results=results, unknown_characters=unknown))
 
+
+def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    parsing = registry.parsing
+    histories = limited(History, horizon={"le": settings.max_horizon})
+    most = _most(settings, 26 * settings.max_series_values)  # bytes that a value can take
+
     @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=_gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, histories, most(26 * settings.max_series_values), pause)
+        body = await read_json(request, histories, most, settings.body_seconds)
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
@@ -177,6 +191,11 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         answers = await answered(request, live.engine.submit(items), until)
         size = len(items) * body.horizon * (1 + len(body.levels))
         return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
+
+
+def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    parsing = registry.parsing
+    draws = limited(Draw, count={"le": settings.max_samples})
 
     @routes.post(
         "/images/sample",
@@ -186,7 +205,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def sample(request: Request) -> Response:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, draws, most(0), pause)
+        body = await read_json(request, draws, _most(settings, 0), settings.body_seconds)
         live = registry.pick("sample", body.model)
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
@@ -200,8 +219,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         encoded = await parsing.run(lambda: [base64.b64encode(png(image)).decode() for image in pixels])
         results = [{"label": body.label, "image": image} for image in encoded]
         return json_response(_answer(live, seed=seed, results=results))
-
-    return routes
 
 
 def _answer(live: Live, **rest: Any) -> dict[str, Any]:

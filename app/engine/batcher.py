@@ -6,16 +6,16 @@ A batch is what queued up while the last one ran: idle means instant, busy means
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from app.engine.door import Door
 from app.engine.lane import Lane
 from app.engine.watch import Watch
-from app.errors import InferenceFailed, NotReady, Overloaded
+from app.errors import InferenceFailed, NotReady
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -54,29 +54,19 @@ class Batcher(Generic[Item, Answer]):
         self._lane = lane
         self._watch = watch
         self._batch_rows = batch_rows
-        self._queue_rows = queue_rows
+        self._door = Door(name, watch, queue_rows)
         self._queue: deque[Entry[Item, Answer]] = deque()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
-        self._closed = False
 
     @property
     def queued_rows(self) -> int:
         return sum(entry.rows for entry in self._queue if not entry.answer.done())
 
     def admit(self, rows: int) -> None:
-        """Raises NotReady when the engine is stopping, and Overloaded when so many rows do not fit into the queue."""
-        if self._closed:
-            raise NotReady(f"{self.name} is stopping")
-        queued = self.queued_rows
-        if queued and queued + rows > self._queue_rows:  # an empty queue takes whatever the limits let through
-            seconds = math.ceil((queued + rows) / self._rate) if self._rate else 1
-            self._watch.refused(self.name)
-            raise Overloaded(
-                f"the queue of {self.name} is full: {queued} of {self._queue_rows} rows wait, {rows} more were sent",
-                min(max(seconds, 1), 60),
-            )
+        """Raises NotReady or Overloaded when so many rows would not be let in now."""
+        self._door.admit(self.queued_rows, rows, self._rate)
 
     async def submit(self, items: Sequence[Item]) -> list[Answer]:
         """Queue all items or none, and wait for their answers.
@@ -148,7 +138,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what waits, and after ``seconds`` tell those still waiting."""
-        self._closed = True
+        self._door.closed = True
         if self._draining:
             await asyncio.wait([self._draining], timeout=seconds)
         for entry in (*self._running, *self._queue):

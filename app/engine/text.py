@@ -7,16 +7,16 @@ long one. What a step does is the decoder's: this file only says whose turn it i
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from app.engine.door import Door
 from app.engine.lane import Lane
 from app.engine.watch import Watch
-from app.errors import InferenceFailed, NotReady, Overloaded
+from app.errors import InferenceFailed, NotReady
 
 
 class Steppable(Protocol):
@@ -50,29 +50,19 @@ class TextEngine(Generic[Text]):
         self._lane = lane
         self._watch = watch
         self._rows = rows
-        self._queue_rows = queue_rows
+        self._door = Door(name, watch, queue_rows)
         self._waiting: deque[Row[Text]] = deque()
         self._running: list[Row[Text]] = []
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
-        self._closed = False
 
     @property
     def queued_rows(self) -> int:
         return sum(not row.answer.done() for row in self._waiting)
 
     def admit(self, texts: int) -> None:
-        """Raises NotReady when the engine is stopping, and Overloaded when so many texts do not fit into the queue."""
-        if self._closed:
-            raise NotReady(f"{self.name} is stopping")
-        waiting = self.queued_rows
-        if waiting and waiting + texts > self._queue_rows:
-            seconds = math.ceil((waiting + texts) / self._rows * self._pace)
-            self._watch.refused(self.name)
-            raise Overloaded(
-                f"the queue of {self.name} is full: {waiting} of {self._queue_rows} texts wait, {texts} more were sent",
-                min(max(seconds, 1), 60),
-            )
+        """Raises NotReady or Overloaded when so many texts would not be let in now."""
+        self._door.admit(self.queued_rows, texts, self._rows / self._pace)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
         """Queue all texts or none, and wait until each is finished.
@@ -134,7 +124,7 @@ class TextEngine(Generic[Text]):
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""
-        self._closed = True
+        self._door.closed = True
         if self._stepping:
             await asyncio.wait([self._stepping], timeout=seconds)
         for row in (*self._waiting, *self._running):
