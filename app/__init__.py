@@ -1,1 +1,6 @@
-"""Quartet: one HTTP service for four kinds of trained networks."""
+"""The service. It serves what ``training/`` has published to ``models_store/``."""
+
+import os
+
+# numpy's own matrix products are not used here, and its threads would make it unsafe to fork workers.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

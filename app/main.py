@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
-import math
-import os
 import signal
-import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
+from app import store
 from app.api import failures, health, models, tasks
 from app.api.bodies import Buffered
-from app.api.heads import BoundedHttp
-from app.engine.registry import Registry
-from app.settings import Settings
-from app.telemetry import Metrics, Telemetry
+from app.api.direct import Direct
+from app.engine.registry import Registry, find_device, find_store
+from app.machine import cores, memory
+from app.server import Listening, Worker, announce
+from app.settings import Settings, SettingsError
+from app.telemetry import AccessLog, Metrics, Telemetry, shared_metrics
+from app.workers import Supervisor, can_fork, listen
 
+MOST_WORKERS = 16
 DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
 an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
 To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
-
-
-def cores() -> int:
-    """The cores that this process may run on, which can be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises SettingsError for a setting, device or store that cannot be used."""
     settings = settings or Settings()
     torch.set_num_threads(settings.threads or cores())
-    metrics = Metrics()
+    metrics, log = Metrics(), AccessLog()
     registry = Registry(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(registry.load)
+        gc.collect()
+        gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         yield
         await registry.close()
+        log.write()
 
     app = FastAPIOffline(
         title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
     )
+    app.state.registry = registry
     failures.install(app)
-    app.add_middleware(Buffered, limit=settings.max_buffered_bytes)
-    app.add_middleware(Telemetry, metrics=metrics, failure=failures.response)
-    app.include_router(tasks.router(registry, settings))
+    busy = tasks.router(registry, settings)
+    app.include_router(busy)
     app.include_router(models.router(registry))
     app.include_router(health.router(registry, metrics))
 
@@ -61,40 +62,64 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
+    direct = Direct(app.build_middleware_stack(), busy.routes)
+    app.middleware_stack = Telemetry(Buffered(direct, settings.max_buffered_bytes), metrics, log, failures.response)
     return app
 
 
-class Server(uvicorn.Server):
-    """Prints its address once it answers there: with port 0 nobody could know it before."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for server in self.servers[:1]:
-            host, port = server.sockets[0].getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
-            print(f"Quartet serves on http://{host}:{port} - try it at http://{host}:{port}/docs", flush=True)
-
-
-def create_server(settings: Settings) -> Server:
+def create_server(settings: Settings) -> Listening:
     """The application behind its sockets. Raises as ``create_app`` does."""
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
-        http=BoundedHttp,
-    )
-    return Server(config)
+    return Listening(create_app(settings), settings)
+
+
+def layout(settings: Settings) -> tuple[int, int]:
+    """How many workers, and how many threads each computes with: all cores are used, and none twice.
+
+    As many workers as cores, where memory allows: the networks here are small, and two threads on one product give
+    less than two products at once (``make bench``). A GPU is one process's own. Raises SettingsError.
+    """
+    find_store(settings.store)
+    device, available = find_device(settings.device), memory()
+    alone = device.type == "cuda" or not can_fork()
+    if alone and settings.workers > 1:
+        why = "a GPU is one process's own" if can_fork() else "this system cannot share them"
+        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {why}; allowed are 0, 1")
+    room = cores() if available is None else int(available / 2 // store.worker_bytes(settings.store))
+    workers = settings.workers or (1 if alone else max(1, min(cores() // max(settings.threads, 1), room, MOST_WORKERS)))
+    return workers, settings.threads or max(1, cores() // workers)
 
 
 def main() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
-        signal.signal(number, lambda *_: None)
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    create_server(settings).run()
+    workers, threads = layout(settings)
+    if workers > 1:
+        sys.exit(supervise(settings, workers, threads))
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
+        signal.signal(number, lambda *_: None)
+    create_server(settings.model_copy(update={"threads": threads})).run()
+
+
+def supervise(settings: Settings, workers: int, threads: int) -> int:
+    """Serve with several workers until told to stop. Gives the exit status. Raises SettingsError."""
+    share = {"threads": threads, "max_buffered_bytes": settings.max_buffered_bytes // workers}
+    own = settings.model_copy(update=share | {"queue_rows": max(1, settings.queue_rows // workers)})
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        address = f"QUARTET_HOST {settings.host!r}, QUARTET_PORT {settings.port}"
+        raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
+    with shared_metrics() as forget:
+        return Supervisor(
+            listener,
+            work=lambda channel: Worker(create_app(own), own, channel).run(),
+            count=workers,
+            hang_seconds=settings.hang_seconds,
+            stop_seconds=2 * settings.stop_seconds + 5,  # for what runs, for the engines, and to spare
+            ready=lambda: announce(listener),
+            died=forget,
+        ).run()
 
 
 if __name__ == "__main__":

@@ -29,14 +29,17 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     store: Path = Field(Path("models_store"), description="folder of the trained networks")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
-    threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: as many as cores")
+    workers: int = Field(
+        0, ge=0, description="processes that serve; 0: one for each core, as memory allows, 1 on a GPU"
+    )
+    threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: cores divided by workers")
     parse_threads: Count = Field(2, description="images that are decoded at a time")
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
 
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
-    max_buffered_bytes: Count = Field(256 * 2**20, description="bytes that all bodies under way may hold")
+    max_buffered_bytes: Count = Field(256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers")
     request_seconds: Seconds = Field(
         60, description="seconds that a request may take; `x-request-timeout` asks for less"
     )
@@ -52,8 +55,14 @@ class Settings(BaseSettings):
     max_samples: Count = Field(1_024, description="images to draw in one request")
 
     batch_rows: Count = Field(64, description="rows that are computed together")
-    queue_rows: Count = Field(512, description="rows that may wait for one model; past that, 429")
-    text_rows: Count = Field(32, description="texts that are continued together")
+    queue_rows: Count = Field(512, description="rows that may wait for one model, shared by the workers; past that, 429")
+    text_rows: Count = Field(128, description="texts that are continued together, in one worker")
+    at_once_seconds: float = Field(
+        0.004,
+        ge=0,
+        le=0.05,
+        description="a batch that should take no longer is computed on the event loop itself; 0: none",
+    )
     hang_seconds: Seconds = Field(30, description="seconds without an answer after which an engine counts as hung")
     stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
 

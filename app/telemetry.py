@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import sys
 import time
 import uuid
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import NotReady, QuartetError
+from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 access = logging.getLogger("quartet.access")
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+GATHER = 0.2  # seconds ...
+TOGETHER = 3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -44,9 +51,22 @@ class Metrics:
         self.batch_rows = histogram("batch_rows", "Rows in one forward", "model", buckets=ROWS)
         self.refusals = counter("refusals_total", "Requests refused by a full queue", "model")
         self.failures = counter("failures_total", "Inputs that a network failed on", "model")
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
 
-    def waited(self, model: str, seconds: float) -> None:
-        self.queue_seconds.labels(model).observe(seconds)
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """A request was answered, or given up."""
+        key = (route, method, status)
+        if key not in self._answered:
+            labels = (route, method, str(status))
+            self._answered[key] = self.requests.labels(*labels), self.request_seconds.labels(*labels)
+        count, duration = self._answered[key]
+        count.inc()
+        duration.observe(seconds)
+
+    def waited(self, model: str, seconds: Sequence[float]) -> None:
+        observe = self.queue_seconds.labels(model).observe
+        for waited in seconds:
+            observe(waited)
 
     def computed(self, model: str, rows: int, seconds: float) -> None:
         self.compute_seconds.labels(model).observe(seconds)
@@ -60,17 +80,69 @@ class Metrics:
         log.error("%s failed", model, exc_info=error)
 
     def page(self) -> bytes:
-        """All figures in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """All figures of all workers in Prometheus' text format."""
+        if SHARED not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        return generate_latest(registry)
+
+
+@contextmanager
+def shared_metrics() -> Iterator[Callable[[int], None]]:
+    """Have all processes that are forked from now on count together. Gives what forgets a process that has died.
+
+    They count in files, in memory where there is such a folder: it can be written even in a read-only container.
+    """
+    memory = "/dev/shm"
+    with TemporaryDirectory(prefix="quartet-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        os.environ[SHARED] = folder
+        values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
+        yield multiprocess.mark_process_dead
+
+
+class AccessLog:
+    """One line a request, written a few times a second: a write for each would cost more than most answers."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._size = 0
+        self._second, self._stamp = 0, ""
+
+    def __call__(self, method: str, path: str, status: int, seconds: float, request_id: str) -> None:
+        if not access.isEnabledFor(logging.INFO):
+            return
+        now = time.time()
+        if int(now) != self._second:
+            self._second, self._stamp = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+        if not self._lines:
+            asyncio.get_running_loop().call_later(GATHER, self.write)
+        line = (
+            f"{self._stamp},{int(now % 1 * 1000):03d} INFO quartet.access "
+            f"{method} {quote(path)} {status} {seconds * 1000:.1f} ms {request_id}\n"
+        )
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > TOGETHER:
+            self.write()
+
+    def write(self) -> None:
+        """Write what was gathered."""
+        lines, self._lines, self._size = self._lines, [], 0
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
 
 
 class Telemetry:
     """Gives each request its id, counts and times it, and logs one line."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, failure: Callable[[QuartetError], ASGIApp]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, log: AccessLog, failure: Callable[[QuartetError], ASGIApp]
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.failure = failure
+        self.log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,6 +165,8 @@ class Telemetry:
             if status == 499:  # nothing was sent yet
                 error: QuartetError = NotReady("the service stopped before it could answer")
                 await self.failure(error)(scope, receive, sending)
+        except CallerGone:  # in the middle of an answer
+            status = CallerGone.status
         except Exception:
             log.exception("request %s failed", request_id)
             if status == 499:
@@ -100,10 +174,9 @@ class Telemetry:
                 await self.failure(error)(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - begun
-            route, method = _route(scope), scope["method"] if scope["method"] in METHODS else "OTHER"
-            self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.request_seconds.labels(route, method, str(status)).observe(seconds)
-            access.info("%s %s %s %.1f ms %s", method, quote(scope["path"]), status, seconds * 1000, request_id)
+            method = scope["method"] if scope["method"] in METHODS else "OTHER"
+            self.metrics.answered(_route(scope), method, status, seconds)
+            self.log(method, scope["path"], status, seconds, request_id)
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -116,6 +189,8 @@ def _route(scope: MutableMapping[str, Any]) -> str:
 
 def _request_id(scope: Scope) -> str:
     """The caller's own id where it is fit for a header and a log, else a new one."""
-    given = next((value for key, value in scope["headers"] if key == b"x-request-id"), b"")
-    text = given.decode("latin-1")
-    return text if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", text) else uuid.uuid4().hex
+    for key, value in scope["headers"]:
+        if key == b"x-request-id":
+            text = value.decode("latin-1")
+            return text if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", text) else uuid.uuid4().hex
+    return uuid.uuid4().hex

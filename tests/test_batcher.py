@@ -30,8 +30,8 @@ class Seen:
         self.failures: list[Exception] = []
         self.waits: list[float] = []
 
-    def waited(self, model: str, seconds: float) -> None:
-        self.waits.append(seconds)
+    def waited(self, model: str, seconds: Sequence[float]) -> None:
+        self.waits += seconds
 
     def computed(self, model: str, rows: int, seconds: float) -> None:
         self.batches.append(rows)
@@ -71,8 +71,13 @@ async def lane() -> AsyncIterator[Lane]:
     lane.close()
 
 
+def soon(items: Sequence[Any]) -> float:
+    """How long a batch should take."""
+    return 0.001
+
+
 def batcher(gate: Gate, lane: Lane, seen: Seen | None = None, batch_rows: int = 4, queue_rows: int = 8) -> Any:
-    return Batcher("m", gate.predict, lambda item: 1, lane, seen or Seen(), batch_rows, queue_rows)
+    return Batcher("m", gate.predict, lambda item: 1, soon, lane, seen or Seen(), batch_rows, queue_rows)
 
 
 async def start(*coroutines: Any) -> list[asyncio.Task[Any]]:
@@ -95,7 +100,7 @@ async def test_idle_means_instant_and_busy_means_full(lane: Lane) -> None:
 
 async def test_limits_count_rows_and_a_larger_item_goes_alone(lane: Lane) -> None:
     gate = Gate()
-    engine: Any = Batcher("m", gate.predict, lambda item: item, lane, Seen(), batch_rows=4, queue_rows=99)
+    engine: Any = Batcher("m", gate.predict, lambda item: item, soon, lane, Seen(), batch_rows=4, queue_rows=99)
     first = await start(engine.submit([1]))
     await gate.busy()
     rest = await start(*(engine.submit([rows]) for rows in (3, 2, 9, 1, 1)))
@@ -124,7 +129,7 @@ async def test_a_wrong_number_of_answers_fails_the_callers_and_not_the_engine(la
     def predict(items: Sequence[int]) -> list[int]:
         return list(items) if right.is_set() else []
 
-    engine: Any = Batcher("m", predict, lambda item: 1, lane, Seen(), 4, 8)
+    engine: Any = Batcher("m", predict, lambda item: 1, soon, lane, Seen(), 4, 8)
     with pytest.raises(InferenceFailed):
         await engine.submit([1, 2])
     right.set()
@@ -179,8 +184,8 @@ async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
     def note(name: str, predict: Any) -> Any:
         return lambda items: (predict(items), order.append(name))[0]
 
-    busy: Any = Batcher("busy", note("busy", gate.predict), lambda item: 1, lane, Seen(), 1, 99)
-    idle: Any = Batcher("idle", note("idle", other.predict), lambda item: 1, lane, Seen(), 1, 99)
+    busy: Any = Batcher("busy", note("busy", gate.predict), lambda item: 1, soon, lane, Seen(), 1, 99)
+    idle: Any = Batcher("idle", note("idle", other.predict), lambda item: 1, soon, lane, Seen(), 1, 99)
     other.open.set()
     tasks = await start(*(busy.submit([i]) for i in range(5)))
     await gate.busy()

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, publish_tiny
 
-from app.predictors.rnn import PIECE, Continuation, TextContinuer, choose
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes, Steps
+from app.predictors.measured import LEAST, Pace, padded, steady
+from app.predictors.rnn import AHEAD, READ_SECONDS, Continuation, TextContinuer, choose
+
+PIECE = 60  # characters that a step reads
 
 
 @pytest.fixture
 def continuer(tmp_path: Path) -> TextContinuer:
-    return TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    continuer.pace = Pace(READ_SECONDS / PIECE, 0.0)
+    return continuer
 
 
 def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
@@ -61,19 +68,81 @@ def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer:
         steps += 1
     assert steps == 3
     _, state = reading(continuer, prompt[:-1])
-    assert torch.allclose(text.prompt.state, state[0], atol=1e-12)
+    assert torch.allclose(text.prompt.state, state[0], atol=1e-6)
     assert text.text == ""
 
 
-def test_prompts_share_the_characters_that_a_step_may_read(continuer: TextContinuer) -> None:
-    texts = [begin(continuer, "a" * length) for length in (10_000, 41, 21, 500)]
+def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continuer: TextContinuer) -> None:
+    texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
     drawing = begin(continuer, "a")
-    part = PIECE // 4
     continuer.step([*texts, drawing])
-    assert [text.prompt.unread for text in texts] == [9_999 - part, 0, 0, 499 - part]
+    assert [text.prompt.unread for text in texts] == [9_959, 0, 459]
     continuer.step([*texts, drawing])
-    assert [text.prompt.unread for text in texts] == [9_999 - 3 * part, 0, 0, 499 - 3 * part]
-    assert [len(text.text) for text in (*texts, drawing)] == [0, 1, 1, 0, 2]
+    assert [text.prompt.unread for text in texts] == [9_959 - PIECE, 0, 459 - PIECE]
+    assert [len(text.text) for text in (*texts, drawing)] == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_fast_steps_equal_the_network(layers: int) -> None:
+    torch.manual_seed(0)
+    network = CharacterRNN(CharacterRNNSizes(11, 16, layers)).double().requires_grad_(False)
+    characters, state = torch.randint(11, (5, 7)), torch.rand(5, layers, 16, dtype=torch.float64)
+    logits, last = network(characters, state)
+    steps = Steps(network)
+    for t in range(7):
+        state = steps.read(characters[:, t], state)
+        assert torch.allclose(steps.logits(state), logits[:, t], atol=1e-12)
+    assert torch.allclose(state, last, atol=1e-12)
+
+
+def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
+    rows = torch.rand(9, 3)
+    assert steady(lambda rows: rows * 2, rows)
+    assert not steady(lambda rows: rows * len(rows), rows)
+    assert padded(rows) is rows
+    assert padded(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (LEAST - 1)]
+
+
+def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = finish(continuer, begin(continuer, "abc")).text
+    monkeypatch.setattr("app.predictors.rnn.steady", lambda compute, inputs: False)
+    continuer.warm_up(8)
+    assert continuer.network.head.weight.dtype == torch.float64
+    assert finish(continuer, begin(continuer, "abc")).text == single
+
+
+def test_a_text_longer_than_the_random_numbers_at_hand_goes_on(continuer: TextContinuer) -> None:
+    text = finish(continuer, begin(continuer, "a", max_characters=3 * AHEAD + 1))
+    assert text.draws.shape == (len(text.text),)
+    expected, read = "", "a"
+    for uniform in text.draws:
+        logits, _ = reading(continuer, read)
+        drawn_index = drawn(logits[0, -1, :-1].double().tolist(), [uniform])[0]
+        expected, read = expected + VOCABULARY[drawn_index], read + VOCABULARY[drawn_index]
+    assert text.text == expected
+
+
+def test_a_step_that_fails_can_be_taken_again(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finish(continuer, begin(continuer, "ab")).text
+    text = begin(continuer, "ab")
+    for _ in range(5):
+        continuer.step([text])
+    with monkeypatch.context() as patch:
+        patch.setattr("app.predictors.rnn.choose", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            continuer.step([text])
+    assert finish(continuer, text).text == whole
+
+
+def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextContinuer) -> None:
+    text = begin(continuer, "a", stop=("abc", "ca"), max_characters=9)
+    settled = []
+    for character in "xabac":
+        text.add(character)
+        settled.append(text.settled)
+    assert settled == ["x", "x", "x", "xab", "xaba"]
+    text.add("a")
+    assert (text.settled, text.finish_reason) == ("xaba", "stop")
 
 
 def test_texts_that_continue_one_prompt_read_it_once(continuer: TextContinuer) -> None:
@@ -128,9 +197,8 @@ def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list
     """What the choice among such logits falls on for each uniform number."""
     count = len(uniforms)
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
-    tensors = {name: torch.tensor([value] * count) for name, value in settings.items()}
-    rows = torch.tensor([logits] * count, dtype=torch.float64)
-    return choose(rows, uniform=torch.tensor(uniforms, dtype=torch.float64), **tensors).tolist()
+    arrays = {name: np.array([value] * count) for name, value in settings.items()}
+    return choose(np.array([logits] * count), uniform=np.array(uniforms), **arrays).tolist()
 
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]

@@ -97,7 +97,7 @@ def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, monk
         return predict(self, items)
 
     monkeypatch.setattr(ImageSampler, "predict", hang)
-    with serve(hang_seconds=0.05) as client:
+    with serve(hang_seconds=0.05, at_once_seconds=0) as client:
         armed.set()
         answers: list[int] = []
         caller = threading.Thread(
@@ -144,7 +144,7 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkey
         return predict(self, items)
 
     monkeypatch.setattr(ImageSampler, "predict", hold)
-    with serve(queue_rows=8) as client, ThreadPoolExecutor(9) as callers:
+    with serve(queue_rows=8, at_once_seconds=0) as client, ThreadPoolExecutor(9) as callers:
         armed.set()
         url = f"{client.base_url}/v1/images/sample"
         answers = [callers.submit(httpx.post, url, json={"count": 4}) for _ in range(1)]
@@ -178,7 +178,7 @@ def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(
 
     monkeypatch.setattr(ImageSampler, "predict", hold)
     short = {"x-request-timeout": "0.05"}
-    with serve() as client:
+    with serve(at_once_seconds=0) as client:
         armed.set()
         for _ in range(2):  # one runs, one waits
             answer = client.post("/v1/images/sample", json={}, headers=short)

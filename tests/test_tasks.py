@@ -151,7 +151,7 @@ def test_many_series_are_forecast_as_each_alone(shipped: httpx.Client) -> None:
     together = shipped.post("/v1/series/forecast", json={"values": series, "horizon": 9}).json()["results"]
     for values, result in zip(series, together, strict=True):
         (alone,) = shipped.post("/v1/series/forecast", json={"values": values, "horizon": 9}).json()["results"]
-        assert alone["mean"] == pytest.approx(result["mean"], rel=1e-9)
+        assert alone["mean"] == pytest.approx(result["mean"], rel=1e-6, abs=1e-6)
     assert together[2]["mean"] == [5.0] * 9
 
 

@@ -60,7 +60,7 @@ async def lane() -> AsyncIterator[Lane]:
 
 
 def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
-    return TextEngine("m", stepper.step, lane, seen or Seen(), rows, queue_rows)
+    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows)
 
 
 async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
@@ -151,7 +151,7 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: La
             continuer.step([one])
         alone.append((one.text, one.finish_reason))
 
-    engine: Any = TextEngine("m", continuer.step, lane, Seen(), 8, 99)
+    engine: Any = TextEngine("m", continuer.step, continuer.pace, lane, Seen(), 8, 99)
     tasks = []
     for begin in range(0, 60, 3):
         tasks += await start(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))

@@ -173,7 +173,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 def test_the_fast_recurrence_equals_the_simple_one() -> None:
     torch.manual_seed(0)
     network = CharacterRNN(CharacterRNNSizes(11, 16)).double()
-    characters, state = torch.randint(11, (3, 7)), torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
+    characters, state = torch.randint(11, (3, 7)), torch.randn(3, 1, 16, dtype=torch.float64, requires_grad=True)
 
     def outcome(forward: Any) -> list[torch.Tensor]:
         logits, last = forward(characters, state)

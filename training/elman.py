@@ -43,7 +43,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, hidden].
+    """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, 1, hidden].
 
     ``dropout`` is the share of embedding entries and outputs left out at random; the recurrence itself stays whole.
     """
@@ -52,5 +52,5 @@ def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: f
     embedding = F.dropout(network.embedding.weight, dropout)
     table = F.linear(embedding, weights.weight_ih_l0, bias)  # [V, H]
     inputs = F.embedding(characters.t(), table)  # [T, N, H]
-    states = Recurrence.apply(inputs, state, weights.weight_hh_l0)
-    return network.head(F.dropout(states, dropout).transpose(0, 1)), states[-1]
+    states = Recurrence.apply(inputs, state.squeeze(1), weights.weight_hh_l0)
+    return network.head(F.dropout(states, dropout).transpose(0, 1)), states[-1].unsqueeze(1)

@@ -130,7 +130,7 @@ def update(
     config: Config,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """One step on a piece [streams, T + 1] and the state [streams, hidden] before it; gives the loss and the state."""
+    """One step on a piece [streams, T + 1] and the state [streams, 1, hidden] before it; gives loss and state."""
     hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < config.unknown
     read = piece[:, :-1].masked_fill(hidden.to(piece.device), network.sizes.vocabulary - 1)
     logits, state = elman.forward(network, read, state, config.dropout)
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         start = derive(chosen.seed, "offset", epoch) % len(learn)  # every epoch cuts the text elsewhere
         at = start + torch.arange(config.streams).unsqueeze(1) * length + place * config.piece
         piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
-        cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
+        cold = torch.rand(config.streams, 1, 1) < (1.0 if place == 0 else config.cold)
         state = state.masked_fill(cold.to(state.device), 0)
         rate = config.learning_rate * schedule(step, total)
         loss, run.tensors["state"] = update(network, average, optimizer, piece, state, config, rate)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
-from collections.abc import AsyncGenerator, Collection, Coroutine
+from collections.abc import AsyncGenerator, Collection
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -14,15 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import bad_value, unknown_field
-from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
+from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
 Model = TypeVar("Model", bound="Body")
-Result = TypeVar("Result")
+Query = TypeVar("Query", bound=BaseModel)
 
 
 class Body(BaseModel):
@@ -67,8 +65,8 @@ class Buffered:
             self.held -= held
 
 
-async def stream(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes, None]:
-    """The body piece by piece.
+async def read(request: Request, limit: int, seconds: float) -> bytes:
+    """The whole body.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
     CallerGone, and BadValue when it is compressed.
@@ -79,26 +77,38 @@ async def stream(request: Request, limit: int, seconds: float) -> AsyncGenerator
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
-    length, pieces = 0, request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(seconds):
-                piece = await anext(pieces, None)
-        except ClientDisconnect as error:
-            raise CallerGone("the caller hung up before the body was whole") from error
-        except TimeoutError as error:
-            raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
-        if piece is None:
-            return
-        length += len(piece)
-        if length > limit:
-            raise TooLarge(f"the body has more than {limit:,} bytes, which are allowed")
-        yield piece
+    length, pieces, loop = 0, [], asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds) as pause:
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerGone("the caller hung up before the body was whole")
+                pieces.append(message.get("body", b""))
+                length += len(pieces[-1])
+                if length > limit:
+                    raise TooLarge(f"the body has more than {limit:,} bytes, which are allowed")
+                if not message.get("more_body", False):
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                pause.reschedule(loop.time() + seconds)
+    except TimeoutError as error:
+        raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
 
 
-async def read(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body. Raises as ``stream`` does."""
-    return b"".join([piece async for piece in stream(request, limit, seconds)])
+def read_query(request: Request, model: type[Query]) -> Query:
+    """The query parameters as a model. Raises BadValue."""
+    if not request.scope["query_string"]:
+        return model()
+    found = request.query_params.multi_items()
+    for i, (name, _) in enumerate(found):
+        if name not in model.model_fields:
+            raise unknown_field(name, model.model_fields)
+        if any(name == other for other, _ in found[:i]):
+            raise BadValue(f"{name} came more than once", name)
+    try:
+        return model.model_validate(dict(found))
+    except ValidationError as error:
+        raise bad_value(error.errors(include_url=False)) from None
 
 
 async def read_json(
@@ -106,7 +116,7 @@ async def read_json(
 ) -> Model:
     """The body as a model, whatever its Content-Type says; ``queries`` are the query parameters that may stand beside.
 
-    Raises as ``stream`` does, and BadValue.
+    Raises as ``read`` does, and BadValue.
     """
     for name in request.query_params:
         if name not in queries:
@@ -128,10 +138,14 @@ async def read_json(
 
 
 async def read_form(request: Request, limit: int, seconds: float, files: int) -> FormData:
-    """A multipart body with at most ``files`` files, in memory. Raises as ``stream`` does, and BadValue."""
-    pieces = stream(request, limit, seconds)
+    """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, and BadValue."""
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    content = await read(request, limit, seconds)
     try:
-        parser = MultiPartParser(request.headers, pieces, max_files=files, max_fields=files)
+        parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
         parser.spool_max_size = limit  # bounded already: no disk is needed
         return await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
@@ -139,45 +153,6 @@ async def read_form(request: Request, limit: int, seconds: float, files: int) ->
         if told.startswith("Too many files"):
             raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {told}") from error
-
-
-def deadline(request: Request, longest: float) -> float:
-    """The time of the event loop at which the request's time is over, ``longest`` seconds from now at the latest.
-
-    Raises BadValue for an ``x-request-timeout`` that is no number of seconds.
-    """
-    stated = request.headers.get("x-request-timeout")
-    seconds = longest
-    if stated is not None:
-        try:
-            seconds = float(stated)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
-            raise BadValue(told, "x-request-timeout")
-    return asyncio.get_running_loop().time() + min(seconds, longest)
-
-
-async def answered(request: Request, work: Coroutine[Any, Any, Result], until: float) -> Result:
-    """The result of the work, which is cancelled when the caller hangs up or the deadline passes first.
-
-    The body must have been read: what comes after it can only be the end of the connection. Raises CallerGone and
-    TimedOut.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())
-    try:
-        left = max(0.0, until - asyncio.get_running_loop().time())
-        await asyncio.wait({working, leaving}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        if leaving.done():
-            raise CallerGone("the caller hung up before there was an answer")
-        raise TimedOut("the deadline passed before there was an answer; x-request-timeout states it in seconds")
-    finally:
-        working.cancel()
-        leaving.cancel()
 
 
 def wants_png(accept: str) -> bool:
@@ -205,3 +180,14 @@ def described(model: type[BaseModel], example: Any, **others: Any) -> dict[str, 
     """What OpenAPI says of a body that is read by hand; ``example`` must work as it stands."""
     content = {"application/json": {"schema": model.model_json_schema(), "example": example}, **others}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def described_query(model: type[BaseModel]) -> dict[str, Any]:
+    """What OpenAPI says of query parameters that are read by hand."""
+    fields = model.model_json_schema()["properties"]
+    told = {name: schema.pop("description", "") for name, schema in fields.items()}
+    parameters = [
+        {"name": name, "in": "query", "required": False, "description": told[name], "schema": schema}
+        for name, schema in fields.items()
+    ]
+    return {"parameters": parameters}

@@ -16,11 +16,15 @@ from starlette.responses import Response
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 
+def content(error: QuartetError) -> dict[str, Any]:
+    """What is told of a failure, in an answer or in an event."""
+    param = error.param and error.param[:100]
+    return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
+
+
 def response(error: QuartetError) -> Response:
     """The answer to a request that failed."""
-    param = error.param and error.param[:100]
-    content = {"message": error.message, "type": error.type, "param": param, "code": error.code}
-    return Response(orjson.dumps({"error": content}), error.status, error.headers(), "application/json")
+    return Response(orjson.dumps(content(error)), error.status, error.headers(), "application/json")
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -26,12 +27,18 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.head_bytes = 0
         self.in_head = True
+        self.last = False  # whether the connection is to end with its next answer
+        self.left: Callable[[], None] = lambda: None  # called when it has ended
 
     def data_received(self, data: bytes) -> None:
         self.head_bytes += len(data)
         super().data_received(data)
         if self.in_head and self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_BYTES:,} bytes, which are allowed"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.left()
 
     def on_message_begin(self) -> None:
         self.in_head = True
@@ -40,6 +47,8 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.in_head = False
         super().on_headers_complete()
+        if self.last and self.cycle:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self.head_bytes, self.in_head = 0, True

@@ -5,39 +5,48 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
+from torch import Tensor
 
 from app.api import examples
 from app.api.answers import FAILURES, Classification, Continuations, Forecasts, Samples
 from app.api.bodies import (
     Body,
-    answered,
-    deadline,
     described,
+    described_query,
     json_response,
     limited,
     read,
     read_form,
     read_json,
+    read_query,
     wants_png,
 )
+from app.api.events import EventStream, event
+from app.api.patience import Patience, deadline
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
 from app.predictors.cnn import ImageClassifier
 from app.predictors.gan import ImageSampler, png, sheet
 from app.predictors.lstm import Series, SeriesForecaster
-from app.predictors.rnn import TextContinuer
+from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
 BINARY = {"type": "string", "format": "binary"}
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
+SMALL_BYTES = 32 * 1024  # of images that are looked at at once
+PACKED = 5  # pixels that are packed or unpacked in the time of one value of a series
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 SEEDS = 2**53  # so that a seed survives every JSON reader
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -84,6 +93,7 @@ class Prompt(Body):
     ) = Field(None, description="where a text ends: a string or a list of them; left out of the text")
     seed: Seed | None = Field(None, description="the same seed gives the same text")
     n: int = Field(1, ge=1, description="how many continuations; number i has the seed + i")
+    stream: bool = Field(False, description="send the text while it is written, as server-sent events")
     model: Model = None
 
 
@@ -120,25 +130,26 @@ def _most(settings: Settings, content: int) -> int:
 
 
 def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    parsing = registry.parsing
     images = limited(Images, images={"max_length": settings.max_images})
 
     @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=_gives(Classification))
-    async def classify(request: Request, query: Annotated[ClassifyQuery, Query()]) -> Response:
+    async def classify(request: Request) -> Response:
         """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
 
         Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
         """
         until = deadline(request, settings.request_seconds)
+        query = read_query(request, ClassifyQuery)
         live = registry.pick("classify", query.model)
-        assert isinstance(live.predictor, ImageClassifier)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings)
-        parse, pixels = live.predictor.parse, settings.max_pixels
-        items = await parsing.run(lambda: [parse(file.content, pixels, file.param) for file in files])
-        answers = await answered(request, live.engine.submit(items), until)
+        assert isinstance(live.predictor, ImageClassifier)
+        items = await _pixels(files, live.predictor, registry)
+        async with Patience(request, until):
+            answers = await live.engine.submit(items)
+        labels = live.predictor.labels
         results = [
-            {"filename": file.name, "predictions": _best(live.predictor.labels, probabilities, query.top_k)}
+            {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k)}
             for file, probabilities in zip(files, answers, strict=True)
         ]
         return json_response(_answer(live, results=results))
@@ -154,9 +165,11 @@ def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None
     )
     most = _most(settings, 12 * settings.max_prompt_characters)  # bytes that a character can take, escaped
 
-    @routes.post("/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations))
+    @routes.post(
+        "/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations, STREAM)
+    )
     async def continue_text(request: Request) -> Response:
-        """Go on with a text, character by character."""
+        """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, most, settings.body_seconds)
         live = registry.pick("continue", body.model)
@@ -169,9 +182,32 @@ def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None
             begin(prompt, body.max_characters, body.temperature, body.top_k, body.top_p, stop, (first + i) % SEEDS)
             for i in range(body.n)
         ]
-        done = await answered(request, live.engine.submit(texts), until)
+        if body.stream:
+            return EventStream(request, _growth(live, texts, unknown), until, x_model=live.id)
+        async with Patience(request, until):
+            done = await live.engine.submit(texts)
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
         return json_response(_answer(live, results=results, unknown_characters=unknown))
+
+
+async def _growth(live: Live, texts: list[Continuation], unknown: list[str]) -> AsyncGenerator[bytes, None]:
+    """An event for each text that has grown, and for each that is finished one that says why."""
+    shown, open_texts = [0] * len(texts), set(range(len(texts)))
+    async with aclosing(live.follow(texts)) as growth:
+        async for _ in growth:
+            events = []
+            for index in sorted(open_texts):
+                text, finished = texts[index], texts[index].finished
+                piece = text.settled[shown[index] :]
+                if finished:
+                    open_texts.remove(index)
+                    ended = {"finish_reason": text.finish_reason, "seed": text.seed, "unknown_characters": unknown}
+                    events.append(event({"index": index, "text": piece, **ended}))
+                elif piece:
+                    events.append(event({"index": index, "text": piece}))
+                shown[index] += len(piece)
+            if events:
+                yield b"".join(events)
 
 
 def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None:
@@ -188,7 +224,8 @@ def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
         items = await parsing.run_if_long(_size(body), _series, live, body, settings)
-        answers = await answered(request, live.engine.submit(items), until)
+        async with Patience(request, until):
+            answers = await live.engine.submit(items)
         size = len(items) * body.horizon * (1 + len(body.levels))
         return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
 
@@ -212,13 +249,19 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         draw = live.predictor.parse
         latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
-        (pixels,) = await answered(request, live.engine.submit([latents]), until)
+        async with Patience(request, until):
+            (pixels,) = await live.engine.submit([latents])
         headers = {"x-model": live.id, "x-seed": str(seed)}
         if wants_png(request.headers.get("accept", "")):
-            return Response(await parsing.run(lambda: png(sheet(pixels))), 200, headers, "image/png")
-        encoded = await parsing.run(lambda: [base64.b64encode(png(image)).decode() for image in pixels])
+            return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
+        encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
         results = [{"label": body.label, "image": image} for image in encoded]
         return json_response(_answer(live, seed=seed, results=results))
+
+
+def _encoded(pixels: np.ndarray) -> list[str]:
+    """Pixels [N, channels, height, width] as PNG files in base64."""
+    return [base64.b64encode(png(image)).decode() for image in pixels]
 
 
 def _answer(live: Live, **rest: Any) -> dict[str, Any]:
@@ -235,7 +278,8 @@ def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
     raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    return described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
+    bodies = described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
+    return {**bodies, **described_query(ClassifyQuery)}
 
 
 @dataclass(frozen=True)
@@ -248,7 +292,7 @@ class File:
 
 
 async def _files(request: Request, images: type[Images], settings: Settings) -> list[File]:
-    """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.stream`` does."""
+    """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     limit, pause = settings.max_body_bytes, settings.body_seconds
     if kind == "application/json":
@@ -271,6 +315,27 @@ async def _files(request: Request, images: type[Images], settings: Settings) -> 
     if not files:
         raise BadValue(f"file is missing; send from 1 to {settings.max_images} images", "file")
     return files
+
+
+async def _pixels(files: list[File], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
+    """The images as items. Small ones are decoded at once: that takes no longer than a change of threads.
+
+    Raises NotAnImage and TooLarge.
+    """
+
+    parsing, most = registry.parsing, registry.settings.max_pixels
+
+    def opened() -> list[Image.Image]:
+        return [predictor.open(file.content, most, file.param) for file in files]
+
+    def decoded(images: list[Image.Image]) -> list[Tensor]:
+        return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
+
+    if sum(len(file.content) for file in files) > SMALL_BYTES:
+        return await parsing.run(lambda: decoded(opened()))
+    images = opened()
+    pixels = sum(image.width * image.height for image in images)
+    return await parsing.run_if_long(pixels // PACKED, decoded, images)
 
 
 def _decoded(text: str, param: str) -> bytes:

@@ -10,8 +10,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from app.engine.answer import abandon, fail, give
 from app.engine.door import Door
 from app.engine.lane import Lane
 from app.engine.watch import Watch
@@ -21,7 +22,7 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Answer]):
     """An item in the queue, how many rows it brings, and the future that carries its answer."""
 
@@ -29,11 +30,12 @@ class Entry(Generic[Item, Answer]):
     rows: int
     answer: asyncio.Future[Answer]
     queued: float = field(default_factory=time.monotonic)
+    waits: bool = True  # in the queue
 
 
 class Batcher(Generic[Item, Answer]):
     """The queue of one model. ``predict`` takes items and gives as many answers, in order, on the lane; ``rows`` says
-    how many rows an item brings.
+    how many rows an item brings, and ``seconds`` how long a batch of items should take.
 
     ``batch_rows`` bounds a batch, though an item larger than that goes alone; ``queue_rows`` bounds what waits.
     """
@@ -43,6 +45,7 @@ class Batcher(Generic[Item, Answer]):
         name: str,
         predict: Callable[[Sequence[Item]], Sequence[Answer]],
         rows: Callable[[Item], int],
+        seconds: Callable[[Sequence[Item]], float],
         lane: Lane,
         watch: Watch,
         batch_rows: int,
@@ -51,6 +54,7 @@ class Batcher(Generic[Item, Answer]):
         self.name = name
         self._predict = predict
         self._rows = rows
+        self._seconds = seconds
         self._lane = lane
         self._watch = watch
         self._batch_rows = batch_rows
@@ -60,36 +64,42 @@ class Batcher(Generic[Item, Answer]):
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
 
-    @property
-    def queued_rows(self) -> int:
-        return sum(entry.rows for entry in self._queue if not entry.answer.done())
-
     def admit(self, rows: int) -> None:
         """Raises NotReady or Overloaded when so many rows would not be let in now."""
-        self._door.admit(self.queued_rows, rows, self._rate)
+        self._door.admit(rows, self._rate)
 
     async def submit(self, items: Sequence[Item]) -> list[Answer]:
         """Queue all items or none, and wait for their answers.
 
         Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
         """
-        self.admit(sum(self._rows(item) for item in items))
+        rows = [self._rows(item) for item in items]
+        self.admit(sum(rows))
         loop = asyncio.get_running_loop()
-        entries = [Entry[Item, Answer](item, self._rows(item), loop.create_future()) for item in items]
+        entries = [Entry(item, count, loop.create_future()) for item, count in zip(items, rows, strict=True)]
         self._queue.extend(entries)
+        self._door.waiting += sum(rows)
         if self._draining is None:
             self._draining = loop.create_task(self._drain())
         try:
-            return list(await asyncio.gather(*(entry.answer for entry in entries)))
+            return [await entry.answer for entry in entries]
         finally:
-            for entry in entries:
-                entry.answer.cancel()  # on failure or hang-up the rest needs no computing; done ones ignore it
+            for entry in entries:  # on failure or hang-up the rest needs no computing
+                abandon(entry.answer)
+                self._leave(entry)
+
+    def _leave(self, entry: Entry[Item, Answer]) -> None:
+        """It waits no longer, so that its room in the queue is free."""
+        if entry.waits:
+            entry.waits = False
+            self._door.waiting -= entry.rows
 
     async def _drain(self) -> None:
         try:
             while self._queue:
                 self._running = self._take()
                 await self._run(self._running)
+                await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
             self._draining = None
 
@@ -99,6 +109,7 @@ class Batcher(Generic[Item, Answer]):
         rows = 0
         while self._queue and (not batch or rows + self._queue[0].rows <= self._batch_rows):
             entry = self._queue.popleft()
+            self._leave(entry)
             if not entry.answer.done():
                 batch.append(entry)
                 rows += entry.rows
@@ -115,22 +126,21 @@ class Batcher(Generic[Item, Answer]):
                         await self._run([entry])
                 return
             self._watch.failed(self.name, error)
-            _fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
+            fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
             return
         for entry, answer in zip(batch, answers, strict=True):
-            if not entry.answer.done():
-                entry.answer.set_result(answer)
+            give(entry.answer, answer)
 
     async def _forward(self, batch: list[Entry[Item, Answer]]) -> Sequence[Answer]:
         if not batch:
             return []
-        rows = sum(entry.rows for entry in batch)
-        answers, seconds = await self._lane.timed(self._predict, [entry.item for entry in batch])
+        items = [entry.item for entry in batch]
+        answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
+        rows = sum(entry.rows for entry in batch)
         begun = time.monotonic() - seconds
-        for entry in batch:
-            self._watch.waited(self.name, begun - entry.queued)
+        self._watch.waited(self.name, [begun - entry.queued for entry in batch])
         self._watch.computed(self.name, rows, seconds)
         measured = rows / max(seconds, 1e-6)
         self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured
@@ -142,10 +152,5 @@ class Batcher(Generic[Item, Answer]):
         if self._draining:
             await asyncio.wait([self._draining], timeout=seconds)
         for entry in (*self._running, *self._queue):
-            _fail(entry.answer, NotReady(f"{self.name} stopped before it could answer"))
+            fail(entry.answer, NotReady(f"{self.name} stopped before it could answer"))
         self._queue.clear()
-
-
-def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from app.engine.text import TextEngine
 from app.engine.watch import Watch
 from app.errors import BadValue, NotReady, UnknownModel, shown
 from app.predictors import PREDICTORS, Predictor
-from app.predictors.rnn import TextContinuer
+from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, Task
 
@@ -35,6 +37,11 @@ class Live:
     @property
     def id(self) -> str:
         return f"{self.card.name}@{self.card.version}"
+
+    def follow(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
+        """Texts of this version each time they have grown; see ``TextEngine.follow``."""
+        assert isinstance(self.engine, TextEngine)
+        return self.engine.follow(texts)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Registry:
 
     settings: Settings
     watch: Watch
-    lane: Lane = field(default_factory=lambda: Lane("compute"))
+    lane: Lane = field(init=False)
     parsing: Lane = field(init=False)
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
@@ -64,9 +71,9 @@ class Registry:
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
+        self.lane = Lane("compute", at_once=self.settings.at_once_seconds)
         self.parsing = Lane("parse", self.settings.parse_threads)
-        if not self.settings.store.is_dir():
-            raise SettingsError(f"QUARTET_STORE is {str(self.settings.store)!r}: there is no such folder")
+        find_store(self.settings.store)
 
     def load(self) -> None:
         """Read, verify and warm up every version."""
@@ -75,7 +82,7 @@ class Registry:
             try:
                 version = store.read(folder, name, number)
                 predictor = PREDICTORS[version.card.task](version, self.device)
-                predictor.warm_up(self.settings.batch_rows)
+                predictor.warm_up(self._full(version.card))
             except Exception as error:  # whatever is wrong with one version, the others are served
                 reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
                 log.error("%s@%s is not served: %s", name, number, reason)
@@ -97,14 +104,27 @@ class Registry:
         log.error("%s", reason)
         self.broken.append(Broken("defaults.json", 0, reason))
 
+    def _full(self, card: Card) -> int:
+        """The rows of the largest batch that a network will see."""
+        return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
+
     def _engine(self, card: Card, predictor: Any) -> Batcher[Any, Any] | TextEngine[Any]:
         name, settings = card.name, self.settings
         if isinstance(predictor, TextContinuer):
-            return TextEngine(name, predictor.step, self.lane, self.watch, settings.text_rows, settings.queue_rows)
+            return TextEngine(
+                name,
+                predictor.step,
+                predictor.pace,
+                self.lane,
+                self.watch,
+                rows=settings.text_rows,
+                queue_rows=settings.queue_rows,
+            )
         return Batcher(
             name,
             predictor.predict,
             predictor.rows,
+            predictor.seconds,
             self.lane,
             self.watch,
             batch_rows=settings.batch_rows,
@@ -172,6 +192,12 @@ class Registry:
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in engines))
         self.lane.close()
         self.parsing.close()
+
+
+def find_store(folder: Path) -> None:
+    """Raises SettingsError for a store that is not there."""
+    if not folder.is_dir():
+        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
 
 
 def find_device(wanted: str) -> torch.device:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from app.engine.answer import abandon, fail, give
 from app.engine.door import Door
 from app.engine.lane import Lane
 from app.engine.watch import Watch
@@ -27,26 +28,37 @@ class Steppable(Protocol):
 Text = TypeVar("Text", bound=Steppable)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Row(Generic[Text]):
-    """A text and the future that carries it back when it is finished."""
+    """A text, the future that carries it back when it is finished, and who wants to know that it has grown."""
 
     text: Text
     answer: asyncio.Future[Text]
+    grown: asyncio.Event | None = None
     since: float = field(default_factory=time.monotonic)  # when it was queued, then when it began to run
+    waits: bool = True  # in the queue
 
 
 class TextEngine(Generic[Text]):
-    """The texts of one model. ``step`` advances each text it is given by a little, on the lane.
+    """The texts of one model. ``step`` advances each text it is given by a little, on the lane; ``seconds`` says how
+    long a step of so many texts should take.
 
     ``step`` must leave a text as it was when it raises. At most ``rows`` texts run and ``queue_rows`` wait.
     """
 
     def __init__(
-        self, name: str, step: Callable[[Sequence[Text]], None], lane: Lane, watch: Watch, rows: int, queue_rows: int
+        self,
+        name: str,
+        step: Callable[[Sequence[Text]], None],
+        seconds: Callable[[int], float],
+        lane: Lane,
+        watch: Watch,
+        rows: int,
+        queue_rows: int,
     ) -> None:
         self.name = name
         self._step = step
+        self._seconds = seconds
         self._lane = lane
         self._watch = watch
         self._rows = rows
@@ -56,62 +68,97 @@ class TextEngine(Generic[Text]):
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
 
-    @property
-    def queued_rows(self) -> int:
-        return sum(not row.answer.done() for row in self._waiting)
-
     def admit(self, texts: int) -> None:
         """Raises NotReady or Overloaded when so many texts would not be let in now."""
-        self._door.admit(self.queued_rows, texts, self._rows / self._pace)
+        self._door.admit(texts, self._rows / self._pace)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
         """Queue all texts or none, and wait until each is finished.
 
         Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
         """
+        rows = self._enter(texts)
+        try:
+            return [await row.answer for row in rows]
+        finally:
+            self._abandon(rows)
+
+    async def follow(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
+        """The same, but comes back whenever some of the texts have grown, until all are finished.
+
+        However slowly it is asked, nothing piles up: who comes late finds the texts longer. Raises as ``submit`` does.
+        """
+        grown = asyncio.Event()
+        rows = self._enter(texts, grown)
+        try:
+            while not all(row.answer.done() for row in rows):
+                await grown.wait()
+                grown.clear()
+                for row in rows:
+                    if row.answer.done():
+                        row.answer.result()
+                yield
+        finally:
+            self._abandon(rows)
+
+    def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
         self.admit(len(texts))
         loop = asyncio.get_running_loop()
-        rows = [Row(text, loop.create_future()) for text in texts]
+        rows = [Row(text, loop.create_future(), grown) for text in texts]
         self._waiting.extend(rows)
+        self._door.waiting += len(rows)
         if self._stepping is None:
             self._stepping = loop.create_task(self._run())
-        try:
-            return list(await asyncio.gather(*(row.answer for row in rows)))
-        finally:
-            for row in rows:
-                row.answer.cancel()  # on failure or hang-up the row leaves at the next step; done ones ignore it
+        return rows
+
+    def _abandon(self, rows: Sequence[Row[Text]]) -> None:
+        """Nobody waits for these any more: they leave the queue, or the running batch at the next step."""
+        for row in rows:
+            abandon(row.answer)
+            self._leave_queue(row)
+
+    def _leave_queue(self, row: Row[Text]) -> None:
+        if row.waits:
+            row.waits = False
+            self._door.waiting -= 1
 
     async def _run(self) -> None:
         try:
             while self._join():
                 await self._advance(self._running)
                 self._leave()
+                await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
             self._stepping = None
 
     def _join(self) -> list[Row[Text]]:
         """Let waiting texts take the rows that are free; gives who runs now."""
+        self._running = [row for row in self._running if not row.answer.done()]
         now = time.monotonic()
         while self._waiting and len(self._running) < self._rows:
             row = self._waiting.popleft()
+            self._leave_queue(row)
             if not row.answer.done():
-                self._watch.waited(self.name, now - row.since)
+                self._watch.waited(self.name, [now - row.since])
                 row.since = now
                 self._running.append(row)
         return self._running
 
     def _leave(self) -> None:
-        """Answer the finished texts, and take them and the abandoned ones out of the running batch."""
+        """Answer the finished texts, and tell whoever follows one."""
+        now = time.monotonic()
         for row in self._running:
             if row.text.finished and not row.answer.done():
-                self._pace = 0.8 * self._pace + 0.2 * (time.monotonic() - row.since)
-                row.answer.set_result(row.text)
-        self._running = [row for row in self._running if not row.answer.done()]
+                self._pace = 0.8 * self._pace + 0.2 * (now - row.since)
+                give(row.answer, row.text)
+            if row.grown:
+                row.grown.set()
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """One step for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
         try:
-            _, seconds = await self._lane.timed(self._step, [row.text for row in rows])
+            texts = [row.text for row in rows]
+            _, seconds = await self._lane.timed(self._seconds(len(rows)), self._step, texts)
             self._watch.computed(self.name, len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
@@ -119,8 +166,7 @@ class TextEngine(Generic[Text]):
                     await self._advance([row])
             elif not rows[0].answer.done():
                 self._watch.failed(self.name, error)
-                failure = InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})")
-                rows[0].answer.set_exception(failure)
+                fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""
@@ -128,6 +174,7 @@ class TextEngine(Generic[Text]):
         if self._stepping:
             await asyncio.wait([self._stepping], timeout=seconds)
         for row in (*self._waiting, *self._running):
-            if not row.answer.done():
-                row.answer.set_exception(NotReady(f"{self.name} stopped before it could answer"))
+            fail(row.answer, NotReady(f"{self.name} stopped before it could answer"))
+            if row.grown:
+                row.grown.set()
         self._waiting.clear()

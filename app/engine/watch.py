@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
 class Watch(Protocol):
-    def waited(self, model: str, seconds: float) -> None:
-        """A request's item left the queue after so long."""
+    def waited(self, model: str, seconds: Sequence[float]) -> None:
+        """Items left the queue after so long each."""
 
     def computed(self, model: str, rows: int, seconds: float) -> None:
         """A forward of ``rows`` rows took so long."""

@@ -38,8 +38,8 @@ class LeNet(nn.Module):
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
         x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after the pool: the same values, a quarter of the work
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # [N, 6, 14, 14]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [N, 16, 5, 5]
+        x = F.relu(halved(self.conv1(x)))  # [N, 6, 14, 14]
+        x = F.relu(halved(self.conv2(x)))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
 
@@ -53,6 +53,13 @@ class DigitNetSizes:
     image: int = 28
     conv: tuple[int, int] = (32, 64)
     features: int = 128
+
+
+class Halved(nn.Module):
+    """``halved`` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return halved(x)
 
 
 class DigitNet(nn.Module):
@@ -71,7 +78,7 @@ class DigitNet(nn.Module):
             for channels in (channels_in, channels_out):
                 layers += [nn.Conv2d(channels, channels_out, 3, padding=1, bias=False)]
                 layers += [nn.BatchNorm2d(channels_out), nn.ReLU()]
-            return [*layers, nn.MaxPool2d(2)]
+            return [*layers, Halved()]
 
         self.convolutions = nn.Sequential(*pair(sizes.channels, first), *pair(first, second))
         self.fc1 = nn.Linear(second * (sizes.image // 4) ** 2, sizes.features)
@@ -96,6 +103,18 @@ def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     In one fresh tensor: on the CPU a second one costs more than the arithmetic.
     """
     return pixels.to(dtype, copy=True).div_(127.5).sub_(1)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Max-pooling by 2: [N, C, H, W] -> [N, C, H // 2, W // 2].
+
+    Where no gradient is wanted, as the largest of four views: on the CPU that takes a tenth of max_pool2d's time.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return F.max_pool2d(x, 2)
+    height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
+    rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])
+    return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -7,14 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
+from app.predictors.measured import Pace
 from app.store import StoreError, Version
 
-ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag ...
+UPRIGHT = {  # ... and what undoes each of its values
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
@@ -34,13 +44,14 @@ class ImageClassifier:
         self.network = version.network().to(device)
         self.channels: int = self.network.sizes.channels
         self.side: int = self.network.sizes.image
+        self.pace = Pace(0.0, 0.0)
 
     def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
-        """The bytes of one image -> pixels [channels, side, side], uint8.
+        """The bytes of one image -> pixels [channels, side, side], uint8. Raises as ``open`` and ``decode`` do."""
+        return self.decode(self.open(content, max_pixels, param), param)
 
-        EXIF orientation is applied, transparency laid on white, and the whole picture resized with antialiasing.
-        Raises NotAnImage and TooLarge.
-        """
+    def open(self, content: bytes, max_pixels: int, param: str = "file") -> Image.Image:
+        """The bytes of one image, of which only the head is read. Raises NotAnImage and TooLarge."""
         allowed = f"allowed are {', '.join(FORMATS)}"
         if not content:
             raise NotAnImage(f"{param} has 0 bytes; {allowed}", param)
@@ -53,6 +64,14 @@ class ImageClassifier:
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"{param} has {width:,} x {height:,} pixels; allowed are {max_pixels:,} in all", param)
+        return image
+
+    def decode(self, image: Image.Image, param: str = "file") -> Tensor:
+        """An opened image -> pixels [channels, side, side], uint8.
+
+        EXIF orientation is applied, transparency laid on white, and the whole picture resized with antialiasing.
+        Raises NotAnImage.
+        """
         try:
             small = self._flatten(self._shrink(image))
         except MemoryError:
@@ -65,7 +84,8 @@ class ImageClassifier:
     def _shrink(self, image: Image.Image) -> Image.Image:
         """To [side, side], upright, in the image's own mode where it has shades: nothing large is ever copied."""
         image.draft(None, (4 * self.side, 4 * self.side))  # a JPEG is decoded no larger than is of use
-        exif = image.getexif()
+        image.load()
+        orientation = image.getexif().get(ORIENTATION, 1)
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode == "P":
@@ -73,9 +93,9 @@ class ImageClassifier:
         transparent = image.info.get("transparency")
         if transparent is not None and image.mode in ("L", "RGB"):  # one colour that stands for nothing
             image = image.convert("LA" if image.mode == "L" else "RGBA")
-        small = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        small.getexif()[ORIENTATION] = exif.get(ORIENTATION, 1)
-        return ImageOps.exif_transpose(small)
+        if image.size != (self.side, self.side):
+            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
     def _flatten(self, image: Image.Image) -> Image.Image:
         """To RGB or grey: more than 8 bits scaled down, transparency on white."""
@@ -90,7 +110,8 @@ class ImageClassifier:
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB" if self.channels == 3 else "L")
+        mode = "RGB" if self.channels == 3 else "L"
+        return image if image.mode == mode else image.convert(mode)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
@@ -103,8 +124,11 @@ class ImageClassifier:
         """How much of a batch an item takes."""
         return 1
 
+    def seconds(self, items: Sequence[Tensor]) -> float:
+        """How long a batch should take."""
+        return self.pace(len(items))
+
     def warm_up(self, rows: int) -> None:
-        """Compute once alone and once in a full batch."""
+        """Compute alone, in a full batch and between, and measure it."""
         blank = torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)
-        for count in (1, rows):
-            self.predict([blank] * count)
+        self.pace = Pace.measure(lambda count: self.predict([blank] * count), rows)

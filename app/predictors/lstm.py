@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 from app.errors import BadValue
+from app.predictors.measured import Pace
 from app.store import StoreError, Version
+
+USUAL = 48  # steps ahead, when the pace is measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class SeriesForecaster:
         self.card = card
         self.device = device
         self.residuals = np.maximum.accumulate(np.array(card.residuals))  # no step is surer than one before it
-        self.network = version.network().to(device).double()
+        self.network = version.network().to(device)
+        self.pace = Pace(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
 
     def parse(self, values: Sequence[float | None], horizon: int, param: str = "values") -> Series:
@@ -72,8 +76,9 @@ class SeriesForecaster:
             scale = np.array([item.scale for item in items])
             windows = np.stack([item.window for item in items]) - location[:, None]
             windows /= np.where(scale > 0, scale, 1.0)[:, None]
-            standardised = self.network(torch.from_numpy(windows).to(self.device), max(item.horizon for item in items))
-        forecasts = standardised.cpu().numpy() * scale[:, None] + location[:, None]
+            read = torch.from_numpy(windows).float().to(self.device)
+            standardised = self.network(read, max(item.horizon for item in items))
+        forecasts = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
         return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
 
     def half_widths(self, item: Series, level: float) -> np.ndarray:
@@ -90,7 +95,12 @@ class SeriesForecaster:
         """How much of a batch an item takes."""
         return 1
 
+    def seconds(self, items: Sequence[Series]) -> float:
+        """How long a batch should take: as long as its longest forecast."""
+        steps = self.minimum + max(item.horizon for item in items)
+        return self.pace(len(items)) * steps / (self.minimum + USUAL)
+
     def warm_up(self, rows: int) -> None:
-        """Compute once alone and once in a full batch."""
-        for count in (1, rows):
-            self.predict([Series(np.zeros(self.minimum), 0.0, 1.0, 8)] * count)
+        """Compute alone, in a full batch and between, and measure it."""
+        item = Series(np.zeros(self.minimum), 0.0, 1.0, USUAL)
+        self.pace = Pace.measure(lambda count: self.predict([item] * count), rows)

@@ -1,0 +1,68 @@
+"""Server-sent events: an answer that grows while it is read, and never ends without saying why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import orjson
+from fastapi import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.api.failures import content, response
+from app.api.patience import Patience
+from app.errors import CallerGone, NotReady, QuartetError
+
+DONE = b"data: [DONE]\n\n"
+FAREWELL = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
+
+
+def event(data: object) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends ``events`` as they come. What fails before the first one is an answer with its status, later an event.
+
+    A caller who reads slowly is waited for, and until then nothing is asked of ``events``: no more than the socket's
+    buffer is held for it.
+    """
+
+    def __init__(self, request: Request, events: AsyncGenerator[bytes, None], until: float, **headers: str) -> None:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        # so that no proxy gathers or stores what is to be seen at once
+        told |= {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        super().__init__(None, headers=told, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self.request = request
+        self.events = events
+        self.until = until
+        self.begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        failure: QuartetError
+        try:
+            async with aclosing(self.events) as events, Patience(self.request, self.until):
+                async for piece in events:
+                    await self._send(send, piece)
+                await self._send(send, DONE, more=False)
+                return
+        except CallerGone:
+            raise
+        except QuartetError as error:
+            failure = error
+        except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
+            failure = NotReady("the service stopped before the answer was whole")
+        if not self.begun:
+            await response(failure)(scope, receive, send)
+            return
+        async with asyncio.timeout(FAREWELL):
+            await self._send(send, event(content(failure)) + DONE, more=False)
+
+    async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
+        if not self.begun:
+            self.begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": piece, "more_body": more})

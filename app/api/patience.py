@@ -1,0 +1,77 @@
+"""How long a request is worked on: until its answer is there, its caller hangs up, or its deadline passes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from types import TracebackType
+
+from fastapi import Request
+
+from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
+
+NOTICE = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
+
+
+def deadline(request: Request, longest: float) -> float:
+    """The time of the event loop at which the request's time is over, ``longest`` seconds from now at the latest.
+
+    Raises BadValue for an ``x-request-timeout`` that is no number of seconds.
+    """
+    stated = request.headers.get("x-request-timeout")
+    seconds = longest
+    if stated is not None:
+        try:
+            seconds = float(stated)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
+            raise BadValue(told, "x-request-timeout")
+    return asyncio.get_running_loop().time() + min(seconds, longest)
+
+
+class Patience:
+    """Ends what stands in its ``async with`` when the caller hangs up or the time is over: CallerGone, TimedOut.
+
+    The body must have been read: what comes after it can only be the end of the connection.
+    """
+
+    def __init__(self, request: Request, until: float) -> None:
+        self._request = request
+        self._until = until
+        self._ended: QuartetError | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._cancelling = task, task.cancelling()
+        self._timer = self._loop.call_at(min(self._loop.time() + NOTICE, self._until), self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._until:
+            self._end(TimedOut("the deadline passed before the answer was whole; x-request-timeout is in seconds"))
+            return
+        self._timer = self._loop.call_at(self._until, self._look)
+        if self._leaving is None:
+            self._leaving = self._loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await self._request.receive()
+        self._end(CallerGone("the caller hung up before there was an answer"))
+
+    def _end(self, error: QuartetError) -> None:
+        if self._ended is None:
+            self._ended = error
+            self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._leaving is not None:
+            self._leaving.cancel()
+        if self._ended and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._ended from None

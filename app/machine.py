@@ -1,0 +1,34 @@
+"""What this process may use of the machine: in a container that is less than there is."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores(cgroup: Path = CGROUP) -> int:
+    """The cores that may be used: by affinity, and by the quota of a container (cgroup v2 ``cpu.max``, or v1)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    older = [word for name in ("quota", "period") for word in _words(cgroup / "cpu" / f"cpu.cfs_{name}_us")]
+    quota, period = [*(_words(cgroup / "cpu.max") or older), "", ""][:2]
+    if quota.isdigit() and period.isdigit() and int(period):
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return max(count, 1)
+
+
+def memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory that may be used in all; None when the system does not tell."""
+    words = _words(meminfo)
+    total = [int(words[words.index("MemTotal:") + 1]) * 1024] if "MemTotal:" in words else []
+    limits = [_words(cgroup / "memory.max"), _words(cgroup / "memory" / "memory.limit_in_bytes")]
+    return min(total + [int(limit[0]) for limit in limits if limit and limit[0].isdigit()], default=None)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []

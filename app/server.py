@@ -1,0 +1,125 @@
+"""uvicorn as this service runs it: alone, or as a worker that is handed its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.api.heads import BoundedHttp
+from app.engine.registry import Registry
+from app.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Turns readiness off as soon as it is told to stop; told again, it stops at once."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,  # nothing looks at the caller's address
+            timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
+            http=BoundedHttp,
+        )
+        super().__init__(config)
+        self.registry: Registry = app.state.registry
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.registry.stopping = True
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
+
+class Listening(Server):
+    """Prints its address once it answers there: with port 0 nobody could know it before."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers[:1]:
+            announce(server.sockets[0])
+
+
+def announce(listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    print(f"Quartet serves on http://{host}:{port} - try it at http://{host}:{port}/docs", flush=True)
+
+
+class Worker(Server):
+    """Takes connections from a ``channel`` and tells over it how it is; see ``app.workers``."""
+
+    def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
+        super().__init__(app, settings)
+        channel.setblocking(False)
+        self._channel = channel
+        self._hang_seconds = settings.hang_seconds
+        self._left = 0  # connections that have ended since it was told
+        self._arriving: set[asyncio.Task[None]] = set()
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run([])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        asyncio.get_running_loop().add_reader(self._channel, self._take)
+        self._tell("ready")
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.registry.lane.unanswered() < self._hang_seconds:
+            self._tell(f"busy {len(self.server_state.tasks)}")
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().remove_reader(self._channel)
+        await super().shutdown(sockets)
+
+    def _tell(self, line: str) -> None:
+        """A line about this worker, and how many connections have ended."""
+        gone, self._left = self._left, 0
+        with contextlib.suppress(OSError):
+            self._channel.send(f"{line}\nleft {gone}\n".encode())
+
+    def _take(self) -> None:
+        """Connections that were handed over, and requests to part with some."""
+        try:
+            content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            content, descriptors = b"", []
+        if not content:  # the process that listens is gone: finish and go too
+            asyncio.get_running_loop().remove_reader(self._channel)
+            self.handle_exit(signal.SIGTERM, None)
+        for descriptor in descriptors:
+            task = asyncio.get_running_loop().create_task(self._connect(socket.socket(fileno=descriptor)))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+        surplus = content.count(b"s")
+        for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttp)][:surplus]:
+            connection.last = True
+
+    async def _connect(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+            return
+        self._leave()
+
+    def _protocol(self) -> BoundedHttp:
+        protocol = BoundedHttp(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())
+        protocol.left = self._leave
+        return protocol
+
+    def _leave(self) -> None:
+        self._left += 1

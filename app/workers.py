@@ -1,0 +1,264 @@
+"""Several processes behind one address, each with an event loop, the networks, and a core of its own.
+
+One process listens and hands each connection to the worker that has least to do: workers that share a socket are
+given connections by chance, and keep-alive keeps them where they are. It starts another worker for one that dies, or
+no longer tells that it is alive, and stops them all when it is told to stop.
+
+It imports neither torch nor an event loop of its own, and has no threads: it forks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
+
+log = logging.getLogger("quartet")
+
+HANDED = b"c"  # goes with the connection that a worker is given
+SHED = b"s"  # asks a worker to close a connection after its next answer
+BACKLOG = 2048
+TICK = 0.25  # seconds
+AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process, the socket to it, and what it has told of itself."""
+
+    process: ForkProcess
+    channel: socket.socket
+    started: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    ready: bool = False
+    connections: int = 0
+    busy: int = 0  # requests under way when it last told, and connections handed to it since
+    words: bytes = b""
+
+    def load(self) -> tuple[int, int]:
+        return self.busy, self.connections
+
+
+class Supervisor:
+    """``work`` runs a worker: it is given its end of a socket, over which connections come, and tells its state.
+
+    A worker that has told nothing for ``hang_seconds`` is replaced. At a stop, workers have ``stop_seconds``.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        work: Callable[[socket.socket], None],
+        count: int,
+        hang_seconds: float,
+        stop_seconds: float,
+        ready: Callable[[], None],
+        died: Callable[[int], None],
+    ) -> None:
+        self._listener = listener
+        self._work = work
+        self._count = count
+        self._hang_seconds = hang_seconds
+        self._stop_seconds = stop_seconds
+        self._ready = ready
+        self._died = died
+        self._workers: list[Worker] = []
+        self._selector = selectors.DefaultSelector()
+        self._accepting = False
+        self._serving = False
+        self._stopping: float | None = None  # when it was told
+        self._pause = AGAIN[0]
+        self._start_after = 0.0
+
+    def run(self) -> int:
+        """Serve until told to stop by SIGTERM or SIGINT; the second of them stops at once. Gives the exit status."""
+        self._listener.setblocking(False)
+        waking, told = socket.socketpair()
+        for end in (waking, told):
+            end.setblocking(False)
+        self._selector.register(waking, selectors.EVENT_READ, lambda: self._told(waking))
+        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        while self._stopping is None or self._workers:
+            self._staff()
+            for key, _ in self._selector.select(TICK):
+                key.data()
+            self._look()
+        return 0 if self._serving else 1
+
+    def _staff(self) -> None:
+        """Start the workers that are missing."""
+        while self._stopping is None and len(self._workers) < self._count and time.monotonic() >= self._start_after:
+            ours, theirs = socket.socketpair()
+            context = multiprocessing.get_context("fork")
+            process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
+            process.start()
+            theirs.close()
+            ours.setblocking(False)
+            worker = Worker(process, ours)
+            self._workers.append(worker)
+            self._selector.register(ours, selectors.EVENT_READ, lambda worker=worker: self._hear(worker))
+
+    def _run_worker(self, channel: socket.socket, other_end: socket.socket) -> None:
+        """In the new process: keep nothing of this one's but the socket, which ends when this one does."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the one that listens tells the others
+        self._selector.close()
+        self._listener.close()
+        for held in (other_end, *(worker.channel for worker in self._workers)):
+            held.close()
+        self._work(channel)
+
+    def _hear(self, worker: Worker) -> None:
+        """What a worker tells: ``ready``, ``busy N`` requests, ``left N`` connections; a line each."""
+        try:
+            content = worker.channel.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            content = b""
+        if not content:
+            with contextlib.suppress(KeyError):  # it is gone, and will be looked after
+                self._selector.unregister(worker.channel)
+            return
+        *lines, worker.words = (worker.words + content).split(b"\n")
+        worker.heard = time.monotonic()
+        for line in lines:
+            word, _, number = line.partition(b" ")
+            if word == b"ready":
+                worker.ready = True
+                self._accept_when_ready()
+            elif word == b"busy":
+                worker.busy = int(number)
+            elif word == b"left":
+                worker.connections -= int(number)
+
+    def _accept_when_ready(self) -> None:
+        """Begin to listen when all workers are ready, so that the first connections are shared among them."""
+        ready = [worker for worker in self._workers if worker.ready]
+        if not self._serving and len(ready) == self._count:
+            self._listener.listen(BACKLOG)
+            self._serving = True
+            self._ready()
+        if self._serving and ready and not self._accepting and self._stopping is None:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+            self._accepting = True
+
+    def _stop_accepting(self) -> None:
+        if self._accepting:
+            self._selector.unregister(self._listener)
+            self._accepting = False
+
+    def _accept(self) -> None:
+        """Hand over the connections that have come."""
+        for _ in range(64):
+            ready = [worker for worker in self._workers if worker.ready]
+            if not ready:
+                self._stop_accepting()
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if not isinstance(error, BlockingIOError):
+                    log.error("a connection cannot be taken: %s", error)
+                    time.sleep(0.01)  # out of file descriptors: the others need a moment to close theirs
+                return
+            with connection:
+                for worker in sorted(ready, key=Worker.load):
+                    with contextlib.suppress(OSError):  # one that takes no more will be found hung
+                        socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
+                        worker.connections += 1
+                        worker.busy += 1
+                        break
+
+    def _look(self) -> None:
+        """Bury the dead, end the hung, and even out what the workers have."""
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if worker.process.exitcode is not None:
+                self._bury(worker, now)
+            elif worker.ready and now - worker.heard > self._hang_seconds:
+                log.error("worker %s has not answered for %.0f s: ended", worker.process.pid, now - worker.heard)
+                worker.process.kill()
+                worker.ready = False
+        if self._stopping is not None and now - self._stopping > self._stop_seconds:
+            self._kill()
+        self._even_out()
+
+    def _bury(self, worker: Worker, now: float) -> None:
+        self._workers.remove(worker)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel)
+        worker.channel.close()
+        if worker.process.pid is not None:
+            self._died(worker.process.pid)
+        if self._stopping is not None:
+            return
+        log.error("worker %s ended with %s", worker.process.pid, worker.process.exitcode)
+        if not self._serving:  # it said why; the others would say the same
+            self._stop()
+        elif now - worker.started < self._pause * 10:
+            self._start_after, self._pause = now + self._pause, min(self._pause * 2, AGAIN[1])
+        else:
+            self._pause = AGAIN[0]
+
+    def _even_out(self) -> None:
+        """When a worker has many more connections than another, as after one was replaced, let some come again."""
+        ready = [worker for worker in self._workers if worker.ready]
+        if self._stopping is not None or len(ready) < 2:
+            return
+        most, least = (choose(ready, key=lambda worker: worker.connections) for choose in (max, min))
+        surplus = (most.connections - least.connections) // 2
+        if surplus > 1 and most.connections > 1.5 * least.connections:
+            with contextlib.suppress(OSError):
+                most.channel.send(SHED * surplus)
+
+    def _told(self, waking: socket.socket) -> None:
+        """A signal came."""
+        for number in waking.recv(64):
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._stop() if self._stopping is None else self._kill()
+
+    def _stop(self) -> None:
+        """Take no more connections, and have the workers finish what they have."""
+        self._stopping = time.monotonic()
+        self._stop_accepting()
+        self._listener.close()
+        for worker in self._workers:
+            worker.process.terminate()
+
+    def _kill(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound and does not listen yet, so that nobody connects before there is somebody to answer.
+
+    Raises OSError.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
+        host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
+
+
+def can_fork() -> bool:
+    """Whether this system can share a process's memory with workers."""
+    return sys.platform == "linux" and hasattr(os, "fork")

@@ -1,0 +1,78 @@
+"""How much of the machine is ours, and how many workers that makes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from app import main
+from app.machine import cores, memory
+from app.settings import Settings, SettingsError
+
+
+def test_a_container_has_the_cores_of_its_quota(tmp_path: Path) -> None:
+    own = len(os.sched_getaffinity(0))
+    assert cores(tmp_path) == own
+    for text, expected in (("max 100000", own), ("50000 100000", 1), ("100000 100000", 1), ("9900000 100000", own)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert cores(tmp_path) == expected
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cores(tmp_path) == own
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000\n")
+    assert cores(tmp_path) == 1
+
+
+def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    assert memory(tmp_path, meminfo) is None
+    meminfo.write_text("MemTotal:        2048 kB\nMemFree:         1 kB\n")
+    assert memory(tmp_path, meminfo) == 2 * 2**20
+    (tmp_path / "memory.max").write_text("max")
+    assert memory(tmp_path, meminfo) == 2 * 2**20
+    (tmp_path / "memory.max").write_text("1048576")
+    assert memory(tmp_path, meminfo) == 2**20
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen", "expected"),
+    [
+        ({"cores": 1}, {}, (1, 1)),
+        ({"cores": 2}, {}, (2, 1)),
+        ({"cores": 2}, {"threads": 2}, (1, 2)),
+        ({"cores": 2}, {"workers": 1}, (1, 2)),
+        ({"cores": 2}, {"workers": 3}, (3, 1)),
+        ({"cores": 16}, {}, (16, 1)),
+        ({"cores": 16}, {"threads": 4}, (4, 4)),
+        ({"cores": 64}, {}, (16, 4)),
+        ({"cores": 16, "memory": 2**30}, {}, (5, 3)),  # 512 MiB for workers of 100 MiB each
+        ({"cores": 16, "memory": 2**20}, {}, (1, 16)),
+        ({"cores": 16, "device": "cuda:0"}, {}, (1, 16)),
+        ({"cores": 16, "can_fork": False}, {}, (1, 16)),
+    ],
+)
+def test_workers_and_threads_fill_the_cores_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: dict[str, Any],
+    chosen: dict[str, int],
+    expected: tuple[int, int],
+) -> None:
+    machine = {"memory": 2**40, "device": "cpu", "can_fork": True, **machine}
+    monkeypatch.setattr(main, "cores", lambda: machine["cores"])
+    monkeypatch.setattr(main, "memory", lambda: machine["memory"])
+    monkeypatch.setattr(main, "can_fork", lambda: machine["can_fork"])
+    monkeypatch.setattr(main, "find_device", lambda wanted: torch.device(machine["device"]))
+    assert main.layout(Settings(store=tmp_path, **chosen)) == expected
+
+
+def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "find_device", lambda wanted: torch.device("cuda:0"))
+    with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: a GPU is one process's own; allowed are 0, 1"):
+        main.layout(Settings(store=tmp_path, workers=2))

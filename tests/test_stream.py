@@ -1,0 +1,201 @@
+"""Streamed texts: the same characters as unstreamed, and no end without a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Serve
+from starlette.requests import Request
+from test_batcher import anyio_backend  # noqa: F401
+from test_service import figures
+
+from app.api.events import EventStream
+from app.errors import BadValue
+from app.predictors.rnn import Continuation, TextContinuer
+
+PATH = "/v1/text/continue"
+LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
+
+
+def events(client: httpx.Client, body: dict[str, Any], **headers: str) -> list[Any]:
+    """What came as events; the last one is [DONE]."""
+    with client.stream("POST", PATH, json={"stream": True, **body}, headers=headers) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache, no-transform"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert answer.headers["x-model"] == "tiny-rnn@1"
+        assert answer.headers["x-request-id"]
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_stream_has_the_characters_of_the_whole_answer(serve: Serve) -> None:
+    with serve() as client:
+        for choice in ({}, {"stop": ["b", "aa", "hgj"]}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}):
+            body = {"prompt": "abcé", "max_characters": 150, "n": 3, "seed": 5, **choice}
+            whole = client.post(PATH, json=body).json()
+            texts, ends = [""] * 3, {}
+            for event in events(client, body):
+                assert event["index"] not in ends
+                texts[event["index"]] += event["text"]
+                if "finish_reason" in event:
+                    ends[event["index"]] = event
+            for index, result in enumerate(whole["results"]):
+                assert texts[index] == result["text"]
+                assert ends[index]["finish_reason"] == result["finish_reason"]
+                assert ends[index]["seed"] == result["seed"] == 5 + index
+                assert ends[index]["unknown_characters"] == whole["unknown_characters"] == ["é"]
+
+
+def test_what_is_wrong_before_the_first_character_has_a_status(serve: Serve) -> None:
+    with serve() as client:
+        for body, status in (({"temperature": -1}, 400), ({"model": "none"}, 404), ({"stream": "yes"}, 400)):
+            assert client.post(PATH, json={"stream": True, **body}).status_code == status
+
+
+def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = TextContinuer.step
+
+    def fail(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+        if any(len(text.text) == 5 and text.seed == 7 for text in texts):
+            raise RuntimeError("secret")
+        step(self, texts)
+
+    monkeypatch.setattr(TextContinuer, "step", fail)
+    with serve() as client:
+        *before, last = events(client, {"max_characters": 50, "seed": 7})
+        assert "".join(event["text"] for event in before) != ""
+        assert last["error"]["code"] == "inference_failed"
+        assert "secret" not in last["error"]["message"]
+        assert len(events(client, {"max_characters": 50, "seed": 8})) == 50
+
+
+def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
+    with serve() as client:
+        *before, last = events(client, LONG, **{"x-request-timeout": "0.1"})
+        assert before
+        assert last["error"]["code"] == "deadline_exceeded"
+        assert events(client, {"max_characters": 1})[0]["finish_reason"] == "length"
+
+
+def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
+    body = json.dumps(LONG).encode()
+    with serve() as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
+            caller.sendall(
+                b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
+            )
+            assert caller.recv(100).startswith(b"HTTP/1.1 200")
+        gone = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
+        while gone not in figures(client):
+            pass
+        client.post(PATH, json={"max_characters": 1}).raise_for_status()
+        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 3000  # of 4,000 steps
+
+
+def test_a_stop_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = TextContinuer.step
+
+    def slow(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+        time.sleep(0.005)
+        step(self, texts)
+
+    monkeypatch.setattr(TextContinuer, "step", slow)
+    came = threading.Event()
+    lines: list[str] = []
+    with serve(at_once_seconds=0) as client:
+
+        def follow() -> None:
+            url = f"{client.base_url}{PATH}"
+            with httpx.stream("POST", url, json={**LONG, "n": 1}, timeout=60) as answer:
+                for line in answer.iter_lines():
+                    lines.append(line)
+                    came.set()
+
+        caller = threading.Thread(target=follow)
+        caller.start()
+        assert came.wait(30)
+    caller.join(30)
+    ended = [line for line in lines if line]
+    assert json.loads(ended[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
+    assert ended[-1] == "data: [DONE]"
+
+
+def test_a_slow_reader_holds_nobody_up_and_gets_all(serve: Serve) -> None:
+    body = json.dumps({**LONG, "max_characters": 2000}).encode()
+    with serve() as client, socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.connect((client.base_url.host, client.base_url.port or 0))
+        caller.sendall(
+            b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
+        )
+        caller.recv(10)
+        for _ in range(5):
+            assert len(events(client, {"max_characters": 100})) > 1
+        content = b""
+        while not content.endswith(b"0\r\n\r\n"):
+            content += caller.recv(65536)
+    assert content.count(b'"finish_reason":"length"') == 16
+    assert b"error" not in content
+
+
+@pytest.mark.anyio
+async def test_nothing_is_asked_for_while_a_reader_is_slow() -> None:
+    asked, sent, gate = 0, 0, asyncio.Event()
+
+    async def growing() -> AsyncGenerator[bytes, None]:
+        nonlocal asked
+        for _ in range(100):
+            asked += 1
+            yield b"data: x\n\n"
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += 1
+        if sent == 3:
+            await gate.wait()
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    request = Request({"type": "http", "headers": []}, receive)
+    until = asyncio.get_running_loop().time() + 30
+    sending = asyncio.ensure_future(EventStream(request, growing(), until)({}, receive, send))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert asked == 2
+    gate.set()
+    await sending
+    assert asked == 100
+
+
+@pytest.mark.anyio
+async def test_a_failure_before_the_first_event_is_an_answer() -> None:
+    async def failing() -> AsyncGenerator[bytes, None]:
+        raise BadValue("x is wrong", "x")
+        yield b""
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    messages: list[Any] = []
+
+    async def send(message: Any) -> None:
+        messages.append(message)
+
+    request = Request({"type": "http", "headers": []}, receive)
+    until = asyncio.get_running_loop().time() + 30
+    await EventStream(request, failing(), until)({"type": "http"}, receive, send)
+    assert messages[0]["status"] == 400
+    assert b"x is wrong" in messages[1]["body"]

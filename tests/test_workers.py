@@ -1,0 +1,265 @@
+"""Several workers behind one address: shared evenly, replaced when dead or hung, stopped without a loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import ROOT
+from test_service import figures
+
+from app.workers import can_fork
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
+SECONDS = 30  # more than anything here should take
+
+
+class Service:
+    """The service in processes of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+
+    @property
+    def workers(self) -> set[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return set(map(int, children.split()))
+
+    def connect(self) -> socket.socket:
+        url = httpx.URL(self.url)
+        return socket.create_connection((url.host, url.port or 0), SECONDS)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(SECONDS)
+
+
+@contextmanager
+def serving(store: Path, **settings: object) -> Iterator[Service]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
+    chosen = {
+        "store": store,
+        "port": 0,
+        "workers": 2,
+        "threads": 1,
+        "log_level": "warning",
+        "stop_seconds": 5,
+        **settings,
+    }
+    environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.main"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout
+        address = re.search(r"http://[\d.:]+", process.stdout.readline())
+        assert address, "it did not start"
+        yield Service(process, address[0])
+    finally:
+        with process:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(SECONDS)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Ask until it holds, or fail."""
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def ask(connection: socket.socket) -> bool:
+    """A small request over a connection that is kept; gives whether it stays open."""
+    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        piece = connection.recv(4096)
+        assert piece, answer
+        answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+    return b"connection: close" not in answer.lower()
+
+
+def connections(worker: int, port: int) -> int:
+    """How many connections to a local port a process holds."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = {line[9] for line in lines if int(line[1].split(":")[1], 16) == port and line[3] == "01"}
+    held = 0
+    for descriptor in Path(f"/proc/{worker}/fd").iterdir():
+        try:
+            held += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
+        except OSError:  # closed meanwhile
+            continue
+    return held
+
+
+def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
+    with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=SECONDS) as client:
+        assert len(service.workers) == 2
+        kept = [service.connect() for _ in range(12)]
+        for connection in kept:
+            assert ask(connection)
+        port = httpx.URL(service.url).port or 0
+        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        for connection in kept:
+            ask(connection)
+            connection.close()
+        live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
+        assert figures(client)[live] == 24
+
+
+def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        before = service.workers
+        kept = [service.connect() for _ in range(4)]
+        for connection in kept:
+            ask(connection)
+        begun = time.monotonic()
+        os.kill(min(before), signal.SIGKILL)
+        lost = 0
+        for connection in kept:
+            try:
+                ask(connection)
+            except (AssertionError, OSError):
+                lost += 1
+        assert lost == 2
+        for _ in range(20):
+            assert httpx.get(f"{service.url}/health/live").status_code == 200
+        port = httpx.URL(service.url).port or 0
+
+        def back() -> bool:
+            with service.connect() as connection:
+                ask(connection)
+                return any(connections(worker, port) for worker in service.workers - before)
+
+        until(back)
+        assert time.monotonic() - begun < 10  # 5, and as many for a busy machine
+        with httpx.Client(base_url=service.url, timeout=SECONDS) as client:
+            live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
+            assert figures(client)[live] >= 4 + 2 + 20  # those of the dead one too
+        for connection in kept:
+            connection.close()
+
+
+def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
+    with serving(tiny_store, hang_seconds=0.5) as service:
+        before = service.workers
+        os.kill(min(before), signal.SIGSTOP)
+        until(lambda: min(before) not in service.workers and len(service.workers) == 2)
+        for _ in range(8):
+            assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+
+
+def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        kept = [service.connect() for _ in range(12)]
+        port = httpx.URL(service.url).port or 0
+        for connection in kept:
+            ask(connection)
+        os.kill(min(service.workers), signal.SIGKILL)
+
+        def even() -> bool:
+            for i, connection in enumerate(kept):
+                try:
+                    stays = ask(connection)
+                except (AssertionError, OSError):
+                    stays = False
+                if not stays:  # as clients do
+                    connection.close()
+                    kept[i] = service.connect()
+            held = [connections(worker, port) for worker in service.workers]
+            return len(held) == 2 and min(held) >= 4
+
+        until(even)
+        for connection in kept:
+            connection.close()
+
+
+def stream(service: Service, characters: int) -> socket.socket:
+    """A text that is being streamed."""
+    caller = service.connect()
+    body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
+    caller.sendall(b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert caller.recv(10)
+    return caller
+
+
+def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        workers, caller = service.workers, stream(service, 3000)
+        service.process.send_signal(signal.SIGTERM)
+        with caller, caller.makefile("rb") as answer:
+            content = answer.read()
+        assert content.count(b'"finish_reason":"length"') == 16
+        assert content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert service.process.wait(SECONDS) == 0
+        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        with pytest.raises(ConnectionError):
+            service.connect()
+
+
+def test_told_twice_it_stops_at_once(tiny_store: Path) -> None:
+    with serving(tiny_store, stop_seconds=60) as service:
+        workers, caller = service.workers, service.connect()
+        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
+        service.process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                service.connect().close()
+            except OSError:
+                return True
+            return False
+
+        until(refused)
+        begun = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - begun < 10
+        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        caller.close()
+
+
+def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        workers = service.workers
+        service.stop(signal.SIGKILL)
+
+        def gone() -> bool:
+            return not [one for one in workers if Path(f"/proc/{one}").exists() and " Z " not in status(one)]
+
+        until(gone)
+
+
+def status(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return " Z "
+
+
+def test_an_address_that_is_taken_is_told_in_a_sentence(tiny_store: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "app.main"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+            env={**os.environ, "QUARTET_PORT": str(port), "QUARTET_STORE": str(tiny_store), "QUARTET_WORKERS": "2"},
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen there: " + os.strerror(
+        98
+    )
