@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await asyncio.to_thread(registry.load)
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
+        gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
         yield
         await registry.close()
         log.write()

@@ -27,6 +27,7 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_level="warning",
             access_log=False,
+            server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address
             timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
             http=BoundedHttp,

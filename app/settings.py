@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     )
 
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
-    max_buffered_bytes: Count = Field(256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers")
+    max_buffered_bytes: Count = Field(
+        256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers"
+    )
     request_seconds: Seconds = Field(
         60, description="seconds that a request may take; `x-request-timeout` asks for less"
     )
@@ -55,7 +57,9 @@ class Settings(BaseSettings):
     max_samples: Count = Field(1_024, description="images to draw in one request")
 
     batch_rows: Count = Field(64, description="rows that are computed together")
-    queue_rows: Count = Field(512, description="rows that may wait for one model, shared by the workers; past that, 429")
+    queue_rows: Count = Field(
+        2048, description="rows that may wait for one model, shared by the workers; past that, 429"
+    )
     text_rows: Count = Field(128, description="texts that are continued together, in one worker")
     at_once_seconds: float = Field(
         0.004,

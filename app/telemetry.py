@@ -51,6 +51,7 @@ class Metrics:
         self.batch_rows = histogram("batch_rows", "Rows in one forward", "model", buckets=ROWS)
         self.refusals = counter("refusals_total", "Requests refused by a full queue", "model")
         self.failures = counter("failures_total", "Inputs that a network failed on", "model")
+        self._models: dict[str, Any] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
@@ -64,13 +65,21 @@ class Metrics:
         duration.observe(seconds)
 
     def waited(self, model: str, seconds: Sequence[float]) -> None:
-        observe = self.queue_seconds.labels(model).observe
+        observe = self._of(model)[0].observe
         for waited in seconds:
             observe(waited)
 
     def computed(self, model: str, rows: int, seconds: float) -> None:
-        self.compute_seconds.labels(model).observe(seconds)
-        self.batch_rows.labels(model).observe(rows)
+        _, duration, size = self._of(model)
+        duration.observe(seconds)
+        size.observe(rows)
+
+    def _of(self, model: str) -> tuple[Histogram, Histogram, Histogram]:
+        """The histograms of a model: queue, compute, rows."""
+        if model not in self._models:
+            all_models = self.queue_seconds, self.compute_seconds, self.batch_rows
+            self._models[model] = tuple(histogram.labels(model) for histogram in all_models)
+        return self._models[model]
 
     def refused(self, model: str) -> None:
         self.refusals.labels(model).inc()
@@ -117,9 +126,10 @@ class AccessLog:
             self._second, self._stamp = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         if not self._lines:
             asyncio.get_running_loop().call_later(GATHER, self.write)
+        plain = path if path.isascii() and path.isprintable() else quote(path)
         line = (
             f"{self._stamp},{int(now % 1 * 1000):03d} INFO quartet.access "
-            f"{method} {quote(path)} {status} {seconds * 1000:.1f} ms {request_id}\n"
+            f"{method} {plain} {status} {seconds * 1000:.1f} ms {request_id}\n"
         )
         self._lines.append(line)
         self._size += len(line)

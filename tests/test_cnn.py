@@ -13,6 +13,7 @@ from PIL import Image
 
 from app.errors import TooLarge
 from app.networks import build
+from app.networks.cnn import LeNet, LeNetSizes, halved
 from app.predictors.cnn import ImageClassifier
 
 
@@ -102,3 +103,16 @@ def test_the_workshops_network_has_its_exact_sizes() -> None:
     assert (lstm["lstm.weight_ih_l0"], lstm["lstm.weight_hh_l0"], lstm["head.weight"]) == ((256, 1), (256, 64), (1, 64))
     gan = [tuple(t.shape) for key, t in build("gan-generator", {}).state_dict().items() if "weight" in key]
     assert gan == [(128, 100), (256, 128), (512, 256), (784, 512)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 64])
+def test_the_fast_ways_without_gradients_equal_the_simple_one(count: int) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    network = LeNet(LeNetSizes()).eval()
+    simple = network(pixels).detach()
+    with torch.inference_mode():
+        assert torch.allclose(network(pixels), simple, atol=1e-5)
+    odd = torch.rand(count, 2, 7, 9)
+    with torch.inference_mode():
+        assert torch.equal(halved(odd), torch.nn.functional.max_pool2d(odd, 2))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import VOCABULARY, publish_tiny
 
-from app.networks.rnn import CharacterRNN, CharacterRNNSizes, Steps
+from app.networks.rnn import PACKED, CharacterRNN, CharacterRNNSizes, Steps
 from app.predictors.measured import LEAST, Pace, padded, steady
-from app.predictors.rnn import AHEAD, READ_SECONDS, Continuation, TextContinuer, choose
+from app.predictors.rnn import AHEAD, READ_SECONDS, Choice, Continuation, TextContinuer
 
 PIECE = 60  # characters that a step reads
 
@@ -75,24 +75,31 @@ def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer:
 def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continuer: TextContinuer) -> None:
     texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
     drawing = begin(continuer, "a")
+    for _ in range(20):  # one beside the text that is drawn, and one more in half of its time
+        continuer.step([*texts, drawing])
+    assert [text.prompt.unread for text in texts] == [9_999 - 40, 0, 499 - 40]
+    assert [len(text.text) for text in (*texts, drawing)] == [0, 0, 0, 20]
     continuer.step([*texts, drawing])
-    assert [text.prompt.unread for text in texts] == [9_959, 0, 459]
-    continuer.step([*texts, drawing])
-    assert [text.prompt.unread for text in texts] == [9_959 - PIECE, 0, 459 - PIECE]
-    assert [len(text.text) for text in (*texts, drawing)] == [0, 1, 0, 2]
+    assert [text.prompt.unread for text in texts] == [9_999 - 42, 0, 499 - 42]
+    assert [len(text.text) for text in (*texts, drawing)] == [0, 1, 0, 21]
+    continuer.step(texts[:1])  # alone, it has all the time
+    assert texts[0].prompt.unread == 9_999 - 42 - PIECE
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_fast_steps_equal_the_network(layers: int) -> None:
+@pytest.mark.parametrize(
+    ("layers", "hidden", "dtype"), [(1, 16, "float64"), (3, 16, "float64"), (2, PACKED, "float32")]
+)
+def test_the_fast_steps_equal_the_network(layers: int, hidden: int, dtype: str) -> None:
     torch.manual_seed(0)
-    network = CharacterRNN(CharacterRNNSizes(11, 16, layers)).double().requires_grad_(False)
-    characters, state = torch.randint(11, (5, 7)), torch.rand(5, layers, 16, dtype=torch.float64)
+    precision = {"float64": 1e-12, "float32": 1e-5}[dtype]
+    network = CharacterRNN(CharacterRNNSizes(11, hidden, layers)).to(getattr(torch, dtype)).requires_grad_(False)
+    characters, state = torch.randint(11, (5, 7)), torch.rand(5, layers, hidden, dtype=getattr(torch, dtype))
     logits, last = network(characters, state)
     steps = Steps(network)
     for t in range(7):
         state = steps.read(characters[:, t], state)
-        assert torch.allclose(steps.logits(state), logits[:, t], atol=1e-12)
-    assert torch.allclose(state, last, atol=1e-12)
+        assert torch.allclose(steps.logits(state), logits[:, t], atol=precision)
+    assert torch.allclose(state, last, atol=precision)
 
 
 def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
@@ -105,7 +112,7 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
 
 def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
     single = finish(continuer, begin(continuer, "abc")).text
-    monkeypatch.setattr("app.predictors.rnn.steady", lambda compute, inputs: False)
+    monkeypatch.setattr("app.predictors.rnn.steady", lambda *_: False)
     continuer.warm_up(8)
     assert continuer.network.head.weight.dtype == torch.float64
     assert finish(continuer, begin(continuer, "abc")).text == single
@@ -128,7 +135,7 @@ def test_a_step_that_fails_can_be_taken_again(continuer: TextContinuer, monkeypa
     for _ in range(5):
         continuer.step([text])
     with monkeypatch.context() as patch:
-        patch.setattr("app.predictors.rnn.choose", lambda *_: 1 / 0)
+        patch.setattr("app.predictors.rnn.Choice.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([text])
     assert finish(continuer, text).text == whole
@@ -198,7 +205,7 @@ def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list
     count = len(uniforms)
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
     arrays = {name: np.array([value] * count) for name, value in settings.items()}
-    return choose(np.array([logits] * count), uniform=np.array(uniforms), **arrays).tolist()
+    return Choice(**arrays, vocabulary=len(logits))(np.array([logits] * count), np.array(uniforms)).tolist()
 
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]

@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.failures import bad_value, unknown_field
 from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
+HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
+
 Model = TypeVar("Model", bound="Body")
 Query = TypeVar("Query", bound=BaseModel)
 
@@ -65,16 +67,24 @@ class Buffered:
             self.held -= held
 
 
+def head(request: Request, name: bytes, otherwise: str = "") -> str:
+    """A header of the request by its lower-case name; of several the last."""
+    if HEADS not in request.scope:
+        request.scope[HEADS] = dict(request.scope["headers"])
+    found = request.scope[HEADS].get(name)
+    return otherwise if found is None else found.decode("latin-1")
+
+
 async def read(request: Request, limit: int, seconds: float) -> bytes:
     """The whole body.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
     CallerGone, and BadValue when it is compressed.
     """
-    coding = request.headers.get("content-encoding", "identity")
+    coding = head(request, b"content-encoding", "identity")
     if coding != "identity":
         raise BadValue(f"content-encoding is {shown(coding)}; send the body as it is", "content-encoding")
-    announced = request.headers.get("content-length", "")
+    announced = head(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
     length, pieces, loop = 0, [], asyncio.get_running_loop()

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from fastapi import Request
 
+from app.api.bodies import head
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
 
 NOTICE = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
@@ -18,16 +19,14 @@ def deadline(request: Request, longest: float) -> float:
 
     Raises BadValue for an ``x-request-timeout`` that is no number of seconds.
     """
-    stated = request.headers.get("x-request-timeout")
-    seconds = longest
-    if stated is not None:
-        try:
-            seconds = float(stated)
-        except ValueError:
-            seconds = math.nan
-        if not 0 < seconds < math.inf:
-            told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
-            raise BadValue(told, "x-request-timeout")
+    stated = head(request, b"x-request-timeout", repr(longest))
+    try:
+        seconds = float(stated)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
+        raise BadValue(told, "x-request-timeout")
     return asyncio.get_running_loop().time() + min(seconds, longest)
 
 

@@ -24,6 +24,7 @@ from app.api.bodies import (
     Body,
     described,
     described_query,
+    head,
     json_response,
     limited,
     read,
@@ -252,7 +253,7 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         async with Patience(request, until):
             (pixels,) = await live.engine.submit([latents])
         headers = {"x-model": live.id, "x-seed": str(seed)}
-        if wants_png(request.headers.get("accept", "")):
+        if wants_png(head(request, b"accept")):
             return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
         encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
         results = [{"label": body.label, "image": image} for image in encoded]
@@ -293,7 +294,7 @@ class File:
 
 async def _files(request: Request, images: type[Images], settings: Settings) -> list[File]:
     """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = head(request, b"content-type").partition(";")[0].strip().lower()
     limit, pause = settings.max_body_bytes, settings.body_seconds
     if kind == "application/json":
         body = await read_json(request, images, limit, pause, ClassifyQuery.model_fields)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PACKED = 256  # width from which packed weights are faster (measured: 128 slower by a third, 512 faster by a sixth)
+
 
 @dataclass(frozen=True)
 class CharacterRNNSizes:
@@ -41,6 +43,29 @@ class CharacterRNN(nn.Module):
         return self.head(outputs), last.transpose(0, 1)
 
 
+class Packed:
+    """A linear layer whose weight [out, in] is laid out once as oneDNN's kernels read it, where that can be.
+
+    Of large weights that is faster than the layer, the more the fewer the rows; and unlike other matrix products it
+    rounds each row alike whatever rows are beside it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, pack: bool) -> None:
+        packable = (
+            weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        )
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight) if pack and packable else None
+        self.weight, self.bias = weight.t(), bias
+
+    def __call__(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        """x [N, in] -> x W^T + b, plus ``more``, [N, out]."""
+        if self.packed is None:
+            return torch.addmm(self.bias if more is None else more, x, self.weight)
+        if more is None:
+            return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, more, self.packed, self.bias, "add")
+
+
 class Steps:
     """One character of each of many texts at a time: ``network.forward`` for T = 1, with all that never changes ready.
 
@@ -48,24 +73,25 @@ class Steps:
     """
 
     def __init__(self, network: CharacterRNN) -> None:
-        first, *rest = network.rnn.all_weights
-        read, recurrent, bias, recurrent_bias = first
+        (read, recurrent, bias, recurrent_bias), *rest = network.rnn.all_weights
         self.table = F.linear(network.embedding.weight, read, bias + recurrent_bias)  # [vocabulary, hidden]
-        self.recurrent = recurrent.t()
+        pack = network.sizes.hidden >= PACKED
+        nothing = torch.zeros_like(bias)  # the recurrent weights' bias is in what is added to them
+        self.recurrent = Packed(recurrent, nothing, pack)
         self.above = [
-            (read.t(), recurrent.t(), bias + recurrent_bias) for read, recurrent, bias, recurrent_bias in rest
+            (Packed(read, bias + recurrent_bias, pack), Packed(recurrent, nothing, pack))
+            for read, recurrent, bias, recurrent_bias in rest
         ]
-        self.head = network.head
+        self.head = Packed(network.head.weight, network.head.bias, pack)
 
     def read(self, characters: Tensor, state: Tensor) -> Tensor:
         """characters [N] and state [N, layers, hidden] -> the next state."""
         first, *rest = state.unbind(1)
-        states = [torch.addmm(self.table[characters], first, self.recurrent).tanh_()]
-        for (read, recurrent, bias), before in zip(self.above, rest, strict=True):
-            below = torch.addmm(bias, states[-1], read)
-            states.append(below.addmm_(before, recurrent).tanh_())
+        states = [self.recurrent(first.contiguous(), self.table[characters]).tanh_()]
+        for (read, recurrent), before in zip(self.above, rest, strict=True):
+            states.append(recurrent(before.contiguous(), read(states[-1])).tanh_())
         return torch.stack(states, dim=1)
 
     def logits(self, state: Tensor) -> Tensor:
         """state [N, layers, hidden] -> logits [N, vocabulary] of what comes next."""
-        return self.head(state[:, -1])
+        return self.head(state[:, -1].contiguous())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST = 4  # rows: with fewer, matrix products take other paths and round otherwise
+LEAST = 4  # rows: with fewer, many matrix kernels take other paths and round otherwise
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def _least(compute: Callable[[int], object], rows: int, times: int = 2) -> float
     return min(seconds)
 
 
-def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor) -> bool:
+def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEAST) -> bool:
     """Whether each row of ``compute(inputs)`` stays the same to the last bit with fewer rows beside it.
 
-    In single precision this hangs on the processor's matrix kernels, so it is tried with every number of rows
-    [LEAST .. N]. Where it does not hold, double precision keeps the difference too small to be seen.
+    In single precision this hangs on the processor's matrix kernels, so it is tried with every number of rows from
+    ``least`` to all. Where it does not hold, double precision keeps the difference too small to be seen.
     """
     with torch.inference_mode():
         whole = compute(inputs)
-        return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in range(LEAST, len(inputs)))
+        return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in range(least, len(inputs)))
 
 
-def padded(rows: Tensor) -> Tensor:
-    """At least ``LEAST`` rows: zeros are added to fewer."""
-    missing = LEAST - len(rows)
+def padded(rows: Tensor, least: int = LEAST) -> Tensor:
+    """At least so many rows: zeros are added to fewer."""
+    missing = least - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from app.networks.rnn import Steps
-from app.predictors.measured import Pace, padded, steady
+from app.predictors.measured import LEAST, Pace, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
-READ_SECONDS = 0.002  # in which prompts are read before the texts beside them draw on, so that none holds up others
-MOST_READ = 256  # characters in that time, so that nobody waits for a caller who is gone
+READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
+READ_SHARE = 0.5  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
+MOST_READ = 256  # characters of a prompt in one step
 AHEAD = 64  # characters for which a drawing has its random numbers ready
 
 
@@ -87,13 +88,16 @@ class Continuation:
 class Drawing:
     """Texts that are drawn together: row i of everything is text i. Made anew when a text joins or leaves."""
 
-    def __init__(self, texts: Sequence[Continuation], device: torch.device) -> None:
+    def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
         self.texts = list(texts)
-        self.state = padded(torch.stack([text.state for text in texts]))  # [N, layers, hidden]
-        self.characters = padded(torch.tensor([text.last for text in texts], device=device))  # [N]
-        self.temperature = np.array([text.temperature for text in texts])
-        self.top_k = np.array([text.top_k for text in texts])
-        self.top_p = np.array([text.top_p for text in texts])
+        self.state = torch.stack([text.state for text in texts])  # [N, layers, hidden]
+        self.characters = torch.tensor([text.last for text in texts], device=device)  # [N]
+        self.choose = Choice(
+            np.array([text.temperature for text in texts]),
+            np.array([text.top_k for text in texts]),
+            np.array([text.top_p for text in texts]),
+            vocabulary,
+        )
         self.uniform = np.zeros((AHEAD, len(texts)))  # one row for each character to come
         for i, text in enumerate(texts):
             coming = text.draws[len(text.text) : len(text.text) + AHEAD]
@@ -131,6 +135,7 @@ class TextContinuer:
         self.device = device
         self.network = network.to(device)
         self.steps = Steps(self.network)
+        self.least = LEAST  # rows that are computed together: fewer are padded
         self.pace = Pace(READ_SECONDS / MOST_READ, 0.0)
         self._drawing: Drawing | None = None
 
@@ -162,39 +167,49 @@ class TextContinuer:
         return Continuation(prompt, draws, temperature, kept, top_p or 1.0, tuple(stop), seed)
 
     def step(self, texts: Sequence[Continuation]) -> None:
-        """Read a piece of the prompts still unread, and draw one character for each of the other texts."""
+        """Draw one character for each text whose prompt is read, and read on in the other prompts."""
         reading = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
+        drawing = [text for text in texts if text.prompt not in reading] if reading else texts
         with torch.inference_mode():
             if reading:
-                self._read(reading)
-                texts = [text for text in texts if text.prompt not in reading]
-            if texts:
-                self._draw(texts)
+                share = READ_SHARE * self.pace(len(drawing)) if drawing else READ_SECONDS
+                self._read(reading, min(share, READ_SECONDS))
+            if drawing:
+                self._draw(drawing, [prompt for prompt in reading if prompt.unread])
 
-    def _read(self, prompts: list[Prompt]) -> None:
+    def _read(self, prompts: list[Prompt], seconds: float) -> None:
         """The same number of characters of each, as many as the time allows and the shortest has."""
-        most = max(1, min(int(READ_SECONDS / self.pace(len(prompts))), MOST_READ // len(prompts)))
+        most = max(1, min(int(seconds / self.pace(len(prompts))), MOST_READ))
         count = min(most, *(prompt.unread for prompt in prompts))
         pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
-        state = padded(torch.stack([prompt.state for prompt in prompts]))
-        for characters in padded(torch.from_numpy(pieces).to(self.device)).unbind(1):
-            state = self.steps.read(characters, state)
-        for prompt, own in zip(prompts, state.unbind(0), strict=False):  # what was padded is left over
-            prompt.state = own
-            prompt.read += count
+        state = torch.stack([prompt.state for prompt in prompts])
+        for characters in torch.from_numpy(pieces).to(self.device).unbind(1):
+            state = self._after(characters, state)
+        _keep(prompts, state, count)
 
-    def _draw(self, texts: Sequence[Continuation]) -> None:
+    def _after(self, characters: Tensor, state: Tensor) -> Tensor:
+        """characters [N] and state [N, layers, hidden] -> the next state, computed in no fewer rows than it needs."""
+        read = self.steps.read(padded(characters, self.least), padded(state, self.least))
+        return read[: len(characters)]
+
+    def _draw(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
+        """A character of each text, and one that is read of each of the prompts: beside the others it costs little."""
         drawing = self._drawing
         if drawing is None or not drawing.draws(texts):
-            drawing = self._drawing = Drawing(texts, self.device)
-        state = self.steps.read(drawing.characters, drawing.state)
-        logits = self.steps.logits(state)[: len(texts)].cpu().numpy().astype(np.float64)
+            drawing = self._drawing = Drawing(texts, len(self.vocabulary), self.device)
+        characters, state, count = drawing.characters, drawing.state, len(texts)
+        if prompts:
+            coming = torch.tensor([int(prompt.characters[prompt.read]) for prompt in prompts], device=self.device)
+            characters = torch.cat([characters, coming])
+            state = torch.cat([state, torch.stack([prompt.state for prompt in prompts])])
+        state = self._after(characters, state)
+        logits = self.steps.logits(padded(state[:count], self.least))[:count].cpu().numpy().astype(np.float64)
         logits[:, self.unknown] = -np.inf  # read, never written
-        uniform = drawing.uniform[drawing.drawn]
-        drawn = choose(logits, drawing.temperature, drawing.top_k, drawing.top_p, uniform)
+        drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
         # nothing has changed before this line: a step that fails can be taken again
-        drawing.state, drawing.drawn = state, drawing.drawn + 1
-        drawing.characters = padded(torch.from_numpy(drawn).to(self.device))
+        _keep(prompts, state[count:], 1)
+        drawing.state, drawing.drawn = state[:count], drawing.drawn + 1
+        drawing.characters = torch.from_numpy(drawn).to(self.device)
         for text, character in zip(texts, drawn.tolist(), strict=True):
             text.last = character
             text.add(self.vocabulary[character])
@@ -205,15 +220,17 @@ class TextContinuer:
         """Choose the precision, and measure a step alone and with all rows."""
         generator = torch.Generator().manual_seed(0)
         characters = torch.randint(0, self.unknown, (rows,), generator=generator).to(self.device)
+        states = torch.rand(rows, *self.network.zero_state(1).shape[1:], generator=generator).to(self.device)
 
-        def logits(state: Tensor) -> Tensor:
-            return self.steps.logits(self.steps.read(characters[: len(state)], state))
+        def computed(state: Tensor) -> Tensor:
+            state = self.steps.read(characters[: len(state)], state)
+            return torch.cat([self.steps.logits(state), state.flatten(1)], dim=1)
 
-        if not steady(
-            logits, torch.rand(rows, *self.network.zero_state(1).shape[1:], generator=generator).to(self.device)
-        ):
+        if steady(computed, states, 1):
+            self.least = 1
+        elif not steady(computed, states, self.least):
             self.network = self.network.double()
-            self.steps = Steps(self.network)
+            self.steps, self.least = Steps(self.network), 1
 
         def draw(count: int) -> None:
             prompts = [Prompt(np.full(1, self.unknown), self.network.zero_state(1)[0]) for _ in range(count)]
@@ -222,35 +239,45 @@ class TextContinuer:
         self.pace = Pace.measure(draw, rows)
 
 
-def choose(
-    logits: np.ndarray, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, uniform: np.ndarray
-) -> np.ndarray:
-    """Draw one index from each row of logits [N, V], float64; every other argument is [N]. Gives [N].
+def _keep(prompts: Sequence[Prompt], state: Tensor, count: int) -> None:
+    """Note that ``count`` more characters of each prompt are read."""
+    for prompt, own in zip(prompts, state.unbind(0), strict=True):
+        prompt.state = own
+        prompt.read += count
+
+
+class Choice:
+    """How to draw one index from each row of logits; every argument is [N].
 
     Temperature 0 is greedy. Top-k keeps the k likeliest (Fan et al. 2018), top-p the smallest set of likeliest
-    whose probability reaches p (Holtzman et al. 2020); both after the temperature. ``uniform`` in [0, 1) decides.
-    No row depends on another.
+    whose probability reaches p (Holtzman et al. 2020); both after the temperature. No row depends on another.
     """
-    greedy = temperature == 0
-    away = logits - logits.max(axis=1, keepdims=True)  # at most 0: no temperature can overflow it
-    weights = np.exp(away / np.where(greedy, 1.0, temperature)[:, None])  # the likeliest has weight 1
-    narrow = np.flatnonzero((top_k < logits.shape[1]) | (top_p < 1))
-    if len(narrow):
-        weights[narrow] = _likeliest(weights[narrow], top_k[narrow], top_p[narrow])
-    total = weights.cumsum(axis=1)
-    drawn = (total <= uniform[:, None] * total[:, -1:]).sum(axis=1)
-    return np.where(greedy, away.argmax(axis=1), drawn)
 
+    def __init__(self, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, vocabulary: int) -> None:
+        self.greedy = np.flatnonzero(temperature == 0)
+        self.temperature = np.where(temperature == 0, 1.0, temperature)[:, None]
+        self.narrow = np.flatnonzero((top_k < vocabulary) | (top_p < 1))
+        self.top_k, self.top_p = top_k[self.narrow, None], top_p[self.narrow, None]
 
-def _likeliest(weights: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> np.ndarray:
-    """Weights [N, V] with 0 for all that top-k and top-p leave out."""
-    order = np.argsort(-weights, axis=1, kind="stable")
-    ranked = np.take_along_axis(weights, order, axis=1)
-    before = ranked.cumsum(axis=1) - ranked
-    kept = (np.arange(weights.shape[1]) < top_k[:, None]) & (
-        before < top_p[:, None] * ranked.sum(axis=1, keepdims=True)
-    )
-    kept[:, 0] = True
-    narrowed = np.zeros_like(weights)
-    np.put_along_axis(narrowed, order, ranked * kept, axis=1)
-    return narrowed
+    def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """logits [N, V], float64, and numbers in [0, 1) that decide, [N] -> indices [N]."""
+        away = logits - logits.max(axis=1, keepdims=True)  # at most 0: no temperature can overflow it
+        weights = np.exp(away / self.temperature)  # the likeliest has weight 1
+        if len(self.narrow):
+            weights[self.narrow] = self._likeliest(weights[self.narrow])
+        total = weights.cumsum(axis=1)
+        drawn: np.ndarray = (total <= uniform[:, None] * total[:, -1:]).sum(axis=1)
+        if len(self.greedy):
+            drawn[self.greedy] = logits[self.greedy].argmax(axis=1)
+        return drawn
+
+    def _likeliest(self, weights: np.ndarray) -> np.ndarray:
+        """Weights [N, V] with 0 for all that top-k and top-p leave out."""
+        order = np.argsort(-weights, axis=1, kind="stable")
+        ranked = np.take_along_axis(weights, order, axis=1)
+        total = ranked.cumsum(axis=1)
+        kept = (np.arange(weights.shape[1]) < self.top_k) & (total - ranked < self.top_p * total[:, -1:])
+        kept[:, 0] = True
+        narrowed = np.zeros_like(weights)
+        np.put_along_axis(narrowed, order, ranked * kept, axis=1)
+        return narrowed
