@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench-training clean
+.PHONY: help serve test check train data evaluate bench bench-training clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -35,6 +35,9 @@ train: .venv/train ## train and publish all networks, one after the other
 
 evaluate: .venv/train ## measure what lies in models_store/ again and compare with its cards
 	$(BIN)/python -m training.evaluate
+
+bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS="--only cnn --peers litserve"
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training

@@ -126,7 +126,7 @@ class AccessLog:
             self._second, self._stamp = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         if not self._lines:
             asyncio.get_running_loop().call_later(GATHER, self.write)
-        plain = path if path.isascii() and path.isprintable() else quote(path)
+        plain = path if path.isascii() and path.isprintable() and " " not in path else quote(path)
         line = (
             f"{self._stamp},{int(now % 1 * 1000):03d} INFO quartet.access "
             f"{method} {plain} {status} {seconds * 1000:.1f} ms {request_id}\n"

@@ -28,6 +28,7 @@ HANDED = b"c"  # goes with the connection that a worker is given
 SHED = b"s"  # asks a worker to close a connection after its next answer
 BACKLOG = 2048
 TICK = 0.25  # seconds
+UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
 
@@ -78,6 +79,7 @@ class Supervisor:
         self._stopping: float | None = None  # when it was told
         self._pause = AGAIN[0]
         self._start_after = 0.0
+        self._even = time.monotonic()  # when it last was
 
     def run(self) -> int:
         """Serve until told to stop by SIGTERM or SIGINT; the second of them stops at once. Gives the exit status."""
@@ -195,7 +197,7 @@ class Supervisor:
                 worker.ready = False
         if self._stopping is not None and now - self._stopping > self._stop_seconds:
             self._kill()
-        self._even_out()
+        self._even_out(now)
 
     def _bury(self, worker: Worker, now: float) -> None:
         self._workers.remove(worker)
@@ -214,16 +216,20 @@ class Supervisor:
         else:
             self._pause = AGAIN[0]
 
-    def _even_out(self) -> None:
-        """When a worker has many more connections than another, as after one was replaced, let some come again."""
+    def _even_out(self, now: float) -> None:
+        """When a worker has long had many more connections than another, as after a replacement, let some come again.
+
+        For a moment that is nothing: callers come and go.
+        """
         ready = [worker for worker in self._workers if worker.ready]
-        if self._stopping is not None or len(ready) < 2:
-            return
-        most, least = (choose(ready, key=lambda worker: worker.connections) for choose in (max, min))
-        surplus = (most.connections - least.connections) // 2
-        if surplus > 1 and most.connections > 1.5 * least.connections:
+        counts = [worker.connections for worker in ready] or [0]
+        surplus = (max(counts) - min(counts)) // 2
+        if surplus < 2 or max(counts) <= 1.5 * min(counts):
+            self._even = now
+        elif now - self._even > UNEVEN:
+            self._even = now
             with contextlib.suppress(OSError):
-                most.channel.send(SHED * surplus)
+                max(ready, key=lambda worker: worker.connections).channel.send(SHED * surplus)
 
     def _told(self, waking: socket.socket) -> None:
         """A signal came."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -79,16 +79,19 @@ def tiny_store(tmp_path: Path) -> Path:
 
 
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
+Prepare = Callable[[], Awaitable[None]]
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[httpx.Client]:
-    """The service as it is, behind a real socket, and a client of it."""
+def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
+    """The service as it is, behind a real socket, and a client of it. ``prepare`` runs on its event loop first."""
     server = create_server(settings)
     started = threading.Event()
     startup = server.startup
 
     async def told(*arguments: Any, **named: Any) -> None:
+        if prepare:
+            await prepare()
         await startup(*arguments, **named)
         started.set()
 
@@ -108,7 +111,7 @@ def serving(settings: Settings) -> Iterator[httpx.Client]:
 @pytest.fixture
 def serve(tiny_store: Path) -> Serve:
     """Start the service on the tiny store, with other settings where given."""
-    return lambda **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}))
+    return lambda prepare=None, **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}), prepare)
 
 
 @pytest.fixture(scope="session")

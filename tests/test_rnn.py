@@ -21,7 +21,7 @@ PIECE = 60  # characters that a step reads
 @pytest.fixture
 def continuer(tmp_path: Path) -> TextContinuer:
     continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
-    continuer.pace = Pace(READ_SECONDS / PIECE, 0.0)
+    continuer.pace = continuer.reading = Pace(READ_SECONDS / PIECE, 0.0)
     return continuer
 
 

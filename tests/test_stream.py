@@ -78,7 +78,8 @@ def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.Monk
         assert "".join(event["text"] for event in before) != ""
         assert last["error"]["code"] == "inference_failed"
         assert "secret" not in last["error"]["message"]
-        assert len(events(client, {"max_characters": 50, "seed": 8})) == 50
+        assert "".join(event["text"] for event in before) == events(client, {"max_characters": 5, "seed": 7})[0]["text"]
+        assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
 
 
 def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:

@@ -60,7 +60,7 @@ async def lane() -> AsyncIterator[Lane]:
 
 
 def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
-    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows)
+    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, turn=0)
 
 
 async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
@@ -159,3 +159,12 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: La
     crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
     assert crowd == alone
     assert {reason for _, reason in crowd} == {"length", "stop"}
+
+
+async def test_short_steps_are_taken_several_at_a_time_until_one_text_is_finished(lane: Lane) -> None:
+    stepper, seen = Stepper(), Seen()
+    stepper.turns.release(99)
+    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, turn=60)
+    await asyncio.gather(engine.submit([Count(3)]), engine.submit([Count(5)]), engine.submit([Count(4)]))
+    assert seen.batches == [2, 2, 1]  # turns: three steps, two with the one that waited, two for that one alone
+    assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1]

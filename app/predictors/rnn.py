@@ -14,7 +14,7 @@ from app.predictors.measured import LEAST, Pace, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
 READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
-READ_SHARE = 0.5  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
+READ_SHARE = 1.0  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
 MOST_READ = 256  # characters of a prompt in one step
 AHEAD = 64  # characters for which a drawing has its random numbers ready
 
@@ -136,7 +136,7 @@ class TextContinuer:
         self.network = network.to(device)
         self.steps = Steps(self.network)
         self.least = LEAST  # rows that are computed together: fewer are padded
-        self.pace = Pace(READ_SECONDS / MOST_READ, 0.0)
+        self.pace = self.reading = Pace(READ_SECONDS / MOST_READ, 0.0)  # of a step that draws, and of one that reads
         self._drawing: Drawing | None = None
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
@@ -179,7 +179,7 @@ class TextContinuer:
 
     def _read(self, prompts: list[Prompt], seconds: float) -> None:
         """The same number of characters of each, as many as the time allows and the shortest has."""
-        most = max(1, min(int(seconds / self.pace(len(prompts))), MOST_READ))
+        most = max(1, min(int(seconds / self.reading(len(prompts))), MOST_READ))
         count = min(most, *(prompt.unread for prompt in prompts))
         pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
         state = torch.stack([prompt.state for prompt in prompts])
@@ -231,12 +231,15 @@ class TextContinuer:
         elif not steady(computed, states, self.least):
             self.network = self.network.double()
             self.steps, self.least = Steps(self.network), 1
+        dtype = self.network.head.weight.dtype
 
         def draw(count: int) -> None:
             prompts = [Prompt(np.full(1, self.unknown), self.network.zero_state(1)[0]) for _ in range(count)]
             self.step([self.begin(prompt, 1, 1.0, 2, 0.9, (), 0) for prompt in prompts])
 
         self.pace = Pace.measure(draw, rows)
+        with torch.inference_mode():
+            self.reading = Pace.measure(lambda count: self._after(characters[:count], states[:count].to(dtype)), rows)
 
 
 def _keep(prompts: Sequence[Prompt], state: Tensor, count: int) -> None:

@@ -1,0 +1,186 @@
+"""Medians of rounds as Markdown tables, and the targets beside what was measured."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from benchmarks.load import Figures
+from benchmarks.works import ALONE, BESIDE
+
+OURS, PLAIN = "ours", "plain"
+START = "start"
+
+
+@dataclass
+class Results:
+    """``cells``: work -> server -> callers (0: none) -> the figures of each round.
+
+    ``ours``: the server that stands for ours where there are several layouts of it.
+    """
+
+    cells: dict[str, dict[str, dict[int, list[Figures]]]] = field(default_factory=dict)
+
+    ours: str = OURS
+
+    def add(self, work: str, server: str, callers: int, figures: Figures) -> None:
+        self.cells.setdefault(work, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
+
+    def values(self, work: str, server: str, callers: int, key: str) -> list[float]:
+        """Of each round that has such a figure."""
+        rounds = self.cells.get(work, {}).get(server, {}).get(callers, [])
+        return [figures[key] for figures in rounds if not math.isnan(figures.get(key, math.nan))]
+
+    def median(self, work: str, server: str, callers: int, key: str) -> float:
+        """Not a number for what was not measured."""
+        values = self.values(work, server, callers, key)
+        return statistics.median(values) if values else math.nan
+
+
+def named(server: str, part: str) -> str:
+    """How results name a part of the work that a server did."""
+    return f"{server}: {part}" if part else server
+
+
+class Column(NamedTuple):
+    key: str
+    head: str
+    digits: int = 0
+    total: bool = False  # of all rounds, instead of their median
+
+
+LATENCIES = [Column("p50", "p50 ms", 1), Column("p95", "p95 ms", 1), Column("p99", "p99 ms", 1)]
+SERVER = [Column("errors", "errors", total=True), Column("cpu", "CPU s/s", 2), Column("pss", "PSS MiB")]
+COLUMNS = [Column("per_second", "requests/s"), Column("ratio", "of plain", 2), *LATENCIES, *SERVER]
+STREAMS = [
+    Column("characters", "characters/s"),
+    Column("ratio", "of plain", 2),
+    *(Column(f"first_p{part}", f"first p{part} ms", 1) for part in (50, 95, 99)),
+    *(Column(f"gap_p{part}", f"gap p{part} ms", 1) for part in (50, 95, 99)),
+    *SERVER,
+]
+MIXED = [column for column in COLUMNS if column.key not in ("cpu", "pss")]
+STARTS = [Column("seconds", "ready after s", 2), Column("pss", "PSS MiB"), Column("rss", "RSS MiB")]
+TABLES = {"streams": STREAMS, "mixed": MIXED, START: STARTS}
+
+
+def number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def table(results: Results, work: str) -> str:
+    """A row for each server and number of callers; the first column of figures has its least and most beside it."""
+    columns = TABLES.get(work, COLUMNS)
+    first = columns[0]
+    heads = ["server", "callers", first.head, "min–max", *(column.head for column in columns[1:])]
+    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    servers = results.cells[work]
+    for callers in sorted({callers for found in servers.values() for callers in found}):
+        for server in (server for server in servers if callers in servers[server]):
+            values = results.values(work, server, callers, first.key) or [math.nan]
+            spread = f"{number(min(values), first.digits)}–{number(max(values), first.digits)}"
+            cells = [cell(results, work, server, callers, column) for column in columns]
+            lines.append(f"| {' | '.join([server, str(callers or ''), cells[0], spread, *cells[1:]])} |")
+    return "\n".join(lines)
+
+
+def cell(results: Results, work: str, server: str, callers: int, column: Column) -> str:
+    if column.key == "ratio":
+        key = TABLES.get(work, COLUMNS)[0].key
+        base = named(PLAIN, server.partition(": ")[2])
+        ratio = over(results.median(work, server, callers, key), results.median(work, base, callers, key))
+        return "" if server == base else number(ratio, column.digits)
+    if column.total:
+        values = results.values(work, server, callers, column.key)
+        return number(sum(values), column.digits) if values else ""
+    return number(results.median(work, server, callers, column.key), column.digits)
+
+
+@dataclass(frozen=True)
+class Target:
+    """``must`` and ``aim``: at least so much, or at most where ``most`` is set."""
+
+    text: str
+    must: float
+    aim: float
+    measured: Callable[[Results], float]
+    unit: str = "x"
+    most: bool = False
+
+    def met(self, measured: float) -> str:
+        if math.isnan(measured):
+            return "not measured"
+        for wanted, word in ((self.aim, "aim"), (self.must, "must")):
+            if measured <= wanted if self.most else measured >= wanted:
+                return word
+        return "no"
+
+
+def over(value: float, base: float) -> float:
+    return value / base if base else math.nan
+
+
+def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
+    return lambda found: over(found.median(work, found.ours, callers, key), found.median(work, PLAIN, callers, key))
+
+
+def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
+    """Per cent."""
+    key = "per_second"
+    return lambda found: 100 * over(found.median(work, found.ours, callers, key), found.median(work, limit, 0, key))
+
+
+def first_character(streams: int) -> Callable[[Results], float]:
+    return lambda found: found.median("streams", found.ours, streams, "first_p99")
+
+
+def slowdown(callers: int) -> Callable[[Results], float]:
+    """The 99th percentile of classification beside texts over that alone."""
+
+    def measured(found: Results) -> float:
+        beside, alone = (found.median("mixed", named(found.ours, part), callers, "p99") for part in (BESIDE, ALONE))
+        return over(beside, alone)
+
+    return measured
+
+
+TWO_THREADS = "in process, 2 threads, batch 32"
+TWO_WORKERS = f"{OURS}, 2 workers"
+TARGETS = [
+    Target("workshop CNN, 64 callers: throughput over plain", 3.3, 4.2, over_plain("cnn", 64, "per_second")),
+    Target("workshop CNN, 1 caller: p50 over plain's", 1.1, 0.9, over_plain("cnn", 1, "p50"), most=True),
+    Target("workshop CNN, 64 callers: p99 over plain's", 0.6, 0.4, over_plain("cnn", 64, "p99"), most=True),
+    Target("strong CNN, 64 callers, of two threads in process", 80, 95, of_limit("strong", 64, TWO_THREADS), "%"),
+    Target("text, 32 callers x 200 characters: throughput over plain", 5.5, 7.5, over_plain("text", 32, "per_second")),
+    Target("text, 32 callers, of two threads in process", 75, 95, of_limit("text", 32, TWO_THREADS), "%"),
+    Target("64 streams: first character, p99", 100, 30, first_character(64), "ms", most=True),
+    Target("forecasts, 32 callers: throughput over plain", 9, 15, over_plain("forecast", 32, "per_second")),
+    Target("16 digits, 32 callers: throughput over plain", 2, 2.6, over_plain("sample", 32, "per_second")),
+    Target("8 callers classify: p99 beside 32 texts over alone", 3, 1.5, slowdown(8), most=True),
+    Target(
+        "memory of two workers, RSS",
+        900,
+        500,
+        lambda found: found.median(START, TWO_WORKERS, 0, "rss"),
+        "MiB",
+        most=True,
+    ),
+    Target("start to ready", 5, 2.5, lambda found: found.median(START, found.ours, 0, "seconds"), "s", most=True),
+]
+
+
+def judged(results: Results) -> list[tuple[Target, float]]:
+    return [(target, target.measured(results)) for target in TARGETS]
+
+
+def targets(found: Sequence[tuple[Target, float]]) -> str:
+    lines = ["| target | must | aim | measured | met |", "|---|--:|--:|--:|---|"]
+    for target, measured in found:
+        sign = "≤" if target.most else "≥"
+        bounds = [f"{sign} {wanted:g} {target.unit}" for wanted in (target.must, target.aim)]
+        shown = "" if math.isnan(measured) else f"{measured:,.2f} {target.unit}"
+        lines.append(f"| {target.text} | {' | '.join(bounds)} | {shown} | {target.met(measured)} |")
+    return "\n".join(lines)

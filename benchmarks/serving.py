@@ -1,0 +1,331 @@
+"""Measure the service under load beside a plain FastAPI server with the same networks, in turns.
+
+    python -m benchmarks.serving                                       # all of it, about twenty minutes
+    python -m benchmarks.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
+    python -m benchmarks.serving --only cnn --layouts 1x2,2x1          # workers x threads of ours, side by side
+    python -m benchmarks.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
+
+Each round measures every server once for each number of callers, in an order that turns; while one is measured the
+others are stopped (SIGSTOP). Callers send the next request when the last one is answered, on connections that stay
+open, on the same machine: with ``wrk`` where it is installed, and texts, streams and whatever runs beside them with
+callers of our own. Before that every server must give the answers that ours gives. "In process" is the network called
+eagerly on whole batches, without a server: decoding, forward pass, encoding. Ours runs as ``make serve`` starts it,
+its access log in a file.
+
+The table shows medians of the rounds. CPU: seconds of all processes of a server in a second. Memory: of all of them,
+PSS (what they share counts once) or RSS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from app import store
+from app.settings import Settings
+from benchmarks import limits, load, peers, report, servers
+from benchmarks.report import OURS, START, Results, named
+from benchmarks.servers import ROOT, Server, StartFailed
+from benchmarks.training import hardware
+from benchmarks.works import Work, prepare, prompts, works
+
+WORKS = ("start", "cnn", "strong", "text", "streams", "forecast", "sample", "mixed")
+SERVERS = ("ours", "plain", "plain2")
+VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
+PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
+SHIPPED_RNN = "shakespeare-rnn"
+SETTLE = 2.0  # seconds: the first of several processes answers before the others are there
+QUIET = 0.5  # load average of a machine that does nothing else
+Item = TypeVar("Item")
+
+
+def progress(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def turned(items: Sequence[Item], by: int) -> list[Item]:
+    by %= max(len(items), 1)
+    return [*items[by:], *items[:by]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the command line asks for. ``store``: the networks of all servers."""
+
+    store: Path
+    seconds: float
+    rounds: int
+    callers: Sequence[int]
+    results: Results
+
+
+@contextmanager
+def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
+    """Servers that are ready and paused. Whatever happens, none of their processes is left."""
+    ready = []
+    try:
+        for server in begins:
+            progress(f"starting {server.name}")
+            ready.append(server)
+            try:
+                server.start()
+            except StartFailed as error:
+                if not server.peer:
+                    raise
+                print(f"\n{error}", flush=True)
+                ready.remove(server)
+                continue
+            time.sleep(SETTLE)
+            server.pause()
+        yield ready
+    finally:
+        for server in ready:
+            server.stop()
+
+
+@contextmanager
+def awake(server: Server) -> Iterator[None]:
+    server.resume()
+    try:
+        yield
+    finally:
+        server.pause()
+
+
+async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
+    """One turn of a server: the figures of each part of the work, and what it took for all of it."""
+    with awake(server):
+        await work.warm_up(server, callers)
+        cpu, begun = server.cpu_seconds(), time.perf_counter()
+        parts = await work.measure(server, callers, seconds)
+        cpu, elapsed = server.cpu_seconds() - cpu, time.perf_counter() - begun
+        took = {"cpu": cpu / elapsed, **server.memory()}
+        return {part: {**figures, **took} for part, figures in parts.items()}
+
+
+async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]:
+    """The servers that do this work, each with the answers of the first one: figures of others would say nothing."""
+    good: list[Server] = []
+    expected: list[Any] = []
+    for server in running:
+        if server.peer and not work.peers:
+            continue
+        try:
+            with awake(server):
+                found = [work.read(server, await load.ask(server.port, request)) for request in work.asked(server)]
+            expected = expected or found
+            if not all(work.right(answer, ours) for answer, ours in zip(found, expected, strict=True)):
+                raise ValueError(f"its answers are not right, or not those of {running[0].name}")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            print(f"\n{name}: {server.name} is not measured: {error}", flush=True)
+            progress(f"the end of its log: {server.tail()}")
+        else:
+            good.append(server)
+    return good
+
+
+async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) -> None:
+    """All cells of one kind of work."""
+    running = await able(running, name, work)
+    bodies = [request.body for request in work.requests]
+    processes = {limit.name: limits.Process(limit, plan.store, bodies) for limit in work.limits}
+    try:
+        for turn in range(plan.rounds):
+            for callers in work.callers or plan.callers:
+                for server in turned(running, turn):
+                    progress(f"{name}, round {turn + 1} of {plan.rounds}, {callers} callers: {server.name}")
+                    try:
+                        parts = await measured(server, work, callers, plan.seconds)
+                    except (OSError, RuntimeError) as error:  # it takes no connections: the others go on
+                        print(f"\n{name}: {server.name} failed with {callers} callers: {error}", flush=True)
+                        continue
+                    for part, figures in parts.items():
+                        plan.results.add(name, named(server.name, part), callers, figures)
+            for limit, process in processes.items():
+                progress(f"{name}, round {turn + 1} of {plan.rounds}: {limit}")
+                plan.results.add(name, limit, 0, {"per_second": process.turn(min(plan.seconds, 2))})
+    finally:
+        for process in processes.values():
+            process.stop()
+
+
+async def starts(plan: Plan, shipped: Path, begins: Sequence[Callable[[], Server]]) -> None:
+    """From the start of a process to ready with all shipped networks, and the memory once all of them have worked."""
+    known = works(shipped)
+    tasks = [known["cnn"], known["forecast"], known["sample"], replace(known["text"], requests=prompts(SHIPPED_RNN))]
+    for turn in range(plan.rounds):
+        for begin in turned(begins, turn):
+            server = begin()
+            progress(f"start, round {turn + 1} of {plan.rounds}: {server.name}")
+            try:
+                seconds = server.start()
+                if server.name.startswith(OURS):
+                    all_ready(server, shipped)
+                for task in tasks:
+                    await load.call(server.port, task.requests, 8, 0.5)
+                plan.results.add(START, server.name, 0, {"seconds": seconds, **server.memory()})
+            finally:
+                server.stop()
+
+
+def all_ready(server: Server, shipped: Path) -> None:
+    """Raises SystemExit when one that calls itself ready does not serve all networks."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
+        models = json.load(answer)["models"]
+    expected = [f"{name}@{version}" for name, version in store.versions(shipped)]
+    if sorted(models) != sorted(expected):
+        raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
+
+
+def begins(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
+    """What makes each server that was asked for, ours first: the others are held against it."""
+    made: list[Callable[[], Server]] = []
+    if "ours" in options.servers:
+        made += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
+    made += [partial(servers.plain, folder, networks, workers) for name, workers in PLAINS if name in options.servers]
+    return made
+
+
+def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list[Server]:
+    """The other servers that were asked for, installed if need be."""
+    made = []
+    for name in options.peers:
+        progress(f"installing {name}")
+        try:
+            made.append(peers.server(name, peers.install(name, options.peers_dir), folder, networks))
+        except peers.Missing as error:
+            print(f"\n{error}", flush=True)
+    return made
+
+
+def two_workers(folder: Path, networks: Path) -> Server:
+    """Ours with a core for each of two processes."""
+    server = servers.ours(folder, networks, "2x1")
+    return replace(server, name=report.TWO_WORKERS)
+
+
+async def bench(options: argparse.Namespace, results: Results) -> str:
+    """Everything that was asked for; tables are printed as they come. Gives what the RNN is."""
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
+        folder, shipped = Path(name), options.store
+        networks, rnn = prepare(shipped, folder)
+        plan = Plan(networks, options.seconds, options.rounds, options.callers, results)
+        if START in options.only:
+            fresh = begins(options, folder, shipped)
+            if "workers" in Settings.model_fields and not options.layouts and "ours" in options.servers:
+                fresh.append(partial(two_workers, folder, shipped))
+            await starts(plan, shipped, fresh)
+            show(results, START, "start and memory, shipped networks")
+        known = works(networks)
+        chosen = [(name, known.get(name)) for name in options.only if name != START]
+        if not chosen:
+            return rnn
+        others = installed(options, folder, networks)
+        with started([*(begin() for begin in begins(options, folder, networks)), *others]) as running:
+            for work_name, work in chosen:
+                if work is None:
+                    print(f"\n{work_name}: not measured, the store has no such network", flush=True)
+                    continue
+                await compare(plan, work_name, work, running)
+                show(results, work_name, f"{work.title}{f' ({rnn})' if work.rnn else ''}")
+        return rnn
+
+
+def show(results: Results, work: str, title: str) -> None:
+    print(f"\n**{work}: {title}**\n\n{report.table(results, work)}", flush=True)
+
+
+def words(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    """A parser of words with commas between."""
+
+    def parse(text: str) -> list[str]:
+        found = [word for word in text.split(",") if word]
+        for word in found:
+            if allowed and word not in allowed:
+                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
+        return found
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description="The service under load beside a plain FastAPI server, in turns.")
+    made.add_argument("--only", type=words(WORKS), default=list(WORKS), help=f"of {','.join(WORKS)} (default: all)")
+    made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
+    made.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="turns of each server (default: %(default)s)")
+    made.add_argument("--servers", type=words(SERVERS), default=list(SERVERS), help=f"of {','.join(SERVERS)}")
+    made.add_argument("--layouts", type=words(), default=[], help="of ours, workers x threads: 1x2,2x1 (default: none)")
+    made.add_argument("--peers", type=words(list(peers.PEERS)), default=[], help=f"of {','.join(peers.PEERS)}")
+    made.add_argument("--peers-dir", type=Path, default=Path.home() / ".cache/quartet-peers", help="their environments")
+    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="the shipped networks")
+    return made
+
+
+def conditions(options: argparse.Namespace, rnn: str) -> dict[str, Any]:
+    return {
+        "hardware": hardware(),
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "load": "wrk" if load.fast() else "own callers",
+        "rnn": rnn,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith("QUARTET_")},
+    }
+
+
+def finite(content: Any) -> Any:
+    """The same with null for what is not a number, as JSON has it."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # at once, also between two awaits
+        signal.signal(number, stop)
+    busy = os.getloadavg()[0]
+    if busy > QUIET:
+        print(f"This machine is busy (load {busy:.1f}): the figures will say little.", file=sys.stderr)
+    results = Results(ours=f"{OURS} {options.layouts[0]}" if options.layouts else OURS)
+    try:
+        rnn = uvloop.run(bench(options, results))
+    except StartFailed as error:
+        raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit("stopped") from None
+    found = report.judged(results)
+    print(f"\n**targets**\n\n{report.targets(found)}\n")
+    told = {**conditions(options, rnn), "load_before": busy}
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    print(f"On {told['hardware']}; {versions}; load by {told['load']}.")
+    print(f"Medians of {options.rounds} rounds of {options.seconds:g} s each. The RNN of the texts: {rnn}.\n")
+    reached = {target.text: value for target, value in found}
+    print(json.dumps(finite({**told, "targets": reached, "works": results.cells})))
+
+
+if __name__ == "__main__":
+    main()

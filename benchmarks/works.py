@@ -1,0 +1,209 @@
+"""The kinds of work: what is sent, by how many callers, and when an answer is right."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from app import store
+from app.networks import build
+from benchmarks import load
+from benchmarks.limits import Limit, newest
+from benchmarks.load import Answer, Figures, Request
+from benchmarks.servers import ROOT, Server
+
+RNN = "bench-rnn"  # 2 x 512 with random weights, published into the benchmark's own store
+WEAK = ("cifar10-lenet", "mnist-judge")
+CHARACTERS = 200
+PROMPT = 32  # characters
+HORIZON = 48
+DIGITS = 16
+SINGLE = 8  # callers of each task where tasks are mixed
+TEXTS = 32  # that run beside the classification
+ALONE, BESIDE = "images alone", f"images beside {TEXTS} texts"
+
+Right = Callable[[Any, Any], bool]  # an answer, and ours to the same request
+
+
+@dataclass(frozen=True)
+class Work:
+    """``callers``: how many, where the command line does not say; ``peers``: whether the other servers do it too."""
+
+    title: str
+    requests: Sequence[Request]
+    right: Right
+    limits: Sequence[Limit] = ()
+    callers: Sequence[int] = ()
+    peers: bool = False
+    long: bool = False  # answers that take so long that parts of them count
+    streamed: bool = False
+
+    @property
+    def rnn(self) -> bool:
+        """Whether it is done by the benchmark's own network."""
+        return any(RNN.encode() in request.body for request in self.requests)
+
+    async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
+        """The figures of each part of the work, by its name."""
+        return {"": await self.once(server, callers, seconds)}
+
+    async def once(self, server: Server, callers: int, seconds: float) -> Figures:
+        with_ours = load.streams if self.streamed else load.own
+        generator = with_ours if self.streamed or self.long or not load.fast() else load.wrk
+        return await generator(server.port, self.asked(server), callers, seconds)
+
+    def asked(self, server: Server) -> list[Request]:
+        return [server.adapt(request) for request in self.requests]
+
+    def read(self, server: Server, answer: Answer) -> Any:
+        """What an answer says; a stream says what the same request says without one."""
+        if answer.status != 200:
+            raise ValueError(f"status {answer.status}: {answer.body[:300]!r}")
+        if self.streamed:
+            if b"data: [DONE]" not in answer.body:
+                raise ValueError(f"the stream has no end: {answer.body[-300:]!r}")
+            return {"results": [{"text": "".join(character for _, character in load.arrivals(answer))}]}
+        return server.said(json.loads(answer.body))
+
+    async def warm_up(self, server: Server, callers: int) -> None:
+        await load.call(server.port, self.asked(server), callers, 0.5)
+
+
+@dataclass(frozen=True)
+class Mixed(Work):
+    """Classification alone, then beside texts, then all tasks together. ``others``: text, forecast, sample."""
+
+    others: Sequence[Work] = ()
+
+    async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
+        alone = await self.once(server, callers, seconds)
+        # texts begin earlier and end later than what is measured beside them
+        texts = asyncio.create_task(self.others[0].once(server, TEXTS, math.ceil(seconds) + 0.5))
+        await asyncio.sleep(0.4)
+        parts = {ALONE: alone, BESIDE: await self.once(server, callers, seconds), f"the {TEXTS} texts": await texts}
+        together = [self.once(server, callers, seconds)]
+        together += [work.once(server, SINGLE, math.ceil(seconds)) for work in self.others]
+        names = [f"all four, {task}" for task in ("images", "texts", "forecasts", "draws")]
+        return parts | dict(zip(names, await asyncio.gather(*together), strict=True))
+
+
+def same_label(answer: Any, ours: Any) -> bool:
+    label, expected = (found["results"][0]["predictions"][0]["label"] for found in (answer, ours))
+    return bool(label == expected)
+
+
+def whole_text(answer: Any, ours: Any) -> bool:
+    return len(answer["results"][0]["text"]) == CHARACTERS
+
+
+def same_forecast(answer: Any, ours: Any) -> bool:
+    """As near as single precision comes."""
+    mean, expected = (found["results"][0]["mean"] for found in (answer, ours))
+    return len(mean) == HORIZON and all(abs(a - b) < 1e-3 for a, b in zip(mean, expected, strict=True))
+
+
+def whole_digits(answer: Any, ours: Any) -> bool:
+    files = [io.BytesIO(base64.b64decode(result["image"])) for result in answer["results"]]
+    return [Image.open(file).size for file in files] == [(28, 28)] * DIGITS
+
+
+def prompts(model: str, stream: bool = False) -> list[Request]:
+    text = (
+        "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen: You are all "
+        "resolved rather to die than to famish? All: Resolved, resolved. First Citizen: First, you know Caius Marcius "
+    )
+    pieces = [text[at : at + PROMPT] for at in range(0, len(text) - PROMPT, PROMPT)]
+    asked = {"max_characters": CHARACTERS, "temperature": 0.8, "model": model}
+    if stream:
+        asked["stream"] = True
+    return [Request("/v1/text/continue", json.dumps({"prompt": piece, **asked}).encode()) for piece in pieces]
+
+
+def works(folder: Path) -> dict[str, Work]:
+    """What there is to do with the networks of a store, in the order it is measured. Without a strong CNN: no row."""
+    pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
+    values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
+    history = json.dumps({"values": values, "horizon": HORIZON, "model": "sine-lstm"}).encode()
+    draw = json.dumps({"count": DIGITS, "model": "mnist-gan"}).encode()
+
+    def images(model: str) -> list[Request]:
+        return [Request(f"/v1/images/classify?model={model}", picture, "image/png") for picture in pictures]
+
+    def limits(work: str, model: str, *layouts: tuple[int, int]) -> list[Limit]:
+        return [Limit(work, model, rows, threads) for rows, threads in layouts]
+
+    cnn, strong = "cifar10-lenet", strong_cnn(folder)
+    found = {
+        "cnn": Work(
+            "workshop CNN, one 32x32 PNG",
+            images(cnn),
+            same_label,
+            limits("classify", cnn, (1, 1), (8, 1), (64, 1)),
+            peers=True,
+        )
+    }
+    if strong:
+        layouts = limits("classify", strong, (1, 1), (32, 1), (32, 2))
+        found["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
+    text = Work(
+        f"text, {PROMPT} characters in, {CHARACTERS} out",
+        prompts(RNN),
+        whole_text,
+        limits("text", RNN, (1, 1), (32, 1), (32, 2)),
+        long=True,
+    )
+    forecast = Work(
+        f"forecasts of {HORIZON} steps",
+        [Request("/v1/series/forecast", history)],
+        same_forecast,
+        limits("forecast", "sine-lstm", (1, 1), (32, 1)),
+    )
+    sample = Work(
+        f"{DIGITS} digits as PNGs",
+        [Request("/v1/images/sample", draw)],
+        whole_digits,
+        limits("sample", "mnist-gan", (1, 1), (4, 1)),
+    )
+    mixed = Mixed("mixed load", images(cnn), same_label, callers=[1, SINGLE], others=[text, forecast, sample])
+    streams = Work(
+        f"streams of {CHARACTERS} characters", prompts(RNN, stream=True), whole_text, callers=[8, 64], streamed=True
+    )
+    found |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed}
+    return found
+
+
+def strong_cnn(folder: Path) -> str | None:
+    """A classifier of colour images that is not one of the workshop's size, if the store has one."""
+    for name in dict.fromkeys(name for name, _ in store.versions(folder)):
+        if name not in WEAK and newest(folder, name).card.task == "classify":
+            return name
+    return None
+
+
+def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
+    """A copy of the shipped networks with the RNN beside them, and what that RNN is."""
+    target = folder / "store"
+    shutil.copytree(shipped, target)
+    model = newest(shipped, "shakespeare-rnn").card
+    sizes: dict[str, Any] = {"vocabulary": len(model.vocabulary or []), "hidden": 512, "layers": 2}
+    torch.manual_seed(0)
+    try:
+        network = build("character-rnn", sizes)
+    except TypeError:  # it has but one layer
+        del sizes["layers"]
+        network = build("character-rnn", sizes)
+    card = {key: value for key, value in model.model_dump().items() if key not in ("version", "weights_sha256")}
+    card |= {"name": RNN, "title": "untrained, for the benchmark", "sizes": sizes, "metrics": {}}
+    store.publish(target, card, network.state_dict())
+    return target, f"RNN {sizes.get('layers', 1)} x {sizes['hidden']}, random weights"
