@@ -4,7 +4,8 @@
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
 #   docker run --rm -p 8000:8000 --read-only quartet
 #
-# Nothing is written, uploads neither, so all of it may be read-only.
+# Nothing is written, uploads neither, so all of it may be read-only. Workers count their figures together in /dev/shm,
+# which Docker makes in memory.
 
 ARG PYTHON=3.12-slim
 

@@ -111,7 +111,11 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
     except OSError as error:
         address = f"QUARTET_HOST {settings.host!r}, QUARTET_PORT {settings.port}"
         raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
-    with shared_metrics() as forget:
+    try:
+        figures = shared_metrics()
+    except OSError as error:
+        raise SettingsError(f"QUARTET_WORKERS is {workers}: they need a folder for their figures: {error}") from None
+    with figures as forget:
         return Supervisor(
             listener,
             work=lambda channel: Worker(create_app(own), own, channel).run(),

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote
@@ -97,17 +97,23 @@ class Metrics:
         return generate_latest(registry)
 
 
-@contextmanager
-def shared_metrics() -> Iterator[Callable[[int], None]]:
-    """Have all processes that are forked from now on count together. Gives what forgets a process that has died.
+def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
+    """Have all processes that are forked from now on count together. Entered, it gives what forgets one that has died.
 
     They count in files, in memory where there is such a folder: it can be written even in a read-only container.
+    Raises OSError where no folder can be.
     """
     memory = "/dev/shm"
-    with TemporaryDirectory(prefix="quartet-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        os.environ[SHARED] = folder
-        values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
-        yield multiprocess.mark_process_dead
+    folder = TemporaryDirectory(prefix="quartet-", dir=memory if os.access(memory, os.W_OK) else None)
+    os.environ[SHARED] = folder.name
+    values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
+
+    @contextmanager
+    def shared() -> Iterator[Callable[[int], None]]:
+        with folder:
+            yield multiprocess.mark_process_dead
+
+    return shared()
 
 
 class AccessLog:
