@@ -33,6 +33,7 @@ class Settings(BaseSettings):
         0, ge=0, description="processes that serve; 0: one for each core, as memory allows, 1 on a GPU"
     )
     threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: cores divided by workers")
+    views: bool = Field(False, description="look at each image several times, where the network can: surer and slower")
     parse_threads: Count = Field(2, description="images that are decoded at a time")
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"

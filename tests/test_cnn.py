@@ -14,7 +14,7 @@ from PIL import Image
 from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, halved
-from app.predictors.cnn import ImageClassifier
+from app.predictors.cnn import ImageClassifier, overlaid
 
 
 @pytest.fixture
@@ -116,3 +116,33 @@ def test_the_fast_ways_without_gradients_equal_the_simple_one(count: int) -> Non
     odd = torch.rand(count, 2, 7, 9)
     with torch.inference_mode():
         assert torch.equal(halved(odd), torch.nn.functional.max_pool2d(odd, 2))
+
+
+def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
+    classifier = ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
+    torch.manual_seed(0)
+    images = list(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+    for image, (probabilities, heat) in zip(images, classifier.explain(images), strict=True):
+        assert probabilities == pytest.approx(classifier.predict([image])[0], abs=1e-6)
+        maps = classifier.network.maps(image.unsqueeze(0))
+        likeliest = int(np.argmax(probabilities))
+        slopes = torch.autograd.functional.jacobian(
+            lambda x, k=likeliest: classifier.network.classified(x)[0, k], maps
+        )[0]
+        expected = sum(slopes[k].mean() * maps[0, k].clamp(min=0) for k in range(len(slopes))).clamp(min=0)
+        assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
+
+
+def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 0] = 1
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    picture = Image.open(io.BytesIO(image_bytes("JPEG", size=(60, 40), exif=exif)))
+    over = Image.open(io.BytesIO(overlaid(picture, heat)))
+    assert (over.format, over.mode, over.size) == ("PNG", "RGB", (40, 60))
+    grey = Image.open(io.BytesIO(image_bytes("PNG", "L", size=(50, 50))))
+    changed = np.abs(np.asarray(Image.open(io.BytesIO(overlaid(grey, heat))), float)
+                     - np.asarray(grey.convert("RGB"), float)).sum(axis=2)  # fmt: skip
+    assert changed[:10, :10].mean() > 50
+    assert changed[30:, 30:].max() == 0

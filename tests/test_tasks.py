@@ -240,3 +240,21 @@ def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:
     assert [answers[model]["version"] for model in answers] == [2, 2, 1, 2]
     assert answers[None] == answers["tiny-gan"] == answers["tiny-gan@2"]
     assert answers["tiny-gan@1"]["results"] != answers["tiny-gan@2"]["results"]
+
+
+def test_a_classification_is_explained_on_the_picture_itself(shipped: httpx.Client) -> None:
+    picture = Image.open(IMAGES / "cifar10" / "0013-horse.png").resize((200, 150))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    url, content = "/v1/images/classify", file.getvalue()
+    plain = shipped.post(url, content=content).json()["results"][0]
+    (explained,) = shipped.post(url, params={"explain": "true"}, content=content).json()["results"]
+    shown = explained.pop("explanation")
+    assert [entry["label"] for entry in explained["predictions"]] == [entry["label"] for entry in plain["predictions"]]
+    over = Image.open(io.BytesIO(base64.b64decode(shown)))
+    assert over.size == (200, 150)
+    assert "explanation" not in plain
+    both = shipped.post(
+        url, params={"explain": "1"}, files=[("file", ("a.png", content)), ("file", ("b.png", content))]
+    )
+    assert [result["explanation"] for result in both.json()["results"]] == [shown, shown]

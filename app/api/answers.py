@@ -20,6 +20,7 @@ class Prediction(Answer):
 class Classified(Answer):
     filename: str | None
     predictions: list[Prediction]
+    explanation: str | None = None
 
 
 class Classification(Answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -37,7 +37,7 @@ from app.api.events import EventStream, event
 from app.api.patience import Patience, deadline
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
-from app.predictors.cnn import ImageClassifier
+from app.predictors.cnn import ImageClassifier, overlaid
 from app.predictors.gan import ImageSampler, png, sheet
 from app.predictors.lstm import Series, SeriesForecaster
 from app.predictors.rnn import Continuation, TextContinuer
@@ -71,6 +71,9 @@ class ClassifyQuery(BaseModel):
 
     model: Model = None
     top_k: int = Field(5, ge=1, le=1000, description="how many of the likeliest labels to give")
+    explain: bool = Field(
+        False, description="show on the image what speaks for the likeliest label, as a PNG in base64"
+    )
 
 
 class Images(Body):
@@ -146,12 +149,19 @@ def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None
         files = await _files(request, images, settings)
         assert isinstance(live.predictor, ImageClassifier)
         items = await _pixels(files, live.predictor, registry)
+        explanations: list[dict[str, Any]] = [{}] * len(files)
+        answers: Sequence[list[float]]
         async with Patience(request, until):
-            answers = await live.engine.submit(items)
+            if query.explain:
+                assert live.explainer
+                answers, heats = zip(*await live.explainer.submit(items), strict=True)
+                explanations = await registry.parsing.run(_explanations, files, heats, live.predictor, settings)
+            else:
+                answers = await live.engine.submit(items)
         labels = live.predictor.labels
         results = [
-            {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k)}
-            for file, probabilities in zip(files, answers, strict=True)
+            {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k), **explanation}
+            for file, probabilities, explanation in zip(files, answers, explanations, strict=True)
         ]
         return json_response(_answer(live, results=results))
 
@@ -337,6 +347,15 @@ async def _pixels(files: list[File], predictor: ImageClassifier, registry: Regis
     images = opened()
     pixels = sum(image.width * image.height for image in images)
     return await parsing.run_if_long(pixels // PACKED, decoded, images)
+
+
+def _explanations(
+    files: list[File], heats: Sequence[np.ndarray], predictor: ImageClassifier, settings: Settings
+) -> list[dict[str, Any]]:
+    """Each image as it was sent with its heat map over it, as a PNG file in base64."""
+    pictures = [predictor.open(file.content, settings.max_pixels, file.param) for file in files]
+    drawn = (overlaid(picture, heat) for picture, heat in zip(pictures, heats, strict=True))
+    return [{"explanation": base64.b64encode(file).decode()} for file in drawn]
 
 
 def _decoded(text: str, param: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from app.engine.text import TextEngine
 from app.engine.watch import Watch
 from app.errors import BadValue, NotReady, UnknownModel, shown
 from app.predictors import PREDICTORS, Predictor
+from app.predictors.cnn import ImageClassifier
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings, SettingsError
-from app.store import Card, StoreError, Task
+from app.store import Card, StoreError, Task, Version
 
 log = logging.getLogger("quartet")
 
@@ -33,6 +34,7 @@ class Live:
     card: Card
     predictor: Predictor
     engine: Batcher[Any, Any] | TextEngine[Any]
+    explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
 
     @property
     def id(self) -> str:
@@ -81,14 +83,14 @@ class Registry:
         for name, number in store.versions(folder):
             try:
                 version = store.read(folder, name, number)
-                predictor = PREDICTORS[version.card.task](version, self.device)
+                predictor = self._predictor(version)
                 predictor.warm_up(self._full(version.card))
             except Exception as error:  # whatever is wrong with one version, the others are served
                 reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
                 log.error("%s@%s is not served: %s", name, number, reason)
                 self.broken.append(Broken(name, number, reason))
             else:
-                live = Live(version.card, predictor, self._engine(version.card, predictor))
+                live = self._live(version.card, predictor)
                 self.live.setdefault(name, {})[number] = live
         try:
             self.defaults = store.defaults(folder)
@@ -108,27 +110,32 @@ class Registry:
         """The rows of the largest batch that a network will see."""
         return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
 
-    def _engine(self, card: Card, predictor: Any) -> Batcher[Any, Any] | TextEngine[Any]:
-        name, settings = card.name, self.settings
+    def _predictor(self, version: Version) -> Predictor:
+        if version.card.task == "classify":
+            return ImageClassifier(version, self.device, self.settings.views)
+        return PREDICTORS[version.card.task](version, self.device)
+
+    def _live(self, card: Card, predictor: Any) -> Live:
+        settings = self.settings
         if isinstance(predictor, TextContinuer):
-            return TextEngine(
-                name,
-                predictor.step,
-                predictor.pace,
-                self.lane,
-                self.watch,
-                rows=settings.text_rows,
-                queue_rows=settings.queue_rows,
-            )
+            pace, rows = predictor.pace, settings.text_rows
+            engine = TextEngine(card.name, predictor.step, pace, self.lane, self.watch, rows, settings.queue_rows)
+            return Live(card, predictor, engine)
+        explainer = None
+        if isinstance(predictor, ImageClassifier):
+            explainer = self._batcher(card, predictor.explain, predictor)
+        return Live(card, predictor, self._batcher(card, predictor.predict, predictor), explainer)
+
+    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: Any) -> Batcher[Any, Any]:
         return Batcher(
-            name,
-            predictor.predict,
+            card.name,
+            compute,
             predictor.rows,
             predictor.seconds,
             self.lane,
             self.watch,
-            batch_rows=settings.batch_rows,
-            queue_rows=settings.queue_rows,
+            batch_rows=self.settings.batch_rows,
+            queue_rows=self.settings.queue_rows,
         )
 
     def pick(self, task: Task, model: str | None) -> Live:
@@ -188,7 +195,8 @@ class Registry:
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
-        engines = [live.engine for versions in self.live.values() for live in versions.values()]
+        served = [live for versions in self.live.values() for live in versions.values()]
+        engines = [engine for live in served for engine in (live.engine, live.explainer) if engine]
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in engines))
         self.lane.close()
         self.parsing.close()

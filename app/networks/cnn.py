@@ -34,14 +34,22 @@ class LeNet(nn.Module):
         self.fc2 = nn.Linear(sizes.hidden[0], sizes.hidden[1])
         self.fc3 = nn.Linear(sizes.hidden[1], sizes.classes)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+    def maps(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> what the last convolution makes of them, [N, 16, 10, 10]."""
         x = scaled(pixels, self.fc3.weight.dtype)
         # ReLU after the pool: the same values, a quarter of the work
         x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
-        x = F.relu(halved(convolved(self.conv2, x)))  # [N, 16, 5, 5]
+        return convolved(self.conv2, x)
+
+    def classified(self, maps: Tensor) -> Tensor:
+        """maps -> logits [N, classes]."""
+        x = F.relu(halved(maps))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        return self.classified(self.maps(pixels))
 
 
 @dataclass(frozen=True)
@@ -84,17 +92,27 @@ class DigitNet(nn.Module):
         self.fc1 = nn.Linear(second * (sizes.image // 4) ** 2, sizes.features)
         self.fc2 = nn.Linear(sizes.features, sizes.classes)
 
+    def maps(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> what the last convolution makes of them, [N, 64, 14, 14]."""
+        return self.convolutions[:-1](scaled(pixels, self.fc2.weight.dtype))
+
     def features(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> features [N, features], none below 0."""
-        x = scaled(pixels, self.fc2.weight.dtype)
-        return F.relu(self.fc1(self.convolutions(x).flatten(1)))
+        return self._features(self.maps(pixels))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
-        features = self.features(pixels)
+    def _features(self, maps: Tensor) -> Tensor:
+        return F.relu(self.fc1(self.convolutions[-1](maps).flatten(1)))
+
+    def classified(self, maps: Tensor) -> Tensor:
+        """maps -> logits [N, classes]."""
+        features = self._features(maps)
         if self.training:
             features = F.dropout(features, 0.4)
         return self.fc2(features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        return self.classified(self.maps(pixels))
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:

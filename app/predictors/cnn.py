@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
@@ -25,6 +26,8 @@ UPRIGHT = {  # ... and what undoes each of its values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_STOPS = np.array([[0, 0, 90], [130, 0, 150], [230, 50, 40], [255, 170, 0], [255, 255, 150]])  # cold to hot, RGB
+HEAT = [np.interp(np.linspace(0, 4, 256), range(5), _STOPS[:, channel]).round().tolist() for channel in range(3)]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
@@ -32,9 +35,11 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageClassifier:
-    """A CNN of the store. ``labels`` are in the order of its logits."""
+    """A CNN of the store. ``labels`` are in the order of its logits; with ``views`` it looks at each image several
+    times, moved and mirrored, if it is one that can.
+    """
 
-    def __init__(self, version: Version, device: torch.device) -> None:
+    def __init__(self, version: Version, device: torch.device, views: bool = False) -> None:
         card = version.card
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
             raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
@@ -44,6 +49,7 @@ class ImageClassifier:
         self.network = version.network().to(device)
         self.channels: int = self.network.sizes.channels
         self.side: int = self.network.sizes.image
+        self.views = views and hasattr(self.network, "views")
         self.pace = Pace(0.0, 0.0)
 
     def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
@@ -116,9 +122,29 @@ class ImageClassifier:
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
         with torch.inference_mode():
-            logits = self.network(torch.stack(list(items)).to(self.device))
+            pixels = torch.stack(list(items)).to(self.device)
+            logits = self.network.views(pixels) if self.views else self.network(pixels)
             answers: list[list[float]] = probabilities(logits).tolist()
         return answers
+
+    def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
+        """Pixels of each image -> its probabilities [classes], and where what speaks for the likeliest class is seen:
+        [h, w], 0 to 1.
+
+        Grad-CAM (Selvaraju et al. 2017): the maps of the last convolution, each weighted by the mean slope of the
+        likeliest class's logit along it.
+        """
+        with torch.no_grad():
+            maps = self.network.maps(torch.stack(list(items)).to(self.device))
+        maps.requires_grad_()
+        with torch.enable_grad():
+            logits = self.network.classified(maps)
+            (slopes,) = torch.autograd.grad(logits.max(dim=1).values.sum(), maps)
+        with torch.no_grad():
+            heat = F.relu((slopes.mean(dim=(2, 3), keepdim=True) * F.relu(maps)).sum(dim=1))  # [N, h, w]
+            heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            found: list[list[float]] = probabilities(logits).tolist()
+        return list(zip(found, heat.cpu().numpy(), strict=True))
 
     def rows(self, item: Tensor) -> int:
         """How much of a batch an item takes."""
@@ -132,3 +158,17 @@ class ImageClassifier:
         """Compute alone, in a full batch and between, and measure it."""
         blank = torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)
         self.pace = Pace.measure(lambda count: self.predict([blank] * count), rows)
+
+
+def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:
+    """An opened image with a heat map [h, w] of 0 to 1 laid over it -> a PNG file of the image's own size, upright."""
+    picture = ImageOps.exif_transpose(image)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    picture = picture.convert("RGB")
+    shade = Image.fromarray((heat * 255).round().astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    glow = Image.merge("RGB", [shade.point(HEAT[channel]) for channel in range(3)])
+    file = io.BytesIO()
+    Image.composite(glow, picture, shade.point([round(0.65 * level) for level in range(256)])).save(file, "PNG")
+    return file.getvalue()
