@@ -195,6 +195,35 @@ async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
     assert order.index("idle") == 1
 
 
+async def test_what_is_computed_at_once_delays_another_model_by_one_forward_too() -> None:
+    lane = Lane("at once", at_once=1.0)
+    order: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda items: [order.append(f"{name} {len(items)}") for _ in items[:1]] and list(items)
+
+    busy: Any = Batcher("busy", note("busy"), lambda item: 1, soon, lane, Seen(), 2, 99)
+    idle: Any = Batcher("idle", note("idle"), lambda item: 1, soon, lane, Seen(), 2, 99)
+    tasks = await start(*(busy.submit([i]) for i in range(6)), idle.submit([9]))
+    assert await asyncio.gather(*tasks) == [*([i] for i in range(6)), [9]]
+    assert order == ["busy 2", "idle 1", "busy 2", "busy 2"]
+    lane.close()
+
+
+async def test_what_should_take_long_is_not_computed_on_the_event_loop() -> None:
+    lane = Lane("both", at_once=0.5)
+    threads: list[str] = []
+
+    def predict(items: Sequence[float]) -> list[float]:
+        threads.append(threading.current_thread().name)
+        return list(items)
+
+    engine: Any = Batcher("m", predict, lambda item: 1, max, lane, Seen(), 1, 9)
+    await engine.submit([0.1, 0.9, 0.5])
+    assert [name.startswith("both") for name in threads] == [False, True, False]
+    lane.close()
+
+
 async def test_stopping_finishes_what_waits_and_refuses_what_comes(lane: Lane) -> None:
     gate = Gate()
     engine = batcher(gate, lane)

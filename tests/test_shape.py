@@ -77,7 +77,16 @@ def test_networks_import_torch_and_nothing_of_ours() -> None:
     for name, tree in modules():
         if within(name, "app.networks"):
             found = {module.split(".")[0] for module in imports(tree)}
-            assert found <= {"__future__", "collections", "dataclasses", "functools", "itertools", "typing", "torch", "app"}, name
+            assert found <= {
+                "__future__",
+                "collections",
+                "dataclasses",
+                "functools",
+                "itertools",
+                "typing",
+                "torch",
+                "app",
+            }, name
 
 
 def test_no_pickle_is_loaded_by_the_service() -> None:
