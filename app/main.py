@@ -45,7 +45,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
+        following = asyncio.create_task(registry.follow())
         yield
+        following.cancel()
         await registry.close()
         log.write()
 

@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     store: Path = Field(Path("models_store"), description="folder of the trained networks")
+    store_seconds: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="seconds between two looks at the store; 0: only at the start"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     workers: int = Field(
         0, ge=0, description="processes that serve; 0: one for each core, as memory allows, 1 on a GPU"

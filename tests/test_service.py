@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -391,3 +393,61 @@ def test_nothing_holds_the_event_loop(serve: Serve, caplog: pytest.LogCaptureFix
         if not held:
             return
     raise AssertionError(held)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Ask until it holds, or fail."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path) -> None:
+    body = {"prompt": "abc", "max_characters": 50, "seed": 1}
+    with serve(store_seconds=0.02) as client:
+        first = client.post("/v1/text/continue", json=body).json()
+        seen, stop = [first], threading.Event()
+
+        def ask() -> None:
+            with httpx.Client(base_url=client.base_url) as caller:
+                while not stop.is_set():
+                    seen.append(caller.post("/v1/text/continue", json=body).raise_for_status().json())
+
+        with ThreadPoolExecutor(2) as callers:
+            asking = [callers.submit(ask) for _ in range(2)]
+            publish_tiny(tiny_store, "tiny-rnn")
+            until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 2)
+            assert client.post("/v1/text/continue", json={**body, "model": "tiny-rnn@1"}).json() == first
+            broken = publish_tiny(tiny_store, "tiny-rnn").folder
+            (broken / "model.safetensors").write_bytes(b"cut")
+            until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
+            assert client.get("/v1/models/tiny-rnn").json()["broken"][0]["version"] == 3
+            shutil.rmtree(broken)
+            shutil.rmtree(tiny_store / "tiny-rnn" / "2")
+            until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 1)
+            until(lambda: client.get("/health/ready").json()["broken"] == [])
+            stop.set()
+            for one in asking:
+                one.result()
+        by_version = {answer["version"]: answer["results"][0]["text"] for answer in seen}
+        assert set(by_version) == {1, 2}
+        assert all(answer["results"][0]["text"] == by_version[answer["version"]] for answer in seen)
+
+
+def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) -> None:
+    file = tiny_store / "defaults.json"
+    with serve(store_seconds=0.02) as client:
+        assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
+        file.write_text('{"classify": "tiny-cnn"}')
+        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
+        file.write_text('{"sample": "tiny-gan"}')
+        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
+        file.write_text("{")
+        until(lambda: "defaults.json" in client.get("/health/ready").text)
+        assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200  # as before
+        file.write_text('{"sample": "tiny-rnn"}')
+        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
+        file.write_text('{"sample": "tiny-gan"}')
+        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
+        assert client.get("/health/ready").json()["broken"] == []

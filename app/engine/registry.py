@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -25,6 +28,8 @@ from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, Task, Version
 
 log = logging.getLogger("quartet")
+ASIDE = 10  # niceness of a thread that warms up a version while others are served
+Engine = Batcher[Any, Any] | TextEngine[Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Live:
 
     card: Card
     predictor: Predictor
-    engine: Batcher[Any, Any] | TextEngine[Any]
+    engine: Engine
     explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
 
     @property
@@ -69,6 +74,7 @@ class Registry:
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
     defaults: dict[Task, str] = field(default_factory=dict)
+    engines: WeakSet[Engine] = field(default_factory=WeakSet)  # also of versions that finish what they were asked
     stopping: bool = False
 
     def __post_init__(self) -> None:
@@ -79,32 +85,88 @@ class Registry:
 
     def load(self) -> None:
         """Read, verify and warm up every version."""
-        folder = self.settings.store
-        for name, number in store.versions(folder):
+        for name, number in store.versions(self.settings.store):
+            self._adopt(self._read(name, number))
+        self._choose_defaults()
+
+    async def follow(self) -> None:
+        """Look at the store every few moments, for ever: what is published comes, what is removed goes.
+
+        New versions are read and warmed up on a thread of low priority, then served from one request to the next;
+        requests under way finish on the version that they began with.
+        """
+        while self.settings.store_seconds:
+            await asyncio.sleep(self.settings.store_seconds)
             try:
-                version = store.read(folder, name, number)
-                predictor = self._predictor(version)
-                predictor.warm_up(self._full(version.card))
-            except Exception as error:  # whatever is wrong with one version, the others are served
-                reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-                log.error("%s@%s is not served: %s", name, number, reason)
-                self.broken.append(Broken(name, number, reason))
-            else:
-                live = self._live(version.card, predictor)
-                self.live.setdefault(name, {})[number] = live
+                await self._catch_up()
+            except Exception:  # such as a store that is away for a moment
+                log.exception("the store cannot be followed")
+
+    async def _catch_up(self) -> None:
+        found = await asyncio.to_thread(lambda: list(store.versions(self.settings.store)))
+        known = {(name, number) for name, versions in self.live.items() for number in versions}
+        known |= {(entry.name, entry.version) for entry in self.broken if entry.version}
+        for name, number in found:
+            if (name, number) not in known:
+                entry = await asyncio.to_thread(self._read, name, number, aside=True)
+                self._adopt(entry)
+                log.info(
+                    "%s@%s is %s", name, number, "not served" if isinstance(entry, Broken) else "served from now on"
+                )
+        for name, number in known - set(found):
+            self._drop(name, number)
+        self._choose_defaults()
+
+    def _read(self, name: str, number: int, aside: bool = False) -> Live | Broken:
+        """A version, verified and warmed up, or why it is not; ``aside``: while others are served."""
+        if aside and hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE)
         try:
-            self.defaults = store.defaults(folder)
+            version = store.read(self.settings.store, name, number)
+            predictor = self._predictor(version)
+            predictor.warm_up(self._full(version.card))
+        except Exception as error:  # whatever is wrong with one version, the others are served
+            return Broken(
+                name, number, str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            )
+        return self._live(version.card, predictor)
+
+    def _adopt(self, entry: Live | Broken) -> None:
+        if isinstance(entry, Live):
+            self.live.setdefault(entry.card.name, {})[entry.card.version] = entry
+            self.engines.update(engine for engine in (entry.engine, entry.explainer) if engine)
+        else:
+            log.error("%s@%s is not served: %s", entry.name, entry.version, entry.reason)
+            self.broken.append(entry)
+
+    def _drop(self, name: str, number: int) -> None:
+        """Serve a version no longer; what it was asked already, it still answers."""
+        self.broken = [entry for entry in self.broken if (entry.name, entry.version) != (name, number)]
+        if number in self.live.get(name, {}):
+            del self.live[name][number]
+            log.info("%s@%s is served no longer", name, number)
+            if not self.live[name]:
+                del self.live[name]
+
+    def _choose_defaults(self) -> None:
+        """What serves each task; an entry that cannot is refused, and a file that cannot be read changes nothing."""
+        reasons: list[str] = []
+        try:
+            found = store.defaults(self.settings.store)
         except StoreError as error:
-            self._refuse_default(str(error))
-        for task, name in list(self.defaults.items()):
+            found, reasons = self.defaults, [str(error)]
+        for task, name in list(found.items()):
             default = self.newest(name)
             if default and default.card.task != task:
-                del self.defaults[task]
-                self._refuse_default(f"defaults.json: {name!r} is for {default.card.task!r}, expected one for {task!r}")
-
-    def _refuse_default(self, reason: str) -> None:
-        log.error("%s", reason)
-        self.broken.append(Broken("defaults.json", 0, reason))
+                del found[task]
+                reasons.append(f"defaults.json: {name!r} is for {default.card.task!r}, expected one for {task!r}")
+        self.defaults = found
+        refused = [entry for entry in self.broken if not entry.version]
+        if reasons != [entry.reason for entry in refused]:
+            self.broken = [entry for entry in self.broken if entry.version]
+            self.broken += [Broken("defaults.json", 0, reason) for reason in reasons]
+            for reason in reasons:
+                log.error("%s", reason)
 
     def _full(self, card: Card) -> int:
         """The rows of the largest batch that a network will see."""
@@ -195,9 +257,7 @@ class Registry:
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
-        served = [live for versions in self.live.values() for live in versions.values()]
-        engines = [engine for live in served for engine in (live.engine, live.explainer) if engine]
-        await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in engines))
+        await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
         self.lane.close()
         self.parsing.close()
 
