@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from app import store
 from app.networks import build
-from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
 
@@ -170,10 +169,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert (models / "cifar10-lenet" / "1").exists()
 
 
-def test_the_fast_recurrence_equals_the_simple_one() -> None:
+@pytest.mark.parametrize(("kind", "layers"), [("character-rnn", 1), ("stacked-rnn", 3)])
+def test_the_fast_recurrence_equals_the_simple_one(kind: str, layers: int) -> None:
     torch.manual_seed(0)
-    network = CharacterRNN(CharacterRNNSizes(11, 16)).double()
-    characters, state = torch.randint(11, (3, 7)), torch.randn(3, 1, 16, dtype=torch.float64, requires_grad=True)
+    network: Any = build(kind, {"vocabulary": 11, "hidden": 16, "layers": layers}).double()
+    characters = torch.randint(11, (3, 7))
+    state = torch.randn(3, layers, 16, dtype=torch.float64, requires_grad=True)
 
     def outcome(forward: Any) -> list[torch.Tensor]:
         logits, last = forward(characters, state)

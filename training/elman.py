@@ -1,4 +1,4 @@
-"""One Elman layer over a whole piece of text, several times faster to train than ``nn.RNN`` on the CPU.
+"""Elman layers over a whole piece of text, several times faster to train than ``nn.RNN`` on the CPU.
 
 ``nn.RNN`` makes an autograd node for each small operation of each time step, and its weight gradient one product a
 step. Here the time loop is two calls a step each way, everything that needs no order is one large product, and the
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.networks.rnn import CharacterRNN
+from app.networks.rnn import CharacterRNN, StackedRNN
 
 
 class Recurrence(torch.autograd.Function):
@@ -42,11 +42,16 @@ class Recurrence(torch.autograd.Function):
         return before, before[0] @ weight, before.flatten(0, 1).t() @ previous.flatten(0, 1)
 
 
-def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The same as ``network(characters, state)``: characters [N, T] -> logits [N, T, vocabulary], state [N, 1, hidden].
+def forward(
+    network: CharacterRNN | StackedRNN, characters: Tensor, state: Tensor, dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The same as ``network(characters, state)``: characters [N, T] and state [N, layers, hidden] -> logits
+    [N, T, vocabulary] and the state after the last.
 
-    ``dropout`` is the share of embedding entries and outputs left out at random; the recurrence itself stays whole.
+    ``dropout`` is the share left out at random; the recurrence itself stays whole.
     """
+    if isinstance(network, StackedRNN):
+        return _stacked(network, characters, state, dropout)
     weights: Any = network.rnn
     bias = weights.bias_ih_l0 + weights.bias_hh_l0
     embedding = F.dropout(network.embedding.weight, dropout)
@@ -54,3 +59,16 @@ def forward(network: CharacterRNN, characters: Tensor, state: Tensor, dropout: f
     inputs = F.embedding(characters.t(), table)  # [T, N, H]
     states = Recurrence.apply(inputs, state.squeeze(1), weights.weight_hh_l0)
     return network.head(F.dropout(states, dropout).transpose(0, 1)), states[-1].unsqueeze(1)
+
+
+def _stacked(network: StackedRNN, characters: Tensor, state: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """A quarter of the dropout on the embedding, all of it on what each layer adds and on what is read at the end."""
+    x, last = F.dropout(F.embedding(characters.t(), network.embedding.weight), dropout / 4), []  # [T, N, H]
+    for norm, rnn, gain, before in zip(network.norms, network.rnns, network.gain, state.unbind(1), strict=True):
+        weights: Any = rnn
+        inputs = F.linear(norm(x), weights.weight_ih_l0, weights.bias_ih_l0 + weights.bias_hh_l0)
+        states = Recurrence.apply(inputs, before, weights.weight_hh_l0)
+        x = x + F.dropout(gain * states, dropout)
+        last.append(states[-1])
+    logits = network.head(F.dropout(network.norm(x), dropout))
+    return logits.transpose(0, 1), torch.stack(last, dim=1)

@@ -1,6 +1,7 @@
 """Train a network that continues text.
 
     python -m training.rnn                     # the workshop's RNN on tinyshakespeare: shakespeare-rnn
+    python -m training.rnn --preset strong     # a residual stack of Elman layers: the next version of it
     python -m training.rnn --validation 0.05   # with a part held out, to choose its numbers
 
 Measured results stand in the README's table and on each card.
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks.rnn import CharacterRNN, CharacterRNNSizes
+from app.networks import build
+from app.networks.rnn import CharacterRNN, StackedRNN
 from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
 from training import data, elman
@@ -31,7 +33,9 @@ WINDOW = 256  # characters, as in nanoGPT, so that the loss compares with publis
 
 @dataclass(frozen=True)
 class Config:
+    kind: str
     hidden: int
+    layers: int
     epochs: int
     streams: int  # places of the text that are read side by side, the state carried on
     piece: int  # characters between two updates, and how far back the gradient goes
@@ -39,14 +43,22 @@ class Config:
     weight_decay: float
     clip: float  # of the gradient's norm
     average: float  # of the weights over steps: the published ones
-    dropout: float  # share of embedding entries and outputs left out
+    dropout: float  # share left out at random, see training/elman.py
     cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
     unknown: float  # share of characters read as <unk>, so that it means "some character"
     validation: float  # share of the training part, at its end, that is held out; 0 once all numbers are chosen
 
 
-PRESETS = {"workshop": Config(128, 40, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.05, 0.002, 0.0)}
-NAMES = {"workshop": "shakespeare-rnn"}
+PRESETS = {
+    "workshop": Config("character-rnn", 128, 1, 40, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.05, 0.002, 0.0),
+    "strong": Config("stacked-rnn", 512, 3, 40, 64, 128, 2e-3, 0.1, 1.0, 0.999, 0.35, 0.03, 0.002, 0.0),
+}
+NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn"}
+TITLES = {
+    "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
+    "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
+}
+BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}
 
 
 def vocabulary_of(text: str) -> list[str]:
@@ -121,8 +133,34 @@ def draw_samples(path: Path, continuer: TextContinuer) -> Path:
     return path
 
 
+def begun(config: Config, vocabulary: int) -> Any:
+    """A network with fresh weights."""
+    sizes = {"vocabulary": vocabulary, "hidden": config.hidden, "layers": config.layers}
+    network = build(config.kind, sizes)
+    for name, weight in network.named_parameters():
+        if "weight_hh" in name:
+            nn.init.orthogonal_(weight)  # keeps gradients alive over many steps (Henaff et al. 2016)
+        elif config.kind == "stacked-rnn" and "weight_ih" in name:
+            nn.init.xavier_uniform_(weight)
+        elif config.kind == "stacked-rnn" and "bias" in name:
+            nn.init.zeros_(weight)
+    return network
+
+
+def groups(network: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """The parameters for the optimiser: of the stack, only matrices that read a layer decay, not the recurrent ones."""
+    if config.kind == "character-rnn":
+        return [{"params": list(network.parameters()), "weight_decay": config.weight_decay}]
+    named = dict(network.named_parameters())
+    decaying = [name for name, weight in named.items() if weight.ndim == 2 and "hh" not in name and name != "gain"]
+    return [
+        {"params": [named[name] for name in decaying], "weight_decay": config.weight_decay},
+        {"params": [weight for name, weight in named.items() if name not in decaying], "weight_decay": 0.0},
+    ]
+
+
 def update(
-    network: CharacterRNN,
+    network: CharacterRNN | StackedRNN,
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     piece: Tensor,
@@ -130,7 +168,7 @@ def update(
     config: Config,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """One step on a piece [streams, T + 1] and the state [streams, 1, hidden] before it; gives loss and state."""
+    """One step on a piece [streams, T + 1] and the state [streams, layers, hidden] before it; gives loss and state."""
     hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < config.unknown
     read = piece[:, :-1].masked_fill(hidden.to(piece.device), network.sizes.vocabulary - 1)
     logits, state = elman.forward(network, read, state, config.dropout)
@@ -154,10 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = int(len(characters) * config.validation)
     learn, validate = characters[: len(characters) - held_out], characters[len(characters) - held_out :]
 
-    network = CharacterRNN(CharacterRNNSizes(len(vocabulary), config.hidden)).to(chosen.device)
-    nn.init.orthogonal_(network.rnn.all_weights[0][1])  # keeps gradients alive over many steps (Henaff et al. 2016)
+    network = begun(config, len(vocabulary)).to(chosen.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(groups(network, config), betas=BETAS[config.kind], fused=True)
     run.tensors["state"] = network.zero_state(config.streams)
     run.track(network=network, average=average, optimizer=optimizer)
 
@@ -185,11 +222,11 @@ def publish(run: Run, config: Config, text: data.Text, vocabulary: list[str], ne
     """Read the test part once, with the code that serves, and write the card."""
     card = {
         "task": "continue",
-        "title": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
-        "kind": "character-rnn",
+        "title": TITLES[config.kind],
+        "kind": config.kind,
         "sizes": asdict(network.sizes),
         "inputs": [{"name": "characters", "dtype": "int64", "shape": [-1, -1]}],
-        "outputs": [{"name": "logits", "dtype": "float64", "shape": [-1, -1, len(vocabulary)]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, -1, len(vocabulary)]}],
         "vocabulary": vocabulary,
         "data": {"tinyshakespeare": text.sha256},
         "notes": (

@@ -12,12 +12,13 @@ from torch import nn
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes
 from app.networks.gan import Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.networks.rnn import CharacterRNN, CharacterRNNSizes
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 
 KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
     "lenet": (LeNet, LeNetSizes, "classify"),
     "digit-net": (DigitNet, DigitNetSizes, "classify"),
     "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
+    "stacked-rnn": (StackedRNN, StackedRNNSizes, "continue"),
     "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),
     "gan-generator": (Generator, GeneratorSizes, "sample"),
 }

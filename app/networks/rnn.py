@@ -44,6 +44,10 @@ class CharacterRNN(nn.Module):
         outputs, last = self.rnn(self.embedding(characters), state.transpose(0, 1).contiguous())  # [N, T, hidden]
         return self.head(outputs), last.transpose(0, 1)
 
+    def steps(self) -> Steps:
+        """The same, a character of each text at a time."""
+        return Steps(self)
+
 
 class Packed:
     """act(x W^T + b) with the weight [out, in] laid out once as oneDNN's kernels read it, and act in the same pass.
@@ -71,37 +75,124 @@ class Steps:
     def __init__(self, network: CharacterRNN) -> None:
         (read, recurrent, bias, recurrent_bias), *rest = network.rnn.all_weights
         table = F.linear(network.embedding.weight, read, bias + recurrent_bias)  # [vocabulary, hidden]
-        head = network.head
-        self.layers: list[Callable[[Tensor, Tensor], Tensor]]
-        self.head: Callable[[Tensor], Tensor]
-        if _packable(head.weight):
-            self.first = torch.eye(len(table))  # as weights of one-hot characters, the table is in the same product
-            self.layers = [Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(bias))]
-            self.layers += [
-                Packed(torch.cat([read, recurrent], dim=1), bias + recurrent_bias)
-                for read, recurrent, bias, recurrent_bias in rest
-            ]
-            self.head = Packed(head.weight, head.bias, "none")
-        else:
-            self.first = table
-            self.layers = [partial(_after_table, recurrent.t())]
-            self.layers += [
-                partial(_after_layer, read.t(), recurrent.t(), bias + recurrent_bias)
-                for read, recurrent, bias, recurrent_bias in rest
-            ]
-            self.head = head
+        pack = _packable(network.head.weight)
+        self.first = torch.eye(len(table)) if pack else table
+        self.layers = [_first_layer(table, recurrent, pack)]
+        self.layers += [_layer(read, recurrent, bias + more, pack) for read, recurrent, bias, more in rest]
+        self.head = Packed(network.head.weight, network.head.bias, "none") if pack else network.head
 
-    def read(self, characters: Tensor, state: Tensor) -> Tensor:
-        """characters [N] and state [N, layers, hidden] -> the next state."""
+    def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """characters [N] and state [N, layers, hidden] -> what ``logits`` needs, [N, hidden], and the next state."""
         below, states = self.first[characters], []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             below = layer(below, before)
             states.append(below)
-        return torch.stack(states, dim=1)
+        return below, torch.stack(states, dim=1)
 
-    def logits(self, state: Tensor) -> Tensor:
-        """state [N, layers, hidden] -> logits [N, vocabulary] of what comes next."""
-        return self.head(state[:, -1].contiguous())
+    def logits(self, above: Tensor) -> Tensor:
+        """What ``read`` gave, [N, hidden] -> logits [N, vocabulary] of what comes next."""
+        return self.head(above)
+
+
+@dataclass(frozen=True)
+class StackedRNNSizes:
+    """``vocabulary`` counts the characters and one ``<unk>``; ``hidden`` is the width of everything."""
+
+    vocabulary: int
+    hidden: int = 512
+    layers: int = 3
+
+
+class StackedRNN(nn.Module):
+    """Elman layers (tanh) in a residual stack: each reads the normalised sum of the embedding and of all layers below.
+
+    Normalisation and residual lie outside of the recurrence, which stays a plain h = tanh(W x + U h + b). ``gain``
+    weighs what each layer adds; it begins at 1 / sqrt(2 layers), so that the sum begins no larger than the embedding.
+    """
+
+    def __init__(self, sizes: StackedRNNSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        width = sizes.hidden
+        self.embedding = nn.Embedding(sizes.vocabulary, width)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(sizes.layers)])
+        self.rnns = nn.ModuleList([nn.RNN(width, width, batch_first=True) for _ in range(sizes.layers)])
+        self.gain = nn.Parameter(torch.full((sizes.layers, width), (2 * sizes.layers) ** -0.5))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, sizes.vocabulary)
+
+    def zero_state(self, rows: int) -> Tensor:
+        """What a text begins from: state [rows, layers, hidden]."""
+        return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
+
+    def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the state after the last."""
+        x, states = self.embedding(characters), []  # [N, T, hidden]
+        for norm, rnn, gain, before in zip(self.norms, self.rnns, self.gain, state.unbind(1), strict=True):
+            outputs, last = rnn(norm(x), before.unsqueeze(0).contiguous())
+            x = x + gain * outputs
+            states.append(last.squeeze(0))
+        return self.head(self.norm(x)), torch.stack(states, dim=1)
+
+    def steps(self) -> StackedSteps:
+        """The same, a character of each text at a time."""
+        return StackedSteps(self)
+
+
+class StackedSteps:
+    """``Steps`` of a residual stack. The normalisations' scale and shift are merged into the weights that read them."""
+
+    def __init__(self, network: StackedRNN) -> None:
+        self.width = (network.sizes.hidden,)
+        self.embedding = network.embedding.weight
+        self.gain = network.gain
+        pack = _packable(network.head.weight)
+        self.layers: list[Callable[[Tensor, Tensor], Tensor]] = []
+        for norm, rnn in zip(network.norms, network.rnns, strict=True):
+            assert isinstance(norm, nn.LayerNorm)
+            assert isinstance(rnn, nn.RNN)
+            ((read, recurrent, bias, more),) = rnn.all_weights
+            weight, shift = _merged(norm, read, bias + more)
+            if not self.layers:
+                table = F.linear(F.layer_norm(self.embedding, self.width), weight, shift)  # [vocabulary, hidden]
+                self.first = torch.eye(len(table)) if pack else table
+                self.layers.append(_first_layer(table, recurrent, pack))
+            else:
+                self.layers.append(_layer(weight, recurrent, shift, pack))
+        weight, shift = _merged(network.norm, network.head.weight, network.head.bias)
+        self.head = Packed(weight, shift, "none") if pack else partial(F.linear, weight=weight, bias=shift)
+
+    def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """characters [N] and state [N, layers, hidden] -> what ``logits`` needs, [N, hidden], and the next state."""
+        x, states = self.embedding[characters], []
+        for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
+            below = F.layer_norm(x, self.width) if i else self.first[characters]
+            states.append(layer(below, before))
+            x = torch.addcmul(x, self.gain[i], states[-1])
+        return F.layer_norm(x, self.width), torch.stack(states, dim=1)
+
+    def logits(self, above: Tensor) -> Tensor:
+        """What ``read`` gave, [N, hidden] -> logits [N, vocabulary] of what comes next."""
+        return self.head(above)
+
+
+def _merged(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [out, in] and bias that read a normalised x as these read it with the norm's scale and shift."""
+    return weight * norm.weight, bias + weight @ norm.bias
+
+
+def _first_layer(table: Tensor, recurrent: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The layer that reads characters: looked up in a table [vocabulary, hidden], or one-hot, in the same product."""
+    if pack:
+        return Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(table[0]))
+    return partial(_after_table, recurrent.t())
+
+
+def _layer(read: Tensor, recurrent: Tensor, bias: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """A layer that reads the one below."""
+    if pack:
+        return Packed(torch.cat([read, recurrent], dim=1), bias)
+    return partial(_after_layer, read.t(), recurrent.t(), bias)
 
 
 def _packable(weight: Tensor) -> bool:

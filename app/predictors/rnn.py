@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.networks.rnn import Steps
 from app.predictors.measured import LEAST, Pace, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
@@ -134,7 +133,7 @@ class TextContinuer:
         self.unknown = len(card.vocabulary) - 1
         self.device = device
         self.network = network.to(device)
-        self.steps = Steps(self.network)
+        self.steps = self.network.steps()
         self.least = LEAST  # rows that are computed together: fewer are padded
         self.pace = self.reading = Pace(READ_SECONDS / MOST_READ, 0.0)  # of a step that draws, and of one that reads
         self._drawing: Drawing | None = None
@@ -184,13 +183,13 @@ class TextContinuer:
         pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
         state = torch.stack([prompt.state for prompt in prompts])
         for characters in torch.from_numpy(pieces).to(self.device).unbind(1):
-            state = self._after(characters, state)
+            _, state = self._after(characters, state)
         _keep(prompts, state, count)
 
-    def _after(self, characters: Tensor, state: Tensor) -> Tensor:
-        """characters [N] and state [N, layers, hidden] -> the next state, computed in no fewer rows than it needs."""
-        read = self.steps.read(padded(characters, self.least), padded(state, self.least))
-        return read[: len(characters)]
+    def _after(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """``steps.read`` of characters [N] and state [N, layers, hidden], in no fewer rows than it needs."""
+        above, state = self.steps.read(padded(characters, self.least), padded(state, self.least))
+        return above[: len(characters)], state[: len(characters)]
 
     def _draw(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
         """A character of each text, and one that is read of each of the prompts: beside the others it costs little."""
@@ -202,8 +201,8 @@ class TextContinuer:
             coming = torch.tensor([int(prompt.characters[prompt.read]) for prompt in prompts], device=self.device)
             characters = torch.cat([characters, coming])
             state = torch.cat([state, torch.stack([prompt.state for prompt in prompts])])
-        state = self._after(characters, state)
-        logits = self.steps.logits(padded(state[:count], self.least))[:count].cpu().numpy().astype(np.float64)
+        above, state = self._after(characters, state)
+        logits = self.steps.logits(padded(above[:count], self.least))[:count].cpu().numpy().astype(np.float64)
         logits[:, self.unknown] = -np.inf  # read, never written
         drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
         # nothing has changed before this line: a step that fails can be taken again
@@ -223,14 +222,14 @@ class TextContinuer:
         states = torch.rand(rows, *self.network.zero_state(1).shape[1:], generator=generator).to(self.device)
 
         def computed(state: Tensor) -> Tensor:
-            state = self.steps.read(characters[: len(state)], state)
-            return torch.cat([self.steps.logits(state), state.flatten(1)], dim=1)
+            above, state = self.steps.read(characters[: len(state)], state)
+            return torch.cat([self.steps.logits(above), state.flatten(1)], dim=1)
 
         if steady(computed, states, 1):
             self.least = 1
         elif not steady(computed, states, self.least):
             self.network = self.network.double()
-            self.steps, self.least = Steps(self.network), 1
+            self.steps, self.least = self.network.steps(), 1
         dtype = self.network.head.weight.dtype
 
         def draw(count: int) -> None:
