@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -20,11 +21,11 @@ from app.api import failures, health, models, tasks
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.registry import Registry, find_device, find_store
-from app.machine import cores, memory
-from app.server import Listening, Worker, announce
+from app.machine import cores, memory, open_files
+from app.server import Listening, Worker, announce, listen_at
 from app.settings import Settings, SettingsError
 from app.telemetry import AccessLog, Metrics, Telemetry, shared_metrics
-from app.workers import Supervisor, can_fork, listen
+from app.workers import Supervisor, can_fork
 
 MOST_WORKERS = 16
 DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
@@ -97,22 +98,22 @@ def main() -> None:
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     workers, threads = layout(settings)
+    open_files()
     if workers > 1:
         sys.exit(supervise(settings, workers, threads))
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
         signal.signal(number, lambda *_: None)
-    create_server(settings.model_copy(update={"threads": threads})).run()
+    server = create_server(settings.model_copy(update={"threads": threads}))
+    server.run()
+    if server.registry.lane.unanswered():  # its thread would be waited for, and hangs
+        os._exit(0)
 
 
 def supervise(settings: Settings, workers: int, threads: int) -> int:
     """Serve with several workers until told to stop. Gives the exit status. Raises SettingsError."""
     share = {"threads": threads, "max_buffered_bytes": settings.max_buffered_bytes // workers}
     own = settings.model_copy(update=share | {"queue_rows": max(1, settings.queue_rows // workers)})
-    try:
-        listener = listen(settings.host, settings.port)
-    except OSError as error:
-        address = f"QUARTET_HOST {settings.host!r}, QUARTET_PORT {settings.port}"
-        raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
+    listener = listen_at(settings.host, settings.port)
     try:
         figures = shared_metrics()
     except OSError as error:

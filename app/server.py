@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -14,7 +15,10 @@ from fastapi import FastAPI
 
 from app.api.heads import BoundedHttp
 from app.engine.registry import Registry
-from app.settings import Settings
+from app.settings import Settings, SettingsError
+from app.workers import HANDED, SHED, listen
+
+log = logging.getLogger("quartet")
 
 
 class Server(uvicorn.Server):
@@ -27,6 +31,7 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_level="warning",
             access_log=False,
+            ws="none",
             server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address
             timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
@@ -44,10 +49,23 @@ class Server(uvicorn.Server):
 class Listening(Server):
     """Prints its address once it answers there: with port 0 nobody could know it before."""
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises SettingsError for an address where it cannot listen."""
+        super().run(sockets or [listen_at(self.config.host, self.config.port)])
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers[:1]:
             announce(server.sockets[0])
+
+
+def listen_at(host: str, port: int) -> socket.socket:
+    """A socket for an address of the settings. Raises SettingsError where that cannot be."""
+    try:
+        return listen(host, port)
+    except OSError as error:
+        address = f"QUARTET_HOST {host!r}, QUARTET_PORT {port}"
+        raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
 
 
 def announce(listener: socket.socket) -> None:
@@ -75,39 +93,57 @@ class Worker(Server):
         asyncio.get_running_loop().add_reader(self._channel, self._take)
         self._tell("ready")
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """However often it is told: what runs is finished. To end a worker at once is for the process that listens,
+        and Ctrl-C, which a terminal sends to all, for that one alone.
+        """
+        if sig == signal.SIGTERM:
+            self.registry.stopping = self.should_exit = True
+            self._tell("stopping")
+
     async def on_tick(self, counter: int) -> bool:
         if self.registry.lane.unanswered() < self._hang_seconds:
             self._tell(f"busy {len(self.server_state.tasks)}")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        while self._take():  # what was handed over before the other side knew
+            pass
         asyncio.get_running_loop().remove_reader(self._channel)
+        await asyncio.gather(*self._arriving)
         await super().shutdown(sockets)
 
     def _tell(self, line: str) -> None:
         """A line about this worker, and how many connections have ended."""
-        gone, self._left = self._left, 0
         with contextlib.suppress(OSError):
+            gone = self._left
             self._channel.send(f"{line}\nleft {gone}\n".encode())
+            self._left -= gone
 
-    def _take(self) -> None:
-        """Connections that were handed over, and requests to part with some."""
+    def _take(self) -> bool:
+        """Connections that were handed over, and requests to part with some. Gives whether there were any."""
+        loop = asyncio.get_running_loop()
         try:
             content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             content, descriptors = b"", []
         if not content:  # the process that listens is gone: finish and go too
-            asyncio.get_running_loop().remove_reader(self._channel)
+            loop.remove_reader(self._channel)
             self.handle_exit(signal.SIGTERM, None)
+            return False
+        if lost := content.count(HANDED) - len(descriptors):
+            log.error("%s connections are lost: too many files are open (see ulimit -n)", lost)
+            self._left += lost
         for descriptor in descriptors:
-            task = asyncio.get_running_loop().create_task(self._connect(socket.socket(fileno=descriptor)))
+            task = loop.create_task(self._connect(socket.socket(fileno=descriptor)))
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
-        surplus = content.count(b"s")
+        surplus = content.count(SHED)
         for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttp)][:surplus]:
             connection.last = True
+        return True
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)

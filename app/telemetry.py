@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from tempfile import TemporaryDirectory
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any, ParamSpec
 from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
@@ -20,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import CallerGone, NotReady, QuartetError
 
+P = ParamSpec("P")
 log = logging.getLogger("quartet")
 access = logging.getLogger("quartet.access")
 
@@ -28,6 +32,19 @@ GATHER = 0.2  # seconds ...
 TOGETHER = 3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def harmless(report: Callable[P, None]) -> Callable[P, None]:
+    """A report that fails, for want of file descriptors say, is logged: what it tells of goes on."""
+
+    @functools.wraps(report)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            report(*args, **kwargs)
+        except Exception:
+            log.exception("a figure is lost")
+
+    return reported
 
 
 class Metrics:
@@ -54,6 +71,7 @@ class Metrics:
         self._models: dict[str, Any] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
 
+    @harmless
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
         """A request was answered, or given up."""
         key = (route, method, status)
@@ -64,11 +82,13 @@ class Metrics:
         count.inc()
         duration.observe(seconds)
 
+    @harmless
     def waited(self, model: str, seconds: Sequence[float]) -> None:
         observe = self._of(model)[0].observe
         for waited in seconds:
             observe(waited)
 
+    @harmless
     def computed(self, model: str, rows: int, seconds: float) -> None:
         _, duration, size = self._of(model)
         duration.observe(seconds)
@@ -81,9 +101,11 @@ class Metrics:
             self._models[model] = tuple(histogram.labels(model) for histogram in all_models)
         return self._models[model]
 
+    @harmless
     def refused(self, model: str) -> None:
         self.refusals.labels(model).inc()
 
+    @harmless
     def failed(self, model: str, error: Exception) -> None:
         self.failures.labels(model).inc()
         log.error("%s failed", model, exc_info=error)
@@ -103,8 +125,11 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     They count in files, in memory where there is such a folder: it can be written even in a read-only container.
     Raises OSError where no folder can be.
     """
-    memory = "/dev/shm"
-    folder = TemporaryDirectory(prefix="quartet-", dir=memory if os.access(memory, os.W_OK) else None)
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
+    for left in Path(parent).glob("quartet-*-*"):  # by a service that was killed
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
     os.environ[SHARED] = folder.name
     values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
 

@@ -28,6 +28,7 @@ HANDED = b"c"  # goes with the connection that a worker is given
 SHED = b"s"  # asks a worker to close a connection after its next answer
 BACKLOG = 2048
 TICK = 0.25  # seconds
+LOADING = 60.0  # seconds that a new worker may take until it is ready
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
@@ -41,6 +42,7 @@ class Worker:
     started: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
     ready: bool = False
+    leaving: bool = False  # it was told to stop, by whom ever
     connections: int = 0
     busy: int = 0  # requests under way when it last told, and connections handed to it since
     words: bytes = b""
@@ -79,6 +81,7 @@ class Supervisor:
         self._stopping: float | None = None  # when it was told
         self._pause = AGAIN[0]
         self._start_after = 0.0
+        self._status = 0  # of the whole service, for whoever started it
         self._even = time.monotonic()  # when it last was
 
     def run(self) -> int:
@@ -96,7 +99,7 @@ class Supervisor:
             for key, _ in self._selector.select(TICK):
                 key.data()
             self._look()
-        return 0 if self._serving else 1
+        return self._status
 
     def _staff(self) -> None:
         """Start the workers that are missing."""
@@ -140,8 +143,10 @@ class Supervisor:
         for line in lines:
             word, _, number = line.partition(b" ")
             if word == b"ready":
-                worker.ready = True
+                worker.ready = not worker.leaving
                 self._accept_when_ready()
+            elif word == b"stopping":
+                worker.ready, worker.leaving = False, True
             elif word == b"busy":
                 worker.busy = int(number)
             elif word == b"left":
@@ -191,13 +196,19 @@ class Supervisor:
         for worker in list(self._workers):
             if worker.process.exitcode is not None:
                 self._bury(worker, now)
-            elif worker.ready and now - worker.heard > self._hang_seconds:
+            elif self._stopping is None and not worker.leaving and self._hangs(worker, now):
                 log.error("worker %s has not answered for %.0f s: ended", worker.process.pid, now - worker.heard)
                 worker.process.kill()
-                worker.ready = False
+                worker.ready, worker.leaving = False, True
         if self._stopping is not None and now - self._stopping > self._stop_seconds:
             self._kill()
         self._even_out(now)
+
+    def _hangs(self, worker: Worker, now: float) -> bool:
+        """Whether it is silent for too long; before it is ready it tells nothing, and the first may take their time."""
+        if worker.ready:
+            return now - worker.heard > self._hang_seconds
+        return self._serving and now - worker.started > max(LOADING, 2 * self._hang_seconds)
 
     def _bury(self, worker: Worker, now: float) -> None:
         self._workers.remove(worker)
@@ -210,8 +221,9 @@ class Supervisor:
             return
         log.error("worker %s ended with %s", worker.process.pid, worker.process.exitcode)
         if not self._serving:  # it said why; the others would say the same
+            self._status = 1
             self._stop()
-        elif now - worker.started < self._pause * 10:
+        elif now - worker.started < AGAIN[1]:
             self._start_after, self._pause = now + self._pause, min(self._pause * 2, AGAIN[1])
         else:
             self._pause = AGAIN[0]

@@ -34,6 +34,14 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
+def tiled(side: int) -> bytes:
+    """A TIFF of 32 x 32 pixels in one tile of many more."""
+    content = zlib.compress(bytes(1000))
+    tags = {256: 32, 257: 32, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 1000, 325: len(content)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)).ljust(1000, b"\0") + content
+
+
 PNG = image_bytes()
 TIFF = image_bytes("TIFF")
 IMAGES: list[tuple[str, bytes, int, str]] = [
@@ -48,6 +56,8 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("a pixel bomb", bomb(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
     ("a wide bomb", bomb(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
     ("no pixels", bomb(0, 0), 415, ""),
+    ("a tiff with a tile larger than it", tiled(29_984), 413, "tiles of 899,040,256 pixels; allowed are 50,000,000"),
+    ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; allowed are 100"),
 ]  # fmt: skip
 
 LINE = [float(i % 7) for i in range(20)]
@@ -90,6 +100,9 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "not UTF-8", b'{"prompt": "\xff"}', 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 brackets", "[" * 250_000, 400, None, "the body is not JSON"),
     (CONTINUE, "250,000 objects", '{"a":' * 250_000, 400, None, ""),
+    (CONTINUE, "a million names", "{" + ",".join(f'"a{i}":1' for i in range(10**5 + 2000)) + "}", 400, None, "values and names; allowed are"),
+    (FORECAST, "a million values", json.dumps({"values": [0] * 10**6}, separators=(",", ":")), 400, None, "about 1,000,000 values and names; allowed are"),
+    (SAMPLE, "a thousand fields", "{" + ",".join(f'"a{i}":1' for i in range(1000)) + "}", 400, None, "values and names"),
     (FORECAST, "no values", "{}", 400, "values", "values is missing"),
     (FORECAST, "empty body", "", 400, "values", "values is missing"),
     (FORECAST, "too short", json.dumps({"values": LINE[:9]}), 400, "values", "has 9 values; tiny-lstm needs at least 10"),
@@ -264,9 +277,12 @@ def spoken(client: httpx.Client, words: bytes) -> bytes:
 
 def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> None:
     many = [
-        (b'{"values":[' + b",".join([b"true"] * 500_000) + b"]}", "values.0"),
-        (b'{"values":[' + b",".join([b"[]"] * 800_000) + b"]}", "values"),
-        (b"{" + b",".join(b'"k%d":1' % i for i in range(200_000)) + b"}", "k0"),
+        (b'{"values":[' + b",".join([b"true"] * 500_000) + b"]}", None),
+        (b'{"values":[' + b",".join([b"[]"] * 800_000) + b"]}", None),
+        (b"{" + b",".join(b'"k%d":1' % i for i in range(200_000)) + b"}", None),
+        (b'{"values":[' + b",".join([b"true"] * 99_000) + b"]}", "values.0"),
+        (b'{"values":[' + b",".join([b"[]"] * 99_000) + b"]}", "values"),
+        (b"{" + b",".join(b'"k%d":1' % i for i in range(99_000)) + b"}", "k0"),
     ]
     for content, param in many:
         begun = time.perf_counter()
@@ -331,3 +347,27 @@ def test_requests_without_a_content_type_are_read(serve: Serve) -> None:
         request = client.build_request("POST", CONTINUE, content=b'{"prompt": "a", "max_characters": 2}')
         request.headers.pop("content-type", None)
         assert client.send(request).status_code == 200
+
+
+def test_headers_behind_a_body_are_bounded_too(serve: Serve) -> None:
+    with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
+        caller.sendall(
+            b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+        )
+        answer = b""
+        try:
+            for i in range(2000):
+                caller.sendall(b"X-%d: %s\r\n" % (i, b"y" * 1000))
+        except ConnectionError:  # it has heard enough
+            pass
+        else:
+            while piece := caller.recv(4096):
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 431 ")
+        assert client.get("/health/live").status_code == 200
+
+
+def test_a_large_head_in_one_piece_is_refused(serve: Serve) -> None:
+    with serve() as client:
+        answer = client.get("/health/live", headers={f"x-{i}": "y" * 1000 for i in range(70)})
+        refused(answer, 431, None, "more than 65,536 bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,13 @@ def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
 
 def test_an_impossible_character_is_never_drawn() -> None:
     assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
+
+
+def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextContinuer) -> None:
+    chance = random.Random(0)
+    text = begin(continuer, "a")
+    for _ in range(5000):
+        text.stop = tuple("".join(chance.choices("ab", k=chance.randint(1, 5))) for _ in range(chance.randint(1, 3)))
+        text.text = "".join(chance.choices("ab", k=chance.randint(0, 9)))
+        held = (size for stop in text.stop for size in range(len(stop) - 1, 0, -1) if text.text.endswith(stop[:size]))
+        assert text.settled == text.text[: len(text.text) - max(held, default=0)]

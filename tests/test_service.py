@@ -451,3 +451,28 @@ def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) 
         file.write_text('{"sample": "tiny-gan"}')
         until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
         assert client.get("/health/ready").json()["broken"] == []
+
+
+def test_a_caller_who_leaves_with_another_request_behind_is_noticed(serve: Serve) -> None:
+    body = b'{"prompt": "a", "max_characters": 4000, "n": 16}'
+    request = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    with serve() as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
+            caller.sendall(request + request)
+            until(lambda: figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) >= 16)
+        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+        until(lambda: gone in figures(client))
+
+
+def test_what_is_no_http_behind_a_request_does_not_spoil_its_answer(serve: Serve) -> None:
+    body = b'{"prompt": "a", "max_characters": 2000, "n": 16}'
+    with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
+        head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        caller.sendall(head + body)
+        until(lambda: figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) >= 16)
+        caller.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
+        with caller.makefile("rb") as answer:
+            content = answer.read()
+    assert content.startswith(b"HTTP/1.1 200 ")
+    assert content.count(b"HTTP/1.1") == 1
+    assert content.count(b'"finish_reason":"length"') == 16

@@ -24,8 +24,11 @@ ALLOWED = {
     "app.engine": {"app.engine.answer", "app.engine.door", "app.engine.lane", "app.engine.watch", "app.errors"},
     "app.engine.registry": {"app.engine", "app.predictors", "app.store", "app.settings", "app.errors"},
     "app.telemetry": {"app.errors"},
-    "app.api": {"app.api", "app.engine.registry", "app.predictors", "app.telemetry", "app.settings", "app.errors"},
-    "app.server": {"app.api", "app.engine.registry", "app.settings"},
+    "app.api": {
+        *("app.api", "app.engine.lane", "app.engine.registry", "app.predictors", "app.telemetry", "app.settings"),
+        "app.errors",
+    },
+    "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
         *("app.api", "app.engine.registry", "app.machine", "app.server", "app.settings", "app.store"),
         *("app.telemetry", "app.workers"),

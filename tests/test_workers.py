@@ -47,7 +47,7 @@ class Service:
 
 
 @contextmanager
-def serving(store: Path, **settings: object) -> Iterator[Service]:
+def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     chosen = {
         "store": store,
@@ -60,7 +60,12 @@ def serving(store: Path, **settings: object) -> Iterator[Service]:
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.main"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "app.main"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=own_group,
     )
     try:
         assert process.stdout
@@ -210,6 +215,55 @@ def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> No
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
         with pytest.raises(ConnectionError):
             service.connect()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int) -> None:
+    """As a terminal's Ctrl-C, and as systemd stops a service."""
+    with serving(tiny_store, own_group=True) as service:
+        caller = stream(service, 3000)
+        os.killpg(service.process.pid, number)
+        with caller, caller.makefile("rb") as answer:
+            content = answer.read()
+        assert content.count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+
+
+def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        before, caller = service.workers, stream(service, 3000)
+        for worker in before:
+            os.kill(worker, signal.SIGTERM)
+        answers = [httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code for _ in range(20)]
+        assert set(answers) == {200}
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        until(lambda: len(service.workers) == 2 and not service.workers & before)
+
+
+def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
+    with serving(tiny_store, hang_seconds=0.3, stop_seconds=10) as service:
+        caller = stream(service, 4000)
+        service.process.send_signal(signal.SIGTERM)
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+
+
+def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
+        for _ in range(10):
+            with service.connect() as connection:
+                connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 ")
+        kept = [service.connect() for _ in range(12)]
+        for connection in kept:
+            ask(connection)
+        port = httpx.URL(service.url).port or 0
+        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        for connection in kept:
+            connection.close()
 
 
 def test_told_twice_it_stops_at_once(tiny_store: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Collection
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -17,8 +18,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import bad_value, unknown_field
+from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
+PACKED = 5  # bytes or pixels that are unpacked in the time of one value
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
 
 Model = TypeVar("Model", bound="Body")
@@ -121,17 +124,32 @@ def read_query(request: Request, model: type[Query]) -> Query:
         raise bad_value(error.errors(include_url=False)) from None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How bodies are read: ``limit`` bytes at most, with pauses of so many ``seconds``, large ones parsed in a lane."""
+
+    limit: int
+    seconds: float
+    lane: Lane
+
+
 async def read_json(
-    request: Request, model: type[Model], limit: int, seconds: float, queries: Collection[str] = ()
+    request: Request, model: type[Model], reading: Reading, most: int, queries: Collection[str] = ()
 ) -> Model:
     """The body as a model, whatever its Content-Type says; ``queries`` are the query parameters that may stand beside.
 
-    Raises as ``read`` does, and BadValue.
+    ``most``: how many commas it may have, which bounds what its parsing costs. Raises as ``read`` does, and BadValue.
     """
     for name in request.query_params:
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
-    content = await read(request, limit, seconds)
+    content = await read(request, reading.limit, reading.seconds)
+    if (commas := content.count(b",")) > most:
+        raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
+    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, model)
+
+
+def _parsed(content: bytes, model: type[Model]) -> Model:
     try:
         found = from_json(content or b"{}")
     except ValueError as error:
@@ -147,17 +165,19 @@ async def read_json(
         raise bad_value(error.errors(include_url=False)) from None
 
 
-async def read_form(request: Request, limit: int, seconds: float, files: int) -> FormData:
+async def read_form(request: Request, reading: Reading, files: int) -> FormData:
     """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, and BadValue."""
+    content = await read(request, reading.limit, reading.seconds)
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield content
 
-    content = await read(request, limit, seconds)
+    parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
+    parser.spool_max_size = reading.limit  # bounded already: no disk is needed
     try:
-        parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
-        parser.spool_max_size = limit  # bounded already: no disk is needed
-        return await parser.parse()
+        if len(content) // PACKED <= SMALL:
+            return await parser.parse()
+        return await reading.lane.run(lambda: asyncio.run(parser.parse()))
     except (MultiPartException, KeyError, ValueError) as error:
         told = str(getattr(error, "message", error))
         if told.startswith("Too many files"):

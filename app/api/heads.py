@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -11,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from app.api.failures import response
 from app.errors import BadValue, QuartetError
 
+HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
 HEAD_BYTES = 64 * 1024  # of the request line and the headers, as h11 has it; the faster parser has no limit of its own
 
 
@@ -25,42 +28,92 @@ class BoundedHttp(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.head_bytes = 0
+        self.head_bytes = 0  # of the head that is coming, and of what comes behind a body in chunks
         self.in_head = True
+        self.patience: asyncio.TimerHandle | None = None  # with a head that does not end
+        self.running: Any = None  # the request and answer under way; ``cycle`` may be the next one already
         self.last = False  # whether the connection is to end with its next answer
         self.left: Callable[[], None] = lambda: None  # called when it has ended
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn's own narrowing
+        self._wait()
+
     def data_received(self, data: bytes) -> None:
-        self.head_bytes += len(data)
+        if self.in_head:
+            self.head_bytes += len(data)
         super().data_received(data)
-        if self.in_head and self.head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_BYTES:,} bytes, which are allowed"))
+        if self.in_head and self.head_bytes > HEAD_BYTES:
+            self._refuse_head()
+        elif self.in_head and self.head_bytes and self.patience is None:
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        if self.running and not self.running.response_complete:  # with another request behind it, uvicorn forgets it
+            self.running.disconnected = True
+            self.running.message_event.set()
         super().connection_lost(exc)
         self.left()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_message_begin(self) -> None:
-        self.in_head = True
+        self.in_head, self.header_bytes = True, 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.header_bytes += len(name) + len(value) + 4
+        if self.header_bytes > HEAD_BYTES:
+            self._refuse_head()
+            return
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.in_head = False
+        self._wait_no_more()
+        if self.transport.is_closing():  # refused
+            return
         super().on_headers_complete()
         if self.last and self.cycle:
             self.cycle.keep_alive = False
 
+    def on_body(self, body: bytes) -> None:
+        if not self.transport.is_closing():
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         self.head_bytes, self.in_head = 0, True
-        super().on_message_complete()
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _wait(self) -> None:
+        self.patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _wait_no_more(self) -> None:
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when the request is not HTTP."""
+        if self.running and not self.running.response_complete:  # the one before it is still answered, and is the last
+            self.running.keep_alive = False
+            self.flow.pause_reading()
+            return
         self._refuse(BadValue(f"the request is not HTTP as it should be: {msg.strip()}"))
 
+    def _refuse_head(self) -> None:
+        self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_BYTES:,} bytes, which are allowed"))
+
     def _refuse(self, error: QuartetError) -> None:
+        if self.transport.is_closing():
+            return
         answer = response(error)
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
+        lines.append(f"x-request-id: {uuid.uuid4().hex}")
         lines += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(answer.body))
         self.transport.close()

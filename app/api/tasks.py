@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
@@ -21,7 +20,9 @@ from torch import Tensor
 from app.api import examples
 from app.api.answers import FAILURES, Classification, Continuations, Forecasts, Samples
 from app.api.bodies import (
+    PACKED,
     Body,
+    Reading,
     described,
     described_query,
     head,
@@ -35,9 +36,10 @@ from app.api.bodies import (
 )
 from app.api.events import EventStream, event
 from app.api.patience import Patience, deadline
+from app.engine.lane import SMALL
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
-from app.predictors.cnn import ImageClassifier, overlaid
+from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.predictors.gan import ImageSampler, png, sheet
 from app.predictors.lstm import Series, SeriesForecaster
 from app.predictors.rnn import Continuation, TextContinuer
@@ -46,7 +48,7 @@ from app.settings import Settings
 BINARY = {"type": "string", "format": "binary"}
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once
-PACKED = 5  # pixels that are packed or unpacked in the time of one value of a series
+NAMES = 64  # commas that a body may have besides those of its values or its prompt
 STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 SEEDS = 2**53  # so that a seed survives every JSON reader
 
@@ -135,6 +137,7 @@ def _most(settings: Settings, content: int) -> int:
 
 def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     images = limited(Images, images={"max_length": settings.max_images})
+    reading = Reading(settings.max_body_bytes, settings.body_seconds, registry.parsing)
 
     @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=_gives(Classification))
     async def classify(request: Request) -> Response:
@@ -146,12 +149,12 @@ def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None
         query = read_query(request, ClassifyQuery)
         live = registry.pick("classify", query.model)
         live.engine.admit(1)  # a full queue is told before a body is read
-        files = await _files(request, images, settings)
+        files = await _files(request, images, settings, reading)
         assert isinstance(live.predictor, ImageClassifier)
-        items = await _pixels(files, live.predictor, registry)
         explanations: list[dict[str, Any]] = [{}] * len(files)
         answers: Sequence[list[float]]
         async with Patience(request, until):
+            items = await _pixels(files, live.predictor, registry)
             if query.explain:
                 assert live.explainer
                 answers, heats = zip(*await live.explainer.submit(items), strict=True)
@@ -174,7 +177,9 @@ def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None
         max_characters={"le": settings.max_characters},
         n={"le": settings.max_texts},
     )
-    most = _most(settings, 12 * settings.max_prompt_characters)  # bytes that a character can take, escaped
+    limit = _most(settings, 12 * settings.max_prompt_characters)  # bytes that a character can take, escaped
+    reading = Reading(limit, settings.body_seconds, parsing)
+    most = settings.max_prompt_characters + 16 * 100 + NAMES  # commas, also those of the stop strings
 
     @routes.post(
         "/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=_gives(Continuations, STREAM)
@@ -182,7 +187,7 @@ def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, prompts, most, settings.body_seconds)
+        body = await read_json(request, prompts, reading, most)
         live = registry.pick("continue", body.model)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
@@ -224,26 +229,29 @@ async def _growth(live: Live, texts: list[Continuation], unknown: list[str]) -> 
 def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     parsing = registry.parsing
     histories = limited(History, horizon={"le": settings.max_horizon})
-    most = _most(settings, 26 * settings.max_series_values)  # bytes that a value can take
+    limit = _most(settings, 26 * settings.max_series_values)  # bytes that a value can take
+    reading = Reading(limit, settings.body_seconds, parsing)
+    most = settings.max_series_values + settings.max_series + NAMES
 
     @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=_gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, histories, most, settings.body_seconds)
+        body = await read_json(request, histories, reading, most)
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
-        items = await parsing.run_if_long(_size(body), _series, live, body, settings)
         async with Patience(request, until):
+            items = await parsing.run_if_long(_size(body), _series, live, body, settings)
             answers = await live.engine.submit(items)
-        size = len(items) * body.horizon * (1 + len(body.levels))
-        return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
+            size = len(items) * body.horizon * (1 + len(body.levels))
+            return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
 
 
 def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     parsing = registry.parsing
     draws = limited(Draw, count={"le": settings.max_samples})
+    reading = Reading(_most(settings, 0), settings.body_seconds, parsing)
 
     @routes.post(
         "/images/sample",
@@ -253,19 +261,19 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def sample(request: Request) -> Response:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, draws, _most(settings, 0), settings.body_seconds)
+        body = await read_json(request, draws, reading, NAMES + 200)
         live = registry.pick("sample", body.model)
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         draw = live.predictor.parse
-        latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
-        async with Patience(request, until):
-            (pixels,) = await live.engine.submit([latents])
         headers = {"x-model": live.id, "x-seed": str(seed)}
-        if wants_png(head(request, b"accept")):
-            return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
-        encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
+        async with Patience(request, until):
+            latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+            (pixels,) = await live.engine.submit([latents])
+            if wants_png(head(request, b"accept")):
+                return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
+            encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
         results = [{"label": body.label, "image": image} for image in encoded]
         return json_response(_answer(live, seed=seed, results=results))
 
@@ -302,16 +310,16 @@ class File:
     param: str
 
 
-async def _files(request: Request, images: type[Images], settings: Settings) -> list[File]:
+async def _files(request: Request, images: type[Images], settings: Settings, reading: Reading) -> list[File]:
     """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
     kind = head(request, b"content-type").partition(";")[0].strip().lower()
-    limit, pause = settings.max_body_bytes, settings.body_seconds
     if kind == "application/json":
-        body = await read_json(request, images, limit, pause, ClassifyQuery.model_fields)
-        return [File(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(body.images)]
+        body = await read_json(request, images, reading, settings.max_images + NAMES, ClassifyQuery.model_fields)
+        length = sum(map(len, body.images))
+        return await reading.lane.run_if_long(length // PACKED, _of_base64, body.images)
     if kind != "multipart/form-data":
-        return [File(None, await read(request, limit, pause), "body")]
-    form = await read_form(request, limit, pause, settings.max_images)
+        return [File(None, await read(request, reading.limit, reading.seconds), "body")]
+    form = await read_form(request, reading, settings.max_images)
     try:
         files: list[File] = []
         for field, value in form.multi_items():
@@ -328,34 +336,32 @@ async def _files(request: Request, images: type[Images], settings: Settings) -> 
     return files
 
 
+def _of_base64(images: list[str]) -> list[File]:
+    return [File(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
+
+
 async def _pixels(files: list[File], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
     """The images as items. Small ones are decoded at once: that takes no longer than a change of threads.
 
     Raises NotAnImage and TooLarge.
     """
-
     parsing, most = registry.parsing, registry.settings.max_pixels
-
-    def opened() -> list[Image.Image]:
-        return [predictor.open(file.content, most, file.param) for file in files]
-
-    def decoded(images: list[Image.Image]) -> list[Tensor]:
-        return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
-
-    if sum(len(file.content) for file in files) > SMALL_BYTES:
-        return await parsing.run(lambda: decoded(opened()))
-    images = opened()
-    pixels = sum(image.width * image.height for image in images)
-    return await parsing.run_if_long(pixels // PACKED, decoded, images)
+    if sum(len(file.content) for file in files) <= SMALL_BYTES and all(plain(file.content) for file in files):
+        images = [predictor.open(file.content, most, file.param) for file in files]
+        if sum(image.width * image.height for image in images) <= PACKED * SMALL:
+            return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
+    return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
 
 
 def _explanations(
     files: list[File], heats: Sequence[np.ndarray], predictor: ImageClassifier, settings: Settings
 ) -> list[dict[str, Any]]:
     """Each image as it was sent with its heat map over it, as a PNG file in base64."""
-    pictures = [predictor.open(file.content, settings.max_pixels, file.param) for file in files]
-    drawn = (overlaid(picture, heat) for picture, heat in zip(pictures, heats, strict=True))
-    return [{"explanation": base64.b64encode(file).decode()} for file in drawn]
+    drawn = (
+        overlaid(predictor.open(file.content, settings.max_pixels, file.param), heat)
+        for file, heat in zip(files, heats, strict=True)
+    )
+    return [{"explanation": base64.b64encode(content).decode()} for content in drawn]
 
 
 def _decoded(text: str, param: str) -> bytes:

@@ -124,9 +124,10 @@ class Batcher(Generic[Item, Answer]):
                 for entry in batch:
                     if not entry.answer.done():
                         await self._run([entry])
+                        await asyncio.sleep(0)
                 return
-            self._watch.failed(self.name, error)
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
+            self._watch.failed(self.name, error)
             return
         for entry, answer in zip(batch, answers, strict=True):
             give(entry.answer, answer)

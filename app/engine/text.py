@@ -149,9 +149,9 @@ class TextEngine(Generic[Text]):
             row = self._waiting.popleft()
             self._leave_queue(row)
             if not row.answer.done():
-                self._watch.waited(self.name, [now - row.since])
-                row.since = now
+                waited, row.since = now - row.since, now
                 self._running.append(row)
+                self._watch.waited(self.name, [waited])
         return self._running
 
     def _leave(self) -> None:
@@ -191,9 +191,10 @@ class TextEngine(Generic[Text]):
             if len(rows) > 1:
                 for row in rows:
                     await self._advance([row])
+                    await asyncio.sleep(0)
             elif not rows[0].answer.done():
-                self._watch.failed(self.name, error)
                 fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
+                self._watch.failed(self.name, error)
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +19,8 @@ from app.predictors.measured import Pace
 from app.store import StoreError, Version
 
 ORIENTATION = 0x0112  # the EXIF tag ...
+TILE = (322, 323)  # the TIFF tags for its width and height
+SCANS = 100  # of a progressive JPEG, each of which goes over the whole picture
 UPRIGHT = {  # ... and what undoes each of its values
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -32,6 +36,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
 Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")  # a caller's odd tags are nobody's concern
 
 
 class ImageClassifier:
@@ -70,6 +75,11 @@ class ImageClassifier:
         width, height = image.size
         if width * height > max_pixels:
             raise TooLarge(f"{param} has {width:,} x {height:,} pixels; allowed are {max_pixels:,} in all", param)
+        tile = _tile(image)
+        if tile > max_pixels:
+            raise TooLarge(f"{param} has tiles of {tile:,} pixels; allowed are {max_pixels:,}", param)
+        if image.format in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > SCANS:
+            raise TooLarge(f"{param} has {scans:,} scans; allowed are {SCANS}", param)
         return image
 
     def decode(self, image: Image.Image, param: str = "file") -> Tensor:
@@ -158,6 +168,22 @@ class ImageClassifier:
         """Compute alone, in a full batch and between, and measure it."""
         blank = torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)
         self.pace = Pace.measure(lambda count: self.predict([blank] * count), rows)
+
+
+def plain(content: bytes) -> bool:
+    """Whether an image costs no more than its bytes and its pixels do: no TIFF, whose tiles may be larger than the
+    picture, and no PNG with compressed texts or colour profiles, which are unpacked before anything is known of it.
+    """
+    if content.startswith(b"\x89PNG"):
+        return not any(chunk in content for chunk in (b"zTXt", b"iTXt", b"iCCP"))
+    return content.startswith((b"\xff\xd8", b"GIF8", b"BM", b"RIFF"))
+
+
+def _tile(image: Image.Image) -> int:
+    """The pixels of a tile of a TIFF, which is unpacked whole; 0 where there are none."""
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(tag) for tag in TILE]
+    return math.prod(side for side in sides if isinstance(side, int)) if all(sides) else 0
 
 
 def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:

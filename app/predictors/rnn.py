@@ -68,9 +68,13 @@ class Continuation:
         """The text so far without an end that may yet turn out to begin a stop string: what a stream may show."""
         if self.finished or not self.stop:
             return self.text
-        text = self.text
-        held = (size for stop in self.stop for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size]))
-        return text[: len(text) - max(held, default=0)]
+        text, held = self.text, 0
+        for stop in self.stop:
+            at = text.find(stop[0], max(len(text) - len(stop) + 1, 0))
+            while at != -1 and not stop.startswith(text[at:]):
+                at = text.find(stop[0], at + 1)
+            held = max(held, len(text) - at if at != -1 else 0)
+        return text[: len(text) - held]
 
     def add(self, character: str) -> None:
         """Take one more character; ends at a stop string, which is left out, or when the draws are used up."""
@@ -264,7 +268,8 @@ class Choice:
     def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """logits [N, V], float64, and numbers in [0, 1) that decide, [N] -> indices [N]."""
         away = logits - logits.max(axis=1, keepdims=True)  # at most 0: no temperature can overflow it
-        weights = np.exp(away / self.temperature)  # the likeliest has weight 1
+        with np.errstate(over="ignore"):
+            weights = np.exp(away / self.temperature)  # the likeliest has weight 1
         if len(self.narrow):
             weights[self.narrow] = self._likeliest(weights[self.narrow])
         total = weights.cumsum(axis=1)
