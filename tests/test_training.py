@@ -22,19 +22,21 @@ from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
 
+IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
-    "cnn": ["--epochs", "3", "--batch", "16", "--validation", "60"],
+    "cnn": IMAGES,
+    "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
     "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
 }
-SCRIPTS = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
+SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
 
 # The training of a stem that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
 import sys
 from training import run, data
-stem, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0
 save = run.Run.save
@@ -43,7 +45,7 @@ def told(self):
     print("saved", self.step, flush=True)
     if self.step == last: sys.stdin.read()
 run.Run.save = told
-__import__("training." + stem, fromlist=["main"]).main(arguments)
+__import__(script, fromlist=["main"]).main(arguments)
 """
 
 
@@ -88,12 +90,12 @@ def only(folder: Path) -> Path:
 def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     others = shutil.copytree(models, tmp_path / "others")
     script.main(arguments(stem, tmp_path / "whole", others))
 
-    command = [sys.executable, "-c", KILLED, stem, "13", *arguments(stem, tmp_path / "killed", models)]
+    command = [sys.executable, "-c", KILLED, script.__name__, "13", *arguments(stem, tmp_path / "killed", models)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -124,8 +126,8 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     script.main(arguments(stem, tmp_path / "runs", models))
     folder = only(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
