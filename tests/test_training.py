@@ -21,6 +21,7 @@ from app.networks import build
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
+from training.whitened import Lookahead, fit_temperature, triangle
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
@@ -32,7 +33,7 @@ TINY = {
 }
 SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
 
-# The training of a stem that says at which step its state is on disk, and waits to be killed at the last one.
+# A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
 import sys
 from training import run, data
@@ -220,6 +221,44 @@ def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
     assert factors[0] < 0.3
     assert factors[-1] < 1e-3
     assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_look_ahead_leads_back_to_a_slow_copy_and_ends_in_it() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    slow = Lookahead(network)
+    seen = []
+    with torch.no_grad():
+        for step in range(13):
+            network.weight.add_(1)
+            slow.update(network, step, 13)
+            seen.append(network.weight.item())
+    first, second = (1 - 0.95**5 * (done / 13) ** 3 for done in (5, 10))
+    assert seen[:4] == [1, 2, 3, 4]
+    assert seen[4] == pytest.approx(5 * first)
+    assert seen[9] == pytest.approx(seen[4] + 5 * second)
+    assert seen[10:] == pytest.approx([seen[9] + 1, seen[9] + 2, seen[9]])
+
+
+def test_the_rates_rise_to_one_and_fall_in_straight_lines() -> None:
+    factors = [triangle(step, 1000) for step in range(1000)]
+    assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
+    assert factors[-1] == pytest.approx(0.07, abs=0.002)
+    assert max(factors) == 1
+
+
+def test_the_fitted_temperature_is_that_of_the_labels() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(10_000, 5) * 2
+    labels = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)
+    for temperature in (0.4, 1.0, 3.0):
+        assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_number_of_another_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cnn.main(["--preset", "strong", "--weight-decay", "0.1", "--rotate", "3"])
+    assert "the preset strong has no rotate" in capsys.readouterr().err
 
 
 def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,9 +46,9 @@ def brightness(images: Tensor, strength: int) -> Tensor:
 
 
 def pixelate(images: Tensor, strength: int) -> Tensor:
-    """Averaged down to 24, 20 or 16 pixels a side, and each of those drawn as a square."""
-    small = F.interpolate(images.float(), size=(24, 20, 16)[strength], mode="area")
-    return F.interpolate(small, size=images.shape[2], mode="nearest")
+    """Averaged over areas, down to 24, 16 or 12 pixels a side and up again."""
+    small = F.interpolate(images.float(), size=(24, 16, 12)[strength], mode="area")
+    return F.interpolate(small, size=images.shape[2], mode="area")
 
 
 def jpeg(images: Tensor, strength: int) -> Tensor:
