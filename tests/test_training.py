@@ -21,7 +21,8 @@ from app.networks import build
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
-from training.whitened import Lookahead, fit_temperature, triangle
+from training.calibration import fit_temperature
+from training.whitened import Lookahead, triangle
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {

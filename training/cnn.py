@@ -22,10 +22,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.predictors.cnn import ImageClassifier
-from training import data
+from training import data, whitened
+from training.calibration import calibrated, figures, fit_temperature
 from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from training.run import Run, derive, metric, options, permutation, schedule, set_learning_rate
-from training.whitened import Lookahead, fit_temperature, sgd, triangle, whiten
 
 
 @dataclass(frozen=True)
@@ -109,31 +109,6 @@ def served(classifier: ImageClassifier, images: Tensor) -> Tensor:
     return torch.tensor([row for batch in rows for row in batch])
 
 
-def figures(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy, negative log-likelihood, calibration error (15 equal bins, Guo et al. 2017) of [N, classes]."""
-    confidence, guess = probability.max(dim=1)
-    right = (guess == labels).double()
-    bins = (confidence * 15).long().clamp(max=14)
-    gaps = [(confidence[bins == b] - right[bins == b]).sum().abs() for b in range(15)]
-    likelihood = probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
-    return {
-        "accuracy": metric(right.mean().item(), split),
-        "nll": metric(-likelihood.mean().item(), split),
-        "calibration_error": metric(torch.stack(gaps).sum().item() / len(labels), split),
-    }
-
-
-def calibrated(probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str) -> dict[str, Any]:
-    """The figures of calibrated probabilities, their Brier score, and what they were before the temperature."""
-    found = figures(probability, labels, split)
-    wrong = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)
-    found["brier"] = metric(wrong.mean().item(), split)
-    raw = torch.softmax(probability.double().clamp(min=1e-30).log() * temperature, dim=1).float()
-    before = figures(raw, labels, f"{split}, before the temperature")
-    found |= {f"{name}_before": before[name] for name in ("nll", "calibration_error")}
-    return {f"{name}{suffix}": found[name] for name in found}
-
-
 def robustness(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
     """Accuracy in one view on damaged images: of each kind of damage over its strengths, and of all."""
     found: dict[str, Any] = {}
@@ -198,33 +173,6 @@ def update(
     return loss
 
 
-def update_strong(
-    network: WhitenedNet,
-    slow: Lookahead,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    smoothing: float,
-    step: int,
-    total: int,
-) -> Tensor:
-    """One step on uint8 images [N, C, S, S]; gives the loss of an image.
-
-    The convolutions compute in bfloat16, which on a CPU that has it takes 0.55 of the time; weights, their
-    averages and the loss stay in float32.
-    """
-    with torch.autocast(images.device.type, torch.bfloat16):
-        logits = network(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial"] * triangle(step, total)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    slow.update(network, step, total)
-    return loss / len(labels)
-
-
 def batches(run: Run, learn: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
     """The steps that are still to do: step, epoch, and which images [size]; each epoch has an order of its own."""
     per_epoch = len(learn) // size
@@ -262,10 +210,10 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
     learn, validate = images.held_out(config.validation)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
     network = WhitenedNet(WhitenedNetSizes(widths=(config.first, config.later, config.later)))
-    whiten(network, images.train_images[learn[:5000]])
+    whitened.whiten(network, images.train_images[learn[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slow = Lookahead(network)
-    optimizer = sgd(network, config.learning_rate, config.weight_decay, config.batch)
+    slow = whitened.Lookahead(network)
+    optimizer = whitened.sgd(network, config.learning_rate, config.weight_decay, config.batch)
     run.track(network=network, slow=slow, optimizer=optimizer)
 
     per_epoch = len(learn) // config.batch
@@ -278,7 +226,7 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
         shown = moved(train_images[batch], shifts, (mirrored[batch] + epoch) % 2 == 1)
         labels = train_labels[batch]
-        loss = update_strong(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
+        loss = whitened.update(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
         if (step + 1) % per_epoch == 0:
             with torch.autocast(network.head.weight.device.type, torch.bfloat16):
                 accuracy = accuracy_of(network, train_images[validate], train_labels[validate])
