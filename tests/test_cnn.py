@@ -13,8 +13,10 @@ from PIL import Image
 
 from app.errors import TooLarge
 from app.networks import build
-from app.networks.cnn import LeNet, LeNetSizes, halved
+from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved
 from app.predictors.cnn import ImageClassifier, overlaid
+from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.whitened import whiten
 
 
 @pytest.fixture
@@ -146,3 +148,86 @@ def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
                      - np.asarray(grey.convert("RGB"), float)).sum(axis=2)  # fmt: skip
     assert changed[:10, :10].mean() > 50
     assert changed[30:, 30:].max() == 0
+
+
+def noise_images(count: int) -> torch.Tensor:
+    """uint8 images [count, 3, 32, 32] whose neighbouring pixels and colours resemble one another."""
+    coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+    coarse = coarse + coarse.mean(dim=1, keepdim=True)
+    smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
+    return (128 + 40 * smooth).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def whitened() -> WhitenedNet:
+    """A narrow network in evaluation mode, with temperatures of its own, that has seen some images."""
+    torch.manual_seed(0)
+    network = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30)))
+    whiten(network, noise_images(64))
+    network(noise_images(64))
+    network.temperature.fill_(0.5)
+    network.views_temperature.fill_(0.25)
+    return network.eval()
+
+
+@torch.no_grad()
+def test_bytes_and_floats_of_the_same_image_are_read_alike(whitened: WhitenedNet) -> None:
+    images = noise_images(5)
+    assert torch.equal(whitened(images), whitened(images.float()))
+    assert torch.allclose(whitened(images[:1]), whitened(images)[:1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_first_layer_whitens_and_answers_with_both_signs(whitened: WhitenedNet) -> None:
+    pixels = (noise_images(64) - whitened.mean) / whitened.deviation
+    answers = whitened.whiten(pixels).transpose(0, 1).flatten(1)  # [24, places]
+    assert torch.allclose(answers[:12], -answers[12:], atol=1e-4)
+    covariance = answers[:12] @ answers[:12].T / answers.shape[1]
+    assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-3
+    assert covariance.diag().max() < 1.001
+    assert covariance.diag().max() > 0.99
+
+
+@torch.no_grad()
+def test_six_views_are_the_weighted_mean_of_six_answers(whitened: WhitenedNet) -> None:
+    images = noise_images(4).float()
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    total = torch.zeros(4, 10)
+    for top, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):
+        moved = padded[:, :, top : top + 32, top : top + 32]
+        total += weight * (whitened.scores(moved) + whitened.scores(moved.flip(-1)))
+    assert torch.allclose(whitened.views(noise_images(4)), total / 0.25, atol=1e-4)
+
+
+@torch.no_grad()
+def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened: WhitenedNet) -> None:
+    images = noise_images(4)
+    assert torch.equal(whitened(images), whitened.scores(images) / 0.5)
+    state = whitened.state_dict()
+    assert (state["temperature"], state["views_temperature"]) == (0.5, 0.25)
+    other = build("whitened-net", {"widths": [26, 30, 30]}).eval()
+    other.load_state_dict(state)
+    assert torch.equal(other(images), whitened(images))
+
+
+def test_convolutions_begin_as_the_identity_on_what_they_read() -> None:
+    network = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 40)))
+    x = torch.rand(1, 26, 5, 5)
+    assert torch.allclose(network.groups[1].conv1(x)[:, :26], x, atol=1e-6)
+    assert network.groups[0].conv2(x).equal(x)
+    learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert not {name for name in learnt if name.endswith("weight") and ("norm" in name or "whiten" in name)}
+
+
+def test_damage_is_the_same_each_time_and_grows_with_its_strength() -> None:
+    images = noise_images(20)
+    before = images.clone()
+    for kind in CORRUPTIONS:
+        damaged = [corrupted(images, kind, strength) for strength in range(STRENGTHS)]
+        for strength, one in enumerate(damaged):
+            assert one.dtype == torch.uint8
+            assert one.shape == images.shape
+            assert torch.equal(one, corrupted(images, kind, strength)), kind
+        distances = [(one.float() - images.float()).abs().mean().item() for one in damaged]
+        assert 0 < distances[0] < distances[1] < distances[2], kind
+    assert torch.equal(images, before)

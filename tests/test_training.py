@@ -20,20 +20,24 @@ from app import store
 from app.networks import build
 from training import cnn, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
+from training.calibration import fit_temperature
+from training.whitened import Lookahead, triangle
 
+IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
-    "cnn": ["--epochs", "3", "--batch", "16", "--validation", "60"],
+    "cnn": IMAGES,
+    "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
     "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
 }
-SCRIPTS = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
+SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
 
-# The training of a stem that says at which step its state is on disk, and waits to be killed at the last one.
+# A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
 import sys
 from training import run, data
-stem, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0
 save = run.Run.save
@@ -42,7 +46,7 @@ def told(self):
     print("saved", self.step, flush=True)
     if self.step == last: sys.stdin.read()
 run.Run.save = told
-__import__("training." + stem, fromlist=["main"]).main(arguments)
+__import__(script, fromlist=["main"]).main(arguments)
 """
 
 
@@ -87,12 +91,12 @@ def only(folder: Path) -> Path:
 def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     others = shutil.copytree(models, tmp_path / "others")
     script.main(arguments(stem, tmp_path / "whole", others))
 
-    command = [sys.executable, "-c", KILLED, stem, "13", *arguments(stem, tmp_path / "killed", models)]
+    command = [sys.executable, "-c", KILLED, script.__name__, "13", *arguments(stem, tmp_path / "killed", models)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -123,8 +127,8 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     script.main(arguments(stem, tmp_path / "runs", models))
     folder = only(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
@@ -219,6 +223,44 @@ def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
     assert factors[0] < 0.3
     assert factors[-1] < 1e-3
     assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_look_ahead_leads_back_to_a_slow_copy_and_ends_in_it() -> None:
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    slow = Lookahead(network)
+    seen = []
+    with torch.no_grad():
+        for step in range(13):
+            network.weight.add_(1)
+            slow.update(network, step, 13)
+            seen.append(network.weight.item())
+    first, second = (1 - 0.95**5 * (done / 13) ** 3 for done in (5, 10))
+    assert seen[:4] == [1, 2, 3, 4]
+    assert seen[4] == pytest.approx(5 * first)
+    assert seen[9] == pytest.approx(seen[4] + 5 * second)
+    assert seen[10:] == pytest.approx([seen[9] + 1, seen[9] + 2, seen[9]])
+
+
+def test_the_rates_rise_to_one_and_fall_in_straight_lines() -> None:
+    factors = [triangle(step, 1000) for step in range(1000)]
+    assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
+    assert factors[-1] == pytest.approx(0.07, abs=0.002)
+    assert max(factors) == 1
+
+
+def test_the_fitted_temperature_is_that_of_the_labels() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(10_000, 5) * 2
+    labels = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)
+    for temperature in (0.4, 1.0, 3.0):
+        assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_number_of_another_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cnn.main(["--preset", "strong", "--weight-decay", "0.1", "--rotate", "3"])
+    assert "the preset strong has no rotate" in capsys.readouterr().err
 
 
 def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

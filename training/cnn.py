@@ -2,13 +2,14 @@
 
     python -m training.cnn                     # the workshop's CNN on CIFAR-10: cifar10-lenet
     python -m training.cnn --preset digits     # the judge of generated digits, on MNIST: mnist-judge
+    python -m training.cnn --preset strong     # the recipe of airbench95, narrower and longer: cifar10-whitened
 
 Measured results stand in the README's table and on each card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
-from app.networks.cnn import DigitNetSizes, LeNetSizes
+from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.predictors.cnn import ImageClassifier
-from training import data
-from training.run import Run, metric, options, permutation, schedule, set_learning_rate
+from training import data, whitened
+from training.calibration import calibrated, figures, fit_temperature
+from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.run import Run, derive, metric, options, permutation, schedule, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -41,57 +44,98 @@ class Config:
     validation: int  # images of the training part that are held out
 
 
+@dataclass(frozen=True)
+class StrongConfig:
+    data: str
+    kind: str
+    first: int  # channels of the first group of convolutions
+    later: int  # channels of the second and the third
+    epochs: int
+    batch: int
+    learning_rate: float  # of 1,024 images
+    weight_decay: float  # of 1,024 images
+    label_smoothing: float
+    whiten_epochs: int  # while which the bias of the first layer is learnt
+    shift: int  # pixels, at random, each way
+    validation: int  # images of the training part that are held out, and that the temperatures are fitted on
+
+
 PRESETS = {
     "workshop": Config("cifar10", "lenet", 150, 512, 4e-3, 5e-4, 0.0, 0.995, 2, 1, 0.0, 5000),
     "digits": Config("mnist", "digit-net", 8, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 10.0, 5000),
 }
-NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge"}
+STRONG = StrongConfig("cifar10", "whitened-net", 96, 320, 22, 1000, 10.0, 0.0153, 0.2, 3, 2, 5000)
+NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge", "strong": "cifar10-whitened"}
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
     "lenet": "The workshop's CNN: two convolutions, three linear layers; ten kinds of things in 32 x 32 pixels",
     "digit-net": "Reads handwritten digits; the judge of the images that the GAN draws",
+    "whitened-net": "Seven convolutions, the first of which whitens; ten kinds of things in 32 x 32 pixels",
 }
+DAMAGED = 2000  # test images that are also damaged in each of 18 ways
 
 
 def augment(images: Tensor, config: Config) -> Tensor:
     """uint8 images [N, C, S, S] -> the same, mirrored, rotated and shifted at random; edges are reflected."""
-    count, _, side, _ = images.shape
+    count = len(images)
     if config.rotate:
         angle = (torch.rand(count) * 2 - 1) * torch.pi / 180 * config.rotate
         zero = torch.zeros(count)
         theta = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], dim=1)
         grid = F.affine_grid(theta.view(count, 2, 3).to(images.device), list(images.shape), align_corners=False)
         images = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
-    place = torch.arange(side) + torch.randint(-config.shift, config.shift + 1, (2, count, 1))  # [2, N, S]
-    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges
+    shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1))
     mirrored = torch.randint(2, (count, 1)) * config.flip == 1
+    return moved(images, shifts, mirrored)
+
+
+def moved(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+    """Images [N, C, S, S], each shifted up and to the left by ``shifts`` [2, N, 1] and mirrored where told [N, 1].
+
+    Edges are reflected, the channels lie last.
+    """
+    count, _, side, _ = images.shape
+    place = torch.arange(side) + shifts  # [2, N, S]
+    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges
     columns = torch.where(mirrored, side - 1 - place[1], place[1]).to(images.device)
     rows = place[0].to(images.device)
     which = torch.arange(count, device=images.device).view(-1, 1, 1)
     return images.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def measure(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy, negative log-likelihood, calibration error (15 equal bins, Guo et al. 2017), as the service answers."""
+def served(classifier: ImageClassifier, images: Tensor) -> Tensor:
+    """uint8 images [N, C, S, S] -> probabilities [N, classes], as the service answers."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
-    probability = torch.tensor([row for batch in rows for row in batch])
-    confidence, guess = probability.max(dim=1)
-    right = (guess == labels).double()
-    bins = (confidence * 15).long().clamp(max=14)
-    gaps = [(confidence[bins == b] - right[bins == b]).sum().abs() for b in range(15)]
-    likelihood = probability[torch.arange(len(labels)), labels].clamp(min=1e-12).log()
-    return {
-        "accuracy": metric(right.mean().item(), split),
-        "nll": metric(-likelihood.mean().item(), split),
-        "calibration_error": metric(torch.stack(gaps).sum().item() / len(labels), split),
-    }
+    return torch.tensor([row for batch in rows for row in batch])
+
+
+def robustness(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+    """Accuracy in one view on damaged images: of each kind of damage over its strengths, and of all."""
+    found: dict[str, Any] = {}
+    for kind in CORRUPTIONS:
+        guesses = [served(classifier, corrupted(images, kind, strength)).argmax(dim=1) for strength in range(STRENGTHS)]
+        right = (torch.stack(guesses) == labels).double().mean().item()
+        found[f"accuracy_{kind}"] = metric(right, f"{split}, {kind} in {STRENGTHS} strengths")
+    mean = sum(figure["value"] for figure in found.values()) / len(found)
+    return {"accuracy_damaged": metric(mean, f"{split}, {len(found)} kinds of damage"), **found}
 
 
 def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     """The metrics of a published classifier, on the test part of its data."""
     images = getattr(data, next(iter(classifier.card.data)))()
     split = f"{images.name} test part, {len(images.test_labels):,} images"
-    return measure(classifier, images.test_images, images.test_labels, split)
+    probability, labels, network = served(classifier, images.test_images), images.test_labels, classifier.network
+    if not isinstance(network, WhitenedNet):
+        return figures(probability, labels, split)
+    found = calibrated(probability, network.temperature.item(), labels, split, "")
+    with torch.inference_mode():
+        parts = [network.views(batch.to(classifier.device)) for batch in images.test_images.split(250)]
+    seen = probabilities(torch.cat(parts)).float().cpu()
+    found |= calibrated(seen, network.views_temperature.item(), labels, f"{split}, 6 views", "_views")
+    some = slice(DAMAGED)
+    return found | robustness(
+        classifier, images.test_images[some], labels[some], f"{images.name} test part, first {len(labels[some]):,}"
+    )
 
 
 def draw_samples(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
@@ -129,16 +173,22 @@ def update(
     return loss
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
-    run = Run(chosen, config, argv)
+def batches(run: Run, learn: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
+    """The steps that are still to do: step, epoch, and which images [size]; each epoch has an order of its own."""
+    per_epoch = len(learn) // size
+    shuffled = -1
+    for step in run.steps(epochs * per_epoch):
+        epoch, place = divmod(step, per_epoch)
+        if shuffled != epoch:
+            shuffled, order = epoch, learn[permutation(len(learn), run.options.seed, "epoch", epoch)]
+        yield step, epoch, order[place * size : (place + 1) * size]
 
-    images: data.Images = getattr(data, config.data)()
+
+def learn_averaged(run: Run, config: Config, images: data.Images, device: str) -> nn.Module:
+    """AdamW on a cosine; what is published is an average of the weights over steps."""
     learn, validate = images.held_out(config.validation)
-    train_images, train_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
-
-    sizes = SIZES[config.kind]()
-    network = build(config.kind, asdict(sizes)).to(chosen.device)
+    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
+    network = build(config.kind, asdict(SIZES[config.kind]())).to(device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     run.track(network=network, average=average, optimizer=optimizer)
@@ -146,19 +196,70 @@ def main(argv: Sequence[str] | None = None) -> None:
     per_epoch = len(learn) // config.batch
     total = config.epochs * per_epoch
     network.train()
-    shuffled = -1
-    for step in run.steps(total):
-        epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, learn[permutation(len(learn), chosen.seed, "epoch", epoch)]
-        batch = order[place * config.batch : (place + 1) * config.batch]
+    for step, epoch, batch in batches(run, learn, config.batch, config.epochs):
         rate = config.learning_rate * schedule(step, total)
         loss = update(network, average, optimizer, train_images[batch], train_labels[batch], config, rate)
-        if place == per_epoch - 1:
+        if (step + 1) % per_epoch == 0:
             accuracy = accuracy_of(average, train_images[validate], train_labels[validate])
             run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+    return average.module
 
-    publish(run, config, images, average.module)
+
+def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: str) -> WhitenedNet:
+    """The recipe of airbench95: Nesterov's method with look-ahead; images mirrored in every other epoch."""
+    learn, validate = images.held_out(config.validation)
+    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
+    network = WhitenedNet(WhitenedNetSizes(widths=(config.first, config.later, config.later)))
+    whitened.whiten(network, images.train_images[learn[:5000]])
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    slow = whitened.Lookahead(network)
+    optimizer = whitened.sgd(network, config.learning_rate, config.weight_decay, config.batch)
+    run.track(network=network, slow=slow, optimizer=optimizer)
+
+    per_epoch = len(learn) // config.batch
+    total = config.epochs * per_epoch
+    generator = torch.Generator().manual_seed(derive(run.options.seed, "mirrored"))
+    mirrored = torch.randint(2, (len(train_labels), 1), generator=generator)  # in the epochs 0, 2, 4, ...
+    network.train()
+    for step, epoch, batch in batches(run, learn, config.batch, config.epochs):
+        network.whiten.bias.requires_grad_(epoch < config.whiten_epochs)
+        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
+        shown = moved(train_images[batch], shifts, (mirrored[batch] + epoch) % 2 == 1)
+        labels = train_labels[batch]
+        loss = whitened.update(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
+        if (step + 1) % per_epoch == 0:
+            with torch.autocast(network.head.weight.device.type, torch.bfloat16):
+                accuracy = accuracy_of(network, train_images[validate], train_labels[validate])
+            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+    calibrate(network, train_images[validate], train_labels[validate])
+    return network
+
+
+@torch.inference_mode()
+def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
+    """Fit both temperatures on images that were held out."""
+    network.eval()
+    parts = images.split(250)
+    one, six = (torch.cat([look(part) for part in parts]) for look in (network.scores, network.views))
+    network.temperature.fill_(fit_temperature(one, labels))
+    network.views_temperature.fill_(fit_temperature(six, labels))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    presets: dict[str, Config | StrongConfig] = {**PRESETS, "strong": STRONG}
+    chosen, config = options(__doc__ or "", presets, NAMES, argv)
+    run = Run(chosen, config, argv)
+    images: data.Images = getattr(data, config.data)()
+    if isinstance(config, StrongConfig):
+        network: nn.Module = learn_strong(run, config, images, chosen.device)
+        notes = (
+            f"{config.validation:,} images of the training part were held out, and the temperatures fitted on them. "
+            "6 views: the image and two moved by one pixel, each also mirrored."
+        )
+    else:
+        network = learn_averaged(run, config, images, chosen.device)
+        notes = f"{config.validation:,} images of the training part validated; weights averaged over steps."
+    publish(run, config.kind, images, network, notes)
 
 
 def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -172,19 +273,19 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
-def publish(run: Run, config: Config, images: data.Images, network: nn.Module) -> None:
+def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) -> None:
     """Read the test part once, with the code that serves, and write the card."""
-    sizes = SIZES[config.kind]()
+    sizes = network.sizes
     card = {
         "task": "classify",
-        "title": TITLES[config.kind],
-        "kind": config.kind,
+        "title": TITLES[kind],
+        "kind": kind,
         "sizes": asdict(sizes),
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
         "labels": images.labels,
         "data": {images.name: images.sha256},
-        "notes": f"{config.validation:,} images of the training part validated; weights averaged over steps.",
+        "notes": notes,
     }
     classifier = run.predictor(ImageClassifier, card, network)
     card["metrics"] = evaluate(classifier)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes
+from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
 from app.networks.gan import Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
@@ -17,6 +17,7 @@ from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, Stacke
 KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
     "lenet": (LeNet, LeNetSizes, "classify"),
     "digit-net": (DigitNet, DigitNetSizes, "classify"),
+    "whitened-net": (WhitenedNet, WhitenedNetSizes, "classify"),
     "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
     "stacked-rnn": (StackedRNN, StackedRNNSizes, "continue"),
     "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),

@@ -115,6 +115,105 @@ class DigitNet(nn.Module):
         return self.classified(self.maps(pixels))
 
 
+@dataclass(frozen=True)
+class WhitenedNetSizes:
+    """``widths``: channels of the three groups of two 3x3 convolutions."""
+
+    classes: int = 10
+    channels: int = 3
+    image: int = 32
+    widths: tuple[int, int, int] = (96, 320, 320)
+
+
+class Group(nn.Module):
+    """Convolution 3x3, max-pool 2, batch norm, GELU; convolution 3x3, batch norm, GELU.
+
+    The convolutions begin as the identity (dirac) on as many channels as they read. Of batch norm only the bias is
+    learnt.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels_out, eps=1e-12, momentum=0.4)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels_out, eps=1e-12, momentum=0.4)
+        for convolution in (self.conv1, self.conv2):
+            with torch.no_grad():
+                nn.init.dirac_(convolution.weight[: convolution.in_channels])
+        for norm in (self.norm1, self.norm2):
+            norm.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, in, S, S] -> [N, out, S / 2, S / 2]."""
+        x = F.gelu(self.norm1(halved(self.conv1(x))))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class WhitenedNet(nn.Module):
+    """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498): its first layer whitens patches of 2x2 pixels.
+
+    ``whiten`` holds a fixed set of filters and their negatives. ``temperature`` and ``views_temperature`` are fitted
+    after the training, so that the softmax of the logits is calibrated, for one view and for six.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    temperature: Tensor
+    views_temperature: Tensor
+
+    def __init__(self, sizes: WhitenedNetSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        first, second, third = sizes.widths
+        patch = sizes.channels * 2 * 2
+        side = (sizes.image - 1) // 2 // 2 // 2
+        self.register_buffer("mean", torch.full((sizes.channels, 1, 1), 127.5))
+        self.register_buffer("deviation", torch.full((sizes.channels, 1, 1), 127.5))
+        self.whiten = nn.Conv2d(sizes.channels, 2 * patch, 2, bias=False)
+        self.whiten.weight.requires_grad_(False)
+        self.whiten.bias = nn.Parameter(torch.zeros(2 * patch))
+        self.groups = nn.Sequential(Group(2 * patch, first), Group(first, second), Group(second, third))
+        self.pool = nn.MaxPool2d(side)
+        self.head = nn.Linear(third, sizes.classes, bias=False)
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("views_temperature", torch.ones(()))
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> what the second group makes of them, [N, second, 7, 7]."""
+        x = (pixels.to(self.head.weight.dtype) - self.mean) / self.deviation
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster order on the CPU
+        x = F.gelu(self.whiten(x))  # [N, 24, 31, 31]
+        return self.groups[1](self.groups[0](x))
+
+    def classified(self, maps: Tensor) -> Tensor:
+        """maps -> logits [N, classes]."""
+        return self._scores(maps) / self.temperature
+
+    def _scores(self, maps: Tensor) -> Tensor:
+        return self.head(self.pool(self.groups[2](maps)).flatten(1)) / 9
+
+    def scores(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] before any temperature."""
+        return self._scores(self.maps(pixels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        return self.classified(self.maps(pixels))
+
+    def views(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] from six views of each image.
+
+        The image and the image one pixel up and to the left, or down and to the right, with reflected edges; each also
+        mirrored. The unmoved pair counts as much as the two others together.
+        """
+        wide = F.pad(pixels.to(self.head.weight.dtype), (1, 1, 1, 1), mode="reflect")  # [N, channels, S + 2, S + 2]
+        moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]
+        shown = torch.cat([view for image in moved for view in (image, image.flip(-1))])  # [6 N, channels, S, S]
+        centre, up, down = self.scores(shown).unflatten(0, (3, 2, -1)).mean(dim=1).unbind()  # of [3, N, classes]
+        return (centre / 2 + (up + down) / 4) / self.views_temperature
+
+
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """pixels, 0 to 255 -> the same in [-1, 1]: mean 0.5 and standard deviation 0.5 of [0, 1].
 
