@@ -28,6 +28,7 @@ data: .venv/train ## fetch the training data into data/, or QUARTET_DATA_DIR
 
 train: .venv/train ## train and publish all networks, one after the other
 	$(BIN)/python -m training.cnn
+	$(BIN)/python -m training.cnn --preset strong
 	$(BIN)/python -m training.rnn
 	$(BIN)/python -m training.lstm
 	$(BIN)/python -m training.cnn --preset digits

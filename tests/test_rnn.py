@@ -112,7 +112,10 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
     rows = torch.rand(9, 3)
     assert steady(lambda rows: rows * 2, rows)
     assert not steady(lambda rows: rows * len(rows), rows)
-    assert padded(rows) is rows
+    assert steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows)
+    assert not steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows, 1)
+    assert torch.equal(padded(rows)[:9], rows)
+    assert [len(padded(rows[:count], 1)) for count in (1, 3, 8, 9)] == [1, 3, 8, 16]
     assert padded(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (LEAST - 1)]
 
 
