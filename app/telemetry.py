@@ -7,10 +7,10 @@ import functools
 import logging
 import os
 import re
+import secrets
 import shutil
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -233,5 +233,5 @@ def _request_id(scope: Scope) -> str:
     for key, value in scope["headers"]:
         if key == b"x-request-id":
             text = value.decode("latin-1")
-            return text if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", text) else uuid.uuid4().hex
-    return uuid.uuid4().hex
+            return text if re.fullmatch(r"[A-Za-z0-9._:/+=-]{1,128}", text) else secrets.token_hex(16)
+    return secrets.token_hex(16)

@@ -99,7 +99,8 @@ class Batcher(Generic[Item, Answer]):
             while self._queue:
                 self._running = self._take()
                 await self._run(self._running)
-                await asyncio.sleep(0)  # after what was computed at once, others have their turn
+                if self._queue:
+                    await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
             self._draining = None
 
