@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, data, elman, evaluate, gan, lstm, rnn
+from training import cnn, conditional, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
 
 TINY = {
@@ -27,14 +27,15 @@ TINY = {
     "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
+    "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
-SCRIPTS = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
+SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "lstm": lstm, "gan": gan, "conditional": gan}
 
-# The training of a stem that says at which step its state is on disk, and waits to be killed at the last one.
+# A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
 import sys
 from training import run, data
-stem, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0
 save = run.Run.save
@@ -43,7 +44,7 @@ def told(self):
     print("saved", self.step, flush=True)
     if self.step == last: sys.stdin.read()
 run.Run.save = told
-__import__("training." + stem, fromlist=["main"]).main(arguments)
+__import__(script, fromlist=["main"]).main(arguments)
 """
 
 
@@ -65,6 +66,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(data, "SHA256", {})
     monkeypatch.setattr(gan, "JUDGED", 200)
+    monkeypatch.setattr(conditional, "LEARNT", 200)
     return folder
 
 
@@ -88,12 +90,12 @@ def only(folder: Path) -> Path:
 def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     others = shutil.copytree(models, tmp_path / "others")
     script.main(arguments(stem, tmp_path / "whole", others))
 
-    command = [sys.executable, "-c", KILLED, stem, "13", *arguments(stem, tmp_path / "killed", models)]
+    command = [sys.executable, "-c", KILLED, script.__name__, "13", *arguments(stem, tmp_path / "killed", models)]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -124,8 +126,8 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script: Any = SCRIPTS[stem]
-    name = script.NAMES["workshop"]
+    script = SCRIPTS[stem]
+    name = script.NAMES.get(stem, script.NAMES["workshop"])
     script.main(arguments(stem, tmp_path / "runs", models))
     folder = only(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
@@ -210,6 +212,28 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
     assert gan.frechet(first, first) == pytest.approx(0, abs=1e-9)
     assert gan.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
+
+
+def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 1500, 4)
+    density, coverage = conditional.density_and_coverage(real, fake)
+    assert density == pytest.approx(1, abs=0.1)
+    assert coverage > 0.9
+    assert conditional.density_and_coverage(real, fake + 100) == (0, 0)
+
+
+def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
+    torch.manual_seed(0)
+    network: Any = build("conditional-generator", {"latent": 4})
+    with torch.no_grad():
+        network.linear.weight.mul_(10)
+    conditional.settle(network, 50)
+    classes = torch.arange(500) % 10
+    seen = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
+    norm = network.norms[0].norm
+    assert torch.allclose(norm.running_mean, seen.mean(dim=(0, 1)), atol=0.2)
+    assert torch.allclose(norm.running_var, seen.var(dim=(0, 1)), rtol=0.1)
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:

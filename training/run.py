@@ -62,7 +62,7 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 def options(
     description: str, presets: dict[str, C], names: dict[str, str], argv: Sequence[str] | None
 ) -> tuple[Options, C]:
-    """Read the command line. Every number of the presets' dataclass is an option of its own."""
+    """Read the command line. Every number of the presets' dataclasses is an option of its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=Help)
     parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="which network")
     parser.add_argument("--name", default=argparse.SUPPRESS, help="name in the store (default: the preset's)")
@@ -74,15 +74,21 @@ def options(
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="where run folders go")
     parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="where to publish")
     numbers = parser.add_argument_group("numbers of the preset, to change one; the comments in the script tell of them")
-    for field in dataclasses.fields(next(iter(presets.values()))):  # type: ignore[arg-type]
-        values = {preset: getattr(config, field.name) for preset, config in presets.items()}
+    told: dict[str, dict[str, Any]] = {}
+    for preset, config in presets.items():
+        for field in dataclasses.fields(config):  # type: ignore[arg-type]
+            told.setdefault(field.name, {})[preset] = getattr(config, field.name)
+    for name, values in told.items():
         kind = type(next(iter(values.values())))
         if kind in (int, float):
-            option, told = "--" + field.name.replace("_", "-"), ", ".join(f"{key} {own}" for key, own in values.items())
-            numbers.add_argument(option, type=kind, default=argparse.SUPPRESS, help=told, metavar="N")
+            option, text = "--" + name.replace("_", "-"), ", ".join(f"{key} {own}" for key, own in values.items())
+            numbers.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar="N")
     given = vars(parser.parse_args(argv))
     own = {field.name: given.pop(field.name) for field in dataclasses.fields(Options) if field.name in given}
     own.setdefault("name", names[own["preset"]])
+    for name in given:
+        if own["preset"] not in told[name]:
+            parser.error(f"the preset {own['preset']} has no {name.replace('_', ' ')}")
     return Options(**own), dataclasses.replace(presets[own["preset"]], **given)  # type: ignore[type-var]
 
 

@@ -249,14 +249,15 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         draw = live.predictor.parse
-        latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+        drawing = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
         async with Patience(request, until):
-            (pixels,) = await live.engine.submit([latents])
+            (pixels,) = await live.engine.submit([drawing])
         headers = {"x-model": live.id, "x-seed": str(seed)}
         if wants_png(head(request, b"accept")):
             return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
         encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
-        results = [{"label": body.label, "image": image} for image in encoded]
+        names = live.predictor.names(drawing)
+        results = [{"label": name, "image": image} for name, image in zip(names, encoded, strict=True)]
         return json_response(_answer(live, seed=seed, results=results))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes
-from app.networks.gan import Generator, GeneratorSizes
+from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 
@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
     "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
     "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),
     "gan-generator": (Generator, GeneratorSizes, "sample"),
+    "conditional-generator": (ConditionalGenerator, ConditionalSizes, "sample"),
 }
 
 
