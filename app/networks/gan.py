@@ -108,6 +108,8 @@ class ConditionalGenerator(nn.Module):
         self.double2 = nn.ConvTranspose2d(second, third, 4, stride=2, padding=1, bias=False)
         self.grey = nn.Conv2d(third, sizes.channels, 3, padding=1)
         self.norms = nn.ModuleList(ClassNorm(width, sizes.classes) for width in (first, second, second, third))
+        with torch.no_grad():  # the one column of a class weighs as much as all of the latent's
+            self.linear.weight[:, sizes.latent :] *= sizes.latent**0.5
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
