@@ -46,7 +46,7 @@ class Config:
 
 PRESETS: dict[str, Any] = {
     "workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8),
-    "conditional": conditional.Config(64, 24, 48, 4e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
+    "conditional": conditional.Config(64, 14, 64, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {
