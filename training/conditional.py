@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,26 +18,15 @@ from app.predictors.gan import Drawing, ImageSampler
 from training import cnn, data
 from training.run import metric, permutation, schedule, set_learning_rate
 
+if TYPE_CHECKING:
+    from training.gan import ConditionalConfig
+
 SETTLING = 100  # batches from which the norms' statistics are taken
 LEARNT = 60_000  # samples that a classifier learns from
 # How that classifier learns: a judge of half the width, three epochs, shifted by up to 2 pixels, weights averaged.
 RECIPE = cnn.Config("mnist", "digit-net", 3, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 0.0, 0)
 WIDTHS = (16, 32)
 NEIGHBOURS = 5
-
-
-@dataclass(frozen=True)
-class Config:
-    latent: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    beta1: float
-    average: float  # of the generator's weights over steps: only the average is sampled from
-    penalty: float  # on the slope of the discriminator at real images (R1, Mescheder et al. 2018)
-    penalty_every: int  # steps
-    reading: float  # weight of the discriminator's reading of real digits, by which its features learn what a digit is
-    legible: float  # weight of that reading in the generator's loss: small, so that it does not draw the clearest only
 
 
 @contextmanager
@@ -66,7 +54,7 @@ def penalty_on(discriminator: ConditionalDiscriminator, real: Tensor, labels: Te
 class Game:
     """The two networks, their optimisers, and the generator's average, which is what is published."""
 
-    def __init__(self, config: Config, device: str) -> None:
+    def __init__(self, config: ConditionalConfig, device: str) -> None:
         self.config = config
         self.device = device
         self.generator = ConditionalGenerator(ConditionalSizes(config.latent)).to(device)
