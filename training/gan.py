@@ -52,7 +52,7 @@ class ConditionalConfig(Config):
 
 PRESETS: dict[str, Config] = {
     "workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8),
-    "conditional": ConditionalConfig(64, 7, 48, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
+    "conditional": ConditionalConfig(64, 28, 48, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {
