@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
     labelled = isinstance(config, ConditionalConfig)
-    game: Any = conditional.Game(config, chosen.device) if labelled else Game(config, chosen.device)
+    play: Any = conditional.Game if labelled else Game
+    game = play(config, chosen.device)
     run.track(
         generator=game.generator,
         discriminator=game.discriminator,
