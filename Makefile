@@ -33,6 +33,7 @@ train: .venv/train ## train and publish all networks, one after the other
 	$(BIN)/python -m training.lstm
 	$(BIN)/python -m training.cnn --preset digits
 	$(BIN)/python -m training.gan
+	$(BIN)/python -m training.gan --preset conditional
 
 evaluate: .venv/train ## measure what lies in models_store/ again and compare with its cards
 	$(BIN)/python -m training.evaluate

@@ -37,6 +37,9 @@ TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "tiny-lstm": ("forecast", "series-lstm", {"window": 10, "hidden": 4}, {"residuals": [0.1, 0.2, 0.3]}),
     "tiny-gan": ("sample", "gan-generator", {"latent": 4, "hidden": [8]}, {}),
 }
+# a second network of a task, for the tests that want it
+CONDITIONAL: dict[str, Any] = {"latent": 4, "classes": 3, "widths": [4, 3, 2]}
+MORE = {"tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]})}
 
 
 def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict
 
 def publish_tiny(folder: Path, name: str) -> store.Version:
     """One more version of a tiny network, with weights of its own."""
-    task, kind, sizes, more = TINY[name]
+    task, kind, sizes, more = {**TINY, **MORE}[name]
     torch.manual_seed(len(list(store.versions(folder))) if folder.exists() else 0)
     return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
 

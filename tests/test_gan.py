@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import publish_tiny
+from conftest import MORE, publish_tiny, tiny_card
 from PIL import Image
 
+from app import store
 from app.errors import BadValue
+from app.networks import build
 from app.predictors.gan import ImageSampler, png, sheet
 
 
@@ -28,9 +30,52 @@ def test_an_image_does_not_change_with_the_count_or_the_crowd(sampler: ImageSamp
     assert not np.array_equal(many, sampler.predict([sampler.parse(100, None, 6)])[0])
 
 
+@pytest.fixture
+def conditional(tmp_path: Path) -> ImageSampler:
+    return ImageSampler(publish_tiny(tmp_path, "tiny-cgan"), torch.device("cpu"))
+
+
+def test_an_image_with_a_label_does_not_change_with_the_count_or_the_crowd(conditional: ImageSampler) -> None:
+    conditional.warm_up(64)
+    drawing = conditional.parse(100, None, 5)
+    (many,) = conditional.predict([drawing])
+    for count in (1, 2, 3, 17, 64):
+        crowd = [conditional.parse(7, "z", 1), conditional.parse(count, None, 5), conditional.parse(50, None, 2)]
+        assert np.array_equal(conditional.predict(crowd)[1], many[:count])
+        assert conditional.names(crowd[1]) == conditional.names(drawing)[:count]
+    assert not np.array_equal(many, conditional.predict([conditional.parse(100, None, 6)])[0])
+
+
+def test_labels_come_evenly_and_a_given_one_comes_alone_from_the_same_latents(conditional: ImageSampler) -> None:
+    free, given = conditional.parse(60, None, 5), conditional.parse(60, "y", 5)
+    names = conditional.names(free)
+    assert all(sorted(names[i : i + 3], key=str) == ["x", "y", "z"] for i in range(0, 60, 3))
+    assert names != names[:3] * 20
+    assert names != conditional.names(conditional.parse(60, None, 6))
+    assert conditional.names(given) == ["y"] * 60
+    assert np.array_equal(free.latents, given.latents)
+    pixels, ys = conditional.predict([free, given])
+    same = [i for i, name in enumerate(names) if name == "y"]
+    assert np.array_equal(pixels[same], ys[same])
+    assert not np.array_equal(pixels, ys)
+
+
+def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) -> None:
+    task, kind, sizes, _ = MORE["tiny-cgan"]
+    card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
+    version = store.publish(tmp_path, card, build(kind, sizes).state_dict())
+    with pytest.raises(store.StoreError, match="odd/1: labels are 1, expected 3: one for each class"):
+        ImageSampler(version, torch.device("cpu"))
+
+
 def test_a_label_that_does_not_exist_is_refused(sampler: ImageSampler) -> None:
     with pytest.raises(BadValue, match="label is 'x'; tiny-gan draws without labels"):
         sampler.parse(1, "x", 0)
+
+
+def test_a_label_that_is_not_the_networks_is_refused(conditional: ImageSampler) -> None:
+    with pytest.raises(BadValue, match="label is 'w'; allowed are x, y, z"):
+        conditional.parse(1, "w", 0)
 
 
 def test_a_sheet_is_nearly_square_and_a_png_is_lossless() -> None:

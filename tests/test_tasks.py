@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import random
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -226,6 +227,21 @@ def test_every_example_of_the_documentation_works_as_it_stands(shipped: httpx.Cl
                 ANSWERS[path].model_validate_json(answer.content, strict=True)
                 assert {"200", "4XX", "5XX"} == set(described["responses"])
     assert tried == 4
+
+
+def test_each_image_comes_with_its_own_label(serve: Serve, tiny_store: Path) -> None:
+    from conftest import publish_tiny
+
+    publish_tiny(tiny_store, "tiny-cgan")
+    with serve() as client:
+        body = {"count": 6, "seed": 1, "model": "tiny-cgan"}
+        free = client.post("/v1/images/sample", json=body).json()["results"]
+        given = client.post("/v1/images/sample", json={**body, "label": "y"}).json()["results"]
+        unknown = client.post("/v1/images/sample", json={**body, "label": "w"})
+    assert sorted(entry["label"] for entry in free) == ["x", "x", "y", "y", "z", "z"]
+    assert [entry["label"] for entry in given] == ["y"] * 6
+    assert all(ours == theirs for ours, theirs in zip(free, given, strict=True) if ours["label"] == "y")
+    assert unknown.status_code == 400
 
 
 def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:

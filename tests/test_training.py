@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from app import store
 from app.networks import build
-from training import cnn, data, elman, evaluate, gan, lstm, rnn
+from training import cnn, conditional, data, elman, evaluate, gan, lstm, rnn
 from training import run as running
 from training.calibration import fit_temperature
 from training.whitened import Lookahead, triangle
@@ -30,8 +30,9 @@ TINY = {
     "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
+    "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
-SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan}
+SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan, "conditional": gan}
 
 # A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
@@ -68,6 +69,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(data, "SHA256", {})
     monkeypatch.setattr(gan, "JUDGED", 200)
+    monkeypatch.setattr(conditional, "LEARNT", 200)
     return folder
 
 
@@ -215,6 +217,28 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
     assert gan.frechet(first, first) == pytest.approx(0, abs=1e-9)
     assert gan.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
+
+
+def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
+    torch.manual_seed(0)
+    real, fake = torch.randn(2, 1500, 4)
+    density, coverage = conditional.density_and_coverage(real, fake)
+    assert density == pytest.approx(1, abs=0.1)
+    assert coverage > 0.9
+    assert conditional.density_and_coverage(real, fake + 100) == (0, 0)
+
+
+def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
+    torch.manual_seed(0)
+    network: Any = build("conditional-generator", {"latent": 4})
+    with torch.no_grad():
+        network.linear.weight.mul_(10)
+    conditional.settle(network, 50)
+    classes = torch.arange(500) % 10
+    seen = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
+    norm = network.norms[0].norm
+    assert torch.allclose(norm.running_mean, seen.mean(dim=(0, 1)), atol=0.2)
+    assert torch.allclose(norm.running_var, seen.var(dim=(0, 1)), rtol=0.1)
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:

@@ -1,6 +1,7 @@
 """Train a network that draws images.
 
-    python -m training.gan                     # the workshop's GAN on MNIST: mnist-gan
+    python -m training.gan                         # the workshop's GAN on MNIST: mnist-gan
+    python -m training.gan --preset conditional    # draws the digit that is asked for: mnist-cgan
 
 Measured with the judge of ``python -m training.cnn --preset digits``, which must be in the store.
 Measured results stand in the README's table and on each card.
@@ -21,10 +22,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app import store
-from app.networks.gan import Discriminator, Generator, GeneratorSizes
+from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
 from app.predictors.cnn import ImageClassifier
-from app.predictors.gan import ImageSampler, sheet
-from training import data
+from app.predictors.gan import Drawing, ImageSampler, sheet
+from training import conditional, data
 from training.run import Run, metric, options, permutation, set_learning_rate
 
 JUDGE = "mnist-judge"
@@ -43,8 +44,21 @@ class Config:
     penalty_every: int  # steps
 
 
-PRESETS = {"workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8)}
-NAMES = {"workshop": "mnist-gan"}
+@dataclass(frozen=True)
+class ConditionalConfig(Config):
+    reading: float  # weight of the discriminator's reading of real digits, by which its features learn what a digit is
+    legible: float  # weight of that reading in the generator's loss: small, so that it does not draw the clearest only
+
+
+PRESETS: dict[str, Config] = {
+    "workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8),
+    "conditional": ConditionalConfig(64, 28, 48, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
+}
+NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
+TITLES = {
+    "gan-generator": "The workshop's GAN: a generator of linear layers that draws handwritten digits",
+    "conditional-generator": "A generator of convolutions that draws the handwritten digit it is asked for",
+}
 
 
 def frechet(first: Tensor, second: Tensor) -> float:
@@ -74,10 +88,20 @@ def nearest(images: Tensor, among: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
 
 
+def judged(sampler: ImageSampler, images: data.Images) -> Drawing:
+    """The samples that are judged, of seed 0; their labels are those of as many training images, drawn at random."""
+    drawing = sampler.parse(JUDGED, None, 0)
+    if drawing.classes is None:
+        return drawing
+    some = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(1))[:JUDGED]
+    return Drawing(drawing.latents[: len(some)], images.train_labels[some].numpy())
+
+
 def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     """The metrics of a published generator: 10,000 samples of seed 0 against the test part of its data."""
     images: data.Images = getattr(data, next(iter(sampler.card.data)))()
-    fake = torch.from_numpy(sampler.predict([sampler.parse(JUDGED, None, 0)])[0])
+    drawing = judged(sampler, images)
+    fake = torch.from_numpy(sampler.predict([drawing])[0])
     generator = torch.Generator().manual_seed(0)
     fake_features = features_of(judge, fake)
     with torch.inference_mode():
@@ -86,28 +110,34 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     floors = []
     for _ in range(5):
         drawn = torch.randperm(len(images.train_images), generator=generator)[:JUDGED]
-        floors.append(frechet(features_of(judge, images.train_images[drawn]), real_features))
+        train_features = features_of(judge, images.train_images[drawn])
+        floors.append(frechet(train_features, real_features))
     floor = float(np.mean(floors))
     _, strangers = images.held_out(5000)  # the judge did not learn from these, so that they are as strange as the test
     unseen = frechet(features_of(judge, images.train_images[strangers]), real_features)
     some = frechet(fake_features[: len(strangers)], real_features)
     distance = frechet(fake_features, real_features)
-    shares = classes.bincount(minlength=10) / len(classes)
     train = images.train_images
     ratio = nearest(fake[:2000], train).median() / nearest(images.test_images[:2000], train).median()
-    judged = f"{JUDGED:,} samples of seed 0, judged by {judge.card.name} {judge.card.version}"
-    against = f"{judged}, against the {images.name} test part"
-    return {
+    told = f"{JUDGED:,} samples of seed 0, judged by {judge.card.name} {judge.card.version}"
+    against = f"{told}, against the {images.name} test part"
+    distances = {
         "frechet_distance": metric(distance, against, 2),
         "frechet_floor": metric(floor, f"{JUDGED:,} training images against the test part, mean of 5 draws", 2),
         "frechet_ratio": metric(distance / floor, against, 1),
         "frechet_distance_5000": metric(some, "the first 5,000 of these samples, against the same", 2),
         "frechet_floor_5000": metric(unseen, "5,000 training images that the judge never saw, against the same", 2),
-        "rarest_class": metric(shares.min().item(), judged, 3),
-        "commonest_class": metric(shares.max().item(), judged, 3),
         "nearest_neighbour_ratio": metric(
             ratio.item(), "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
         ),
+    }
+    if drawing.classes is not None:
+        features = (fake_features, real_features, train_features)
+        return distances | conditional.figures(sampler, images, torch.from_numpy(drawing.classes), classes, features)
+    shares = classes.bincount(minlength=10) / len(classes)
+    return distances | {
+        "rarest_class": metric(shares.min().item(), told, 3),
+        "commonest_class": metric(shares.max().item(), told, 3),
     }
 
 
@@ -120,7 +150,7 @@ def load_judge(models: Path, device: str, version: int | None = None) -> ImageCl
 
 
 def save_sheet(path: Path, images: np.ndarray) -> Path:
-    """Images [64, 1, 28, 28], uint8 -> a sheet of 8 x 8, twice the size."""
+    """Images [N, 1, 28, 28], uint8, of a square number -> a square sheet of them, twice the size."""
     picture = Image.fromarray(sheet(images)[0])
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
     return path
@@ -170,16 +200,25 @@ class Game:
         self.average.update_parameters(self.generator)
         return told, fooled
 
+    def shown(self) -> np.ndarray:
+        """What the average draws now: pixels [64, 1, 28, 28], of the same latents every time."""
+        latents = torch.from_numpy(np.random.default_rng(0).standard_normal((64, self.config.latent)))
+        with torch.inference_mode():
+            pixels: np.ndarray = self.average.module.pixels(latents.float().to(self.device)).cpu().numpy()
+        return pixels
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
     run = Run(chosen, config, argv)
 
     images = data.mnist()
-    real_images = images.train_images.to(chosen.device)
+    real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
     judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
-    game = Game(config, chosen.device)
+    labelled = isinstance(config, ConditionalConfig)
+    play: Any = conditional.Game if labelled else Game
+    game = play(config, chosen.device)
     run.track(
         generator=game.generator,
         discriminator=game.discriminator,
@@ -190,7 +229,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
-    fixed = torch.from_numpy(np.random.default_rng(0).standard_normal((64, config.latent))).float().to(chosen.device)
     shuffled = -1
     for step in run.steps(total):
         epoch, place = divmod(step, per_epoch)
@@ -199,31 +237,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch = order[place * config.batch : (place + 1) * config.batch]
         real = real_images[batch].float() / 127.5 - 1
         rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
-        told, fooled = game.update(real, step, rate)
+        given = (real, real_labels[batch]) if labelled else (real,)
+        told, fooled = game.update(*given, step, rate)
         if place == per_epoch - 1:
             run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
-            with torch.inference_mode():
-                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.average.module.pixels(fixed).cpu().numpy())
+            save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.shown())
 
-    publish(run, images, game.average.module, judge)
+    publish(run, images, conditional.settle(game.average.module) if labelled else game.average.module, judge)
 
 
-def publish(run: Run, images: data.Images, network: Generator, judge: ImageClassifier) -> None:
+def publish(run: Run, images: data.Images, network: Any, judge: ImageClassifier) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     sizes = network.sizes
+    labelled = isinstance(sizes, ConditionalSizes)
+    latents = {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}
+    kind = "conditional-generator" if labelled else "gan-generator"
     card = {
         "task": "sample",
-        "title": "The workshop's GAN: a generator of linear layers that draws handwritten digits",
-        "kind": "gan-generator",
+        "title": TITLES[kind],
+        "kind": kind,
         "sizes": asdict(sizes),
-        "inputs": [{"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}],
+        "inputs": [latents, {"name": "classes", "dtype": "int64", "shape": [-1]}] if labelled else [latents],
         "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
+        "labels": images.labels if labelled else None,
         "data": {images.name: images.sha256, f"{JUDGE}@{judge.card.version}": judge.card.weights_sha256},
         "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
     }
     sampler = run.predictor(ImageSampler, card, network)
     card["metrics"] = evaluate(sampler, judge)
-    samples = save_sheet(run.folder / "samples.png", sampler.predict([sampler.parse(64, None, 0)])[0])
+    drawing = conditional.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
+    samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
 
 

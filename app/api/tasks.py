@@ -269,12 +269,13 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         draw = live.predictor.parse
         headers = {"x-model": live.id, "x-seed": str(seed)}
         async with Patience(request, until):
-            latents = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
-            (pixels,) = await live.engine.submit([latents])
+            drawing = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+            (pixels,) = await live.engine.submit([drawing])
             if wants_png(head(request, b"accept")):
                 return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
             encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
-        results = [{"label": body.label, "image": image} for image in encoded]
+        names = live.predictor.names(drawing)
+        results = [{"label": name, "image": image} for name, image in zip(names, encoded, strict=True)]
         return json_response(_answer(live, seed=seed, results=results))
 
 

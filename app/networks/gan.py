@@ -1,4 +1,4 @@
-"""The generator of images and, for training, its discriminator: latents in, grey values out."""
+"""The generators of images and, for training, their discriminators: latents in, grey values out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Generator(nn.Module):
 
     def pixels(self, latents: Tensor) -> Tensor:
         """latents [N, latent] -> the same images as uint8 pixels, 0 to 255."""
-        return ((self(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return as_pixels(self(latents))
 
 
 class Discriminator(nn.Module):
@@ -58,3 +59,104 @@ class Discriminator(nn.Module):
     def forward(self, grey: Tensor) -> Tensor:
         """grey values [N, ...] in [-1, 1] -> logits [N] of being real."""
         return self.layers(grey.flatten(1)).squeeze(1)
+
+
+@dataclass(frozen=True)
+class ConditionalSizes:
+    """``widths``: channels at a quarter of the image's side, at half of it, and at all of it."""
+
+    latent: int = 64
+    classes: int = 10
+    widths: tuple[int, int, int] = (96, 32, 16)
+    channels: int = 1
+    image: int = 28
+
+
+class ClassNorm(nn.Module):
+    """Batch norm whose gain and shift belong to the class (de Vries et al. 2017), and a ReLU.
+
+    In evaluation mode its statistics are fixed, so that no image depends on another.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = nn.Parameter(torch.ones(classes, channels))
+        self.shift = nn.Parameter(torch.zeros(classes, channels))
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x [N, channels, H, W], chosen [N, classes] with a 1 at the class -> [N, channels, H, W]."""
+        gain, shift = chosen @ self.gain, chosen @ self.shift  # not by index: its gradient has no fixed order
+        return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
+
+
+class ConditionalGenerator(nn.Module):
+    """Draws the class that is asked for: a linear layer, and convolutions that double the side twice.
+
+    The class comes in beside the latent and in every norm. What the latent alone decides - slant, thickness - is the
+    same for every class: two classes of one latent are two digits in one hand.
+    """
+
+    def __init__(self, sizes: ConditionalSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.side = sizes.image // 4
+        first, second, third = sizes.widths
+        self.linear = nn.Linear(sizes.latent + sizes.classes, self.side**2 * first, bias=False)
+        self.double1 = nn.ConvTranspose2d(first, second, 4, stride=2, padding=1, bias=False)
+        self.convolution = nn.Conv2d(second, second, 3, padding=1, bias=False)
+        self.double2 = nn.ConvTranspose2d(second, third, 4, stride=2, padding=1, bias=False)
+        self.grey = nn.Conv2d(third, sizes.channels, 3, padding=1)
+        self.norms = nn.ModuleList(ClassNorm(width, sizes.classes) for width in (first, second, second, third))
+        with torch.no_grad():  # the one column of a class weighs as much as all of the latent's
+            self.linear.weight[:, sizes.latent :] *= sizes.latent**0.5
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """latents [N, latent] from N(0, 1), labels [N] -> grey values [N, channels, image, image] in [-1, 1]."""
+        chosen = F.one_hot(labels, self.sizes.classes).to(latents.dtype)
+        x = self.linear(torch.cat([latents, chosen], dim=1))
+        x = x.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2)  # [N, 96, 7, 7]
+        x = self.norms[0](x, chosen)
+        x = self.norms[1](self.double1(x), chosen)  # [N, 32, 14, 14]
+        x = self.norms[2](self.convolution(x), chosen)
+        x = self.norms[3](self.double2(x), chosen)  # [N, 16, 28, 28]
+        return self.grey(x).tanh()
+
+    def pixels(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """latents [N, latent], labels [N] -> the same images as uint8 pixels, 0 to 255."""
+        return as_pixels(self(latents, labels))
+
+
+class ConditionalDiscriminator(nn.Module):
+    """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28.
+
+    Whether an image is a real one of its class is told by a projection (Miyato and Koyama 2018); a second head reads
+    the class itself.
+    """
+
+    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+        super().__init__()
+        first, second, third = widths
+        self.conv1 = nn.Conv2d(1, first, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(first, second, 4, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(second, third, 3, stride=2, padding=1)
+        self.linear = nn.Linear(4 * 4 * third, third)
+        self.real = nn.Linear(third, 1)
+        self.projections = nn.Linear(third, classes, bias=False)
+        self.classes = nn.Linear(third, classes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """grey values [N, 1, 28, 28] in [-1, 1], labels [N] -> logits: [N] of being real, [N, classes] of the class."""
+        x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
+        x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
+        x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]
+        x = F.leaky_relu(self.linear(x.flatten(1)), 0.2)
+        fitting = self.projections(x).gather(1, labels.unsqueeze(1)) + self.real(x)
+        return fitting.squeeze(1), self.classes(x)
+
+
+def as_pixels(grey: Tensor) -> Tensor:
+    """Grey values in [-1, 1] -> uint8, 0 to 255."""
+    return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

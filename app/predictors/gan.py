@@ -6,6 +6,7 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,14 +14,25 @@ from torch import Tensor
 
 from app.errors import BadValue, shown
 from app.predictors.measured import Pace, padded, steady
-from app.store import Version
+from app.store import StoreError, Version
 
 TOGETHER = 64  # images in one matrix product, however many are drawn: more would be computed in another order
 COLOURS = {1: 0, 3: 2}  # PNG's colour types, by channels
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What a request wants drawn: latents [count, latent], and class indices [count] where the network has classes."""
+
+    latents: np.ndarray
+    classes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
 class ImageSampler:
-    """A generator of the store.
+    """A generator of the store. With ``labels``, in the order of its classes, it draws what it is asked for.
 
     An image does not depend on how many are drawn together: where the processor's rounding does, which is tried at
     the start, it computes in double precision, in which no pixel is tipped by it.
@@ -31,44 +43,68 @@ class ImageSampler:
         self.labels = version.card.labels or []
         self.device = device
         self.network = version.network().to(device)
+        expected = getattr(self.network.sizes, "classes", 0)
+        if len(self.labels) != expected:
+            raise StoreError(f"{version.label}: labels are {len(self.labels)}, expected {expected}: one for each class")
         self.dtype = torch.float32
         self.latent: int = self.network.sizes.latent
         self.pace = Pace(0.0, 0.0)
 
-    def parse(self, count: int, label: str | None, seed: int) -> np.ndarray:
-        """What to draw -> latents [count, latent]. Image i of a seed is the same for every count. Raises BadValue."""
+    def parse(self, count: int, label: str | None, seed: int) -> Drawing:
+        """What to draw. Image i of a seed is the same for every count. Raises BadValue.
+
+        Without a label each ten (or as many as there are labels) in a row are one of each, in an order of their own;
+        with one, the latents are the same.
+        """
         if label is not None and label not in self.labels:
             allowed = (
                 f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
             )
             raise BadValue(f"label is {shown(label)}; {allowed}", "label")
-        return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
+        latents = np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
+        if not self.labels:
+            return Drawing(latents)
+        if label is not None:
+            return Drawing(latents, np.full(count, self.labels.index(label)))
+        rounds = math.ceil(count / len(self.labels))
+        order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
+        return Drawing(latents, order.reshape(-1)[:count])
 
-    def predict(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Latents [count, latent] of each request -> pixels [count, channels, side, side] of each, uint8."""
+    def names(self, item: Drawing) -> list[str | None]:
+        """The label of each image."""
+        return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
+
+    def predict(self, items: Sequence[Drawing]) -> list[np.ndarray]:
+        """What to draw, of each request -> pixels [count, channels, side, side] of each, uint8."""
+        latents = torch.from_numpy(np.concatenate([item.latents for item in items])).to(self.device, self.dtype)
+        inputs = [latents]
+        if self.labels:
+            classes = [item.classes for item in items if item.classes is not None]
+            inputs.append(torch.from_numpy(np.concatenate(classes)).to(self.device))
         with torch.inference_mode():
-            latents = torch.from_numpy(np.concatenate(items)).to(self.device, self.dtype)
-            pixels = torch.cat([self._pixels(part) for part in latents.split(TOGETHER)]).cpu().numpy()
+            parts = zip(*(rows.split(TOGETHER) for rows in inputs), strict=True)
+            pixels = torch.cat([self._pixels(*part) for part in parts]).cpu().numpy()
         return np.split(pixels, np.cumsum([len(item) for item in items])[:-1])
 
-    def _pixels(self, latents: Tensor) -> Tensor:
-        return self.network.pixels(padded(latents))[: len(latents)]
+    def _pixels(self, *inputs: Tensor) -> Tensor:
+        return self.network.pixels(*map(padded, inputs))[: len(inputs[0])]
 
-    def rows(self, item: np.ndarray) -> int:
+    def rows(self, item: Drawing) -> int:
         """How much of a batch an item takes."""
         return len(item)
 
-    def seconds(self, items: Sequence[np.ndarray]) -> float:
+    def seconds(self, items: Sequence[Drawing]) -> float:
         """How long a batch should take."""
         return self.pace(sum(map(len, items)))
 
     def warm_up(self, rows: int) -> None:
         """Choose the precision; compute alone, in a full batch and between, and measure it."""
         latents = torch.randn(TOGETHER, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
-        if not steady(self.network, latents):
+        classes = [torch.arange(TOGETHER, device=self.device) % len(self.labels)] if self.labels else []
+        if not steady(lambda rows: self.network(rows, *(each[: len(rows)] for each in classes)), latents):
             self.dtype = torch.float64
             self.network = self.network.double()
-        self.pace = Pace.measure(lambda count: self.predict([np.zeros((count, self.latent))]), rows)
+        self.pace = Pace.measure(lambda count: self.predict([self.parse(count, None, 0)]), rows)
 
 
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
