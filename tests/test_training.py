@@ -27,7 +27,7 @@ IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
     "cnn": IMAGES,
     "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
-    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.1"],
+    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.4"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
@@ -190,6 +190,40 @@ def test_the_fast_recurrence_equals_the_simple_one(kind: str, layers: int) -> No
     fast = outcome(lambda *inputs: elman.forward(network, *inputs))
     for simple, ours in zip(outcome(network), fast, strict=True):
         assert torch.allclose(simple, ours, atol=1e-12)
+
+
+def test_a_stack_learns_in_bfloat16_nearly_what_it_learns_in_float32() -> None:
+    torch.manual_seed(0)
+    network: Any = build("stacked-rnn", {"vocabulary": 11, "hidden": 32, "layers": 3})
+    characters, state = torch.randint(11, (4, 20)), torch.randn(4, 3, 32)
+
+    def gradients(low: bool) -> torch.Tensor:
+        logits, last = elman.forward(network, characters, state, low=low)
+        assert logits.dtype == last.dtype == torch.float32
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), characters[:, 1:].flatten())
+        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(network.parameters()))])
+
+    exact, low = gradients(False), gradients(True)
+    assert 0 < (exact - low).norm() / exact.norm() < 0.02
+
+
+def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    left = elman.dropout(torch.ones(999, 1001), 0.25)
+    assert left.unique().tolist() == [0, pytest.approx(4 / 3)]
+    assert (left == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
+    assert elman.dropout(left, 0.0) is left
+
+
+def test_what_is_held_out_is_spread_over_the_text_and_not_learnt() -> None:
+    characters = torch.arange(100_003)
+    learn, held = rnn.held_apart(characters, 0.05)
+    assert [len(part) for part in held] == [500] * 10
+    assert torch.equal(torch.cat([learn, *held]).sort().values, characters)
+    assert [round(part[250].item() / 10_000, 1) for part in held] == [i + 0.5 for i in range(10)]
+    assert torch.equal(rnn.held_apart(characters, 0.0)[0], characters)
+    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; it takes 257"):
+        rnn.held_apart(characters, 0.005)
 
 
 def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
