@@ -22,7 +22,16 @@ from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
+JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
+NAMES = 64  # commas that a body may have besides those of its values or its prompt
+SEEDS = 2**53  # so that a seed survives every JSON reader
+BINARY = {"type": "string", "format": "binary"}
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
+
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+ModelName = Annotated[
+    str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)
+]
 
 Model = TypeVar("Model", bound="Body")
 Query = TypeVar("Query", bound=BaseModel)
@@ -41,6 +50,11 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
         info = model.model_fields[name]
         fields[name] = (Annotated[info.annotation, Field(**limit)], info)
     return create_model(model.__name__, __base__=model, **fields)
+
+
+def json_bytes(most: int, content: int) -> int:
+    """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
+    return min(most, JSON_BYTES + content)
 
 
 class Buffered:
