@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from app.engine.registry import Live
 
+NEVER = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
+
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")

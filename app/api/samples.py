@@ -67,12 +67,12 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             (pixels,) = await live.engine.submit([drawing])
             if wants_png(head(request, b"accept")):
                 return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
-            encoded = await parsing.run_if_long(pixels.size // PACKED, _encoded, pixels)
+            images = await parsing.run_if_long(pixels.size // PACKED, encoded, pixels)
         names = live.predictor.names(drawing)
-        results = [{"label": name, "image": image} for name, image in zip(names, encoded, strict=True)]
+        results = [{"label": name, "image": image} for name, image in zip(names, images, strict=True)]
         return json_response(answered(live, seed=seed, results=results))
 
 
-def _encoded(pixels: np.ndarray) -> list[str]:
+def encoded(pixels: np.ndarray) -> list[str]:
     """Pixels [N, channels, height, width] as PNG files in base64."""
     return [base64.b64encode(png(image)).decode() for image in pixels]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -17,6 +17,8 @@ from app.engine.registry import Live, Registry
 from app.errors import BadValue, shown
 from app.predictors.lstm import Series, SeriesForecaster
 from app.settings import Settings
+
+DIGITS = 26  # bytes that a value can take in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
@@ -37,13 +39,24 @@ class History(Body):
     levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
     seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
     model: ModelName = None
+    h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
+    level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
+
+    def plain(self) -> Self:
+        """The same in our own names. Raises BadValue where a value came by both."""
+        given: dict[str, Any] = {}
+        for ours, theirs in (("horizon", "h"), ("levels", "level")):
+            if (value := getattr(self, theirs)) is not None:
+                if ours in self.model_fields_set:
+                    raise BadValue(f"{theirs} is another name of {ours}; send one of them", theirs)
+                given |= {ours: value, theirs: None}
+        return self.model_copy(update=given) if given else self
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/series/forecast``, with the limits of the settings."""
-    parsing = registry.parsing
-    histories = limited(History, horizon={"le": settings.max_horizon})
-    limit = json_bytes(settings.max_body_bytes, 26 * settings.max_series_values)  # bytes that a value can take
+    parsing, histories = registry.parsing, bounded(settings)
+    limit = json_bytes(settings.max_body_bytes, DIGITS * settings.max_series_values)
     reading = Reading(limit, settings.body_seconds, parsing)
     most = settings.max_series_values + settings.max_series + NAMES
 
@@ -51,24 +64,29 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, histories, reading, most)
+        body = (await read_json(request, histories, reading, most)).plain()
         live = registry.pick("forecast", body.model)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
         async with Patience(request, until):
-            items = await parsing.run_if_long(_size(body), _series, live, body, settings)
+            items = await parsing.run_if_long(size(body), parsed, live, body, settings)
             answers = await live.engine.submit(items)
-            size = len(items) * body.horizon * (1 + len(body.levels))
-            return await parsing.run_if_long(size, _forecasts, live, items, answers, body.levels)
+            length = len(items) * body.horizon * (1 + len(body.levels))
+            return await parsing.run_if_long(length, _response, live, items, answers, body.levels)
 
 
-def _size(body: History) -> int:
+def bounded(settings: Settings) -> type[History]:
+    """The body, with the limits of the settings."""
+    return limited(History, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
+
+
+def size(body: History) -> int:
     """How many values a request has."""
     return sum(len(series) if isinstance(series, list) else 1 for series in body.values)
 
 
-def _series(live: Live, body: History, settings: Settings) -> list[Series]:
-    """The series of a request as items. Raises BadValue."""
+def parsed(live: Live, body: History, settings: Settings, series_at: str = "values.{}") -> list[Series]:
+    """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
     assert isinstance(live.predictor, SeriesForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
     series: list[Any] = list(body.values) if many else [body.values]
@@ -81,14 +99,24 @@ def _series(live: Live, body: History, settings: Settings) -> list[Series]:
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
     parse = live.predictor.parse
-    return [parse(values, body.horizon, f"values.{i}" if many else "values") for i, values in enumerate(series)]
+    return [parse(values, body.horizon, series_at.format(i) if many else "values") for i, values in enumerate(series)]
 
 
-def _forecasts(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
+def level_name(level: float) -> str:
+    """The key of an interval: ``80``, ``99.9``."""
+    return repr(level).removesuffix(".0")
+
+
+def results(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> list[dict[str, Any]]:
+    """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
     assert isinstance(live.predictor, SeriesForecaster)
-    results = []
+    told = []
     for item, mean in zip(items, means, strict=True):
-        widths = {repr(level).removesuffix(".0"): live.predictor.half_widths(item, level) for level in levels}
+        widths = {level_name(level): live.predictor.half_widths(item, level) for level in levels}
         intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
-        results.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
-    return json_response(answered(live, results=results))
+        told.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
+    return told
+
+
+def _response(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
+    return json_response(answered(live, results=results(live, items, means, levels)))
