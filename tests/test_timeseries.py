@@ -74,6 +74,7 @@ def test_the_forecast_begins_where_the_series_ends(tiny: httpx.Client, begin: st
         (question(options={"horizon": 0}), "options.horizon", "is 0"),
         (question(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
         (question(inputs=[]), "inputs", "at least 1"),
+        (question(inputs=question()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
         (question(horizn=3), "inputs.0.horizn", ""),
     ],
 )

@@ -92,10 +92,11 @@ def parsed(live: Live, body: History, settings: Settings, series_at: str = "valu
     series: list[Any] = list(body.values) if many else [body.values]
     if body.seasonality is not None:
         raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
+    field = series_at.partition(".")[0]
     if len(series) > settings.max_series:
-        raise BadValue(f"values has {len(series)} series; allowed are {settings.max_series}", "values")
+        raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
     if (count := sum(map(len, series))) > settings.max_series_values:
-        raise BadValue(f"values has {count:,} values; allowed are {settings.max_series_values:,}", "values")
+        raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
     parse = live.predictor.parse
