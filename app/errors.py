@@ -65,6 +65,14 @@ class MethodNotAllowed(QuartetError):
         return {"allow": self.allow} if self.allow else {}
 
 
+class NotEnabled(QuartetError):
+    """Something that this service could do, but does not for this caller."""
+
+    status = 403
+    type = "permission_error"
+    code = "not_enabled"
+
+
 class TooLarge(QuartetError):
     status = 413
     type = "invalid_request_error"

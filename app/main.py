@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from app import store
-from app.api import failures, health, models, tasks
+from app.api import failures, health, models, oip, openai, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.registry import Registry, find_device, find_store
@@ -59,7 +59,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     failures.install(app)
     busy = tasks.router(registry, settings)
     app.include_router(busy)
+    others = [openai.router(registry, settings), timeseries.router(registry, settings)]
+    for protocol in others:
+        app.include_router(protocol)
     app.include_router(models.router(registry))
+    app.include_router(oip.router(registry, settings, metrics))
     app.include_router(health.router(registry, metrics))
 
     @app.get("/", include_in_schema=False)
@@ -67,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return RedirectResponse("/docs")
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
-    direct = Direct(app.build_middleware_stack(), busy.routes)
+    direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
     app.middleware_stack = Telemetry(Buffered(direct, settings.max_buffered_bytes), metrics, log, failures.response)
     return app
 

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -112,11 +113,24 @@ class Metrics:
 
     def page(self) -> bytes:
         """All figures of all workers in Prometheus' text format."""
+        return generate_latest(self._of_all())
+
+    def totals(self) -> dict[tuple[str, str, str], float]:
+        """The counts and sums of all workers by figure, model and version; of a figure without one it is empty."""
+        found: dict[tuple[str, str, str], float] = defaultdict(float)
+        for family in self._of_all().collect():
+            for sample in family.samples:
+                if "model" in sample.labels and not sample.name.endswith("_bucket"):
+                    found[sample.name, sample.labels["model"], sample.labels.get("version", "")] += sample.value
+        return found
+
+    def _of_all(self) -> CollectorRegistry:
+        """The figures of all workers."""
         if SHARED not in os.environ:
-            return generate_latest(self.registry)
+            return self.registry
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
-        return generate_latest(registry)
+        return registry
 
 
 def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:

@@ -124,6 +124,21 @@ def shipped() -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The service with one tiny network for each task, and a generator that draws by label."""
+    folder = tmp_path_factory.mktemp("tiny") / "store"
+    for name in (*TINY, *MORE):
+        publish_tiny(folder, name)
+    with serving(Settings(store=folder, **TEST)) as client:
+        yield client
+
+
+def address(client: httpx.Client) -> str:
+    """``host:port`` of a service, for other clients."""
+    return client.base_url.netloc.decode()
+
+
 def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
     """A picture of noise in a format and mode."""
     channels = len(Image.new(mode, (1, 1)).getbands())

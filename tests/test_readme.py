@@ -47,7 +47,24 @@ def test_each_line_of_the_readme_gives_what_stands_below_it(shipped: httpx.Clien
 def test_every_endpoint_is_shown() -> None:
     paths = {path for path in re.findall(r"\| `(?:GET|POST) (/[^`]*)` \|", README) if path != "/docs"}
     shown = " ".join(command for command, _ in SHOWN)
-    assert not [path for path in paths if path.replace("{name}", "") not in shown]
+    for names in re.findall(r"for path in ([^;]*);", shown):
+        shown += "".join(f" /v2/{name}" for name in names.split())
+    named = {path: re.escape(path).replace(r"\{name\}", r"[\w@-]*") for path in paths}
+    assert not [path for path, pattern in named.items() if not re.search(pattern + r"(?![\w/])", shown)]
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("lines", PYTHON, ids=[lines.split("\n", 1)[0] for lines in PYTHON])
+def test_each_piece_of_python_in_the_readme_prints_what_stands_beside_it(
+    shipped: httpx.Client, lines: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(lines.replace("localhost:8000", shipped.base_url.netloc.decode()), {})
+    expected = [line.split("  # ", 1)[1] for line in lines.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert expected
 
 
 def test_the_measured_figures_are_those_of_the_cards() -> None:

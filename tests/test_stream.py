@@ -197,6 +197,6 @@ async def test_a_failure_before_the_first_event_is_an_answer() -> None:
 
     request = Request({"type": "http", "headers": []}, receive)
     until = asyncio.get_running_loop().time() + 30
-    await EventStream(request, failing(), until)({"type": "http"}, receive, send)
+    await EventStream(request, failing(), until)({"type": "http", "path": PATH}, receive, send)
     assert messages[0]["status"] == 400
     assert b"x is wrong" in messages[1]["body"]

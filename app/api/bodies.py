@@ -22,7 +22,16 @@ from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
+JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
+NAMES = 64  # commas that a body may have besides those of its values or its prompt
+SEEDS = 2**53  # so that a seed survives every JSON reader
+BINARY = {"type": "string", "format": "binary"}
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
+
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+ModelName = Annotated[
+    str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)
+]
 
 Model = TypeVar("Model", bound="Body")
 Query = TypeVar("Query", bound=BaseModel)
@@ -41,6 +50,11 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
         info = model.model_fields[name]
         fields[name] = (Annotated[info.annotation, Field(**limit)], info)
     return create_model(model.__name__, __base__=model, **fields)
+
+
+def json_bytes(most: int, content: int) -> int:
+    """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
+    return min(most, JSON_BYTES + content)
 
 
 class Buffered:
@@ -78,15 +92,16 @@ def head(request: Request, name: bytes, otherwise: str = "") -> str:
     return otherwise if found is None else found.decode("latin-1")
 
 
-async def read(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body.
+async def read(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
+    """The whole body, in one of ``codings`` or as it is.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
-    CallerGone, and BadValue when it is compressed.
+    CallerGone, and BadValue when it is compressed in another way.
     """
     coding = head(request, b"content-encoding", "identity")
-    if coding != "identity":
-        raise BadValue(f"content-encoding is {shown(coding)}; send the body as it is", "content-encoding")
+    if coding != "identity" and coding.lower() not in codings:
+        allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
+        raise BadValue(f"content-encoding is {shown(coding)}; {allowed}", "content-encoding")
     announced = head(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
@@ -144,18 +159,34 @@ async def read_json(
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
     content = await read(request, reading.limit, reading.seconds)
+    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, most, model)
+
+
+async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
+    """The body as it is, an object. Raises as ``read_json`` does."""
+    content = await read(request, reading.limit, reading.seconds)
+    return await reading.lane.run_if_long(len(content) // PACKED, object_of, content, most)
+
+
+def _parsed(content: bytes, most: int, model: type[Model]) -> Model:
+    return checked(object_of(content, most), model)
+
+
+def object_of(content: bytes, most: int) -> dict[str, Any]:
+    """A body with at most so many commas as an object; an empty one has nothing in it. Raises BadValue."""
     if (commas := content.count(b",")) > most:
         raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
-    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, model)
-
-
-def _parsed(content: bytes, model: type[Model]) -> Model:
     try:
         found = from_json(content or b"{}")
     except ValueError as error:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
+    return found
+
+
+def checked(found: dict[str, Any], model: type[Model]) -> Model:
+    """Named values as a model. Raises BadValue."""
     for name in found:  # before pydantic, which would note every one of a million
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)

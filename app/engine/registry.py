@@ -243,6 +243,10 @@ class Registry:
         versions = self.live.get(name)
         return versions[max(versions)] if versions else None
 
+    def all(self) -> list[Live]:
+        """Every version that is served."""
+        return [live for versions in self.live.values() for live in versions.values()]
+
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""
         if self.stopping:

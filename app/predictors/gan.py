@@ -61,14 +61,22 @@ class ImageSampler:
                 f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
             )
             raise BadValue(f"label is {shown(label)}; {allowed}", "label")
-        latents = np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
+        if label is not None:
+            return self.chosen([label] * count, seed)
+        latents = self._latents(count, seed)
         if not self.labels:
             return Drawing(latents)
-        if label is not None:
-            return Drawing(latents, np.full(count, self.labels.index(label)))
         rounds = math.ceil(count / len(self.labels))
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
         return Drawing(latents, order.reshape(-1)[:count])
+
+    def chosen(self, labels: Sequence[str], seed: int) -> Drawing:
+        """An image of each label, with the latents that image i of the seed always has."""
+        indices = {label: index for index, label in enumerate(self.labels)}
+        return Drawing(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
+
+    def _latents(self, count: int, seed: int) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
     def names(self, item: Drawing) -> list[str | None]:
         """The label of each image."""
