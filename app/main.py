@@ -16,11 +16,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
-from app import store
+from app import rollout
 from app.api import failures, health, models, tasks
 from app.api.bodies import Buffered
 from app.api.direct import Direct
-from app.engine.registry import Registry, find_device, find_store
+from app.engine.loading import find_device
+from app.engine.registry import Registry, find_store
 from app.machine import cores, memory, open_files
 from app.server import Listening, Worker, announce, listen_at
 from app.settings import Settings, SettingsError
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(registry.load)
+        await registry.load()
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
@@ -89,7 +90,11 @@ def layout(settings: Settings) -> tuple[int, int]:
     if alone and settings.workers > 1:
         why = "a GPU is one process's own" if can_fork() else "this system cannot share them"
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {why}; allowed are 0, 1")
-    room = cores() if available is None else int(available / 2 // store.worker_bytes(settings.store))
+    room = (
+        cores()
+        if available is None
+        else int(available / 2 // rollout.worker_bytes(settings.store, settings.model_bytes))
+    )
     workers = settings.workers or (1 if alone else max(1, min(cores() // max(settings.threads, 1), room, MOST_WORKERS)))
     return workers, settings.threads or max(1, cores() // workers)
 

@@ -34,10 +34,12 @@ from app.api.bodies import (
     read_query,
     wants_png,
 )
+from app.api.choice import choose
 from app.api.events import EventStream, event
 from app.api.patience import Patience, deadline
 from app.engine.lane import SMALL
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, NotAnImage, shown
 from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.predictors.gan import ImageSampler, png, sheet
@@ -147,7 +149,7 @@ def _classify(routes: APIRouter, registry: Registry, settings: Settings) -> None
         """
         until = deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        live = registry.pick("classify", query.model)
+        live = await choose(request, registry, "classify", query.model, until)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings, reading)
         assert isinstance(live.predictor, ImageClassifier)
@@ -188,7 +190,7 @@ def _continue(routes: APIRouter, registry: Registry, settings: Settings) -> None
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, reading, most)
-        live = registry.pick("continue", body.model)
+        live = await choose(request, registry, "continue", body.model, until)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
         begin, stop = live.predictor.begin, [body.stop] if isinstance(body.stop, str) else body.stop or []
@@ -238,7 +240,7 @@ def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, histories, reading, most)
-        live = registry.pick("forecast", body.model)
+        live = await choose(request, registry, "forecast", body.model, until)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
         async with Patience(request, until):
@@ -262,7 +264,7 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, draws, reading, NAMES + 200)
-        live = registry.pick("sample", body.model)
+        live = await choose(request, registry, "sample", body.model, until)
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
