@@ -11,13 +11,13 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, cast
 
 from app import store
 from app.disk import scratch
-from app.rollout import Missing, Refused, contents, shortened
+from app.rollout import Refused, checked, contents, shortened
 from app.store import CARD, WEIGHTS, StoreError
 
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
@@ -32,16 +32,42 @@ class BadArchive(StoreError):
     """A file that is no version: the sentence says which entry, and what is wrong with it."""
 
 
-def export(models: Path, name: str, version: int, file: BinaryIO) -> None:
-    """Write a whole version as one archive. Raises Missing, and StoreError for one that is not whole."""
-    if version not in contents(models).get(name, []):
-        raise Missing(f"there is no {shortened(f'{name}@{version}')} in the store")
-    folder = models / name / str(version)
-    store.read(models, name, version).network()
+class _Sink:
+    """A file that is taken away piece by piece while it is written."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, piece: bytes) -> int:
+        self._written += piece
+        return len(piece)
+
+    def flush(self) -> None:
+        """There is nothing to wait for."""
+
+    def take(self) -> bytes:
+        taken = bytes(self._written)
+        self._written.clear()
+        return taken
+
+
+def export(models: Path, name: str, version: int) -> Iterator[bytes]:
+    """A whole version as one archive, piece by piece. Raises Missing, and StoreError for one that is not whole."""
+    folder = checked(models, name, version).folder
     pictures = sorted(path.name for path in folder.iterdir() if PICTURE.fullmatch(path.name))
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for entry in (CARD, WEIGHTS, *pictures):
-            archive.write(folder / entry, entry)
+    return _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
+
+
+def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
+    sink = _Sink()
+    with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
+        for path in paths:
+            entry = zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)
+            with path.open("rb") as source, archive.open(entry, "w") as target:
+                while piece := source.read(PIECE):
+                    target.write(piece)
+                    yield sink.take()
+    yield sink.take()
 
 
 def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -> store.Card:

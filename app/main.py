@@ -17,7 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from app import rollout
-from app.api import failures, health, models, tasks
+from app.api import admin, failures, health, models, tasks
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.loading import find_device
@@ -62,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(busy)
     app.include_router(models.router(registry))
     app.include_router(health.router(registry, metrics))
+    if key := admin.admin_key(settings):
+        app.include_router(admin.router(registry, settings, key))
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -69,7 +71,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), busy.routes)
-    app.middleware_stack = Telemetry(Buffered(direct, settings.max_buffered_bytes), metrics, log, failures.response)
+    buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    app.middleware_stack = Telemetry(buffered, metrics, log, failures.response)
     return app
 
 

@@ -210,7 +210,7 @@ def _import(chosen: argparse.Namespace) -> None:
 
 
 def _export(chosen: argparse.Namespace) -> None:
-    name, at, number = chosen.model.partition("@")
+    name, _, number = chosen.model.partition("@")
     try:
         version = _version(number)
     except argparse.ArgumentTypeError:
@@ -220,7 +220,7 @@ def _export(chosen: argparse.Namespace) -> None:
     handle, scratch = tempfile.mkstemp(prefix=".export-", dir=chosen.file.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            archive.export(chosen.store, name, version, file)
+            file.writelines(archive.export(chosen.store, name, version))
         os.chmod(scratch, 0o644)
         os.replace(scratch, chosen.file)
     except BaseException:
