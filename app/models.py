@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("name", metavar="NAME", help="a model's name")
         return added
 
-    command("list", _list, "all models: which version of each serves")
+    command("list", _list, "which version of each model serves").add_argument("names", metavar="NAME", nargs="*")
     named("show", _show, "one model with all its versions")
     added = named("activate", _activate, "have a version serve whoever asks for none")
     added.add_argument("version", metavar="VERSION", type=_version_or_newest, help="its number, or `newest`: follow it")
@@ -106,7 +106,9 @@ def _version_or_newest(text: str) -> int | Literal["newest"]:
 
 
 def _list(chosen: argparse.Namespace) -> None:
-    rows = catalogue.models(chosen.store)
+    for name in chosen.names:
+        rollout.numbers(chosen.store, name)  # one that is not there is told
+    rows = [row for row in catalogue.models(chosen.store) if not chosen.names or row["name"] in chosen.names]
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'none is whole'}{' (default)' if row['default'] else ''}"
