@@ -92,7 +92,12 @@ def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_st
         ("models/other/activate", {"version": 1}, 404, "there is no model 'other' in the store; there are: tiny-cnn, "),
         ("models/tiny-gan/activate", {"version": 9}, 404, "there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
         ("models/..%2Fx/activate", {"version": 1}, 404, ""),
-        ("models/tiny-gan/activate", {"version": "2"}, 400, "version"),
+        (
+            "models/tiny-gan/activate",
+            {"version": "2"},
+            400,
+            "version is '2'; it should be the number of a version, or 'newest'",
+        ),
         ("models/tiny-gan/activate", {"version": 2, "share": 0}, 400, "share is 0; it should be greater than 0"),
         ("models/tiny-gan/retire", {"version": 3}, 409, "tiny-gan@3 is the active version"),
         ("models/tiny-cnn/rollback", None, 409, "tiny-cnn has no previous version to go back to"),

@@ -110,11 +110,15 @@ def activate():
 
 does = {"publish": publish, "import": bring_in, "activate": activate}[what]
 for i in range(kills):
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
+        does()
+        os.write(tell, b"x")
         while True:
             does()
-    time.sleep(0.05 + 0.05 * i / kills)  # another moment each time
+    assert os.read(told, 1)  # it works
+    time.sleep(0.05 * i / kills)  # another moment each time
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "it ended by itself"

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
 from app import archive, catalogue, rollout
@@ -36,8 +37,16 @@ R = TypeVar("R")
 bearer = HTTPBearer(auto_error=False, description="the admin key")
 
 
+def _number_or_newest(value: object) -> object:
+    if value == NEWEST or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9):
+        return value
+    raise PydanticCustomError("version", "Input should be the number of a version, or 'newest'")
+
+
 class Activation(Body):
-    version: Number | Literal["newest"] = Field(description="a version's number, or `newest`: follow the newest")
+    version: Annotated[Number | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
+        description="a version's number, or `newest`: follow the newest"
+    )
     share: float = Field(
         100, gt=0, le=100, description="per cent of the requests that name no version; below 100: canary"
     )

@@ -99,8 +99,10 @@ class Registry:
         for name in self.shelves.keys() - self._survey.numbers.keys():
             del self.shelves[name]
         first = set(self.defaults.values())
-        for name in sorted(self._survey.numbers, key=lambda name: (name not in first, name)):
-            await self._settle(name)
+        names = sorted(self._survey.numbers, key=lambda name: (name not in first, name))
+        for most in (1, None):  # what serves comes first, of all names
+            for name in names:
+                await self._settle(name, most)
         self._part()
         self._choose_defaults()
 
@@ -113,16 +115,20 @@ class Registry:
             if entry not in known:
                 _complain(entry)
 
-    async def _settle(self, name: str) -> None:
-        """Serve a name as was chosen: a version that is new in its role is loaded first, where memory allows."""
+    async def _settle(self, name: str, most: int | None) -> None:
+        """Serve a name as was chosen: a version that is new in its role is loaded first, where memory allows.
+
+        Only the ``most`` wanted versions are.
+        """
         while True:
             shelf = self._shelf(name)
             missing = [number for number in shelf.kept if self._should_load(shelf, number)]
             if shelf.active not in missing and shelf.canary not in missing:
                 self._place(shelf)
-            if not missing:
+            due = [number for number in shelf.kept[:most] if number in missing]
+            if not due:
                 return
-            await self._fetch(name, missing[0])
+            await self._fetch(name, due[0])
 
     def _shelf(self, name: str) -> Shelf:
         """What follows for a name from the store, and from what could be loaded of it."""
@@ -133,7 +139,7 @@ class Registry:
     def _place(self, shelf: Shelf) -> None:
         before = self.shelves.get(shelf.name)
         self.shelves[shelf.name] = shelf
-        if self._serving and before != shelf:
+        if self._serving and (before is None or before.told() != shelf.told()):
             log.info("%s: %s", shelf.name, shelf.told())
 
     def _should_load(self, shelf: Shelf, number: int) -> bool:
