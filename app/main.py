@@ -20,8 +20,8 @@ from app import rollout
 from app.api import admin, failures, health, models, tasks
 from app.api.bodies import Buffered
 from app.api.direct import Direct
-from app.engine.loading import find_device
-from app.engine.registry import Registry, find_store
+from app.engine.loading import find_device, find_store
+from app.engine.registry import Registry
 from app.machine import cores, memory, open_files
 from app.server import Listening, Worker, announce, listen_at
 from app.settings import Settings, SettingsError

@@ -244,6 +244,5 @@ def worker_bytes(models: Path, most: int = 0) -> int:
             chosen = read(models, name)
         except StoreError:
             chosen = Rollout()
-        paths = [models / name / str(number) / store.WEIGHTS for number in kept(found, chosen)]
-        weights += sum(path.stat().st_size for path in paths if path.is_file())
+        weights += sum(store.size(models, name, number) for number in kept(found, chosen))
     return 100 * 2**20 + 2 * (min(weights, most) if most else weights)

@@ -186,6 +186,12 @@ def read(store: Path, name: str, version: int) -> Version:
     return Version(folder, card, tensors)
 
 
+def size(store: Path, name: str, version: int) -> int:
+    """The bytes of a version's weights file; 0 when there is none."""
+    path = store / name / str(version) / WEIGHTS
+    return path.stat().st_size if path.is_file() else 0
+
+
 def defaults(store: Path) -> dict[Task, str]:
     """The model that serves each task when the caller names none. Raises StoreError."""
     path = store / "defaults.json"

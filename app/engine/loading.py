@@ -131,6 +131,12 @@ def _label(card: Card) -> str:
     return f"{card.name}@{card.version}"
 
 
+def find_store(folder: Path) -> None:
+    """Raises SettingsError for a store that is not there."""
+    if not folder.is_dir():
+        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
+
+
 def find_device(wanted: str) -> torch.device:
     """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -7,18 +7,17 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakSet
 
 from app import store
 from app.engine.lane import Lane
-from app.engine.loading import Broken, Engine, Live, Loader, find_device
+from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
 from app.engine.memory import Memory
 from app.engine.shelf import Shelf
 from app.engine.survey import Key, Survey
 from app.engine.watch import Watch
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, shown
-from app.settings import Settings, SettingsError
+from app.settings import Settings
 from app.store import Card, StoreError, Task
 
 log = logging.getLogger("quartet")
@@ -63,6 +62,7 @@ class Registry:
         self._refused: list[Broken] = []  # entries of defaults.json
         self._coming: dict[Key, asyncio.Task[Live | Broken]] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._bringing: asyncio.Task[None] | None = None
         self._serving = False  # from then on, versions are loaded aside
 
     @property
@@ -78,7 +78,10 @@ class Registry:
     async def load(self) -> None:
         """Read the store, and bring into memory what stays there: first what serves the tasks by default."""
         self._choose_defaults()
-        await self._catch_up()
+        await self._look()
+        self._place()
+        await self._bring()
+        self._choose_defaults()
         self._serving = True
 
     async def follow(self) -> None:
@@ -90,21 +93,16 @@ class Registry:
         while self.settings.store_seconds:
             await asyncio.sleep(self.settings.store_seconds)
             try:
-                await self._catch_up()
+                await self._look()
+                self._place()
+                self._part()
+                self._choose_defaults()
+                if (
+                    not self._bringing or self._bringing.done()
+                ):  # what is chosen meanwhile does not wait for what is being loaded
+                    self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
-
-    async def _catch_up(self) -> None:
-        await self._look()
-        for name in self.shelves.keys() - self._survey.numbers.keys():
-            del self.shelves[name]
-        first = set(self.defaults.values())
-        names = sorted(self._survey.numbers, key=lambda name: (name not in first, name))
-        for most in (1, None):  # what serves comes first, of all names
-            for name in names:
-                await self._settle(name, most)
-        self._part()
-        self._choose_defaults()
 
     async def _look(self) -> None:
         known, asked = set(self._survey.broken), dict(self._failed)
@@ -115,20 +113,32 @@ class Registry:
             if entry not in known:
                 _complain(entry)
 
-    async def _settle(self, name: str, most: int | None) -> None:
-        """Serve a name as was chosen: a version that is new in its role is loaded first, where memory allows.
-
-        Only the ``most`` wanted versions are.
-        """
-        while True:
+    def _place(self) -> None:
+        """Serve each name as was chosen, where what it needs for that is in memory or will come on demand."""
+        for name in self.shelves.keys() - self._survey.numbers.keys():
+            del self.shelves[name]
+        for name in self._survey.numbers:
             shelf = self._shelf(name)
-            missing = [number for number in shelf.kept if self._should_load(shelf, number)]
-            if shelf.active not in missing and shelf.canary not in missing:
-                self._place(shelf)
-            due = [number for number in shelf.kept[:most] if number in missing]
-            if not due:
-                return
-            await self._fetch(name, due[0])
+            if not any(number and self._should_load(shelf, number) for number in (shelf.active, shelf.canary)):
+                self._put(shelf)
+
+    async def _bring(self) -> None:
+        """Load what is to be in memory, one after the other."""
+        while (due := self._due()) is not None:
+            await self._fetch(*due)
+            self._place()
+
+    def _due(self) -> Key | None:
+        """The next version to load before anybody asks: of all names what serves comes first, then the rest."""
+        first = set(self.defaults.values())
+        names = sorted(self._survey.numbers, key=lambda name: (name not in first, name))
+        kept = [(name, shelf, shelf.kept) for name in names for shelf in [self._shelf(name)]]
+        for most in (1, None):
+            for name, shelf, numbers in kept:
+                for number in numbers[:most]:
+                    if self._should_load(shelf, number):
+                        return name, number
+        return None
 
     def _shelf(self, name: str) -> Shelf:
         """What follows for a name from the store, and from what could be loaded of it."""
@@ -136,7 +146,7 @@ class Registry:
         found = [number for number in self._survey.numbers[name] if (name, number) in self._survey.cards]
         return Shelf.of(name, found, self._survey.chosen[name], broken)
 
-    def _place(self, shelf: Shelf) -> None:
+    def _put(self, shelf: Shelf) -> None:
         before = self.shelves.get(shelf.name)
         self.shelves[shelf.name] = shelf
         if self._serving and (before is None or before.told() != shelf.told()):
@@ -152,8 +162,7 @@ class Registry:
         before = self.shelves.get(name)
         if number == shelf.active and before and before.active and self.memory.get(name, before.active):
             return True  # in place of the one that served until now
-        weights = self.settings.store / name / str(number) / store.WEIGHTS
-        return not weights.exists() or self.memory.bytes() + weights.stat().st_size <= most
+        return self.memory.bytes() + store.size(self.settings.store, name, number) <= most
 
     def _fetch(self, name: str, number: int) -> asyncio.Task[Live | Broken]:
         """The loading of a version, which all who want it share."""
@@ -170,7 +179,7 @@ class Registry:
             self._failed[name, number] = entry
             _complain(entry)
             if shelf := self.shelves.get(name):
-                self._place(self._shelf(name) if shelf.active == number else shelf.without(number))
+                self._put(self._shelf(name) if shelf.active == number else shelf.without(number))
             return entry
         entry.used = time.monotonic()
         self.engines.update(engine for engine in (entry.engine, entry.explainer) if engine)
@@ -222,7 +231,9 @@ class Registry:
             raise NotReady("the service is stopping")
         name, number = self._default(task, request_id) if model is None else self.find(model, request_id)
         live = self.memory.get(name, number)
-        card = live.card if live else self._survey.cards[name, number]
+        card = live.card if live else self._survey.cards.get((name, number))
+        if card is None:  # removed a moment ago
+            raise UnknownModel(model or name, self.shelves)
         if card.task != task:
             fitting = [known for known in self.shelves if (other := self.card(known)) and other.task == task]
             raise BadValue(
@@ -296,8 +307,8 @@ class Registry:
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
-        for coming in list(self._coming.values()):
-            coming.cancel()
+        for loading in filter(None, (self._bringing, *self._coming.values())):
+            loading.cancel()
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
         self.lane.close()
         self.parsing.close()
@@ -306,9 +317,3 @@ class Registry:
 def _complain(entry: Broken) -> None:
     label = f"{entry.name}@{entry.version}" if entry.version else entry.name
     log.error("%s is not served: %s", label, entry.reason)
-
-
-def find_store(folder: Path) -> None:
-    """Raises SettingsError for a store that is not there."""
-    if not folder.is_dir():
-        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
