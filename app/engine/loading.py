@@ -58,6 +58,11 @@ class Broken:
     reason: str
     seen: Seen = ()
 
+    @property
+    def label(self) -> str:
+        """The version as ``name@version``, or the file, where ``version`` is 0."""
+        return f"{self.name}@{self.version}" if self.version else self.name
+
 
 @dataclass
 class Loader:

@@ -284,7 +284,7 @@ class Registry:
         shelf = self.shelves.get(name)
         number = shelf.serves(request_id) if shelf else None
         if number is None:
-            reasons = [f"{entry.name}@{entry.version}: {entry.reason}" for entry in self.broken]
+            reasons = [f"{entry.label}: {entry.reason}" for entry in self.broken]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return name, number
 
@@ -315,5 +315,4 @@ class Registry:
 
 
 def _complain(entry: Broken) -> None:
-    label = f"{entry.name}@{entry.version}" if entry.version else entry.name
-    log.error("%s is not served: %s", label, entry.reason)
+    log.error("%s is not served: %s", entry.label, entry.reason)
