@@ -290,8 +290,9 @@ class Registry:
 
     def card(self, name: str, number: int | None = None) -> Card | None:
         """The card of a version, by default of the one that serves when none is asked for."""
-        shelf = self.shelves.get(name)
-        return self._survey.cards.get((name, number or (shelf and shelf.active) or 0))
+        if number is None and name in self.shelves:
+            number = self.shelves[name].active
+        return None if number is None else self._survey.cards.get((name, number))
 
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""
@@ -307,8 +308,10 @@ class Registry:
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
-        for loading in filter(None, (self._bringing, *self._coming.values())):
-            loading.cancel()
+        if self._bringing:
+            self._bringing.cancel()
+        for coming in list(self._coming.values()):
+            coming.cancel()
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
         self.lane.close()
         self.parsing.close()
