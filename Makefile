@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-training clean
+.PHONY: help serve test check train data evaluate bench bench-training swaps clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -43,6 +43,9 @@ bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS
 
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
+
+swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
+	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py
 
 clean: ## remove the virtual environment and what tools leave behind
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -52,6 +52,41 @@ class UnknownModel(NotFound):
         )
 
 
+class RetiredModel(NotFound):
+    """A version that somebody has taken out of service; its name may serve on."""
+
+    code = "model_retired"
+
+
+class Unauthorized(QuartetError):
+    """No key came, or one that does not open this."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class Conflict(QuartetError):
+    """What was asked for does not fit to what is there now."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class StoreNotWritable(QuartetError):
+    """The store is read-only, or its disk is full: nothing was changed."""
+
+    status = 507
+    code = "store_not_writable"
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}
+
+
 class MethodNotAllowed(QuartetError):
     status = 405
     type = "invalid_request_error"

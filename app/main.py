@@ -16,11 +16,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
-from app import store
-from app.api import failures, health, models, oip, openai, tasks, timeseries
+from app import rollout
+from app.api import admin, failures, health, models, oip, openai, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.direct import Direct
-from app.engine.registry import Registry, find_device, find_store
+from app.engine.loading import find_device, find_store
+from app.engine.registry import Registry
 from app.machine import cores, memory, open_files
 from app.server import Listening, Worker, announce, listen_at
 from app.settings import Settings, SettingsError
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(registry.load)
+        await registry.load()
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
@@ -65,6 +66,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(models.router(registry))
     app.include_router(oip.router(registry, settings, metrics))
     app.include_router(health.router(registry, metrics))
+    if key := admin.admin_key(settings):
+        app.include_router(admin.router(registry, settings, key))
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -72,7 +75,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
-    app.middleware_stack = Telemetry(Buffered(direct, settings.max_buffered_bytes), metrics, log, failures.response)
+    buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    app.middleware_stack = Telemetry(buffered, metrics, log, failures.response)
     return app
 
 
@@ -93,7 +97,11 @@ def layout(settings: Settings) -> tuple[int, int]:
     if alone and settings.workers > 1:
         why = "a GPU is one process's own" if can_fork() else "this system cannot share them"
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {why}; allowed are 0, 1")
-    room = cores() if available is None else int(available / 2 // store.worker_bytes(settings.store))
+    room = (
+        cores()
+        if available is None
+        else int(available / 2 // rollout.worker_bytes(settings.store, settings.model_bytes))
+    )
     workers = settings.workers or (1 if alone else max(1, min(cores() // max(settings.threads, 1), room, MOST_WORKERS)))
     return workers, settings.threads or max(1, cores() // workers)
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, ParamSpec
 from urllib.parse import quote
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import CallerGone, NotReady, QuartetError
@@ -31,6 +31,7 @@ access = logging.getLogger("quartet.access")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 GATHER = 0.2  # seconds ...
 TOGETHER = 3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
+REQUEST_ID = "quartet.request_id"  # in the scope of a request
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -64,11 +65,19 @@ class Metrics:
         self.request_seconds = histogram(
             "request_seconds", "From the first byte to the last", "route", "method", "status"
         )
-        self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", "model")
-        self.compute_seconds = histogram("compute_seconds", "One forward of a batch", "model")
-        self.batch_rows = histogram("batch_rows", "Rows in one forward", "model", buckets=ROWS)
-        self.refusals = counter("refusals_total", "Requests refused by a full queue", "model")
-        self.failures = counter("failures_total", "Inputs that a network failed on", "model")
+        of = ("model", "version")
+        self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", *of)
+        self.compute_seconds = histogram("compute_seconds", "One forward of a batch", *of)
+        self.batch_rows = histogram("batch_rows", "Rows in one forward", *of, buckets=ROWS)
+        self.refusals = counter("refusals_total", "Requests refused by a full queue", *of)
+        self.failures = counter("failures_total", "Inputs that a network failed on", *of)
+        self.model_bytes = Gauge(
+            "quartet_model_bytes",
+            "Weights in memory, of all workers together",
+            of,
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._models: dict[str, Any] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
 
@@ -99,17 +108,21 @@ class Metrics:
         """The histograms of a model: queue, compute, rows."""
         if model not in self._models:
             all_models = self.queue_seconds, self.compute_seconds, self.batch_rows
-            self._models[model] = tuple(histogram.labels(model) for histogram in all_models)
+            self._models[model] = tuple(histogram.labels(*_labels(model)) for histogram in all_models)
         return self._models[model]
 
     @harmless
     def refused(self, model: str) -> None:
-        self.refusals.labels(model).inc()
+        self.refusals.labels(*_labels(model)).inc()
 
     @harmless
     def failed(self, model: str, error: Exception) -> None:
-        self.failures.labels(model).inc()
+        self.failures.labels(*_labels(model)).inc()
         log.error("%s failed", model, exc_info=error)
+
+    @harmless
+    def loaded(self, model: str, size: int) -> None:
+        self.model_bytes.labels(*_labels(model)).set(size)
 
     def page(self) -> bytes:
         """All figures of all workers in Prometheus' text format."""
@@ -131,6 +144,12 @@ class Metrics:
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
         return registry
+
+
+def _labels(model: str) -> tuple[str, str]:
+    """``name@version`` as two labels, so that versions can be compared, and added up."""
+    name, _, version = model.partition("@")
+    return name, version
 
 
 def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
@@ -204,7 +223,7 @@ class Telemetry:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        request_id = _request_id(scope)
+        scope[REQUEST_ID] = request_id = _request_id(scope)
         status = 499  # the caller left before there was an answer
 
         async def sending(message: Message) -> None:

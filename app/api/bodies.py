@@ -58,14 +58,21 @@ def json_bytes(most: int, content: int) -> int:
 
 
 class Buffered:
-    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them."""
+    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    The bodies of ``spooled`` paths are not held, but written to the disk as they come.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
         self.app = app
         self.limit = limit
+        self.spooled = spooled
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.spooled and scope.get("path") in self.spooled:
+            await self.app(scope, receive, send)
+            return
         held = 0
 
         async def receiving() -> Message:

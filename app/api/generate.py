@@ -11,11 +11,13 @@ from starlette.responses import Response
 
 from app.api import examples, texts
 from app.api.bodies import NAMES, Reading, checked, json_bytes, json_response, read_object
+from app.api.choice import choose
 from app.api.events import EventStream, event
 from app.api.oip_paths import TextModel, asked, on
 from app.api.patience import Patience, deadline
 from app.api.tensors import TEXT_PARAMETERS, own
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
@@ -41,10 +43,13 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     reading = Reading(limit, settings.body_seconds, registry.parsing)
     most = settings.max_prompt_characters + NAMES
 
-    async def begun(request: Request, name: str, streamed: bool) -> tuple[Live, Continuation, dict[str, Any]]:
+    async def begun(
+        request: Request, name: str, until: float, streamed: bool
+    ) -> tuple[Live, Continuation, dict[str, Any]]:
         """The text that is asked for, and what stands in every answer. Raises as all reading does."""
         found = await read_object(request, reading, most)
-        live = registry.pick("continue", asked(registry, request, name).id)
+        version = await asked(registry, request, name, until)
+        live = await choose(request, registry, "continue", version.id, until)  # refused when it is for another task
         assert isinstance(live.predictor, TextContinuer)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
         if (given := found.pop("id", "")) != "":
@@ -58,7 +63,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def generate(request: Request, name: TextModel) -> Response:
         """Go on with a text; `text_output` is the continuation alone."""
         until = deadline(request, settings.request_seconds)
-        live, text, told = await begun(request, name, streamed=False)
+        live, text, told = await begun(request, name, until, streamed=False)
         async with Patience(request, until):
             await live.engine.submit([text])
         return json_response({**told, "text_output": text.text, **_end(text)})
@@ -67,7 +72,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def generate_stream(request: Request, name: TextModel) -> Response:
         """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
         until = deadline(request, settings.request_seconds)
-        live, text, told = await begun(request, name, streamed=True)
+        live, text, told = await begun(request, name, until, streamed=True)
         return EventStream(request, _events(live, text, told), until, last=b"", x_model=live.id)
 
 

@@ -24,6 +24,7 @@ from app.api.bodies import (
     limited,
     read_json,
 )
+from app.api.choice import choose
 from app.api.patience import Patience, deadline
 from app.api.samples import encoded
 from app.api.wording import wanted
@@ -61,7 +62,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, bodies, reading, NAMES + 1000)
-        live = registry.pick("sample", body.model)
+        live = await choose(request, registry, "sample", body.model, until)
         predictor = live.predictor
         assert isinstance(predictor, ImageSampler)
         _check(body, predictor)

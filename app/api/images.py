@@ -34,6 +34,7 @@ from app.api.bodies import (
     read_json,
     read_query,
 )
+from app.api.choice import choose
 from app.api.patience import Patience, deadline
 from app.engine.lane import SMALL
 from app.engine.registry import Registry
@@ -73,7 +74,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """
         until = deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        live = registry.pick("classify", query.model)
+        live = await choose(request, registry, "classify", query.model, until)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings, reading)
         assert isinstance(live.predictor, ImageClassifier)

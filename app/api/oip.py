@@ -21,7 +21,8 @@ from app.api.patience import Patience, deadline
 from app.api.tensors import Limits, TensorModel, fit, tensor_model
 from app.api.wire_in import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
 from app.api.wire_out import response, wanted
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, NotReady, shown
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -83,13 +84,13 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @routes.get("/models")
     async def models() -> Response:
         """The names of all models."""
-        return json_response({"models": sorted(registry.live)})
+        return json_response({"models": sorted(registry.shelves)})
 
     @on(routes, "GET", "")
     async def metadata(request: Request, name: SeriesModel) -> Response:
         """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
-        live = asked(registry, request, name)
-        model, versions = tensor_model(live, limits), registry.live.get(live.card.name, {})
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        model, versions = tensor_model(live, limits), registry.shelves[live.card.name].numbers
         told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
         properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
         tensors = {"inputs": _told(model.inputs), "outputs": _told(model.outputs)}
@@ -98,13 +99,13 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @on(routes, "GET", "/config")
     async def config(request: Request, name: SeriesModel) -> Response:
         """A model's configuration as Triton tells it."""
-        live = asked(registry, request, name)
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
         return json_response(_config(live, tensor_model(live, limits)))
 
     @on(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
-        live = asked(registry, request, name)
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
         return json_response({"name": live.card.name, "ready": True})
@@ -146,8 +147,7 @@ def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     async def infer(request: Request, name: SeriesModel) -> Response:
         """Tensors in, tensors out: in JSON or, behind it, binary; the body may be compressed (gzip, deflate)."""
         until = deadline(request, settings.request_seconds)
-        live = asked(registry, request, name)
-        registry.pick(live.card.task, live.id)  # refused while the service stops
+        live = await asked(registry, request, name, until)
         live.engine.admit(1)
         model = tensor_model(live, limits)
         limit = json_bytes(settings.max_body_bytes, VALUE_BYTES * model.values + model.bytes)

@@ -31,9 +31,11 @@ from app.api.bodies import (
     limited,
     read_json,
 )
+from app.api.choice import choose
 from app.api.events import EventStream, event
 from app.api.patience import Patience, deadline
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
@@ -163,7 +165,7 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """OpenAI's completions: streamed or not, of one prompt or several."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, bodies, reading, most)
-        live = registry.pick("continue", body.model)
+        live = await choose(request, registry, "continue", body.model, until)
         _check(body)
         live.engine.admit(body.n or 1)
         size = len(body.prompt) if isinstance(body.prompt, str) else limit

@@ -28,6 +28,12 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         body = _index(await read(request, json_bytes(settings.max_body_bytes, 0), settings.body_seconds))
         versions = [_entry(live.card.name, live.card.version) for live in registry.all()]
         if not body.ready:
+            versions += [
+                _entry(shelf.name, number, "not in memory; it is loaded when somebody asks for it")
+                for shelf in registry.shelves.values()
+                for number in shelf.numbers
+                if not registry.memory.get(shelf.name, number)
+            ]
             versions += [_entry(each.name, each.version, each.reason) for each in registry.broken if each.version]
         return json_response(sorted(versions, key=lambda entry: (entry["name"], int(entry["version"]))))
 

@@ -28,6 +28,7 @@ from app.api.bodies import (
     read_json,
     wants_png,
 )
+from app.api.choice import choose
 from app.api.patience import Patience, deadline
 from app.engine.registry import Registry
 from app.predictors.gan import ImageSampler, png, sheet
@@ -56,7 +57,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Draw images. With `Accept: image/png` the answer is one sheet of them."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, draws, reading, NAMES + 200)
-        live = registry.pick("sample", body.model)
+        live = await choose(request, registry, "sample", body.model, until)
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed

@@ -12,8 +12,10 @@ from starlette.responses import Response
 from app.api import examples
 from app.api.answers import Forecasts, answered, gives
 from app.api.bodies import NAMES, Body, ModelName, Reading, described, json_bytes, json_response, limited, read_json
+from app.api.choice import choose
 from app.api.patience import Patience, deadline
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.lstm import Series, SeriesForecaster
 from app.settings import Settings
@@ -65,7 +67,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
         body = (await read_json(request, histories, reading, most)).plain()
-        live = registry.pick("forecast", body.model)
+        live = await choose(request, registry, "forecast", body.model, until)
         assert isinstance(live.predictor, SeriesForecaster)
         live.engine.admit(1)
         async with Patience(request, until):

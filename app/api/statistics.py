@@ -9,7 +9,9 @@ from starlette.responses import Response
 
 from app.api.bodies import json_response
 from app.api.oip_paths import SeriesModel, asked, on
-from app.engine.registry import Live, Registry
+from app.api.patience import deadline
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.telemetry import Metrics
 
 
@@ -25,7 +27,8 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
     @on(routes, "GET", "/stats")
     async def statistics(request: Request, name: SeriesModel) -> Response:
         """The same of one model."""
-        return json_response({"model_stats": [_of(asked(registry, request, name), metrics.totals())]})
+        live = await asked(registry, request, name, deadline(request, registry.settings.request_seconds))
+        return json_response({"model_stats": [_of(live, metrics.totals())]})
 
 
 def _of(live: Live, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from app.api import series, texts
 from app.api.answers import NEVER
 from app.api.bodies import PACKED, checked
 from app.api.wire_in import Inference, Spec
-from app.engine.registry import Live
+from app.engine.loading import Live
 from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.cnn import ImageClassifier

@@ -26,9 +26,11 @@ from app.api.bodies import (
     limited,
     read_json,
 )
+from app.api.choice import choose
 from app.api.events import EventStream, event
 from app.api.patience import Patience, deadline
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
@@ -112,7 +114,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, reading, most)
-        live = registry.pick("continue", body.model)
+        live = await choose(request, registry, "continue", body.model, until)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
         texts, unknown = await parsing.run_if_long(len(body.prompt), begun, live.predictor, body)

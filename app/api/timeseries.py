@@ -17,9 +17,11 @@ from starlette.responses import Response
 from app.api import examples, series
 from app.api.answers import FAILURES
 from app.api.bodies import NAMES, Body, ModelName, Reading, checked, described, json_bytes, json_response, read_json
+from app.api.choice import choose
 from app.api.patience import Patience, deadline
 from app.api.series import Value
-from app.engine.registry import Live, Registry
+from app.engine.loading import Live
+from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.lstm import Series
 from app.settings import Settings
@@ -66,14 +68,15 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     @routes.get("/models")
     async def models(request: Request) -> Response:
         """The names of the models that forecast."""
-        return json_response(sorted({live.card.name for live in registry.all() if live.card.task == "forecast"}))
+        cards = map(registry.card, registry.shelves)
+        return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
 
     @routes.post("/forecast", openapi_extra=described(Question, examples.SERIES))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with quantiles."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, Question, reading, most)
-        live = registry.pick("forecast", body.model)
+        live = await choose(request, registry, "forecast", body.model, until)
         starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
         levels = sorted({_level(quantile) for quantile in body.options.quantiles if quantile != 0.5})
         options = checked({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)

@@ -1,4 +1,4 @@
-"""What the engines report while they run; telemetry gives the meaning."""
+"""What the engines report while they run; telemetry gives the meaning. ``model`` is ``name@version``."""
 
 from __future__ import annotations
 
@@ -18,3 +18,6 @@ class Watch(Protocol):
 
     def failed(self, model: str, error: Exception) -> None:
         """The network failed on an input that was good."""
+
+    def loaded(self, model: str, size: int) -> None:
+        """So many bytes of its weights are in memory now."""
