@@ -38,8 +38,8 @@ ALLOWED = {
         *("app.engine.loading", "app.errors", "app.store"),
     },
     "app.api.admin": {
-        *("app.api", "app.archive", "app.catalogue", "app.disk", "app.rollout", "app.store", "app.settings"),
-        "app.errors",
+        *("app.api", "app.archive", "app.catalogue", "app.engine.registry", "app.rollout", "app.store"),
+        *("app.settings", "app.errors"),
     },
     "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
