@@ -203,7 +203,6 @@ def test_diff_shows_what_differs(three: Path, capsys: pytest.CaptureFixture[str]
     assert status == 0
     assert rows[0] == ["tiny-gan@1", "tiny-gan@2"]
     assert ["sizes.latent", "4", "4"] in rows
-    assert len({len(line.rstrip()) for line in out.splitlines()}) > 1
     tensors = load_file(three / NAME / "2" / store.WEIGHTS)
     save_file({**tensors, "more": torch.ones(3)}, three / NAME / "2" / store.WEIGHTS)
     assert run(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # a broken one is not compared
