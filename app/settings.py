@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
+    log: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
+    traces: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="address of an OTLP collector for traces, such as `http://localhost:4318`; empty: none",
+    )
 
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
     max_buffered_bytes: Count = Field(

@@ -23,15 +23,18 @@ ALLOWED = {
     "app.workers": set(),
     "app.engine": {"app.engine.answer", "app.engine.door", "app.engine.lane", "app.engine.watch", "app.errors"},
     "app.engine.registry": {"app.engine", "app.predictors", "app.store", "app.settings", "app.errors"},
-    "app.telemetry": {"app.errors"},
+    "app.access": {"app.engine.watch"},
+    "app.tracing": {"app.engine.watch", "app.settings"},
+    "app.metrics": {"app.engine.watch", "app.tracing"},
+    "app.telemetry": {"app.access", "app.engine.watch", "app.errors", "app.metrics"},
     "app.api": {
-        *("app.api", "app.engine.lane", "app.engine.registry", "app.predictors", "app.telemetry", "app.settings"),
-        "app.errors",
+        *("app.api", "app.engine.lane", "app.engine.registry", "app.predictors", "app.metrics", "app.settings"),
+        *("app.engine.watch", "app.errors"),
     },
     "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
         *("app.api", "app.engine.registry", "app.machine", "app.server", "app.settings", "app.store"),
-        *("app.telemetry", "app.workers"),
+        *("app.access", "app.metrics", "app.telemetry", "app.tracing", "app.workers"),
     },
     "training": {"training", "app.networks", "app.store", "app.predictors"},
 }

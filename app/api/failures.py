@@ -13,12 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.engine.watch import ACCOUNT
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 
 def content(error: QuartetError) -> dict[str, Any]:
-    """What is told of a failure, in an answer or in an event."""
+    """What is told of a failure, in an answer or in an event; the account of its request keeps the code."""
     param = error.param and error.param[:100]
+    if account := ACCOUNT.get():
+        account.reason = error.code
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 

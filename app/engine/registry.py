@@ -19,7 +19,7 @@ from app import store
 from app.engine.batcher import Batcher
 from app.engine.lane import Lane
 from app.engine.text import TextEngine
-from app.engine.watch import Watch
+from app.engine.watch import Watch, Watcher
 from app.errors import BadValue, NotReady, UnknownModel, shown
 from app.predictors import PREDICTORS, Predictor
 from app.predictors.cnn import ImageClassifier
@@ -68,7 +68,7 @@ class Registry:
     """
 
     settings: Settings
-    watch: Watch
+    watch: Watcher
     lane: Lane = field(init=False)
     parsing: Lane = field(init=False)
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
@@ -76,6 +76,7 @@ class Registry:
     defaults: dict[Task, str] = field(default_factory=dict)
     engines: WeakSet[Engine] = field(default_factory=WeakSet)  # also of versions that finish what they were asked
     stopping: bool = False
+    reported: set[Watch] = field(default_factory=set)  # those that may have been told of rows
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
@@ -135,6 +136,7 @@ class Registry:
         if isinstance(entry, Live):
             self.live.setdefault(entry.card.name, {})[entry.card.version] = entry
             self.engines.update(engine for engine in (entry.engine, entry.explainer) if engine)
+            entry.engine.watch.loaded(_bytes(entry.predictor.network))
         else:
             log.error("%s@%s is not served: %s", entry.name, entry.version, entry.reason)
             self.broken.append(entry)
@@ -143,7 +145,7 @@ class Registry:
         """Serve a version no longer; what it was asked already, it still answers."""
         self.broken = [entry for entry in self.broken if (entry.name, entry.version) != (name, number)]
         if number in self.live.get(name, {}):
-            del self.live[name][number]
+            self.live[name].pop(number).engine.watch.loaded(0)
             log.info("%s@%s is served no longer", name, number)
             if not self.live[name]:
                 del self.live[name]
@@ -180,8 +182,8 @@ class Registry:
     def _live(self, card: Card, predictor: Any) -> Live:
         settings = self.settings
         if isinstance(predictor, TextContinuer):
-            pace, rows = predictor.pace, settings.text_rows
-            engine = TextEngine(card.name, predictor.step, pace, self.lane, self.watch, rows, settings.queue_rows)
+            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.of(card.name, card.version)
+            engine = TextEngine(card.name, predictor.step, pace, self.lane, watch, rows, settings.queue_rows)
             return Live(card, predictor, engine)
         explainer = None
         if isinstance(predictor, ImageClassifier):
@@ -195,7 +197,7 @@ class Registry:
             predictor.rows,
             predictor.seconds,
             self.lane,
-            self.watch,
+            self.watch.of(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
         )
@@ -254,12 +256,28 @@ class Registry:
             return [f"the engine has not answered for {silent:.0f} s"]
         return []
 
+    def report(self) -> None:
+        """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
+        loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone
+        for engine in list(self.engines):
+            queued, running = loads.get(engine.watch, (0, 0))
+            loads[engine.watch] = queued + engine.load[0], running + engine.load[1]
+        for watch, load in loads.items():
+            watch.load(*load)
+        self.reported = set(loads)
+        self.watch.versions(sum(map(len, self.live.values())), len(self.broken))
+
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
         self.lane.close()
         self.parsing.close()
+
+
+def _bytes(network: torch.nn.Module) -> int:
+    """What the weights of a network take in memory."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
 
 def find_store(folder: Path) -> None:
