@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -243,6 +244,23 @@ def test_nginx_and_prometheus_ask_services_that_compose_has() -> None:
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert set(job["dns_sd_configs"][0]["names"]) == {name for name in services if name.startswith("quartet")}
     assert job["job_name"] == "quartet"  # which the alerts are for
+
+
+def test_the_arithmetic_of_sizing_is_that_of_the_measured_tables() -> None:
+    readme, sizing = (ROOT / "README.md").read_text(), (ROOT / "docs" / "sizing.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in sizing.splitlines() if "32x32" in line or
+            re.match(r"\| (200|48|16) ", line)]  # fmt: skip
+    titles = ("Workshop CNN", "`cifar10-whitened`, one", "Text, 32", "Forecasts of 48", "16 digits")
+    assert len(rows) == 2 * len(titles)
+    for title, cores, machines in zip(titles, rows[:5], rows[5:], strict=True):
+        table = readme.split(f"\n{title}", 1)[1].split("\n\n", 2)[1]
+        (measured,) = re.findall(r"^\| ours \| 64 \| ([\d,]+) ", table, re.MULTILINE)
+        core = float(measured.replace(",", "")) / 2
+        needed = [math.ceil(rate / (0.6 * core)) for rate in (10, 100, 10_000)]
+        assert cores[1:] == [f"{measured}/s", f"{core:,.1f}/s", f"{0.6 * core:,.1f}/s", *map(str, needed)], title
+        assert machines[1:] == [str(number) for number in (needed[2], -(-needed[2] // 2), -(-needed[2] // 32))]
+    pictures = [path.stat().st_size for path in (ROOT / "tests/images/cifar10").glob("*.png")]
+    assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in sizing
 
 
 def test_every_file_of_deploy_is_named_by_the_readme() -> None:
