@@ -143,12 +143,12 @@ class Ingress:
         return gathered(told)
 
 
-def build(layout: Layout) -> serve.Application:
-    """The application for these groups; QUARTET_ variables of this process are those of all replicas.
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application for a ``Layout``; QUARTET_ variables of this process are those of all replicas.
 
     Raises SettingsError for a wrong one, and ValueError for a task that is in no group or in two.
     """
-    settings = Settings()
+    layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
     if sorted(task for task, _ in tasks) != ["classify", "continue", "forecast", "sample"]:
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each must be in one of them")
@@ -188,4 +188,4 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
     return deployment.bind(threads | shared | own)
 
 
-app = build(Layout())
+app = build({})

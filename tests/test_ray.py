@@ -17,12 +17,12 @@ pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
 
 
 async def test_every_task_must_be_in_one_group() -> None:
-    from deploy.ray_serve import Group, Layout, build
+    from deploy.ray_serve import build
 
     with pytest.raises(ValueError, match=r"groups have the tasks \['classify', 'classify'\]"):
-        build(Layout(groups={"a": Group(tasks=["classify"]), "b": Group(tasks=["classify"])}))
-    with pytest.raises(ValueError, match="extra"):
-        Group(tasks=["classify"], replicas=3)  # type: ignore[call-arg]
+        build({"groups": {"a": {"tasks": ["classify"]}, "b": {"tasks": ["classify"]}}})
+    with pytest.raises(ValueError, match="replicas"):
+        build({"groups": {"a": {"tasks": ["classify"], "replicas": 3}}})
 
 
 async def test_the_file_for_a_cluster_is_read() -> None:
@@ -32,7 +32,7 @@ async def test_the_file_for_a_cluster_is_read() -> None:
 
     config = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
     (application,) = ServeDeploySchema.model_validate(config).applications
-    assert ray_serve.build(ray_serve.Layout.model_validate(application.args))
+    assert ray_serve.build(application.args)
     assert application.import_path == f"{ray_serve.build.__module__}:{ray_serve.build.__name__}"
 
 
