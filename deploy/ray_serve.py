@@ -11,9 +11,9 @@ the group; when a replica dies under a request whose answer has not begun, anoth
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Scope
 
+from app import store
 from app.main import create_app
 from app.settings import PREFIX, Settings
-from app.store import Task
+from app.store import StoreError, Task
 from deploy.forward import Forwarded, Hosted, gathered, task_of
 
 LOST = (
@@ -110,9 +111,10 @@ class Replica:
 class Ingress:
     """Carries requests to their groups. ``tasks`` says which group a task has; the first group answers all else."""
 
-    def __init__(self, tasks: dict[str, str], store: str, most: int, groups: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, tasks: dict[str, str], folder: str, most: int, groups: dict[str, DeploymentHandle]) -> None:
         self.tasks = tasks
-        self.store = Path(store)
+        self.store = Path(folder)
+        self.known: dict[str, str] = {}  # tasks of models
         self.groups = groups
         calls = {name: handle.options(method_name="answer", stream=True) for name, handle in groups.items()}
         self.forwarded = {
@@ -127,13 +129,12 @@ class Ingress:
         return self.forwarded[self.tasks[task] if task else next(iter(self.groups))]()
 
     def _card(self, name: str) -> str | None:
-        """The task of a model, by the newest of its cards; none when there is no such model."""
-        if not name or "/" in name or name.startswith("."):
-            return None
-        for card in sorted(self.store.glob(f"{name}/*/card.json"), reverse=True):
-            task: str = json.loads(card.read_bytes())["task"]
-            return task
-        return None
+        """The task of a model; none when there is no such model."""
+        if name not in self.known:
+            for found, number in store.versions(self.store):
+                with suppress(StoreError):  # the replicas say what is wrong with it
+                    self.known[found] = store.read_card(self.store / found / str(number)).task
+        return self.known.get(name)
 
     async def _figures(self) -> bytes:
         told: dict[str, Iterable[Metric]] = {}
@@ -152,9 +153,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
     if sorted(task for task, _ in tasks) != ["classify", "continue", "forecast", "sample"]:
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each must be in one of them")
-    store = str(settings.store.resolve())
+    folder = str(settings.store.resolve())
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
-    shared |= {f"{PREFIX}STORE": store, f"{PREFIX}WORKERS": "1"}
+    shared |= {f"{PREFIX}STORE": folder, f"{PREFIX}WORKERS": "1"}
     groups = {name: _group(name, group, shared, settings) for name, group in layout.groups.items()}
     ingress = serve.deployment(Ingress).options(
         num_replicas=layout.ingresses,
@@ -162,7 +163,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=settings.request_seconds + 5,
     )
-    return ingress.bind(dict(tasks), store, settings.max_body_bytes, groups)
+    return ingress.bind(dict(tasks), folder, settings.max_body_bytes, groups)
 
 
 def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) -> Any:
