@@ -41,7 +41,7 @@ class Telemetry:
         added = [(b"x-request-id", request_id.encode())]
         if tracer := self.metrics.tracer:
             account.span, parent = tracer.begin(scope["method"], scope["headers"])
-            added.append((b"traceparent", parent))
+            added += [(b"traceparent", parent)] if parent else []
         self.metrics.under_way += 1
         status = 499  # the caller left before there was an answer
 

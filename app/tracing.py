@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 CARRIED = (b"traceparent", b"tracestate")  # W3C Trace Context
+SEND_SECONDS = 3  # that a collector may take, also at a stop
 LINKS = 128  # of one span: the most that OpenTelemetry keeps by default
 
 
@@ -37,13 +38,15 @@ class Tracer:
         self._trace, self._nowhere = trace, context.Context()
 
     def begin(self, method: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Span, bytes]:
-        """The span of a request, the child of the caller's where it sent a ``traceparent``; gives also its own one."""
+        """The span of a request, the child of the caller's where it sent a ``traceparent``; gives also its own one,
+        empty where OpenTelemetry is switched off.
+        """
         sent = {name.decode(): value.decode("latin-1") for name, value in headers if name in CARRIED}
         parent = self._propagator.extract(sent, self._nowhere)
         span = self._tracer.start_span(method, parent, self._trace.SpanKind.SERVER)
         told: dict[str, str] = {}
         self._propagator.inject(told, self._trace.set_span_in_context(span, self._nowhere))
-        return span, told["traceparent"].encode()
+        return span, told.get("traceparent", "").encode()
 
     def end(self, span: Span, method: str, route: str, status: int, attributes: Mapping[str, Any]) -> None:
         """The request is over. What is the service's fault makes the span an error."""
@@ -105,8 +108,12 @@ def tracer(address: str) -> Tracer | None:
         raise SettingsError(
             f"QUARTET_TRACES is {address!r}: that needs the extra [tracing] ({error.name} is missing)"
         ) from None
-    provider = TracerProvider(resource=Resource.create({"service.name": "quartet"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{address.rstrip('/')}/v1/traces")))
+    resource = Resource.create()  # with what OpenTelemetry's variables say
+    if str(resource.attributes["service.name"]).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": "quartet"}))
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(f"{address.rstrip('/')}/v1/traces", timeout=SEND_SECONDS)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracer(provider)
 
 
