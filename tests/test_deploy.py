@@ -90,6 +90,8 @@ def test_every_query_asks_for_what_the_service_counts(live: dict[str, set[str]])
             assert re.search(r"by \(le\b", query), place
     counted = {re.sub(r"_(bucket|sum|count)$", "", name) for name in live} - {"up"}
     assert counted == asked - {"up"}  # and what is counted can be seen
+    told = (ROOT / "README.md").read_text().split("## Seen by operators", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"`(quartet_[a-z_]+)`", told)) == counted
 
 
 def test_counters_are_asked_for_their_rate() -> None:
