@@ -24,7 +24,7 @@ ARG TORCH=cpu
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python --torch-backend="${TORCH}" --link-mode=copy --compile-bytecode \
-        -r pyproject.toml
+        -r pyproject.toml --extra tracing
 
 # Bytecode is made here because the service can write none. Another user will read these files, whatever umask they
 # were checked out with.

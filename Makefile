@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-training swaps clean
+.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -41,6 +41,9 @@ evaluate: .venv/train ## measure what lies in models_store/ again and compare wi
 bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS="--only cnn --peers litserve"
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
+bench-replicas: .venv/ray ## one and two replicas under Ray Serve beside as many workers; ARGS="--kill"
+	$(BIN)/python -m benchmarks.replicas $(ARGS)
+
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
 
@@ -53,10 +56,12 @@ clean: ## remove the virtual environment and what tools leave behind
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
+.venv/ray: EXTRA := [train,ray]
 # what more there is with it
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
-.venv/serve .venv/train .venv/test: pyproject.toml
+.venv/ray: ALSO := .venv/serve .venv/train
+.venv/serve .venv/train .venv/test .venv/ray: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

@@ -17,18 +17,22 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 
 from app import rollout
+from app.access import AccessLog, JsonLines
 from app.api import admin, failures, health, models, oip, openai, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, memory, open_files
+from app.metrics import Metrics, shared_metrics
 from app.server import Listening, Worker, announce, listen_at
 from app.settings import Settings, SettingsError
-from app.telemetry import AccessLog, Metrics, Telemetry, shared_metrics
+from app.telemetry import Telemetry
+from app.tracing import tracer
 from app.workers import Supervisor, can_fork
 
 MOST_WORKERS = 16
+REPORT_SECONDS = 0.5
 DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
 an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
 To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
@@ -38,7 +42,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises SettingsError for a setting, device or store that cannot be used."""
     settings = settings or Settings()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(), AccessLog()
+    metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
     registry = Registry(settings, metrics)
 
     @asynccontextmanager
@@ -47,11 +51,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
-        following = asyncio.create_task(registry.follow())
+        beside = [asyncio.create_task(registry.follow()), asyncio.create_task(_report(registry))]
         yield
-        following.cancel()
+        for task in beside:
+            task.cancel()
         await registry.close()
         log.write()
+        if metrics.tracer:
+            await asyncio.to_thread(metrics.tracer.close)
 
     app = FastAPIOffline(
         title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
@@ -78,6 +85,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     app.middleware_stack = Telemetry(buffered, metrics, log, failures.response)
     return app
+
+
+async def _report(registry: Registry) -> None:
+    """Bring this worker's gauges up to date, for whichever worker is asked for all of them."""
+    while True:
+        registry.report()
+        await asyncio.sleep(REPORT_SECONDS)
 
 
 def create_server(settings: Settings) -> Listening:
@@ -109,6 +123,8 @@ def layout(settings: Settings) -> tuple[int, int]:
 def main() -> None:
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if settings.log == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     workers, threads = layout(settings)
     open_files()
     if workers > 1:

@@ -31,6 +31,7 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_level="warning",
             access_log=False,
+            log_config=None,  # its lines are written as all others
             ws="none",
             server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address

@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
+    log: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
+    traces: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="address of an OTLP collector for traces, such as `http://localhost:4318`; empty: none",
+    )
 
     admin_key: SecretStr | None = Field(None, description="key that opens `/v1/admin`; without one it does not exist")
     admin_key_file: Path | None = Field(None, description="file with that key, in place of the key itself")

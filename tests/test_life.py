@@ -97,7 +97,7 @@ def test_past_the_limit_what_was_asked_for_longest_ago_is_unloaded(serve: Serve,
         publish_tiny(tiny_store, NAME)
     sizes = {name: sum(tensor.nbytes for tensor in store.read(tiny_store, name, 1).tensors.values()) for name in TINY}
     earlier = samplers(1)  # of other tests, which nobody has swept up
-    one = ("quartet_model_bytes", ("model", NAME), ("version", "1"))
+    one = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
         assert ask(client, f"{NAME}@1") == 1
         assert described(client)["loaded"] == [1, 4]

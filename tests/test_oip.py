@@ -433,6 +433,6 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
                     client.infer("tiny-lstm", tensors("tiny-lstm", True), timeout=20_000)
                 statuses.add(refusal.value.status())
             assert statuses == {"504", "429"}
-            assert "the queue of tiny-lstm is full" in refusal.value.message()
+            assert "the queue of tiny-lstm@1 is full" in refusal.value.message()
         leave.set()
         assert [each.result().status_code for each in asked] == [200, 200]

@@ -163,7 +163,10 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkey
         for answer in refused:
             assert int(answer.headers["retry-after"]) >= 1
             assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
-        assert figures(client)["quartet_refusals_total", ("model", "tiny-gan"), ("version", "1")] == 6
+        assert (
+            figures(client)["quartet_refusals_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")]
+            == 6
+        )
         release.set()
         assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
 

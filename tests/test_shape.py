@@ -32,19 +32,22 @@ ALLOWED = {
     "app.engine.shelf": {"app.rollout"},
     "app.engine.survey": {"app.engine.loading", "app.rollout", "app.store"},
     "app.engine.registry": {"app.engine", "app.store", "app.settings", "app.errors"},
-    "app.telemetry": {"app.errors"},
-    "app.api": {
-        *("app.api", "app.engine.lane", "app.engine.registry", "app.predictors", "app.telemetry", "app.settings"),
-        *("app.engine.loading", "app.errors", "app.store"),
-    },
     "app.api.admin": {
         *("app.api", "app.archive", "app.catalogue", "app.engine.registry", "app.rollout", "app.store"),
         *("app.settings", "app.errors"),
     },
+    "app.access": {"app.engine.watch"},
+    "app.tracing": {"app.engine.watch", "app.settings"},
+    "app.metrics": {"app.engine.watch", "app.tracing"},
+    "app.telemetry": {"app.access", "app.engine.watch", "app.errors", "app.metrics"},
+    "app.api": {
+        *("app.api", "app.engine.lane", "app.engine.loading", "app.engine.registry", "app.engine.watch"),
+        *("app.predictors", "app.metrics", "app.telemetry", "app.settings", "app.errors", "app.store"),
+    },
     "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
         *("app.api", "app.engine.loading", "app.engine.registry", "app.machine", "app.rollout", "app.server"),
-        *("app.settings", "app.telemetry", "app.workers"),
+        *("app.access", "app.metrics", "app.settings", "app.telemetry", "app.tracing", "app.workers"),
     },
     "training": {"training", "app.networks", "app.store", "app.predictors"},
 }

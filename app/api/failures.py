@@ -14,11 +14,17 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.engine.watch import ACCOUNT
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 
 def content(error: QuartetError, path: str = "") -> dict[str, Any]:
-    """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape."""
+    """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape.
+
+    The account of the request keeps its code.
+    """
+    if account := ACCOUNT.get():
+        account.reason = error.code
     if path == "/v2" or path.startswith("/v2/"):
         return {"error": error.message}
     param = error.param and error.param[:100]

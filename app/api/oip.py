@@ -24,8 +24,8 @@ from app.api.wire_out import response, wanted
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import BadValue, NotReady, shown
+from app.metrics import Metrics
 from app.settings import Settings
-from app.telemetry import Metrics
 
 # What is announced is what there is. "model_repository" belongs here once models can be loaded and unloaded.
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from app.engine.answer import abandon, fail, give
 from app.engine.door import Door
 from app.engine.lane import Lane
-from app.engine.watch import Watch
+from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 Item = TypeVar("Item")
@@ -29,7 +29,10 @@ class Entry(Generic[Item, Answer]):
     item: Item
     rows: int
     answer: asyncio.Future[Answer]
+    account: Account | None = None  # of the request that it belongs to
     queued: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    ended: float = 0.0
     waits: bool = True  # in the queue
 
 
@@ -56,13 +59,18 @@ class Batcher(Generic[Item, Answer]):
         self._rows = rows
         self._seconds = seconds
         self._lane = lane
-        self._watch = watch
+        self.watch = watch
         self._batch_rows = batch_rows
         self._door = Door(name, watch, queue_rows)
         self._queue: deque[Entry[Item, Answer]] = deque()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many rows wait, and how many are computed."""
+        return self._door.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:
         """Raises NotReady or Overloaded when so many rows would not be let in now."""
@@ -75,8 +83,8 @@ class Batcher(Generic[Item, Answer]):
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop = asyncio.get_running_loop()
-        entries = [Entry(item, count, loop.create_future()) for item, count in zip(items, rows, strict=True)]
+        loop, account = asyncio.get_running_loop(), ACCOUNT.get()
+        entries = [Entry(item, count, loop.create_future(), account) for item, count in zip(items, rows, strict=True)]
         self._queue.extend(entries)
         self._door.waiting += sum(rows)
         if self._draining is None:
@@ -99,6 +107,7 @@ class Batcher(Generic[Item, Answer]):
             while self._queue:
                 self._running = self._take()
                 await self._run(self._running)
+                self._running = []
                 if self._queue:
                     await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
@@ -128,7 +137,7 @@ class Batcher(Generic[Item, Answer]):
                         await asyncio.sleep(0)
                 return
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
-            self._watch.failed(self.name, error)
+            self.watch.failed(error)
             return
         for entry, answer in zip(batch, answers, strict=True):
             give(entry.answer, answer)
@@ -141,9 +150,12 @@ class Batcher(Generic[Item, Answer]):
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
         rows = sum(entry.rows for entry in batch)
-        begun = time.monotonic() - seconds
-        self._watch.waited(self.name, [begun - entry.queued for entry in batch])
-        self._watch.computed(self.name, rows, seconds)
+        ended = time.monotonic()
+        for entry in batch:
+            entry.begun, entry.ended = ended - seconds, ended
+        self.watch.waited(batch)
+        self.watch.computed(rows, seconds)
+        self.watch.served(batch)
         measured = rows / max(seconds, 1e-6)
         self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured
         return answers

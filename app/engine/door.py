@@ -25,9 +25,10 @@ class Door:
         stopping, and Overloaded, with the seconds until there should be room, when the rows do not fit.
         """
         if self.closed:
+            self._watch.refused("stopping")
             raise NotReady(f"{self.name} is stopping")
         if self.waiting and self.waiting + wanted > self._most:
-            self._watch.refused(self.name)
+            self._watch.refused("queue_full")
             seconds = math.ceil((self.waiting + wanted) / rate) if rate else 1
             raise Overloaded(
                 f"the queue of {self.name} is full: {self.waiting} of {self._most} rows wait, {wanted} more were sent",

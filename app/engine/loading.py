@@ -16,7 +16,7 @@ from app import store
 from app.engine.batcher import Batcher
 from app.engine.lane import Lane
 from app.engine.text import TextEngine
-from app.engine.watch import Watch
+from app.engine.watch import Watcher
 from app.predictors import PREDICTORS, Predictor
 from app.predictors.cnn import ImageClassifier
 from app.predictors.rnn import Continuation, TextContinuer
@@ -69,7 +69,7 @@ class Loader:
     """Makes versions ready for one process: its device, its lane, its limits."""
 
     settings: Settings
-    watch: Watch
+    watch: Watcher
     lane: Lane
     device: torch.device
 
@@ -100,8 +100,8 @@ class Loader:
         card, settings = version.card, self.settings
         size = sum(tensor.nbytes for tensor in version.tensors.values())
         if isinstance(predictor, TextContinuer):
-            pace, rows = predictor.pace, settings.text_rows
-            engine = TextEngine(_label(card), predictor.step, pace, self.lane, self.watch, rows, settings.queue_rows)
+            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.of(card.name, card.version)
+            engine = TextEngine(_label(card), predictor.step, pace, self.lane, watch, rows, settings.queue_rows)
             return Live(card, predictor, engine, bytes=size)
         explainer = None
         if isinstance(predictor, ImageClassifier):
@@ -115,7 +115,7 @@ class Loader:
             predictor.rows,
             predictor.seconds,
             self.lane,
-            self.watch,
+            self.watch.of(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
         )

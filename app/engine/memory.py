@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from app.engine.loading import Live
-from app.engine.watch import Watch
+from app.engine.watch import Watcher
 
 log = logging.getLogger("quartet")
 
@@ -16,7 +16,7 @@ log = logging.getLogger("quartet")
 class Memory:
     """Holds versions of at most so many bytes of weights, where ``most`` is not 0."""
 
-    watch: Watch
+    watch: Watcher
     most: int = 0
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
 
@@ -25,7 +25,7 @@ class Memory:
         return versions.get(number) if versions else None
 
     def all(self) -> list[Live]:
-        return [live for versions in self.live.values() for live in versions.values()]
+        return [live for _, versions in sorted(self.live.items()) for _, live in sorted(versions.items())]
 
     def bytes(self) -> int:
         return sum(live.bytes for live in self.all())
@@ -33,7 +33,7 @@ class Memory:
     def add(self, live: Live, stays: Callable[[Live], bool]) -> None:
         """Hold one more. Past the limit others go, those asked for longest ago first, but none that ``stays``."""
         self.live.setdefault(live.card.name, {})[live.card.version] = live
-        self.watch.loaded(live.id, live.bytes)
+        self.watch.of(live.card.name, live.card.version).loaded(live.bytes)
         log.info("%s is in memory", live.id)
         while self.most and self.bytes() > self.most:
             others = [other for other in self.all() if other is not live and not stays(other)]
@@ -48,5 +48,5 @@ class Memory:
         del versions[live.card.version]
         if not versions:
             del self.live[live.card.name]
-        self.watch.loaded(live.id, 0)
+        self.watch.of(live.card.name, live.card.version).loaded(0)
         log.info("%s is %s", live.id, why)

@@ -15,7 +15,7 @@ from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_s
 from app.engine.memory import Memory
 from app.engine.shelf import Shelf
 from app.engine.survey import Key, Survey
-from app.engine.watch import Watch
+from app.engine.watch import Watch, Watcher
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, shown
 from app.settings import Settings
 from app.store import Card, StoreError, Task
@@ -41,7 +41,7 @@ class Registry:
     """
 
     settings: Settings
-    watch: Watch
+    watch: Watcher
     lane: Lane = field(init=False)
     parsing: Lane = field(init=False)
     memory: Memory = field(init=False)
@@ -49,6 +49,7 @@ class Registry:
     defaults: dict[Task, str] = field(default_factory=dict)
     engines: WeakSet[Engine] = field(default_factory=WeakSet)  # also of versions that finish what they were asked
     stopping: bool = False
+    reported: set[Watch] = field(default_factory=set)  # those that may have been told of rows
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
@@ -308,6 +309,17 @@ class Registry:
         if silent > self.settings.hang_seconds:
             return [f"the engine has not answered for {silent:.0f} s"]
         return []
+
+    def report(self) -> None:
+        """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
+        loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone
+        for engine in list(self.engines):
+            queued, running = loads.get(engine.watch, (0, 0))
+            loads[engine.watch] = queued + engine.load[0], running + engine.load[1]
+        for watch, load in loads.items():
+            watch.load(*load)
+        self.reported = set(loads)
+        self.watch.versions(sum(map(len, self.live.values())), len(self.broken))
 
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""

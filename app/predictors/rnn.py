@@ -63,6 +63,11 @@ class Continuation:
         return self.finish_reason is not None
 
     @property
+    def written(self) -> int:
+        """Characters so far."""
+        return len(self.text)
+
+    @property
     def state(self) -> Tensor:
         """After all characters but the last, [layers, hidden]."""
         return self.prompt.state if self.drawing is None else self.drawing.state[self.row]
