@@ -254,11 +254,11 @@ def test_a_request_its_wait_its_batch_and_its_computing_are_traced(serve: Serve,
 
 
 def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
-    code = "import sys, app.main; app.main.create_app(); print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"
+    code = "import sys, app.main; app.main.create_app(); print('opentelemetry.sdk' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "False"
     with serve() as client:
         assert "traceparent" not in client.get("/health/live", headers={"traceparent": PARENT}).headers
     assert tracer("") is None
