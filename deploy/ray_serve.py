@@ -51,13 +51,13 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tasks: list[Task] = Field(min_length=1)
-    least: int = Field(1, ge=1)
-    most: int = Field(4, ge=1)
-    requests: float = Field(16, gt=0)
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
-    upscale_seconds: float = Field(5, ge=0)
-    downscale_seconds: float = Field(60, ge=0)
+    least: int = Field(default=1, ge=1)
+    most: int = Field(default=4, ge=1)
+    requests: float = Field(default=16, gt=0)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    upscale_seconds: float = Field(default=5, ge=0)
+    downscale_seconds: float = Field(default=60, ge=0)
     settings: dict[str, str] = {}
 
 
@@ -70,7 +70,7 @@ class Layout(BaseModel):
         "oneshot": Group(tasks=["classify", "forecast", "sample"]),
         "texts": Group(tasks=["continue"]),
     }
-    ingresses: int = Field(2, ge=1)
+    ingresses: int = Field(default=2, ge=1)
 
 
 class Replica:
