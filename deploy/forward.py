@@ -193,7 +193,7 @@ def gathered(figures: Mapping[str, Iterable[Metric]]) -> bytes:
         def collect(self) -> Iterable[Metric]:
             return families.values()
 
-    return generate_latest(Gathered())
+    return generate_latest(Gathered())  # it only collects
 
 
 def task_of(path: str, cards: Callable[[str], str | None]) -> str | None:
