@@ -1,6 +1,6 @@
 """OpenTelemetry traces: a span for each request, its wait and its computing, and one for each batch.
 
-Nothing of OpenTelemetry is imported, and no request pays for it, unless ``QUARTET_TRACES`` names a collector.
+No request pays for it, and none of it is imported from here, unless ``QUARTET_TRACES`` names a collector.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Layout(BaseModel):
         "oneshot": Group(tasks=["classify", "forecast", "sample"]),
         "texts": Group(tasks=["continue"]),
     }
-    ingresses: int = Field(2, ge=1)
+    ingresses: int = Field(default=2, ge=1)
 
 
 class Replica:
