@@ -33,7 +33,7 @@ ALLOWED = {
         *("app.api", "app.engine.registry", "app.machine", "app.server", "app.settings", "app.store"),
         *("app.telemetry", "app.workers"),
     },
-    "training": {"training", "app.networks", "app.store", "app.predictors"},
+    "training": {"training", "app.networks", "app.store", "app.predictors", "app.errors"},
 }
 
 

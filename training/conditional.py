@@ -16,6 +16,7 @@ from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
 from app.predictors.gan import Drawing, ImageSampler
 from training import cnn, data
+from training.pictures import accuracy_of
 from training.run import metric, permutation, schedule, set_learning_rate
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def learnt_from(learn: Tensor, labels: Tensor, images: data.Images) -> float:
         batch = permutation(len(learn), 0, "samples", epoch)[place * RECIPE.batch : (place + 1) * RECIPE.batch]
         rate = RECIPE.learning_rate * schedule(step, RECIPE.epochs * per_epoch)
         cnn.update(network, average, optimizer, learn[batch], labels[batch], RECIPE, rate)
-    return cnn.accuracy_of(average, images.test_images, images.test_labels)
+    return accuracy_of(average, images.test_images, images.test_labels)
 
 
 def figures(
