@@ -94,6 +94,12 @@ def gathered(part: Tensor) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
+def draw_apart() -> None:
+    """From here on, until the next step, each process draws random numbers of its own."""
+    if count() > 1:
+        torch.manual_seed(torch.initial_seed() + 1 + rank())
+
+
 def even(batch: int) -> int:
     """The largest batch up to this one that all processes have the same share of."""
     return max(1, batch // count()) * count()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from training.cnn import OwnConfig
 
 UNEVEN = 1.5  # times as many images as the smallest class has, from which on classes are weighted
-FITTED = 100  # images that must validate for a temperature to be fitted on them
+FITTED = 50  # images that must validate for a temperature to be fitted on them
 TEMPERATURES = (0.4, 2.5)  # a few hundred images that are all read rightly would call for one of 0
 
 
