@@ -13,7 +13,7 @@ from training.run import Run
 
 LEAST_STEPS, MOST_STEPS = 3, 12  # that are timed ...
 ENOUGH = 3.0  # ... and seconds after which no more are
-SPARE = 0.95  # share of the time that steps may take; the rest is for validation and for saving
+SPARE = 0.88  # share of the time that steps may take; the rest is for validation and for saving
 
 
 def epochs(run: Run, per_epoch: int, otherwise: int, begin: Callable[[], Callable[[int], object]]) -> int:
@@ -27,9 +27,9 @@ def epochs(run: Run, per_epoch: int, otherwise: int, begin: Callable[[], Callabl
         return otherwise
     path = run.folder / "budget.json"
     if not processes.from_first(path.exists):
-        seconds = _seconds(begin())
+        seconds = max(1e-5, round(_seconds(begin()), 5))
         found = max(1, int(minutes * 60 * SPARE / (per_epoch * seconds)))
-        told = {"minutes": minutes, "seconds_of_a_step": round(seconds, 5), "steps_of_an_epoch": per_epoch}
+        told = {"minutes": minutes, "seconds_of_a_step": seconds, "steps_of_an_epoch": per_epoch}
         processes.from_first(lambda: _keep(run, {**told, "epochs": found}))
     kept: int = processes.from_first(lambda: json.loads(path.read_text())["epochs"])
     return kept

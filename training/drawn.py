@@ -50,7 +50,7 @@ def read(path: Path, side: int, colour: str, name: str) -> Pictures:
 
 
 def reader(images: Tensor, labels: Tensor, classes: int) -> Any:
-    """A classifier that learnt from uint8 images [N, C, S, S] and labels [N], that of RECIPE for a few hundred steps."""
+    """RECIPE's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
     torch.manual_seed(0)
     sizes = {"conv": WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
     network = build(RECIPE.kind, sizes).to(images.device)

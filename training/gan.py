@@ -211,6 +211,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, Config]:
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
     if chosen.preset == "own":
+        assert isinstance(config, ConditionalConfig)
         drawn.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
