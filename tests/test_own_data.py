@@ -163,7 +163,7 @@ def test_a_budget_chooses_the_epochs_once(
     (told,) = (place / "runs").rglob("budget.json")
     budget = json.loads(told.read_text())
     assert budget["epochs"] == max(1, int(0.88 * 0.03 * 60 / (budget["seconds_of_a_step"] * 2)))
-    assert "fit" in capsys.readouterr().out
+    assert "epoch" in capsys.readouterr().out
     told.write_text(json.dumps({**budget, "epochs": 3}))
     monkeypatch.setattr(running.Run, "log", log)
     cnn.main([*arguments, "--resume"])
@@ -255,7 +255,7 @@ def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
 def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
     for images, sentence in (
         ("nowhere", "nowhere does not exist"),
-        ("shapes/circle", r"holds one class only, mine \(16\): it takes two"),
+        ("shapes/circle", r"holds one class only, circle \(16\): it takes two"),
         ("models_store", r"none of its \d+ files is an image"),
     ):
         with pytest.raises(DataError, match=sentence):

@@ -1,4 +1,4 @@
-"""Time stamps as places on a grid: which step a table is in, and which step of it a stamp is."""
+"""Time stamps as places on a grid: which step a table is in, which step of it a stamp is, and what repeats."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SLASHED = {True: "%d/%m/%Y", False: "%m/%d/%Y"}  # by whether the day comes firs
 SECONDS = {1: "second", 60: "minute", 3600: "hour", 86400: "day", 7 * 86400: "week"}
 SEASONS = {"second": (60,), "minute": (60, 1440), "hour": (24, 168), "day": (7, 365), "week": (52,), "month": (12,)}
 SEASONS |= {"quarter": (4,), "year": (), "business day": (5,)}
+SEASONAL = 0.3  # autocorrelation from which on a season counts as one
 WEEKEND = 5  # datetime's number of Saturday
 
 
@@ -71,6 +72,36 @@ def frequency(columns: Sequence[Sequence[str]], path: Path) -> Frequency:
         raise DataError(f"{path}: its time stamps, such as {stamps[0]!r}, give no step from one to the next")
     every = [time for column in times for time in column]
     return _of_months(every, steps, day_first) or _of_seconds(every, steps, day_first)
+
+
+def autocorrelation(values: np.ndarray, lag: int) -> float:
+    """Of values [T] without their straight trend, at a lag; 0 where they do not vary."""
+    steps = np.arange(len(values))
+    rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
+    spread = float((rest**2).mean())
+    if spread <= 1e-12 * float((values**2).mean() + 1):
+        return 0.0
+    return float((rest[lag:] * rest[:-lag]).mean()) / spread
+
+
+def season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
+    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is."""
+    candidates = frequency.seasons if frequency else range(2, 401)
+    known = [values[~np.isnan(values)] for values in series[:50]]
+
+    def strength(lag: int) -> float:
+        found = [autocorrelation(values, lag) for values in known if len(values) >= 3 * lag]
+        return float(np.mean(found)) if found else -1.0
+
+    strengths = {lag: strength(lag) for lag in candidates}
+    if not frequency:  # a peak, not the slope of what changes slowly
+        strengths = {
+            lag: own
+            for lag, own in strengths.items()
+            if own > strengths.get(lag - 1, 1.0) and own >= strengths.get(lag + 1, -1.0)
+        }
+    best = max(strengths, key=lambda lag: strengths[lag], default=1)
+    return best if strengths.get(best, 0.0) > SEASONAL else 1
 
 
 def _day_first(stamps: Sequence[str], path: Path) -> bool:

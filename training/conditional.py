@@ -82,12 +82,13 @@ class Game:
         sizes = sizes or ConditionalSizes(config.latent)
         self.generator = ConditionalGenerator(sizes).to(device)
         self.discriminator = ConditionalDiscriminator(sizes.classes, channels=sizes.channels).to(device)
-        self.drawing = processes.together(self.generator)
-        self.lesson = processes.together(Telling(self.discriminator, config))
         self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         betas = (config.beta1, 0.99)
         self.generating = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.telling = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
+        # after the average, whose norms are its own: only the first process looks at what it draws
+        self.drawing = processes.together(self.generator)
+        self.lesson = processes.together(Telling(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
         """One step of each on the whole batch, real values [N, channels, side, side] and labels [N]; both losses.

@@ -88,7 +88,7 @@ def read(path: Path, side: int, channels: int = 3, name: str = "") -> Pictures:
     listed = list(_of_table(path, remarks) if path.is_file() else _of_folder(path, name, remarks))
     if not listed:
         raise DataError(f"{path} holds no files: put the images of each class into a sub-folder of its own")
-    pictures = _different(path.stem, listed, _decoded([file for file, _ in listed], side, channels), remarks)
+    pictures = _different(path.resolve().name, listed, _decoded([file for file, _ in listed], side, channels), remarks)
     if not pictures.labels.numel():
         raise DataError(f"{path}: none of its {len(listed):,} files is an image; {remarks[0]}")
     return pictures

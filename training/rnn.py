@@ -164,6 +164,8 @@ def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], 
     """The whole training on characters [N]; gives the averaged network, of own texts as it was when it did best."""
     own, device = run.options.preset == "own", run.options.device
     per_epoch = (len(learn) // config.streams - 1) // config.piece
+    if not per_epoch:
+        raise SystemExit(f"--piece {config.piece} is longer than each of {config.streams} streams of the text")
 
     def trial() -> Callable[[int], object]:
         other = Learner(copy.deepcopy(network), config, device)
@@ -254,15 +256,16 @@ def own_card(chosen: Options, config: Config, text: data.Text, base: store.Versi
     """What the card says of a text of the caller's own."""
     names = " ".join(path.name for path in chosen.own["text"])
     begin = f"Begun with {base.card.name} {base.card.version}. " if base else ""
+    watched = f"{config.validation:.0%} of the training part were not learnt but watched: the weights, averaged over "
+    watched += "steps, are those that did best on them. "
     return {
         "title": f"Continues a text in the manner of {names}"[:200],
         "kind": config.kind,
         "data": {f"text:{names}": text.sha256}
         | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
         "notes": (
-            f"{begin}{config.validation:.0%} of the training part were not learnt but watched: the weights, averaged "
-            f"over steps, are those that did best on them. Characters that come up less than {chosen.own['rarest']} "
-            f"times are {UNKNOWN}."
+            f"{begin}{watched if config.validation else 'Weights averaged over steps. '}"
+            f"Characters that come up less than {chosen.own['rarest']} times are {UNKNOWN}."
         ),
     }
 

@@ -25,7 +25,6 @@ MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
 LEAST = 30  # values of a series
 LONGEST_GAP = 3  # values that are filled in where there is no season to bridge; longer gaps end a stretch
 SHOWN = 12  # remarks on the screen; all are in the run's folder
-SEASONAL = 0.3  # autocorrelation from which on a season counts as one
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _table(
 ) -> Table:
     """The series of all cells, on their grid and without gaps."""
     parts = {name: _on_grid(name, own, frequency, remarks) for name, own in cells.items()}
-    season = season or _season([values for values, _ in parts.values()], frequency)
+    season = season or calendar.season([values for values, _ in parts.values()], frequency)
     series = []
     for name, (values, starts) in parts.items():
         begin, whole = _filled(name, values, max(season, LONGEST_GAP), remarks)
@@ -261,36 +260,6 @@ def _filled(name: str, values: np.ndarray, longest: int, remarks: list[str]) -> 
         remarks.append(f"{name}: {int(holes.sum())} missing values are filled in straight lines")
         part = np.interp(np.arange(len(part)), np.flatnonzero(~holes), part[~holes])
     return first, part
-
-
-def autocorrelation(values: np.ndarray, lag: int) -> float:
-    """Of values [T] without their straight trend, at a lag; 0 where they do not vary."""
-    steps = np.arange(len(values))
-    rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-    spread = float((rest**2).mean())
-    if spread <= 1e-12 * float((values**2).mean() + 1):
-        return 0.0
-    return float((rest[lag:] * rest[:-lag]).mean()) / spread
-
-
-def _season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
-    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is."""
-    candidates = frequency.seasons if frequency else range(2, 401)
-    known = [values[~np.isnan(values)] for values in series[:50]]
-
-    def strength(lag: int) -> float:
-        found = [autocorrelation(values, lag) for values in known if len(values) >= 3 * lag and len(values) >= LEAST]
-        return float(np.mean(found)) if found else -1.0
-
-    strengths = {lag: strength(lag) for lag in candidates}
-    if not frequency:  # a peak, not the slope of what changes slowly
-        strengths = {
-            lag: own
-            for lag, own in strengths.items()
-            if own > strengths.get(lag - 1, 1.0) and own >= strengths.get(lag + 1, -1.0)
-        }
-    best = max(strengths, key=lambda lag: strengths[lag], default=1)
-    return best if strengths.get(best, 0.0) > SEASONAL else 1
 
 
 def prepare(options: Options) -> Path:
