@@ -100,8 +100,10 @@ def season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
             for lag, own in strengths.items()
             if own > strengths.get(lag - 1, 1.0) and own >= strengths.get(lag + 1, -1.0)
         }
-    best = max(strengths, key=lambda lag: strengths[lag], default=1)
-    return best if strengths.get(best, 0.0) > SEASONAL else 1
+    best = max(strengths.values(), default=0.0)
+    if best <= SEASONAL:
+        return 1
+    return min(lag for lag, own in strengths.items() if own > 0.9 * best)  # not twice the season, which is as strong
 
 
 def _day_first(stamps: Sequence[str], path: Path) -> bool:

@@ -163,10 +163,13 @@ def _is_numeric(at: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
 
 
 def _time_column(head: list[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None]) -> str | None:
-    """The first column whose cells are all time stamps and that is not asked for as something else."""
+    """The first column of time stamps that is not asked for as something else; one of bare years only beside numbers."""
+    numeric = [name for at, name in enumerate(head) if name not in taken and _is_numeric(at, rows)]
     for at, name in enumerate(head):
-        cells = [row[at] for _, row in rows if len(row) > at]
-        if name not in taken and cells and all(calendar.is_stamp(cell) for cell in cells[:50] + cells[-50:]):
+        cells = [row[at] for _, row in rows if len(row) == len(head)]
+        some = cells[:50] + cells[-50:]
+        stamps = sum(calendar.is_stamp(cell) for cell in some)
+        if name not in taken and stamps > 0.9 * len(some) and numeric != [name]:
             return name
     return None
 
