@@ -163,7 +163,7 @@ def _is_numeric(at: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
 
 
 def _time_column(head: list[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None]) -> str | None:
-    """The first column of time stamps that is not asked for as something else; one of bare years only beside numbers."""
+    """The first column of time stamps not asked for as something else; one of bare years only beside numbers."""
     numeric = [name for at, name in enumerate(head) if name not in taken and _is_numeric(at, rows)]
     for at, name in enumerate(head):
         cells = [row[at] for _, row in rows if len(row) == len(head)]
