@@ -96,7 +96,8 @@ def draw_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor
     side = min(16.0, 2.2 + 0.55 * len(labels))
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(counts / counts.sum(dim=1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1)
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     names = [_short(label) for label in labels]
     axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
     axis.set_yticks(range(len(labels)), names, parse_math=False)
