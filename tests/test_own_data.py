@@ -346,7 +346,7 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
     card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
     base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())
     own = texts.vocabulary_of(TEXT, 1)
-    network = texts.transplanted(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base, TEXT)
+    network = texts.transplanted(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
     for character, place_in_base in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
         row = network.embedding.weight[own.index(character)]
         assert torch.equal(row, base.tensors["embedding.weight"][place_in_base])

@@ -235,6 +235,8 @@ def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> No
     text = texts.read(chosen.own["text"])
     vocabulary = texts.vocabulary_of(text.train, chosen.own["rarest"])
     texts.report(text, vocabulary)
+    if base:
+        texts.check_known(base, text.train)
     run = Run(chosen, config, argv, text.sha256)
     characters = encode(text.train, vocabulary).to(chosen.device)
     places = max(1, min(PLACES, int(len(characters) * config.validation) // (4 * WINDOW)))
@@ -245,7 +247,7 @@ def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> No
     if base:
         config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * TUNED)
         network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
-        network = texts.transplanted(network, vocabulary, base, text.train)
+        network = texts.transplanted(network, vocabulary, base)
     network = learn_from(run, config, learn, validate, network)
     if processes.rank() == 0:
         publish(run, own_card(chosen, config, text, base), text, vocabulary, network, texts.prompts(text.test))

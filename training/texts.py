@@ -26,7 +26,7 @@ def read(paths: Sequence[Path]) -> Text:
     A byte order mark is dropped, and line breaks of all kinds are read as one.
     """
     parts = [_decoded(path) for path in paths]
-    text = "\n".join(part.rstrip("\n") + "\n" for part in parts)
+    text = "".join(part.rstrip("\n") + "\n" for part in parts)
     if len(text) < LEAST:
         named = ", ".join(str(path) for path in paths)
         raise DataError(f"{named}: {len(text):,} characters; it takes {LEAST:,} to learn from and to test on")
@@ -58,26 +58,27 @@ def report(text: Text, vocabulary: Sequence[str]) -> None:
         processes.say(f"  too rare to learn, so {UNKNOWN}: {shown}{more}")
 
 
-def transplanted(network: Any, vocabulary: Sequence[str], base: store.Version, text: str) -> Any:
-    """The network with all that ``base`` knows; characters that are new to it begin as its ``<unk>``.
-
-    Raises DataError when it knows too few of the text's characters.
-    """
-    before = base.card.vocabulary or []
-    index = {character: place for place, character in enumerate(before)}
+def check_known(base: store.Version, text: str) -> None:
+    """Say how much of a text's characters a network knows. Raises DataError when it is too little to begin with."""
+    index = set(base.card.vocabulary or [])
     known = sum(count for character, count in Counter(text).items() if character in index) / len(text)
     if known < KNOWN:
         raise DataError(
             f"--from {base.card.name}: it knows {known:.0%} of the text's characters, and {KNOWN:.0%} are needed; "
             "leave out --from"
         )
+    processes.say(f"{base.card.name} {base.card.version} knows {known:.1%} of the text")
+
+
+def transplanted(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
+    """The network with all that ``base`` knows; characters that are new to it begin as its ``<unk>``."""
+    before = base.card.vocabulary or []
+    index = {character: place for place, character in enumerate(before)}
     places = torch.tensor([index.get(character, len(before) - 1) for character in vocabulary])
     state = dict(base.network().state_dict())
     for key in ("embedding.weight", "head.weight", "head.bias"):
         state[key] = state[key][places]
     network.load_state_dict(state)
-    new = sum(character not in index for character in vocabulary)
-    processes.say(f"{base.card.name} {base.card.version} knows {known:.1%} of the text; {new} characters are new to it")
     return network
 
 
