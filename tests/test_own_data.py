@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -146,10 +147,23 @@ def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
     assert done.stdout.count("published") == 1
     one, two = (store.read(place / "models_store", name, 1) for name in ("one", "two"))
     assert "torchrun --nproc-per-node 2" in two.card.command
-    begun = build(one.card.kind, one.card.sizes).state_dict()
-    moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun if "weight" in key)
-    apart = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in begun if "weight" in key)
-    assert apart < 0.02 * moved
+    begun = beginning(stem, one, place)
+    moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun)
+    apart = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in begun)
+    assert apart < 0.05 * moved  # the convolutions' gradients are rounded to bfloat16
+
+
+def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch.Tensor]:
+    """The weights that a training of seed 0 began with, those that it learns."""
+    torch.manual_seed(0)
+    if stem == "cnn":
+        begun = store.read(place / "models_store", "cifar10-whitened", 1).tensors
+    elif stem == "rnn":
+        config = dataclasses.replace(rnn.PRESETS["own"], hidden=8, layers=1)
+        begun = rnn.begun(config, version.card.sizes["vocabulary"]).state_dict()
+    else:
+        begun = build(version.card.kind, version.card.sizes).state_dict()
+    return {key: tensor for key, tensor in begun.items() if tensor.ndim > 1 and key != "head.weight"}
 
 
 def test_a_budget_chooses_the_epochs_once(
