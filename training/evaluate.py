@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(
                 f"{name}@{number}\n  its data are not here, so its figures are not measured again: {error}", flush=True
             )
+            absent += 1
             continue
+        found += 1
         stated = version.card.data.items()
         lines = [
             f"  {name:34} is not that of the card ✗"
@@ -110,11 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}@{number}", *lines, sep="\n", flush=True)
     if not found and not absent:
         parser.error(f"nothing to measure in {chosen.store}")
-    print(
-        f"{wrong} figures are off"
-        if wrong
-        else f"all figures of {found} versions are as their cards say" + (f"; {absent} not measured" if absent else "")
-    )
+    told = f"{wrong} figures are off" if wrong else f"all figures of {found} versions are as their cards say"
+    print(f"{told}; {absent} not measured" if absent else told)
     return 1 if wrong else 0
 
 
