@@ -22,7 +22,7 @@ from PIL import Image
 from app import store
 from app.networks import build
 from app.predictors.cnn import Decoder
-from training import cnn, drawn, evaluate, folders, gan, rnn, shapes, texts, transfer
+from training import cnn, conditional, drawn, evaluate, folders, gan, rnn, shapes, texts, transfer
 from training import run as running
 from training.data import DataError
 
@@ -56,6 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(drawn, "LESSONS", 10)
     monkeypatch.setattr(drawn, "DRAWN", 50)
     monkeypatch.setattr(drawn, "LEAST", 20)
+    monkeypatch.setattr(conditional, "SETTLING", 5)
     shapes.main(["shapes", "--count", "16"])
     (tmp_path / "novel.txt").write_text(TEXT)
     torch.manual_seed(7)
@@ -128,8 +129,8 @@ def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.M
 
 SEVERAL = """
 import sys
-from training import cnn, drawn, gan, rnn
-drawn.LEAST, drawn.DRAWN, drawn.LESSONS = 20, 50, 10
+from training import cnn, conditional, drawn, gan, rnn
+drawn.LEAST, drawn.DRAWN, drawn.LESSONS, conditional.SETTLING = 20, 50, 10, 5
 {"cnn": cnn, "rnn": rnn, "gan": gan}[sys.argv[1]].main(sys.argv[2:])
 """
 

@@ -117,7 +117,7 @@ class Game:
 
     def shown(self) -> np.ndarray:
         """What the average draws now: pixels [10 labels, ...], a row for each label, of the same latents every time."""
-        network = settle(self.average.module, 20)
+        network = settle(self.average.module, SETTLING // 5)
         latents = torch.from_numpy(np.random.default_rng(0).standard_normal((10, self.config.latent)))
         labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
         with torch.inference_mode():
@@ -126,7 +126,7 @@ class Game:
         return pixels
 
 
-def settle(network: ConditionalGenerator, batches: int = SETTLING, size: int = 200) -> ConditionalGenerator:
+def settle(network: ConditionalGenerator, batches: int | None = None, size: int = 200) -> ConditionalGenerator:
     """Set the norms' statistics to those of the weights as they are now, and go to evaluation mode.
 
     Those that were collected in training belong to weights of other steps.
@@ -138,7 +138,7 @@ def settle(network: ConditionalGenerator, batches: int = SETTLING, size: int = 2
         norm.momentum = None  # the mean of all batches
     network.train()
     with torch.no_grad():
-        for _ in range(batches):
+        for _ in range(SETTLING if batches is None else batches):
             latents = torch.randn(size, network.sizes.latent, generator=generator)
             network(latents.to(device), torch.arange(size, device=device) % network.sizes.classes)
     return network.eval()
