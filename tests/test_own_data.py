@@ -137,7 +137,8 @@ drawn.LEAST, drawn.DRAWN, drawn.LESSONS, conditional.SETTLING = 20, 50, 10, 5
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
-    exact = ["--dropout", "0"] if stem == "rnn" else []  # whose noise each process draws for itself
+    # dropout's noise each process draws for itself
+    exact = {"cnn": ["--bfloat16", "0"], "rnn": ["--dropout", "0"], "gan": []}[stem]
     train(stem, *exact, name="one")
     (place / "several.py").write_text(SEVERAL)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "several.py"]
@@ -151,7 +152,7 @@ def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
     begun = beginning(stem, one, place)
     moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun)
     apart = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in begun)
-    assert apart < 0.05 * moved  # the convolutions' gradients are rounded to bfloat16
+    assert apart < (0.05 if stem == "cnn" else 0.2) * moved  # the others' products are rounded to bfloat16
 
 
 def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch.Tensor]:
@@ -372,7 +373,7 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
     Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
     with pytest.raises(DataError, match="--from other: it knows 14% of the text's characters, and 50% are needed"):
         train("rnn", "--from", "other")
-    with pytest.raises(SystemExit, match="it is a character-rnn; expected a whitened-net"):
+    with pytest.raises(SystemExit, match="it is a character-rnn; this training begins with a whitened-net"):
         train("cnn", "--from", "other")
 
 

@@ -77,6 +77,7 @@ class OwnConfig:
     label_smoothing: float
     shift: int  # pixels, at random, each way
     flip: int  # 1: mirrored at random
+    bfloat16: int  # 1: products are computed in it, where that is faster
 
 
 PRESETS = {
@@ -84,7 +85,7 @@ PRESETS = {
     "digits": Config("mnist", "digit-net", 8, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 10.0, 5000),
 }
 STRONG = StrongConfig("cifar10", "whitened-net", 96, 320, 22, 1000, 10.0, 0.0153, 0.2, 3, 2, 5000)
-OWN = OwnConfig(64, 256, 20, 64, 1e-2, 5e-4, 2e-3, 0.15, 0.05, 0.1, 2, 1)
+OWN = OwnConfig(64, 256, 20, 64, 1e-2, 5e-4, 2e-3, 0.15, 0.05, 0.1, 2, 1, 1)
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each class, or a CSV of path,label"},
     "--from": {

@@ -48,16 +48,16 @@ class Lesson(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, network: WhitenedNet, weights: Tensor, smoothing: float) -> None:
+    def __init__(self, network: WhitenedNet, weights: Tensor, config: OwnConfig) -> None:
         super().__init__()
         self.network = network
-        self.smoothing = smoothing
+        self.smoothing = config.label_smoothing
+        self.low = bool(config.bfloat16) and elman.fast_bfloat16(weights.device)
         self.register_buffer("weights", weights)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """uint8 images [N, C, S, S] and labels [N] -> the loss. Convolutions in bfloat16 where that is faster."""
-        kind = images.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=elman.fast_bfloat16(images.device)):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low):
             logits = self.network(images)
         return F.cross_entropy(
             logits.float(), labels, self.weights, label_smoothing=self.smoothing, reduction="none"
@@ -73,7 +73,7 @@ class Learner:
     def __init__(self, config: OwnConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool) -> None:
         self.config, self.tuned = config, tuned
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lesson = processes.together(Lesson(self.network, weights.to(device), config.label_smoothing))
+        self.lesson = processes.together(Lesson(self.network, weights.to(device), config))
         head = list(self.network.head.parameters())
         others = [
             weight
