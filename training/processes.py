@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -115,7 +114,28 @@ def together(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SharedNorm  # the same tensors under the same names
-    return DistributedDataParallel(network, broadcast_buffers=False)
+    return DistributedDataParallel(network)
+
+
+class Total(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _total(part: Tensor) -> Tensor:
+    total: Tensor = Total.apply(part)
+    return total
 
 
 class SharedNorm(nn.BatchNorm2d):
@@ -126,9 +146,9 @@ class SharedNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        mean = all_reduce(values.mean(dim=(0, 2, 3))) / count()  # [C]
+        mean = _total(values.mean(dim=(0, 2, 3))) / count()  # [C]
         centred = values - mean.view(-1, 1, 1)
-        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / count()
+        variance = _total(centred.square().mean(dim=(0, 2, 3))) / count()
         self._remember(mean.detach(), variance.detach(), values[:, 0].numel() * count())
         normed = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
         if self.affine:
