@@ -131,10 +131,10 @@ def png(pixels: np.ndarray, level: int = 1) -> bytes:
     )
 
 
-def sheet(images: np.ndarray, gap: int = 2) -> np.ndarray:
+def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
     """Images [N, channels, height, width] -> one picture of them in rows, as nearly square as may be."""
     count, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     picture = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, np.uint8)
     for i, image in enumerate(images):
