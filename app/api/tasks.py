@@ -39,9 +39,9 @@ from app.api.patience import Patience, deadline
 from app.engine.lane import SMALL
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
+from app.predictors import AnyForecaster
 from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.predictors.gan import ImageSampler, png, sheet
-from app.predictors.lstm import Series, SeriesForecaster
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
@@ -111,7 +111,9 @@ class History(Body):
     ] = Field(description="a series or a list of series; null marks a missing value")
     horizon: int = Field(24, ge=1)
     levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
-    seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
+    seasonality: int | None = Field(
+        None, ge=1, description="values in a season, such as 24 for hours; null: it is looked for"
+    )
     model: Model = None
 
 
@@ -239,7 +241,7 @@ def _forecast(routes: APIRouter, registry: Registry, settings: Settings) -> None
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, histories, reading, most)
         live = registry.pick("forecast", body.model)
-        assert isinstance(live.predictor, SeriesForecaster)
+        assert isinstance(live.predictor, AnyForecaster)
         live.engine.admit(1)
         async with Patience(request, until):
             items = await parsing.run_if_long(_size(body), _series, live, body, settings)
@@ -382,28 +384,29 @@ def _size(body: History) -> int:
     return sum(len(series) if isinstance(series, list) else 1 for series in body.values)
 
 
-def _series(live: Live, body: History, settings: Settings) -> list[Series]:
+def _series(live: Live, body: History, settings: Settings) -> list[Any]:
     """The series of a request as items. Raises BadValue."""
-    assert isinstance(live.predictor, SeriesForecaster)
+    assert isinstance(live.predictor, AnyForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
     series: list[Any] = list(body.values) if many else [body.values]
-    if body.seasonality is not None:
-        raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
     if len(series) > settings.max_series:
         raise BadValue(f"values has {len(series)} series; allowed are {settings.max_series}", "values")
     if (count := sum(map(len, series))) > settings.max_series_values:
         raise BadValue(f"values has {count:,} values; allowed are {settings.max_series_values:,}", "values")
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
-    parse = live.predictor.parse
-    return [parse(values, body.horizon, f"values.{i}" if many else "values") for i, values in enumerate(series)]
+    parse, season = live.predictor.parse, body.seasonality
+    return [parse(values, body.horizon, f"values.{i}" if many else "values", season) for i, values in enumerate(series)]
 
 
-def _forecasts(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
-    assert isinstance(live.predictor, SeriesForecaster)
+def _forecasts(live: Live, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
+    assert isinstance(live.predictor, AnyForecaster)
+    names = [repr(level).removesuffix(".0") for level in levels]
     results = []
-    for item, mean in zip(items, means, strict=True):
-        widths = {repr(level).removesuffix(".0"): live.predictor.half_widths(item, level) for level in levels}
-        intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
-        results.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
+    for item, answer in zip(items, answers, strict=True):
+        outlook = live.predictor.outlook(item, answer)
+        bounds = [dict(zip(("lower", "upper"), outlook.interval(level), strict=True)) for level in levels]
+        intervals = dict(zip(names, bounds, strict=True))
+        results.append({"mean": outlook.mean, "median": outlook.median, "intervals": intervals,
+                        "seasonality": outlook.seasonality})  # fmt: skip
     return json_response(_answer(live, results=results))
