@@ -5,7 +5,6 @@ Called by ``python -m training.lstm --preset strong``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,10 +141,8 @@ def learn(run: Run, config: ForecasterConfig) -> Any:
         loss = team.backward(step, held_out)
         optimizer.step()
         average.update_parameters(network)
-        if (step + 1) % 200 == 0 and held_out:
-            run.log(loss=loss, **validation(average.module, windows))
-        elif (step + 1) % 200 == 0:
-            run.log(loss=loss)
+        if (step + 1) % max(config.updates // 50, 1) == 0:
+            run.log(loss=loss, **(validation(average.module, windows) if held_out else {}))
         if step + 1 == first:
             run.tensors["widening"] = widening(average.module, windows)
     learnt: Any = average.module
@@ -236,11 +233,11 @@ def draw_samples(path: Path, forecaster: GlobalForecaster) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6), layout="constrained")
-    axes: Callable[[], Any] = iter(figure.subplots(2, 4).flat).__next__
+    axes = iter(figure.subplots(2, 4).flat)
     for collection in (data.m4_hourly(), data.m4_weekly()):
         horizon = collection.future.shape[1]
         for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
-            axis, past = axes(), collection.past[number].numpy()
+            axis, past = next(axes), collection.past[number].numpy()
             (answer,) = outlooks(forecaster, [past], collection.season, horizon)
             shown, ahead = past[-4 * horizon :], np.arange(horizon)
             axis.plot(np.arange(-len(shown), 0), shown, color="gray", linewidth=1)
