@@ -7,6 +7,7 @@ import io
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np

@@ -141,7 +141,7 @@ def learn(run: Run, config: ForecasterConfig) -> Any:
         loss = team.backward(step, held_out)
         optimizer.step()
         average.update_parameters(network)
-        if (step + 1) % max(config.updates // 50, 1) == 0:
+        if (step + 1) % max(config.updates // 25, 1) == 0:
             run.log(loss=loss, **(validation(average.module, windows) if held_out else {}))
         if step + 1 == first:
             run.tensors["widening"] = widening(average.module, windows)
