@@ -32,7 +32,7 @@ class ForecasterSizes:
     hidden: int = 128
     layers: int = 1
     lags: int = 14
-    members: int = 4
+    members: int = 3
 
 
 class Reading(NamedTuple):
