@@ -191,21 +191,33 @@ class Forecaster(nn.Module):
     def forecast(self, values: Tensor, seasons: Tensor, horizon: int) -> Tensor:
         """As ``forward``, for any horizon: [N, horizon, QUANTILES].
 
-        Past its own horizon the network reads its own median and goes on. Each step back to the present adds the
-        same variance, as in a random walk: what it says of its own forecasts would be too sure. No step is surer than
-        one before it.
+        No step is surer than the same one a season before. Past its own horizon the network reads its own median and
+        goes on; what it says of its own forecasts would be too sure, so that from there the widest distances grow
+        with the root of the steps ahead, as those of a random walk do.
         """
         own = self.sizes.horizon
         quantiles = self(values, seasons)
         medians = [quantiles[..., MEDIAN]]
+        away = _no_surer((quantiles - quantiles[..., MEDIAN : MEDIAN + 1]).abs(), seasons)
         while len(medians) * own < horizon:
             values = torch.cat([values, medians[-1]], dim=1)[:, own:]
             medians.append(self(values, seasons)[..., MEDIAN])
-        away = quantiles - quantiles[..., MEDIAN : MEDIAN + 1]
-        away = torch.cat([away[..., :MEDIAN].cummin(1).values, away[..., MEDIAN:].cummax(1).values], dim=2)
-        turns = torch.arange(len(medians), device=away.device, dtype=away.dtype).view(1, -1, 1, 1)
-        last = away[:, -1:].unsqueeze(1)  # [N, 1, 1, QUANTILES]
-        largest = away.abs().amax(dim=(1, 2), keepdim=True).unsqueeze(3).clamp(min=torch.finfo(away.dtype).tiny)
-        grown = ((away.unsqueeze(1) / largest).square() + turns * (last / largest).square()).sqrt() * largest
-        away = (grown * away.sign().unsqueeze(1)).flatten(1, 2)  # [N, turns * own, QUANTILES]
-        return (torch.cat(medians, dim=1).unsqueeze(2) + away)[:, :horizon]
+        beyond = torch.arange(1, max(horizon - own, 0) + 1, device=away.device, dtype=away.dtype)
+        later = away.amax(1, keepdim=True) * (1 + beyond / own).sqrt().unsqueeze(1)
+        below = torch.arange(len(QUANTILES), device=away.device) < MEDIAN
+        away = torch.cat([away, later], dim=1)[:, :horizon]
+        return torch.cat(medians, dim=1)[:, :horizon].unsqueeze(2) + torch.where(below, -away, away)
+
+
+def _no_surer(away: Tensor, seasons: Tensor) -> Tensor:
+    """Distances [N, horizon, QUANTILES], each made at least as large as all those whole seasons before it.
+
+    One, then two, then four seasons back: that reaches all.
+    """
+    turns = seasons.view(-1, 1, 1)
+    step = torch.arange(away.shape[1], device=away.device).view(1, -1, 1)
+    for power in range(away.shape[1].bit_length()):
+        before = step - (turns << power)
+        seen = away.gather(1, before.clamp(min=0).expand_as(away))
+        away = torch.where(before >= 0, torch.maximum(away, seen), away)
+    return away
