@@ -10,7 +10,7 @@ import torch
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader
 from app.predictors.seasons import SEASONS
-from training import data, forecaster, scores
+from training import compare, data, forecaster, scores
 from training.synthetic import synthetic
 from training.windows import Batch, Kind, Windows
 
@@ -45,6 +45,20 @@ def test_the_seasonal_naive_forecast_of_m4_scores_what_the_competition_published
     usual = np.array([scores.usual_step(one, season) for one in past])
     assert scores.smape(actual, naive) == pytest.approx(smape, abs=5e-4)
     assert scores.mase(actual, naive, usual) == pytest.approx(mase, abs=5e-4)
+
+
+def test_a_comparison_pools_all_parts_and_cuts_series_at_their_origins() -> None:
+    values = np.arange(20.0) % 4
+    trial = compare.cut("four", values, 4, begin=12, horizon=4, every=2, longest=9)
+    assert [len(past) for past in trial.past] == [9, 9, 9]
+    assert trial.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
+    other = compare.Trial("four", 1, [np.array([1.0, 3.0])] * 3, np.full((3, 4), 5.0))  # naive 3, usual step 2
+    (middle, lower, upper), *_ = compare.naive(other.past, 1, 4)
+    assert middle.tolist() == [3, 3, 3, 3]
+    assert lower.tolist() == upper.tolist() == middle.tolist()  # its steps do not vary
+    other = compare.Trial("four", 4, [np.array([0.0, 1, 2, 3, 2, 3, 4, 5])] * 3, np.full((3, 4), 5.0))
+    line = compare.row("four", [other], "naive", compare.naive)
+    assert line == "| four | naive | 0.750 | 30.0 | 0.250 |"
 
 
 def counted(held_out: bool, mixed: float = 0.0) -> tuple[Batch, Windows]:
