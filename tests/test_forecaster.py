@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Serve, publish_tiny
+from conftest import ROOT, Serve, publish_tiny
 
+from app import store
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
 from app.predictors.forecaster import SCORES, SHARES, GlobalForecaster
@@ -22,6 +23,11 @@ SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, membe
 @pytest.fixture
 def forecaster(tmp_path: Path) -> GlobalForecaster:
     return GlobalForecaster(publish_tiny(tmp_path, "tiny-forecaster"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shipped_forecaster() -> GlobalForecaster:
+    return GlobalForecaster(store.read(ROOT / "models_store", "series-lstm", 1), torch.device("cpu"))
 
 
 def series(seed: int, count: int = 60) -> np.ndarray:
@@ -69,6 +75,43 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
     )
     assert moved.seasonality == plain.seasonality
     assert np.abs(moved.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * np.abs(plain.quantiles).max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_units_do_not_matter_to_the_shipped_forecaster_either(shipped_forecaster: GlobalForecaster, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = series(seed, int(random.integers(8, 500)))
+    units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
+    items = [shipped_forecaster.parse(((values + shift) * factor).tolist(), 70) for factor, shift in units]
+    plain, *moved = shipped_forecaster.predict(items)
+    size = np.abs(plain.quantiles).max()
+    for (factor, shift), outlook in zip(units[1:], moved, strict=True):
+        assert np.abs(outlook.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * size
+
+
+@pytest.mark.parametrize("kind", ["season", "trend", "noisy sine", "walk", "level"])
+def test_the_shipped_forecaster_is_better_than_the_last_season_again(
+    shipped_forecaster: GlobalForecaster, kind: str
+) -> None:
+    items, actual, naive = [], [], []
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        time, noise = np.arange(324.0), random.normal(size=324)
+        daily = 3 * np.sin(2 * np.pi * time / 24 + seed)
+        values = {
+            "season": daily + noise,
+            "trend": 0.1 * time + daily + noise,
+            "noisy sine": np.sin(20 / 999 * time + seed) + 0.2 * noise,
+            "walk": noise.cumsum(),
+            "level": noise,
+        }[kind]
+        season = 24 if kind in ("season", "trend") else 1
+        items.append(shipped_forecaster.parse(values[:300].tolist(), 24))
+        actual.append(values[300:])
+        naive.append(values[300 - season : 300][np.arange(24) % season])
+    medians = np.stack([outlook.median for outlook in shipped_forecaster.predict(items)])
+    ours, theirs = (np.abs(np.stack(actual) - forecast).mean() for forecast in (medians, np.stack(naive)))
+    assert ours < 1.05 * theirs if kind == "walk" else ours < 0.9 * theirs
 
 
 @pytest.mark.parametrize("season", [1, 2, 4, 7])
