@@ -157,7 +157,7 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
     card = store.read(models, name, 1).card
-    assert card.command.startswith("python -m training")
+    assert card.command.startswith(f"python -m {script.__name__} ")
     assert card.seed == 3
     assert "--seed 3" in card.command
     assert card.metrics

@@ -6,9 +6,9 @@ Called by ``python -m training.lstm --preset strong``.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from training.run import Run, derive, metric, schedule, set_learning_rate
 from training.synthetic import synthetic
 from training.windows import Batch, Kind, Windows
 
+if TYPE_CHECKING:
+    from training.lstm import StrongConfig
+
 LARGEST = 50  # units that a value may be off the naive path, in the loss
 LONG = 700  # values of a synthetic series
 MISTAKEN = 5  # every so many synthetic series without a season are also shown with each, as if it had been found
@@ -31,25 +34,7 @@ NEAR = 6  # steps before and after, whose errors widen an interval as well
 NAMES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}
 
 
-@dataclass(frozen=True)
-class ForecasterConfig:
-    hidden: int
-    layers: int
-    members: int
-    updates: int
-    batch: int  # windows of each member
-    learning_rate: float
-    weight_decay: float
-    dropout: float  # of the summary of what was read
-    mixed: float  # share of windows that are mixed with another
-    invented: float  # share of synthetic windows
-    series: int  # synthetic series of each season
-    clip: float  # of the gradient's norm, of each member
-    average: float  # of the weights over steps: the published ones
-    held_out: float  # share of the updates in which the last horizon of every series is held out
-
-
-def kinds(config: ForecasterConfig, seed: int) -> list[Kind]:
+def kinds(config: StrongConfig, seed: int) -> list[Kind]:
     """What is learnt from: M4's hourly and weekly series alike, and synthetic ones of every season."""
     real = (1 - config.invented) / 2
     collections = [data.m4_hourly(), data.m4_weekly()]
@@ -96,9 +81,7 @@ def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> floa
 class Team:
     """The members of a network, each computing its own gradient on a thread of its own: small products share badly."""
 
-    def __init__(
-        self, network: Forecaster, windows: Windows, config: ForecasterConfig, seed: int, threads: int
-    ) -> None:
+    def __init__(self, network: Forecaster, windows: Windows, config: StrongConfig, seed: int, threads: int) -> None:
         self.network, self.windows, self.config, self.seed = network, windows, config, seed
         self.pool = ThreadPoolExecutor(threads, initializer=_alone)
 
@@ -122,7 +105,7 @@ def _alone() -> None:
     torch.set_flush_denormal(True)
 
 
-def learn(run: Run, config: ForecasterConfig) -> Any:
+def learn(run: Run, config: StrongConfig) -> Any:
     """Learn with the last horizons held out, measure the intervals on them, and go on with nothing held out."""
     sizes = ForecasterSizes(hidden=config.hidden, layers=config.layers, members=config.members)
     windows = Windows(kinds(config, run.options.seed), sizes.context, sizes.horizon)
@@ -250,7 +233,7 @@ def draw_samples(path: Path, forecaster: GlobalForecaster) -> Path:
     return path
 
 
-def card_of(sizes: ForecasterSizes, config: ForecasterConfig) -> dict[str, Any]:
+def card_of(sizes: ForecasterSizes, config: StrongConfig) -> dict[str, Any]:
     """All of the card but its metrics."""
     return {
         "task": "forecast",
@@ -271,7 +254,7 @@ def card_of(sizes: ForecasterSizes, config: ForecasterConfig) -> dict[str, Any]:
     }
 
 
-def train(run: Run, config: ForecasterConfig) -> None:
+def train(run: Run, config: StrongConfig) -> None:
     """Learn, read the test parts once - not at all unless the network is to be published - and write the card."""
     network = learn(run, config)
     card = card_of(network.sizes, config)

@@ -44,8 +44,26 @@ class Config:
     validation: int  # values at the end of the training part that are held out
 
 
+@dataclass(frozen=True)
+class StrongConfig:
+    hidden: int
+    layers: int
+    members: int
+    updates: int
+    batch: int  # windows of each member
+    learning_rate: float
+    weight_decay: float
+    dropout: float  # of the summary of what was read
+    mixed: float  # share of windows that are mixed with another
+    invented: float  # share of synthetic windows
+    series: int  # synthetic series of each season
+    clip: float  # of the gradient's norm, of each member
+    average: float  # of the weights over steps: the published ones
+    held_out: float  # share of the updates in which the last horizon of every series is held out
+
+
 PRESETS = {"workshop": Config(64, 50, 50, 6000, 32, 3e-3, 1e-2, 0.3, 1.0, 0.995, 160)}
-STRONG = strong.ForecasterConfig(
+STRONG = StrongConfig(
     hidden=128,
     layers=1,
     members=3,
@@ -183,10 +201,10 @@ def update(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    presets: dict[str, Config | strong.ForecasterConfig] = {**PRESETS, "strong": STRONG}
+    presets: dict[str, Config | StrongConfig] = {**PRESETS, "strong": STRONG}
     chosen, config = options(__doc__ or "", presets, NAMES, argv)
     run = Run(chosen, config, argv)
-    if isinstance(config, strong.ForecasterConfig):
+    if isinstance(config, StrongConfig):
         strong.train(run, config)
         return
 

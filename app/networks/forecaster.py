@@ -6,7 +6,6 @@ one season to the next (the denominator of MASE), and answer by how much the sea
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,7 +98,7 @@ class Reader(nn.Module):
         origin, known_origin = _at(x, known, sizes.context - 1 - years)
         both = known_after & known_origin & weekly
 
-        turn = 2 * math.pi * (step + 1) / turns  # [N, horizon, 1]
+        turn = 2 * torch.pi * (step + 1) / turns  # [N, horizon, 1]
         place = ((step + 1) / sizes.horizon).expand_as(turn)
         parts = [
             ((seen - naive) / unit.unsqueeze(2)).asinh() * there,
