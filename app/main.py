@@ -14,10 +14,9 @@ from contextlib import asynccontextmanager
 import torch
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from app import store
-from app.api import failures, health, models, tasks
+from app.api import failures, health, models, page, tasks
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.registry import Registry, find_device, find_store
@@ -61,10 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(busy)
     app.include_router(models.router(registry))
     app.include_router(health.router(registry, metrics))
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(page.router())
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), busy.routes)

@@ -34,6 +34,7 @@ UNKNOWN = "<unk>"
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+PICTURES = ("curves.png", "samples.png")
 
 
 class StoreError(Exception):
@@ -180,6 +181,12 @@ def read(store: Path, name: str, version: int) -> Version:
             bad = int((~torch.isfinite(tensor)).sum())
             raise StoreError(f"{path}: tensor {key!r} has {bad} values that are not finite, expected none")
     return Version(folder, card, tensors)
+
+
+def pictures(store: Path, name: str, version: int) -> dict[str, Path]:
+    """The pictures that lie beside a published version, by file name: those of PICTURES that there are."""
+    paths = (store / name / str(version) / file for file in PICTURES)
+    return {path.name: path for path in paths if path.is_file()}
 
 
 def defaults(store: Path) -> dict[Task, str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.answers import FAILURES
 from app.api.bodies import json_response
+from app.api.page import kept
 from app.engine.registry import Registry
+from app.errors import NotFound, shown
+
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the picture"}}
 
 
 def router(registry: Registry) -> APIRouter:
@@ -28,6 +33,17 @@ def router(registry: Registry) -> APIRouter:
             return json_response(_model(registry, name))
         live = registry.find(name, "name")
         return json_response(_model(registry, live.card.name, live.card.version))
+
+    @routes.get("/models/{name}/pictures/{file}", response_class=Response, responses=PICTURE)
+    async def show_picture(request: Request, name: str, file: str) -> Response:
+        """A picture of a model's training: `curves.png` or `samples.png`, where its `pictures` list it."""
+        live = registry.find(name, "name")
+        there = registry.pictures(live)
+        if file not in there:  # the caller's name is looked up and never part of a path
+            known = ", ".join(there) or "none"
+            raise NotFound(f"{live.id} has no picture {shown(file)}; there are: {known}", "file")
+        content = await asyncio.to_thread(there[file].read_bytes)
+        return kept(request, content, "image/png", f"{live.card.weights_sha256[:16]}-{file}")
 
     return routes
 
@@ -58,6 +74,7 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "inputs": [spec.model_dump() for spec in card.inputs],
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
+        "pictures": sorted(registry.pictures(live)),
         "broken": broken,
         "card": card.model_dump(),
     }

@@ -119,6 +119,7 @@ class Draw(Body):
     count: int = Field(16, ge=1)
     label: str | None = Field(None, description="what to draw, for models that have labels", max_length=200)
     seed: Seed | None = Field(None, description="image i of a seed never changes")
+    walk_to: Seed | None = Field(None, description="lead from the first image of `seed` to the first one of this seed")
     model: Model = None
 
 
@@ -269,7 +270,8 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         draw = live.predictor.parse
         headers = {"x-model": live.id, "x-seed": str(seed)}
         async with Patience(request, until):
-            drawing = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+            size = body.count * live.predictor.latent
+            drawing = await parsing.run_if_long(size, draw, body.count, body.label, seed, body.walk_to)
             (pixels,) = await live.engine.submit([drawing])
             if wants_png(head(request, b"accept")):
                 return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")

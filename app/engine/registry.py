@@ -243,6 +243,10 @@ class Registry:
         versions = self.live.get(name)
         return versions[max(versions)] if versions else None
 
+    def pictures(self, live: Live) -> dict[str, Path]:
+        """The pictures of a version's training, by file name."""
+        return store.pictures(self.settings.store, live.card.name, live.card.version)
+
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""
         if self.stopping:
