@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 README = Path(__file__).parent / "page.png"
 WIDTHS = {1280: 900, 390: 844}  # and the heights that go with them
@@ -21,11 +21,11 @@ WIDTHS = {1280: 900, 390: 844}  # and the heights that go with them
 def settled(page: Page, address: str) -> None:
     """Open the page and wait until each panel shows its first answer and each picture is there."""
     page.goto(address)
-    page.wait_for_function("document.querySelectorAll('.told strong').length === 4")
-    page.wait_for_function("!document.querySelector('[aria-busy=true]')")
+    expect(page.locator(".told strong")).to_have_count(4, timeout=60_000)
+    expect(page.locator("[aria-busy=true]")).to_have_count(0)
     for picture in page.locator(".pictures img").all():
         picture.scroll_into_view_if_needed()
-    page.wait_for_function("[...document.images].filter((image) => image.src).every((image) => image.complete)")
+    page.evaluate("Promise.all([...document.images].filter((image) => image.src).map((image) => image.decode()))")
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
 
 

@@ -66,11 +66,11 @@ def router() -> APIRouter:
 
 
 def kept(request: Request, content: bytes, kind: str, tag: str) -> Response:
-    """Content that a browser keeps and asks about each time: 304 when it has what bears this ``tag`` (RFC 9110, 13.1.2).
+    """Content that a browser keeps and asks about each time: 304 when it has what bears this ``tag``.
 
-    ``tag`` changes whenever the content does.
+    ``tag`` changes whenever the content does (RFC 9110, 13.1.2).
     """
-    headers = {"etag": f'"{tag}"', "cache-control": "no-cache", "x-content-type-options": "nosniff"}
+    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
     held = request.headers.get("if-none-match", "")
     if held.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in held.split(",")):
         return Response(None, 304, headers)

@@ -11,6 +11,18 @@ export class Refused extends Error {
   }
 }
 
+let key = null; // of a service that asks for one; forgotten with the tab
+try {
+  key = sessionStorage.getItem("quartet-key");
+} catch { /* a browser that keeps nothing */ }
+
+export function useKey(given) {
+  key = given;
+  try {
+    sessionStorage.setItem("quartet-key", key);
+  } catch { /* then it lasts as long as the page */ }
+}
+
 function address({ path, query = {} }) {
   const url = new URL(path, document.baseURI);
   for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
@@ -19,11 +31,11 @@ function address({ path, query = {} }) {
 
 /** The answer once its head is there. Throws Refused, and AbortError when the signal says so. */
 export async function send(request, signal) {
-  const options = { signal };
+  const options = { signal, headers: key ? { authorization: `Bearer ${key}` } : {} };
   if (request.json) {
     options.method = "POST";
     options.body = JSON.stringify(request.json);
-    options.headers = { "content-type": "application/json" };
+    options.headers["content-type"] = "application/json";
   } else if (request.file) {
     options.method = "POST";
     options.body = new FormData();
@@ -74,12 +86,19 @@ export async function* events(response) {
 
 /** A file's name as curl's -F wants it: in quotes where it has what would end it. */
 const named = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
+/** Have an image show a picture of the service. */
+export async function show(image, path) {
+  if (!key) image.src = path;
+  else image.src = URL.createObjectURL(await (await send({ path })).blob()); // an image by itself sends no key
+}
+
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The line that sends the same request from a shell. */
 export function curl(request) {
   const url = address(request).href;
   const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? quoted(url) : url];
+  if (key) parts.push('-H "Authorization: Bearer $QUARTET_KEY"'); // the key itself is not for copying
   if (request.json) parts.push("-d", quoted(JSON.stringify(request.json)));
   if (request.file) parts.push("-F", quoted(`file=@${named(request.file.name)}`));
   return parts.join(" ");

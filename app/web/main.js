@@ -1,6 +1,6 @@
 // The page: which models there are, a panel for each task, and a first answer in each.
 
-import { send } from "./api.js";
+import { send, useKey } from "./api.js";
 import { digitsPanel } from "./digits.js";
 import { find } from "./dom.js";
 import { imagePanel } from "./images.js";
@@ -18,7 +18,7 @@ async function begin() {
   for (const panel of panels) {
     if (!offered.includes(panel)) panel.fail(panel.missing());
   }
-  for (const panel of offered) await panel.begin();
+  await Promise.all(offered.map((panel) => panel.begin()));
 }
 
 /** Which section is in view, for the bar at the top. */
@@ -34,10 +34,23 @@ function mark() {
   for (const link of links) watcher.observe(find(link.hash.slice(1)));
 }
 
-mark();
-try {
-  await begin();
-} catch (error) {
-  find("trouble").textContent = error.message;
-  find("trouble").hidden = false;
+/** Begin, or say why not: most often because the service asks for a key first. */
+async function attempt() {
+  const trouble = find("trouble");
+  trouble.hidden = find("key").hidden = true;
+  try {
+    await begin();
+  } catch (error) {
+    trouble.textContent = error.message;
+    trouble.hidden = false;
+    find("key").hidden = error.status !== 401;
+  }
 }
+
+find("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(find("key-value").value.trim());
+  attempt();
+});
+mark();
+attempt();

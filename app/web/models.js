@@ -1,5 +1,6 @@
 // The models: a card for each, with its figures, its versions and the pictures of its training.
 
+import { send, show } from "./api.js";
 import { find, make } from "./dom.js";
 
 const TASKS = { classify: "images", continue: "text", forecast: "series", sample: "digits" };
@@ -32,7 +33,7 @@ function card(model) {
 const words = (name) => name.replaceAll("_", " ");
 
 function figure([name, { value, decimals, split }]) {
-  return make("div", {}, make("dt", {}, words(name)), make("dd", {}, value.toFixed(decimals), make("small", {}, split)));
+  return make("div", {}, make("dt", {}, words(name), make("small", {}, split)), make("dd", {}, value.toFixed(decimals)));
 }
 
 /** The versions that are served: the newest answers for the plain name, another is shown when it is chosen. */
@@ -47,9 +48,15 @@ function versions(model) {
 }
 
 async function swap(element, id) {
-  const response = await fetch(`v1/models/${id}`);
-  if (!response.ok) return; // removed in the meantime: the next look at the list tells
-  const other = card(await response.json());
+  let model;
+  try {
+    model = await (await send({ path: `v1/models/${id}` })).json();
+  } catch (error) { // removed in the meantime, or the service is away
+    element.querySelector(".error")?.remove();
+    element.append(make("p", { class: "error", role: "alert" }, error.message));
+    return;
+  }
+  const other = card(model);
   element.replaceWith(other);
   other.querySelector('.marks button[aria-pressed="true"]').focus();
 }
@@ -59,8 +66,9 @@ function pictures(model) {
   return make("div", { class: "pictures" }, ...model.pictures.map((file) => {
     const src = `v1/models/${model.id}@${model.version}/pictures/${file}`;
     const what = `${file.replace(".png", "")} of ${model.id}, version ${model.version}`;
-    return make("button", { type: "button", "aria-label": `Show the ${what}`, on: { click: () => enlarge(src, what) } },
-      make("img", { src, alt: "", loading: "lazy" }));
+    const image = make("img", { alt: "", loading: "lazy" });
+    show(image, src).catch(() => image.remove());
+    return make("button", { type: "button", "aria-label": `Show the ${what}`, on: { click: () => enlarge(image.src, what) } }, image);
   }));
 }
 

@@ -14,7 +14,7 @@ function value(word) {
 export function parseValues(text) {
   const inside = text.trim().replace(/^\[|\]$/g, "");
   if (!inside.trim()) return [];
-  const words = inside.replace(/[ \t]*[,;\r\n][ \t\r]*/g, ",").split(/,|[ \t]+/);
+  const words = inside.replace(/[ \t]*(?:[,;]|\r?\n)[ \t]*/g, ",").split(/,|[ \t]+/);
   while (words.at(-1) === "") words.pop();
   return words.map((word) => (value(word) === undefined ? word : value(word)));
 }
