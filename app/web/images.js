@@ -1,7 +1,7 @@
 // The picture: chosen, dropped, pasted or an example; its labels as bars, and the heat map over it.
 
 import { find, make, percent } from "./dom.js";
-import { follow, Panel } from "./panel.js";
+import { accept, follow, Panel } from "./panel.js";
 
 const EXAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
 const DIGITS = { three: "3", seven: "7" };
@@ -78,23 +78,6 @@ export function imagePanel() {
 
   panel.begin = () => example(panel.described?.labels?.includes("3") ? "three" : "bird", false);
   return panel;
-}
-
-/** Files that are dropped anywhere on an element. */
-function accept(element, take) {
-  const over = (on) => element.classList.toggle("dropping", on);
-  for (const name of ["dragenter", "dragover"]) {
-    element.addEventListener(name, (event) => {
-      event.preventDefault();
-      over(true);
-    });
-  }
-  element.addEventListener("dragleave", () => over(false));
-  element.addEventListener("drop", (event) => {
-    event.preventDefault();
-    over(false);
-    if (event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
-  });
 }
 
 function bar({ label, probability }) {

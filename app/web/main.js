@@ -52,5 +52,8 @@ find("key").addEventListener("submit", (event) => {
   useKey(find("key-value").value.trim());
   attempt();
 });
+for (const name of ["dragover", "drop"]) { // beside a panel a file is not opened in place of the page
+  document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+}
 mark();
 attempt();

@@ -8,12 +8,13 @@ const WAIT = 140; // milliseconds between the last move of a control and the que
 export class Panel {
   /**
    * `request()` makes the request of the controls, or null while there is nothing to ask; `show(answer, request)` shows
-   * what came and may give a sentence to add. With `live` each change of a control asks anew.
+   * what came and may give a sentence to add; `ended()` is told when nothing is under way any more. With `live` each
+   * change of a control asks anew.
    */
-  constructor(id, task, { request, show, live = true, receive = (response) => response.json() }) {
+  constructor(id, task, { request, show, live = true, receive = (response) => response.json(), ended = () => {} }) {
     this.root = find(id);
     this.task = task;
-    Object.assign(this, { request, show, receive });
+    Object.assign(this, { request, show, receive, ended });
     this.form = this.root.querySelector("form");
     this.answer = this.root.querySelector(".answer");
     const foot = this.root.querySelector("footer");
@@ -104,7 +105,10 @@ export class Panel {
     } catch (error) {
       if (running === this.running && error.name !== "AbortError") this.fail(error);
     } finally {
-      if (running === this.running) this.answer.setAttribute("aria-busy", "false");
+      if (running === this.running) {
+        this.answer.setAttribute("aria-busy", "false");
+        this.ended();
+      }
     }
   }
 
@@ -174,6 +178,20 @@ export function follow(slider) {
   slider.addEventListener("input", show);
   show();
   return show;
+}
+
+/** Take a file that is dropped anywhere on an element; text that is dragged goes where it went before. */
+export function accept(element, take) {
+  const over = (on) => element.classList.toggle("dropping", on);
+  for (const name of ["dragenter", "dragover", "drop"]) {
+    element.addEventListener(name, (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault();
+      over(name !== "drop");
+      if (name === "drop" && event.dataTransfer.files[0]) take(event.dataTransfer.files[0]);
+    });
+  }
+  element.addEventListener("dragleave", () => over(false));
 }
 
 /** A number field as it is sent: null when empty; whether it is one that is allowed, the service judges. */

@@ -4,7 +4,7 @@ import { bands, Chart } from "./chart.js";
 import { draw, find, make, number } from "./dom.js";
 import { parseTable, parseValues, rounded } from "./numbers.js";
 import { Pad } from "./pad.js";
-import { Panel } from "./panel.js";
+import { accept, Panel } from "./panel.js";
 
 /** The workshop's series: a sine at 1,000 points over [0, 20], and noise of 0.2; and two sines. */
 const MADE = {
@@ -92,6 +92,7 @@ export function seriesPanel() {
       fill(made(button.dataset.series));
     });
   }
+  accept(panel.root, open);
   text.addEventListener("input", () => {
     find("series-column-field").hidden = true;
     if (pad.on) draws(false);

@@ -27,9 +27,11 @@ export function textPanel() {
           stream: true,
         },
       };
+      stop.disabled = false;
       return asked;
     },
     receive,
+    ended: () => (stop.disabled = true),
     show({ ended, first, count, seconds }) {
       const parts = [`first character after ${duration(first)}`, `${number(count / seconds, 3)} characters/s`];
       if (ended.unknown_characters.length) parts.push(`read as unknown: ${ended.unknown_characters.join(" ")}`);
@@ -44,7 +46,6 @@ export function textPanel() {
     let first = null, count = 0, ended = null;
     begun.textContent = asked.json.prompt;
     written.textContent = "";
-    stop.disabled = false;
     panel.told.replaceChildren("Writing …");
     try {
       for await (const event of events(response)) {
@@ -60,8 +61,6 @@ export function textPanel() {
         panel.name({ model, version }, `stopped after ${number(count)} characters`);
       }
       throw error;
-    } finally {
-      if (signal === panel.running.signal) stop.disabled = true;
     }
     panel.pin(asked, ended.seed);
     return { model, version, ended, first, count, seconds: (performance.now() - start) / 1000 };
@@ -69,6 +68,7 @@ export function textPanel() {
 
   stop.addEventListener("click", () => {
     panel.speak();
+    panel.told.replaceChildren("Stopped before the first character.");
     panel.running.abort(); // hangs up: the service gives the text's place to another
   });
   panel.form.elements.prompt.addEventListener("keydown", (event) => {
