@@ -63,7 +63,7 @@ def test_labels_come_evenly_and_a_given_one_comes_alone_from_the_same_latents(co
 @pytest.mark.parametrize("name", ["sampler", "conditional"])
 def test_a_walk_leads_from_one_seed_to_another_at_a_steady_pace(name: str, request: pytest.FixtureRequest) -> None:
     sampler: ImageSampler = request.getfixturevalue(name)
-    walk = sampler.parse(9, None, 5, walk_to=6)
+    walk = sampler.walk(9, None, 5, 6)
     first = sampler.parse(1, None, 5)
     last = sampler.parse(1, (sampler.names(first))[0], 6)
     assert np.array_equal(walk.latents[[0, -1]], np.concatenate([first.latents, last.latents]))
@@ -81,8 +81,8 @@ def test_a_walk_leads_from_one_seed_to_another_at_a_steady_pace(name: str, reque
 
 def test_a_walk_to_its_own_seed_stands_still_and_one_of_one_image_is_its_start(sampler: ImageSampler) -> None:
     start = sampler.parse(1, None, 5).latents
-    assert np.allclose(sampler.parse(4, None, 5, walk_to=5).latents, start.repeat(4, axis=0), rtol=1e-12)
-    assert np.array_equal(sampler.parse(1, None, 5, walk_to=6).latents, start)
+    assert np.allclose(sampler.walk(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
+    assert np.array_equal(sampler.walk(1, None, 5, 6).latents, start)
 
 
 def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from app.engine.lane import SMALL
 from app.engine.registry import Live, Registry
 from app.errors import BadValue, NotAnImage, shown
 from app.predictors.cnn import ImageClassifier, overlaid, plain
-from app.predictors.gan import ImageSampler, png, sheet
+from app.predictors.gan import Drawing, ImageSampler, png, sheet
 from app.predictors.lstm import Series, SeriesForecaster
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
@@ -267,11 +267,10 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        draw = live.predictor.parse
         headers = {"x-model": live.id, "x-seed": str(seed)}
         async with Patience(request, until):
             size = body.count * live.predictor.latent
-            drawing = await parsing.run_if_long(size, draw, body.count, body.label, seed, body.walk_to)
+            drawing = await parsing.run_if_long(size, _drawing, live.predictor, body, seed)
             (pixels,) = await live.engine.submit([drawing])
             if wants_png(head(request, b"accept")):
                 return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
@@ -279,6 +278,13 @@ def _sample(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         names = live.predictor.names(drawing)
         results = [{"label": name, "image": image} for name, image in zip(names, encoded, strict=True)]
         return json_response(_answer(live, seed=seed, results=results))
+
+
+def _drawing(sampler: ImageSampler, body: Draw, seed: int) -> Drawing:
+    """What a request wants drawn. Raises BadValue."""
+    if body.walk_to is None:
+        return sampler.parse(body.count, body.label, seed)
+    return sampler.walk(body.count, body.label, seed, body.walk_to)
 
 
 def _encoded(pixels: np.ndarray) -> list[str]:

@@ -50,47 +50,38 @@ class ImageSampler:
         self.latent: int = self.network.sizes.latent
         self.pace = Pace(0.0, 0.0)
 
-    def parse(self, count: int, label: str | None, seed: int, walk_to: int | None = None) -> Drawing:
+    def parse(self, count: int, label: str | None, seed: int) -> Drawing:
         """What to draw. Image i of a seed is the same for every count. Raises BadValue.
 
         Without a label each ten (or as many as there are labels) in a row are one of each, in an order of their own;
-        with one, the latents are the same. With ``walk_to`` the images lead from the first one of the seed to the
-        first one of that seed, and all have the label of the first.
+        with one, the latents are the same.
         """
         if label is not None and label not in self.labels:
             allowed = (
                 f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
             )
             raise BadValue(f"label is {shown(label)}; {allowed}", "label")
-        latents = self._latents(count, seed) if walk_to is None else self._walk(count, seed, walk_to)
+        latents = np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
         if not self.labels:
             return Drawing(latents)
         if label is not None:
             return Drawing(latents, np.full(count, self.labels.index(label)))
         rounds = math.ceil(count / len(self.labels))
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
-        classes = order.reshape(-1)[:count]
-        return Drawing(latents, classes if walk_to is None else np.full(count, classes[0]))
-
-    def _latents(self, count: int, seed: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
-
-    def _walk(self, count: int, seed: int, walk_to: int) -> np.ndarray:
-        """Latents [count, latent] on the arc between the first ones of two seeds (slerp, Shoemake 1985).
-
-        On the straight line they would be shorter midway than any latent that the generator was trained on.
-        """
-        (start,), (end,) = self._latents(1, seed), self._latents(1, walk_to)
-        cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
-        angle = math.acos(min(1.0, max(-1.0, cosine)))
-        done = np.linspace(0.0, 1.0, count)[:, None]
-        if math.sin(angle) < 1e-6:  # the same direction, so that the arc is no longer than the line
-            return (1 - done) * start + done * end
-        return (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
+        return Drawing(latents, order.reshape(-1)[:count])
 
     def names(self, item: Drawing) -> list[str | None]:
         """The label of each image."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
+
+    def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> Drawing:
+        """What to draw on the way from the first image of one seed to the first one of another. Raises BadValue.
+
+        Without a label all have that of the first.
+        """
+        start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
+        latents = arc(start.latents[0], end.latents[0], count)
+        return Drawing(latents, None if start.classes is None else start.classes.repeat(count))
 
     def predict(self, items: Sequence[Drawing]) -> list[np.ndarray]:
         """What to draw, of each request -> pixels [count, channels, side, side] of each, uint8."""
@@ -123,6 +114,19 @@ class ImageSampler:
             self.dtype = torch.float64
             self.network = self.network.double()
         self.pace = Pace.measure(lambda count: self.predict([self.parse(count, None, 0)]), rows)
+
+
+def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
+    """Latents [latent] and [latent] -> [count, latent] from one to the other (slerp, Shoemake 1985).
+
+    On the straight line they would be shorter midway than any latent that a generator was trained on.
+    """
+    cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    done = np.linspace(0.0, 1.0, count)[:, None]
+    if math.sin(angle) < 1e-6:  # the same direction, so that the arc is no longer than the line
+        return (1 - done) * start + done * end
+    return (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
 
 
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
