@@ -126,7 +126,9 @@ def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
     done = np.linspace(0.0, 1.0, count)[:, None]
     if math.sin(angle) < 1e-6:  # the same direction, so that the arc is no longer than the line
         return (1 - done) * start + done * end
-    return (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
+    path = (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
+    path[-1], path[0] = end, start  # to the last bit; of one image it is the start that counts
+    return path
 
 
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
