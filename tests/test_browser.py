@@ -170,7 +170,7 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     assert 0 < len(page.locator("#text-written").text_content()) < 4000
     assert page.locator("#text-stop").is_disabled()
     for _ in range(100):
-        if figures(shipped).get(gone, 0) == before + 1:
+        if figures(shipped).get(gone, 0) > before:
             break
     else:
         pytest.fail("the service did not notice that its caller hung up")
