@@ -14,11 +14,10 @@ from contextlib import asynccontextmanager
 import torch
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from app import rollout
 from app.access import AccessLog, JsonLines
-from app.api import admin, failures, health, models, oip, openai, tasks, timeseries
+from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.direct import Direct
 from app.engine.loading import find_device, find_store
@@ -75,10 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router(registry, metrics))
     if key := admin.admin_key(settings):
         app.include_router(admin.router(registry, settings, key))
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(page.router())
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])

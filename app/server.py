@@ -72,7 +72,9 @@ def listen_at(host: str, port: int) -> socket.socket:
 def announce(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(f"Quartet serves on http://{host}:{port} - try it at http://{host}:{port}/docs", flush=True)
+    print(
+        f"Quartet serves on http://{host}:{port} - open it in a browser, or see http://{host}:{port}/docs", flush=True
+    )
 
 
 class Worker(Server):

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakSet
 
 from app import store
@@ -298,6 +299,10 @@ class Registry:
     def all(self) -> list[Live]:
         """Every version that is served."""
         return [live for versions in self.live.values() for live in versions.values()]
+
+    def pictures(self, card: Card) -> dict[str, Path]:
+        """The pictures of a version's training, by file name."""
+        return store.pictures(self.settings.store, card.name, card.version)
 
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""
