@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _complain(f"{error.filename or chosen.store}: {error.strerror or error}")
+        outside = error.filename and not Path(error.filename).is_relative_to(chosen.store)
+        return _complain(f"{error.filename if outside else 'the store cannot be written'}: {error.strerror or error}")
 
 
 def _complain(sentence: str) -> int:
@@ -219,17 +220,25 @@ def _export(chosen: argparse.Namespace) -> None:
         raise rollout.Missing(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
     if chosen.file.exists():
         raise rollout.Refused(f"{chosen.file} is there already")
-    handle, scratch = tempfile.mkstemp(prefix=".export-", dir=chosen.file.parent)
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=".export-", dir=chosen.file.parent)
+    except OSError as error:
+        raise _at(chosen.file, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(archive.export(chosen.store, name, version))
         os.chmod(scratch, 0o644)
         os.replace(scratch, chosen.file)
-    except BaseException:
+    except BaseException as error:
         os.unlink(scratch)
-        raise
+        raise _at(chosen.file, error) if isinstance(error, OSError) else error
     size = chosen.file.stat().st_size
     print(json.dumps({"file": str(chosen.file), "bytes": size}) if chosen.json else f"{chosen.file}: {size:,} bytes")
+
+
+def _at(file: Path, error: OSError) -> OSError:
+    """The same failure, told of the file that was asked for."""
+    return OSError(error.errno, error.strerror, str(file))
 
 
 def _print(chosen: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
