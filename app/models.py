@@ -220,25 +220,17 @@ def _export(chosen: argparse.Namespace) -> None:
         raise rollout.Missing(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
     if chosen.file.exists():
         raise rollout.Refused(f"{chosen.file} is there already")
+    pieces = archive.export(chosen.store, name, version)
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".export-", dir=chosen.file.parent)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=chosen.file.parent) as scratch:
+            whole = Path(scratch) / chosen.file.name
+            with whole.open("wb") as file:
+                file.writelines(pieces)
+            whole.replace(chosen.file)
     except OSError as error:
-        raise _at(chosen.file, error) from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(archive.export(chosen.store, name, version))
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, chosen.file)
-    except BaseException as error:
-        os.unlink(scratch)
-        raise _at(chosen.file, error) if isinstance(error, OSError) else error
+        raise OSError(error.errno, error.strerror, str(chosen.file)) from None
     size = chosen.file.stat().st_size
     print(json.dumps({"file": str(chosen.file), "bytes": size}) if chosen.json else f"{chosen.file}: {size:,} bytes")
-
-
-def _at(file: Path, error: OSError) -> OSError:
-    """The same failure, told of the file that was asked for."""
-    return OSError(error.errno, error.strerror, str(file))
 
 
 def _print(chosen: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
