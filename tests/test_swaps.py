@@ -24,7 +24,7 @@ from test_workers import SECONDS, serving
 from app import archive, catalogue, rollout, store
 from app.workers import can_fork
 
-SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 5)))
+SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3)))
 NAME = "tiny-rnn"
 BODY = {"prompt": "abc", "max_characters": 30, "seed": 1}
 
