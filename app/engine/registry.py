@@ -99,9 +99,7 @@ class Registry:
                 self._place()
                 self._part()
                 self._choose_defaults()
-                if (
-                    not self._bringing or self._bringing.done()
-                ):  # what is chosen meanwhile does not wait for what is being loaded
+                if not self._bringing or self._bringing.done():  # what is chosen does not wait for what is loaded
                     self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
