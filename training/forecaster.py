@@ -69,7 +69,7 @@ def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> floa
     Products are computed in bfloat16, which takes 0.6 of the time; the last layer and the loss in float32.
     """
     device = member.head.weight.device
-    batch = Batch(*(part.to(device) for part in batch))
+    batch = batch.to(device)
     reading = reader(batch.values, batch.seasons)
     with torch.autocast(device.type, torch.bfloat16):
         hidden = member.hidden(reading.patches, reading.ahead, kept.to(device))
@@ -138,7 +138,7 @@ def validation(network: Any, windows: Windows) -> dict[str, float]:
     """The MASE of the medians on the last horizons of M4's series; the usual step is that of the context."""
     found = {}
     for kind, name in enumerate(NAMES.values()):
-        batch = windows.held_out(kind)
+        batch = windows.held_out(kind).to(network.widening.device)
         reading = network.read(batch.values, batch.seasons)
         off = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / reading.scale
         found[f"{name}_mase"] = float(off[:, : windows.judged[kind]].mean())
@@ -153,7 +153,7 @@ def widening(network: Any, windows: Windows) -> Tensor:
     """
     found = torch.ones(2, windows.horizon)
     for kind, row in ((1, 0), (0, 1)):
-        batch = windows.held_out(kind)
+        batch = windows.held_out(kind).to(network.widening.device)
         quantiles = network(batch.values, batch.seasons)
         middle, known = quantiles[..., MEDIAN], int(windows.judged[kind])
         below = (middle - batch.future) / (middle - quantiles[..., 0])

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-SHORTEST = 8  # values that a series must have to be forecast
+from app.predictors.forecaster import SHORTEST
+
 FURTHER = 0.25  # weight in the loss of steps beyond the horizon that a kind is judged by
 SHORTENED = 0.15  # of the windows begin later than they could
 
@@ -31,6 +32,10 @@ class Batch(NamedTuple):
     seasons: Tensor
     future: Tensor
     weights: Tensor  # [N, horizon]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same windows on a device."""
+        return Batch(*(part.to(device) for part in self))
 
 
 class Windows:

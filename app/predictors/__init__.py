@@ -23,7 +23,7 @@ AnyForecaster = SeriesForecaster | GlobalForecaster
 Predictor = ImageClassifier | TextContinuer | AnyForecaster | ImageSampler
 
 
-def forecaster(version: Version, device: torch.device) -> AnyForecaster:
+def forecaster_of(version: Version, device: torch.device) -> AnyForecaster:
     """The predictor of a series network: one for any series, or the workshop's for its own."""
     network = KINDS.get(version.card.kind, (None,))[0]
     return (GlobalForecaster if network is Forecaster else SeriesForecaster)(version, device)
@@ -32,6 +32,6 @@ def forecaster(version: Version, device: torch.device) -> AnyForecaster:
 PREDICTORS: dict[Task, Callable[[Version, torch.device], Predictor]] = {
     "classify": ImageClassifier,
     "continue": TextContinuer,
-    "forecast": forecaster,
+    "forecast": forecaster_of,
     "sample": ImageSampler,
 }
