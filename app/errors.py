@@ -37,6 +37,20 @@ class BadValue(QuartetError):
     code = "invalid_value"
 
 
+class Unauthorized(QuartetError):
+    """No key, or one that is not known; the sentence never shows what came."""
+
+    status = 401
+    type = "authentication_error"
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code  # type: ignore[misc]  # two of one kind
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
 class NotFound(QuartetError):
     status = 404
     type = "invalid_request_error"
@@ -90,6 +104,12 @@ class Overloaded(QuartetError):
 
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after)}
+
+
+class LimitReached(Overloaded):
+    """The key has sent as many requests as it may. ``retry_after``: seconds until it may send the next."""
+
+    code = "rate_limit_exceeded"
 
 
 class InferenceFailed(QuartetError):

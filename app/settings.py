@@ -42,6 +42,17 @@ class Settings(BaseSettings):
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
 
+    keys_file: Path | None = Field(None, description="file of API keys (`python -m app.keys`); none: open to all")
+    key_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")
+    key_counts: str = Field(
+        "memory", pattern="^(memory|rediss?://.+)$", description="where they are counted: `memory`, or a `redis://` URL"
+    )
+    cors_origins: str = Field(
+        "", description="origins whose pages may call, with commas between, or `*`; empty: none but our own"
+    )
+    tls_cert: Path | None = Field(None, description="certificate chain in PEM: serve HTTPS")
+    tls_key: Path | None = Field(None, description="its private key in PEM")
+
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
     max_buffered_bytes: Count = Field(
         256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers"

@@ -31,6 +31,11 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 GATHER = 0.2  # seconds ...
 TOGETHER = 3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
+GUARDS = (  # what browsers are told not to do with any answer
+    (b"x-content-type-options", b"nosniff"),  # take it for another type than it says
+    (b"x-frame-options", b"DENY"),  # show it in another page's frame
+    (b"referrer-policy", b"no-referrer"),  # tell others where they came from
+)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -67,6 +72,7 @@ class Metrics:
         self.compute_seconds = histogram("compute_seconds", "One forward of a batch", "model")
         self.batch_rows = histogram("batch_rows", "Rows in one forward", "model", buckets=ROWS)
         self.refusals = counter("refusals_total", "Requests refused by a full queue", "model")
+        self.limits = counter("limited_total", "Requests over the limit of their key", "key")
         self.failures = counter("failures_total", "Inputs that a network failed on", "model")
         self._models: dict[str, Any] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
@@ -104,6 +110,11 @@ class Metrics:
     @harmless
     def refused(self, model: str) -> None:
         self.refusals.labels(model).inc()
+
+    @harmless
+    def limited(self, key: str) -> None:
+        """A request was more than its key may send."""
+        self.limits.labels(key).inc()
 
     @harmless
     def failed(self, model: str, error: Exception) -> None:
@@ -197,7 +208,7 @@ class Telemetry:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode()), *GUARDS]
             await send(message)
 
         try:

@@ -20,14 +20,20 @@ ALLOWED = {
     "app.store": {"app.networks"},
     "app.predictors": {"app.predictors", "app.networks", "app.store", "app.errors"},
     "app.machine": set(),
+    "app.keys": set(),
+    "app.counts": set(),
     "app.workers": set(),
-    "app.engine": {"app.engine.answer", "app.engine.door", "app.engine.lane", "app.engine.watch", "app.errors"},
+    "app.engine": {
+        *("app.engine.answer", "app.engine.door", "app.engine.lane", "app.engine.line", "app.engine.watch"),
+        "app.errors",
+    },
     "app.engine.registry": {"app.engine", "app.predictors", "app.store", "app.settings", "app.errors"},
     "app.telemetry": {"app.errors"},
     "app.api": {
         *("app.api", "app.engine.lane", "app.engine.registry", "app.predictors", "app.telemetry", "app.settings"),
         "app.errors",
     },
+    "app.api.callers": {"app.counts", "app.engine.door", "app.errors", "app.keys", "app.settings"},
     "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
         *("app.api", "app.engine.registry", "app.machine", "app.server", "app.settings", "app.store"),
@@ -70,7 +76,7 @@ def test_arrows_point_one_way() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["answer", "batcher", "text", "door", "lane", "watch"])
+@pytest.mark.parametrize("name", ["answer", "batcher", "text", "door", "lane", "line", "watch"])
 def test_the_engine_knows_neither_torch_nor_http(name: str) -> None:
     found = {module.split(".")[0] for module in imports(dict(modules())[f"app.engine.{name}"])}
     assert not found & {"torch", "numpy", "fastapi", "starlette", "uvicorn", "httpx"}

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.failures import response
 from app.errors import BadValue, QuartetError
+from app.telemetry import GUARDS
 
 HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
 HEAD_BYTES = 64 * 1024  # of the request line and the headers, as h11 has it; the faster parser has no limit of its own
@@ -114,6 +115,6 @@ class BoundedHttp(HttpToolsProtocol):
         answer = response(error)
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
         lines.append(f"x-request-id: {uuid.uuid4().hex}")
-        lines += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *GUARDS)]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(answer.body))
         self.transport.close()

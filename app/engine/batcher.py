@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from app.engine.answer import abandon, fail, give
-from app.engine.door import Door
+from app.engine.door import Door, caller
 from app.engine.lane import Lane
+from app.engine.line import Line
 from app.engine.watch import Watch
 from app.errors import InferenceFailed, NotReady
 
@@ -24,11 +24,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Answer]):
-    """An item in the queue, how many rows it brings, and the future that carries its answer."""
+    """An item in the queue, how many rows it brings, the future that carries its answer, and whose key sent it."""
 
     item: Item
     rows: int
     answer: asyncio.Future[Answer]
+    caller: str | None = None
     queued: float = field(default_factory=time.monotonic)
     waits: bool = True  # in the queue
 
@@ -59,7 +60,7 @@ class Batcher(Generic[Item, Answer]):
         self._watch = watch
         self._batch_rows = batch_rows
         self._door = Door(name, watch, queue_rows)
-        self._queue: deque[Entry[Item, Answer]] = deque()
+        self._queue: Line[Entry[Item, Answer]] = Line()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
@@ -76,9 +77,11 @@ class Batcher(Generic[Item, Answer]):
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
         loop = asyncio.get_running_loop()
-        entries = [Entry(item, count, loop.create_future()) for item, count in zip(items, rows, strict=True)]
-        self._queue.extend(entries)
-        self._door.waiting += sum(rows)
+        who = caller.get()
+        entries = [Entry(item, count, loop.create_future(), who) for item, count in zip(items, rows, strict=True)]
+        for entry in entries:
+            self._queue.append(entry)
+        self._door.enter(who, sum(rows))
         if self._draining is None:
             self._draining = loop.create_task(self._drain())
         try:
@@ -92,7 +95,7 @@ class Batcher(Generic[Item, Answer]):
         """It waits no longer, so that its room in the queue is free."""
         if entry.waits:
             entry.waits = False
-            self._door.waiting -= entry.rows
+            self._door.leave(entry.caller, entry.rows)
 
     async def _drain(self) -> None:
         try:
@@ -105,11 +108,11 @@ class Batcher(Generic[Item, Answer]):
             self._draining = None
 
     def _take(self) -> list[Entry[Item, Answer]]:
-        """The oldest entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
+        """The next entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
         batch: list[Entry[Item, Answer]] = []
         rows = 0
-        while self._queue and (not batch or rows + self._queue[0].rows <= self._batch_rows):
-            entry = self._queue.popleft()
+        while self._queue and (not batch or rows + self._queue.first().rows <= self._batch_rows):
+            entry = self._queue.pop()
             self._leave(entry)
             if not entry.answer.done():
                 batch.append(entry)

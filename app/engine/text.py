@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from app.engine.answer import abandon, fail, give
-from app.engine.door import Door
+from app.engine.door import Door, caller
 from app.engine.lane import Lane
+from app.engine.line import Line
 from app.engine.watch import Watch
 from app.errors import InferenceFailed, NotReady
 
@@ -40,9 +40,11 @@ class Row(Generic[Text]):
     text: Text
     answer: asyncio.Future[Text]
     grown: asyncio.Event | None = None
+    caller: str | None = None  # whose key sent it
     since: float = field(default_factory=time.monotonic)  # when it was queued, then when it began to run
     waits: bool = True  # in the queue
     told: float = 0.0  # when its follower was woken last
+    rows: int = 1
 
 
 class TextEngine(Generic[Text]):
@@ -71,7 +73,7 @@ class TextEngine(Generic[Text]):
         self._watch = watch
         self._rows = rows
         self._door = Door(name, watch, queue_rows)
-        self._waiting: deque[Row[Text]] = deque()
+        self._waiting: Line[Row[Text]] = Line()
         self._running: list[Row[Text]] = []
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
@@ -114,9 +116,11 @@ class TextEngine(Generic[Text]):
     def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
         self.admit(len(texts))
         loop = asyncio.get_running_loop()
-        rows = [Row(text, loop.create_future(), grown) for text in texts]
-        self._waiting.extend(rows)
-        self._door.waiting += len(rows)
+        who = caller.get()
+        rows = [Row(text, loop.create_future(), grown, who) for text in texts]
+        for row in rows:
+            self._waiting.append(row)
+        self._door.enter(who, len(rows))
         if self._stepping is None:
             self._stepping = loop.create_task(self._run())
         return rows
@@ -130,7 +134,7 @@ class TextEngine(Generic[Text]):
     def _leave_queue(self, row: Row[Text]) -> None:
         if row.waits:
             row.waits = False
-            self._door.waiting -= 1
+            self._door.leave(row.caller, 1)
 
     async def _run(self) -> None:
         try:
@@ -146,7 +150,7 @@ class TextEngine(Generic[Text]):
         self._running = [row for row in self._running if not row.answer.done()]
         now = time.monotonic()
         while self._waiting and len(self._running) < self._rows:
-            row = self._waiting.popleft()
+            row = self._waiting.pop()
             self._leave_queue(row)
             if not row.answer.done():
                 waited, row.since = now - row.since, now
