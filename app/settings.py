@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         le=0.05,
         description="a batch that should take no longer is computed on the event loop itself; 0: none",
     )
+    silent_seconds: Seconds = Field(
+        5, description="seconds without an answer of an engine after which readiness is off"
+    )
     hang_seconds: Seconds = Field(30, description="seconds without an answer after which an engine counts as hung")
     stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
 

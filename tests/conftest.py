@@ -118,6 +118,16 @@ def serve(tiny_store: Path) -> Serve:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """The service with the tiny networks, for all tests that change nothing of it."""
+    folder = tmp_path_factory.mktemp("tiny") / "store"
+    for name in TINY:
+        publish_tiny(folder, name)
+    with serving(Settings(store=folder, **TEST)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def shipped() -> Iterator[httpx.Client]:
     """The service with the networks of this repository."""
     with serving(Settings(store=ROOT / "models_store", **TEST)) as client:

@@ -79,6 +79,13 @@ def test_those_who_are_gone_are_forgotten() -> None:
     for i in range(5000):
         line.append(Item(f"k{i}"))
         line.pop()
+    assert not line._due
+    line.append(Item("always", rows=3))
+    for i in range(5000):
+        line.append(Item("always", rows=3))
+        line.append(Item(f"k{i}"))
+        line.pop()
+        line.pop()
     assert len(line._due) < 1000
 
 

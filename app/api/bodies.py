@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
@@ -159,10 +160,21 @@ def _parsed(content: bytes, model: type[Model]) -> Model:
     for name in found:  # before pydantic, which would note every one of a million
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
+    if any(content.count(b'"%s"' % name.encode()) > 1 for name in found):  # perhaps in a text, perhaps twice
+        json.loads(content, object_pairs_hook=_once)
     try:
         return model.model_validate(found)
     except ValidationError as error:
         raise bad_value(error.errors(include_url=False)) from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object, each of which may come once: of two values, nobody could say which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
+        raise BadValue(f"{shown(name)} came more than once", name)
+    return found
 
 
 async def read_form(request: Request, reading: Reading, files: int) -> FormData:

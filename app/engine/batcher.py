@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from app.engine.answer import abandon, fail, give
 from app.engine.door import Door, caller
+from app.engine.failing import Failing
 from app.engine.lane import Lane
 from app.engine.line import Line
 from app.engine.watch import Watch
@@ -64,6 +65,7 @@ class Batcher(Generic[Item, Answer]):
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
+        self.failing = Failing()
 
     def admit(self, rows: int) -> None:
         """Raises NotReady or Overloaded when so many rows would not be let in now."""
@@ -131,6 +133,7 @@ class Batcher(Generic[Item, Answer]):
                         await asyncio.sleep(0)
                 return
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
+            self.failing.failed()
             self._watch.failed(self.name, error)
             return
         for entry, answer in zip(batch, answers, strict=True):
@@ -143,6 +146,7 @@ class Batcher(Generic[Item, Answer]):
         answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
+        self.failing.worked()
         rows = sum(entry.rows for entry in batch)
         begun = time.monotonic() - seconds
         self._watch.waited(self.name, [begun - entry.queued for entry in batch])

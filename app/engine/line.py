@@ -62,7 +62,10 @@ class Line(Generic[Item]):
         self._due[who] += item.rows
         if not queue:
             del self._queues[who]
-            if len(self._due) > FORGET:
+            if not self._queues:  # nobody was kept waiting: nobody is owed anything
+                self._due.clear()
+                self._now = 0
+            elif len(self._due) > FORGET:
                 self._due = {one: due for one, due in self._due.items() if due > self._now or one in self._queues}
         return item
 

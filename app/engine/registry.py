@@ -250,9 +250,10 @@ class Registry:
         if not self.live:
             return ["no whole model in the store"]
         silent = self.lane.unanswered()
-        if silent > self.settings.hang_seconds:
+        if silent > min(self.settings.silent_seconds, self.settings.hang_seconds):
             return [f"the engine has not answered for {silent:.0f} s"]
-        return []
+        served = [live for versions in self.live.values() for live in versions.values()]
+        return [f"{live.id} fails on whatever it is asked" for live in served if live.engine.failing.now()]
 
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""

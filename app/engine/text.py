@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from app.engine.answer import abandon, fail, give
 from app.engine.door import Door, caller
+from app.engine.failing import Failing
 from app.engine.lane import Lane
 from app.engine.line import Line
 from app.engine.watch import Watch
@@ -77,6 +78,7 @@ class TextEngine(Generic[Text]):
         self._running: list[Row[Text]] = []
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
+        self.failing = Failing()
 
     def admit(self, texts: int) -> None:
         """Raises NotReady or Overloaded when so many texts would not be let in now."""
@@ -190,6 +192,7 @@ class TextEngine(Generic[Text]):
         try:
             texts = [row.text for row in rows]
             _, seconds = await self._lane.timed(self._seconds(len(rows)), self._turn, texts)
+            self.failing.worked()
             self._watch.computed(self.name, len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
@@ -198,6 +201,7 @@ class TextEngine(Generic[Text]):
                     await asyncio.sleep(0)
             elif not rows[0].answer.done():
                 fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
+                self.failing.failed()
                 self._watch.failed(self.name, error)
 
     async def close(self, seconds: float) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.predictors.measured import LEAST, Pace, padded, steady
+from app.predictors.measured import LEAST, Pace, finite, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
 READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
@@ -207,6 +207,7 @@ class TextContinuer:
             state = torch.cat([state, torch.stack([prompt.state for prompt in prompts])])
         above, state = self._after(characters, state)
         logits = self.steps.logits(padded(above[:count], self.least))[:count].cpu().numpy().astype(np.float64)
+        finite(float(logits.sum()), "logits")
         logits[:, self.unknown] = -np.inf  # read, never written
         drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
         # nothing has changed before this line: a step that fails can be taken again
