@@ -21,7 +21,7 @@ from starlette.responses import RedirectResponse
 from app import store
 from app.api import failures, health, models, tasks
 from app.api.bodies import Buffered
-from app.api.callers import counts, keyed
+from app.api.callers import counts, describe, keyed
 from app.api.direct import Direct
 from app.api.origins import other_origins
 from app.engine.registry import Registry, find_device, find_store
@@ -74,6 +74,9 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
+
+    if settings.keys_file:
+        describe(app)
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), busy.routes)

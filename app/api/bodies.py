@@ -161,11 +161,19 @@ def _parsed(content: bytes, model: type[Model]) -> Model:
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
     if any(content.count(b'"%s"' % name.encode()) > 1 for name in found):  # perhaps in a text, perhaps twice
-        json.loads(content, object_pairs_hook=_once)
+        _refuse_twice(content)
     try:
         return model.model_validate(found)
     except ValidationError as error:
         raise bad_value(error.errors(include_url=False)) from None
+
+
+def _refuse_twice(content: bytes) -> None:
+    """Raises BadValue for JSON in which a field of an object comes more than once."""
+    try:
+        json.loads(content, object_pairs_hook=_once, parse_int=str, parse_float=str)
+    except ValueError as error:  # such as what only the faster parser takes
+        raise BadValue(f"the body is not JSON: {error}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

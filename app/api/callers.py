@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastapi import FastAPI
 from limits import RateLimitItem
 from limits.aio.storage import Storage
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -102,6 +103,20 @@ def sent_key(scope: Scope) -> str | None:
         return token.strip()
     other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
     return other or None
+
+
+def describe(app: FastAPI) -> None:
+    """Have the OpenAPI document say how a key is sent, so that clients and the page at ``/docs`` can ask for it."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = plain()
+        bearer, key = {"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "x-api-key"}
+        found.setdefault("components", {})["securitySchemes"] = {"bearer": bearer, "key": key}
+        found["security"] = [{"bearer": []}, {"key": []}]
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's own documentation has it
 
 
 def told(limit: RateLimitItem) -> str:
