@@ -45,7 +45,7 @@ def test_what_is_hardly_http_is_refused(tiny: httpx.Client, name: str) -> None:
     heard = spoken(tiny, RAW[name])
     head, _, body = heard.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
-    assert 400 <= status < 500 or name == "an unknown encoding", heard[:300]
+    assert 400 <= status < 500, heard[:300]
     assert sorted(json.loads(body)["error"]) == ["code", "message", "param", "type"]
     still_serves(tiny)
 
@@ -85,7 +85,7 @@ def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
         {"accept": b"\xff"}, {"x-request-timeout": b"1e400"}, {"x-request-timeout": b"\xb2"}, {"x-request-timeout": b"9" * 5000},
         {"content-encoding": b"\xff"}, {"expect": b"100-continue"}, {"range": b"bytes=0-18446744073709551615"}, {"cookie": b"a" * 8000},
         {"x-forwarded-for": b"' OR 1=1"}, {"host": b"evil.example"}, {"upgrade": b"h2c", "connection": b"Upgrade, HTTP2-Settings"},
-        {"x-request-id": b"\xc3\xa9\x7f"}, {"authorization": b"\xff" * 1000}, {"connection": b"close, keep-alive, x-request-id"},
+        {"x-request-id": b"\xc3\xa9"}, {"authorization": b"\xff" * 1000}, {"connection": b"close, keep-alive, x-request-id"},
     ]  # fmt: skip
     for headers in abuse:
         for path, body in ((CLASSIFY, PNG), (CONTINUE, b'{"max_characters":1}'), (SAMPLE, b'{"count":1}')):

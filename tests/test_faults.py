@@ -36,7 +36,7 @@ ASKED: dict[str, tuple[type, str, str, dict[str, Any]]] = {
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any) -> Any:
         raise error
 
     return fail
@@ -59,21 +59,23 @@ def test_every_caller_of_a_broken_network_is_told_and_recovers_with_it(
     predictor, method, path, asked = ASKED[model]
     if method == "step" and "row" in fault:
         pytest.skip("a step gives nothing")
+    works, broken = getattr(predictor, method), threading.Event()
+    monkeypatch.setattr(predictor, method, lambda *given: FAULTS[fault](*given) if broken.is_set() else works(*given))
     with serve() as client:
         good = client.post(path, **asked)
-        with monkeypatch.context() as broken:
-            broken.setattr(predictor, method, FAULTS[fault])
-            with ThreadPoolExecutor(8) as callers:
-                answers = list(callers.map(lambda _: client.post(path, **asked), range(8)))
-            for answer in answers:
-                assert answer.status_code == 500
-                assert answer.json()["error"]["code"] == "inference_failed"
-                assert answer.headers["x-should-retry"] == "false"
-                assert "secret" not in answer.text
-            ready = client.get("/health/ready")
-            assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on whatever it is asked"])
-            for name, (_, _, other, body) in ASKED.items():
-                assert (client.post(other, **body).status_code == 200) is (name != model)
+        broken.set()
+        with ThreadPoolExecutor(8) as callers:
+            answers = list(callers.map(lambda _: client.post(path, **asked), range(8)))
+        for answer in answers:
+            assert answer.status_code == 500
+            assert answer.json()["error"]["code"] == "inference_failed"
+            assert answer.headers["x-should-retry"] == "false"
+            assert "secret" not in answer.text
+        ready = client.get("/health/ready")
+        assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on whatever it is asked"])
+        for name, (_, _, other, body) in ASKED.items():
+            assert (client.post(other, **body).status_code == 200) is (name != model)
+        broken.clear()
         assert client.post(path, **asked).status_code == good.status_code == 200
         assert client.get("/health/ready").status_code == 200
         assert figures(client)["quartet_failures_total", ("model", model)] >= 8

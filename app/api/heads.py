@@ -100,10 +100,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when the request is not HTTP."""
-        if self.running and not self.running.response_complete:  # the one before it is still answered, and is the last
-            self.running.keep_alive = False
-            self.flow.pause_reading()
-            return
+        running = self.running
+        if running and not running.response_complete:
+            if running is not self.cycle or not running.more_body or running.response_started:
+                running.keep_alive = False  # the one before it is still answered, and is the last
+                self.flow.pause_reading()
+                return
+            running.disconnected = True  # its own body is wrong, and nothing more of it will come
+            running.message_event.set()
         self._refuse(BadValue(f"the request is not HTTP as it should be: {msg.strip()}"))
 
     def _refuse_head(self) -> None:
