@@ -5,16 +5,26 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import mmap
+import os
 import struct
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from limits.aio.storage import Storage
 
 SLOT = struct.Struct("=Qdq")  # hash of what is counted, when its window ends, count
 SLOTS = 8192  # more than a file of keys can have lines with a few limits each
+
+
+def _nameless() -> IO[bytes]:
+    """A file whose lock is what it is for: in memory where that can be, since a container may have no other place."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("quartet-counts"), "wb")
+    return tempfile.TemporaryFile()
 
 
 class SharedCounts(Storage):
@@ -30,7 +40,8 @@ class SharedCounts(Storage):
         super().__init__()
         self._slots = slots
         self._table = mmap.mmap(-1, slots * SLOT.size)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # its lock is what it is for; it ends with the object
+        self._file = _nameless()
+        weakref.finalize(self, self._file.close)
 
     @property
     def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:

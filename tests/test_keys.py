@@ -47,7 +47,7 @@ def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: 
         for headers in (bearer(alice), bearer(bob), {"x-api-key": alice}, {"Authorization": f"bearer  {bob}"}):
             assert client.post(SAMPLE, json=GOOD, headers=headers).status_code == 200
         wrong = {
-            "missing_api_key": ({}, {"authorization": "Basic YTpi"}, {"authorization": "Bearer "}, {"x-api-key": ""}),
+            "missing_api_key": ({}, {"authorization": "Basic YTpi"}, {"authorization": "Bearer"}, {"x-api-key": ""}),
             "invalid_api_key": (
                 bearer(alice[:-1]), bearer(alice + "x"), bearer(alice.upper()), bearer("x" * 10_000),
                 {"x-api-key": keys.digest(alice).hex()}, {"x-api-key": "é".encode()},

@@ -199,6 +199,8 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
             return await parser.parse()
         return await reading.lane.run(lambda: asyncio.run(parser.parse()))
     except (MultiPartException, KeyError, ValueError) as error:
+        for file in parser._files_to_close_on_error:  # it does so itself, but not for each of these
+            file.close()
         told = str(getattr(error, "message", error))
         if told.startswith("Too many files"):
             raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
