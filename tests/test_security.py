@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 import ssl
@@ -17,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import TINY, Serve, publish_tiny
+from conftest import ROOT, TINY, Serve, publish_tiny
 from test_bad_input import spoken
 from test_workers import ask, serving
 
@@ -211,6 +212,12 @@ def test_a_pickle_in_the_store_is_refused_as_what_it_is_not(
     assert not crater.exists()
 
 
+def test_the_tests_that_security_md_names_are_there() -> None:
+    named = set(re.findall(r"test_[a-z_*]+\.py", (ROOT / "SECURITY.md").read_text()))
+    assert len(named) >= 6
+    assert not [name for name in named if not list((ROOT / "tests").glob(name))]
+
+
 def test_head_is_get_without_its_body(serve: Serve) -> None:
     with serve() as client:
         for path in ("/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny-cnn", "/docs"):
@@ -240,7 +247,8 @@ def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch:
     monkeypatch.setattr(heads, "HEAD_SECONDS", 0.2)
     with serve(body_seconds=0.2) as client:
         address = (client.base_url.host, client.base_url.port or 0)
-        chunked = b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
+        post = b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\n"
+        chunked = post + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
         words = (b"", b"GET", b"GET /health/live HTTP/1.1\r\nHost: x\r\n", chunked)
         lines = [socket.create_connection(address, 30) for _ in words]
         for line, word in zip(lines, words, strict=True):
