@@ -27,7 +27,7 @@ def main() -> None:
         try:
             url = f"http://127.0.0.1:{server.port}/openapi.json"
             options = ["--checks", "all", "--exclude-checks", ",".join(OTHERWISE), "--max-examples", "100"]
-            command = [Path(sys.executable).with_name("schemathesis"), "run", url, *options, "--seed", "0"]
+            command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, *options, "--seed", "0"]
             sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=folder, check=False).returncode)
         finally:
             server.stop()

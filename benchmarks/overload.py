@@ -37,7 +37,8 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
         answers.append(await connection.ask(ASKED.bytes()))
         free.append(connection)
 
-    begun, under_way = time.perf_counter(), set()
+    begun = time.perf_counter()
+    under_way: set[asyncio.Task[None]] = set()
     for i in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, begun + i / rate - time.perf_counter()))
         task = asyncio.create_task(one())

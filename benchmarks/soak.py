@@ -53,7 +53,8 @@ class Seen:
 
 async def call(port: int, wanted: Sequence[mix.Ask], right: Sequence[Any], seen: Seen, until: float, seed: int) -> None:
     """A caller, until the time is up."""
-    chance, connection = random.Random(seed), None
+    chance = random.Random(seed)
+    connection: Connection | None = None
     while time.monotonic() < until:
         at = chance.randrange(len(wanted))
         ask = wanted[at]
