@@ -13,7 +13,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -194,17 +194,28 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
 
     parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
     parser.spool_max_size = reading.limit  # bounded already: no disk is needed
+    form = None
     try:
         if len(content) // PACKED <= SMALL:
-            return await parser.parse()
-        return await reading.lane.run(lambda: asyncio.run(parser.parse()))
+            form = await parser.parse()
+        else:
+            form = await reading.lane.run(lambda: asyncio.run(parser.parse()))
+        return form
     except (MultiPartException, KeyError, ValueError) as error:
-        for file in parser._files_to_close_on_error:  # it does so itself, but not for each of these
-            file.close()
         told = str(getattr(error, "message", error))
         if told.startswith("Too many files"):
             raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {told}") from error
+    finally:
+        _close_rest(parser, form)
+
+
+def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
+    """Close the files that were begun and are in no form, because it is broken or cut off."""
+    kept = [value.file for _, value in form.multi_items() if isinstance(value, UploadFile)] if form else []
+    for file in parser._files_to_close_on_error:
+        if not any(file is one for one in kept):
+            file.close()
 
 
 def wants_png(accept: str) -> bool:
