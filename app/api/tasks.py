@@ -49,7 +49,7 @@ BINARY = {"type": "string", "format": "binary"}
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once
 NAMES = 64  # commas that a body may have besides those of its values or its prompt
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}
 SEEDS = 2**53  # so that a seed survives every JSON reader
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
