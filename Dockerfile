@@ -24,7 +24,7 @@ ARG TORCH=cpu
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python --torch-backend="${TORCH}" --link-mode=copy --compile-bytecode \
-        -r pyproject.toml
+        -r pyproject.toml --extra tracing
 
 # What is in the image, as CycloneDX. The tool that lists it runs from an environment of its own, which stays behind.
 RUN --mount=type=cache,target=/root/.cache/uv \

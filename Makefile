@@ -7,7 +7,8 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-training soak determinism overload fuzz oldest audit clean
+.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps soak determinism overload \
+	fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -41,8 +42,14 @@ evaluate: .venv/train ## measure what lies in models_store/ again and compare wi
 bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS="--only cnn --peers litserve"
 	$(BIN)/python -m benchmarks.serving $(ARGS)
 
+bench-replicas: .venv/ray ## one and two replicas under Ray Serve beside as many workers; ARGS="--kill"
+	$(BIN)/python -m benchmarks.replicas $(ARGS)
+
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
+
+swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
+	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py
 
 soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.soak $(ARGS)
@@ -72,13 +79,15 @@ clean: ## remove the virtual environment and what tools leave behind
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
+.venv/ray: EXTRA := [train,ray]
 .venv/fuzz: EXTRA := [fuzz]
 .venv/audit: EXTRA := [audit]
 # what more there is with it
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
+.venv/ray: ALSO := .venv/serve .venv/train
 .venv/fuzz: ALSO := .venv/serve .venv/train .venv/test
-.venv/serve .venv/train .venv/test .venv/fuzz .venv/audit: pyproject.toml
+.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/audit: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

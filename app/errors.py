@@ -37,20 +37,6 @@ class BadValue(QuartetError):
     code = "invalid_value"
 
 
-class Unauthorized(QuartetError):
-    """No key, or one that is not known; the sentence never shows what came."""
-
-    status = 401
-    type = "authentication_error"
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code  # type: ignore[misc]  # two of one kind
-
-    def headers(self) -> dict[str, str]:
-        return {"www-authenticate": "Bearer"}
-
-
 class NotFound(QuartetError):
     status = 404
     type = "invalid_request_error"
@@ -66,6 +52,45 @@ class UnknownModel(NotFound):
         )
 
 
+class RetiredModel(NotFound):
+    """A version that somebody has taken out of service; its name may serve on."""
+
+    code = "model_retired"
+
+
+class Unauthorized(QuartetError):
+    """No key came, or one that does not open this; the sentence never shows what came."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": "Bearer"}
+
+
+class MissingKey(Unauthorized):
+    code = "missing_api_key"
+
+
+class Conflict(QuartetError):
+    """What was asked for does not fit to what is there now."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class StoreNotWritable(QuartetError):
+    """The store is read-only, or its disk is full: nothing was changed."""
+
+    status = 507
+    code = "store_not_writable"
+
+    def headers(self) -> dict[str, str]:
+        return {"x-should-retry": "false"}
+
+
 class MethodNotAllowed(QuartetError):
     status = 405
     type = "invalid_request_error"
@@ -77,6 +102,14 @@ class MethodNotAllowed(QuartetError):
 
     def headers(self) -> dict[str, str]:
         return {"allow": self.allow} if self.allow else {}
+
+
+class NotEnabled(QuartetError):
+    """Something that this service could do, but does not for this caller."""
+
+    status = 403
+    type = "permission_error"
+    code = "not_enabled"
 
 
 class TooLarge(QuartetError):

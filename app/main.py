@@ -18,21 +18,26 @@ from limits.aio.storage import Storage
 from packaging.version import Version
 from starlette.responses import RedirectResponse
 
-from app import store
-from app.api import failures, health, models, tasks
+from app import rollout
+from app.access import AccessLog, JsonLines
+from app.api import admin, failures, health, models, oip, openai, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.callers import counts, describe, keyed
 from app.api.direct import Direct
 from app.api.origins import other_origins
-from app.engine.registry import Registry, find_device, find_store
+from app.engine.loading import find_device, find_store
+from app.engine.registry import Registry
 from app.machine import cores, memory, open_files
+from app.metrics import Metrics, shared_metrics
 from app.server import Listening, Worker, announce, listen_at, tls
 from app.settings import Settings, SettingsError
-from app.telemetry import AccessLog, Metrics, Telemetry, shared_metrics
+from app.telemetry import Telemetry
+from app.tracing import tracer
 from app.workers import Supervisor, can_fork
 
 MOST_WORKERS = 16
 OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
+REPORT_SECONDS = 0.5
 DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
 an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
 To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
@@ -46,20 +51,23 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(), AccessLog()
+    metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
     registry = Registry(settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(registry.load)
+        await registry.load()
         gc.collect()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
-        following = asyncio.create_task(registry.follow())
+        beside = [asyncio.create_task(registry.follow()), asyncio.create_task(_report(registry))]
         yield
-        following.cancel()
+        for task in beside:
+            task.cancel()
         await registry.close()
         log.write()
+        if metrics.tracer:
+            await asyncio.to_thread(metrics.tracer.close)
 
     app = FastAPIOffline(
         title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
@@ -68,8 +76,14 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     failures.install(app)
     busy = tasks.router(registry, settings)
     app.include_router(busy)
+    others = [openai.router(registry, settings), timeseries.router(registry, settings)]
+    for protocol in others:
+        app.include_router(protocol)
     app.include_router(models.router(registry))
+    app.include_router(oip.router(registry, settings, metrics))
     app.include_router(health.router(registry, metrics))
+    if key := admin.admin_key(settings):
+        app.include_router(admin.router(registry, settings, key))
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -79,8 +93,9 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         describe(app)
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
-    direct = Direct(app.build_middleware_stack(), busy.routes)
-    inside = keyed(Buffered(direct, settings.max_buffered_bytes), settings, shared, failures.response, metrics.limited)
+    direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
+    buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    inside = keyed(buffered, settings, shared, failures.response, metrics.limited)
     app.middleware_stack = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
     return app
 
@@ -89,6 +104,13 @@ def check_torch() -> None:
     """Raises SettingsError for a torch that is older than what is tested: it would fail later and say less."""
     if Version(torch.__version__) < Version(OLDEST_TORCH):
         raise SettingsError(f"torch is {torch.__version__}, and {OLDEST_TORCH} is the oldest that serves here")
+
+
+async def _report(registry: Registry) -> None:
+    """Bring this worker's gauges up to date, for whichever worker is asked for all of them."""
+    while True:
+        registry.report()
+        await asyncio.sleep(REPORT_SECONDS)
 
 
 def create_server(settings: Settings) -> Listening:
@@ -108,7 +130,11 @@ def layout(settings: Settings) -> tuple[int, int]:
     if alone and settings.workers > 1:
         why = "a GPU is one process's own" if can_fork() else "this system cannot share them"
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {why}; allowed are 0, 1")
-    room = cores() if available is None else int(available / 2 // store.worker_bytes(settings.store))
+    room = (
+        cores()
+        if available is None
+        else int(available / 2 // rollout.worker_bytes(settings.store, settings.model_bytes))
+    )
     workers = settings.workers or (1 if alone else max(1, min(cores() // max(settings.threads, 1), room, MOST_WORKERS)))
     return workers, settings.threads or max(1, cores() // workers)
 
@@ -116,6 +142,8 @@ def layout(settings: Settings) -> tuple[int, int]:
 def main() -> None:
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if settings.log == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     workers, threads = layout(settings)
     open_files()
     if workers > 1:

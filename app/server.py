@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_level="warning",
             access_log=False,
+            log_config=None,  # its lines are written as all others
             ws="none",
             server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address
@@ -104,15 +105,19 @@ class Worker(Server):
         self._channel = channel
         self._hang_seconds = settings.hang_seconds
         self._left = 0  # connections that have ended since it was told
-        self._arriving: set[asyncio.Task[None]] = set()
+        self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         super().run([])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        asyncio.get_running_loop().add_reader(self._channel, self._take)
+        self.takes()
         self._tell("ready")
+
+    def takes(self) -> None:
+        """From now on connections are taken."""
+        asyncio.get_running_loop().add_reader(self._channel, self._take_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """However often it is told: what runs is finished. To end a worker at once is for the process that listens,
@@ -128,11 +133,10 @@ class Worker(Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        while self._take():  # what was handed over before the other side knew
-            pass
+        self._take_all()  # what was handed over before the other side knew
         asyncio.get_running_loop().remove_reader(self._channel)
-        if self._arriving:
-            await asyncio.wait(self._arriving, timeout=1)  # TLS may wait for a caller who says nothing
+        if self.arriving:
+            await asyncio.wait(self.arriving, timeout=1)  # TLS may wait for a caller who says nothing
         await super().shutdown(sockets)
 
     def _tell(self, line: str) -> None:
@@ -141,6 +145,11 @@ class Worker(Server):
             gone = self._left
             self._channel.send(f"{line}\nleft {gone}\n".encode())
             self._left -= gone
+
+    def _take_all(self) -> None:
+        """All that has come: a reading brings one connection, and between two turns of a busy loop lie milliseconds."""
+        while self._take():
+            pass
 
     def _take(self) -> bool:
         """Connections that were handed over, and requests to part with some. Gives whether there were any."""
@@ -160,8 +169,8 @@ class Worker(Server):
             self._left += lost
         for descriptor in descriptors:
             task = loop.create_task(self._connect(socket.socket(fileno=descriptor)))
-            self._arriving.add(task)
-            task.add_done_callback(self._arriving.discard)
+            self.arriving.add(task)
+            task.add_done_callback(self.arriving.discard)
         surplus = content.count(SHED)
         for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttp)][:surplus]:
             connection.last = True
@@ -174,11 +183,12 @@ class Worker(Server):
             secured: dict[str, Any] = (
                 {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE} if self.config.ssl else {}
             )
-            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, **secured)
+            await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **secured)
             return
+        connection.close()
         self._leave()
 
-    def _protocol(self) -> BoundedHttp:
+    def protocol(self) -> BoundedHttp:
         protocol = BoundedHttp(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())
         protocol.left = self._leave
         return protocol

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "QUARTET_"
@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     store_seconds: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="seconds between two looks at the store; 0: only at the start"
     )
+    model_bytes: int = Field(
+        0, ge=0, description="bytes of weights that a worker keeps in memory, where the defaults need no more; 0: any"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     workers: int = Field(
         0, ge=0, description="processes that serve; 0: one for each core, as memory allows, 1 on a GPU"
@@ -41,6 +44,16 @@ class Settings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
+    log: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
+    traces: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="address of an OTLP collector for traces, such as `http://localhost:4318`; empty: none",
+    )
+
+    admin_key: SecretStr | None = Field(None, description="key that opens `/v1/admin`; without one it does not exist")
+    admin_key_file: Path | None = Field(None, description="file with that key, in place of the key itself")
+    max_import_bytes: Count = Field(2 * 2**30, description="bytes of an archive that is imported, packed and unpacked")
 
     keys_file: Path | None = Field(None, description="file of API keys (`python -m app.keys`); none: open to all")
     key_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")

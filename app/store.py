@@ -1,6 +1,7 @@
 """The file format of ``models_store/``: read, verify, list and publish versions. No pickle is ever loaded from it.
 
     defaults.json                which model serves each task when the caller names none
+    <name>/active.json           which version serves, once somebody has chosen: see ``app.rollout``
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
 
 A version never changes after it is published, and becomes visible by one rename: a reader sees all of it or none.
@@ -10,10 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,10 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from app.disk import locked, replace, scratch, sync
 from app.networks import KINDS, build
 
 Task = Literal["classify", "continue", "forecast", "sample"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+Number = Annotated[int, Field(ge=1, lt=10**9)]
 UNKNOWN = "<unk>"
 
 WEIGHTS = "model.safetensors"
@@ -69,7 +70,7 @@ class Card(Strict):
     """All that is needed to use a version's weights, and all that is known of how they came about."""
 
     name: Name
-    version: Annotated[int, Field(ge=1)]
+    version: Number
     task: Task
     title: str
     kind: str
@@ -113,10 +114,12 @@ class Version:
         if card.task != KINDS[card.kind][2]:
             raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind][2]!r}")
         try:
-            network = build(card.kind, card.sizes)
+            with torch.device("meta"):  # whatever the sizes say, no memory is taken before the weights are seen to fit
+                expected = {
+                    key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
+                }
         except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
             raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
-        expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
         found = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
@@ -124,6 +127,7 @@ class Version:
                     f"{self.label}/{WEIGHTS}: tensor {key!r} has shape {found.get(key, 'none: it is missing')}, "
                     f"expected {expected.get(key, 'no such tensor')}"
                 )
+        network = build(card.kind, card.sizes)
         network.load_state_dict(self.tensors)
         return network.eval().requires_grad_(False)
 
@@ -182,6 +186,12 @@ def read(store: Path, name: str, version: int) -> Version:
     return Version(folder, card, tensors)
 
 
+def size(store: Path, name: str, version: int) -> int:
+    """The bytes of a version's weights file; 0 when there is none."""
+    path = store / name / str(version) / WEIGHTS
+    return path.stat().st_size if path.is_file() else 0
+
+
 def defaults(store: Path) -> dict[Task, str]:
     """The model that serves each task when the caller names none. Raises StoreError."""
     path = store / "defaults.json"
@@ -204,42 +214,50 @@ def publish(
 
     ``card`` has all keys of Card but ``version`` and ``weights_sha256``; ``files`` are pictures to lie beside it.
     Becomes the task's default when the task has none. Raises StoreError, and leaves nothing behind, when the
-    version would not be whole.
+    version would not be whole; OSError when the store cannot be written.
     """
-    name = str(card["name"])
-    weights = save(_plain(tensors))
+    name, weights = str(card["name"]), save(_plain(tensors))
     store.mkdir(parents=True, exist_ok=True)
-    while True:
+    number, placed = 0, False
+    while not placed:
         number = max((number for known, number in versions(store) if known == name), default=0) + 1
         whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         text = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
         parse_card(text, f"the card of {name!r}")  # before a name becomes a path
-        scratch = Path(tempfile.mkdtemp(prefix=".publish-", dir=store))
-        try:
-            folder = scratch / name / str(number)
+        with scratch(store) as aside:
+            folder = aside / name / str(number)
             folder.mkdir(parents=True)
             (folder / WEIGHTS).write_bytes(weights)
             (folder / CARD).write_bytes(text)
             for file, source in (files or {}).items():
                 shutil.copyfile(source, folder / file)
-            read(scratch, name, number).network()
-            for path in (*folder.iterdir(), folder):
-                sync(path)
-            (store / name).mkdir(exist_ok=True)
-            try:
-                folder.rename(store / name / str(number))
-            except OSError:
-                if (store / name / str(number)).exists():  # somebody else published this number in the meantime
-                    continue
-                raise
-            sync(store / name)
-            sync(store)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        break
-    if whole["task"] not in defaults(store):
-        set_default(store, whole["task"], name)
+            placed = place(store, folder)
     return read(store, name, number)
+
+
+def place(store: Path, folder: Path) -> bool:
+    """Check a version that lies aside, in ``.../name/number``, and make it visible by one rename.
+
+    Becomes its task's default when the task has none. False when somebody else has published this number in the
+    meantime. Raises StoreError when it is not whole.
+    """
+    name, number = folder.parent.name, folder.name
+    version = read(folder.parent.parent, name, int(number))
+    version.network()
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+    (store / name).mkdir(exist_ok=True)
+    try:
+        folder.rename(store / name / number)
+    except OSError:
+        if (store / name / number).exists():
+            return False
+        raise
+    sync(store / name)
+    sync(store)
+    if version.card.task not in defaults(store):
+        set_default(store, version.card.task, name)
+    return True
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -253,29 +271,5 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def set_default(store: Path, task: Task, name: str) -> None:
     """Make a model the one that serves its task, by one rename."""
-    content = {**defaults(store), task: name}
-    handle, scratch = tempfile.mkstemp(prefix=".defaults-", dir=store)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(scratch, 0o644)
-    os.replace(scratch, store / "defaults.json")
-    sync(store)
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written: a rename must not outrun its content."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def worker_bytes(folder: Path) -> int:
-    """About how much memory a process takes that serves all versions, besides what it shares with others.
-
-    The weights, twice where they are prepared for computing; and what torch takes once it computes (measured: 100 MiB).
-    """
-    return 100 * 2**20 + 2 * sum(path.stat().st_size for path in folder.glob(f"*/*/{WEIGHTS}"))
+    with locked(store):
+        replace(store / "defaults.json", json.dumps({**defaults(store), task: name}, indent=2) + "\n")

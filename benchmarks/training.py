@@ -211,8 +211,7 @@ def our_rnn() -> Loop:
     learn, kinds = shakespeare()
     network = CharacterRNN(CharacterRNNSizes(kinds, config.hidden))
     nn.init.orthogonal_(network.rnn.all_weights[0][1])
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    learner = rnn.Learner(network, config)
     state = network.zero_state(config.streams)
     length = len(learn) // config.streams
     per_epoch = (length - 1) // config.piece
@@ -225,7 +224,7 @@ def our_rnn() -> Loop:
         cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
         state = state.masked_fill(cold, 0)
         rate = config.learning_rate * schedule(step, total)
-        _, state = rnn.update(network, average, optimizer, piece, state, config, rate)
+        _, state = learner.update(piece, state, rate)
         yield config.streams * config.piece
 
 

@@ -198,12 +198,9 @@ def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
     model = newest(shipped, "shakespeare-rnn").card
     sizes: dict[str, Any] = {"vocabulary": len(model.vocabulary or []), "hidden": 512, "layers": 2}
     torch.manual_seed(0)
-    try:
-        network = build("character-rnn", sizes)
-    except TypeError:  # it has but one layer
-        del sizes["layers"]
-        network = build("character-rnn", sizes)
+    network = build("character-rnn", sizes)
     card = {key: value for key, value in model.model_dump().items() if key not in ("version", "weights_sha256")}
-    card |= {"name": RNN, "title": "untrained, for the benchmark", "sizes": sizes, "metrics": {}}
+    card |= {"name": RNN, "title": "untrained, for the benchmark", "metrics": {}}
+    card |= {"kind": "character-rnn", "sizes": sizes}
     store.publish(target, card, network.state_dict())
-    return target, f"RNN {sizes.get('layers', 1)} x {sizes['hidden']}, random weights"
+    return target, f"RNN {sizes['layers']} x {sizes['hidden']}, random weights"

@@ -118,20 +118,25 @@ def serve(tiny_store: Path) -> Serve:
 
 
 @pytest.fixture(scope="session")
+def shipped() -> Iterator[httpx.Client]:
+    """The service with the networks of this repository."""
+    with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The service with the tiny networks, for all tests that change nothing of it."""
+    """The service with one tiny network for each task, and a generator that draws by label."""
     folder = tmp_path_factory.mktemp("tiny") / "store"
-    for name in TINY:
+    for name in (*TINY, *MORE):
         publish_tiny(folder, name)
     with serving(Settings(store=folder, **TEST)) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
-def shipped() -> Iterator[httpx.Client]:
-    """The service with the networks of this repository."""
-    with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
-        yield client
+def address(client: httpx.Client) -> str:
+    """``host:port`` of a service, for other clients."""
+    return client.base_url.netloc.decode()
 
 
 def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:

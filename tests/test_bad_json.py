@@ -19,7 +19,10 @@ from test_workers import serving
 
 from app import store
 from app.api.bodies import _parsed, limited, wants_png
-from app.api.tasks import Draw, History, Images, Prompt
+from app.api.images import Images
+from app.api.samples import Draw
+from app.api.series import History
+from app.api.texts import Prompt
 from app.errors import BadValue
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -178,7 +181,7 @@ QUICK = settings(
 def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) -> None:
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
     with contextlib.suppress(BadValue):  # and nothing else
-        _parsed(content, limited(model))
+        _parsed(content, 100, limited(model))
 
 
 @QUICK
@@ -186,7 +189,7 @@ def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) ->
 def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
         with contextlib.suppress(BadValue):
-            _parsed(text, History)
+            _parsed(text, 100, History)
 
 
 CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()

@@ -29,18 +29,34 @@ class Seen:
         self.refusals = 0
         self.failures: list[Exception] = []
         self.waits: list[float] = []
+        self.together: list[list[Any]] = []
+        self.firsts: list[float] = []
+        self.gaps: list[float] = []
 
-    def waited(self, model: str, seconds: Sequence[float]) -> None:
-        self.waits += seconds
+    def waited(self, members: Sequence[Any]) -> None:
+        self.waits += [member.begun - member.queued for member in members]
 
-    def computed(self, model: str, rows: int, seconds: float) -> None:
+    def computed(self, rows: int, seconds: float) -> None:
         self.batches.append(rows)
 
-    def refused(self, model: str) -> None:
+    def served(self, members: Sequence[Any]) -> None:
+        self.together.append(list(members))
+
+    def first(self, member: Any, seconds: float) -> None:
+        self.firsts.append(seconds)
+
+    def between(self, seconds: float) -> None:
+        self.gaps.append(seconds)
+
+    def refused(self, reason: str) -> None:
         self.refusals += 1
 
-    def failed(self, model: str, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         self.failures.append(error)
+
+    def loaded(self, size: int) -> None: ...
+
+    def load(self, queued: int, running: int) -> None: ...
 
 
 class Gate:

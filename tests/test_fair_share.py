@@ -176,6 +176,10 @@ class Countdown:
     def finished(self) -> bool:
         return self.left <= 0
 
+    @property
+    def written(self) -> int:
+        return 5 - self.left
+
 
 def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
     def step(texts: Sequence[Countdown]) -> None:

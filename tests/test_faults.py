@@ -78,7 +78,7 @@ def test_every_caller_of_a_broken_network_is_told_and_recovers_with_it(
         broken.clear()
         assert client.post(path, **asked).status_code == good.status_code == 200
         assert client.get("/health/ready").status_code == 200
-        assert figures(client)["quartet_failures_total", ("model", model)] >= 8
+        assert figures(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8
 
 
 @pytest.mark.parametrize(

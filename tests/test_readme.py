@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TEST, serving
 
-from app import store
+from app import models, store
+from app.settings import Settings
 
 README = (ROOT / "README.md").read_text()
-SHOWN = [
-    tuple(part.strip() for part in command.split("\n", 1))
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
-]
+LIFE = README.split("## The life of a version\n", 1)[1].split("\n## ", 1)[0]
+
+
+def console(text: str) -> list[tuple[str, ...]]:
+    """The commands of a text, and what stands below each."""
+    return [
+        tuple(part.strip() for part in command.split("\n", 1))
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+        for command in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
+    ]
+
+
+SHOWN = console(README.replace(LIFE, ""))
 
 
 def alike(shown: Any, found: Any) -> bool:
@@ -44,19 +55,55 @@ def test_each_line_of_the_readme_gives_what_stands_below_it(shipped: httpx.Clien
         assert shown == found
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="the README's lines are for curl")
+def test_the_life_of_a_version_goes_as_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "models_store", tmp_path / "models_store")
+    monkeypatch.chdir(tmp_path)
+    key = "k" * 32
+    for command, shown in (pair for pair in console(LIFE) if "app.models" in pair[0]):
+        assert models.main(shlex.split(command.split("app.models", 1)[1])) == 0, command
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()
+    with serving(Settings(store=tmp_path / "models_store", admin_key=key, **TEST)) as client:  # type: ignore[arg-type]
+        for command, shown in (pair for pair in console(LIFE) if "curl" in pair[0]):
+            line = command.replace("localhost:8000", client.base_url.netloc.decode()).replace("$KEY", key)
+            found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout.strip()
+            assert found == shown
+
+
 def test_every_endpoint_is_shown() -> None:
-    paths = {path for path in re.findall(r"\| `(?:GET|POST) (/[^`]*)` \|", README) if path != "/docs"}
+    paths = {path for path in re.findall(r"\| `(?:GET|POST) (/[^`]*)` \|", README.replace(LIFE, "")) if path != "/docs"}
     shown = " ".join(command for command, _ in SHOWN)
-    assert not [path for path in paths if path.replace("{name}", "") not in shown]
+    for names in re.findall(r"for path in ([^;]*);", shown):
+        shown += "".join(f" /v2/{name}" for name in names.split())
+    named = {path: re.escape(path).replace(r"\{name\}", r"[\w@-]*") for path in paths}
+    assert not [path for path, pattern in named.items() if not re.search(pattern + r"(?![\w/])", shown)]
+
+
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("lines", PYTHON, ids=[lines.split("\n", 1)[0] for lines in PYTHON])
+def test_each_piece_of_python_in_the_readme_prints_what_stands_beside_it(
+    shipped: httpx.Client, lines: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    exec(lines.replace("localhost:8000", shipped.base_url.netloc.decode()), {})
+    expected = [line.split("  # ", 1)[1] for line in lines.splitlines() if line.startswith("print(")]
+    assert capsys.readouterr().out.splitlines() == expected
+    assert expected
 
 
 def test_the_measured_figures_are_those_of_the_cards() -> None:
     cards = [store.read_card(ROOT / "models_store" / name / str(number)) for name, number in
              store.versions(ROOT / "models_store")]  # fmt: skip
-    rows = re.findall(r"^\| `([a-z0-9-]+)` \| `([a-z0-9_]+)` \| ([\d.,]+) \|", README, re.MULTILINE)
+    newest = {card.name: card.version for card in cards}  # of the others the version stands behind the name
+    rows = re.findall(r"^\| `([a-z0-9-]+(?:@\d+)?)` \| `([a-z0-9_]+)` \| ([\d.,]+) \|", README, re.MULTILINE)
     stated = {(name, metric): value for name, metric, value in rows}
+    labels = [card.name if newest[card.name] == card.version else f"{card.name}@{card.version}" for card in cards]
     assert stated == {
-        (card.name, name): f"{metric.value:.{metric.decimals}f}"
-        for card in cards
+        (label, name): f"{metric.value:.{metric.decimals}f}"
+        for label, card in zip(labels, cards, strict=True)
         for name, metric in card.metrics.items()
     }

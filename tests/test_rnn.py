@@ -14,8 +14,9 @@ from conftest import VOCABULARY, publish_tiny
 
 from app.networks import build
 from app.networks.rnn import PACKED
+from app.predictors.choice import Choice, Extras, Notes
 from app.predictors.measured import LEAST, Pace, padded, steady
-from app.predictors.rnn import AHEAD, READ_SECONDS, Choice, Continuation, TextContinuer
+from app.predictors.rnn import AHEAD, READ_SECONDS, Continuation, TextContinuer
 
 PIECE = 60  # characters that a step reads
 
@@ -256,3 +257,88 @@ def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextContinue
         text.text = "".join(chance.choices("ab", k=chance.randint(0, 9)))
         held = (size for stop in text.stop for size in range(len(stop) - 1, 0, -1) if text.text.endswith(stop[:size]))
         assert text.settled == text.text[: len(text.text) - max(held, default=0)]
+
+
+def steered(continuer: TextContinuer, **more: Any) -> Extras:
+    bias = np.zeros(len(continuer.vocabulary))
+    for index, value in more.pop("bias", {}).items():
+        bias[index] = value
+    return Extras(bias, **more)
+
+
+def test_extras_beside_plain_texts_change_neither(continuer: TextContinuer) -> None:
+    def texts() -> list[Continuation]:
+        asked = [
+            None,
+            steered(continuer, bias={3: 2.0}),
+            None,
+            steered(continuer, presence=0.5, frequency=0.3, notes=Notes(3)),
+            steered(continuer, notes=Notes(0)),
+        ]
+        return [begin(continuer, "ab", max_characters=30 * i + 80, seed=i, extras=each) for i, each in enumerate(asked)]
+
+    alone, together = [finish(continuer, text) for text in texts()], texts()
+    while not all(text.finished for text in together):
+        continuer.step([text for text in together if not text.finished])
+    assert [text.text for text in together] == [text.text for text in alone]
+    for one, other in zip(alone, together, strict=True):
+        assert (one.extras is None) == (other.extras is None)
+        if one.extras and one.extras.notes:
+            assert other.extras
+            assert other.extras.notes
+            assert vars(one.extras.notes) == vars(other.extras.notes)
+    plain = finish(continuer, begin(continuer, "ab", max_characters=200, seed=4))
+    assert plain.text == alone[4].text  # to note is not to change
+
+
+def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextContinuer) -> None:
+    extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, notes=Notes(2))
+    text = finish(continuer, begin(continuer, "abc", extras=extras, max_characters=2 * AHEAD))
+    written, read = "", "abc"
+    for at, uniform in enumerate(text.draws):
+        logits = reading(continuer, read)[0][0, -1, :-1].double()
+        assert extras.notes
+        assert extras.notes.chosen[at] == pytest.approx(
+            float(logits.log_softmax(0)[VOCABULARY.index(text.text[at])]), abs=1e-5
+        )
+        best, second = logits.log_softmax(0).topk(2).indices.tolist()
+        assert [index for index, _ in extras.notes.likeliest[at]] == [best, second]
+        logits[2] += 0.7
+        for index, character in enumerate(VOCABULARY[:-1]):
+            logits[index] -= 0.4 * written.count(character) + 0.9 * (character in written)
+        index = drawn(logits.tolist(), [float(uniform)])[0]
+        written, read = written + VOCABULARY[index], read + VOCABULARY[index]
+    assert text.text == written
+
+
+def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextContinuer) -> None:
+    prompt = "abcdefghij \n" * 20
+    noted, _ = continuer.parse(prompt)
+    noted.notes = Notes(1)
+    texts = [continuer.begin(noted, 3, 1.0, None, None, (), seed) for seed in (1, 2)]
+    beside = begin(continuer, "a", max_characters=30)  # read on beside it, then by itself
+    while not all(text.finished for text in (*texts, beside)):
+        continuer.step([text for text in (*texts, beside) if not text.finished])
+    logits = reading(continuer, prompt)[0][0, :-1, :-1].double().log_softmax(1)
+    expected = [float(logs[VOCABULARY.index(character)]) for logs, character in zip(logits, prompt[1:], strict=True)]
+    assert noted.notes.chosen == pytest.approx(expected, abs=1e-5)
+    assert [best[0][0] for best in noted.notes.likeliest] == logits.argmax(1).tolist()
+
+
+def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def text() -> Continuation:
+        return begin(continuer, "ab", extras=steered(continuer, frequency=0.5, notes=Notes(1)))
+
+    whole, broken = finish(continuer, text()), text()
+    for _ in range(5):
+        continuer.step([broken])
+    with monkeypatch.context() as patch:
+        patch.setattr("app.predictors.rnn.Choice.__call__", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            continuer.step([broken])
+    finish(continuer, broken)
+    assert broken.text == whole.text
+    assert broken.extras
+    assert whole.extras
+    assert broken.extras.counts.tolist() == whole.extras.counts.tolist()
+    assert broken.extras.counts.sum() == len(broken.text) == len(broken.extras.notes.chosen)  # type: ignore[union-attr]

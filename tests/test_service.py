@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_store import rewrite_card
 
 from app.api.bodies import wants_png
-from app.engine.registry import find_device
+from app.engine.loading import find_device
 from app.main import create_app
 from app.settings import Settings, SettingsError
 
@@ -126,13 +126,15 @@ def test_a_caller_who_hangs_up_frees_what_it_held(serve: Serve) -> None:
             caller.sendall(
                 b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
-            while figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) < 16:
+            while figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0) < 16:
                 pass
         gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
         while gone not in figures(client):
             pass
         client.post("/v1/text/continue", json={"prompt": "a", "max_characters": 1}).raise_for_status()
-        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 2000  # of 4,000 steps
+        assert (
+            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 2000
+        )  # of 4,000 steps
 
 
 def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +162,11 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, monkey
         assert [answer.status_code for answer in refused] == [429] * 6
         for answer in refused:
             assert int(answer.headers["retry-after"]) >= 1
-            assert "the queue of tiny-gan is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
-        assert figures(client)["quartet_refusals_total", ("model", "tiny-gan")] == 6
+            assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
+        assert (
+            figures(client)["quartet_refusals_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")]
+            == 6
+        )
         release.set()
         assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
 
@@ -193,7 +198,9 @@ def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(
         long = {"prompt": "a", "max_characters": 4000, "n": 16}
         assert client.post("/v1/text/continue", json=long, headers=short).status_code == 504
         assert client.post("/v1/text/continue", json={"max_characters": 1}).status_code == 200
-        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 3000  # of 4,000 steps
+        assert (
+            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
+        )  # of 4,000 steps
 
 
 def test_a_default_deadline_is_a_setting(serve: Serve) -> None:
@@ -235,11 +242,11 @@ def test_metrics_count_requests_and_rows(serve: Serve) -> None:
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
     assert samples["quartet_requests_total", ("method", "GET"), ("route", "unknown"), ("status", "404")] == 1
     assert samples["quartet_request_seconds_count", ("method", "POST"), route, ("status", "400")] == 1
-    assert samples["quartet_batch_rows_sum", ("model", "tiny-gan")] == 5
-    assert samples["quartet_compute_seconds_count", ("model", "tiny-gan")] == 1
-    assert samples["quartet_queue_seconds_count", ("model", "tiny-rnn")] == 1
-    turns = samples["quartet_compute_seconds_count", ("model", "tiny-rnn")]
-    assert samples["quartet_batch_rows_sum", ("model", "tiny-rnn")] == turns >= 1
+    assert samples["quartet_batch_rows_sum", ("model", "tiny-gan"), ("version", "1")] == 5
+    assert samples["quartet_compute_seconds_count", ("model", "tiny-gan"), ("version", "1")] == 1
+    assert samples["quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")] == 1
+    turns = samples["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")]
+    assert samples["quartet_batch_rows_sum", ("model", "tiny-rnn"), ("version", "1")] == turns >= 1
 
 
 def test_every_answer_carries_a_request_id(serve: Serve) -> None:
@@ -459,7 +466,12 @@ def test_a_caller_who_leaves_with_another_request_behind_is_noticed(serve: Serve
     with serve() as client:
         with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
             caller.sendall(request + request)
-            until(lambda: figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) >= 16)
+            until(
+                lambda: (
+                    figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0)
+                    >= 16
+                )
+            )
         gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
         until(lambda: gone in figures(client))
 
@@ -469,7 +481,11 @@ def test_what_is_no_http_behind_a_request_does_not_spoil_its_answer(serve: Serve
     with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
         head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         caller.sendall(head + body)
-        until(lambda: figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn")), 0) >= 16)
+        until(
+            lambda: (
+                figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0) >= 16
+            )
+        )
         caller.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
         with caller.makefile("rb") as answer:
             content = answer.read()

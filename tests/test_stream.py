@@ -102,7 +102,9 @@ def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
         while gone not in figures(client):
             pass
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
-        assert figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn")] < 3000  # of 4,000 steps
+        assert (
+            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
+        )  # of 4,000 steps
 
 
 def test_a_stop_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +199,6 @@ async def test_a_failure_before_the_first_event_is_an_answer() -> None:
 
     request = Request({"type": "http", "headers": []}, receive)
     until = asyncio.get_running_loop().time() + 30
-    await EventStream(request, failing(), until)({"type": "http"}, receive, send)
+    await EventStream(request, failing(), until)({"type": "http", "path": PATH}, receive, send)
     assert messages[0]["status"] == 400
     assert b"x is wrong" in messages[1]["body"]

@@ -35,6 +35,10 @@ class Count:
     def finished(self) -> bool:
         return self.done >= self.steps
 
+    @property
+    def written(self) -> int:
+        return self.done
+
 
 @dataclass
 class Stepper:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -13,13 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from conftest import ROOT
 from test_service import figures
 
-from app.workers import can_fork
+from app.main import create_app
+from app.server import Worker
+from app.settings import Settings
+from app.workers import HANDED, can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 SECONDS = 30  # more than anything here should take
@@ -44,6 +49,17 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(SECONDS)
+
+
+class Parting(Worker):
+    """One that ends each connection as soon as it has it."""
+
+    def protocol(self) -> Any:
+        class Ending(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                transport.abort()
+
+        return Ending()
 
 
 @contextmanager
@@ -125,6 +141,35 @@ def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -
             connection.close()
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
         assert figures(client)[live] == 24
+
+
+def test_all_connections_that_wait_are_taken_in_one_turn_of_the_loop(tiny_store: Path) -> None:
+    """One a turn let the last of a crowd wait for a turn's computing as often as there were others before it."""
+
+    async def taken() -> int:
+        settings = Settings(store=tiny_store, workers=1)
+        ours, channel = socket.socketpair()
+        callers: list[socket.socket] = []
+        with ours, channel, socket.create_server(("127.0.0.1", 0)) as listener:
+            worker = Parting(create_app(settings), settings, channel)
+            worker.takes()
+            for _ in range(20):
+                callers.append(socket.create_connection(listener.getsockname()))
+                with listener.accept()[0] as connection:
+                    socket.send_fds(ours, [HANDED], [connection.fileno()])
+            turns = 0
+            while len(worker.arriving) < len(callers) and turns < 100:
+                await asyncio.sleep(0)
+                turns += 1
+            await asyncio.gather(*worker.arriving)
+            for _ in range(3):  # until their ends are told
+                await asyncio.sleep(0)
+            asyncio.get_running_loop().remove_reader(channel)
+        for caller in callers:
+            caller.close()
+        return turns
+
+    assert asyncio.run(taken()) <= 3
 
 
 def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Path) -> None:

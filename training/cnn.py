@@ -3,13 +3,14 @@
     python -m training.cnn                     # the workshop's CNN on CIFAR-10: cifar10-lenet
     python -m training.cnn --preset digits     # the judge of generated digits, on MNIST: mnist-judge
     python -m training.cnn --preset strong     # the recipe of airbench95, narrower and longer: cifar10-whitened
+    python -m training.cnn --images DIR --name pets   # your own: a sub-folder for each class, or a CSV of path,label
 
 Measured results stand in the README's table and on each card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.predictors.cnn import ImageClassifier
-from training import data, whitened
-from training.calibration import calibrated, figures, fit_temperature
+from training import data, transfer, whitened
+from training.calibration import calibrated, figures
 from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from training.run import Run, derive, metric, options, permutation, schedule, set_learning_rate
+from training.options import Options, options
+from training.pictures import accuracy_of, batches, calibrate, draw_samples, moved, served
+from training.run import Run, derive, metric, schedule, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,39 @@ class StrongConfig:
     validation: int  # images of the training part that are held out, and that the temperatures are fitted on
 
 
+@dataclass(frozen=True)
+class OwnConfig:
+    first: int  # channels of the first group of convolutions, from scratch
+    later: int  # channels of the second and the third, from scratch
+    epochs: int
+    batch: int
+    learning_rate: float  # of the last layer
+    tuned_rate: float  # of what was learnt before
+    fresh_rate: float  # of the other layers, from scratch
+    head: float  # share of the steps in which the last layer learns alone
+    weight_decay: float
+    label_smoothing: float
+    shift: int  # pixels, at random, each way
+    flip: int  # 1: mirrored at random
+    bfloat16: int  # 1: products are computed in it, where that is faster
+
+
 PRESETS = {
     "workshop": Config("cifar10", "lenet", 150, 512, 4e-3, 5e-4, 0.0, 0.995, 2, 1, 0.0, 5000),
     "digits": Config("mnist", "digit-net", 8, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 10.0, 5000),
 }
 STRONG = StrongConfig("cifar10", "whitened-net", 96, 320, 22, 1000, 10.0, 0.0153, 0.2, 3, 2, 5000)
+OWN = OwnConfig(64, 256, 20, 64, 1e-2, 5e-4, 2e-3, 0.15, 0.05, 0.1, 2, 1, 1)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each class, or a CSV of path,label"},
+    "--from": {
+        "metavar": "NAME",
+        "dest": "origin",
+        "default": "cifar10-whitened",
+        "help": "network to begin with, or scratch",
+    },
+    "--size": {"type": int, "choices": (32, 64), "default": 32, "help": "pixels of a side that are looked at"},
+}
 NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge", "strong": "cifar10-whitened"}
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
@@ -87,26 +118,6 @@ def augment(images: Tensor, config: Config) -> Tensor:
     shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1))
     mirrored = torch.randint(2, (count, 1)) * config.flip == 1
     return moved(images, shifts, mirrored)
-
-
-def moved(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """Images [N, C, S, S], each shifted up and to the left by ``shifts`` [2, N, 1] and mirrored where told [N, 1].
-
-    Edges are reflected, the channels lie last.
-    """
-    count, _, side, _ = images.shape
-    place = torch.arange(side) + shifts  # [2, N, S]
-    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges
-    columns = torch.where(mirrored, side - 1 - place[1], place[1]).to(images.device)
-    rows = place[0].to(images.device)
-    which = torch.arange(count, device=images.device).view(-1, 1, 1)
-    return images.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
-
-
-def served(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """uint8 images [N, C, S, S] -> probabilities [N, classes], as the service answers."""
-    rows = [classifier.predict(list(batch)) for batch in images.split(500)]
-    return torch.tensor([row for batch in rows for row in batch])
 
 
 def robustness(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
@@ -138,21 +149,6 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     )
 
 
-def draw_samples(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
-    """Classified images with the answer above each, in red where it is wrong."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5.2), layout="constrained")
-    for i, axis in enumerate(figure.subplots(3, 8).flat):
-        best = int(probability[i].argmax())
-        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
-        color = "black" if best == int(truth[i]) else "crimson"
-        axis.set_title(f"{labels[best]} {probability[i, best]:.0%}", fontsize=9, color=color)
-        axis.axis("off")
-    figure.savefig(path, dpi=70)
-    return path
-
-
 def update(
     network: nn.Module,
     average: AveragedModel,
@@ -171,17 +167,6 @@ def update(
     optimizer.step()
     average.update_parameters(network)
     return loss
-
-
-def batches(run: Run, learn: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
-    """The steps that are still to do: step, epoch, and which images [size]; each epoch has an order of its own."""
-    per_epoch = len(learn) // size
-    shuffled = -1
-    for step in run.steps(epochs * per_epoch):
-        epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, learn[permutation(len(learn), run.options.seed, "epoch", epoch)]
-        yield step, epoch, order[place * size : (place + 1) * size]
 
 
 def learn_averaged(run: Run, config: Config, images: data.Images, device: str) -> nn.Module:
@@ -235,19 +220,17 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
     return network
 
 
-@torch.inference_mode()
-def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures on images that were held out."""
-    network.eval()
-    parts = images.split(250)
-    one, six = (torch.cat([look(part) for part in parts]) for look in (network.scores, network.views))
-    network.temperature.fill_(fit_temperature(one, labels))
-    network.views_temperature.fill_(fit_temperature(six, labels))
+def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfig | OwnConfig]:
+    """What a command line says."""
+    presets: dict[str, Config | StrongConfig | OwnConfig] = {**PRESETS, "strong": STRONG, "own": OWN}
+    return options(__doc__ or "", presets, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    presets: dict[str, Config | StrongConfig] = {**PRESETS, "strong": STRONG}
-    chosen, config = options(__doc__ or "", presets, NAMES, argv)
+    chosen, config = arguments(argv)
+    if isinstance(config, OwnConfig):
+        transfer.train(chosen, config, argv)
+        return
     run = Run(chosen, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, StrongConfig):
@@ -260,17 +243,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = learn_averaged(run, config, images, chosen.device)
         notes = f"{config.validation:,} images of the training part validated; weights averaged over steps."
     publish(run, config.kind, images, network, notes)
-
-
-def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that the averaged network gets right."""
-    network.eval()
-    with torch.inference_mode():
-        right = sum(
-            int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
-        )
-    network.train()
-    return right / len(labels)
 
 
 def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) -> None:

@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
 from app.predictors.gan import Drawing, ImageSampler
-from training import cnn, data
+from training import cnn, data, processes
+from training.pictures import accuracy_of
 from training.run import metric, permutation, schedule, set_learning_rate
 
 if TYPE_CHECKING:
@@ -51,29 +52,59 @@ def penalty_on(discriminator: ConditionalDiscriminator, real: Tensor, labels: Te
     return 0.5 * slope.flatten(1).pow(2).sum(dim=1).mean()
 
 
+class Telling(nn.Module):
+    """The discriminator's loss, a mean over the images."""
+
+    def __init__(self, discriminator: ConditionalDiscriminator, config: ConditionalConfig) -> None:
+        super().__init__()
+        self.discriminator, self.config = discriminator, config
+
+    def forward(self, real: Tensor, fake: Tensor, labels: Tensor, steep: bool) -> tuple[Tensor, Tensor]:
+        """Values of real and fake images of labels [N] -> the loss, and what of it is without penalty and reading.
+
+        ``steep``: whether steep slopes are paid for in this step.
+        """
+        fitting, classes = self.discriminator(torch.cat([real, fake]), labels.repeat(2))
+        told_real, told_fake = fitting.chunk(2)
+        told = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()  # cross-entropy: real is 1, fake is 0
+        loss = told + self.config.reading * F.cross_entropy(classes[: len(real)], labels)
+        if self.config.penalty and steep:
+            loss = loss + self.config.penalty * self.config.penalty_every * penalty_on(self.discriminator, real, labels)
+        return loss, told
+
+
 class Game:
     """The two networks, their optimisers, and the generator's average, which is what is published."""
 
-    def __init__(self, config: ConditionalConfig, device: str) -> None:
+    def __init__(self, config: ConditionalConfig, device: str, sizes: ConditionalSizes | None = None) -> None:
         self.config = config
         self.device = device
-        self.generator = ConditionalGenerator(ConditionalSizes(config.latent)).to(device)
-        self.discriminator = ConditionalDiscriminator().to(device)
+        sizes = sizes or ConditionalSizes(config.latent)
+        self.generator = ConditionalGenerator(sizes).to(device)
+        self.discriminator = ConditionalDiscriminator(sizes.classes, channels=sizes.channels).to(device)
         self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         betas = (config.beta1, 0.99)
         self.generating = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.telling = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
+        # after the average, whose norms are its own: only the first process looks at what it draws
+        self.drawing = processes.together(self.generator)
+        self.lesson = processes.together(Telling(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of each on real grey values [N, 1, 28, 28] and labels [N]; the losses of both.
+        """One step of each on the whole batch, real values [N, channels, side, side] and labels [N]; both losses.
 
         The generator draws the labels of the real images, so each is told from one of its own class.
         """
         set_learning_rate(self.generating, rate)
         set_learning_rate(self.telling, rate)
+        latents = torch.randn(len(real), self.config.latent).to(self.device)
+        real, labels, latents = (processes.share(whole) for whole in (real, labels, latents))
         with rounding():
-            fake = self.generator(torch.randn(len(real), self.config.latent).to(self.device), labels)
-            told = self._tell(real, fake.detach(), labels, step)
+            fake = self.drawing(latents, labels)
+            loss, told = self.lesson(real, fake.detach(), labels, step % self.config.penalty_every == 0)
+            self.telling.zero_grad()
+            loss.backward()
+            self.telling.step()
             self.discriminator.requires_grad_(False)  # its own gradient is not wanted here
             fitting, classes = self.discriminator(fake, labels)
             fooled = F.softplus(-fitting).mean()  # the generator wants its images told as real
@@ -85,8 +116,8 @@ class Game:
         return told, fooled
 
     def shown(self) -> np.ndarray:
-        """What the average draws now: pixels [100, 1, 28, 28], a row for each label, of the same latents every time."""
-        network = settle(self.average.module, 20)
+        """What the average draws now: pixels [10 labels, ...], a row for each label, of the same latents every time."""
+        network = settle(self.average.module, SETTLING // 5)
         latents = torch.from_numpy(np.random.default_rng(0).standard_normal((10, self.config.latent)))
         labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
         with torch.inference_mode():
@@ -94,21 +125,8 @@ class Game:
         pixels: np.ndarray = drawn.cpu().numpy()
         return pixels
 
-    def _tell(self, real: Tensor, fake: Tensor, labels: Tensor, step: int) -> Tensor:
-        """The discriminator's step; its loss without the penalty and without the reading."""
-        fitting, classes = self.discriminator(torch.cat([real, fake]), labels.repeat(2))
-        told_real, told_fake = fitting.chunk(2)
-        told = F.softplus(-told_real).mean() + F.softplus(told_fake).mean()  # cross-entropy: real is 1, fake is 0
-        loss = told + self.config.reading * F.cross_entropy(classes[: len(real)], labels)
-        if self.config.penalty and step % self.config.penalty_every == 0:
-            loss = loss + self.config.penalty * self.config.penalty_every * penalty_on(self.discriminator, real, labels)
-        self.telling.zero_grad()
-        loss.backward()
-        self.telling.step()
-        return told
 
-
-def settle(network: ConditionalGenerator, batches: int = SETTLING, size: int = 200) -> ConditionalGenerator:
+def settle(network: ConditionalGenerator, batches: int | None = None, size: int = 200) -> ConditionalGenerator:
     """Set the norms' statistics to those of the weights as they are now, and go to evaluation mode.
 
     Those that were collected in training belong to weights of other steps.
@@ -120,7 +138,7 @@ def settle(network: ConditionalGenerator, batches: int = SETTLING, size: int = 2
         norm.momentum = None  # the mean of all batches
     network.train()
     with torch.no_grad():
-        for _ in range(batches):
+        for _ in range(SETTLING if batches is None else batches):
             latents = torch.randn(size, network.sizes.latent, generator=generator)
             network(latents.to(device), torch.arange(size, device=device) % network.sizes.classes)
     return network.eval()
@@ -179,7 +197,7 @@ def learnt_from(learn: Tensor, labels: Tensor, images: data.Images) -> float:
         batch = permutation(len(learn), 0, "samples", epoch)[place * RECIPE.batch : (place + 1) * RECIPE.batch]
         rate = RECIPE.learning_rate * schedule(step, RECIPE.epochs * per_epoch)
         cnn.update(network, average, optimizer, learn[batch], labels[batch], RECIPE, rate)
-    return cnn.accuracy_of(average, images.test_images, images.test_labels)
+    return accuracy_of(average, images.test_images, images.test_labels)
 
 
 def figures(

@@ -2,8 +2,9 @@
 
     python -m training.gan                         # the workshop's GAN on MNIST: mnist-gan
     python -m training.gan --preset conditional    # draws the digit that is asked for: mnist-cgan
+    python -m training.gan --images DIR --name shapes   # your own: a sub-folder for each label
 
-Measured with the judge of ``python -m training.cnn --preset digits``, which must be in the store.
+The presets are measured with the judge of ``python -m training.cnn --preset digits``, which must be in the store.
 Measured results stand in the README's table and on each card.
 """
 
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,9 +24,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
 from app.predictors.cnn import ImageClassifier
-from app.predictors.gan import Drawing, ImageSampler, sheet
-from training import conditional, data
-from training.run import Run, metric, options, permutation, set_learning_rate
+from app.predictors.gan import Drawing, ImageSampler
+from training import conditional, data, drawn
+from training.game import nearest, play, save_sheet
+from training.options import Options, options
+from training.run import Run, metric, set_learning_rate
 
 JUDGE = "mnist-judge"
 JUDGED = 10_000  # samples, and as many real images
@@ -53,6 +55,12 @@ class ConditionalConfig(Config):
 PRESETS: dict[str, Config] = {
     "workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8),
     "conditional": ConditionalConfig(64, 28, 48, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
+    "own": ConditionalConfig(64, 200, 64, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each label, or a CSV of path,label"},
+    "--size": {"type": int, "choices": (28, 32), "default": 32, "help": "pixels of a side that are drawn"},
+    "--colour": {"choices": ("auto", "grey", "rgb"), "default": "auto", "help": "auto: grey where all images are"},
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {
@@ -80,12 +88,6 @@ def features_of(judge: ImageClassifier, images: Tensor) -> Tensor:
     """uint8 images [N, 1, 28, 28] -> the judge's features [N, 128]."""
     with torch.inference_mode():
         return torch.cat([judge.network.features(batch).cpu() for batch in images.to(judge.device).split(500)])
-
-
-def nearest(images: Tensor, among: Tensor) -> Tensor:
-    """The distance [N] in pixel values of each image to the nearest of others."""
-    others = among.flatten(1).float()
-    return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
 
 
 def judged(sampler: ImageSampler, images: data.Images) -> Drawing:
@@ -149,13 +151,6 @@ def load_judge(models: Path, device: str, version: int | None = None) -> ImageCl
     return ImageClassifier(store.read(models, JUDGE, version or max(numbers)), torch.device(device))
 
 
-def save_sheet(path: Path, images: np.ndarray) -> Path:
-    """Images [N, 1, 28, 28], uint8, of a square number -> a square sheet of them, twice the size."""
-    picture = Image.fromarray(sheet(images)[0])
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
-    return path
-
-
 def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:
     """Half the squared slope of the discriminator at real images, averaged over them."""
     real = real.detach().requires_grad_()
@@ -208,8 +203,17 @@ class Game:
         return pixels
 
 
+def arguments(argv: Sequence[str] | None) -> tuple[Options, Config]:
+    """What a command line says."""
+    return options(__doc__ or "", PRESETS, NAMES, argv, OPTIONS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
+    chosen, config = arguments(argv)
+    if chosen.preset == "own":
+        assert isinstance(config, ConditionalConfig)
+        drawn.train(chosen, config, argv)
+        return
     run = Run(chosen, config, argv)
 
     images = data.mnist()
@@ -217,32 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
     labelled = isinstance(config, ConditionalConfig)
-    play: Any = conditional.Game if labelled else Game
-    game = play(config, chosen.device)
-    run.track(
-        generator=game.generator,
-        discriminator=game.discriminator,
-        average=game.average,
-        generating=game.generating,
-        telling=game.telling,
-    )
-
-    per_epoch = len(real_images) // config.batch
-    total = config.epochs * per_epoch
-    shuffled = -1
-    for step in run.steps(total):
-        epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, permutation(len(real_images), chosen.seed, "epoch", epoch)
-        batch = order[place * config.batch : (place + 1) * config.batch]
-        real = real_images[batch].float() / 127.5 - 1
-        rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
-        given = (real, real_labels[batch]) if labelled else (real,)
-        told, fooled = game.update(*given, step, rate)
-        if place == per_epoch - 1:
-            run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
-            save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.shown())
-
+    kind: Any = conditional.Game if labelled else Game
+    game = kind(config, chosen.device)
+    play(run, game, real_images, real_labels if labelled else None, config, config.epochs)
     publish(run, images, conditional.settle(game.average.module) if labelled else game.average.module, judge)
 
 

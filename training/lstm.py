@@ -1,6 +1,7 @@
 """Train a network that forecasts series.
 
     python -m training.lstm                    # the workshop's LSTM on its noisy sine: sine-lstm
+    python -m training.lstm --csv FILE --name sales   # reads your own series and says what it found; does not train yet
 
 Measured results stand in the README's table and on each card.
 """
@@ -20,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.predictors.lstm import SeriesForecaster
-from training import data
-from training.run import Run, metric, options, schedule, set_learning_rate
+from training import data, tables
+from training.options import options
+from training.run import Run, metric, schedule, set_learning_rate
 
 AHEAD = 50  # steps of the free-running forecasts that are measured
 
@@ -43,6 +45,14 @@ class Config:
 
 PRESETS = {"workshop": Config(64, 50, 50, 6000, 32, 3e-3, 1e-2, 0.3, 1.0, 0.995, 160)}
 NAMES = {"workshop": "sine-lstm"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--csv": {"metavar": "FILE", "type": Path, "help": "a column or a row for each series, or a column that names it"},
+    "--column": {"metavar": "Y", "nargs": "+", "help": "columns with values; otherwise all that hold numbers"},
+    "--time": {"metavar": "TS", "help": "column of time stamps; otherwise the first that holds some"},
+    "--group": {"metavar": "ID", "help": "column that names the series of each row"},
+    "--season": {"metavar": "N", "type": int, "help": "steps after which the series repeat; otherwise found"},
+    "--by-rows": {"action": "store_true", "help": "each row is a series, its first cell the name"},
+}
 
 
 def one_step(forecaster: SeriesForecaster, series: data.Sine, begin: int, end: int) -> np.ndarray:
@@ -162,7 +172,10 @@ def update(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
+    chosen, config = options(__doc__ or "", {**PRESETS, "own": PRESETS["workshop"]}, NAMES, argv, OPTIONS)
+    if chosen.preset == "own":
+        tables.prepare(chosen)
+        raise SystemExit("training on series of your own is not built yet: nothing was trained or published")
     run = Run(chosen, config, argv)
 
     series = data.sine()

@@ -3,15 +3,16 @@
     python -m training.rnn                     # the workshop's RNN on tinyshakespeare: shakespeare-rnn
     python -m training.rnn --preset strong     # a residual stack of Elman layers: the next version of it
     python -m training.rnn --validation 0.05   # with a part held out, to choose its numbers
+    python -m training.rnn --text FILE --name novel   # your own text, or several
 
 Measured results stand in the README's table and on each card.
 """
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
-from training import data, elman
-from training.run import Run, derive, metric, options, schedule, set_learning_rate
-
-WINDOW = 256  # characters, as in nanoGPT, so that the loss compares with published ones
-PLACES = 10  # where characters are held out: the end of the text alone is one play, and not like the others
+from training import budget, data, elman, processes, texts
+from training.characters import (
+    PLACES,
+    WINDOW,
+    draw_samples,
+    encode,
+    held_apart,
+    measure,
+    stream_loss,
+    vocabulary_of,
+    window_loss,
+)
+from training.options import Options, options, origin
+from training.run import Run, derive, schedule, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -54,100 +65,31 @@ class Config:
 PRESETS = {
     "workshop": Config("character-rnn", 128, 1, 40, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.05, 0.002, 0.0, False),
     "strong": Config("stacked-rnn", 640, 3, 40, 64, 128, 1.6e-3, 0.1, 1.0, 0.999, 0.38, 0.03, 0.002, 0.02, True),
+    "own": Config("stacked-rnn", 256, 2, 20, 64, 64, 2e-3, 0.1, 1.0, 0.999, 0.2, 0.03, 0.002, 0.05, True),
+}
+TUNED = 0.3  # of the learning rate, where a network knows another text already
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "UTF-8, one or several"},
+    "--from": {
+        "metavar": "NAME",
+        "dest": "origin",
+        "default": "scratch",
+        "help": "network to begin with",
+    },
+    "--rarest": {"metavar": "N", "type": int, "default": 5, "help": "how often a character must come up to be learnt"},
 }
 NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn"}
 TITLES = {
     "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
     "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
 }
+__all__ = ["encode", "held_apart", "main", "stream_loss", "vocabulary_of", "window_loss"]
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}
-
-
-def vocabulary_of(text: str) -> list[str]:
-    """The characters of a text, sorted, and ``<unk>`` for all others."""
-    return [*sorted(set(text)), UNKNOWN]
-
-
-def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
-    """A text -> the indices [len(text)] of its characters."""
-    index = {character: i for i, character in enumerate(vocabulary)}
-    return torch.tensor([index.get(character, len(vocabulary) - 1) for character in text])
-
-
-def held_apart(characters: Tensor, share: float) -> tuple[Tensor, list[Tensor]]:
-    """Characters to learn from, and a share of them held out in places spread evenly over the text."""
-    length, part = int(len(characters) * share / PLACES), len(characters) // PLACES
-    if share and length <= WINDOW:
-        raise SystemExit(
-            f"--validation {share} holds out {length} characters in each of {PLACES} places; "
-            f"it takes {WINDOW + 1} to measure a window"
-        )
-    parts = [characters[i * part : (i + 1) * part if i < PLACES - 1 else None] for i in range(PLACES)]
-    middle = (part - length) // 2
-    learn = torch.cat([piece for part in parts for piece in (part[:middle], part[middle + length :])])
-    return learn, [part[middle : middle + length] for part in parts]
-
-
-def window_loss(network: Any, *parts: Tensor) -> float:
-    """Nats a character over all whole windows of 256 characters of each part, each window read from a zero state."""
-    windows = torch.stack(
-        [part[start : start + WINDOW + 1] for part in parts for start in range(0, len(part) - WINDOW, WINDOW)]
-    )
-    total = 0.0
-    with torch.inference_mode():
-        for part in windows.split(64):
-            logits, _ = network(part[:, :-1], network.zero_state(len(part)))
-            total += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
-    return total / (len(windows) * WINDOW)
-
-
-def stream_loss(network: Any, characters: Tensor) -> float:
-    """Nats a character over one reading of the whole text, the state carried on."""
-    total, state = 0.0, network.zero_state(1)
-    with torch.inference_mode():
-        for start in range(0, len(characters) - 1, 4096):
-            part = characters[start : start + 4097]
-            logits, state = network(part[None, :-1], state)
-            total += F.cross_entropy(logits[0], part[1:], reduction="sum").item()
-    return total / (len(characters) - 1)
 
 
 def evaluate(continuer: TextContinuer) -> dict[str, Any]:
     """The metrics of a published network, on the test part of its text."""
-    text: data.Text = getattr(data, next(iter(continuer.card.data)))()
-    characters = encode(text.test, continuer.vocabulary).to(continuer.device)
-    split = f"the last 10 % of the text, {len(text.test):,} characters"
-    window = window_loss(continuer.network, characters)
-    return {
-        "nats_per_character": metric(window, f"{split}, in windows of {WINDOW} from a zero state"),
-        "bits_per_character": metric(window / math.log(2), f"{split}, in windows of {WINDOW} from a zero state"),
-        "nats_per_character_carried": metric(stream_loss(continuer.network, characters), f"{split}, read in one go"),
-    }
-
-
-def continued(continuer: TextContinuer, prompt: str, seed: int, characters: int = 400) -> str:
-    """A prompt and its continuation, as the service gives it at temperature 0.8."""
-    begun, _ = continuer.parse(prompt)
-    text = continuer.begin(begun, characters, 0.8, None, None, (), seed)
-    while not text.finished:
-        continuer.step([text])
-    return prompt + text.text
-
-
-def draw_samples(path: Path, continuer: TextContinuer) -> Path:
-    """Three continuations as a picture, and as text beside it."""
-    from matplotlib.figure import Figure
-
-    texts = [
-        continued(continuer, prompt, seed) for seed, prompt in enumerate(("ROMEO:", "First Citizen:\n", "To be, "))
-    ]
-    path.with_suffix(".txt").write_text("\n\n----\n\n".join(texts), "utf-8")
-    figure = Figure(figsize=(13, 4.5))
-    for i, text in enumerate(texts):
-        lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 52) or [""]]
-        figure.text(0.02 + i * 0.33, 0.97, "\n".join(lines), family="monospace", fontsize=8, va="top", parse_math=False)
-    figure.savefig(path, dpi=80)
-    return path
+    return measure(continuer, getattr(data, next(iter(continuer.card.data)))())
 
 
 def begun(config: Config, vocabulary: int) -> Any:
@@ -176,87 +118,175 @@ def groups(network: nn.Module, config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def update(
-    network: CharacterRNN | StackedRNN,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    piece: Tensor,
-    state: Tensor,
-    config: Config,
-    rate: float,
-) -> tuple[Tensor, Tensor]:
-    """One step on a piece [streams, T + 1] and the state [streams, layers, hidden] before it; gives loss and state."""
-    low = config.bfloat16 and elman.fast_bfloat16(piece.device)
-    hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < config.unknown
-    read = piece[:, :-1].masked_fill(hidden.to(piece.device), network.sizes.vocabulary - 1)
-    logits, state = elman.forward(network, read, state, config.dropout, low)
-    loss = F.cross_entropy(logits.flatten(0, 1), piece[:, 1:].flatten())
-    set_learning_rate(optimizer, rate)
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-    optimizer.step()
-    average.update_parameters(network)
-    return loss, state.detach()
+class Lesson(nn.Module):
+    """The loss of a network on a piece of text, a mean over its characters."""
+
+    def __init__(self, network: CharacterRNN | StackedRNN, config: Config) -> None:
+        super().__init__()
+        self.network, self.dropout = network, config.dropout
+        self.low = config.bfloat16 and elman.fast_bfloat16(network.head.weight.device)
+
+    def forward(self, read: Tensor, following: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read, and what follows each of it, [streams, T]; the state before -> the loss, the state after."""
+        logits, state = elman.forward(self.network, read, state, self.dropout, self.low)
+        return F.cross_entropy(logits.flatten(0, 1), following.flatten()), state
+
+
+class Learner:
+    """A network, its average, and how they learn."""
+
+    def __init__(self, network: Any, config: Config, device: str = "cpu") -> None:
+        self.config = config
+        self.network = network.to(device)
+        self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        self.optimizer = torch.optim.AdamW(groups(self.network, config), betas=BETAS[config.kind], fused=True)
+        self.lesson = processes.together(Lesson(self.network, config))
+
+    def update(self, piece: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """One step on a piece [streams, T + 1]; gives the loss and the state after this process's share of it.
+
+        state [streams, layers, hidden]: that before the share.
+        """
+        hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < self.config.unknown
+        read = piece[:, :-1].masked_fill(hidden.to(piece.device), self.network.sizes.vocabulary - 1)
+        processes.draw_apart()  # dropout
+        loss, state = self.lesson(processes.share(read), processes.share(piece[:, 1:]), state)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return loss, state.detach()
+
+
+def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], network: Any) -> Any:
+    """The whole training on characters [N]; gives the averaged network, of own texts as it was when it did best."""
+    own, device = run.options.preset == "own", run.options.device
+    per_epoch = (len(learn) // config.streams - 1) // config.piece
+    if not per_epoch:
+        raise SystemExit(f"--piece {config.piece} is longer than each of {config.streams} streams of the text")
+
+    def trial() -> Callable[[int], object]:
+        other = Learner(copy.deepcopy(network), config, device)
+        piece = learn[: config.streams * (config.piece + 1)].view(config.streams, -1)
+        state = other.network.zero_state(config.streams // processes.count())
+        return lambda step: other.update(piece, state, config.learning_rate)
+
+    total = budget.epochs(run, per_epoch, config.epochs, trial) * per_epoch
+    if own:  # an average that is not older than the training
+        config = dataclasses.replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))
+    learner = Learner(network, config, device)
+    run.tensors["state"] = learner.network.zero_state(config.streams // processes.count())
+    best = {"best": texts.Best(learner.average.module)} if own and config.validation else {}
+    run.track(network=learner.network, average=learner.average, optimizer=learner.optimizer, **best)
+    for step in run.steps(total):
+        epoch, place = divmod(step, per_epoch)
+        piece = piece_at(run, config, learn, epoch, place)
+        cold = torch.rand(config.streams, 1, 1) < (1.0 if place == 0 else config.cold)
+        state = run.tensors["state"].masked_fill(processes.share(cold).to(device), 0)
+        loss, run.tensors["state"] = learner.update(piece, state, config.learning_rate * schedule(step, total))
+        if place == per_epoch - 1:
+            held = {"validation_loss": window_loss(learner.average.module, *validate)} if config.validation else {}
+            for kept in best.values():
+                kept.offer(learner.average.module, held["validation_loss"])
+            run.log(epoch=epoch + 1, loss=loss.item(), **held)
+    for kept in best.values():
+        learner.average.module.load_state_dict(kept.weights)
+    return learner.average.module
+
+
+def piece_at(run: Run, config: Config, learn: Tensor, epoch: int, place: int) -> Tensor:
+    """The piece [streams, piece + 1] that is read next; every epoch cuts the text elsewhere."""
+    start = derive(run.options.seed, "offset", epoch) % len(learn)
+    at = start + torch.arange(config.streams).unsqueeze(1) * (len(learn) // config.streams) + place * config.piece
+    return learn[(at + torch.arange(config.piece + 1)) % len(learn)]
+
+
+def arguments(argv: Sequence[str] | None) -> tuple[Options, Config]:
+    """What a command line says."""
+    return options(__doc__ or "", PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = options(__doc__ or "", PRESETS, NAMES, argv)
-    run = Run(chosen, config, argv)
-
+    chosen, config = arguments(argv)
+    if chosen.preset == "own":
+        train_own(chosen, config, argv)
+        return
     text = data.tinyshakespeare()
     vocabulary = vocabulary_of(text.train)
+    run = Run(chosen, config, argv)
+    learn, validate = held_apart(encode(text.train, vocabulary).to(chosen.device), config.validation)
+    network = learn_from(run, config, learn, validate, begun(config, len(vocabulary)))
+    notes = (
+        f"{config.validation:.0%} of the training part, in {PLACES} places, were not learnt but watched. "
+        "Weights averaged over steps."
+        if config.validation
+        else "Its numbers were chosen with the last 5 % of the training part held out; then it learnt from all. "
+        "Weights averaged over steps."
+    )
+    card = {"title": TITLES[config.kind], "kind": config.kind, "data": {"tinyshakespeare": text.sha256}, "notes": notes}
+    publish(run, card, text, vocabulary, network, ("ROMEO:", "First Citizen:\n", "To be, "))
+
+
+def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> None:
+    """The caller's own text: read, learn, measure, publish."""
+    base = origin(chosen, ("character-rnn", "stacked-rnn"))
+    text = texts.read(chosen.own["text"])
+    vocabulary = texts.vocabulary_of(text.train, chosen.own["rarest"])
+    texts.report(text, vocabulary)
+    if base:
+        texts.check_known(base, text.train)
+    run = Run(chosen, config, argv, text.sha256)
     characters = encode(text.train, vocabulary).to(chosen.device)
-    learn, validate = held_apart(characters, config.validation)
-
-    network = begun(config, len(vocabulary)).to(chosen.device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    optimizer = torch.optim.AdamW(groups(network, config), betas=BETAS[config.kind], fused=True)
-    run.tensors["state"] = network.zero_state(config.streams)
-    run.track(network=network, average=average, optimizer=optimizer)
-
-    length = len(learn) // config.streams  # of one stream
-    per_epoch = (length - 1) // config.piece
-    total = config.epochs * per_epoch
-    for step in run.steps(total):
-        epoch, place = divmod(step, per_epoch)
-        state = run.tensors["state"]
-        start = derive(chosen.seed, "offset", epoch) % len(learn)  # every epoch cuts the text elsewhere
-        at = start + torch.arange(config.streams).unsqueeze(1) * length + place * config.piece
-        piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
-        cold = torch.rand(config.streams, 1, 1) < (1.0 if place == 0 else config.cold)
-        state = state.masked_fill(cold.to(state.device), 0)
-        rate = config.learning_rate * schedule(step, total)
-        loss, run.tensors["state"] = update(network, average, optimizer, piece, state, config, rate)
-        if place == per_epoch - 1:
-            held = {"validation_loss": window_loss(average.module, *validate)} if config.validation else {}
-            run.log(epoch=epoch + 1, loss=loss.item(), **held)
-
-    publish(run, config, text, vocabulary, average.module)
+    places = max(1, min(PLACES, int(len(characters) * config.validation) // (4 * WINDOW)))
+    learn, validate = held_apart(characters, config.validation, places)
+    streams = processes.even(min(config.streams, len(learn) // (4 * config.piece)))
+    config = dataclasses.replace(config, streams=streams)
+    network: Any = begun(config, len(vocabulary))
+    if base:
+        config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * TUNED)
+        network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
+        network = texts.transplanted(network, vocabulary, base)
+    network = learn_from(run, config, learn, validate, network)
+    if processes.rank() == 0:
+        publish(run, own_card(chosen, config, text, base), text, vocabulary, network, texts.prompts(text.test))
+    processes.leave()
 
 
-def publish(run: Run, config: Config, text: data.Text, vocabulary: list[str], network: Any) -> None:
+def own_card(chosen: Options, config: Config, text: data.Text, base: store.Version | None) -> dict[str, Any]:
+    """What the card says of a text of the caller's own."""
+    names = " ".join(path.name for path in chosen.own["text"])
+    begin = f"Begun with {base.card.name} {base.card.version}. " if base else ""
+    watched = f"{config.validation:.0%} of the training part were not learnt but watched: the weights, averaged over "
+    watched += "steps, are those that did best on them. "
+    return {
+        "title": f"Continues a text in the manner of {names}"[:200],
+        "kind": config.kind,
+        "data": {f"text:{names}": text.sha256}
+        | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
+        "notes": (
+            f"{begin}{watched if config.validation else 'Weights averaged over steps. '}"
+            f"Characters that come up less than {chosen.own['rarest']} times are {UNKNOWN}."
+        ),
+    }
+
+
+def publish(
+    run: Run, card: dict[str, Any], text: data.Text, vocabulary: list[str], network: Any, prompts: Sequence[str]
+) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     card = {
         "task": "continue",
-        "title": TITLES[config.kind],
-        "kind": config.kind,
         "sizes": asdict(network.sizes),
         "inputs": [{"name": "characters", "dtype": "int64", "shape": [-1, -1]}],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": [-1, -1, len(vocabulary)]}],
         "vocabulary": vocabulary,
-        "data": {"tinyshakespeare": text.sha256},
-        "notes": (
-            f"{config.validation:.0%} of the training part, in {PLACES} places, were not learnt but watched. "
-            "Weights averaged over steps."
-            if config.validation
-            else "Its numbers were chosen with the last 5 % of the training part held out; then it learnt from all. "
-            "Weights averaged over steps."
-        ),
+        **card,
     }
     continuer = run.predictor(TextContinuer, card, network)
-    card["metrics"] = evaluate(continuer)
-    samples = draw_samples(run.folder / "samples.png", continuer)
+    card["metrics"] = measure(continuer, text)
+    samples = draw_samples(run.folder / "samples.png", continuer, prompts)
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
 
 

@@ -1,4 +1,4 @@
-"""What the four training scripts share: options, progress, resumable state, curves, publishing.
+"""What the four training scripts share: progress, resumable state, curves, publishing.
 
 All randomness of a step comes from (seed, step), so a run that was killed and resumed ends with the same weights as
 one that never stopped.
@@ -6,7 +6,6 @@ one that never stopped.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -20,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,67 +29,15 @@ import torch
 from tqdm import tqdm
 
 from app import store
+from training import processes
+from training.options import Options, options
 
-C = TypeVar("C")  # the dataclass of a script's numbers
+__all__ = ["Options", "Run", "derive", "metric", "options", "permutation", "prepare", "schedule", "set_learning_rate"]
+
 P = TypeVar("P")  # a predictor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SAVE_EVERY = 20  # seconds between two saved states
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What a caller chooses besides the numbers of the preset."""
-
-    preset: str
-    name: str
-    seed: int
-    device: str
-    threads: int
-    resume: bool
-    publish: bool
-    runs: Path
-    store: Path
-
-
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the description, and states the default of each option that takes a value."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.nargs == 0 else super()._get_help_string(action)
-
-
-def options(
-    description: str, presets: dict[str, C], names: dict[str, str], argv: Sequence[str] | None
-) -> tuple[Options, C]:
-    """Read the command line. Every number of the presets' dataclasses is an option of its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
-    parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="which network")
-    parser.add_argument("--name", default=argparse.SUPPRESS, help="name in the store (default: the preset's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch, on the CPU")
-    parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
-    parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="where run folders go")
-    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="where to publish")
-    numbers = parser.add_argument_group("numbers of the preset, to change one; the comments in the script tell of them")
-    told: dict[str, dict[str, Any]] = {}
-    for preset, config in presets.items():
-        for field in dataclasses.fields(config):  # type: ignore[arg-type]
-            told.setdefault(field.name, {})[preset] = getattr(config, field.name)
-    for name, values in told.items():
-        kind = type(next(iter(values.values())))
-        if kind in (int, float):
-            option, text = "--" + name.replace("_", "-"), ", ".join(f"{key} {own}" for key, own in values.items())
-            numbers.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar="N")
-    given = vars(parser.parse_args(argv))
-    own = {field.name: given.pop(field.name) for field in dataclasses.fields(Options) if field.name in given}
-    own.setdefault("name", names[own["preset"]])
-    for name in given:
-        if own["preset"] not in told[name]:
-            parser.error(f"the preset {own['preset']} has no {name.replace('_', ' ')}")
-    return Options(**own), dataclasses.replace(presets[own["preset"]], **given)  # type: ignore[type-var]
 
 
 def schedule(step: int, total: int, warm_up: float = 0.05) -> float:
@@ -118,12 +66,14 @@ def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
 class Run:
     """One training run: its folder, its bar, its state.
 
-    ``tracked`` are the objects with ``state_dict`` that make up the state, and ``tensors`` a dictionary of plain ones.
+    ``tracked`` are the objects with ``state_dict`` that make up the state, and ``tensors`` a dictionary of plain ones,
+    of whose first dimension each process has its share. ``data``: the digest of the caller's own data.
     """
 
-    def __init__(self, options: Options, config: Any, argv: Sequence[str] | None) -> None:
+    def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
-        self.command = shlex.join(["python", "-m", _script(config), *(sys.argv[1:] if argv is None else argv)])
+        python = ["python"] if processes.count() == 1 else ["torchrun", "--nproc-per-node", str(processes.count())]
+        self.command = shlex.join([*python, "-m", _script(config), *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
@@ -131,9 +81,13 @@ class Run:
         self.seconds = 0.0
         self.shown: dict[str, float] = {}
         prepare(options.threads)
+        processes.join(options.device)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, **dataclasses.asdict(config)}
-        self.folder = self._begin(json.loads(json.dumps(content)))
+        if data is not None:
+            own = {key: str(value) for key, value in options.own.items() if value is not None}
+            content |= {"minutes": options.minutes, "data": data, **own}
+        self.folder = processes.from_first(lambda: self._begin(json.loads(json.dumps(content))))
 
     def _begin(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
@@ -163,8 +117,10 @@ class Run:
         state = torch.load(path, weights_only=True)
         for name, tracked in objects.items():
             tracked.load_state_dict(state["tracked"][name])
-        self.tensors.update(state["tensors"])
+        self.tensors.update({name: processes.share(whole) for name, whole in state["tensors"].items()})
         self.step, self.seconds = state["step"], state["seconds"]
+        if processes.rank():
+            return
         kept = [line for line in self._lines() if json.loads(line)["step"] <= self.step]
         (self.folder / "metrics.jsonl").write_text("".join(kept))
         print(f"{self.folder}: resumed at step {self.step}")
@@ -176,8 +132,11 @@ class Run:
 
     def save(self) -> None:
         """Replace the saved state by the present one, at once or not at all."""
+        tensors = {name: processes.gathered(part) for name, part in self.tensors.items()}
+        if processes.rank():
+            return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
-        state = {"tracked": tracked, "tensors": self.tensors, "step": self.step, "seconds": self.seconds}
+        state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
@@ -194,7 +153,14 @@ class Run:
 
         before = signal.signal(signal.SIGINT, interrupt)
         saved = begun = time.monotonic()
-        bar = tqdm(total=total, initial=self.step, desc=self.options.name, unit="step", dynamic_ncols=True, leave=True)
+        bar = tqdm(
+            total=total,
+            initial=self.step,
+            desc=self.options.name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=processes.rank() > 0,
+        )
         try:
             while self.step < total:
                 torch.manual_seed(derive(self.options.seed, "step", self.step))
@@ -202,13 +168,16 @@ class Run:
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, begun = self.seconds + now - begun, now
-                if interrupted or self.step == total or now - saved > SAVE_EVERY:
+                interrupted = processes.anywhere(interrupted)
+                if interrupted or self.step == total or processes.anywhere(now - saved > SAVE_EVERY):
                     self.save()
                     saved = now
                 bar.set_postfix({key: f"{value:.4g}" for key, value in self.shown.items()}, refresh=False)
                 bar.update()
                 if interrupted:
                     bar.close()
+                    if processes.rank():
+                        sys.exit(1)
                     sys.exit(f"saved {self.folder} at step {self.step} of {total}; go on with: {self.command} --resume")
         finally:
             bar.close()
@@ -217,8 +186,15 @@ class Run:
     def log(self, **metrics: float) -> None:
         """Show figures on the bar and add them to metrics.jsonl, at the step under way."""
         self.shown.update(metrics)
+        if processes.rank():
+            return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """A file in the run's folder, written once."""
+        if processes.rank() == 0:
+            (self.folder / name).write_text(text, "utf-8")
 
     def curves(self) -> Path:
         """Draw every logged figure against the step, curves.png."""
@@ -234,8 +210,7 @@ class Run:
             axis.set(title=name.replace("_", " "), xlabel="step")
             axis.grid(alpha=0.3)
         path = self.folder / "curves.png"
-        figure.savefig(path, dpi=80)
-        return path
+        return saved(figure, path)
 
     def provenance(self) -> dict[str, Any]:
         """The keys of the card that every training has."""
@@ -292,6 +267,14 @@ def prepare(threads: int) -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_TRIM_THRESHOLD, 2**30)
         malloc.mallopt(M_MMAP_THRESHOLD, 2**25)
+
+
+def saved(figure: Any, path: Path, dpi: int = 80) -> Path:
+    """Write a picture. Characters that the font has not are boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(path, dpi=dpi)
+    return path
 
 
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:

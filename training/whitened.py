@@ -25,7 +25,7 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
     """
     pixels = images.double()
     network.mean.copy_(pixels.mean(dim=(0, 2, 3)).view(-1, 1, 1))
-    network.deviation.copy_(pixels.std(dim=(0, 2, 3)).view(-1, 1, 1))
+    network.deviation.copy_(pixels.std(dim=(0, 2, 3)).clamp(min=1).view(-1, 1, 1))  # a channel may be all the same
     patches = F.unfold((pixels - network.mean) / network.deviation, 2)  # [N, C * 4, places]
     patches = patches.transpose(0, 1).flatten(1)
     values, vectors = torch.linalg.eigh(patches @ patches.T / patches.shape[1])

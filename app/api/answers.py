@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from app.engine.loading import Live
+
+NEVER = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
+
 
 class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -91,3 +95,13 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     },
     "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
 }
+
+
+def answered(live: Live, **rest: Any) -> dict[str, Any]:
+    """An answer, and who gave it."""
+    return {"model": live.card.name, "version": live.card.version, **rest}
+
+
+def gives(model: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+    """What a good answer looks like, for OpenAPI."""
+    return {200: {"model": model, "content": content or {}}}

@@ -23,7 +23,17 @@ from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
+JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
+FEW = 32  # names that are looked for one by one
+NAMES = 64  # commas that a body may have besides those of its values or its prompt
+SEEDS = 2**53  # so that a seed survives every JSON reader
+BINARY = {"type": "string", "format": "binary"}
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
+
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+ModelName = Annotated[
+    str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)
+]
 
 Model = TypeVar("Model", bound="Body")
 Query = TypeVar("Query", bound=BaseModel)
@@ -44,15 +54,27 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-class Buffered:
-    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them."""
+def json_bytes(most: int, content: int) -> int:
+    """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
+    return min(most, JSON_BYTES + content)
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+
+class Buffered:
+    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them.
+
+    The bodies of ``spooled`` paths are not held, but written to the disk as they come.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
         self.app = app
         self.limit = limit
+        self.spooled = spooled
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.spooled and scope.get("path") in self.spooled:
+            await self.app(scope, receive, send)
+            return
         held = 0
 
         async def receiving() -> Message:
@@ -79,15 +101,16 @@ def head(request: Request, name: bytes, otherwise: str = "") -> str:
     return otherwise if found is None else found.decode("latin-1")
 
 
-async def read(request: Request, limit: int, seconds: float) -> bytes:
-    """The whole body.
+async def read(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
+    """The whole body, in one of ``codings`` or as it is.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
-    CallerGone, and BadValue when it is compressed.
+    CallerGone, and BadValue when it is compressed in another way.
     """
     coding = head(request, b"content-encoding", "identity")
-    if coding != "identity":
-        raise BadValue(f"content-encoding is {shown(coding)}; send the body as it is", "content-encoding")
+    if coding != "identity" and coding.lower() not in codings:
+        allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
+        raise BadValue(f"content-encoding is {shown(coding)}; {allowed}", "content-encoding")
     announced = head(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
@@ -145,23 +168,39 @@ async def read_json(
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
     content = await read(request, reading.limit, reading.seconds)
+    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, most, model)
+
+
+async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
+    """The body as it is, an object. Raises as ``read_json`` does."""
+    content = await read(request, reading.limit, reading.seconds)
+    return await reading.lane.run_if_long(len(content) // PACKED, object_of, content, most)
+
+
+def _parsed(content: bytes, most: int, model: type[Model]) -> Model:
+    return checked(object_of(content, most), model)
+
+
+def object_of(content: bytes, most: int) -> dict[str, Any]:
+    """A body with at most so many commas as an object; an empty one has nothing in it. Raises BadValue."""
     if (commas := content.count(b",")) > most:
         raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
-    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, model)
-
-
-def _parsed(content: bytes, model: type[Model]) -> Model:
     try:
         found = from_json(content or b"{}")
     except ValueError as error:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
+    if len(found) > FEW or any(content.count(b'"%s"' % name.encode()) > 1 for name in found):
+        _refuse_twice(content)  # perhaps one comes twice, perhaps it only stands in a text
+    return found
+
+
+def checked(found: dict[str, Any], model: type[Model]) -> Model:
+    """Named values as a model. Raises BadValue."""
     for name in found:  # before pydantic, which would note every one of a million
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
-    if any(content.count(b'"%s"' % name.encode()) > 1 for name in found):  # perhaps in a text, perhaps twice
-        _refuse_twice(content)
     try:
         return model.model_validate(found)
     except ValidationError as error:
@@ -180,7 +219,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of an object, each of which may come once: of two values, nobody could say which is meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        name = next(name for i, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:i]))
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadValue(f"{shown(name)} came more than once", name)
     return found
 
@@ -212,9 +252,9 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
 
 def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
     """Close the files that were begun and are in no form, because it is broken or cut off."""
-    kept = [value.file for _, value in form.multi_items() if isinstance(value, UploadFile)] if form else []
+    kept = {id(value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)} if form else set()
     for file in parser._files_to_close_on_error:
-        if not any(file is one for one in kept):
+        if id(file) not in kept:
             file.close()
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.counts import SharedCounts
 from app.engine.door import caller
-from app.errors import LimitReached, QuartetError, Unauthorized
+from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.keys import Key, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError
 
@@ -66,13 +66,13 @@ class Keyed:
         await self.app(scope, receive, send)
 
     def _key(self, scope: Scope) -> Key:
-        """Raises Unauthorized, which never shows what came."""
+        """Raises MissingKey and Unauthorized, which never show what came."""
         sent = sent_key(scope)
         if sent is None:
-            raise Unauthorized("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY", "missing_api_key")
+            raise MissingKey("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY")
         found = self.ring.find(sent)
         if found is None:
-            raise Unauthorized("the key is not known here", "invalid_api_key")
+            raise Unauthorized("the key is not known here")
         return found
 
     async def _count(self, key: Key) -> None:

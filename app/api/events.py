@@ -27,10 +27,17 @@ class EventStream(Response):
     """Sends ``events`` as they come. What fails before the first one is an answer with its status, later an event.
 
     A caller who reads slowly is waited for, and until then nothing is asked of ``events``: no more than the socket's
-    buffer is held for it.
+    buffer is held for it. ``last`` stands at every end.
     """
 
-    def __init__(self, request: Request, events: AsyncGenerator[bytes, None], until: float, **headers: str) -> None:
+    def __init__(
+        self,
+        request: Request,
+        events: AsyncGenerator[bytes, None],
+        until: float,
+        last: bytes = DONE,
+        **headers: str,
+    ) -> None:
         told = {name.replace("_", "-"): value for name, value in headers.items()}
         # so that no proxy gathers or stores what is to be seen at once
         told |= {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
@@ -39,6 +46,7 @@ class EventStream(Response):
         self.request = request
         self.events = events
         self.until = until
+        self.last = last
         self.begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +55,7 @@ class EventStream(Response):
             async with aclosing(self.events) as events, Patience(self.request, self.until):
                 async for piece in events:
                     await self._send(send, piece)
-                await self._send(send, DONE, more=False)
+                await self._send(send, self.last, more=False)
                 return
         except CallerGone:
             raise
@@ -59,7 +67,7 @@ class EventStream(Response):
             await response(failure)(scope, receive, send)
             return
         async with asyncio.timeout(FAREWELL):
-            await self._send(send, event(content(failure)) + DONE, more=False)
+            await self._send(send, event(content(failure, scope["path"])) + self.last, more=False)
 
     async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
         if not self.begun:

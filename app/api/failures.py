@@ -12,19 +12,43 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from app.engine.watch import ACCOUNT
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 
-def content(error: QuartetError) -> dict[str, Any]:
-    """What is told of a failure, in an answer or in an event."""
+def content(error: QuartetError, path: str = "") -> dict[str, Any]:
+    """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape.
+
+    The account of the request keeps its code.
+    """
+    if account := ACCOUNT.get():
+        account.reason = error.code
+    if path == "/v2" or path.startswith("/v2/"):
+        return {"error": error.message}
     param = error.param and error.param[:100]
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 
+class Refusal(Response):
+    """The answer to a request that failed, in the shape of the protocol that the request came by."""
+
+    def __init__(self, error: QuartetError, path: str = "") -> None:
+        super().__init__(orjson.dumps(content(error, path)), error.status, error.headers(), "application/json")
+        self.error = error
+        self.path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != self.path and scope["path"].startswith("/v2"):
+            await Refusal(self.error, scope["path"])(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def response(error: QuartetError) -> Response:
     """The answer to a request that failed."""
-    return Response(orjson.dumps(content(error)), error.status, error.headers(), "application/json")
+    return Refusal(error)
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:
@@ -69,3 +93,7 @@ def install(app: FastAPI) -> None:
             allow = headers.get("allow") or headers.get("Allow") or ""
             return response(MethodNotAllowed(f"{path} does not take {request.method}; allowed: {allow}", allow))
         return response(BadValue(str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def of_nobody(request: Request, error: Exception) -> Response:
+        raise error  # so that Starlette does not answer: whoever gave the request its id does, and logs it

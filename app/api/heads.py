@@ -10,7 +10,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.failures import response
+from app.api.failures import Refusal
 from app.errors import BadValue, QuartetError
 from app.telemetry import GUARDS
 
@@ -116,7 +116,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self, error: QuartetError) -> None:
         if self.transport.is_closing():
             return
-        answer = response(error)
+        answer = Refusal(error, getattr(self, "url", b"").decode("latin-1"))  # no url before the request line is whole
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
         lines.append(f"x-request-id: {uuid.uuid4().hex}")
         lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *GUARDS)]

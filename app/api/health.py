@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from app.engine.registry import Registry
-from app.telemetry import Metrics
+from app.metrics import Metrics
 
 
 def router(registry: Registry, metrics: Metrics) -> APIRouter:
@@ -33,6 +33,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Prometheus' text format."""
+        registry.report()
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -26,23 +26,22 @@ def router(registry: Registry) -> APIRouter:
         """One model, by `name` or `name@version`."""
         if name in _names(registry):
             return json_response(_model(registry, name))
-        live = registry.find(name, "name")
-        return json_response(_model(registry, live.card.name, live.card.version))
+        return json_response(_model(registry, *registry.find(name, param="name")))
 
     return routes
 
 
 def _names(registry: Registry) -> list[str]:
-    return sorted({*registry.live, *(entry.name for entry in registry.broken if entry.version)})
+    return sorted({*registry.shelves, *(entry.name for entry in registry.broken if entry.version)})
 
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
     """OpenAI's keys of a model, and ours."""
     broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.broken if entry.name == name]
-    live = registry.newest(name) if number is None else registry.live[name][number]
-    if live is None:
+    card = registry.card(name, number)
+    if card is None:
         return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": "broken", "broken": broken}
-    card = live.card
+    shelf = registry.shelves[name]
     return {
         "id": name,
         "object": "model",
@@ -52,7 +51,12 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "task": card.task,
         "title": card.title,
         "version": card.version,
-        "versions": sorted(registry.live[name]),
+        "versions": list(shelf.numbers),
+        "active": shelf.active,
+        "canary": {"version": shelf.canary, "share": shelf.share} if shelf.canary else None,
+        "previous": shelf.previous,
+        "retired": list(shelf.retired),
+        "loaded": sorted(registry.live.get(name, {})),
         "default": registry.defaults.get(card.task) == name,
         "device": str(registry.device),
         "inputs": [spec.model_dump() for spec in card.inputs],

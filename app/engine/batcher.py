@@ -16,7 +16,7 @@ from app.engine.door import Door, caller
 from app.engine.failing import Failing
 from app.engine.lane import Lane
 from app.engine.line import Line
-from app.engine.watch import Watch
+from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 Item = TypeVar("Item")
@@ -31,7 +31,10 @@ class Entry(Generic[Item, Answer]):
     rows: int
     answer: asyncio.Future[Answer]
     caller: str | None = None
+    account: Account | None = None  # of the request that it belongs to
     queued: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    ended: float = 0.0
     waits: bool = True  # in the queue
 
 
@@ -58,7 +61,7 @@ class Batcher(Generic[Item, Answer]):
         self._rows = rows
         self._seconds = seconds
         self._lane = lane
-        self._watch = watch
+        self.watch = watch
         self._batch_rows = batch_rows
         self._door = Door(name, watch, queue_rows)
         self._queue: Line[Entry[Item, Answer]] = Line()
@@ -66,6 +69,11 @@ class Batcher(Generic[Item, Answer]):
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
         self.failing = Failing()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many rows wait, and how many are computed."""
+        return self._door.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:
         """Raises NotReady or Overloaded when so many rows would not be let in now."""
@@ -78,9 +86,10 @@ class Batcher(Generic[Item, Answer]):
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop = asyncio.get_running_loop()
-        who = caller.get()
-        entries = [Entry(item, count, loop.create_future(), who) for item, count in zip(items, rows, strict=True)]
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        entries = [
+            Entry(item, count, loop.create_future(), who, account) for item, count in zip(items, rows, strict=True)
+        ]
         for entry in entries:
             self._queue.append(entry)
         self._door.enter(who, sum(rows))
@@ -104,6 +113,7 @@ class Batcher(Generic[Item, Answer]):
             while self._queue:
                 self._running = self._take()
                 await self._run(self._running)
+                self._running = []
                 if self._queue:
                     await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
@@ -134,7 +144,7 @@ class Batcher(Generic[Item, Answer]):
                 return
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
             self.failing.failed()
-            self._watch.failed(self.name, error)
+            self.watch.failed(error)
             return
         for entry, answer in zip(batch, answers, strict=True):
             give(entry.answer, answer)
@@ -148,9 +158,12 @@ class Batcher(Generic[Item, Answer]):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
         self.failing.worked()
         rows = sum(entry.rows for entry in batch)
-        begun = time.monotonic() - seconds
-        self._watch.waited(self.name, [begun - entry.queued for entry in batch])
-        self._watch.computed(self.name, rows, seconds)
+        ended = time.monotonic()
+        for entry in batch:
+            entry.begun, entry.ended = ended - seconds, ended
+        self.watch.waited(batch)
+        self.watch.computed(rows, seconds)
+        self.watch.served(batch)
         measured = rows / max(seconds, 1e-6)
         self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured
         return answers

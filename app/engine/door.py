@@ -33,13 +33,14 @@ class Door:
         the rows do not fit.
         """
         if self.closed:
+            self._watch.refused("stopping")
             raise NotReady(f"{self.name} is stopping")
         if not self.waiting:
             return
         who = caller.get()
         own = 0 if who is None else self._of.get(who, 0)
         if self.waiting + own + wanted > self._most:
-            self._watch.refused(self.name)
+            self._watch.refused("queue_full")
             seconds = math.ceil((self.waiting + wanted) / rate) if rate else 1
             theirs = "" if who is None else f", {own} of them of {who}"
             raise Overloaded(

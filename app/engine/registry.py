@@ -4,93 +4,89 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 from weakref import WeakSet
 
-import torch
-
 from app import store
-from app.engine.batcher import Batcher
 from app.engine.lane import Lane
-from app.engine.text import TextEngine
-from app.engine.watch import Watch
-from app.errors import BadValue, NotReady, UnknownModel, shown
-from app.predictors import PREDICTORS, Predictor
-from app.predictors.cnn import ImageClassifier
-from app.predictors.rnn import Continuation, TextContinuer
-from app.settings import Settings, SettingsError
-from app.store import Card, StoreError, Task, Version
+from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
+from app.engine.memory import Memory
+from app.engine.shelf import Shelf
+from app.engine.survey import Key, Survey
+from app.engine.watch import Watch, Watcher
+from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, shown
+from app.settings import Settings
+from app.store import Card, StoreError, Task
 
 log = logging.getLogger("quartet")
-ASIDE = 10  # niceness of a thread that warms up a version while others are served
-Engine = Batcher[Any, Any] | TextEngine[Any]
+IDLE = 300.0  # seconds that a version stays in memory which was asked for by its number alone
 
 
-@dataclass(frozen=True)
-class Live:
-    """A version that is served: its predictor parses and computes, its engine says when."""
+class Asleep(NotReady):
+    """A version that is not in memory. Its loading has begun: ``coming`` ends with it, or with why it cannot be."""
 
-    card: Card
-    predictor: Predictor
-    engine: Engine
-    explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
-
-    @property
-    def id(self) -> str:
-        return f"{self.card.name}@{self.card.version}"
-
-    def follow(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
-        """Texts of this version each time they have grown; see ``TextEngine.follow``."""
-        assert isinstance(self.engine, TextEngine)
-        return self.engine.follow(texts)
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A version that is not served, and why."""
-
-    name: str
-    version: int
-    reason: str
+    def __init__(self, label: str, coming: asyncio.Task[Live | Broken]) -> None:
+        super().__init__(f"{label} is being loaded")
+        self.coming = coming
 
 
 @dataclass
 class Registry:
-    """All versions of the store. ``load`` reads and warms them up; a broken one never keeps the others from serving.
+    """The versions of the store; a broken one never keeps the others from serving.
 
+    In memory are, of each name, what serves, the canary and the version before; others come when they are asked for.
     Raises SettingsError for a device or a store that is not there.
     """
 
     settings: Settings
-    watch: Watch
+    watch: Watcher
     lane: Lane = field(init=False)
     parsing: Lane = field(init=False)
-    live: dict[str, dict[int, Live]] = field(default_factory=dict)
-    broken: list[Broken] = field(default_factory=list)
+    memory: Memory = field(init=False)
+    shelves: dict[str, Shelf] = field(default_factory=dict)
     defaults: dict[Task, str] = field(default_factory=dict)
     engines: WeakSet[Engine] = field(default_factory=WeakSet)  # also of versions that finish what they were asked
     stopping: bool = False
+    reported: set[Watch] = field(default_factory=set)  # those that may have been told of rows
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
         self.lane = Lane("compute", at_once=self.settings.at_once_seconds)
         self.parsing = Lane("parse", self.settings.parse_threads)
+        self.memory = Memory(self.watch, self.settings.model_bytes)
         find_store(self.settings.store)
+        self._loader = Loader(self.settings, self.watch, self.lane, self.device)
+        self._survey = Survey()
+        self._failed: dict[Key, Broken] = {}  # versions that could not be loaded
+        self._refused: list[Broken] = []  # entries of defaults.json
+        self._coming: dict[Key, asyncio.Task[Live | Broken]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._bringing: asyncio.Task[None] | None = None
+        self._serving = False  # from then on, versions are loaded aside
 
-    def load(self) -> None:
-        """Read, verify and warm up every version."""
-        for name, number in store.versions(self.settings.store):
-            self._adopt(self._read(name, number))
+    @property
+    def live(self) -> dict[str, dict[int, Live]]:
+        """What is in memory."""
+        return self.memory.live
+
+    @property
+    def broken(self) -> list[Broken]:
+        """What is not served, and why; ``version`` is 0 for a file that is no version."""
+        return [*self._survey.broken, *self._failed.values(), *self._refused]
+
+    async def load(self) -> None:
+        """Read the store, and bring into memory what stays there: first what serves the tasks by default."""
         self._choose_defaults()
+        await self._look()
+        self._place()
+        await self._bring()
+        self._choose_defaults()
+        self._serving = True
 
     async def follow(self) -> None:
-        """Look at the store every few moments, for ever: what is published comes, what is removed goes.
+        """Look at the store every few moments, for ever: what is published or chosen comes, what is removed goes.
 
         New versions are read and warmed up on a thread of low priority, then served from one request to the next;
         requests under way finish on the version that they began with.
@@ -98,55 +94,115 @@ class Registry:
         while self.settings.store_seconds:
             await asyncio.sleep(self.settings.store_seconds)
             try:
-                await self._catch_up()
+                await self._look()
+                self._place()
+                self._part()
+                self._choose_defaults()
+                if (
+                    not self._bringing or self._bringing.done()
+                ):  # what is chosen meanwhile does not wait for what is being loaded
+                    self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
 
-    async def _catch_up(self) -> None:
-        found = await asyncio.to_thread(lambda: list(store.versions(self.settings.store)))
-        known = {(name, number) for name, versions in self.live.items() for number in versions}
-        known |= {(entry.name, entry.version) for entry in self.broken if entry.version}
-        for name, number in found:
-            if (name, number) not in known:
-                entry = await asyncio.to_thread(self._read, name, number, aside=True)
-                self._adopt(entry)
-                log.info(
-                    "%s@%s is %s", name, number, "not served" if isinstance(entry, Broken) else "served from now on"
-                )
-        for name, number in known - set(found):
-            self._drop(name, number)
-        self._choose_defaults()
+    async def _look(self) -> None:
+        known, asked = set(self._survey.broken), dict(self._failed)
+        self._survey = await asyncio.to_thread(Survey.of, self.settings.store, self._survey, asked)
+        for key in asked.keys() - self._survey.failed.keys():
+            del self._failed[key]  # to be tried again, if it is still there
+        for entry in self._survey.broken:
+            if entry not in known:
+                _complain(entry)
 
-    def _read(self, name: str, number: int, aside: bool = False) -> Live | Broken:
-        """A version, verified and warmed up, or why it is not; ``aside``: while others are served."""
-        if aside and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE)
-        try:
-            version = store.read(self.settings.store, name, number)
-            predictor = self._predictor(version)
-            predictor.warm_up(self._full(version.card))
-        except Exception as error:  # whatever is wrong with one version, the others are served
-            return Broken(
-                name, number, str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-            )
-        return self._live(version.card, predictor)
+    def _place(self) -> None:
+        """Serve each name as was chosen, where what it needs for that is in memory or will come on demand."""
+        for name in self.shelves.keys() - self._survey.numbers.keys():
+            del self.shelves[name]
+        for name in self._survey.numbers:
+            shelf = self._shelf(name)
+            if not any(number and self._should_load(shelf, number) for number in (shelf.active, shelf.canary)):
+                self._put(shelf)
 
-    def _adopt(self, entry: Live | Broken) -> None:
-        if isinstance(entry, Live):
-            self.live.setdefault(entry.card.name, {})[entry.card.version] = entry
-            self.engines.update(engine for engine in (entry.engine, entry.explainer) if engine)
-        else:
-            log.error("%s@%s is not served: %s", entry.name, entry.version, entry.reason)
-            self.broken.append(entry)
+    async def _bring(self) -> None:
+        """Load what is to be in memory, one after the other."""
+        while (due := self._due()) is not None:
+            await self._fetch(*due)
+            self._place()
 
-    def _drop(self, name: str, number: int) -> None:
-        """Serve a version no longer; what it was asked already, it still answers."""
-        self.broken = [entry for entry in self.broken if (entry.name, entry.version) != (name, number)]
-        if number in self.live.get(name, {}):
-            del self.live[name][number]
-            log.info("%s@%s is served no longer", name, number)
-            if not self.live[name]:
-                del self.live[name]
+    def _due(self) -> Key | None:
+        """The next version to load before anybody asks: of all names what serves comes first, then the rest."""
+        first = set(self.defaults.values())
+        names = sorted(self._survey.numbers, key=lambda name: (name not in first, name))
+        kept = [(name, shelf, shelf.kept) for name in names for shelf in [self._shelf(name)]]
+        for most in (1, None):
+            for name, shelf, numbers in kept:
+                for number in numbers[:most]:
+                    if self._should_load(shelf, number):
+                        return name, number
+        return None
+
+    def _shelf(self, name: str) -> Shelf:
+        """What follows for a name from the store, and from what could be loaded of it."""
+        broken = {number for known, number in self._failed if known == name}
+        found = [number for number in self._survey.numbers[name] if (name, number) in self._survey.cards]
+        return Shelf.of(name, found, self._survey.chosen[name], broken)
+
+    def _put(self, shelf: Shelf) -> None:
+        before = self.shelves.get(shelf.name)
+        self.shelves[shelf.name] = shelf
+        if self._serving and (before is None or before.told() != shelf.told()):
+            log.info("%s: %s", shelf.name, shelf.told())
+
+    def _should_load(self, shelf: Shelf, number: int) -> bool:
+        """Whether to load a version that nobody has asked for yet. What serves a task by default always is."""
+        name, most = shelf.name, self.settings.model_bytes
+        if self.memory.get(name, number):
+            return False
+        if not most or (number == shelf.active and name in self.defaults.values()):
+            return True
+        before = self.shelves.get(name)
+        if number == shelf.active and before and before.active and self.memory.get(name, before.active):
+            return True  # in place of the one that served until now
+        return self.memory.bytes() + store.size(self.settings.store, name, number) <= most
+
+    def _fetch(self, name: str, number: int) -> asyncio.Task[Live | Broken]:
+        """The loading of a version, which all who want it share."""
+        key = name, number
+        if key not in self._coming:
+            self._coming[key] = asyncio.get_running_loop().create_task(self._load(name, number))
+            self._coming[key].add_done_callback(lambda _: self._coming.pop(key))
+        return self._coming[key]
+
+    async def _load(self, name: str, number: int) -> Live | Broken:
+        async with self._one_at_a_time:
+            entry = await asyncio.to_thread(self._loader.load, name, number, aside=self._serving)
+        if isinstance(entry, Broken):
+            self._failed[name, number] = entry
+            _complain(entry)
+            if shelf := self.shelves.get(name):
+                self._put(self._shelf(name) if shelf.active == number else shelf.without(number))
+            return entry
+        entry.used = time.monotonic()
+        self.engines.update(engine for engine in (entry.engine, entry.explainer) if engine)
+        self.memory.add(entry, stays=self._by_default)
+        return entry
+
+    def _by_default(self, live: Live) -> bool:
+        shelf = self.shelves.get(live.card.name)
+        return live.card.name in self.defaults.values() and (not shelf or shelf.active == live.card.version)
+
+    def _part(self) -> None:
+        """Part with versions that are not served any more, and with those of no role that nobody has asked for lately.
+
+        What they were asked already, they still answer.
+        """
+        now = time.monotonic()
+        for live in self.memory.all():
+            shelf = self.shelves.get(live.card.name)
+            if shelf is None or live.card.version not in shelf.numbers:
+                self.memory.drop(live, "served no longer")
+            elif live.card.version not in shelf.kept and now - live.used > IDLE:
+                self.memory.drop(live, "unloaded: nobody has asked for it lately")
 
     def _choose_defaults(self) -> None:
         """What serves each task; an entry that cannot is refused, and a file that cannot be read changes nothing."""
@@ -156,92 +212,92 @@ class Registry:
         except StoreError as error:
             found, reasons = self.defaults, [str(error)]
         for task, name in list(found.items()):
-            default = self.newest(name)
-            if default and default.card.task != task:
+            card = self.card(name)
+            if card and card.task != task:
                 del found[task]
-                reasons.append(f"defaults.json: {name!r} is for {default.card.task!r}, expected one for {task!r}")
+                reasons.append(f"defaults.json: {name!r} is for {card.task!r}, expected one for {task!r}")
         self.defaults = found
-        refused = [entry for entry in self.broken if not entry.version]
-        if reasons != [entry.reason for entry in refused]:
-            self.broken = [entry for entry in self.broken if entry.version]
-            self.broken += [Broken("defaults.json", 0, reason) for reason in reasons]
+        if reasons != [entry.reason for entry in self._refused]:
+            self._refused = [Broken("defaults.json", 0, reason) for reason in reasons]
             for reason in reasons:
                 log.error("%s", reason)
 
-    def _full(self, card: Card) -> int:
-        """The rows of the largest batch that a network will see."""
-        return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
-
-    def _predictor(self, version: Version) -> Predictor:
-        if version.card.task == "classify":
-            return ImageClassifier(version, self.device, self.settings.views)
-        return PREDICTORS[version.card.task](version, self.device)
-
-    def _live(self, card: Card, predictor: Any) -> Live:
-        settings = self.settings
-        if isinstance(predictor, TextContinuer):
-            pace, rows = predictor.pace, settings.text_rows
-            engine = TextEngine(card.name, predictor.step, pace, self.lane, self.watch, rows, settings.queue_rows)
-            return Live(card, predictor, engine)
-        explainer = None
-        if isinstance(predictor, ImageClassifier):
-            explainer = self._batcher(card, predictor.explain, predictor)
-        return Live(card, predictor, self._batcher(card, predictor.predict, predictor), explainer)
-
-    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: Any) -> Batcher[Any, Any]:
-        return Batcher(
-            card.name,
-            compute,
-            predictor.rows,
-            predictor.seconds,
-            self.lane,
-            self.watch,
-            batch_rows=self.settings.batch_rows,
-            queue_rows=self.settings.queue_rows,
-        )
-
-    def pick(self, task: Task, model: str | None) -> Live:
+    def pick(self, task: Task, model: str | None, request_id: str = "") -> Live:
         """The version that serves a request: of a name, a name@version, or the task's default for None.
 
-        Raises UnknownModel, BadValue when the model is for another task, and NotReady when none serves the task.
+        While a canary is tried, ``request_id`` decides. Raises UnknownModel, RetiredModel, BadValue when the model is
+        for another task, NotReady when none serves the task, and Asleep for a version that is not in memory.
         """
         if self.stopping:
             raise NotReady("the service is stopping")
-        if model is None:
-            return self._default(task)
-        live = self.find(model)
-        if live.card.task != task:
-            fitting = [name for name in self.live if self.live[name][max(self.live[name])].card.task == task]
+        name, number = self._default(task, request_id) if model is None else self.find(model, request_id)
+        live = self.memory.get(name, number)
+        card = live.card if live else self._survey.cards.get((name, number))
+        if card is None:  # removed a moment ago
+            raise UnknownModel(model or name, self.shelves)
+        if card.task != task:
+            fitting = [known for known in self.shelves if (other := self.card(known)) and other.task == task]
             raise BadValue(
-                f"model {shown(model)} is for the task {live.card.task!r}, not {task!r}; "
+                f"model {shown(model)} is for the task {card.task!r}, not {task!r}; "
                 f"for that there are: {', '.join(fitting) or 'none'}",
                 "model",
             )
+        if live is None:
+            raise Asleep(f"{name}@{number}", self._fetch(name, number))
+        live.used = time.monotonic()
         return live
 
-    def find(self, model: str, param: str = "model") -> Live:
-        """The version that ``name`` or ``name@version`` means. Raises UnknownModel."""
+    async def reach(self, task: Task, model: str | None, request_id: str, until: float) -> Live:
+        """As ``pick``, but waits for a version that is not in memory, ``until`` the event loop's clock says so.
+
+        Raises TimedOut then.
+        """
+        while True:
+            try:
+                return self.pick(task, model, request_id)
+            except Asleep as asleep:
+                coming = asleep.coming
+            try:
+                async with asyncio.timeout_at(until):
+                    entry = await asyncio.shield(coming)  # others may wait for it too
+            except TimeoutError:
+                raise TimedOut("the deadline passed before the model was in memory") from None
+            if isinstance(entry, Live):
+                return entry
+
+    def find(self, model: str, request_id: str = "", param: str = "model") -> Key:
+        """The name and number that ``name`` or ``name@version`` means. Raises UnknownModel and RetiredModel."""
         name, at, number = model.partition("@")
-        versions = self.live.get(name, {})
-        if not at:
-            live = self.newest(name)
-        else:
-            live = versions.get(int(number)) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None
-        if live is None:
-            raise UnknownModel(model, [f"{name}@{known}" for known in versions] if versions else self.live, param)
-        return live
+        shelf = self.shelves.get(name)
+        if shelf is None:
+            raise UnknownModel(model, self.shelves, param)
+        found = shelf.serves(request_id)
+        if at:
+            found = int(number) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None
+            if found in shelf.retired:
+                raise RetiredModel(f"model {shown(model)} is retired; there are: {', '.join(shelf.labels())}", param)
+        if found is None or found not in shelf.numbers:
+            raise UnknownModel(model, shelf.labels() or self.shelves, param)
+        return name, found
 
-    def _default(self, task: Task) -> Live:
-        live = self.newest(self.defaults.get(task, ""))
-        if live is None:
-            reasons = [f"{entry.name}@{entry.version}: {entry.reason}" for entry in self.broken]
+    def _default(self, task: Task, request_id: str) -> Key:
+        name = self.defaults.get(task, "")
+        shelf = self.shelves.get(name)
+        number = shelf.serves(request_id) if shelf else None
+        if number is None:
+            reasons = [f"{entry.label}: {entry.reason}" for entry in self.broken]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
-        return live
+        return name, number
 
-    def newest(self, name: str) -> Live | None:
-        """The version of a name that serves when none is asked for."""
-        versions = self.live.get(name)
-        return versions[max(versions)] if versions else None
+    def card(self, name: str, number: int | None = None) -> Card | None:
+        """The card of a version, by default of the one that serves when none is asked for."""
+        if number is None and name in self.shelves:
+            number = self.shelves[name].active
+        return None if number is None else self._survey.cards.get((name, number))
+
+    def all(self) -> list[Live]:
+        """Every version that is served."""
+        return [live for versions in self.live.values() for live in versions.values()]
 
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""
@@ -252,32 +308,30 @@ class Registry:
         silent = self.lane.unanswered()
         if silent > min(self.settings.silent_seconds, self.settings.hang_seconds):
             return [f"the engine has not answered for {silent:.0f} s"]
-        served = [live for versions in self.live.values() for live in versions.values()]
-        return [f"{live.id} fails on whatever it is asked" for live in served if live.engine.failing.now()]
+        return [f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.failing.now()]
+
+    def report(self) -> None:
+        """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
+        loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone
+        for engine in list(self.engines):
+            queued, running = loads.get(engine.watch, (0, 0))
+            loads[engine.watch] = queued + engine.load[0], running + engine.load[1]
+        for watch, load in loads.items():
+            watch.load(*load)
+        self.reported = set(loads)
+        self.watch.versions(sum(map(len, self.live.values())), len(self.broken))
 
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
+        if self._bringing:
+            self._bringing.cancel()
+        for coming in list(self._coming.values()):
+            coming.cancel()
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
         self.lane.close()
         self.parsing.close()
 
 
-def find_store(folder: Path) -> None:
-    """Raises SettingsError for a store that is not there."""
-    if not folder.is_dir():
-        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
-
-
-def find_device(wanted: str) -> torch.device:
-    """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
-        return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
-        raise SettingsError(
-            f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
-        )
-    return device
+def _complain(entry: Broken) -> None:
+    log.error("%s is not served: %s", entry.label, entry.reason)

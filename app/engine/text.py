@@ -17,10 +17,11 @@ from app.engine.door import Door, caller
 from app.engine.failing import Failing
 from app.engine.lane import Lane
 from app.engine.line import Line
-from app.engine.watch import Watch
+from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
+TOGETHER = 128  # texts that are reported as computed together, when the engine is not idle before
 
 
 FOLLOWED = 0.0002  # seconds between two tellings of a text, for each text that is followed: see ``_tell``
@@ -29,6 +30,10 @@ FOLLOWED = 0.0002  # seconds between two tellings of a text, for each text that 
 class Steppable(Protocol):
     @property
     def finished(self) -> bool: ...
+
+    @property
+    def written(self) -> int:
+        """Characters so far."""
 
 
 Text = TypeVar("Text", bound=Steppable)
@@ -42,10 +47,14 @@ class Row(Generic[Text]):
     answer: asyncio.Future[Text]
     grown: asyncio.Event | None = None
     caller: str | None = None  # whose key sent it
-    since: float = field(default_factory=time.monotonic)  # when it was queued, then when it began to run
+    account: Account | None = None  # of the request that it belongs to
+    queued: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
+    first: float = 0.0  # when its first character had come
+    ended: float = 0.0
+    rows: int = 1
     waits: bool = True  # in the queue
     told: float = 0.0  # when its follower was woken last
-    rows: int = 1
 
 
 class TextEngine(Generic[Text]):
@@ -71,14 +80,21 @@ class TextEngine(Generic[Text]):
         self._step = step
         self._seconds = seconds
         self._lane = lane
-        self._watch = watch
+        self.watch = watch
         self._rows = rows
         self._door = Door(name, watch, queue_rows)
         self._waiting: Line[Row[Text]] = Line()
         self._running: list[Row[Text]] = []
+        self._silent: list[Row[Text]] = []  # those that run without a character so far
+        self._done: list[Row[Text]] = []  # those that are finished and not reported yet
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
         self.failing = Failing()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many texts wait, and how many run."""
+        return self._door.waiting, len(self._running)
 
     def admit(self, texts: int) -> None:
         """Raises NotReady or Overloaded when so many texts would not be let in now."""
@@ -117,9 +133,8 @@ class TextEngine(Generic[Text]):
 
     def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
         self.admit(len(texts))
-        loop = asyncio.get_running_loop()
-        who = caller.get()
-        rows = [Row(text, loop.create_future(), grown, who) for text in texts]
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        rows = [Row(text, loop.create_future(), grown, who, account) for text in texts]
         for row in rows:
             self._waiting.append(row)
         self._door.enter(who, len(rows))
@@ -146,6 +161,7 @@ class TextEngine(Generic[Text]):
                 await asyncio.sleep(0)  # after what was computed at once, others have their turn
         finally:
             self._stepping = None
+            self._report()
 
     def _join(self) -> list[Row[Text]]:
         """Let waiting texts take the rows that are free; gives who runs now."""
@@ -155,19 +171,47 @@ class TextEngine(Generic[Text]):
             row = self._waiting.pop()
             self._leave_queue(row)
             if not row.answer.done():
-                waited, row.since = now - row.since, now
+                row.begun = now
                 self._running.append(row)
-                self._watch.waited(self.name, [waited])
+                self._silent.append(row)
+                self.watch.waited([row])
         return self._running
 
     def _leave(self) -> None:
         """Answer the finished texts, and tell whoever follows one."""
         now = time.monotonic()
+        if self._silent:
+            self._listen(now)
         for row in self._running:
             if row.text.finished and not row.answer.done():
-                self._pace = 0.8 * self._pace + 0.2 * (now - row.since)
+                self._pace = 0.8 * self._pace + 0.2 * (now - row.begun)
+                self._finish(row, now)
                 give(row.answer, row.text)
         self._tell(now)
+
+    def _listen(self, now: float) -> None:
+        """Report the texts whose first character has come."""
+        for row in self._silent:
+            if row.text.written and not row.answer.done():
+                row.first = now
+                self.watch.first(row, now - row.queued)
+        self._silent = [row for row in self._silent if not (row.first or row.text.finished or row.answer.done())]
+
+    def _finish(self, row: Row[Text], now: float) -> None:
+        row.ended = now
+        if row.first and row.text.written > 1:
+            self.watch.between((now - row.first) / (row.text.written - 1))
+        self._done.append(row)
+        if row.account:
+            row.account.ended = now
+        if len(self._done) >= TOGETHER:
+            self._report()
+
+    def _report(self) -> None:
+        """Tell which texts were computed together since the engine was idle."""
+        done, self._done = self._done, []
+        if done:
+            self.watch.served(done)
 
     def _tell(self, now: float) -> None:
         """Wake those who follow a text: at its first step and its end, and between the less often the more they are.
@@ -193,7 +237,7 @@ class TextEngine(Generic[Text]):
             texts = [row.text for row in rows]
             _, seconds = await self._lane.timed(self._seconds(len(rows)), self._turn, texts)
             self.failing.worked()
-            self._watch.computed(self.name, len(rows), seconds)
+            self.watch.computed(len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
                 for row in rows:
@@ -202,7 +246,7 @@ class TextEngine(Generic[Text]):
             elif not rows[0].answer.done():
                 fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
                 self.failing.failed()
-                self._watch.failed(self.name, error)
+                self.watch.failed(error)
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""

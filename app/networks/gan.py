@@ -129,16 +129,16 @@ class ConditionalGenerator(nn.Module):
 
 
 class ConditionalDiscriminator(nn.Module):
-    """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28.
+    """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28 or 32 x 32.
 
     Whether an image is a real one of its class is told by a projection (Miyato and Koyama 2018); a second head reads
     the class itself.
     """
 
-    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128)) -> None:
+    def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128), channels: int = 1) -> None:
         super().__init__()
         first, second, third = widths
-        self.conv1 = nn.Conv2d(1, first, 4, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(channels, first, 4, stride=2, padding=1)
         self.conv2 = nn.Conv2d(first, second, 4, stride=2, padding=1)
         self.conv3 = nn.Conv2d(second, third, 3, stride=2, padding=1)
         self.linear = nn.Linear(4 * 4 * third, third)
@@ -148,7 +148,9 @@ class ConditionalDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """grey values [N, 1, 28, 28] in [-1, 1], labels [N] -> logits: [N] of being real, [N, classes] of the class."""
+        """grey values [N, channels, 28, 28] in [-1, 1], labels [N] -> logits: [N] of being real, [N, classes] of the
+        class.
+        """
         x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
         x = F.leaky_relu(self.conv3(x), 0.2)  # [N, 128, 4, 4]

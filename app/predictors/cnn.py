@@ -39,23 +39,12 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a caller's odd tags are nobody's concern
 
 
-class ImageClassifier:
-    """A CNN of the store. ``labels`` are in the order of its logits; with ``views`` it looks at each image several
-    times, moved and mirrored, if it is one that can.
-    """
+class Decoder:
+    """Files of images to pixels [channels, side, side], grey (1) or RGB (3)."""
 
-    def __init__(self, version: Version, device: torch.device, views: bool = False) -> None:
-        card = version.card
-        if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
-            raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
-        self.card = card
-        self.labels = card.labels
-        self.device = device
-        self.network = version.network().to(device)
-        self.channels: int = self.network.sizes.channels
-        self.side: int = self.network.sizes.image
-        self.views = views and hasattr(self.network, "views")
-        self.pace = Pace(0.0, 0.0)
+    def __init__(self, channels: int, side: int) -> None:
+        self.channels = channels
+        self.side = side
 
     def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
         """The bytes of one image -> pixels [channels, side, side], uint8. Raises as ``open`` and ``decode`` do."""
@@ -128,6 +117,24 @@ class ImageClassifier:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         mode = "RGB" if self.channels == 3 else "L"
         return image if image.mode == mode else image.convert(mode)
+
+
+class ImageClassifier(Decoder):
+    """A CNN of the store. ``labels`` are in the order of its logits; with ``views`` it looks at each image several
+    times, moved and mirrored, if it is one that can.
+    """
+
+    def __init__(self, version: Version, device: torch.device, views: bool = False) -> None:
+        card = version.card
+        if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
+            raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
+        self.card = card
+        self.labels = card.labels
+        self.device = device
+        self.network = version.network().to(device)
+        super().__init__(self.network.sizes.channels, self.network.sizes.image)
+        self.views = views and hasattr(self.network, "views")
+        self.pace = Pace(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""

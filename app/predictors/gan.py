@@ -61,14 +61,22 @@ class ImageSampler:
                 f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
             )
             raise BadValue(f"label is {shown(label)}; {allowed}", "label")
-        latents = np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
+        if label is not None:
+            return self.chosen([label] * count, seed)
+        latents = self._latents(count, seed)
         if not self.labels:
             return Drawing(latents)
-        if label is not None:
-            return Drawing(latents, np.full(count, self.labels.index(label)))
         rounds = math.ceil(count / len(self.labels))
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
         return Drawing(latents, order.reshape(-1)[:count])
+
+    def chosen(self, labels: Sequence[str], seed: int) -> Drawing:
+        """An image of each label, with the latents that image i of the seed always has."""
+        indices = {label: index for index, label in enumerate(self.labels)}
+        return Drawing(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
+
+    def _latents(self, count: int, seed: int) -> np.ndarray:
+        return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
     def names(self, item: Drawing) -> list[str | None]:
         """The label of each image."""
@@ -123,10 +131,10 @@ def png(pixels: np.ndarray, level: int = 1) -> bytes:
     )
 
 
-def sheet(images: np.ndarray, gap: int = 2) -> np.ndarray:
+def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
     """Images [N, channels, height, width] -> one picture of them in rows, as nearly square as may be."""
     count, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     picture = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, np.uint8)
     for i, image in enumerate(images):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.predictors.choice import Choice, ExtraRows, Extras, Notes, log_probabilities, note
 from app.predictors.measured import LEAST, Pace, finite, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
@@ -22,12 +23,14 @@ AHEAD = 64  # characters for which a drawing has its random numbers ready
 class Prompt:
     """Characters [T], read once for all texts that continue them; ``state`` is that after those read so far.
 
-    The last one is not read here: each text begins its drawing with it.
+    The last one is not read here: each text begins its drawing with it. ``notes``, where asked for, are of all but the
+    first.
     """
 
     characters: np.ndarray
     state: Tensor
     read: int = 0
+    notes: Notes | None = None
 
     @property
     def unread(self) -> int:
@@ -45,6 +48,7 @@ class Continuation:
     top_p: float
     stop: tuple[str, ...]
     seed: int
+    extras: Extras | None = None
     text: str = ""
     finish_reason: str | None = None
     last: int = field(init=False)
@@ -57,6 +61,11 @@ class Continuation:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def written(self) -> int:
+        """Characters so far."""
+        return len(self.text)
 
     @property
     def state(self) -> Tensor:
@@ -101,6 +110,7 @@ class Drawing:
             np.array([text.top_p for text in texts]),
             vocabulary,
         )
+        self.extras = ExtraRows(texts) if any(text.extras for text in texts) else None
         self.uniform = np.zeros((AHEAD, len(texts)))  # one row for each character to come
         for i, text in enumerate(texts):
             coming = text.draws[len(text.text) : len(text.text) + AHEAD]
@@ -162,12 +172,13 @@ class TextContinuer:
         top_p: float | None,
         stop: Sequence[str],
         seed: int,
+        extras: Extras | None = None,
     ) -> Continuation:
         """A text that waits to be continued. All its random numbers follow from ``seed``."""
         draws = np.random.Generator(np.random.Philox(seed)).random(max_characters)
         everything = len(self.vocabulary)
         kept = min(top_k or everything, everything)
-        return Continuation(prompt, draws, temperature, kept, top_p or 1.0, tuple(stop), seed)
+        return Continuation(prompt, draws, temperature, kept, top_p or 1.0, tuple(stop), seed, extras)
 
     def step(self, texts: Sequence[Continuation]) -> None:
         """Draw one character for each text whose prompt is read, and read on in the other prompts."""
@@ -182,13 +193,32 @@ class TextContinuer:
 
     def _read(self, prompts: list[Prompt], seconds: float) -> None:
         """The same number of characters of each, as many as the time allows and the shortest has."""
-        most = max(1, min(int(seconds / self.reading(len(prompts))), MOST_READ))
+        noting = any(prompt.notes for prompt in prompts)
+        pace = self.pace if noting else self.reading  # to note a character costs what drawing one does
+        most = max(1, min(int(seconds / pace(len(prompts))), MOST_READ))
         count = min(most, *(prompt.unread for prompt in prompts))
         pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
         state = torch.stack([prompt.state for prompt in prompts])
+        likely = []
         for characters in torch.from_numpy(pieces).to(self.device).unbind(1):
-            _, state = self._after(characters, state)
-        _keep(prompts, state, count)
+            above, state = self._after(characters, state)
+            likely.append(self._likely(prompts, above) if noting else None)
+        _keep(prompts, state, likely)
+
+    def _likely(self, prompts: Sequence[Prompt], above: Tensor) -> np.ndarray | None:
+        """What was read of the prompts -> log-probabilities of what comes next in those of which it is noted."""
+        rows = [row for row, prompt in enumerate(prompts) if prompt.notes]
+        return log_probabilities(self._logits(above[rows])) if rows else None
+
+    def _logits(self, above: Tensor) -> np.ndarray:
+        """What ``steps.read`` gave of N texts -> logits [N, V], float64; <unk> is read, but never written.
+
+        Raises ArithmeticError.
+        """
+        logits = self.steps.logits(padded(above, self.least))[: len(above)].cpu().numpy().astype(np.float64)
+        finite(float(logits.sum()), "logits")
+        logits[:, self.unknown] = -np.inf
+        return logits
 
     def _after(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``steps.read`` of characters [N] and state [N, layers, hidden], in no fewer rows than it needs."""
@@ -206,12 +236,16 @@ class TextContinuer:
             characters = torch.cat([characters, coming])
             state = torch.cat([state, torch.stack([prompt.state for prompt in prompts])])
         above, state = self._after(characters, state)
-        logits = self.steps.logits(padded(above[:count], self.least))[:count].cpu().numpy().astype(np.float64)
-        finite(float(logits.sum()), "logits")
-        logits[:, self.unknown] = -np.inf  # read, never written
+        logits, extras = self._logits(above[:count]), drawing.extras
+        if extras:
+            likely = extras.likely(logits)
+            extras.steer(logits)
         drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
+        in_prompts = self._likely(prompts, above[count:]) if prompts else None
         # nothing has changed before this line: a step that fails can be taken again
-        _keep(prompts, state[count:], 1)
+        if extras:
+            extras.take(drawn, likely)
+        _keep(prompts, state[count:], [in_prompts])
         drawing.state, drawing.drawn = state[:count], drawing.drawn + 1
         drawing.characters = torch.from_numpy(drawn).to(self.device)
         for text, character in zip(texts, drawn.tolist(), strict=True):
@@ -246,46 +280,13 @@ class TextContinuer:
             self.reading = Pace.measure(lambda count: self._after(characters[:count], states[:count].to(dtype)), rows)
 
 
-def _keep(prompts: Sequence[Prompt], state: Tensor, count: int) -> None:
-    """Note that ``count`` more characters of each prompt are read."""
+def _keep(prompts: Sequence[Prompt], state: Tensor, likely: Sequence[np.ndarray | None]) -> None:
+    """Note that more characters of each prompt are read: as many as ``likely`` tells of what was to come next."""
+    noted = [(prompt, prompt.notes) for prompt in prompts if prompt.notes]
+    for step, logs in enumerate(likely):
+        if logs is not None:
+            following = np.array([prompt.characters[prompt.read + step + 1] for prompt, _ in noted])
+            note([notes for _, notes in noted], logs, following)
     for prompt, own in zip(prompts, state.unbind(0), strict=True):
         prompt.state = own
-        prompt.read += count
-
-
-class Choice:
-    """How to draw one index from each row of logits; every argument is [N].
-
-    Temperature 0 is greedy. Top-k keeps the k likeliest (Fan et al. 2018), top-p the smallest set of likeliest
-    whose probability reaches p (Holtzman et al. 2020); both after the temperature. No row depends on another.
-    """
-
-    def __init__(self, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, vocabulary: int) -> None:
-        self.greedy = np.flatnonzero(temperature == 0)
-        self.temperature = np.where(temperature == 0, 1.0, temperature)[:, None]
-        self.narrow = np.flatnonzero((top_k < vocabulary) | (top_p < 1))
-        self.top_k, self.top_p = top_k[self.narrow, None], top_p[self.narrow, None]
-
-    def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """logits [N, V], float64, and numbers in [0, 1) that decide, [N] -> indices [N]."""
-        away = logits - logits.max(axis=1, keepdims=True)  # at most 0: no temperature can overflow it
-        with np.errstate(over="ignore"):
-            weights = np.exp(away / self.temperature)  # the likeliest has weight 1
-        if len(self.narrow):
-            weights[self.narrow] = self._likeliest(weights[self.narrow])
-        total = weights.cumsum(axis=1)
-        drawn: np.ndarray = (total <= uniform[:, None] * total[:, -1:]).sum(axis=1)
-        if len(self.greedy):
-            drawn[self.greedy] = logits[self.greedy].argmax(axis=1)
-        return drawn
-
-    def _likeliest(self, weights: np.ndarray) -> np.ndarray:
-        """Weights [N, V] with 0 for all that top-k and top-p leave out."""
-        order = np.argsort(-weights, axis=1, kind="stable")
-        ranked = np.take_along_axis(weights, order, axis=1)
-        total = ranked.cumsum(axis=1)
-        kept = (np.arange(weights.shape[1]) < self.top_k) & (total - ranked < self.top_p * total[:, -1:])
-        kept[:, 0] = True
-        narrowed = np.zeros_like(weights)
-        np.put_along_axis(narrowed, order, ranked * kept, axis=1)
-        return narrowed
+        prompt.read += len(likely)

@@ -1,0 +1,19 @@
+"""Which version answers a request."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.store import Task
+from app.telemetry import REQUEST_ID
+
+
+async def choose(request: Request, registry: Registry, task: Task, model: str | None, until: float) -> Live:
+    """The version that serves a request; one that is not in memory is waited for. Raises as ``Registry.reach`` does.
+
+    While a canary is tried, the request's id decides: who sends the same ``x-request-id`` again, as in a second try,
+    gets the same version.
+    """
+    return await registry.reach(task, model, request.scope.get(REQUEST_ID, ""), until)

@@ -1,0 +1,102 @@
+"""Triton's generate extension: texts without tensors, whole or as they are written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api import examples, texts
+from app.api.bodies import NAMES, Reading, checked, json_bytes, json_response, read_object
+from app.api.choice import choose
+from app.api.events import EventStream, event
+from app.api.oip_paths import TextModel, asked, on
+from app.api.patience import Patience, deadline
+from app.api.tensors import TEXT_PARAMETERS, own
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, shown
+from app.predictors.rnn import Continuation, TextContinuer
+from app.settings import Settings
+
+BODY = {
+    "type": "object",
+    "required": ["text_input"],
+    "properties": {
+        "id": {"type": "string"},
+        "text_input": {"type": "string"},
+        "parameters": {"type": "object", "description": f"{', '.join(TEXT_PARAMETERS)}; also beside text_input"},
+    },
+}
+EXTRA = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": BODY, "example": examples.GENERATE}}}
+}
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    """``generate`` and ``generate_stream`` of every model of texts, with the limits of the settings."""
+    prompts = texts.bounded(settings)
+    limit = json_bytes(settings.max_body_bytes, texts.ESCAPED * settings.max_prompt_characters)
+    reading = Reading(limit, settings.body_seconds, registry.parsing)
+    most = settings.max_prompt_characters + NAMES
+
+    async def begun(
+        request: Request, name: str, until: float, streamed: bool
+    ) -> tuple[Live, Continuation, dict[str, Any]]:
+        """The text that is asked for, and what stands in every answer. Raises as all reading does."""
+        found = await read_object(request, reading, most)
+        version = await asked(registry, request, name, until)
+        live = await choose(request, registry, "continue", version.id, until)  # refused when it is for another task
+        assert isinstance(live.predictor, TextContinuer)
+        told = {"model_name": live.card.name, "model_version": str(live.card.version)}
+        if (given := found.pop("id", "")) != "":
+            told["id"] = given
+        body = checked(_native(found, streamed), prompts)
+        live.engine.admit(1)
+        (text,), _ = await registry.parsing.run_if_long(len(body.prompt), texts.begun, live.predictor, body)
+        return live, text, told
+
+    @on(routes, "POST", "/generate", openapi_extra=EXTRA)
+    async def generate(request: Request, name: TextModel) -> Response:
+        """Go on with a text; `text_output` is the continuation alone."""
+        until = deadline(request, settings.request_seconds)
+        live, text, told = await begun(request, name, until, streamed=False)
+        async with Patience(request, until):
+            await live.engine.submit([text])
+        return json_response({**told, "text_output": text.text, **_end(text)})
+
+    @on(routes, "POST", "/generate_stream", openapi_extra=EXTRA)
+    async def generate_stream(request: Request, name: TextModel) -> Response:
+        """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
+        until = deadline(request, settings.request_seconds)
+        live, text, told = await begun(request, name, until, streamed=True)
+        return EventStream(request, _events(live, text, told), until, last=b"", x_model=live.id)
+
+
+async def _events(live: Live, text: Continuation, told: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(texts.grown(live, [text])) as growth:
+        async for (piece,) in growth:
+            yield event({**told, "text_output": piece.text, **(_end(text) if piece.finished else {})})
+
+
+def _end(text: Continuation) -> dict[str, Any]:
+    return {"finish_reason": text.finish_reason, "seed": text.seed}
+
+
+def _native(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
+    """A body as that of the native endpoint. Raises BadValue."""
+    if "text_input" not in found:
+        raise BadValue("text_input is missing", "text_input")
+    nested = found.pop("parameters", {})
+    if not isinstance(nested, dict):
+        raise BadValue(f"parameters is {shown(nested)}; it should be an object", "parameters")
+    prompt, given = found.pop("text_input"), {**found, **nested}
+    if given.pop("stream", streamed) is not streamed:
+        other = "generate" if streamed else "generate_stream"
+        raise BadValue(f"stream is {shown(not streamed)}; for that there is {other}", "stream")
+    if "max_tokens" in given:  # as other servers of texts have it
+        given["max_characters"] = given.pop("max_tokens")
+    return {"prompt": prompt, **own(given, TEXT_PARAMETERS)}

@@ -1,0 +1,102 @@
+"""OpenAI's image generations: the prompt names what is to be drawn, "three sevens and a 2"."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.bodies import (
+    NAMES,
+    PACKED,
+    Body,
+    ModelName,
+    Reading,
+    Seed,
+    described,
+    json_bytes,
+    json_response,
+    limited,
+    read_json,
+)
+from app.api.choice import choose
+from app.api.patience import Patience, deadline
+from app.api.samples import encoded
+from app.api.wording import wanted
+from app.engine.registry import Registry
+from app.errors import BadValue, shown
+from app.predictors.gan import Drawing, ImageSampler
+from app.settings import Settings
+
+
+class Generation(Body):
+    prompt: str = Field(
+        description='what to draw: "three sevens and a 2", a label, or "digits" for any', max_length=1000
+    )
+    model: ModelName = None
+    n: int | None = Field(None, ge=1, description="how many times to draw what the prompt names")
+    response_format: str | None = Field(None, description="`b64_json`: there is no place for files that have a URL")
+    size: str | None = Field(None, description="`auto`, or the size that the model draws", max_length=100)
+    output_format: Literal["png"] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    stream: Literal[False] | None = None
+    seed: Seed | None = Field(None, description="not OpenAI's: image i of a seed never changes")
+    user: str | None = None
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    """``/v1/images/generations``, with the limits of the settings."""
+    parsing = registry.parsing
+    bodies = limited(Generation, n={"le": settings.max_samples})
+    reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
+
+    @routes.post("/images/generations", openapi_extra=described(bodies, examples.GENERATION))
+    async def generate(request: Request) -> Response:
+        """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
+        until = deadline(request, settings.request_seconds)
+        body = await read_json(request, bodies, reading, NAMES + 1000)
+        live = await choose(request, registry, "sample", body.model, until)
+        predictor = live.predictor
+        assert isinstance(predictor, ImageSampler)
+        _check(body, predictor)
+        labels = wanted(body.prompt, predictor.labels, live.card.name) * (body.n or 1)
+        count = len(labels) or body.n or 1
+        if count > settings.max_samples:
+            raise BadValue(f"the prompt asks for {count:,} images; allowed are {settings.max_samples:,}", "prompt")
+        live.engine.admit(count)
+        seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+
+        def draw() -> Drawing:
+            return predictor.chosen(labels, seed) if labels else predictor.parse(count, None, seed)
+
+        async with Patience(request, until):
+            drawing = await parsing.run_if_long(count * predictor.latent, draw)
+            (pixels,) = await live.engine.submit([drawing])
+            images = await parsing.run_if_long(pixels.size // PACKED, encoded, pixels)
+        data: list[dict[str, Any]] = [
+            {"b64_json": image} | ({} if name is None else {"revised_prompt": name})
+            for image, name in zip(images, predictor.names(drawing), strict=True)
+        ]
+        told = {"size": _size(predictor), "output_format": "png", "background": "opaque"}
+        ours = {"model": live.card.name, "version": live.card.version, "seed": seed}
+        return json_response({"created": int(time.time()), "data": data, **told, **ours})
+
+
+def _check(body: Generation, predictor: ImageSampler) -> None:
+    """Raises BadValue for a form in which there are no images here."""
+    if body.response_format not in (None, "b64_json"):
+        allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"
+        raise BadValue(f"response_format is {shown(body.response_format)}; {allowed}", "response_format")
+    if body.size not in (None, "auto", _size(predictor)):
+        raise BadValue(f"size is {shown(body.size)}; {predictor.card.name} draws {_size(predictor)}, or 'auto'", "size")
+
+
+def _size(predictor: ImageSampler) -> str:
+    return f"{predictor.network.sizes.image}x{predictor.network.sizes.image}"

@@ -1,0 +1,180 @@
+"""Say what is in images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+from torch import Tensor
+
+from app.api import examples
+from app.api.answers import Classification, answered, gives
+from app.api.bodies import (
+    BINARY,
+    NAMES,
+    PACKED,
+    Body,
+    ModelName,
+    Reading,
+    described,
+    described_query,
+    head,
+    json_response,
+    limited,
+    read,
+    read_form,
+    read_json,
+    read_query,
+)
+from app.api.choice import choose
+from app.api.patience import Patience, deadline
+from app.engine.lane import SMALL
+from app.engine.registry import Registry
+from app.errors import BadValue, NotAnImage, shown
+from app.predictors.cnn import ImageClassifier, overlaid, plain
+from app.settings import Settings
+
+SMALL_BYTES = 32 * 1024  # of images that are looked at at once
+
+
+class ClassifyQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelName = None
+    top_k: int = Field(5, ge=1, le=1000, description="how many of the likeliest labels to give")
+    explain: bool = Field(
+        False, description="show on the image what speaks for the likeliest label, as a PNG in base64"
+    )
+
+
+class Images(Body):
+    """The same images as in a form, for callers that only speak JSON."""
+
+    images: list[str] = Field(description="each a whole image file in base64", min_length=1)
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    """``/v1/images/classify``, with the limits of the settings."""
+    images = limited(Images, images={"max_length": settings.max_images})
+    reading = Reading(settings.max_body_bytes, settings.body_seconds, registry.parsing)
+
+    @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=gives(Classification))
+    async def classify(request: Request) -> Response:
+        """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
+
+        Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
+        """
+        until = deadline(request, settings.request_seconds)
+        query = read_query(request, ClassifyQuery)
+        live = await choose(request, registry, "classify", query.model, until)
+        live.engine.admit(1)  # a full queue is told before a body is read
+        files = await _files(request, images, settings, reading)
+        assert isinstance(live.predictor, ImageClassifier)
+        explanations: list[dict[str, Any]] = [{}] * len(files)
+        answers: Sequence[list[float]]
+        async with Patience(request, until):
+            items = await _pixels(files, live.predictor, registry)
+            if query.explain:
+                assert live.explainer
+                answers, heats = zip(*await live.explainer.submit(items), strict=True)
+                explanations = await registry.parsing.run(_explanations, files, heats, live.predictor, settings)
+            else:
+                answers = await live.engine.submit(items)
+        labels = live.predictor.labels
+        results = [
+            {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k), **explanation}
+            for file, probabilities, explanation in zip(files, answers, explanations, strict=True)
+        ]
+        return json_response(answered(live, results=results))
+
+
+def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
+    """The three ways to send images, for OpenAPI; the first has an example that works as it stands."""
+    files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
+    form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
+    raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
+    bodies = described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
+    return {**bodies, **described_query(ClassifyQuery)}
+
+
+@dataclass(frozen=True)
+class File:
+    """An image as it was sent, and how sentences name it."""
+
+    name: str | None
+    content: bytes
+    param: str
+
+
+async def _files(request: Request, images: type[Images], settings: Settings, reading: Reading) -> list[File]:
+    """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
+    kind = head(request, b"content-type").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        body = await read_json(request, images, reading, settings.max_images + NAMES, ClassifyQuery.model_fields)
+        length = sum(map(len, body.images))
+        return await reading.lane.run_if_long(length // PACKED, _of_base64, body.images)
+    if kind != "multipart/form-data":
+        return [File(None, await read(request, reading.limit, reading.seconds), "body")]
+    form = await read_form(request, reading, settings.max_images)
+    try:
+        files: list[File] = []
+        for field, value in form.multi_items():
+            if field != "file":
+                raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
+            if not isinstance(value, UploadFile):
+                raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
+            param = f"file.{len(files)}" if len(form.multi_items()) > 1 else "file"
+            files.append(File(value.filename, await value.read(), param))
+    finally:
+        await form.close()
+    if not files:
+        raise BadValue(f"file is missing; send from 1 to {settings.max_images} images", "file")
+    return files
+
+
+def _of_base64(images: list[str]) -> list[File]:
+    return [File(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
+
+
+async def _pixels(files: list[File], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
+    """The images as items. Small ones are decoded at once: that takes no longer than a change of threads.
+
+    Raises NotAnImage and TooLarge.
+    """
+    parsing, most = registry.parsing, registry.settings.max_pixels
+    if sum(len(file.content) for file in files) <= SMALL_BYTES and all(plain(file.content) for file in files):
+        images = [predictor.open(file.content, most, file.param) for file in files]
+        if sum(image.width * image.height for image in images) <= PACKED * SMALL:
+            return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
+    return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
+
+
+def _explanations(
+    files: list[File], heats: Sequence[np.ndarray], predictor: ImageClassifier, settings: Settings
+) -> list[dict[str, Any]]:
+    """Each image as it was sent with its heat map over it, as a PNG file in base64."""
+    drawn = (
+        overlaid(predictor.open(file.content, settings.max_pixels, file.param), heat)
+        for file, heat in zip(files, heats, strict=True)
+    )
+    return [{"explanation": base64.b64encode(content).decode()} for content in drawn]
+
+
+def _decoded(text: str, param: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise NotAnImage(f"{param} is {shown(text)}; it should be an image file in base64", param) from error
+
+
+def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
+    order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
+    return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]

@@ -1,0 +1,187 @@
+"""The Open Inference Protocol V2 (KServe, Triton) under ``/v2``: every network as a model of tensors.
+
+Bodies are read by hand, whatever their Content-Type says: tritonclient sends none, or a wrong one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from app.api import examples, generate, repository, statistics
+from app.api.bodies import PACKED, head, json_bytes, json_response, read
+from app.api.oip_paths import SeriesModel, asked, on
+from app.api.patience import Patience, deadline
+from app.api.tensors import Limits, TensorModel, fit, tensor_model
+from app.api.wire_in import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
+from app.api.wire_out import response, wanted
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, NotReady, shown
+from app.metrics import Metrics
+from app.settings import Settings
+
+# What is announced is what there is. "model_repository" belongs here once models can be loaded and unloaded.
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+PLATFORM = "pytorch_safetensors"
+TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and their name
+VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
+
+
+class Failed(BaseModel):
+    """Every failure under /v2."""
+
+    error: str
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Failed, "description": "400 a bad value, 404 an unknown model, 413 too large, 429 a full queue"},
+    "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
+}
+
+
+def router(registry: Registry, settings: Settings, metrics: Metrics) -> APIRouter:
+    """The routes, with the limits of the settings."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+    _server(routes, registry)
+    statistics.add(routes, registry, metrics)  # before the models, for its path looks like one called "stats"
+    limits = Limits.of(settings)
+    _models(routes, registry, limits)
+    _infer(routes, registry, limits)
+    generate.add(routes, registry, settings)
+    repository.add(routes, registry, settings)
+    return routes
+
+
+def _server(routes: APIRouter, registry: Registry) -> None:
+    @routes.get("/health/live")
+    async def live() -> Response:
+        """503 when the engine has hung for twice the time that turns readiness off."""
+        good = registry.lane.unanswered() < 2 * registry.settings.hang_seconds
+        return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
+
+    @routes.get("/health/ready")
+    async def ready() -> Response:
+        """503 when requests should go elsewhere."""
+        good = not registry.problems()
+        content = {"live": True, "ready": good}
+        return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")
+
+    @routes.get("")
+    @routes.get("/", include_in_schema=False)
+    async def server(request: Request) -> Response:
+        """The server's name, version and extensions."""
+        return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
+
+
+def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
+    @routes.get("/models")
+    async def models() -> Response:
+        """The names of all models."""
+        return json_response({"models": sorted(registry.shelves)})
+
+    @on(routes, "GET", "")
+    async def metadata(request: Request, name: SeriesModel) -> Response:
+        """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        model, versions = tensor_model(live, limits), registry.shelves[live.card.name].numbers
+        told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
+        properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
+        tensors = {"inputs": _told(model.inputs), "outputs": _told(model.outputs)}
+        return json_response({**told, **tensors, "properties": properties})
+
+    @on(routes, "GET", "/config")
+    async def config(request: Request, name: SeriesModel) -> Response:
+        """A model's configuration as Triton tells it."""
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        return json_response(_config(live, tensor_model(live, limits)))
+
+    @on(routes, "GET", "/ready")
+    async def model_ready(request: Request, name: SeriesModel) -> Response:
+        """Whether a model answers: 200, or 404 or 503 with the reason."""
+        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        if problems := registry.problems():
+            raise NotReady("; ".join(problems))
+        return json_response({"name": live.card.name, "ready": True})
+
+
+def _told(specs: list[Spec]) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
+
+
+def _config(live: Live, model: TensorModel) -> dict[str, Any]:
+    def tensors(specs: list[Spec]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": spec.name,
+                "data_type": TYPES.get(spec.datatypes[0], f"TYPE_{spec.datatypes[0]}"),
+                "dims": spec.shape[1:] or [1],
+            }
+            for spec in specs
+        ]
+
+    return {
+        "name": live.card.name,
+        "platform": PLATFORM,
+        "backend": "quartet",
+        "max_batch_size": model.rows,
+        "input": tensors(model.inputs),
+        "output": tensors(model.outputs),
+        "dynamic_batching": {},
+    }
+
+
+def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
+    settings, parsing = limits.settings, registry.parsing
+    schema = {"schema": Head.model_json_schema(), "example": examples.TENSORS}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    content = {"application/json": schema, "application/octet-stream": binary}
+
+    @on(routes, "POST", "/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
+    async def infer(request: Request, name: SeriesModel) -> Response:
+        """Tensors in, tensors out: in JSON or, behind it, binary; the body may be compressed (gzip, deflate)."""
+        until = deadline(request, settings.request_seconds)
+        live = await asked(registry, request, name, until)
+        live.engine.admit(1)
+        model = tensor_model(live, limits)
+        limit = json_bytes(settings.max_body_bytes, VALUE_BYTES * model.values + model.bytes)
+        content = await read(request, limit, settings.body_seconds, tuple(WINDOWS))
+        coding, length = head(request, b"content-encoding").lower(), head(request, LENGTH)
+        size = limit if coding in WINDOWS else len(content) // PACKED
+        async with Patience(request, until):
+            found, items = await parsing.run_if_long(size, _parsed, content, coding, length, limit, model)
+        size = max(size, model.length(items))
+        async with Patience(request, _sooner(found, until)):
+            answers = await live.engine.submit(items)
+            return await parsing.run_if_long(size, _answered, live, model, found, items, answers)
+
+
+def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[Inference, Any]:
+    """A body as a request of the model, and its items. Raises BadValue and TooLarge."""
+    only = model.inputs[0] if len(model.inputs) == 1 else None
+    found = parsed(unpacked(content, coding, limit), length, model.values, only)
+    fit(model, found)
+    wanted(found.head, {spec.name: spec for spec in model.outputs})
+    return found, model.items(found)
+
+
+def _sooner(found: Inference, until: float) -> float:
+    """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
+    stated = found.head.parameters.get("timeout", 0)
+    if type(stated) is not int or stated < 0:
+        raise BadValue(f"timeout is {shown(stated)}; it should be a whole number of microseconds", "timeout")
+    return min(until, asyncio.get_running_loop().time() + stated / 1e6) if stated else until
+
+
+def _answered(live: Live, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]) -> Response:
+    told = {"model_name": live.card.name, "model_version": str(live.card.version)}
+    if found.head.id:
+        told["id"] = found.head.id
+    outputs = model.answers(found, items, answers)
+    return response(told, found.head, outputs, {spec.name: spec for spec in model.outputs})

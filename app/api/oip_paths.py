@@ -1,0 +1,52 @@
+"""The paths of the Open Inference Protocol that name a model, with its version or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+
+from app.api.choice import choose
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, NotReady, UnknownModel, shown
+from app.telemetry import REQUEST_ID
+
+Endpoint = Callable[..., Any]
+SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
+TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
+
+
+def on(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endpoint], Endpoint]:
+    """A decorator for an endpoint of a model: ``/models/{name}`` and the path, and the same of one version."""
+
+    def add(endpoint: Endpoint) -> Endpoint:
+        versioned = f"/models/{{name}}/versions/{{version}}{path}"
+        routes.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **more)
+        routes.add_api_route(versioned, endpoint, methods=[method], include_in_schema=False)
+        return endpoint
+
+    return add
+
+
+async def asked(registry: Registry, request: Request, name: str, until: float) -> Live:
+    """The version that a path means; one that is not in memory is waited for.
+
+    Raises BadValue, UnknownModel, RetiredModel, TimedOut, and NotReady for a model that is broken.
+    """
+    version = request.path_params.get("version")
+    if version is None:
+        if name not in registry.shelves and (
+            reasons := [entry.reason for entry in registry.broken if entry.name == name]
+        ):
+            raise NotReady(f"model {shown(name)} is not whole: {'; '.join(reasons)}")
+        found, number = registry.find(name, request.scope.get(REQUEST_ID, ""), "name")
+    else:
+        if not (version.isascii() and version.isdigit()):
+            raise BadValue(f"version is {shown(version)}; it should be a number", "version")
+        found, number = registry.find(f"{name}@{version}", param="version")
+    card = registry.card(found, number)
+    if card is None:  # removed a moment ago
+        raise UnknownModel(name, registry.shelves, "name")
+    return await choose(request, registry, card.task, f"{found}@{number}", until)

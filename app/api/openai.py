@@ -1,0 +1,285 @@
+"""OpenAI's completions, for its clients as they are. A token is a character, its id the character's place in the card's
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api import examples, generations, texts
+from app.api.answers import FAILURES, NEVER
+from app.api.bodies import (
+    NAMES,
+    Body,
+    ModelName,
+    Reading,
+    Seed,
+    checked,
+    described,
+    json_bytes,
+    json_response,
+    limited,
+    read_json,
+)
+from app.api.choice import choose
+from app.api.events import EventStream, event
+from app.api.patience import Patience, deadline
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, shown
+from app.predictors.choice import Extras, Notes
+from app.predictors.rnn import Continuation, TextContinuer
+from app.settings import Settings
+
+SURE = 1e-12  # instead of top_p 0: only the likeliest is left
+
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Text = {"type": "string"}
+Ids = {"type": "array", "items": {"type": "integer"}}
+PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [Text, Ids]}}, Ids, {"type": "null"}]}
+
+
+class StreamOptions(Body):
+    include_usage: bool = Field(False, description="count the characters in a last event of their own")
+    include_obfuscation: bool = Field(False, description="not done; taken because clients send it")
+
+
+class Completion(Body):
+    model: ModelName = None
+    prompt: Any = Field(None, description="one or several texts, or lists of character ids", json_schema_extra=PROMPT)
+    max_tokens: int | None = Field(None, ge=0, description="characters; 16 by default, 0 only with echo")
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=1, description="not OpenAI's: of so many of the likeliest only")
+    n: int | None = Field(None, ge=1, description="of each prompt; number i has the seed + i")
+    best_of: int | None = Field(None, ge=1, description="as many as n")
+    echo: bool | None = Field(None, description="begin the text with the prompt")
+    logprobs: int | None = Field(None, ge=0, le=5, description="tell how likely each character was, and so many others")
+    logit_bias: dict[str, Bias] | None = Field(None, description="by character id", max_length=1000)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stop: texts.Stops | None = None
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    suffix: str | None = Field(None, description="not served: the network reads forwards only")
+    user: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text, the prompt as it is told before it, and the notes of that."""
+
+    text: Continuation
+    prompt: str
+    echoed: str
+    notes: Notes | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request asked for, under way."""
+
+    live: Live
+    body: Completion
+    choices: Sequence[Choice]
+    told: dict[str, Any]
+
+    def written(self, choice: Choice) -> str:
+        """The text without what was drawn only because at least one character is."""
+        return "" if self.body.max_tokens == 0 else choice.text.text
+
+    def choice(self, index: int, begin: int, new: str, finished: bool) -> dict[str, Any]:
+        """Choice ``index`` from character ``begin`` on, with what is echoed before the first."""
+        choice = self.choices[index]
+        first = choice.echoed if begin == 0 else ""
+        told = None if self.body.logprobs is None else self._logprobs(choice, first, begin, new)
+        reason = choice.text.finish_reason if finished else None
+        return {"index": index, "text": first + new, "logprobs": told, "finish_reason": reason}
+
+    def _logprobs(self, choice: Choice, first: str, begin: int, new: str) -> dict[str, list[Any]]:
+        assert choice.text.extras
+        notes = choice.text.extras.notes
+        assert notes
+        end, offset = begin + len(new), 0 if first else len(choice.echoed) + begin
+        chosen: list[float | None] = list(map(_finite, notes.chosen[begin:end]))
+        best: list[dict[str, float] | None] = [
+            self._best(character, value, likeliest)
+            for character, value, likeliest in zip(
+                new, notes.chosen[begin:end], notes.likeliest[begin:end], strict=True
+            )
+        ]
+        if first and choice.notes:
+            before = zip(first[1:], choice.notes.chosen, choice.notes.likeliest, strict=True)
+            chosen = [None, *map(_finite, choice.notes.chosen), *chosen]
+            best = [None, *(self._best(*each) for each in before), *best]
+        tokens = list(first + new)
+        offsets = list(range(offset, offset + len(tokens)))
+        return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": best, "text_offset": offsets}
+
+    def _best(self, character: str, value: float, likeliest: list[tuple[int, float]]) -> dict[str, float]:
+        assert isinstance(self.live.predictor, TextContinuer)
+        vocabulary = self.live.predictor.vocabulary
+        found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > NEVER}
+        return {**found, character: _finite(value)}
+
+    def usage(self) -> dict[str, int]:
+        """Characters: of each prompt once, of all its texts."""
+        read = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
+        written = sum(len(self.written(choice)) for choice in self.choices)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _finite(value: float) -> float:
+    return max(round(value, 8), NEVER)
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """The routes, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
+    _completions(routes, registry, settings)
+    generations.add(routes, registry, settings)
+    return routes
+
+
+def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    parsing, prompts = registry.parsing, texts.bounded(settings)
+    bodies = limited(Completion, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
+    limit = json_bytes(settings.max_body_bytes, texts.ESCAPED * settings.max_prompt_characters)
+    reading = Reading(limit, settings.body_seconds, parsing)
+    most = settings.max_prompt_characters + 16 * 100 + 1000 + NAMES
+
+    @routes.post("/completions", openapi_extra=described(bodies, examples.COMPLETION))
+    async def complete(request: Request) -> Response:
+        """OpenAI's completions: streamed or not, of one prompt or several."""
+        until = deadline(request, settings.request_seconds)
+        body = await read_json(request, bodies, reading, most)
+        live = await choose(request, registry, "continue", body.model, until)
+        _check(body)
+        live.engine.admit(body.n or 1)
+        size = len(body.prompt) if isinstance(body.prompt, str) else limit
+        answer = await parsing.run_if_long(size, _begun, live, body, prompts, settings)
+        if body.stream:
+            return EventStream(request, _events(answer), until, x_model=live.id)
+        async with Patience(request, until):
+            await live.engine.submit([choice.text for choice in answer.choices])
+        choices = [answer.choice(index, 0, answer.written(choice), True) for index, choice in enumerate(answer.choices)]
+        return json_response({**answer.told, "choices": choices, "usage": answer.usage()})
+
+
+def _check(body: Completion) -> None:
+    """Raises BadValue for fields that do not go together."""
+    if body.best_of not in (None, body.n or 1):
+        raise BadValue(f"best_of is {body.best_of}; it should be {body.n or 1} as n is: all are given", "best_of")
+    if body.suffix:
+        raise BadValue(f"suffix is {shown(body.suffix)}; the network reads forwards only, so leave it out", "suffix")
+    if body.stream_options and not body.stream:
+        raise BadValue("stream_options are given without stream", "stream_options")
+    if body.max_tokens == 0 and not body.echo:
+        raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
+
+
+def _begun(live: Live, body: Completion, prompts: type[texts.Prompt], settings: Settings) -> Answer:
+    """The texts of a request, ready to be continued. Raises BadValue."""
+    predictor = live.predictor
+    assert isinstance(predictor, TextContinuer)
+    found, n = _prompts(body.prompt, predictor), body.n or 1
+    if len(found) * n > settings.max_texts:
+        raise BadValue(
+            f"{len(found)} prompts with n {n} are {len(found) * n} texts; allowed are {settings.max_texts}", "n"
+        )
+    if (length := sum(map(len, found))) > settings.max_prompt_characters:
+        allowed = f"allowed are {settings.max_prompt_characters:,}"
+        raise BadValue(f"prompt has {length:,} characters in all; {allowed}", "prompt")
+    extras, noting = _extras(body, predictor), body.echo and body.logprobs is not None
+    choices = []
+    for prompt in found:
+        native = checked({"prompt": prompt, **_native(body)}, prompts)
+        notes = Notes(body.logprobs or 0) if noting and prompt else None
+        begun, _ = texts.begun(predictor, native, extras, notes)
+        choices += [Choice(text, prompt, prompt if body.echo else "", notes) for text in begun]
+    told = {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": live.card.name,
+        "system_fingerprint": live.id,
+    }
+    return Answer(live, body, choices, told)
+
+
+def _native(body: Completion) -> dict[str, Any]:
+    """The fields of the native endpoint, but for the prompt."""
+    given = {
+        "max_characters": 16 if body.max_tokens is None else max(body.max_tokens, 1),
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": None if body.top_p is None else max(body.top_p, SURE),
+        "n": body.n or 1,
+    }
+    return {**given, "top_k": body.top_k, "stop": body.stop or None, "seed": body.seed}
+
+
+def _prompts(prompt: Any, predictor: TextContinuer) -> list[str]:
+    """What may be one text or several, of characters or of their ids. Raises BadValue."""
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
+    if not isinstance(prompt, list) or not prompt:
+        raise BadValue(f"prompt is {shown(prompt)}; it should be a text, or a list of texts or character ids", "prompt")
+    if type(prompt[0]) is int:
+        prompt = [prompt]
+    return [_prompt(each, predictor.vocabulary[: predictor.unknown]) for each in prompt]
+
+
+def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list):
+        raise BadValue(f"prompt has {shown(prompt)}; it should be a text or a list of character ids", "prompt")
+    for index in prompt:
+        if type(index) is not int or not 0 <= index < len(vocabulary):
+            raise BadValue(
+                f"prompt has {shown(index)}: out of vocabulary; ids are 0 to {len(vocabulary) - 1}", "prompt"
+            )
+    return "".join([vocabulary[index] for index in prompt])
+
+
+def _extras(body: Completion, predictor: TextContinuer) -> Callable[[], Extras] | None:
+    """What makes the extras of each text; None when the request asks for none. Raises BadValue."""
+    presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
+    if body.logprobs is None and not body.logit_bias and not presence and not frequency:
+        return None
+    bias = np.zeros(len(predictor.vocabulary))
+    for key, value in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < predictor.unknown):
+            told = f"logit_bias has {shown(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}"
+            raise BadValue(told, "logit_bias")
+        bias[int(key)] = value
+    logprobs = body.logprobs
+    return lambda: Extras(bias, presence, frequency, None if logprobs is None else Notes(logprobs))
+
+
+async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
+    """An event for each piece of a choice, and where it is asked for one that counts."""
+    counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
+    blank: dict[str, Any] = {"usage": None} if counting else {}
+    async with aclosing(texts.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
+        async for pieces in growth:
+            events = []
+            for piece in pieces:
+                new = "" if answer.body.max_tokens == 0 else piece.text
+                choice = answer.choice(piece.place, piece.begin, new, piece.finished)
+                events.append(event({**answer.told, "choices": [choice], **blank}))
+            yield b"".join(events)
+    if counting:
+        yield event({**answer.told, "choices": [], "usage": answer.usage()})

@@ -1,0 +1,79 @@
+"""Draw images."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.answers import Samples, answered, gives
+from app.api.bodies import (
+    BINARY,
+    NAMES,
+    PACKED,
+    Body,
+    ModelName,
+    Reading,
+    Seed,
+    described,
+    head,
+    json_bytes,
+    json_response,
+    limited,
+    read_json,
+    wants_png,
+)
+from app.api.choice import choose
+from app.api.patience import Patience, deadline
+from app.engine.registry import Registry
+from app.predictors.gan import ImageSampler, png, sheet
+from app.settings import Settings
+
+
+class Draw(Body):
+    count: int = Field(16, ge=1)
+    label: str | None = Field(None, description="what to draw, for models that have labels", max_length=200)
+    seed: Seed | None = Field(None, description="image i of a seed never changes")
+    model: ModelName = None
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    """``/v1/images/sample``, with the limits of the settings."""
+    parsing = registry.parsing
+    draws = limited(Draw, count={"le": settings.max_samples})
+    reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
+
+    @routes.post(
+        "/images/sample",
+        openapi_extra=described(draws, examples.DRAW),
+        responses=gives(Samples, {"image/png": {"schema": BINARY}}),
+    )
+    async def sample(request: Request) -> Response:
+        """Draw images. With `Accept: image/png` the answer is one sheet of them."""
+        until = deadline(request, settings.request_seconds)
+        body = await read_json(request, draws, reading, NAMES + 200)
+        live = await choose(request, registry, "sample", body.model, until)
+        assert isinstance(live.predictor, ImageSampler)
+        live.engine.admit(body.count)
+        seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+        draw = live.predictor.parse
+        headers = {"x-model": live.id, "x-seed": str(seed)}
+        async with Patience(request, until):
+            drawing = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+            (pixels,) = await live.engine.submit([drawing])
+            if wants_png(head(request, b"accept")):
+                return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
+            images = await parsing.run_if_long(pixels.size // PACKED, encoded, pixels)
+        names = live.predictor.names(drawing)
+        results = [{"label": name, "image": image} for name, image in zip(names, images, strict=True)]
+        return json_response(answered(live, seed=seed, results=results))
+
+
+def encoded(pixels: np.ndarray) -> list[str]:
+    """Pixels [N, channels, height, width] as PNG files in base64."""
+    return [base64.b64encode(png(image)).decode() for image in pixels]

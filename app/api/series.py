@@ -1,0 +1,125 @@
+"""Go on with series of numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Discriminator, Field, Tag
+from starlette.responses import Response
+
+from app.api import examples
+from app.api.answers import Forecasts, answered, gives
+from app.api.bodies import NAMES, Body, ModelName, Reading, described, json_bytes, json_response, limited, read_json
+from app.api.choice import choose
+from app.api.patience import Patience, deadline
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, shown
+from app.predictors.lstm import Series, SeriesForecaster
+from app.settings import Settings
+
+DIGITS = 26  # bytes that a value can take in JSON
+
+Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
+Level = Annotated[float, Field(gt=0, lt=100)]
+
+
+def _one_or_many(value: Any) -> str:
+    """Whether it is a series or a list of series."""
+    return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
+
+
+class History(Body):
+    values: Annotated[
+        Annotated[list[Value], Field(fail_fast=True), Tag("one")]
+        | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
+        Discriminator(_one_or_many),
+    ] = Field(description="a series or a list of series; null marks a missing value")
+    horizon: int = Field(24, ge=1)
+    levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
+    seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
+    model: ModelName = None
+    h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
+    level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
+
+    def plain(self) -> Self:
+        """The same in our own names. Raises BadValue where a value came by both."""
+        given: dict[str, Any] = {}
+        for ours, theirs in (("horizon", "h"), ("levels", "level")):
+            if (value := getattr(self, theirs)) is not None:
+                if ours in self.model_fields_set:
+                    raise BadValue(f"{theirs} is another name of {ours}; send one of them", theirs)
+                given |= {ours: value, theirs: None}
+        return self.model_copy(update=given) if given else self
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    """``/v1/series/forecast``, with the limits of the settings."""
+    parsing, histories = registry.parsing, bounded(settings)
+    limit = json_bytes(settings.max_body_bytes, DIGITS * settings.max_series_values)
+    reading = Reading(limit, settings.body_seconds, parsing)
+    most = settings.max_series_values + settings.max_series + NAMES
+
+    @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=gives(Forecasts))
+    async def forecast(request: Request) -> Response:
+        """Go on with series of numbers, with intervals."""
+        until = deadline(request, settings.request_seconds)
+        body = (await read_json(request, histories, reading, most)).plain()
+        live = await choose(request, registry, "forecast", body.model, until)
+        assert isinstance(live.predictor, SeriesForecaster)
+        live.engine.admit(1)
+        async with Patience(request, until):
+            items = await parsing.run_if_long(size(body), parsed, live, body, settings)
+            answers = await live.engine.submit(items)
+            length = len(items) * body.horizon * (1 + len(body.levels))
+            return await parsing.run_if_long(length, _response, live, items, answers, body.levels)
+
+
+def bounded(settings: Settings) -> type[History]:
+    """The body, with the limits of the settings."""
+    return limited(History, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
+
+
+def size(body: History) -> int:
+    """How many values a request has."""
+    return sum(len(series) if isinstance(series, list) else 1 for series in body.values)
+
+
+def parsed(live: Live, body: History, settings: Settings, series_at: str = "values.{}") -> list[Series]:
+    """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
+    assert isinstance(live.predictor, SeriesForecaster)
+    many = bool(body.values) and isinstance(body.values[0], list)
+    series: list[Any] = list(body.values) if many else [body.values]
+    if body.seasonality is not None:
+        raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
+    field = series_at.partition(".")[0]
+    if len(series) > settings.max_series:
+        raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
+    if (count := sum(map(len, series))) > settings.max_series_values:
+        raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
+    if len(set(body.levels)) < len(body.levels):
+        raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
+    parse = live.predictor.parse
+    return [parse(values, body.horizon, series_at.format(i) if many else "values") for i, values in enumerate(series)]
+
+
+def level_name(level: float) -> str:
+    """The key of an interval: ``80``, ``99.9``."""
+    return repr(level).removesuffix(".0")
+
+
+def results(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> list[dict[str, Any]]:
+    """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
+    assert isinstance(live.predictor, SeriesForecaster)
+    told = []
+    for item, mean in zip(items, means, strict=True):
+        widths = {level_name(level): live.predictor.half_widths(item, level) for level in levels}
+        intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
+        told.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
+    return told
+
+
+def _response(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
+    return json_response(answered(live, results=results(live, items, means, levels)))

@@ -1,0 +1,69 @@
+"""What Triton calls statistics: counts and times of each model, from the same figures as ``/metrics``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.bodies import json_response
+from app.api.oip_paths import SeriesModel, asked, on
+from app.api.patience import deadline
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.metrics import Metrics
+
+
+def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
+    """``/v2/models/stats``, and ``/v2/models/{name}/stats``."""
+
+    @routes.get("/models/stats")
+    async def all_statistics() -> Response:
+        """How often and how long each model was asked, waited and computed."""
+        totals = metrics.totals()
+        return json_response({"model_stats": [_of(live, totals) for live in registry.all()]})
+
+    @on(routes, "GET", "/stats")
+    async def statistics(request: Request, name: SeriesModel) -> Response:
+        """The same of one model."""
+        live = await asked(registry, request, name, deadline(request, registry.settings.request_seconds))
+        return json_response({"model_stats": [_of(live, metrics.totals())]})
+
+
+def _of(live: Live, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
+    """The figures of a version, or of all its model's versions where they are not told apart.
+
+    ``queue`` counts rows that left the queue, ``compute_infer`` batches; of texts a batch is a turn, and the inferences
+    are the texts. What is read and written beside the computing is not measured: 0.
+    """
+
+    def total(figure: str) -> float:
+        own, shared = ((f"quartet_{figure}", live.card.name, version) for version in (str(live.card.version), ""))
+        return totals.get(own, 0.0) + totals.get(shared, 0.0)
+
+    def measured(figure: str) -> dict[str, int]:
+        return _duration(total(f"{figure}_count"), total(f"{figure}_sum"))
+
+    queue, computing = measured("queue_seconds"), measured("compute_seconds")
+    done = {
+        "success": _duration(queue["count"], (queue["ns"] + computing["ns"]) / 1e9),
+        "fail": _duration(total("failures_total"), 0),
+        "queue": queue,
+        "compute_infer": computing,
+    }
+    unmeasured = ("compute_input", "compute_output", "cache_hit", "cache_miss")
+    return {
+        "name": live.card.name,
+        "version": str(live.card.version),
+        "inference_count": queue["count"] if live.card.task == "continue" else int(total("batch_rows_sum")),
+        "execution_count": computing["count"],
+        "inference_stats": {**done, **{name: _duration(0, 0) for name in unmeasured}},
+        "response_stats": {},
+        "batch_stats": [],
+        "memory_usage": [],
+    }
+
+
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    return {"count": int(count), "ns": round(seconds * 1e9)}

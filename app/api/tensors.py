@@ -1,0 +1,268 @@
+"""Every network as a model of tensors: what it reads and gives, and the items that the engines take.
+
+Nothing is computed here: an item is what the native endpoint of the task makes of the same input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.api import series, texts
+from app.api.answers import NEVER
+from app.api.bodies import PACKED, checked
+from app.api.wire_in import Inference, Spec
+from app.engine.loading import Live
+from app.errors import BadValue, shown
+from app.predictors.choice import Extras, Notes
+from app.predictors.cnn import ImageClassifier
+from app.predictors.gan import Drawing, ImageSampler
+from app.predictors.lstm import Series
+from app.predictors.rnn import Continuation, TextContinuer
+from app.settings import Settings
+
+TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
+FLOATS = ("FP64", "FP32")
+Outputs = dict[str, np.ndarray]
+FAR = 1000.0  # standard deviations: no latent lies there, and beyond it a network's sums overflow
+OURS = ("binary_data_output", "timeout", "priority", "headers")  # of the protocol, for every model
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The settings, and the bodies of the native endpoints with them, whose sentences are also those of parameters."""
+
+    settings: Settings
+    prompts: type[texts.Prompt]
+    histories: type[series.History]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(settings, texts.bounded(settings), series.bounded(settings))
+
+
+class Pixels:
+    """A classifier: ``image`` in raw pixel units, 0 to 255 -> ``probabilities``."""
+
+    def __init__(self, live: Live, limits: Limits) -> None:
+        assert isinstance(live.predictor, ImageClassifier)
+        predictor = live.predictor
+        shape = (-1, predictor.channels, predictor.side, predictor.side)
+        self.inputs = [Spec("image", ("UINT8", "FP32"), shape)]
+        labels = predictor.labels
+        self.outputs = [Spec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
+        self.rows = limits.settings.max_images
+        self.values = self.rows * predictor.channels * predictor.side**2
+        self.bytes = 0
+        self.parameters: tuple[str, ...] = ()
+
+    def items(self, request: Inference) -> list[Tensor]:
+        pixels = request.tensors["image"]
+        if pixels.dtype != np.uint8 and not ((pixels >= 0) & (pixels <= 255)).all():
+            odd = pixels[~((pixels >= 0) & (pixels <= 255))][0]
+            raise BadValue(f"image has {odd}; pixels are from 0 to 255", "image")
+        return list(torch.from_numpy(pixels.copy()).unbind(0))
+
+    def answers(self, request: Inference, items: Sequence[Tensor], found: Sequence[list[float]]) -> Outputs:
+        return {"probabilities": np.array(found)}
+
+    def length(self, items: Sequence[Tensor]) -> int:
+        """How many values the answer has, about."""
+        return len(items) * self.outputs[0].shape[1]
+
+
+class Prompts:
+    """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
+
+    def __init__(self, live: Live, limits: Limits) -> None:
+        assert isinstance(live.predictor, TextContinuer)
+        self.predictor = live.predictor
+        self.inputs = [Spec("prompt", ("BYTES",), (-1,))]
+        known = live.predictor.vocabulary
+        self.outputs = [
+            Spec("text", ("BYTES",), (-1,)),
+            Spec("log_probabilities", ("FP64",), (-1, len(known)), labels=known),
+        ]
+        self.rows = self.values = limits.settings.max_texts
+        self.parameters = TEXT_PARAMETERS
+        self.bodies = limits.prompts
+        self.most = limits.settings.max_prompt_characters
+        self.bytes = texts.ESCAPED * self.most
+
+    def items(self, request: Inference) -> list[Continuation]:
+        given = own(request.head.parameters, self.parameters)
+        prompts = [_text(prompt) for prompt in request.tensors["prompt"].reshape(-1)]
+        asked = {output.name for output in request.head.outputs or ()}
+        if asked == {"log_probabilities"}:
+            given = {"max_characters": 1, **given}
+        extras = self._extras if not asked or "log_probabilities" in asked else None
+        if (length := sum(map(len, prompts))) > self.most:
+            raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.most:,}", "prompt")
+        bodies = [checked({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
+        return [text for body in bodies for text in texts.begun(self.predictor, body, extras)[0]]
+
+    def _extras(self) -> Extras:
+        size = len(self.predictor.vocabulary)
+        return Extras(np.zeros(size), notes=Notes(size, most=1))
+
+    def answers(self, request: Inference, items: Sequence[Continuation], found: Sequence[Continuation]) -> Outputs:
+        outputs = {"text": np.array([text.text.encode() for text in found], dtype=object)}
+        notes = [text.extras.notes for text in found if text.extras and text.extras.notes]
+        logs = np.full((len(notes), len(self.predictor.vocabulary)), NEVER)
+        for row, noted in zip(logs, notes, strict=True):
+            for index, value in noted.likeliest[0]:
+                row[index] = max(value, NEVER)
+        return {**outputs, "log_probabilities": logs}
+
+    def length(self, items: Sequence[Continuation]) -> int:
+        return sum(len(text.draws) for text in items) + len(items) * len(self.predictor.vocabulary)
+
+
+class Histories:
+    """A series network: ``values``, NaN where one is missing -> ``mean``, and ``lower`` and ``upper`` of each level."""
+
+    def __init__(self, live: Live, limits: Limits) -> None:
+        self.live = live
+        self.settings = limits.settings
+        self.inputs = [Spec("values", FLOATS, (-1, -1))]
+        self.outputs = [
+            Spec("mean", ("FP64",), (-1, -1)),
+            Spec("lower", ("FP64",), (-1, -1, -1)),
+            Spec("upper", ("FP64",), (-1, -1, -1)),
+        ]
+        self.rows = limits.settings.max_series
+        self.values = limits.settings.max_series_values
+        self.bytes = 0
+        self.parameters = ("horizon", "levels")
+        self.bodies = limits.histories
+
+    def items(self, request: Inference) -> list[Series]:
+        values = request.tensors["values"].astype(np.float64)
+        if not (np.isnan(values) | (np.abs(values) <= 1e300)).all():
+            raise BadValue("values has one beyond 1e300", "values")
+        return series.parsed(self.live, self._body(request, values.tolist()), self.settings)
+
+    def _body(self, request: Inference, values: list[Any]) -> series.History:
+        given = own(request.head.parameters, self.parameters)
+        if isinstance(levels := given.get("levels"), str):
+            try:
+                given["levels"] = [float(level) for level in levels.split(",") if level.strip()]
+            except ValueError:
+                raise BadValue(f"levels is {shown(levels)}; it should be like '80,95'", "levels") from None
+        elif levels is not None:
+            given["levels"] = [levels]
+        body = checked({"values": [], **given}, self.bodies)
+        return body.model_copy(update={"values": values})
+
+    def answers(self, request: Inference, items: list[Series], found: list[np.ndarray]) -> Outputs:
+        told = series.results(self.live, items, found, self._body(request, []).levels)
+        bounds = {
+            side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])
+            for side in ("lower", "upper")
+        }
+        return {"mean": np.array([each["mean"] for each in told]), **bounds}
+
+    def length(self, items: Sequence[Series]) -> int:
+        return sum(item.horizon for item in items) * 5
+
+
+class Latents:
+    """A generator: ``latents`` from N(0, 1), and ``classes`` by index or label -> ``images``."""
+
+    def __init__(self, live: Live, limits: Limits) -> None:
+        assert isinstance(live.predictor, ImageSampler)
+        self.predictor = live.predictor
+        sizes = live.predictor.network.sizes
+        self.inputs = [Spec("latents", FLOATS, (-1, sizes.latent))]
+        if live.predictor.labels:
+            self.inputs.append(Spec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
+        self.outputs = [Spec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
+        self.rows = limits.settings.max_samples
+        self.values = self.rows * (sizes.latent + 1)
+        self.bytes = 0
+        self.parameters: tuple[str, ...] = ()
+
+    def items(self, request: Inference) -> list[Drawing]:
+        latents = request.tensors["latents"].astype(np.float64)
+        if not (np.abs(latents) <= FAR).all():
+            odd = latents[~(np.abs(latents) <= FAR)][0]
+            raise BadValue(f"latents has {odd}; allowed is from -{FAR:g} to {FAR:g}", "latents")
+        classes = request.tensors.get("classes")
+        return [Drawing(latents, None if classes is None else self._indices(classes.reshape(-1)))]
+
+    def _indices(self, classes: np.ndarray) -> np.ndarray:
+        labels = self.predictor.labels
+        known = {label.encode(): index for index, label in enumerate(labels)}
+        known |= dict(enumerate(range(len(labels)))) if classes.dtype != object else {}  # type: ignore[arg-type]
+        for given in classes.tolist():
+            if given not in known:
+                raise BadValue(
+                    f"classes has {shown(given)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}", "classes"
+                )
+        return np.array([known[given] for given in classes.tolist()], dtype=np.int64)
+
+    def answers(self, request: Inference, items: Sequence[Drawing], found: Sequence[np.ndarray]) -> Outputs:
+        return {"images": found[0]}
+
+    def length(self, items: Sequence[Drawing]) -> int:
+        return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // PACKED
+
+
+TensorModel = Pixels | Prompts | Histories | Latents
+MODELS: dict[str, type[TensorModel]] = {
+    "classify": Pixels,
+    "continue": Prompts,
+    "forecast": Histories,
+    "sample": Latents,
+}
+
+
+def tensor_model(live: Live, limits: Limits) -> TensorModel:
+    """A version as a model of tensors."""
+    return MODELS[live.card.task](live, limits)
+
+
+def fit(model: TensorModel, request: Inference) -> None:
+    """Raises BadValue for a request whose inputs or parameters are not the model's."""
+    specs = {spec.name: spec for spec in model.inputs}
+    for given in request.head.inputs:
+        if given.name not in specs:
+            raise BadValue(f"there is no input {shown(given.name)}; there are: {', '.join(specs)}", "inputs")
+        spec, shape = specs[given.name], request.tensors[given.name].shape
+        if given.datatype not in spec.datatypes:
+            allowed = ", ".join(spec.datatypes)
+            raise BadValue(f"input {given.name!r} is of {given.datatype}; allowed are {allowed}", "inputs")
+        if not spec.fits(shape):
+            raise BadValue(f"input {given.name!r} has the shape {list(shape)}, expected {list(spec.shape)}", "inputs")
+        if not 1 <= shape[0] <= model.rows:
+            raise BadValue(f"input {given.name!r} has {shape[0]:,} rows; allowed are 1 to {model.rows:,}", "inputs")
+    missing = [name for name in specs if name not in request.tensors]
+    if missing:
+        raise BadValue(f"input {missing[0]!r} is missing; there are: {', '.join(specs)}", "inputs")
+    rows = {name: len(tensor) for name, tensor in request.tensors.items()}
+    if len(set(rows.values())) > 1:
+        raise BadValue(f"inputs have {shown(rows)} rows, expected as many in each", "inputs")
+    own(request.head.parameters, model.parameters)
+
+
+def own(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """The parameters that are the model's own. Raises BadValue for one that is nobody's."""
+    for name in parameters:
+        if name not in (*known, *OURS) and not name.startswith("triton_"):
+            told = f"there is no parameter {shown(name)} here; there are: {', '.join((*known, *OURS))}"
+            raise BadValue(told, "parameters")
+    return {name: value for name, value in parameters.items() if name in known}
+
+
+def _text(prompt: bytes) -> str:
+    """A string of a request. Raises BadValue."""
+    try:
+        return prompt.decode()
+    except UnicodeDecodeError as error:
+        raise BadValue(f"prompt has {shown(prompt)}, which is not UTF-8: {error.reason}", "prompt") from None

@@ -1,0 +1,152 @@
+"""KServe's time series protocol: forecasts with quantiles."""
+
+from __future__ import annotations
+
+import calendar
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from app.api import examples, series
+from app.api.answers import FAILURES
+from app.api.bodies import NAMES, Body, ModelName, Reading, checked, described, json_bytes, json_response, read_json
+from app.api.choice import choose
+from app.api.patience import Patience, deadline
+from app.api.series import Value
+from app.engine.loading import Live
+from app.engine.registry import Registry
+from app.errors import BadValue, shown
+from app.predictors.lstm import Series
+from app.settings import Settings
+
+SECONDS = {
+    **{"second": 1, "S": 1, "minute": 60, "T": 60, "hour": 3600, "H": 3600},
+    **{"day": 86400, "D": 86400, "week": 604800, "W": 604800},
+}
+MONTHS = {"month": 1, "M": 1, "quarter": 3, "Q": 3, "year": 12, "Y": 12}
+Frequency = Literal[
+    "second", "S", "minute", "T", "hour", "H", "day", "D", "week", "W", "month", "M", "quarter", "Q", "year", "Y"
+]
+Quantile = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Input(Body):
+    type: Literal["univariate_time_series"]
+    name: str = Field("", max_length=200)
+    series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
+    frequency: Frequency
+    start_timestamp: str | None = Field(None, description="when the first value was taken, ISO 8601", max_length=100)
+
+
+class Options(Body):
+    horizon: int = Field(ge=1)
+    quantiles: list[Quantile] = Field([], max_length=10)
+
+
+class Question(Body):
+    model: ModelName = None
+    inputs: list[Input] = Field(min_length=1, max_length=10**5)
+    options: Options
+    metadata: dict[str, Any] | None = Field(None, description="not looked at")
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """The routes, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=FAILURES)
+    parsing, histories = registry.parsing, series.bounded(settings)
+    limit = json_bytes(settings.max_body_bytes, series.DIGITS * settings.max_series_values)
+    reading = Reading(limit, settings.body_seconds, parsing)
+    most = settings.max_series_values + 8 * settings.max_series + NAMES
+
+    @routes.get("/models")
+    async def models(request: Request) -> Response:
+        """The names of the models that forecast."""
+        cards = map(registry.card, registry.shelves)
+        return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
+
+    @routes.post("/forecast", openapi_extra=described(Question, examples.SERIES))
+    async def forecast(request: Request) -> Response:
+        """Go on with series of numbers, with quantiles."""
+        until = deadline(request, settings.request_seconds)
+        body = await read_json(request, Question, reading, most)
+        live = await choose(request, registry, "forecast", body.model, until)
+        starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
+        levels = sorted({_level(quantile) for quantile in body.options.quantiles if quantile != 0.5})
+        options = checked({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
+        native = options.model_copy(update={"values": [each.series for each in body.inputs]})
+        live.engine.admit(1)
+        async with Patience(request, until):
+            where = "inputs.{}.series"
+            items = await parsing.run_if_long(series.size(native), series.parsed, live, native, settings, where)
+            means = await live.engine.submit(items)
+            size = len(items) * native.horizon * (1 + len(body.options.quantiles))
+            return await parsing.run_if_long(size, _response, live, body, items, means, levels, starts)
+
+    return routes
+
+
+def _level(quantile: float) -> float:
+    """The per cent of the interval that a quantile bounds."""
+    return round(abs(2 * quantile - 1) * 100, 10)
+
+
+def _response(
+    live: Live,
+    body: Question,
+    items: list[Series],
+    means: list[np.ndarray],
+    levels: list[float],
+    starts: Sequence[str | None],
+) -> Response:
+    identity = f"forecast-{secrets.token_hex(12)}"
+    outputs = []
+    told = series.results(live, items, means, levels)
+    for i, (given, start, result) in enumerate(zip(body.inputs, starts, told, strict=True)):
+        content = {
+            "type": given.type,
+            "name": given.name,
+            "mean_forecast": result["mean"],
+            "frequency": given.frequency,
+            "start_timestamp": start,
+            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in body.options.quantiles},
+        }
+        outputs.append({"type": given.type, "id": f"{identity}-{i}", "status": "completed", "content": [content]})
+    answer = {"id": identity, "created_at": int(time.time()), "status": "completed", "error": None}
+    return json_response({**answer, "model": live.card.name, "version": live.card.version, "outputs": outputs})
+
+
+def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
+    """A quantile is a bound of the interval that leaves as much on both sides."""
+    if quantile == 0.5:
+        return result["median"]
+    interval = result["intervals"][series.level_name(_level(quantile))]
+    return interval["lower" if quantile < 0.5 else "upper"]
+
+
+def _start(given: Input, param: str) -> str | None:
+    """When the first forecast is for, where the series says when it begins. Raises BadValue."""
+    if given.start_timestamp is None:
+        return None
+    try:
+        begin = datetime.fromisoformat(given.start_timestamp)
+        return _later(begin, given.frequency, len(given.series)).isoformat()
+    except (ValueError, OverflowError):
+        told = f"{param}.start_timestamp is {shown(given.start_timestamp)}; it should be a time in ISO 8601"
+        raise BadValue(f"{told} from which {len(given.series):,} steps can be counted", param) from None
+
+
+def _later(begin: datetime, frequency: str, steps: int) -> datetime:
+    """So many steps later; a month has no more days than it has."""
+    if frequency in SECONDS:
+        return begin + timedelta(seconds=SECONDS[frequency] * steps)
+    years, month = divmod(begin.month - 1 + MONTHS[frequency] * steps, 12)
+    year = begin.year + years
+    last = calendar.monthrange(year, month + 1)[1]
+    return begin.replace(year=year, month=month + 1, day=min(begin.day, last))

@@ -1,0 +1,70 @@
+"""What goes out in the tensor wire format of the Open Inference Protocol V2; see ``wire_in``."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from app.api.wire_in import LENGTH, NUMPY, Head, Parameters, Spec
+from app.errors import BadValue, shown
+
+
+def wanted(head: Head, known: Mapping[str, Spec]) -> dict[str, Parameters]:
+    """The outputs that a request asks for, each with its parameters; all when it names none. Raises BadValue."""
+    if not head.outputs:
+        return {name: {} for name in known}
+    for output in head.outputs:
+        if output.name not in known:
+            raise BadValue(f"there is no output {shown(output.name)}; there are: {', '.join(known)}", "outputs")
+    return {output.name: output.parameters for output in head.outputs}
+
+
+def response(
+    answer: dict[str, Any], head: Head, outputs: Mapping[str, np.ndarray], specs: Mapping[str, Spec]
+) -> Response:
+    """The answer with its outputs, in JSON or binary as each is asked for. Raises BadValue."""
+    told, tail = [], []
+    for name, parameters in wanted(head, specs).items():
+        array, datatype = outputs[name], specs[name].datatypes[0]
+        if (best := parameters.get("classification")) is not None:
+            array, datatype = _classes(array, best, specs[name]), "BYTES"
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+        if parameters.get("binary_data", head.parameters.get("binary_data_output", False)):
+            content = _packed(array, datatype)
+            tail.append(content)
+            entry["parameters"] = {"binary_data_size": len(content)}
+        elif datatype == "BYTES":
+            entry["data"] = [text.decode("utf-8", "replace") for text in array.reshape(-1)]
+        else:
+            entry["data"] = np.ascontiguousarray(array).reshape(-1)
+        told.append(entry)
+    first = orjson.dumps({**answer, "outputs": told}, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not tail:
+        return Response(first, media_type="application/json")
+    headers = {LENGTH.decode(): str(len(first))}
+    return Response(b"".join([first, *tail]), 200, headers, "application/octet-stream")
+
+
+def _packed(array: np.ndarray, datatype: str) -> bytes:
+    if datatype == "BYTES":
+        return b"".join(struct.pack("<I", len(text)) + text for text in array.reshape(-1))
+    return np.ascontiguousarray(array, NUMPY[datatype]).tobytes()
+
+
+def _classes(array: np.ndarray, best: Any, spec: Spec) -> np.ndarray:
+    """Values [N, classes] -> the ``best`` largest of each row as ``value:index:label``, [N, best]. Raises BadValue."""
+    if array.ndim != 2 or array.dtype == object or not spec.labels:
+        raise BadValue(f"output {spec.name!r} has no classes", "outputs")
+    if type(best) is not int or best < 1:
+        raise BadValue(f"classification is {shown(best)}; it should be a number of classes from 1 on", "outputs")
+    order = np.argsort(-array, axis=1, kind="stable")[:, :best]
+    rows = [
+        [f"{row[index]:.6f}:{index}:{spec.labels[index]}".encode() for index in ranks]
+        for row, ranks in zip(array, order, strict=True)
+    ]
+    return np.array(rows, dtype=object)

@@ -1,0 +1,175 @@
+"""A version as one file, to carry it to another store: a zip archive of the files in its folder, nothing else.
+
+What comes in is checked before anybody sees it: only the names that a version has, nothing that is a link or a path,
+no more bytes than allowed, and then all that is checked of a version that is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
+
+from app import store
+from app.disk import scratch
+from app.rollout import Refused, checked, contents, shortened
+from app.store import CARD, WEIGHTS, StoreError
+
+PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
+PNG = b"\x89PNG\r\n\x1a\n"
+MOST_PICTURES = 32
+MOST_CARD = 4 * 2**20  # bytes; a card with a long vocabulary takes a few thousand
+PIECE = 2**20
+ENCRYPTED = 0x1
+
+
+class BadArchive(StoreError):
+    """A file that is no version: the sentence says which entry, and what is wrong with it."""
+
+
+class _Sink:
+    """A file that is taken away piece by piece while it is written."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def write(self, piece: bytes) -> int:
+        self._written += piece
+        return len(piece)
+
+    def flush(self) -> None:
+        """There is nothing to wait for."""
+
+    def take(self) -> bytes:
+        taken = bytes(self._written)
+        self._written.clear()
+        return taken
+
+
+def export(models: Path, name: str, version: int) -> Iterator[bytes]:
+    """A whole version as one archive, piece by piece. Raises Missing, and StoreError for one that is not whole."""
+    folder = checked(models, name, version).folder
+    pictures = sorted(path.name for path in folder.iterdir() if PICTURE.fullmatch(path.name))
+    return _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
+
+
+def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
+    sink = _Sink()
+    with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_STORED) as archive:
+        for path in paths:
+            entry = zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)
+            with path.open("rb") as source, archive.open(entry, "w") as target:
+                while piece := source.read(PIECE):
+                    target.write(piece)
+                    yield sink.take()
+    yield sink.take()
+
+
+def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -> store.Card:
+    """Publish the version of an archive, under its own name and number, or with ``renumber`` under the next one.
+
+    ``most``: bytes that it may have unpacked. Raises BadArchive, Refused when the store has another version of this
+    number, and StoreError for a version that is not whole. Nothing is visible before all of it is checked.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise BadArchive(f"this is not a zip archive: {error}") from None
+    with archive:
+        entries = _entries(archive, most)
+        card = _card(archive, entries[CARD])
+        with scratch(models) as aside:
+            folder = aside / card.name / str(card.version)
+            folder.mkdir(parents=True)
+            _unpack(archive, entries, folder, most)
+            return _place(models, folder, card, renumber)
+
+
+def _entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
+    """What is in an archive, by name. Raises BadArchive for anything that a version does not have."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        name = entry.filename
+        if name not in (CARD, WEIGHTS) and not PICTURE.fullmatch(name):
+            raise BadArchive(f"entry {shortened(name)}: allowed are {CARD}, {WEIGHTS} and pictures such as curves.png")
+        if name in found:
+            raise BadArchive(f"entry {name!r} is there twice")
+        mode = entry.external_attr >> 16
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise BadArchive(f"entry {name!r} is a link or no plain file")
+        if entry.flag_bits & ENCRYPTED:
+            raise BadArchive(f"entry {name!r} is encrypted")
+        found[name] = entry
+    for name in (CARD, WEIGHTS):
+        if name not in found:
+            raise BadArchive(f"entry {name!r} is missing")
+    if len(found) - 2 > MOST_PICTURES:
+        raise BadArchive(f"it has {len(found) - 2} pictures; allowed are {MOST_PICTURES}")
+    if (total := sum(entry.file_size for entry in found.values())) > most:
+        raise BadArchive(f"it has {total:,} bytes unpacked; allowed are {most:,}")
+    return found
+
+
+def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content of an entry. Raises BadArchive where it is damaged."""
+    try:
+        with archive.open(entry) as source:
+            while piece := source.read(PIECE):
+                yield piece
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
+
+
+def _card(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> store.Card:
+    content = b""
+    for piece in _pieces(archive, entry):
+        content += piece
+        if len(content) > MOST_CARD:
+            raise BadArchive(f"entry {entry.filename!r} has more than {MOST_CARD:,} bytes, which are allowed")
+    return store.parse_card(content, f"the archive's {CARD}")
+
+
+def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folder: Path, most: int) -> None:
+    """Write the entries: never more bytes than allowed, whatever the archive says of their sizes."""
+    left = most
+    for name, entry in entries.items():
+        with (folder / name).open("wb") as target:
+            for piece in _pieces(archive, entry):
+                left -= len(piece)
+                if left < 0:
+                    raise BadArchive(f"it has more than {most:,} bytes unpacked, which are allowed")
+                if name.endswith(".png") and not target.tell() and not piece.startswith(PNG):
+                    raise BadArchive(f"entry {name!r} is not a PNG file")
+                target.write(piece)
+
+
+def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
+    """Make the unpacked version visible, under the number that it is to have."""
+    known = contents(models).get(card.name, [])
+    if not renumber:
+        if card.version in known or not store.place(models, folder):
+            raise Refused(_taken(models, card))
+        return card
+    while True:
+        number = max(contents(models).get(card.name, []), default=0) + 1
+        content = json.loads((folder / CARD).read_bytes()) | {"version": number}
+        (folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        folder = folder.rename(folder.parent / str(number))
+        if store.place(models, folder):
+            return store.read_card(models / card.name / str(number))
+
+
+def _taken(models: Path, card: store.Card) -> str:
+    label = f"{card.name}@{card.version}"
+    try:
+        same = store.read_card(models / card.name / str(card.version)) == card
+    except StoreError:
+        same = False
+    return f"{label} is in the store already" + (
+        "" if same else ", and is another one; `--renumber` gives the next number"
+    )

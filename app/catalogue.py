@@ -1,0 +1,123 @@
+"""What lies in a store, as data: for the command line and for whoever asks over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from app import rollout, store
+from app.rollout import Rollout, checked, contents, serving
+from app.store import StoreError
+
+
+def models(folder: Path) -> list[dict[str, Any]]:
+    """A row for each name: its task, and which versions serve."""
+    defaults = store.defaults(folder)
+    return [_model(folder, name, defaults) for name in contents(folder)]
+
+
+def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str, Any]:
+    chosen, problem = Rollout(), ""
+    try:
+        chosen = rollout.read(folder, name)
+    except StoreError as error:
+        problem = str(error)
+    numbers = contents(folder)[name]
+    active = serving(folder, name, chosen)
+    task = store.read_card(folder / name / str(active)).task if active else None
+    back = [number for number in chosen.before(active, numbers) if number in numbers]
+    return {
+        "name": name,
+        "task": task,
+        "default": task is not None and defaults.get(task) == name,
+        "active": active,
+        "follows": "newest" if chosen.active is None else "choice",
+        "canary": chosen.canary.model_dump() if chosen.canary else None,
+        "previous": back[0] if back else None,
+        "retired": chosen.retired,
+        "versions": numbers,
+        "changed": chosen.changed,
+        "by": chosen.by,
+        "problem": problem,
+    }
+
+
+def model(folder: Path, name: str) -> dict[str, Any]:
+    """A name with all its versions. Raises Missing."""
+    rollout.numbers(folder, name)
+    row = _model(folder, name, store.defaults(folder))
+    return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
+
+
+def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
+    name, role = row["name"], ""
+    if number in row["retired"]:
+        role = "retired"
+    elif number == row["active"]:
+        role = "active"
+    elif row["canary"] and number == row["canary"]["version"]:
+        role = "canary"
+    elif number == row["previous"]:
+        role = "previous"
+    try:
+        card = checked(folder, name, number).card
+    except StoreError as error:
+        return {"version": number, "role": role, "problem": str(error)}
+    return {
+        "version": number,
+        "role": role,
+        "problem": "",
+        "bytes": size(folder, name, number),
+        "title": card.title,
+        "created": card.created,
+        "metrics": {key: metric.value for key, metric in card.metrics.items()},
+        "notes": card.notes,
+    }
+
+
+def size(folder: Path, name: str, number: int) -> int:
+    """The bytes of all files of a version."""
+    return sum(path.stat().st_size for path in (folder / name / str(number)).iterdir())
+
+
+def verify(folder: Path) -> Iterator[dict[str, Any]]:
+    """Each file that could be wrong, in order, with what is wrong with it: nothing, when ``problem`` is empty."""
+    yield _looked_at("defaults.json", lambda: store.defaults(folder))
+    for name, numbers in contents(folder).items():
+        yield _looked_at(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
+        for number in numbers:
+            yield _looked_at(f"{name}@{number}", lambda name=name, number=number: checked(folder, name, number))
+
+
+def _looked_at(what: str, look: Any) -> dict[str, Any]:
+    try:
+        look()
+    except StoreError as error:
+        return {"what": what, "problem": str(error)}
+    return {"what": what, "problem": ""}
+
+
+ALIKE = ("task", "kind", "title", "created", "seed", "command", "commit", "hardware", "minutes", "notes")
+
+
+def difference(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
+    """Two versions side by side: a row for each figure, size, data set and word of their cards, equal or not.
+
+    Raises Missing, and StoreError for a version that is not whole.
+    """
+    one, other = (checked(folder, name, number) for number in (first, second))
+    sides = [_facts(version) | {"bytes": size(folder, name, version.card.version)} for version in (one, other)]
+    keys = list(dict.fromkeys([*sides[0], *sides[1]]))
+    return [{"what": key, "first": sides[0].get(key), "second": sides[1].get(key)} for key in keys]
+
+
+def _facts(version: store.Version) -> dict[str, Any]:
+    card = version.card
+    facts: dict[str, Any] = {f"metrics.{key}": metric.value for key, metric in card.metrics.items()}
+    facts |= {f"sizes.{key}": value for key, value in card.sizes.items()}
+    facts["parameters"] = sum(tensor.numel() for tensor in version.tensors.values())
+    facts |= {f"data.{key}": value for key, value in card.data.items()}
+    facts |= {key: getattr(card, key) for key in ALIKE}
+    facts |= {"labels": card.labels and len(card.labels), "vocabulary": card.vocabulary and len(card.vocabulary)}
+    return {key: value for key, value in facts.items() if value is not None}

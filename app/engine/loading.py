@@ -1,0 +1,156 @@
+"""From a version in the store to one that is ready to serve: read, verified, warmed up, with an engine of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app import store
+from app.engine.batcher import Batcher
+from app.engine.lane import Lane
+from app.engine.text import TextEngine
+from app.engine.watch import Watcher
+from app.predictors import PREDICTORS, Predictor
+from app.predictors.cnn import ImageClassifier
+from app.predictors.rnn import Continuation, TextContinuer
+from app.settings import Settings, SettingsError
+from app.store import CARD, WEIGHTS, Card, StoreError, Version
+
+ASIDE = 10  # niceness of a thread that warms up a version while others are served
+Engine = Batcher[Any, Any] | TextEngine[Any]
+Seen = tuple[tuple[int, int], ...]
+
+
+@dataclass(eq=False)
+class Live:
+    """A version that is in memory: its predictor parses and computes, its engine says when."""
+
+    card: Card
+    predictor: Predictor
+    engine: Engine
+    explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
+    bytes: int = 0  # of its weights
+    used: float = 0.0  # when it was asked for last, on time.monotonic's clock
+
+    @property
+    def id(self) -> str:
+        return f"{self.card.name}@{self.card.version}"
+
+    def follow(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
+        """Texts of this version each time they have grown; see ``TextEngine.follow``."""
+        assert isinstance(self.engine, TextEngine)
+        return self.engine.follow(texts)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A version that is not served, and why; ``seen``: its files as they were, for they may be half copied."""
+
+    name: str
+    version: int
+    reason: str
+    seen: Seen = ()
+
+    @property
+    def label(self) -> str:
+        """The version as ``name@version``, or the file, where ``version`` is 0."""
+        return f"{self.name}@{self.version}" if self.version else self.name
+
+
+@dataclass
+class Loader:
+    """Makes versions ready for one process: its device, its lane, its limits."""
+
+    settings: Settings
+    watch: Watcher
+    lane: Lane
+    device: torch.device
+
+    def load(self, name: str, number: int, aside: bool = False) -> Live | Broken:
+        """A version, verified and warmed up, or why it is not; ``aside``: while others are served."""
+        if aside and hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE)
+        seen = look(self.settings.store, name, number)
+        try:
+            version = store.read(self.settings.store, name, number)
+            predictor = self._predictor(version)
+            predictor.warm_up(self._full(version.card))
+        except Exception as error:  # whatever is wrong with one version, the others are served
+            told = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            return Broken(name, number, told, seen)
+        return self._live(version, predictor)
+
+    def _full(self, card: Card) -> int:
+        """The rows of the largest batch that a network will see."""
+        return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
+
+    def _predictor(self, version: Version) -> Predictor:
+        if version.card.task == "classify":
+            return ImageClassifier(version, self.device, self.settings.views)
+        return PREDICTORS[version.card.task](version, self.device)
+
+    def _live(self, version: Version, predictor: Any) -> Live:
+        card, settings = version.card, self.settings
+        size = sum(tensor.nbytes for tensor in version.tensors.values())
+        if isinstance(predictor, TextContinuer):
+            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.of(card.name, card.version)
+            engine = TextEngine(_label(card), predictor.step, pace, self.lane, watch, rows, settings.queue_rows)
+            return Live(card, predictor, engine, bytes=size)
+        explainer = None
+        if isinstance(predictor, ImageClassifier):
+            explainer = self._batcher(card, predictor.explain, predictor)
+        return Live(card, predictor, self._batcher(card, predictor.predict, predictor), explainer, bytes=size)
+
+    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: Any) -> Batcher[Any, Any]:
+        return Batcher(
+            _label(card),
+            compute,
+            predictor.rows,
+            predictor.seconds,
+            self.lane,
+            self.watch.of(card.name, card.version),
+            batch_rows=self.settings.batch_rows,
+            queue_rows=self.settings.queue_rows,
+        )
+
+
+def look(folder: Path, name: str, number: int) -> Seen:
+    """The sizes and times of a version's files: when they change, so may what is wrong with it."""
+    seen = []
+    for file in (CARD, WEIGHTS):
+        with contextlib.suppress(OSError):
+            stat = (folder / name / str(number) / file).stat()
+            seen.append((stat.st_size, stat.st_mtime_ns))
+    return tuple(seen)
+
+
+def _label(card: Card) -> str:
+    """How an engine is named, in sentences and in figures."""
+    return f"{card.name}@{card.version}"
+
+
+def find_store(folder: Path) -> None:
+    """Raises SettingsError for a store that is not there."""
+    if not folder.is_dir():
+        raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
+
+
+def find_device(wanted: str) -> torch.device:
+    """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
+        raise SettingsError(
+            f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
+        )
+    return device

@@ -1,0 +1,219 @@
+"""The figures that Prometheus asks for, of one process or of all workers together."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import ParamSpec
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+
+from app.engine.watch import Member
+from app.tracing import Tracer
+
+P = ParamSpec("P")
+log = logging.getLogger("quartet")
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+GAPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # seconds
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+VERSION = ("model", "version")
+
+
+def harmless(report: Callable[P, None]) -> Callable[P, None]:
+    """A report that fails, for want of file descriptors say, is logged: what it tells of goes on."""
+
+    @functools.wraps(report)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            report(*args, **kwargs)
+        except Exception:
+            log.exception("a figure is lost")
+
+    return reported
+
+
+class Metrics:
+    """The figures of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up."""
+
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self.tracer = tracer
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"quartet_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str, mode: str = "livesum") -> Gauge:
+            return Gauge(f"quartet_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+        def histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"quartet_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+        route = ("route", "method", "status")
+        self.requests = counter("requests_total", "Requests answered", *route)
+        self.request_seconds = histogram("request_seconds", "From the first byte to the last", *route)
+        self.errors = counter("errors_total", "Requests that failed, by the code they were told", "route", "reason")
+        self.requests_running = gauge("requests_running", "Requests under way")
+        self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", *VERSION)
+        self.compute_seconds = histogram("compute_seconds", "One forward of a batch", *VERSION)
+        self.batch_rows = histogram("batch_rows", "Rows in one forward", *VERSION, buckets=ROWS)
+        self.first_seconds = histogram("text_first_seconds", "From queueing to a text's first character", *VERSION)
+        self.gap_seconds = histogram(
+            "text_gap_seconds", "Between two characters of a text, mean of each text", *VERSION, buckets=GAPS
+        )
+        self.queued = gauge("queued_rows", "Rows that wait for a batch", *VERSION)
+        self.running = gauge("running_rows", "Rows that are computed", *VERSION)
+        self.refusals = counter("refusals_total", "Requests that a queue did not take", *VERSION, "reason")
+        self.limits = counter("limited_total", "Requests over the limit of their key", "key")
+        self.failures = counter("failures_total", "Inputs that a network failed on", *VERSION)
+        self.loaded = gauge("loaded_bytes", "Bytes of the weights that are loaded, in all workers", *VERSION)
+        self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
+        self.workers = gauge("workers", "Processes that serve")
+        self.workers.set(1)
+        self.under_way = 0  # requests; told when it is asked for
+        self._figures: dict[tuple[str, int], Figures] = {}
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
+
+    def of(self, model: str, version: int) -> Figures:
+        """The figures of a version, the same ones each time."""
+        if (model, version) not in self._figures:
+            self._figures[model, version] = Figures(self, model, version)
+        return self._figures[model, version]
+
+    @harmless
+    def answered(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
+        """A request was answered, or given up; ``reason`` is the code of its failure."""
+        key = (route, method, status)
+        if key not in self._answered:
+            labels = (route, method, str(status))
+            self._answered[key] = self.requests.labels(*labels), self.request_seconds.labels(*labels)
+        count, duration = self._answered[key]
+        count.inc()
+        duration.observe(seconds)
+        if reason or status >= 400:
+            self.errors.labels(route, reason or str(status)).inc()
+
+    @harmless
+    def limited(self, key: str) -> None:
+        """A request was more than its key may send."""
+        self.limits.labels(key).inc()
+
+    @harmless
+    def versions(self, live: int, broken: int) -> None:
+        self.states.labels("live").set(live)
+        self.states.labels("broken").set(broken)
+        self.requests_running.set(self.under_way)
+
+    def page(self) -> bytes:
+        """All figures of all workers in Prometheus' text format."""
+        return generate_latest(self._of_all())
+
+    def totals(self) -> dict[tuple[str, str, str], float]:
+        """The counts and sums of all workers by figure, model and version."""
+        found: dict[tuple[str, str, str], float] = defaultdict(float)
+        for family in self._of_all().collect():
+            for sample in family.samples:
+                if "version" in sample.labels and not sample.name.endswith("_bucket"):
+                    found[sample.name, sample.labels["model"], sample.labels["version"]] += sample.value
+        return found
+
+    def _of_all(self) -> CollectorRegistry:
+        """The figures of all workers."""
+        if SHARED not in os.environ:
+            return self.registry
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        return registry
+
+
+class Figures:
+    """The figures of one version, what its engines tell of, and its part in the accounts of requests."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        self.model, self.version = model, version
+        self._metrics, self._labels = metrics, (model, str(version))
+        self._queue = metrics.queue_seconds.labels(*self._labels)
+        self._compute = metrics.compute_seconds.labels(*self._labels)
+        self._rows = metrics.batch_rows.labels(*self._labels)
+
+    @harmless
+    def waited(self, members: Sequence[Member]) -> None:
+        observe = self._queue.observe
+        for member in members:
+            observe(member.begun - member.queued)
+            if account := member.account:
+                if not account.begun:
+                    account.model, account.version = self.model, self.version
+                    account.queued, account.begun = member.queued, member.begun
+                account.rows += member.rows
+
+    @harmless
+    def computed(self, rows: int, seconds: float) -> None:
+        self._compute.observe(seconds)
+        self._rows.observe(rows)
+
+    @harmless
+    def served(self, members: Sequence[Member]) -> None:
+        for member in members:
+            if account := member.account:
+                account.ended = max(account.ended, member.ended)
+        if self._metrics.tracer:
+            self._metrics.tracer.computed(self.model, self.version, members)
+
+    @harmless
+    def first(self, member: Member, seconds: float) -> None:
+        self._metrics.first_seconds.labels(*self._labels).observe(seconds)
+        if member.account and not member.account.first:
+            member.account.first = seconds
+
+    @harmless
+    def between(self, seconds: float) -> None:
+        self._metrics.gap_seconds.labels(*self._labels).observe(seconds)
+
+    @harmless
+    def refused(self, reason: str) -> None:
+        self._metrics.refusals.labels(*self._labels, reason).inc()
+
+    @harmless
+    def failed(self, error: Exception) -> None:
+        self._metrics.failures.labels(*self._labels).inc()
+        log.error("%s@%s failed", self.model, self.version, exc_info=error)
+
+    @harmless
+    def loaded(self, size: int) -> None:
+        self._metrics.loaded.labels(*self._labels).set(size)
+
+    @harmless
+    def load(self, queued: int, running: int) -> None:
+        self._metrics.queued.labels(*self._labels).set(queued)
+        self._metrics.running.labels(*self._labels).set(running)
+
+
+def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
+    """Have all processes that are forked from now on count together. Entered, it gives what forgets one that has died.
+
+    They count in files, in memory where there is such a folder: it can be written even in a read-only container.
+    Raises OSError where no folder can be.
+    """
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
+    for left in Path(parent).glob("quartet-*-*"):  # by a service that was killed
+        if not Path("/proc", left.name.split("-")[1]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
+    os.environ[SHARED] = folder.name
+    values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
+
+    @contextmanager
+    def shared() -> Iterator[Callable[[int], None]]:
+        with folder:
+            yield multiprocess.mark_process_dead
+
+    return shared()

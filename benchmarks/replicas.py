@@ -1,0 +1,121 @@
+"""One and two replicas under Ray Serve beside one and two workers of the service itself, one after the other.
+
+    python -m benchmarks.replicas                          # the table; needs the extra [ray]
+    python -m benchmarks.replicas --only cnn --callers 64  # one kind of work
+    python -m benchmarks.replicas --kill --seconds 20      # a replica is killed in the middle: which answers came
+
+Every process computes with one thread. What Ray costs is the way through its proxy and the ingress; what it gives is
+a second machine, which this does not show. Figures and their conditions are those of ``benchmarks.serving``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import load, report, servers
+from benchmarks.servers import ROOT, Server, free_port, stats
+from benchmarks.serving import Plan, compare, progress, show, started, words
+from benchmarks.works import prepare, works
+
+WORKS = ("cnn", "strong", "text", "streams", "forecast", "sample")
+TASKS = ["classify", "continue", "forecast", "sample"]
+
+
+def replicas(folder: Path, store: Path, count: int) -> Server:
+    """So many replicas for all tasks, on a Ray of their own."""
+    port, name = free_port(), f"ray x{count}"
+    group = {"tasks": TASKS, "least": count, "most": count, "requests": 64}
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "quartet",
+                "route_prefix": "/",
+                "import_path": "deploy.ray_serve:build",
+                "args": {"ingresses": 1, "groups": {"all": group}},
+            }
+        ],
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps(config))  # which is YAML too
+    environment = {"QUARTET_STORE": str(store), "RAY_ADDRESS": "local"}  # a cluster of its own
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(ROOT), str(file)]
+    return Server(name, command, port, folder / f"{name}.log", environment)
+
+
+def victims(server: Server) -> list[int]:
+    """The processes of the replicas of the group."""
+    own = set(server.pids())
+    found = []
+    for pid, _ in stats():
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if pid in own and title.startswith(b"ray::ServeReplica:quartet:all"):
+            found.append(pid)
+    return found
+
+
+async def killed(server: Server, work: str, callers: int, seconds: float, folder: Path) -> collections.Counter[int]:
+    """How many answers had which status while one of the replicas was killed; 0: there was none."""
+    asked = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
+    await asyncio.sleep(seconds / 3)
+    victim = victims(server)[0]
+    os.kill(victim, signal.SIGKILL)
+    progress(f"killed {victim}")
+    answers, _ = await asked
+    return collections.Counter(answer.status for answer in answers)
+
+
+async def bench(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
+        folder = Path(name)
+        networks, _ = prepare(options.store, folder)
+        plan = Plan(networks, options.seconds, options.rounds, options.callers, report.Results(ours="ours 2x1"))
+        if options.kill:
+            server = replicas(folder, networks, 2)
+            server.start(300)
+            try:
+                for work in options.only:
+                    counted = await killed(server, work, options.callers[0], options.seconds, networks)
+                    print(
+                        f"{work}, {options.callers[0]} callers, one of two replicas killed: {dict(counted)}", flush=True
+                    )
+            finally:
+                server.stop()
+            return
+        ours = [servers.ours(folder, networks, layout) for layout in ("1x1", "2x1")]
+        rays = [replicas(folder, networks, count) for count in (1, 2)]  # each alone: a Ray that is paused loses nodes
+        chosen = {work: replace(works(networks)[work], limits=()) for work in options.only}
+        for together in (ours, rays[:1], rays[1:]):
+            with started(together) as running:
+                for title, work in chosen.items():
+                    await compare(plan, title, work, running)
+        for title, work in chosen.items():
+            show(plan.results, title, work.title)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = argparse.ArgumentParser(description="Replicas under Ray Serve beside workers of the service.")
+    made.add_argument("--only", type=words(WORKS), default=["cnn", "text"], help=f"of {','.join(WORKS)}")
+    made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64])
+    made.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="turns of each server (default: %(default)s)")
+    made.add_argument("--kill", action="store_true", help="kill a replica under load instead, and count the answers")
+    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="the shipped networks")
+    asyncio.run(bench(made.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

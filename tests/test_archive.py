@@ -1,0 +1,154 @@
+"""A version as one file: what goes out comes in elsewhere, and nothing else does."""
+
+from __future__ import annotations
+
+import io
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import publish_tiny
+from safetensors.torch import load, save
+from test_rollout import run
+
+from app import archive, store
+from app.rollout import Refused, contents
+
+NAME = "tiny-gan"
+PNG = b"\x89PNG\r\n\x1a\n..."
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> bytes:
+    """A version with a picture, as an archive."""
+    folder = publish_tiny(tmp_path / "first", NAME).folder
+    (folder / "curves.png").write_bytes(PNG)
+    return b"".join(archive.export(tmp_path / "first", NAME, 1))
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """An empty store."""
+    (tmp_path / "other").mkdir()
+    return tmp_path / "other"
+
+
+def bring_in(folder: Path, content: bytes, most: int = 10**6, renumber: bool = False) -> store.Card:
+    return archive.bring_in(folder, io.BytesIO(content), most, renumber)
+
+
+def test_what_goes_out_comes_in_elsewhere(packed: bytes, other: Path, tmp_path: Path) -> None:
+    assert bring_in(other, packed).version == 1
+    for file in ("model.safetensors", "card.json", "curves.png"):
+        assert (other / NAME / "1" / file).read_bytes() == (tmp_path / "first" / NAME / "1" / file).read_bytes()
+    assert store.defaults(other) == {"sample": NAME}
+    assert sorted(path.name for path in other.iterdir()) == ["defaults.json", NAME]
+
+
+def test_a_number_that_is_taken_is_refused_or_the_next_one_given(packed: bytes, other: Path) -> None:
+    bring_in(other, packed)
+    with pytest.raises(Refused, match=r"^tiny-gan@1 is in the store already$"):
+        bring_in(other, packed)
+    assert bring_in(other, packed, renumber=True).version == 2
+    store.read(other, NAME, 2).network()
+    (other / NAME / "1").rename(other / NAME / "5")
+    (other / NAME / "2").rename(other / NAME / "1")
+    with pytest.raises(Refused, match="is in the store already, and is another one"):
+        bring_in(other, packed)
+
+
+def test_the_command_line_carries_a_version_from_store_to_store(
+    tmp_path: Path, packed: bytes, other: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "gan.zip"
+    assert run(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file)) == (
+        0,
+        f"{file}: {len(packed):,} bytes\n",
+        "",
+    )
+    assert run(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file))[0] == 1  # it is there already
+    assert run(capsys, other, "import", str(file))[:2] == (
+        0,
+        "tiny-gan@1 is in the store; tiny-gan@1 serves, the newest\n",
+    )
+
+
+def repacked(content: bytes, change: Callable[[dict[str, bytes]], object]) -> bytes:
+    """The archive with other entries."""
+    with zipfile.ZipFile(io.BytesIO(content)) as found:
+        entries = {entry.filename: found.read(entry) for entry in found.infolist()}
+    change(entries)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, data in entries.items():
+            made.writestr(name, data)
+    return file.getvalue()
+
+
+def with_entry(content: bytes, entry: zipfile.ZipInfo, data: bytes) -> bytes:
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as made:
+        made.writestr(entry, data)
+    return file.getvalue()
+
+
+def link(content: bytes) -> bytes:
+    entry = zipfile.ZipInfo("samples.png")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return with_entry(content, entry, b"/etc/passwd")
+
+
+def lying(content: bytes) -> bytes:
+    """Says that the picture has 8 bytes, and unpacks to two million."""
+    big = repacked(content, lambda entries: entries.update({"curves.png": PNG + bytes(2 * 10**6)}))
+    return big.replace((len(PNG) + 2 * 10**6).to_bytes(4, "little"), (8).to_bytes(4, "little"))
+
+
+def with_nan(entries: dict[str, bytes]) -> None:
+    tensors = load(entries["model.safetensors"])
+    tensors["layers.0.bias"][0] = torch.nan
+    entries["model.safetensors"] = save(tensors)
+
+
+def damaged(content: bytes) -> bytes:
+    place = content.index(b"layers.0.bias")
+    return content[:place] + b"X" + content[place + 1 :]
+
+
+def huge(entries: dict[str, bytes]) -> None:
+    """Sizes that would take terabytes."""
+    entries["card.json"] = entries["card.json"].replace(b'"latent": 4', b'"latent": 400000000000')
+
+
+HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    ("not a zip", lambda content: b"PK" + content[:50], "this is not a zip archive"),
+    ("cut", lambda content: content[:-30], "this is not a zip archive"),
+    ("up", lambda c: with_entry(c, zipfile.ZipInfo("../x.png"), PNG), r"entry '\.\./x\.png': allowed are card\.json"),
+    ("absolute", lambda c: with_entry(c, zipfile.ZipInfo("/etc/x.png"), PNG), "entry '/etc/x.png': allowed are"),
+    ("folder", lambda c: with_entry(c, zipfile.ZipInfo("a/"), b""), "entry 'a/': allowed are"),
+    ("pickle", lambda c: with_entry(c, zipfile.ZipInfo("model.pt"), b"x"), r"entry 'model\.pt': allowed are"),
+    ("link", link, "entry 'samples.png' is a link or no plain file"),
+    ("no card", lambda c: repacked(c, lambda entries: entries.pop("card.json")), "entry 'card.json' is missing"),
+    ("too large", lambda c: repacked(c, lambda e: e.update({"curves.png": PNG + bytes(10**6)})), "allowed are 1,000"),
+    ("a lie", lying, "cannot be unpacked|more than 1,000,000 bytes"),
+    ("no picture", lambda c: repacked(c, lambda e: e.update({"curves.png": b"<svg>"})), "'curves.png' is not a PNG"),
+    ("card", lambda c: repacked(c, lambda e: e.update({"card.json": b"{}"})), r"card\.json: name: Field required"),
+    ("name", lambda c: repacked(c, lambda e: e.update({"card.json": e["card.json"].replace(b"tiny-gan", b"../gan")})),
+     r"card\.json: name: .* found '\.\./gan'"),
+    ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
+    ("damaged", damaged, "cannot be unpacked: Bad CRC"),
+    ("sizes", lambda c: repacked(c, huge), r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 400000000000\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "sentence"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
+def test_what_is_no_version_is_refused_and_leaves_nothing(
+    packed: bytes, other: Path, change: Callable[[bytes], bytes], sentence: str
+) -> None:
+    with pytest.raises(store.StoreError, match=sentence):
+        bring_in(other, change(packed))
+    assert contents(other) == {}
+    assert list(other.iterdir()) == []

@@ -1,0 +1,272 @@
+"""What lies in deploy/: it says what the service says, and is what its readers read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from conftest import ROOT, Serve
+from test_service import figures
+
+from app.metrics import Metrics
+from app.settings import PREFIX, Settings
+
+DEPLOY = ROOT / "deploy"
+VERSION = "1.34"  # of Kubernetes: the first in which preStop may sleep without a shell
+KUBERNETES = sorted(path.name for path in (DEPLOY / "kubernetes").glob("*.yaml"))
+OWN = {"kustomization.yaml", "adapter.yaml", "kserve.yaml"}  # of other makers, whose schemas are not Kubernetes' own
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text()) if document]
+
+
+@pytest.fixture
+def live(serve: Serve) -> dict[str, set[str]]:
+    """The names of all samples of a service that was asked for all kinds of things, with their labels."""
+    with serve() as client:
+        client.post("/v1/images/sample", json={"count": 5})
+        client.post("/v1/images/sample", json={"count": 0})
+        client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
+        seen = list(figures(client))
+    metrics = Metrics()
+    metrics.of("m", 1).refused("queue_full")  # what a small test cannot bring about
+    metrics.of("m", 1).failed(ValueError("for its figure"))
+    seen += [
+        (sample.name, *sample.labels.items())
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name in ("quartet_refusals_total", "quartet_failures_total")
+    ]
+    names: dict[str, set[str]] = {"up": {"job", "instance"}}
+    for name, *labels in (one for one in seen if not str(one[0]).endswith("_created")):
+        names.setdefault(name, set()).update(key for key, _ in labels)
+    return names
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """All PromQL in deploy/: where it stands, and what it says."""
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", []):
+            yield f"dashboard: {panel['title']}", target["expr"]
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            yield f"dashboard: ${variable['name']}", variable["query"]["query"]
+    for rule in yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"][0]["rules"]:
+        yield f"alerts: {rule['alert']}", rule["expr"]
+    (rule,) = yaml.safe_load((DEPLOY / "kubernetes" / "adapter.yaml").read_text())["rules"]["custom"]
+    yield "adapter", rule["seriesQuery"].replace("namespace", "job").replace("pod", "instance")
+    (pods, _) = documents("autoscaler.yaml")[0]["spec"]["metrics"]
+    yield "autoscaler", pods["pods"]["metric"]["name"]
+
+
+def test_every_query_asks_for_what_the_service_counts(live: dict[str, set[str]]) -> None:
+    asked = set()
+    for place, query in queries():
+        assert query.count("(") == query.count(")"), place
+        assert query.count("{") == query.count("}"), place
+        found = re.findall(r"\b(quartet_[a-z_]+|up)\b(?:\{([^}]*)\})?", query)
+        assert found, place
+        for name, selector in found:
+            assert name in live, f"{place}: {name}"
+            chosen = set(re.findall(r"([a-z_]+)\s*(?:=|!)", selector))
+            assert chosen <= live[name] | {"job", "instance"}, f"{place}: {name}{{{selector}}}"
+            asked.add(re.sub(r"_(bucket|sum|count)$", "", name))
+        for listed in re.findall(r"by \(([^)]*)\)", query):
+            labels = {label.strip() for label in listed.split(",")}
+            assert any(labels <= live[name] | {"job", "instance"} for name, _ in found), f"{place}: by ({listed})"
+        if "histogram_quantile" in query:
+            assert re.search(r"by \(le\b", query), place
+    counted = {re.sub(r"_(bucket|sum|count)$", "", name) for name in live} - {"up"}
+    assert counted == asked - {"up"}  # and what is counted can be seen
+    told = (ROOT / "README.md").read_text().split("## Seen by operators", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"`(quartet_[a-z_]+)`", told)) == counted
+
+
+def test_counters_are_asked_for_their_rate() -> None:
+    for place, query in queries():
+        for match in re.finditer(r"quartet_[a-z_]+_(?:total|bucket|sum|count)\b", query):
+            assert re.search(r"(rate|increase)\($", query[: match.start()]), f"{place}: {match[0]}"
+
+
+def test_the_dashboard_can_be_read() -> None:
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken: set[tuple[int, int]] = set()
+    for panel in panels:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= 24
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["description"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
+            assert panel["datasource"]["uid"] == "${datasource}"
+    provisioned = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
+    (default,) = [one for one in dashboard["templating"]["list"] if one["type"] == "datasource"]
+    assert default["current"]["value"] == provisioned["datasources"][0]["uid"]
+
+
+def test_every_alert_says_what_happened_and_what_to_do() -> None:
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    names = [rule["alert"] for rule in group["rules"]]
+    assert len(set(names)) == len(names)
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}, rule["alert"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert set(rule["annotations"]) == {"summary", "description"}
+        for document in re.findall(r"docs/\S+\.md", rule["annotations"]["description"]):
+            assert (ROOT / document).is_file()
+
+
+@pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
+def test_prometheus_takes_the_alerts_and_its_configuration() -> None:
+    for arguments in (
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts_test.yml"],
+        ["check", "config", "prometheus.yml"],
+    ):
+        done = subprocess.run(["promtool", *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in KUBERNETES if name not in OWN])
+def test_kubernetes_takes_the_manifest(name: str) -> None:
+    for document in documents(name):
+        kubernetes_validate.validate(document, VERSION, strict=True)
+        assert document["metadata"]["name"].startswith("quartet")
+
+
+def test_a_manifest_that_is_wrong_is_not_taken() -> None:
+    (deployment,) = documents("deployment.yaml")
+    deployment["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, VERSION, strict=True)
+
+
+def test_all_manifests_are_applied_and_mean_the_same_pods() -> None:
+    (kustomization,) = documents("kustomization.yaml")
+    assert set(kustomization["resources"]) == set(KUBERNETES) - OWN
+    (deployment,), (service,), (scaler,) = map(documents, ("deployment.yaml", "service.yaml", "autoscaler.yaml"))
+    (disruption,), (network,), (store,) = map(documents, ("disruption.yaml", "network.yaml", "store.yaml"))
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"] == labels
+    assert disruption["spec"]["selector"]["matchLabels"] == network["spec"]["podSelector"]["matchLabels"] == labels
+    target = scaler["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    claims = [one["persistentVolumeClaim"]["claimName"] for one in deployment["spec"]["template"]["spec"]["volumes"]
+              if "persistentVolumeClaim" in one]  # fmt: skip
+    assert claims == [store["metadata"]["name"]]
+
+
+def containers() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "deployment.yaml", documents("deployment.yaml")[0]["spec"]["template"]["spec"]["containers"][0]
+    yield "kserve.yaml", documents("kserve.yaml")[0]["spec"]["containers"][0]
+
+
+def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
+    with serve() as client:
+        for name, container in containers():
+            for probe in ("readinessProbe", "livenessProbe"):
+                assert client.get(container[probe]["httpGet"]["path"]).status_code == 200
+            variables = {entry["name"] for entry in container["env"]}
+            assert variables <= {PREFIX + field.upper() for field in Settings.model_fields}, name
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"]
+            assert not security["allowPrivilegeEscalation"]
+            assert security["capabilities"] == {"drop": ["ALL"]}
+    pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
+    grace = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"] + 2 * Settings().stop_seconds + 5
+    assert pod["terminationGracePeriodSeconds"] >= grace
+
+
+def test_kserve_is_given_its_own_fields_and_a_container_that_kubernetes_takes() -> None:
+    """KServe's schemas are not to be had apart from KServe: its fields are those of its v1alpha1 and v1beta1 types."""
+    runtime, service = documents("kserve.yaml")
+    assert (runtime["apiVersion"], runtime["kind"]) == ("serving.kserve.io/v1alpha1", "ServingRuntime")
+    assert set(runtime["spec"]) <= {"supportedModelFormats", "protocolVersions", "containers", "multiModel", "volumes"}
+    (form,) = runtime["spec"]["supportedModelFormats"]
+    assert set(form) <= {"name", "version", "autoSelect", "priority"}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
+    pod["spec"] = {"containers": runtime["spec"]["containers"]}  # type: ignore[assignment]
+    kubernetes_validate.validate(pod, VERSION, strict=True)
+    assert runtime["spec"]["containers"][0]["name"] == "kserve-container"
+    assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    predictor = service["spec"]["predictor"]
+    assert set(predictor) <= {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "model"}
+    assert predictor["scaleMetric"] in ("concurrency", "rps", "cpu", "memory")
+    model = predictor["model"]
+    assert set(model) <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "resources", "env"}
+    assert model["modelFormat"]["name"] == form["name"]
+    assert model["runtime"] == runtime["metadata"]["name"]
+    assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
+    assert model["storageUri"] == f"pvc://{documents('store.yaml')[0]['metadata']['name']}"
+
+
+def test_compose_has_its_profiles_and_what_they_mount() -> None:
+    services = COMPOSE["services"]
+    profiles = {name: service.get("profiles", []) for name, service in services.items()}
+    assert profiles == {
+        "quartet": [], "quartet-gpu": ["gpu"], "quartet-1": ["scale"], "quartet-2": ["scale"], "nginx": ["scale"],
+        "prometheus": ["monitoring"], "grafana": ["monitoring"],
+    }  # fmt: skip
+    for name, service in services.items():
+        assert service["read_only"], name
+        for volume in service["volumes"]:
+            source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], source
+        assert "image" not in service or re.search(r":v?\d+\.\d+", service["image"]), name
+    ports = [re.sub(r"\$\{\w+:-(\d+)\}", r"\1", port) for service in services.values() for port in service["ports"]]
+    assert len({port.split(":")[-2] for port in ports}) == len(ports)
+
+
+def test_nginx_and_prometheus_ask_services_that_compose_has() -> None:
+    services = set(COMPOSE["services"])
+    asked = re.findall(r"server (\S+):8000 ", (DEPLOY / "nginx.conf").read_text())
+    assert set(asked) == {"quartet-1", "quartet-2"} <= services
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert set(job["dns_sd_configs"][0]["names"]) == {name for name in services if name.startswith("quartet")}
+    assert job["job_name"] == "quartet"  # which the alerts are for
+
+
+def test_the_arithmetic_of_sizing_is_that_of_the_measured_tables() -> None:
+    readme, sizing = (ROOT / "README.md").read_text(), (ROOT / "docs" / "sizing.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in sizing.splitlines() if "32x32" in line or
+            re.match(r"\| (200|48|16) ", line)]  # fmt: skip
+    titles = ("Workshop CNN", "`cifar10-whitened`, one", "Text, 32", "Forecasts of 48", "16 digits")
+    assert len(rows) == 2 * len(titles)
+    for title, cores, machines in zip(titles, rows[:5], rows[5:], strict=True):
+        table = readme.split(f"\n{title}", 1)[1].split("\n\n", 2)[1]
+        (measured,) = re.findall(r"^\| ours \| 64 \| ([\d,]+) ", table, re.MULTILINE)
+        core = float(measured.replace(",", "")) / 2
+        needed = [math.ceil(rate / (0.6 * core)) for rate in (10, 100, 10_000)]
+        assert cores[1:] == [f"{measured}/s", f"{core:,.1f}/s", f"{0.6 * core:,.1f}/s", *map(str, needed)], title
+        assert machines[1:] == [str(number) for number in (needed[2], -(-needed[2] // 2), -(-needed[2] // 32))]
+    pictures = [path.stat().st_size for path in (ROOT / "tests/images/cifar10").glob("*.png")]
+    assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in sizing
+
+
+def test_every_file_of_deploy_is_named_by_the_readme() -> None:
+    tree = (ROOT / "README.md").read_text().split("## The tree", 1)[1].split("```")[1]
+    deploy = tree.split("deploy/", 1)[1].split("\ndocs/", 1)[0]
+    names = {path.relative_to(DEPLOY).parts[0] for path in DEPLOY.iterdir() if path.name[0] not in "_."}
+    assert {name for name in names if Path(name).stem not in deploy} == set()

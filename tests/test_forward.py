@@ -1,0 +1,189 @@
+"""What carries requests to replicas: the same answers, streams as they grow, and another replica when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TEST, image_bytes, publish_tiny
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message, Receive, Scope, Send
+from test_batcher import anyio_backend  # noqa: F401
+
+from app.main import create_app
+from app.metrics import Metrics
+from app.settings import Settings
+from deploy.forward import Forwarded, Hosted, gathered, task_of
+
+pytestmark = pytest.mark.anyio
+CONTINUE = "/v1/text/continue"
+LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
+
+
+class Died(Exception): ...
+
+
+class Full(Exception): ...
+
+
+class Asked:
+    """An answer as Ray gives it, which dies after so many lists of messages."""
+
+    def __init__(self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None) -> None:
+        self.messages = messages
+        self.dies_after = dies_after
+
+    async def __aiter__(self) -> AsyncIterator[list[Message]]:
+        count = 0
+        try:
+            while count != self.dies_after:
+                yield await anext(self.messages)
+                count += 1
+            raise Died
+        except StopAsyncIteration:
+            return
+        finally:
+            await self.messages.aclose()
+
+    def cancel(self) -> None: ...
+
+
+@pytest.fixture
+async def hosted(tiny_store: Path) -> AsyncIterator[Hosted]:
+    hosted = Hosted(create_app(Settings(store=tiny_store, **TEST)))
+    await hosted.start()
+    yield hosted
+    await hosted.stop()
+
+
+def client(call: Callable[[Scope, bytes], Any], most: int = 10**6) -> httpx.AsyncClient:
+    async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
+        await Forwarded(call, most, (Died,), Full)(scope, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://x")
+
+
+async def test_an_answer_is_the_same_through_the_ingress(hosted: Hosted) -> None:
+    direct = httpx.AsyncClient(transport=httpx.ASGITransport(hosted.app), base_url="http://x")
+    async with direct, client(lambda scope, body: Asked(hosted.answer(scope, body))) as through:
+        for path, sent in (
+            ("/v1/images/sample", {"json": {"count": 3, "seed": 5}}),
+            ("/v1/images/sample", {"json": {"count": 3, "seed": 5}, "headers": {"accept": "image/png"}}),
+            ("/v1/images/classify?top_k=2", {"files": [("file", ("x.png", image_bytes()))]}),
+            (CONTINUE, {"json": {"prompt": "abc", "seed": 1, "stream": True, "max_characters": 20}}),
+            (CONTINUE, {"json": {"temperature": -1}}),
+            ("/nothing", {"json": {}}),
+        ):
+            answers = [await caller.post(path, **{"headers": {}, **sent}) for caller in (direct, through)]  # type: ignore[arg-type]
+            assert answers[0].status_code == answers[1].status_code
+            assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
+            if CONTINUE not in path:
+                assert answers[0].content == answers[1].content
+            texts = ["".join(line for line in answer.text.splitlines() if "error" in line) for answer in answers]
+            assert texts[0] == texts[1]
+        listed = await through.get("/v1/models")
+        assert (listed.status_code, len(listed.json()["data"])) == (200, 4)
+
+
+async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted: Hosted) -> None:
+    scope = {"type": "http", "method": "POST", "path": CONTINUE, "query_string": b"", "headers": []}
+    answer = hosted.answer(scope, json.dumps(LONG).encode())
+    first = await anext(answer)
+    assert first[0]["type"] == "http.response.start"
+    (engine,) = [live.engine for live in hosted.app.state.registry.live["tiny-rnn"].values()]
+    assert engine.load[1] == 16  # while the texts still run
+    await answer.aclose()
+    async with asyncio.timeout(30):
+        while engine.load != (0, 0):  # noqa: ASYNC110  # an engine has no event for it
+            await asyncio.sleep(0)
+
+
+async def test_a_request_whose_replica_dies_is_asked_again(hosted: Hosted) -> None:
+    calls = []
+
+    def call(scope: Scope, body: bytes) -> Asked:
+        calls.append(body)
+        return Asked(hosted.answer(scope, body), dies_after=0 if len(calls) == 1 else None)
+
+    async with client(call) as through:
+        answer = await through.post("/v1/images/sample", json={"count": 2, "seed": 1})
+        assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
+    assert calls[0] == calls[1]
+    assert len(calls) == 2
+
+
+async def test_when_all_die_or_are_busy_it_is_told(hosted: Hosted) -> None:
+    async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=0)) as through:
+        answer = await through.post("/v1/images/sample", json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+
+    def full(scope: Scope, body: bytes) -> Asked:
+        raise Full
+
+    async with client(full) as through:
+        answer = await through.post("/v1/images/sample", json={})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+
+async def test_a_stream_whose_replica_dies_ends_with_an_event(hosted: Hosted) -> None:
+    async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=2)) as through:
+        answer = await through.post(CONTINUE, json=LONG)
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert answer.status_code == 200
+    assert json.loads(events[-2])["error"]["message"] == "the replica that wrote this answer died"
+    assert events[-1] == "[DONE]"
+
+
+async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) -> None:
+    hosted = Hosted(create_app(Settings(store=tiny_store, **{**TEST, "max_body_bytes": 1000})))
+    await hosted.start()
+    carried = []
+
+    def call(scope: Scope, body: bytes) -> Asked:
+        carried.append(len(body))
+        return Asked(hosted.answer(scope, body))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(10):
+            yield b"x" * 500
+
+    async with client(call, most=1000) as through:
+        answer = await through.post("/v1/images/classify", content=pieces())
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        413,
+        "the body has more than 1,000 bytes, which are allowed",
+    )
+    assert carried == [1001]
+    await hosted.stop()
+
+
+async def test_figures_of_all_replicas_are_one_page() -> None:
+    told = {}
+    for replica in ("a", "b"):
+        metrics = Metrics()
+        metrics.of("m", 1).computed(3, 0.1)
+        told[replica] = list(metrics.registry.collect())
+    families = {family.name: family for family in text_string_to_metric_families(gathered(told).decode())}
+    rows = [sample for sample in families["quartet_batch_rows"].samples if sample.name.endswith("_sum")]
+    assert {sample.labels["replica"]: sample.value for sample in rows} == {"a": 3, "b": 3}
+    assert families["quartet_workers"].type == "gauge"
+
+
+async def test_a_path_says_which_task_is_asked(tmp_path: Path) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    paths = create_app(Settings(store=tmp_path)).openapi()["paths"]
+    cards = {"tiny-gan": "sample"}.get
+    tasks = {path: task_of(path, cards) for path, methods in paths.items() if "post" in methods}
+    expected = {"classify": "classify", "continue": "continue", "forecast": "forecast", "sample": "sample"}
+    for path, task in tasks.items():
+        if path in ("/v1/images/classify", "/v1/text/continue", "/v1/series/forecast", "/v1/images/sample"):
+            assert task == expected.pop(path.rsplit("/")[-1])
+    assert not expected
+    assert task_of("/v2/models/tiny-gan/infer", cards) == "sample"
+    assert task_of("/v2/models/none/infer", cards) is None
+    assert task_of("/v1/models", cards) is None

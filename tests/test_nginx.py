@@ -1,0 +1,110 @@
+"""deploy/nginx.conf before two services: a stream is not held back, and a restart loses no request."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import ROOT
+from test_service import figures
+from test_workers import Service, serving, until
+
+from app.workers import can_fork
+
+pytestmark = [
+    pytest.mark.skipif(
+        not shutil.which("nginx"), reason="nginx is not installed (Debian: apt-get install nginx-light)"
+    ),
+    pytest.mark.skipif(not can_fork(), reason="workers need fork"),
+]
+CONTINUE, SAMPLE = "/v1/text/continue", "/v1/images/sample"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextmanager
+def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
+    """nginx with the configuration of deploy/, but for its addresses and folders."""
+    text = (ROOT / "deploy" / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
+    for number, upstream in enumerate(upstreams, 1):
+        text = text.replace(f"quartet-{number}:8000", f"127.0.0.1:{upstream}")
+    text = re.sub(r"/tmp/(nginx[\w.-]*)", rf"{folder}/\1", text)
+    (folder / "nginx.conf").write_text(text)
+    process = subprocess.Popen(
+        ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf", "-g", "daemon off;"]
+    )
+
+    def answers() -> bool:
+        assert process.poll() is None, "nginx did not start"
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        until(answers)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answered(service: Service, route: str) -> float:
+    """How many requests for a route a service has answered whole."""
+    with httpx.Client(base_url=service.url) as client:
+        return figures(client).get(
+            ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0
+        )
+
+
+def test_a_stream_is_not_held_back_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
+    front, one, two = free_ports(3)
+    seen: list[int] = []
+    stop = threading.Event()
+
+    def ask(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60) as caller:
+            while not stop.is_set():
+                seen.append(caller.post(SAMPLE, json={"count": 2}).status_code)
+
+    with (
+        serving(tiny_store, port=two, workers=1) as other,
+        ThreadPoolExecutor(4) as callers,
+        serving(tiny_store, port=one, workers=1) as first,
+        nginx(tmp_path, front, [one, two]) as url,
+    ):
+        body = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
+        with httpx.stream("POST", f"{url}{CONTINUE}", json=body, timeout=60) as answer:
+            pieces = answer.iter_bytes()
+            assert next(pieces).startswith(b"data: ")
+            assert answered(first, CONTINUE) + answered(other, CONTINUE) == 0  # it is still written
+            assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+        assert httpx.get(f"{url}/metrics").status_code == 404
+        asking = [callers.submit(ask, url) for _ in range(4)]
+        try:
+            until(lambda: min(answered(first, SAMPLE), answered(other, SAMPLE)) > 20)
+            assert first.stop() == 0
+            with serving(tiny_store, port=one, workers=1) as again:
+                until(lambda: answered(again, SAMPLE) > 20)
+                stop.set()
+                for asked in asking:
+                    asked.result()
+        finally:
+            stop.set()
+    assert len(seen) > 60
+    assert set(seen) == {200}

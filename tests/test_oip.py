@@ -1,0 +1,438 @@
+"""The Open Inference Protocol V2, with tritonclient as it is: sync and aio, JSON and binary, in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from conftest import Serve, address, publish_tiny
+from tritonclient.utils import InferenceServerException
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
+SINE = np.sin(np.arange(60) / 6).reshape(3, 20)
+INPUTS: dict[str, dict[str, tuple[str, np.ndarray]]] = {
+    "tiny-cnn": {"image": ("UINT8", PIXELS)},
+    "tiny-lstm": {"values": ("FP64", SINE)},
+    "tiny-gan": {"latents": ("FP32", np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32))},
+    "tiny-cgan": {
+        "latents": ("FP64", np.random.default_rng(2).standard_normal((3, 4))),
+        "classes": ("INT64", np.array([2, 0, 1])),
+    },
+    "tiny-rnn": {"prompt": ("BYTES", np.array([b"abc", "é".encode(), b""], dtype=object))},
+}
+SHAPES = {
+    "tiny-cnn": {"probabilities": (3, 10)},
+    "tiny-lstm": {"mean": (3, 24), "lower": (3, 2, 24), "upper": (3, 2, 24)},
+    "tiny-gan": {"images": (3, 1, 28, 28)},
+    "tiny-cgan": {"images": (3, 1, 28, 28)},
+    "tiny-rnn": {"text": (3,), "log_probabilities": (3, 13)},
+}
+
+
+def tensors(name: str, binary: bool, module: Any = triton) -> list[Any]:
+    inputs = []
+    for tensor, (datatype, values) in INPUTS[name].items():
+        inputs.append(module.InferInput(tensor, list(values.shape), datatype))
+        inputs[-1].set_data_from_numpy(values, binary_data=binary)
+    return inputs
+
+
+@pytest.fixture
+def client(tiny: httpx.Client) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(address(tiny)) as client:
+        yield client
+
+
+def infer(client: httpx.Client, name: str, body: Any, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return client.post(f"/v2/models/{name}/infer", content=content, headers=headers)
+
+
+SERIES = {"name": "values", "datatype": "FP64", "shape": [1, 12], "data": list(range(12))}
+
+
+def test_the_client_finds_server_and_models(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("tiny-cnn")
+    assert client.is_model_ready("tiny-cnn", "1")
+    assert not client.is_model_ready("tiny-cnn", "2")
+    assert not client.is_model_ready("nothing")
+    server = client.get_server_metadata()
+    assert server["name"] == "quartet"
+    assert {"binary_tensor_data", "classification", "statistics"} <= set(server["extensions"])
+    for name, tensors in INPUTS.items():
+        metadata, config = client.get_model_metadata(name, "1"), client.get_model_config(name)
+        assert metadata["versions"] == ["1"]
+        assert [tensor["name"] for tensor in metadata["inputs"]] == list(tensors)
+        assert [tensor["name"] for tensor in metadata["outputs"]] == list(SHAPES[name])
+        assert config["max_batch_size"] >= 3
+        for told, configured in zip(metadata["inputs"], config["input"], strict=True):
+            assert configured["dims"] == (told["shape"][1:] or [1])
+            assert configured["data_type"] == {"BYTES": "TYPE_STRING"}.get(told["datatype"], f"TYPE_{told['datatype']}")
+    index = client.get_model_repository_index()
+    assert [entry["name"] for entry in index] == sorted(INPUTS)
+    assert {(entry["version"], entry["state"]) for entry in index} == {("1", "READY")}
+
+
+@pytest.mark.parametrize("name", list(INPUTS))
+def test_every_network_is_a_model_of_tensors(client: triton.InferenceServerClient, name: str) -> None:
+    parameters = {"seed": 3} if name == "tiny-rnn" else None
+    found = []
+    for read, written, packing in (
+        (False, False, None),
+        (True, True, None),
+        (True, False, "gzip"),
+        (False, True, "deflate"),
+    ):
+        outputs = [triton.InferRequestedOutput(output, binary_data=written) for output in SHAPES[name]]
+        answer = client.infer(
+            name,
+            tensors(name, read),
+            outputs=outputs,
+            request_id="mine",
+            parameters=parameters,
+            request_compression_algorithm=packing,
+            response_compression_algorithm=packing,
+        )
+        head = answer.get_response()
+        assert (head["model_name"], head["model_version"], head["id"]) == (name, "1", "mine")
+        assert all(("data" in output) is not written for output in head["outputs"])
+        found.append({output: answer.as_numpy(output) for output in SHAPES[name]})
+        assert {output: array.shape for output, array in found[-1].items()} == SHAPES[name]
+    for other in found[1:]:
+        for output, array in other.items():
+            if array.dtype == object:
+                assert [_text(value) for value in array] == [_text(value) for value in found[0][output]]
+            else:
+                np.testing.assert_allclose(array, found[0][output], rtol=1e-6, atol=1e-12)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> None:
+    async def ask() -> list[Any]:
+        async with triton_aio.InferenceServerClient(address(tiny)) as client:
+            assert await client.is_server_ready()
+            assert (await client.get_model_metadata("tiny-cnn"))["name"] == "tiny-cnn"
+            asked = [
+                client.infer(name, tensors(name, binary, triton_aio)) for name in INPUTS for binary in (True, False)
+            ]
+            answers = await asyncio.gather(*asked)
+            with pytest.raises(InferenceServerException, match="there is no input 'pixels'"):
+                await client.infer(
+                    "tiny-cnn", [triton_aio.InferInput("pixels", [1], "UINT8").set_data_from_numpy(PIXELS[0, 0, 0, :1])]
+                )
+            return answers
+
+    answers = asyncio.run(ask())
+    for name, binary, other in zip(INPUTS, answers[::2], answers[1::2], strict=True):
+        for output, shape in SHAPES[name].items():
+            assert binary.as_numpy(output).shape == other.as_numpy(output).shape == shape
+    np.testing.assert_allclose(answers[0].as_numpy("probabilities"), answers[1].as_numpy("probabilities"), rtol=1e-6)
+
+
+def test_classes_come_as_value_index_and_label(client: triton.InferenceServerClient) -> None:
+    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
+    plain = client.infer("tiny-cnn", tensors("tiny-cnn", True)).as_numpy("probabilities")
+    best = client.infer("tiny-cnn", tensors("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
+    assert best.shape == (3, 2)
+    for row, shares in zip(best, plain, strict=True):
+        order = np.argsort(-shares)
+        for told, index in zip(row, order[:2], strict=True):
+            value, at, label = told.decode().split(":")
+            assert (int(at), label) == (index, "abcdefghij"[index])
+            assert float(value) == pytest.approx(shares[index], abs=1e-6)
+    with pytest.raises(InferenceServerException, match="output 'images' has no classes"):
+        client.infer(
+            "tiny-gan", tensors("tiny-gan", True), outputs=[triton.InferRequestedOutput("images", class_count=1)]
+        )
+
+
+def test_a_body_may_be_one_raw_tensor(tiny: httpx.Client) -> None:
+    raw = {"inference-header-content-length": "0"}
+    for name, content in (("tiny-cnn", PIXELS[:1].tobytes()), ("tiny-lstm", SINE[0].tobytes()), ("tiny-rnn", b"abc")):
+        answer = infer(tiny, name, content, **raw)
+        assert answer.status_code == 200, answer.text
+        length = int(answer.headers["inference-header-content-length"])
+        outputs = json.loads(answer.content[:length])["outputs"]
+        sizes = [output["parameters"]["binary_data_size"] for output in outputs]
+        assert sum(sizes) == len(answer.content) - length
+        assert all(output["shape"][0] == 1 for output in outputs)
+    assert infer(tiny, "tiny-cnn", b"1234", **raw).json() == {
+        "error": "unexpected size for input 'image': 4 bytes, expected 3,072"
+    }
+    assert infer(tiny, "tiny-cgan", b"1234", **raw).status_code == 400
+
+
+def test_inputs_may_be_mixed_and_floats_are_pixels_too(tiny: httpx.Client) -> None:
+    latents = np.random.default_rng(2).standard_normal((2, 4))
+    inputs = [
+        {"name": "classes", "datatype": "BYTES", "shape": [2, 1], "data": ["z", "x"]},
+        {"name": "latents", "datatype": "FP64", "shape": [2, 4], "parameters": {"binary_data_size": 64}},
+    ]
+    head = json.dumps({"inputs": inputs}).encode()
+    mixed = infer(tiny, "tiny-cgan", head + latents.tobytes(), **{"Inference-Header-Content-Length": str(len(head))})
+    nested = {"name": "latents", "datatype": "FP64", "shape": [2, 4], "data": latents.tolist()}
+    classes = {"name": "classes", "datatype": "INT32", "shape": [2], "data": [2, 0]}
+    plain = infer(tiny, "tiny-cgan", {"inputs": [nested, classes]})
+    assert mixed.json()["outputs"] == plain.json()["outputs"]
+    as_floats = {
+        "name": "image",
+        "datatype": "FP32",
+        "shape": [1, 3, 32, 32],
+        "data": PIXELS[:1].astype(float).tolist(),
+    }
+    as_bytes = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": PIXELS[:1].reshape(-1).tolist()}
+    found = [infer(tiny, "tiny-cnn", {"inputs": [each]}).json()["outputs"][0]["data"] for each in (as_floats, as_bytes)]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
+def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient) -> None:
+    def figures(name: str, version: str = "") -> dict[str, Any]:
+        (told,) = client.get_inference_statistics(name, version)["model_stats"]
+        figures: dict[str, Any] = told
+        return figures
+
+    before = figures("tiny-cnn"), figures("tiny-rnn")
+    client.infer("tiny-cnn", tensors("tiny-cnn", True))
+    client.infer("tiny-rnn", tensors("tiny-rnn", True))
+    images, texts = figures("tiny-cnn"), figures("tiny-rnn", "1")
+    assert images["inference_count"] == before[0]["inference_count"] + 3
+    assert images["execution_count"] == before[0]["execution_count"] + 1
+    for stage, times in (("success", 3), ("queue", 3), ("compute_infer", 1), ("fail", 0)):
+        now, then = images["inference_stats"][stage], before[0]["inference_stats"][stage]
+        assert now["count"] == then["count"] + times
+        assert now["ns"] >= then["ns"]
+    assert images["inference_stats"]["compute_infer"]["ns"] > before[0]["inference_stats"]["compute_infer"]["ns"]
+    assert texts["inference_count"] == before[1]["inference_count"] + 3
+    assert texts["execution_count"] > before[1]["execution_count"]
+    assert [entry["name"] for entry in client.get_inference_statistics()["model_stats"]] == sorted(INPUTS)
+
+
+def test_the_repository_index_tells_what_is_broken(serve: Serve, tiny_store: Any) -> None:
+    (publish_tiny(tiny_store, "tiny-gan").folder / "model.safetensors").write_bytes(b"cut")
+    with serve() as service, triton.InferenceServerClient(address(service)) as client:
+        (broken,) = [entry for entry in client.get_model_repository_index() if entry["state"] == "UNAVAILABLE"]
+        assert (broken["name"], broken["version"]) == ("tiny-gan", "2")
+        assert "sha256" in broken["reason"]
+        ready = service.post("/v2/repository/index", json={"ready": True}).json()
+        assert {entry["state"] for entry in ready} == {"READY"}
+        for change in (client.load_model, client.unload_model):
+            with pytest.raises(InferenceServerException, match="with an admin key only"):
+                change("tiny-gan")
+
+
+def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -> None:
+    body = {"id": "7", "text_input": "abc", "parameters": {"max_tokens": 30, "seed": 4}}
+    whole = tiny.post("/v2/models/tiny-rnn/generate", json=body).json()
+    assert (whole["id"], whole["model_name"], whole["model_version"]) == ("7", "tiny-rnn", "1")
+    assert len(whole["text_output"]) == 30
+    beside = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
+    assert (
+        tiny.post("/v2/models/tiny-rnn/versions/1/generate", json=beside).json()["text_output"] == whole["text_output"]
+    )
+    with tiny.stream("POST", "/v2/models/tiny-rnn/generate_stream", json=body) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert "".join(event["text_output"] for event in events) == whole["text_output"]
+    assert events[-1]["finish_reason"] == "length"
+    wrong = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
+    assert wrong.json() == {"error": "stream is True; for that there is generate_stream"}
+
+
+def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(tiny: httpx.Client) -> None:
+    body = {"text_input": "a", "max_characters": 4000}
+    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "0.1"}
+    with tiny.stream("POST", url, json=body, headers=headers) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    last = json.loads(lines[-1].removeprefix("data: "))
+    assert list(last) == ["error"]
+    assert last["error"].startswith("the deadline passed")
+
+
+def packed(values: list[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(value)) + value for value in values)
+
+
+def binary(
+    size: int, content: bytes, datatype: str = "FP64", shape: Any = (1, 12), name: str = "values"
+) -> tuple[bytes, int]:
+    head = {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": size}}
+    text = json.dumps({"inputs": [head]}).encode()
+    return text + content, len(text)
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("tiny-lstm", b"", "inputs is missing"),
+    ("tiny-lstm", b"[]", "it should be an object"),
+    ("tiny-lstm", b"{", "the body is not JSON"),
+    ("tiny-lstm", b"[" * 100_000, "the body is not JSON"),
+    ("tiny-lstm", {"inputs": []}, "inputs is"),
+    ("tiny-lstm", {"inputs": [{"name": "values"}]}, "inputs.0.shape is missing"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "BF16"}]}, "inputs.0.datatype is 'BF16'"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP16"}]}, "FP16 data via JSON is not supported"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "INT64"}]}, "input 'values' is of INT64; allowed are FP64, FP32"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 13]}]}, "has 12 values; its shape [1, 13] has 13"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [12]}]}, "has the shape [12], expected [-1, -1]"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [-1, 12]}]}, "inputs.0.shape.0 is -1"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [2**40, 2**40]}]}, "values in all"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 12], "data": []}]}, "allowed are 1 to 100,000 values in all"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 2**70]}]}, "allowed are 1 to"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [65, 10], "data": [1] * 650}]}, "has 65 rows; allowed are 1 to 64"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP32", "data": [1e39] * 12}]}, "values has one beyond 1e300"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [10**400] * 12}]}, "inputs.0.data has a value that is no FP64"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": None}]}, "either data or parameters.binary_data_size"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": "abc"}]}, "inputs.0.data is 'abc'; it should be a list"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": ["7"] * 12}]}, "inputs.0.data has '7'"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [True] * 12}]}, "inputs.0.data has True"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 6]}]}, "is nested as [2, 6]"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 5]}]}, "is nested unevenly"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [1e308] * 12}]}, "values has one beyond 1e300"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [None] * 12}]}, "only missing values"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 9], "data": [1] * 9}]}, "has 9 values; tiny-lstm needs at least 10"),
+    ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which came before"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "name": "x"}]}, "there is no input 'x'; there are: values"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "parameters": {"shared_memory_region": "a"}}]}, "shared memory, which is not"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "x"}]}, "there is no output 'x'; there are: mean, lower, upper"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizn": 3}}, "there is no parameter 'horizn' here; there are: horizon"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": 0}}, "horizon is 0"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "x"}}, "levels is 'x'; it should be like '80,95'"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"sequence_id": 3}}, "there is no parameter 'sequence_id'"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": -1}}, "timeout is -1"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
+    ("tiny-lstm", {"inputs": [SERIES], "id": 7}, "id is 7"),
+    ("tiny-lstm", binary(95, bytes(96)), "unexpected size for input 'values': 95 bytes, expected 96"),
+    ("tiny-lstm", binary(97, bytes(96)), "unexpected size for input 'values'"),
+    ("tiny-lstm", binary(96, bytes(97)), "unexpected additional input data: 1 bytes follow"),
+    ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has one beyond 1e300"),
+    ("tiny-lstm", (b"{}", 3), "inference-header-content-length is '3'; the body has 2 bytes"),
+    ("tiny-lstm", (b"{}", -1), "inference-header-content-length is '-1'"),
+    ("tiny-rnn", binary(7, packed([b"abc"]), "BYTES", [2], "prompt"), "its data are not 2 strings"),
+    ("tiny-rnn", binary(6, packed([b"abc"])[:6], "BYTES", [1], "prompt"), "its data are not 1 strings"),
+    ("tiny-rnn", binary(8, b"\xff\xff\xff\xffabcd", "BYTES", [1], "prompt"), "its data are not 1 strings"),
+    ("tiny-rnn", binary(5, packed([b"\xff"]), "BYTES", [1], "prompt"), "not UTF-8"),
+    ("tiny-rnn", binary(17 * 5, packed([b"a"] * 17), "BYTES", [17], "prompt"), "allowed are 1 to 16 values in all"),
+    ("tiny-gan", binary(16, np.full(4, np.nan, np.float32).tobytes(), "FP32", [1, 4], "latents"), "latents has nan"),
+    ("tiny-cnn", binary(3072 * 4, np.full(3072, 256, np.float32).tobytes(), "FP32", [1, 3, 32, 32], "image"), "image has 256.0; pixels are"),
+    ("tiny-cnn", {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [256]}]}, "inputs.0.data has a value that is no UINT8"),
+    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}]}, "input 'classes' is missing"),
+    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}, {"name": "classes", "datatype": "INT64", "shape": [1], "data": [3]}]}, "classes has 3; there are: 0 to 2, or x, y, z"),
+    ("tiny-cgan", {"inputs": [{"name": "latents", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}, {"name": "classes", "datatype": "INT64", "shape": [2], "data": [1, 1]}]}, "as many in each"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "body", "sentence"), WRONG, ids=[sentence[:40] for _, _, sentence in WRONG])
+def test_what_is_wrong_is_one_sentence(tiny: httpx.Client, name: str, body: Any, sentence: str) -> None:
+    headers = {}
+    if isinstance(body, tuple):
+        body, headers["inference-header-content-length"] = body[0], str(body[1])
+    answer = infer(tiny, name, body, **headers)
+    assert answer.status_code == 400, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["error"]
+    assert sentence in answer.json()["error"]
+
+
+def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:
+    tries = [
+        tiny.get("/v2/nothing"),
+        tiny.delete("/v2/models/tiny-cnn"),
+        tiny.get("/v2/models/tiny-cnn/infer"),
+        tiny.get("/v2/models/nothing"),
+        tiny.get("/v2/models/tiny-cnn/versions/x"),
+        tiny.get("/v2/models/tiny-cnn/versions/7"),
+        infer(tiny, "tiny-cnn", b"x" * 2 * 2**20),
+        infer(tiny, "tiny-cnn", b"{}", **{"content-encoding": "br"}),
+        infer(tiny, "tiny-cnn", b"{}", **{"content-encoding": "gzip"}),
+        infer(tiny, "tiny-cnn", gzip.compress(b"{}")[:-1], **{"content-encoding": "gzip"}),
+        infer(tiny, "tiny-cnn", zlib.compress(bytes(2 * 2**20)), **{"content-encoding": "deflate"}),
+        infer(tiny, "tiny-cnn", b"{}", **{"x-request-timeout": "soon"}),
+        tiny.post("/v2/models/tiny-cnn/generate", json={"text_input": "a"}),
+        tiny.post("/v2/models/tiny-rnn/generate", json={}),
+        tiny.post("/v2/repository/index", content=b"x"),
+    ]
+    statuses = [404, 405, 405, 404, 400, 404, 413, 400, 400, 400, 413, 400, 400, 400, 400]
+    assert [answer.status_code for answer in tries] == statuses
+    for answer in tries:
+        assert list(answer.json()) == ["error"], answer.text
+        assert isinstance(answer.json()["error"], str)
+        assert answer.headers["x-request-id"]
+    assert tiny.get("/v1/nothing").json()["error"]["code"] == "not_found"
+    assert tiny.get("/v2x").json()["error"]["code"] == "not_found"
+
+
+def test_a_head_too_large_is_refused_in_shape(tiny: httpx.Client) -> None:
+    host, port = address(tiny).split(":")
+    with socket.create_connection((host, int(port))) as caller, caller.makefile("rb") as answer:
+        caller.sendall(b"GET /v2/models HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (b"a" * 70_000))
+        content = answer.read()
+    assert content.startswith(b"HTTP/1.1 431 ")
+    assert list(json.loads(content.partition(b"\r\n\r\n")[2])) == ["error"]
+
+
+def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.registry import Registry
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(Registry, "pick", fail)
+    answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES]})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] in answer.json()["error"]
+    assert list(answer.json()) == ["error"]
+    assert "secret" not in answer.text
+
+
+def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.predictors.lstm import SeriesForecaster
+
+    entered, leave, predict = threading.Event(), threading.Event(), SeriesForecaster.predict
+
+    def held(self: SeriesForecaster, items: Any) -> Any:
+        if items[0].horizon == 7:  # not while it is warmed up
+            entered.set()
+            assert leave.wait(30)
+        return predict(self, items)
+
+    monkeypatch.setattr(SeriesForecaster, "predict", held)  # before the engine takes it
+    with serve(at_once_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
+        body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
+        asked = [pool.submit(infer, service, "tiny-lstm", body)]
+        assert entered.wait(30)
+        late = infer(service, "tiny-lstm", {**body, "parameters": {"timeout": 20_000, "horizon": 7}})
+        assert (late.status_code, late.json()["error"][:19]) == (504, "the deadline passed")
+
+        def patient() -> httpx.Response:
+            while (answer := infer(service, "tiny-lstm", body)).status_code == 429:
+                pass
+            return answer
+
+        asked.append(pool.submit(patient))
+        with triton.InferenceServerClient(address(service)) as client:
+            statuses = {"504"}
+            while statuses == {"504"}:  # until the second one waits, and leaves no room for three more rows
+                with pytest.raises(InferenceServerException) as refusal:
+                    client.infer("tiny-lstm", tensors("tiny-lstm", True), timeout=20_000)
+                statuses.add(refusal.value.status())
+            assert statuses == {"504", "429"}
+            assert "the queue of tiny-lstm@1 is full" in refusal.value.message()
+        leave.set()
+        assert [each.result().status_code for each in asked] == [200, 200]

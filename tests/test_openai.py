@@ -1,0 +1,315 @@
+"""OpenAI's completions and images, with the openai package as it is."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from conftest import VOCABULARY, Serve, address
+from PIL import Image
+
+from app.api.wording import wanted
+from app.errors import BadValue
+
+KNOWN = VOCABULARY[:-1]
+
+
+@pytest.fixture
+def client(tiny: httpx.Client) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://{address(tiny)}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def complete(client: openai.OpenAI, prompt: Any = "abc", **more: Any) -> Any:
+    return client.completions.create(**{"model": "tiny-rnn", "prompt": prompt, "max_tokens": 40, "seed": 5, **more})
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == ["tiny-cgan", "tiny-cnn", "tiny-gan", "tiny-lstm", "tiny-rnn"]
+    assert {model.object for model in models} == {"model"}
+    assert client.models.retrieve("tiny-rnn").created == models[-1].created > 0
+    with pytest.raises(openai.NotFoundError) as refusal:
+        client.models.retrieve("gpt")
+    assert refusal.value.code == "model_not_found"
+
+
+def test_a_completion_is_the_native_text(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    for more, native in (
+        ({}, {"temperature": 1.0}),
+        ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.5, "top_p": 0.9}),
+        ({"temperature": 0}, {"temperature": 0.0}),
+        ({"top_p": 0}, {"temperature": 0.0}),
+        ({"stop": ["ab", "j"]}, {"temperature": 1.0, "stop": ["ab", "j"]}),
+        ({"extra_body": {"top_k": 2}}, {"temperature": 1.0, "top_k": 2}),
+        ({"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": 2, "logit_bias": {}}, {"temperature": 1.0}),
+    ):
+        answer = complete(client, n=2, **more)
+        body = {"prompt": "abc", "max_characters": 40, "seed": 5, "n": 2, "model": "tiny-rnn", **native}
+        results = tiny.post("/v1/text/continue", json=body).json()["results"]
+        assert [choice.text for choice in answer.choices] == [result["text"] for result in results]
+        assert [choice.finish_reason for choice in answer.choices] == [result["finish_reason"] for result in results]
+    assert (answer.object, answer.model, answer.system_fingerprint) == ("text_completion", "tiny-rnn", "tiny-rnn@1")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 80, 83)
+
+
+def test_sixteen_characters_are_written_when_none_are_asked_for(client: openai.OpenAI) -> None:
+    for prompt in (None, "", "abc"):
+        assert len(client.completions.create(model="tiny-rnn", prompt=prompt).choices[0].text) == 16
+
+
+def test_prompts_may_be_several_and_of_ids(client: openai.OpenAI) -> None:
+    several = complete(client, ["abc", "de"], n=2)
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    alone = [choice.text for prompt in ("abc", "de") for choice in complete(client, prompt, n=2).choices]
+    assert [choice.text for choice in several.choices] == alone
+    ids = [[KNOWN.index(character) for character in prompt] for prompt in ("abc", "de")]
+    assert [choice.text for choice in complete(client, ids, n=2).choices] == alone
+    assert [choice.text for choice in complete(client, ids[0], n=2).choices] == alone[:2]
+    assert several.usage.prompt_tokens == 5
+
+
+def gathered(stream: Any) -> tuple[list[str], list[Any], list[Any]]:
+    """The texts, the ends and all chunks of a stream."""
+    texts: dict[int, str] = {}
+    ends: dict[int, str] = {}
+    chunks = list(stream)
+    for chunk in chunks:
+        for choice in chunk.choices:
+            assert choice.index not in ends
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    return [texts[index] for index in sorted(texts)], [ends[index] for index in sorted(ends)], chunks
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI) -> None:
+    for more in ({}, {"stop": ["ab", "j"]}, {"echo": True, "logprobs": 3}, {"echo": True, "max_tokens": 0}):
+        whole = complete(client, ["abc", "de"], n=2, **more)
+        texts, ends, chunks = gathered(
+            complete(client, ["abc", "de"], n=2, stream=True, stream_options={"include_usage": True}, **more)
+        )
+        assert texts == [choice.text for choice in whole.choices]
+        assert ends == [choice.finish_reason for choice in whole.choices]
+        assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage == whole.usage
+        assert all(chunk.usage is None for chunk in chunks[:-1])
+        if "logprobs" in more:
+            for choice in whole.choices:
+                pieces = [each.logprobs for chunk in chunks for each in chunk.choices if each.index == choice.index]
+                for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                    assert [value for piece in pieces for value in getattr(piece, field)] == getattr(
+                        choice.logprobs, field
+                    )
+    _, _, chunks = gathered(complete(client, stream=True))
+    assert chunks[-1].choices
+
+
+def test_log_probabilities_are_those_of_the_network(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    (choice,) = complete(client, "abc", echo=True, logprobs=5, max_tokens=6).choices
+    told = choice.logprobs
+    assert choice.text[:3] == "abc"
+    assert told.tokens == list(choice.text)
+    assert told.text_offset == list(range(9))
+    assert told.token_logprobs[0] is told.top_logprobs[0] is None
+    for at in range(1, 9):
+        body = {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [choice.text[:at]]}],
+                "outputs": [{"name": "log_probabilities"}]}  # fmt: skip
+        (output,) = tiny.post("/v2/models/tiny-rnn/infer", json=body).json()["outputs"]
+        assert sum(math.exp(value) for value in output["data"]) == pytest.approx(1)
+        assert output["data"][-1] == -9999.0
+        assert told.token_logprobs[at] == pytest.approx(output["data"][KNOWN.index(choice.text[at])], abs=1e-6)
+        best = sorted(output["data"], reverse=True)[:5]
+        found = sorted(told.top_logprobs[at].values(), reverse=True)
+        assert found[:5] == pytest.approx(best, abs=1e-6)
+        assert told.top_logprobs[at][choice.text[at]] == told.token_logprobs[at]
+
+
+def test_a_prompt_can_be_judged_without_a_text(client: openai.OpenAI) -> None:
+    (judged,) = complete(client, "abcé", echo=True, logprobs=0, max_tokens=0).choices
+    assert (judged.text, judged.finish_reason) == ("abcé", "length")
+    assert judged.logprobs.tokens == list("abcé")
+    assert judged.logprobs.token_logprobs[-1] == -9999.0  # never written
+    (more,) = complete(client, "abcé", echo=True, logprobs=0).choices
+    assert more.logprobs.token_logprobs[:4] == judged.logprobs.token_logprobs
+    (long,) = complete(client, "abcdefghij" * 60, echo=True, logprobs=1, max_tokens=0).choices
+    assert len(long.logprobs.token_logprobs) == 600
+    assert complete(client, "", echo=True, logprobs=1, max_tokens=2).choices[0].logprobs.text_offset == [0, 1]
+
+
+def test_bias_and_penalties_change_what_is_written(client: openai.OpenAI) -> None:
+    wish = KNOWN.index("h")
+    assert complete(client, logit_bias={str(wish): 100}).choices[0].text == "h" * 40
+    assert "h" not in complete(client, logit_bias={str(wish): -100}, temperature=2).choices[0].text
+    greedy = complete(client, temperature=0, logit_bias={str(wish): 1.5}).choices[0].text
+    for penalty in ("presence_penalty", "frequency_penalty"):
+        varied = complete(client, temperature=0, logit_bias={str(wish): 1.5}, **{penalty: 2}).choices[0].text
+        assert len(set(varied)) > len(set(greedy))
+        cursed = complete(client, temperature=0, **{penalty: -2}).choices[0].text
+        assert len(set(cursed[1:])) == 1
+
+
+def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
+    tries: list[tuple[dict[str, Any], str, str]] = [
+        ({"temperature": 3}, "temperature", "is 3; it should be less than or equal to 2"),
+        ({"max_tokens": 0}, "max_tokens", "without echo"),
+        ({"max_tokens": 4001}, "max_tokens", "less than or equal to 4000"),
+        ({"n": 17}, "n", "less than or equal to 16"),
+        ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; allowed are 16"),
+        ({"best_of": 3}, "best_of", "is 3; it should be 1"),
+        ({"suffix": "x"}, "suffix", "forwards only"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
+        ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
+        ({"logit_bias": {"12": 1}}, "logit_bias", "'12': out of vocabulary; ids are 0 to 11"),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "'a': out of vocabulary"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "less than or equal to 100"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"prompt": [12]}, "prompt", "12: out of vocabulary; ids are 0 to 11"),
+        ({"prompt": [-1]}, "prompt", "out of vocabulary"),
+        ({"prompt": ["a", 3]}, "prompt", "prompt has 3"),
+        ({"prompt": []}, "prompt", "prompt is []"),
+        ({"prompt": {"a": 1}}, "prompt", "it should be a text"),
+        ({"prompt": ["a" * 60_000] * 2}, "prompt", "120,000 characters in all"),
+        ({"stop": ""}, "stop", "at least 1 character"),
+        ({"seed": -1}, "seed", "is -1"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p", "there is no field 'min_p'"),
+        ({"model": "tiny-gan"}, "model", "for that there are: tiny-rnn"),
+    ]
+    for wrong, param, sentence in tries:
+        with pytest.raises(openai.BadRequestError) as refusal:
+            complete(client, **wrong)
+        assert refusal.value.param == param, wrong
+        assert sentence in refusal.value.message
+        assert refusal.value.code == "invalid_value"
+        assert refusal.value.request_id
+    with pytest.raises(openai.NotFoundError) as unknown:
+        complete(client, model="gpt-4")
+    assert unknown.value.code == "model_not_found"
+
+
+def test_a_full_queue_is_tried_again_by_the_client(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.engine.text import TextEngine
+    from app.errors import Overloaded
+
+    refusals = []
+    admit = TextEngine.admit
+
+    def once_full(self: TextEngine[Any], texts: int) -> None:
+        if not refusals:
+            refusals.append(texts)
+            raise Overloaded("the queue is full", retry_after=1)
+        admit(self, texts)
+
+    monkeypatch.setattr(TextEngine, "admit", once_full)
+    with pytest.raises(openai.RateLimitError) as full:
+        complete(client)
+    assert full.value.response.headers["retry-after"] == "1"
+    assert full.value.code == "queue_full"
+    refusals.clear()
+    assert len(complete(client.with_options(max_retries=2)).choices[0].text) == 40
+    assert refusals == [1]
+
+
+def test_a_failure_on_the_way_is_raised_and_a_certain_one_not_tried_again(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.predictors.rnn import Continuation, TextContinuer
+
+    step, tries = TextContinuer.step, []
+
+    def fail(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+        if any(len(text.text) == 5 for text in texts):
+            tries.append(len(texts))
+            raise RuntimeError("secret")
+        step(self, texts)
+
+    monkeypatch.setattr(TextContinuer, "step", fail)  # before the engine takes it
+    with serve() as service, openai.OpenAI(base_url=f"http://{address(service)}/v1", api_key="none") as client:
+        with pytest.raises(openai.InternalServerError, match="failed on this text"):
+            complete(client)
+        assert len(tries) == 1
+        came = []
+        with pytest.raises(openai.APIError, match="failed on this text") as failure:
+            came.extend(complete(client, stream=True))
+        assert failure.value.code == "inference_failed"
+
+
+def picture(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def test_a_prompt_for_images_names_what_is_drawn(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    seed: dict[str, Any] = {"extra_body": {"seed": 3}}
+    answer = client.images.generate(prompt="two ys and an x", model="tiny-cgan", response_format="b64_json", **seed)
+    assert [image.revised_prompt for image in answer.data] == ["y", "y", "x"]
+    for i, (image, label) in enumerate(zip(answer.data, "yyx", strict=True)):
+        body = {"count": 3, "label": label, "seed": 3, "model": "tiny-cgan"}
+        native = tiny.post("/v1/images/sample", json=body).json()["results"][i]["image"]
+        assert image.b64_json == native
+    again = client.images.generate(prompt="z", n=4, model="tiny-cgan", size="28x28", **seed)
+    assert [image.revised_prompt for image in again.data] == ["z"] * 4
+    any_of_them = client.images.generate(prompt="digits", n=3, model="tiny-cgan")
+    assert sorted(image.revised_prompt or "" for image in any_of_them.data) == ["x", "y", "z"]
+    free = client.images.generate(prompt="handwritten digits, please", n=2, model="tiny-gan", **seed)
+    native = tiny.post("/v1/images/sample", json={"count": 2, "seed": 3, "model": "tiny-gan"}).json()["results"]
+    assert [image.b64_json for image in free.data] == [entry["image"] for entry in native]
+    assert picture(free.data[0].b64_json or "").shape == (28, 28)
+
+
+def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
+    tries: list[tuple[dict[str, Any], str, str]] = [
+        ({"response_format": "url"}, "response_format", "is 'url'; allowed is 'b64_json'"),
+        ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan draws 28x28"),
+        ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot draw 'cat'; there are: x, y, z"),
+        (
+            {"prompt": "three sevens", "model": "tiny-gan"},
+            "prompt",
+            "tiny-gan draws without labels, so nothing can be chosen",
+        ),
+        ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; allowed are 1,024"),
+        ({"n": 0}, "n", "is 0"),
+    ]
+    for wrong, param, sentence in tries:
+        with pytest.raises(openai.BadRequestError) as refusal:
+            client.images.generate(**{"prompt": "y", "model": "tiny-cgan", **wrong})
+        assert refusal.value.param == param
+        assert sentence in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "drawn"),
+    [
+        ("three sevens and a 2", "7772"),
+        ("seven", "7"),
+        ("7", "7"),
+        ("42", "42"),
+        ("one two three", "123"),
+        ("2 sixes, a pair of zeros and one nine", "660019"),
+        ("three 7s", "777"),
+        ("3 7's and two dozen 1s", "777" + "1" * 24),
+        ("Draw me the digits 0 and 5, please!", "05"),
+        ("ten fours", "4" * 10),
+        ("zero sevens and an eight", "8"),
+        ("digits", ""),
+    ],
+)
+def test_numbers_before_plurals_count(prompt: str, drawn: str) -> None:
+    assert wanted(prompt, list("0123456789"), "cgan") == list(drawn)
+
+
+def test_labels_may_be_words_and_numbers_may_be_too_large() -> None:
+    labels = ["cat", "Dog", "hot dog"]
+    assert wanted("two cats and a dog", labels, "zoo") == ["cat", "cat", "Dog"]
+    assert wanted("Hot dog", labels, "zoo") == ["hot dog"]
+    for prompt in ("ten", "a bird", "7", "²", "cats 10", "9" * 500):
+        with pytest.raises(BadValue, match="zoo cannot draw"):
+            wanted(prompt, labels, "zoo")
+    assert len(wanted("9" * 500 + " cats", labels, "zoo")) == 10**5

@@ -1,0 +1,444 @@
+"""Training on the caller's own data: what is read, what is refused, and what is published."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, image_bytes, tiny_card
+from PIL import Image
+
+from app import store
+from app.networks import build
+from app.predictors.cnn import Decoder
+from training import cnn, conditional, drawn, evaluate, folders, gan, rnn, shapes, texts, transfer
+from training import run as running
+from training.data import DataError
+
+WHITENED: dict[str, Any] = {"widths": [8, 8, 8]}
+TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
+OWN: dict[str, list[str]] = {
+    "cnn": ["--images", "shapes", "--epochs", "4", "--batch", "16"],
+    "rnn": [
+        "--text",
+        "novel.txt",
+        "--hidden",
+        "8",
+        "--layers",
+        "1",
+        "--epochs",
+        "3",
+        "--piece",
+        "16",
+        "--dropout",
+        "0",
+    ],
+    "gan": ["--images", "shapes", "--epochs", "3", "--batch", "16", "--latent", "4", "--size", "28"],
+}
+SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "gan": gan}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: shapes, a novel, and a store with a tiny network to begin with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawn, "LESSONS", 10)
+    monkeypatch.setattr(drawn, "DRAWN", 50)
+    monkeypatch.setattr(drawn, "LEAST", 20)
+    monkeypatch.setattr(conditional, "SETTLING", 5)
+    shapes.main(["shapes", "--count", "16"])
+    (tmp_path / "novel.txt").write_text(TEXT)
+    torch.manual_seed(7)
+    labels = {"labels": [str(i) for i in range(10)]}
+    card = tiny_card("cifar10-whitened", "classify", "whitened-net", WHITENED, labels)
+    store.publish(tmp_path / "models_store", card, build("whitened-net", WHITENED).state_dict())
+    return tmp_path
+
+
+def train(stem: str, *more: str, name: str = "mine") -> None:
+    SCRIPTS[stem].main([*OWN[stem], "--name", name, "--threads", "1", *more])
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_own_data_become_a_version_that_evaluation_confirms(
+    stem: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(stem)
+    card = store.read(place / "models_store", "mine", 1).card
+    (kind, digest), *_ = card.data.items()
+    assert kind in ("images:shapes", "text:novel.txt")
+    assert len(digest) == 64
+    assert card.labels == (None if stem == "rnn" else ["circle", "square", "triangle"])
+    files = {path.name for path in (place / "models_store" / "mine" / "1").iterdir()}
+    assert files >= {"curves.png", "samples.png"} | ({"confusion.png", "mistakes.png"} if stem == "cnn" else set())
+    assert evaluate.main(["mine"]) == 0
+
+    source = place / ("novel.txt" if stem == "rnn" else "shapes/circle/0003.png")
+    source.write_bytes(TEXT.replace("7", "8").encode() if stem == "rnn" else image_bytes())
+    capsys.readouterr()
+    assert evaluate.main(["mine"]) == 1
+    assert f"{kind:34} is not that of the card ✗" in capsys.readouterr().out
+    (place / "novel.txt").unlink()
+    shutil.rmtree(place / "shapes")
+    assert evaluate.main(["mine"]) == 0
+    told = capsys.readouterr().out
+    assert "its data are not here, so its figures are not measured again" in told
+    assert "1 not measured" in told
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resumed(
+    stem: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(stem, name="whole")
+    log = running.Run.log
+
+    def interrupt(self: running.Run, **metrics: float) -> None:
+        log(self, **metrics)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(running.Run, "log", interrupt)
+    with pytest.raises(SystemExit, match=r"saved .* go on with: python -m training\.\w+ .*--name mine .*--resume"):
+        train(stem)
+    assert not (place / "models_store" / "mine").exists()
+    monkeypatch.setattr(running.Run, "log", log)
+    train(stem, "--resume")
+    whole, resumed = (store.read(place / "models_store", name, 1).tensors for name in ("whole", "mine"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match="go on with"):
+        train("cnn")
+    (place / "shapes" / "circle" / "0000.png").unlink()
+    with pytest.raises(SystemExit, match="was begun with data "):
+        train("cnn", "--resume")
+
+
+SEVERAL = """
+import sys
+from training import cnn, conditional, drawn, gan, rnn
+drawn.LEAST, drawn.DRAWN, drawn.LESSONS, conditional.SETTLING = 20, 50, 10, 5
+{"cnn": cnn, "rnn": rnn, "gan": gan}[sys.argv[1]].main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
+    # dropout's noise each process draws for itself
+    exact = {"cnn": ["--bfloat16", "0"], "rnn": ["--dropout", "0"], "gan": []}[stem]
+    train(stem, *exact, name="one")
+    (place / "several.py").write_text(SEVERAL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "several.py"]
+    arguments = [stem, *OWN[stem], *exact, "--name", "two", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("published") == 1
+    one, two = (store.read(place / "models_store", name, 1) for name in ("one", "two"))
+    assert "torchrun --nproc-per-node 2" in two.card.command
+    begun = beginning(stem, one, place)
+    moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun)
+    apart = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in begun)
+    assert apart < (0.05 if stem == "cnn" else 0.2) * moved  # the others' products are rounded to bfloat16
+
+
+def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch.Tensor]:
+    """The weights that a training of seed 0 began with, those that it learns."""
+    torch.manual_seed(0)
+    if stem == "cnn":
+        begun = store.read(place / "models_store", "cifar10-whitened", 1).tensors
+    elif stem == "rnn":
+        config = dataclasses.replace(rnn.PRESETS["own"], hidden=8, layers=1)
+        begun = rnn.begun(config, version.card.sizes["vocabulary"]).state_dict()
+    else:
+        begun = build(version.card.kind, version.card.sizes).state_dict()
+    return {key: tensor for key, tensor in begun.items() if tensor.ndim > 1 and key != "head.weight"}
+
+
+def test_a_budget_chooses_the_epochs_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "0.03"]
+    log = running.Run.log
+    monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match=r"--minutes 0\.03"):
+        cnn.main(arguments)
+    (told,) = (place / "runs").rglob("budget.json")
+    budget = json.loads(told.read_text())
+    assert budget["epochs"] == max(1, int(0.88 * 0.03 * 60 / (budget["seconds_of_a_step"] * 2)))
+    assert "epoch" in capsys.readouterr().out
+    told.write_text(json.dumps({**budget, "epochs": 3}))
+    monkeypatch.setattr(running.Run, "log", log)
+    cnn.main([*arguments, "--resume"])
+    assert json.loads((told.parent / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
+
+
+# --- folders
+
+
+def picture(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (20, 30, 3), dtype=torch.uint8, generator=generator).numpy()
+    Image.fromarray(pixels).save(folder / name, **options)
+    return folder / name
+
+
+def test_any_size_and_mode_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+    for number, mode in enumerate(("1", "L", "P", "RGBA", "CMYK", "I;16")):
+        folder = tmp_path / "all" / mode.replace(";", "")
+        folder.mkdir(parents=True)
+        shades = Image.linear_gradient("L").rotate(number * 40).resize((40 + number, 25))
+        (shades.convert("I").convert("I;16") if mode == "I;16" else shades.convert("RGB").convert(mode)).save(
+            folder / "a.tiff"
+        )
+    pictures = folders.read(tmp_path / "all", 32)
+    assert pictures.classes == ["1", "CMYK", "I16", "L", "P", "RGBA"]
+    for image, label in zip(pictures.images, pictures.labels, strict=True):
+        content = (tmp_path / "all" / pictures.classes[label] / "a.tiff").read_bytes()
+        assert torch.equal(image, Decoder(3, 32).parse(content))
+
+
+def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
+    whole = picture(tmp_path / "pets" / "cat", "a.png")
+    picture(tmp_path / "pets" / "dog" / "deeper", "b.png", 1)
+    (tmp_path / "pets" / "cat" / "half.png").write_bytes(whole.read_bytes()[:500])
+    (tmp_path / "pets" / "cat" / "note.txt").write_text("not an image")
+    (tmp_path / "pets" / "cat" / ".DS_Store").write_text("hidden")
+    (tmp_path / "pets" / "cat" / "empty.jpg").touch()
+    picture(tmp_path / "pets", "loose.png", 2)
+    pictures = folders.read(tmp_path / "pets", 32)
+    assert pictures.found() == "cat (1), dog (1)"
+    told = "\n".join(pictures.remarks)
+    for sentence in (
+        "loose.png: lies beside the sub-folders, so it has no class",
+        "half.png: the PNG image is damaged",
+        "note.txt: its 12 bytes are not an image; allowed are PNG",
+        "empty.jpg has 0 bytes",
+    ):
+        assert sentence in told
+    assert len(pictures.remarks) == 4
+
+
+def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
+    picture(tmp_path / "pets" / "cat", "a.png")
+    picture(tmp_path / "pets" / "cat", "again.bmp")
+    picture(tmp_path / "pets" / "cat", "both.png", 1)
+    picture(tmp_path / "pets" / "dog", "both.png", 1)
+    picture(tmp_path / "pets" / "dog", "c.png", 2)
+    pictures = folders.read(tmp_path / "pets", 32)
+    assert pictures.found() == "cat (1), dog (1)"
+    assert any("the same picture under cat and dog" in remark for remark in pictures.remarks)
+    assert any("again.bmp: the same picture as" in remark for remark in pictures.remarks)
+
+
+def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_path: Path) -> None:
+    for number in range(60):
+        picture(tmp_path / "one" / ("cat" if number < 40 else "dog"), f"{number}.png", number)
+        picture(tmp_path / "two" / ("cat" if number < 40 else "dog"), f"{99 - number}.bmp", number)
+    one, two = (folders.read(tmp_path / name, 32) for name in ("one", "two"))
+    assert one.sha256 == two.sha256
+    parts = one.split()
+    assert [len(part) for part in parts] == [42, 9, 9]
+    assert sorted(torch.cat(parts).tolist()) == list(range(60))
+    assert [one.labels[part].bincount().tolist() for part in parts] == [[28, 14], [6, 3], [6, 3]]
+    for mine, other in zip(parts, two.split(), strict=True):
+        assert {one.digests[i] for i in mine} == {two.digests[i] for i in other}
+
+
+def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
+    rows = [f"{file.stem};{file.parent.name};{file}" for file in Path("shapes").rglob("*.png")]
+    Path("list.csv").write_text("\n".join(["id;label;path", *rows, "9;circle;shapes/none.png", "10;;x.png"]))
+    listed, folder = folders.read(Path("list.csv"), 32), folders.read(Path("shapes"), 32)
+    assert listed.sha256 == folder.sha256
+    assert any("shapes/none.png: No such file" in remark for remark in listed.remarks)
+    assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.remarks)
+
+
+def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
+    for images, sentence in (
+        ("nowhere", "nowhere does not exist"),
+        ("shapes/circle", r"holds one class only, circle \(16\): it takes two"),
+        ("models_store", r"none of its \d+ files is an image"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            cnn.main(["--images", images, "--name", "mine"])
+    for number in range(10):
+        (place / "shapes" / "square" / f"{number:04}.png").unlink()
+    with pytest.raises(DataError, match=r"circle \(16\), square \(6\), triangle \(16\): too few of square; each class"):
+        train("cnn")
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no files"):
+        folders.read(Path("empty"), 32)
+    with pytest.raises(DataError, match=r"to draw such images it takes 20 different ones"):
+        gan.main(["--images", "shapes/circle", "--name", "mine"])
+    assert not Path("runs").exists()
+
+
+# --- what a network begins with
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
+    base = store.read(place / "models_store", "cifar10-whitened", 1)
+    pictures = folders.read(place / "shapes", side)
+    network = transfer.begun(cnn.OWN, pictures, pictures.split()[0], base)
+    state = network.state_dict()
+    assert state["head.weight"].shape == (3, 8)
+    assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
+    assert network.eval()(pictures.images[:2]).shape == (2, 3)
+
+
+def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
+    base = store.read(place / "models_store", "cifar10-whitened", 1)
+    pictures = folders.read(place / "shapes", 32)
+    network = transfer.begun(cnn.OWN, pictures, pictures.split()[0], base)
+    learner = transfer.Learner(cnn.OWN, network, torch.ones(3), "cpu", tuned=True)
+    for step in range(4):
+        before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+        learner.update(pictures.images[:16], pictures.labels[:16], step, 20)
+        changed = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, before[key])}
+        assert (changed == {"head.weight"}) == (step < 3)
+
+
+def test_uneven_classes_weigh_alike() -> None:
+    assert transfer.class_weights([40, 50, 60]).tolist() == [1, 1, 1]
+    weights = transfer.class_weights([10, 30])
+    assert (weights * torch.tensor([10, 30])).tolist() == pytest.approx([20, 20])
+
+
+def test_begun_from_scratch_it_needs_no_other_network(place: Path) -> None:
+    shutil.rmtree("models_store")
+    with pytest.raises(SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or begin"):
+        train("cnn")
+    train("cnn", "--from", "scratch", "--first", "8", "--later", "8", "--epochs", "1", "--size", "64")
+    assert store.read_card(Path("models_store/mine/1")).sizes["image"] == 64
+
+
+# --- texts
+
+
+def test_a_text_that_cannot_be_read_is_refused_with_where(tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_bytes(b"one\ntwo\ncaf\xe9\n" * 1000)
+    with pytest.raises(DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, at 11 bytes from the start$"):
+        texts.read([path])
+    path.write_text("short", "utf-16")
+    with pytest.raises(DataError, match="it begins like UTF-16"):
+        texts.read([path])
+    path.write_text("short")
+    with pytest.raises(DataError, match=r"novel.txt: 6 characters; it takes 10,000 to learn from"):
+        texts.read([path])
+    with pytest.raises(DataError, match=r"nothing\.txt: No such file"):
+        texts.read([tmp_path / "nothing.txt"])
+
+
+def test_files_are_one_text_whatever_their_line_breaks(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r" * 2000)
+    (tmp_path / "b").write_text("grüße", "utf-8")
+    text = texts.read([tmp_path / "a", tmp_path / "b"])
+    assert text.train + text.test == "one\ntwo\n" * 2000 + "grüße\n"
+    assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN]
+
+
+def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN]
+    sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
+    card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
+    base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())
+    own = texts.vocabulary_of(TEXT, 1)
+    network = texts.transplanted(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
+    for character, place_in_base in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
+        row = network.embedding.weight[own.index(character)]
+        assert torch.equal(row, base.tensors["embedding.weight"][place_in_base])
+    train("rnn", "--from", "other@1")
+    card = store.read_card(Path("models_store/mine/1"))
+    assert card.kind == "character-rnn"
+    assert card.data["other@1"] == base.card.weights_sha256
+    Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
+    with pytest.raises(DataError, match="--from other: it knows 14% of the text's characters, and 50% are needed"):
+        train("rnn", "--from", "other")
+    with pytest.raises(SystemExit, match="it is a character-rnn; this training begins with a whitened-net"):
+        train("cnn", "--from", "other")
+
+
+def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
+    network = torch.nn.Linear(1, 1)
+    best = texts.Best(network)
+    for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
+        torch.nn.init.constant_(network.weight, weight)
+        best.offer(network, loss)
+    again = texts.Best(network)
+    again.load_state_dict(best.state_dict())
+    assert again.weights["weight"].item() == 2
+    assert again.loss.item() == 1
+
+
+# --- images to draw
+
+
+def test_grey_images_are_drawn_grey_and_coloured_ones_in_colour(place: Path) -> None:
+    for file in Path("shapes").rglob("*.png"):
+        target = Path("grey") / file.relative_to("shapes")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).convert("L").save(target)
+    assert drawn.read(Path("grey"), 28, "auto", "mine").images.shape == (48, 1, 28, 28)
+    assert drawn.read(Path("grey"), 28, "rgb", "mine").images.shape == (48, 3, 28, 28)
+    assert drawn.read(Path("shapes"), 32, "auto", "mine").images.shape == (48, 3, 32, 32)
+    assert drawn.read(Path("shapes"), 32, "grey", "mine").images.shape == (48, 1, 32, 32)
+
+
+def test_without_sub_folders_there_is_one_label(place: Path) -> None:
+    Path("flat").mkdir()
+    for number, file in enumerate(Path("shapes").rglob("*.png")):
+        shutil.copy(file, Path("flat") / f"{number}.png")
+    gan.main(["--images", "flat", "--epochs", "1", "--batch", "16", "--latent", "4", "--name", "mine"])
+    card = store.read_card(Path("models_store/mine/1"))
+    assert card.labels == ["mine"]
+    assert set(card.metrics) == {"nearest_neighbour_ratio"}
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--images", "shapes"], "--images needs a --name for what is trained"),
+        (["--images", "shapes", "--name", "My Pets"], "'My Pets' cannot be a name; allowed are small letters"),
+        (["--images", "shapes", "--name", "a", "--preset", "strong"], "the preset strong on its own"),
+        (["--preset", "own"], "say with --images where they are"),
+        (["--minutes", "3"], "--minutes goes with --images"),
+        (["--images", "x", "--name", "a", "--minutes", "-1"], "'-1' is not a number of minutes above 0"),
+        (["--images", "x", "--name", "a", "--minutes", "1", "--epochs", "2"], "leave out --epochs"),
+        (["--images", "x", "--name", "a", "--rotate", "2"], "the preset own has no rotate"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cnn.main(words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_shapes_differ_and_are_the_same_every_time() -> None:
+    first, second = io.BytesIO(), io.BytesIO()
+    for file in (first, second):
+        shapes.picture("square", np.random.default_rng(1)).save(file, "PNG")
+    assert first.getvalue() == second.getvalue()

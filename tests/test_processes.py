@@ -1,0 +1,58 @@
+"""Several processes that train one network: shares, sums and norms are those of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+ONE_OF_TWO = """
+import torch
+from torch import nn
+from training import processes
+
+torch.set_num_threads(1)
+processes.join("cpu")
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.4), nn.GELU(),
+        nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, affine=False, momentum=None), nn.Flatten(), nn.Linear(4, 2),
+    )
+
+torch.manual_seed(0)
+batch, alone, shared = torch.randn(8, 3, 5, 5), network(), network()
+together = processes.together(shared)
+for _ in range(3):
+    for forward, own, images in ((alone, alone, batch), (together, shared, processes.share(batch))):
+        own.zero_grad()
+        forward(images).square().mean().backward()
+    for one, two in zip(alone.parameters(), shared.parameters(), strict=True):
+        assert torch.allclose(one.grad, two.grad, atol=1e-6)
+for key, tensor in alone.state_dict().items():
+    assert torch.allclose(tensor.float(), shared.state_dict()[key].float(), atol=1e-6), key
+assert torch.equal(processes.gathered(processes.share(batch)), batch)
+assert processes.anywhere(processes.rank() == 1)
+assert not processes.anywhere(False)
+assert processes.from_first(lambda: processes.rank() + 5) == 5
+processes.say("as one")
+processes.leave()
+"""
+
+
+def test_gradients_norms_and_statistics_of_two_processes_are_those_of_one() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, sys.executable, "-W", "error::FutureWarning", "-c", ONE_OF_TWO],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("as one") == 1

@@ -1,0 +1,52 @@
+"""The Ray Serve application: its groups, and one replica as Ray would hold it. A cluster: ``benchmarks.replicas``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, TEST
+from test_batcher import anyio_backend  # noqa: F401
+
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
+pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
+
+
+async def test_every_task_must_be_in_one_group() -> None:
+    from deploy.ray_serve import build
+
+    with pytest.raises(ValueError, match=r"groups have the tasks \['classify', 'classify'\]"):
+        build({"groups": {"a": {"tasks": ["classify"]}, "b": {"tasks": ["classify"]}}})
+    with pytest.raises(ValueError, match="replicas"):
+        build({"groups": {"a": {"tasks": ["classify"], "replicas": 3}}})
+
+
+async def test_the_file_for_a_cluster_is_read() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from deploy import ray_serve
+
+    config = yaml.safe_load((ROOT / "deploy" / "ray_serve.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert ray_serve.build(application.args)
+    assert application.import_path == f"{ray_serve.build.__module__}:{ray_serve.build.__name__}"
+
+
+async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploy.ray_serve import Replica
+
+    for name in ("QUARTET_STORE", "QUARTET_THREADS"):  # so that they are put back
+        monkeypatch.setenv(name, "")
+    replica: Any = object.__new__(Replica)
+    await replica.__init__({"QUARTET_STORE": str(tiny_store), "QUARTET_THREADS": str(TEST["threads"])})
+    assert os.environ["QUARTET_STORE"] == str(tiny_store)
+    scope = {"type": "http", "method": "POST", "path": "/v1/images/sample", "query_string": b"", "headers": []}
+    ((head, body),) = [messages async for messages in replica.answer(scope, b'{"count": 2}')]
+    assert head["status"] == 200
+    assert len(json.loads(body["body"])["results"]) == 2
+    await replica.check_health()
+    await replica.hosted.stop()

@@ -1,0 +1,208 @@
+"""Which version serves: the newest, until somebody chooses; and the command line with which one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import publish_tiny
+from safetensors.torch import load_file, save_file
+from test_store import rewrite_weights
+
+from app import models, rollout, store
+from app.rollout import Missing, Refused, activate, retire, rollback, serving
+from app.store import StoreError
+
+NAME = "tiny-gan"
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A store with three versions of a name."""
+    for _ in range(3):
+        publish_tiny(tmp_path, NAME)
+    return tmp_path
+
+
+def serves(folder: Path) -> int | None:
+    return serving(folder, NAME, rollout.read(folder, NAME))
+
+
+def spoil(folder: Path, number: int) -> None:
+    rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
+
+
+def test_the_newest_whole_version_serves_until_somebody_chooses(three: Path) -> None:
+    assert serves(three) == 3
+    publish_tiny(three, NAME)
+    assert serves(three) == 4
+    spoil(three, 4)
+    assert serves(three) == 3
+    assert not (three / NAME / rollout.FILE).exists()
+
+
+def test_what_is_published_waits_while_a_version_is_chosen(three: Path) -> None:
+    activate(three, NAME, 2)
+    publish_tiny(three, NAME)
+    assert serves(three) == 2
+    activate(three, NAME, "newest")
+    assert serves(three) == 4
+    publish_tiny(three, NAME)
+    assert serves(three) == 5
+
+
+def test_a_rollback_goes_to_the_version_before_and_another_one_back(three: Path) -> None:
+    rollback(three, NAME)  # nothing was chosen: one below the newest
+    assert serves(three) == 2
+    rollback(three, NAME)
+    assert serves(three) == 3
+    activate(three, NAME, 1)
+    assert rollback(three, NAME).active == 3
+    assert rollback(three, NAME).active == 1
+
+
+def test_a_canary_ends_with_a_rollback_or_serves_with_an_activation(three: Path) -> None:
+    assert activate(three, NAME, 2, share=12.5).model_dump(include={"active", "canary"}) == {
+        "active": 3,
+        "canary": {"version": 2, "share": 12.5},
+    }
+    with pytest.raises(Refused, match="tiny-gan@2 is the canary"):
+        retire(three, NAME, 2)
+    assert rollback(three, NAME).canary is None
+    assert serves(three) == 3
+    activate(three, NAME, 2, share=10)
+    promoted = activate(three, NAME, 2)
+    assert (promoted.active, promoted.canary, promoted.previous) == (2, None, 3)
+
+
+def test_a_retired_version_serves_no_more_and_its_files_stay(three: Path) -> None:
+    with pytest.raises(Refused, match="tiny-gan@3 is the active version"):
+        retire(three, NAME, 3)
+    retire(three, NAME, 2)
+    assert store.read(three, NAME, 2).card.version == 2
+    with pytest.raises(Refused, match="tiny-gan@2 is retired"):
+        activate(three, NAME, 2)
+    assert rollback(three, NAME).active == 1  # past the retired one
+    with pytest.raises(Refused, match="is not retired"):
+        retire(three, NAME, 3, undo=True)
+    retire(three, NAME, 2, undo=True)
+    assert activate(three, NAME, 2).active == 2
+
+
+REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
+    (lambda folder: activate(folder, NAME, 9), Missing, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
+    (lambda folder: activate(folder, "other", 1), Missing, "no model 'other' in the store; there are: tiny-gan"),
+    (lambda folder: activate(folder, "../up", 1), Missing, r"'\.\./up' cannot be a model's name"),
+    (lambda folder: activate(folder, NAME, 1, share=0), Refused, "the share is 0; it should be more than 0"),
+    (lambda folder: activate(folder, NAME, 1, share=float("nan")), Refused, "the share is nan"),
+    (lambda folder: activate(folder, NAME, 3, share=5), Refused, "tiny-gan@3 serves already"),
+    (lambda folder: activate(folder, NAME, "newest", share=5), Refused, "the newest version cannot be a canary"),
+    (lambda folder: retire(folder, NAME, 9), Missing, "there is no tiny-gan@9"),
+    (lambda folder: (spoil(folder, 1), activate(folder, NAME, 1)), StoreError, "8 values that are not finite"),
+    (lambda folder: (spoil(folder, 1), spoil(folder, 2), rollback(folder, NAME)), Refused, "has no previous version"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ask", "kind", "sentence"), REFUSED, ids=[row[2][:30] for row in REFUSED])
+def test_what_cannot_be_chosen_is_refused_in_a_sentence_and_changes_nothing(
+    three: Path, ask: Callable[[Path], object], kind: type[StoreError], sentence: str
+) -> None:
+    with pytest.raises(kind, match=sentence):
+        ask(three)
+    assert not (three / NAME / rollout.FILE).exists()
+
+
+def test_a_choice_that_cannot_be_read_says_why(three: Path) -> None:
+    (three / NAME / rollout.FILE).write_text('{"active": "two"}')
+    with pytest.raises(
+        StoreError, match=r"tiny-gan/active\.json: active: Input should be a valid integer, found 'two'"
+    ):
+        rollout.read(three, NAME)
+
+
+def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) -> None:
+    size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
+    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the one before
+    activate(three, NAME, 1, share=10)
+    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 3 * size
+    assert rollout.worker_bytes(three, most=size) == 100 * 2**20 + 2 * size
+
+
+def run(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, str, str]:
+    """The command line: its status and what it prints."""
+    try:
+        status = models.main([words[0], "--store", str(folder), *words[1:]])
+    except SystemExit as ended:  # argparse's own
+        status = int(ended.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [
+        run(capsys, three, *words.split())[:2]
+        for words in (
+            "activate tiny-gan 2",
+            "activate tiny-gan 3 --share 10",
+            "rollback tiny-gan",
+            "retire tiny-gan 3",
+            "rollback tiny-gan",
+        )
+    ]
+    assert said[:4] == [
+        (0, "tiny-gan@2 serves\n"),
+        (0, "tiny-gan@2 serves, tiny-gan@3 is tried on 10 %\n"),
+        (0, "tiny-gan@2 serves\n"),
+        (0, "tiny-gan@2 serves; retired: 3\n"),
+    ]
+    assert said[4][0] == 1  # its previous version was retired
+    status, table, _ = run(capsys, three, "list")
+    assert status == 0
+    assert [" ".join(line.split()) for line in table.splitlines()] == [
+        "NAME TASK ACTIVE CANARY PREVIOUS VERSIONS RETIRED",
+        "tiny-gan sample (default) 2 - - 1, 2, 3 3",
+    ]
+    _, shown, _ = run(capsys, three, "show", "tiny-gan", "--json")
+    assert [version["role"] for version in json.loads(shown)["versions"]] == ["", "active", "retired"]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; there are: 1, 2, 3\n"),
+        ("activate tiny-gan two", 2, "'two' is no version; it should be a number such as 3\n"),
+        ("export tiny-gan x.zip", 1, "error: 'tiny-gan' should be a name and a version, such as sales@3\n"),
+        ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
+        ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
+    ],
+)
+def test_the_command_line_refuses_in_one_sentence(
+    three: Path, capsys: pytest.CaptureFixture[str], words: str, status: int, sentence: str
+) -> None:
+    found, out, error = run(capsys, three, *words.split())
+    assert (found, out) == (status, "")
+    assert error.endswith(sentence)
+
+
+def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, three, "verify")[:2] == (0, "3 versions: all are whole\n")
+    spoil(three, 2)
+    status, out, _ = run(capsys, three, "verify")
+    assert status == 1
+    assert out.startswith(
+        "tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 values that are not fin"
+    )
+    assert out.endswith("\n3 versions: 1 of what was read is broken\n")
+
+
+def test_diff_shows_what_differs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, three, "diff", "tiny-gan", "1", "2")
+    rows = [line.split() for line in out.splitlines()]
+    assert status == 0
+    assert rows[0] == ["tiny-gan@1", "tiny-gan@2"]
+    assert ["sizes.latent", "4", "4"] in rows
+    tensors = load_file(three / NAME / "2" / store.WEIGHTS)
+    save_file({**tensors, "more": torch.ones(3)}, three / NAME / "2" / store.WEIGHTS)
+    assert run(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # a broken one is not compared

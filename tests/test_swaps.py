@@ -1,0 +1,214 @@
+"""Versions change under load and in the middle of it somebody pulls the plug. ``make swaps`` does it for longer.
+
+SWAPS, CALLERS and KILLS say how often: few in the suite.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import ROOT, Serve, publish_tiny
+from test_rollout import run
+from test_service import until
+from test_workers import SECONDS, serving
+
+from app import archive, catalogue, rollout, store
+from app.workers import can_fork
+
+SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 5)))
+NAME = "tiny-rnn"
+BODY = {"prompt": "abc", "max_characters": 30, "seed": 1}
+
+CALLER = """
+import json, sys, threading
+import httpx
+url, body, expected = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+stop = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+answers, wrong, versions = 0, [], set()
+with httpx.Client(timeout=60) as client:
+    while not stop.is_set():
+        pinned = [None, None, "1", "2"][answers % 4]
+        model = f"tiny-rnn@{pinned}" if pinned else "tiny-rnn"
+        answer = client.post(url, json={**body, "model": model})
+        answers += 1
+        found = answer.json() if answer.status_code == 200 else {"version": answer.text, "results": [{"text": ""}]}
+        version, text = str(found["version"]), found["results"][0]["text"]
+        versions.add(version)
+        if text != expected.get(version) or pinned not in (None, version):
+            wrong.append([model, version, text])
+print(json.dumps({"answers": answers, "wrong": wrong[:5], "versions": sorted(versions)}))
+"""
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers need fork")
+def test_versions_change_under_load_without_a_failed_or_mixed_up_answer(
+    tiny_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        publish_tiny(tiny_store, NAME)
+    with serving(tiny_store, store_seconds=0.5) as service:
+        url = f"{service.url}/v1/text/continue"
+        known = [httpx.post(url, json={**BODY, "model": f"{NAME}@{number}"}, timeout=60).json() for number in (1, 2, 3)]
+        expected = {str(one["version"]): one["results"][0]["text"] for one in known}
+        assert len(set(expected.values())) == 3
+        command = [sys.executable, "-c", CALLER, url, json.dumps(BODY), json.dumps(expected)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        callers = [subprocess.Popen(command, **pipes) for _ in range(CALLERS)]  # type: ignore[call-overload]
+        taken = [swap(tiny_store, url, i) for i in range(SWAPS)]
+        told = [json.loads(caller.communicate(timeout=SECONDS)[0]) for caller in callers]
+    assert [one["wrong"] for one in told] == [[]] * CALLERS
+    assert all(one["answers"] > 0 and set(one["versions"]) <= {"1", "2", "3"} for one in told)
+    with capsys.disabled():
+        answers = sum(one["answers"] for one in told)
+        print(f"\n{SWAPS} swaps, {answers} answers; until all workers follow: {max(taken):.2f} s at most")
+
+
+def swap(folder: Path, url: str, turn: int) -> float:
+    """Activate another version or roll back; gives the seconds until every worker serves it, under load."""
+    active = rollout.serving(folder, NAME, rollout.read(folder, NAME)) or 0
+    begun = time.monotonic()
+    chosen = rollout.rollback(folder, NAME) if turn % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
+
+    def follows() -> bool:  # connections are shared evenly, so that several meet every worker
+        versions = {httpx.post(url, json=BODY, timeout=60).json()["version"] for _ in range(4)}
+        return versions == {chosen.active}
+
+    until(follows)
+    return time.monotonic() - begun
+
+
+NURSERY = """
+import os, signal, sys, time
+sys.path[:0] = ["tests", "."]
+from pathlib import Path
+import torch
+from conftest import publish_tiny
+from app import archive, rollout
+torch.set_num_threads(1)
+folder, what, kills, packed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+
+def publish():
+    publish_tiny(folder, "tiny-gan")
+
+def bring_in():
+    with open(packed, "rb") as file:
+        archive.bring_in(folder, file, 10**7, renumber=True)
+
+def activate():
+    for version in (1, 2):
+        rollout.activate(folder, "tiny-gan", version)
+
+does = {"publish": publish, "import": bring_in, "activate": activate}[what]
+for i in range(kills):
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        does()
+        os.write(tell, b"x")
+        while True:
+            does()
+    assert os.read(told, 1)  # it works
+    time.sleep(0.05 * i / kills)  # another moment each time
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended by itself"
+"""
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs fork")
+def test_whatever_is_killed_in_the_middle_leaves_the_store_whole(
+    tiny_store: Path, serve: Serve, tmp_path: Path
+) -> None:
+    publish_tiny(tiny_store, "tiny-gan")
+    packed = tmp_path / "gan.zip"
+    packed.write_bytes(b"".join(archive.export(tiny_store, "tiny-gan", 1)))
+    for what in ("publish", "import", "activate"):
+        command = [sys.executable, "-c", NURSERY, str(tiny_store), what, str(KILLS), str(packed)]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+        assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], what
+    assert len(rollout.numbers(tiny_store, "tiny-gan")) > 2
+    assert rollout.read(tiny_store, "tiny-gan").active in (1, 2)
+    publish_tiny(tiny_store, "tiny-gan")  # nothing of what was left stands in the way
+    rollout.activate(tiny_store, "tiny-gan", 1)
+    with serve() as client:
+        assert client.get("/health/ready").json()["broken"] == []
+        assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1
+
+
+@contextmanager
+def mounted(folder: Path, source: Path, size: str) -> Iterator[Path]:
+    """A small disk of its own with a copy of a store. Skips where nobody may mount one."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a disk cannot be mounted here: {done.stderr.decode().strip()}")
+    try:
+        subprocess.run(["cp", "-r", source, folder / "store"], check=True)
+        yield folder / "store"
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_on_a_full_disk_nothing_changes_and_it_is_told(
+    tiny_store: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_tiny(tiny_store, "tiny-gan")
+    rollout.activate(tiny_store, "tiny-gan", 2)
+    packed = tmp_path / "gan.zip"
+    packed.write_bytes(b"".join(archive.export(tiny_store, "tiny-cnn", 1)))
+    with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
+        before = sorted(disk.rglob("*"))
+        filler = disk.parent / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(bytes(2 * 2**20))
+        with pytest.raises(OSError, match="No space left"):
+            publish_tiny(disk, "tiny-cnn")
+        status, _, error = run(capsys, disk, "activate", "tiny-gan", "1")
+        assert (status, "No space left on device" in error) == (1, True)
+        with serve(store=disk, admin_key="k" * 32, store_seconds=0.02) as client:
+            client.headers["authorization"] = f"Bearer {'k' * 32}"
+            told = client.post("/v1/admin/import?renumber=true", content=packed.read_bytes())
+            assert (told.status_code, told.json()["error"]["code"]) == (507, "store_not_writable")
+            assert str(disk) not in told.text
+            assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 2
+            assert sorted(disk.rglob("*")) == before
+            assert not [row for row in catalogue.verify(disk) if row["problem"]]
+            filler.unlink()
+            assert client.post("/v1/admin/models/tiny-gan/activate", json={"version": 1}).status_code == 200
+            until(lambda: client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1)
+
+
+def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
+    tiny_store: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk.parent], check=True)
+        status, _, error = run(capsys, disk, "activate", "tiny-gan", "1")
+        assert (status, error.endswith("Read-only file system\n")) == (1, True)
+        with serve(store=disk, admin_key="k" * 32) as client:
+            client.headers["authorization"] = f"Bearer {'k' * 32}"
+            content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
+            assert content == b"".join(archive.export(tiny_store, "tiny-gan", 1))
+            for path, sent in (
+                ("import", {"content": content}),
+                ("models/tiny-gan/activate", {"json": {"version": 1}}),
+            ):
+                told = client.post(f"/v1/admin/{path}", **sent)  # type: ignore[arg-type]
+                assert (told.status_code, told.json()["error"]["message"]) == (
+                    507,
+                    "the store cannot be written: Read-only file system; nothing was changed",
+                )
+            assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
+    assert store.defaults(tiny_store)["sample"] == "tiny-gan"

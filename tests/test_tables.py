@@ -1,0 +1,173 @@
+"""Own series: whatever a CSV looks like, each value stands at its time, and what was mended is told by row."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import calendar, lstm, tables
+from training.data import DataError
+
+DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
+
+
+def written(folder: Path, lines: list[str]) -> Path:
+    path = folder / "table.csv"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def weekly(folder: Path, **replaced: str) -> Path:
+    """Sixty days that repeat each week, each row numbered; ``r5="..."`` replaces row 5 of the file."""
+    lines = ["day,sold"] + [f"{day:%Y-%m-%d},{10 + day.weekday()}" for day in DAYS]
+    for row, line in replaced.items():
+        lines[int(row[1:]) - 1] = line
+    return written(folder, [line for line in lines if line != "gone"])
+
+
+def test_a_series_is_found_with_its_step_and_its_season(tmp_path: Path) -> None:
+    table = tables.read(weekly(tmp_path))
+    (series,) = table.series
+    assert (series.name, series.start, table.frequency, table.season) == ("sold", "2024-01-01", "day", 7)
+    assert series.values.tolist() == [10 + day.weekday() for day in DAYS]
+    assert table.remarks == []
+    assert tables.read(weekly(tmp_path), season=3).season == 3
+
+
+def test_gaps_and_duplicates_are_told_by_row_and_mended(tmp_path: Path) -> None:
+    path = weekly(tmp_path, r4="gone", r9="2024-01-08,n/a", r12="2024-01-11,many", r21="2024-01-19,77", r31="1,2,3")
+    table = tables.read(path)
+    assert sorted(table.remarks) == sorted(
+        [
+            "row 11: sold is 'many', which is not a number: taken as missing",
+            "row 30 has 3 cells, the head has 2: left out",
+            "sold: rows 19 and 20 are both of 2024-01-19: 14.0 and 77.0, the later row counts",
+            "sold: after row 3 (2024-01-02) 1 steps of a day are missing",
+            "sold: after row 20 (2024-01-19) 1 steps of a day are missing",
+            "sold: after row 29 (2024-01-29) 1 steps of a day are missing",
+            "sold: 5 missing values are filled in straight lines",
+        ]
+    )
+    (series,) = table.series
+    assert len(series.values) == 60
+    assert series.values[2] == pytest.approx(12)
+    assert series.values[18] == 77
+    assert not np.isnan(series.values).any()
+
+
+def test_after_a_long_gap_the_longest_stretch_is_kept(tmp_path: Path) -> None:
+    table = tables.read(weekly(tmp_path, **{f"r{row}": "gone" for row in range(10, 22)}))
+    (series,) = table.series
+    assert series.start == "2024-01-21"
+    assert len(series.values) == 40
+    assert "sold: 1 gaps of more than 7 steps; of its stretches the longest, 40 values, is kept" in table.remarks
+
+
+def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
+    lines = weekly(tmp_path).read_text().splitlines()
+    ordered = tables.read(tmp_path / "table.csv")
+    shuffled = tables.read(written(tmp_path, [lines[0], *reversed(lines[1:])]))
+    assert shuffled.sha256 == ordered.sha256
+
+
+def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
+    wide = written(tmp_path, ["ts;a;b", *(f"{day:%d.%m.%Y};{i},5;{i * i}" for i, day in enumerate(DAYS))])
+    first = tables.read(wide)
+    long = written(
+        tmp_path,
+        ["shop,ts,sold", *(f"{name},{day:%Y-%m-%d},{value}" for i, day in enumerate(DAYS) for name, value in
+                           (("a", i + 0.5), ("b", i * i)))],
+    )  # fmt: skip
+    second = tables.read(long, group="shop")
+    assert [one.name for one in first.series] == ["a", "b"]
+    assert first.sha256 == second.sha256
+    rows = {"a": [i + 0.5 for i in range(60)], "b": [i * i for i in range(60)]}
+    head = ",".join(["id", *(f"V{i}" for i in range(70))])
+    by_rows = written(
+        tmp_path, [head, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
+    )
+    assert tables.read(by_rows, by_rows=True).sha256 == first.sha256
+
+
+@pytest.mark.parametrize(
+    ("stamps", "name"),
+    [
+        ([f"{1990 + i // 12}-{i % 12 + 1:02}" for i in range(40)], "month"),
+        ([f"{1990 + i // 4}Q{i % 4 + 1}" for i in range(40)], "quarter"),
+        ([str(1950 + i) for i in range(40)], "year"),
+        ([f"{i % 12 + 1}/1/{2000 + i // 12}" for i in range(40)], "month"),
+        ([f"{day:%m/%d/%Y}" for day in DAYS], "day"),
+        ([f"{day:%d/%m/%Y}" for day in DAYS], "day"),
+        ([str(1700000000 + 3600 * i) for i in range(40)], "hour"),
+        ([f"{datetime(2024, 1, 1) + timedelta(minutes=15 * i):%Y-%m-%dT%H:%M:%S}Z" for i in range(40)], "15 minutes"),
+        ([f"{day:%Y-%m-%d}" for day in DAYS if day.weekday() < 5], "business day"),
+        ([f"{datetime(2024, 1, 7) + timedelta(weeks=i):%Y%m%d}" for i in range(40)], "week"),
+    ],
+)
+def test_the_step_of_time_stamps_is_found(tmp_path: Path, stamps: list[str], name: str) -> None:
+    table = tables.read(written(tmp_path, ["when,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
+    assert table.frequency == name
+    assert len(table.series[0].values) == len(stamps)
+    assert table.remarks == []
+
+
+def test_a_stamp_between_two_steps_is_left_out_by_row(tmp_path: Path) -> None:
+    table = tables.read(weekly(tmp_path, r9="2024-01-08 00:07,5"))
+    assert "row 9: '2024-01-08 00:07' lies between two steps of a day, or is no time: left out" in table.remarks
+
+
+def test_a_season_is_found_without_time_stamps_and_not_where_there_is_none(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for season, expected in ((24, 24), (0, 1)):
+        values = [math.sin(2 * math.pi * i / season) if season else 0 for i in range(240)] + random.normal(0, 0.3, 240)
+        assert tables.read(written(tmp_path, ["y", *map(str, values)])).season == expected
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
+    cells = ["1,234.5", "-2", "1e3", "7"] * 10
+    path = written(tmp_path, ["y;z", *(f"{cell};1" for cell in cells)])
+    (series, _) = tables.read(path).series
+    assert series.values[:4].tolist() == [1234.5, -2, 1000, 7]
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "sentence"),
+    [
+        ([], {}, "is empty|first row"),
+        (["1,2", "3,4"], {}, "its first row must name the columns, and is 1, 2"),
+        (["a,a", "3,4"], {}, "two columns have the same name"),
+        (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
+        (["a,b", "1,2"], {"columns": ["c"]}, "has no column 'c'; there are: a, b"),
+        (["a", "1", "2"], {}, "no series of 30 values or more; a: 2 values in one stretch"),
+        (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "may be a day and a month or a month and a day"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_of_series_is_refused(
+    tmp_path: Path, lines: list[str], options: dict[str, list[str]], sentence: str
+) -> None:
+    path = written(tmp_path, lines)
+    with pytest.raises(DataError, match=sentence):
+        tables.read(path, **options)  # type: ignore[arg-type]
+
+
+def test_series_are_prepared_and_it_is_said_that_nothing_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--csv", str(weekly(tmp_path)), "--name", "sales", "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit, match="not built yet: nothing was trained or published"):
+        lstm.main(words)
+    (path,) = (tmp_path / "runs" / "sales").rglob("series.jsonl")
+    assert json.loads(path.read_text())["values"][:3] == [10, 11, 12]
+    assert "1 series (sold) of 60 values, one each day; repeats after 7" in capsys.readouterr().out
+
+
+def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
+    ends = ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"]
+    frequency = calendar.frequency([ends], Path("x"))
+    assert frequency.name == "month"
+    assert np.diff([frequency.place(stamp) or 0 for stamp in ends]).tolist() == [1, 1, 1]

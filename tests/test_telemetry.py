@@ -1,0 +1,270 @@
+"""What operators see: figures, the log and traces, of one process and of several."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import ROOT, Serve, image_bytes, publish_tiny
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from test_service import figures, until
+from test_workers import serving
+
+from app.access import JsonLines
+from app.settings import Settings, SettingsError
+from app.tracing import tracer
+
+CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
+SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)  # bytes of tiny-gan: latent 4, hidden 8, 28 x 28 pixels, with their biases
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def of(model: str, version: int = 1) -> tuple[tuple[str, str], ...]:
+    return (("model", model), ("version", str(version)))
+
+
+def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None:
+    with serve() as client:
+        client.post(CONTINUE, json={"prompt": "abc", "max_characters": 40, "n": 3})
+        client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
+        seen = figures(client)
+    assert seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 4
+    assert seen["quartet_text_gap_seconds_count", *of("tiny-rnn")] == 3  # one character has no gap
+    answered = ("method", "POST"), ("route", CONTINUE), ("status", "200")
+    assert 0 < seen["quartet_text_gap_seconds_sum", *of("tiny-rnn")] < seen["quartet_request_seconds_sum", *answered]
+
+
+def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tiny_store: Path) -> None:
+    with serve(store_seconds=0.02) as client:
+        size = figures(client)["quartet_loaded_bytes", *of("tiny-gan")]
+        assert size == SIZE
+        newer = publish_tiny(tiny_store, "tiny-gan").folder
+        until(lambda: figures(client).get(("quartet_loaded_bytes", *of("tiny-gan", 2))) == size)
+        assert figures(client)["quartet_versions", ("state", "live")] == 5
+        newer.rename(tiny_store / ".gone")
+        until(lambda: figures(client)["quartet_loaded_bytes", *of("tiny-gan", 2)] == 0)
+        assert figures(client)["quartet_versions", ("state", "live")] == 4
+
+
+def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.predictors.gan import ImageSampler
+
+    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
+    predict = ImageSampler.predict
+
+    def hold(self: ImageSampler, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if armed.is_set():
+            entered.set()
+            assert release.wait(30)
+        return predict(self, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", hold)
+    with serve(at_once_seconds=0) as client:
+        armed.set()
+        callers = [
+            threading.Thread(target=httpx.post, args=(f"{client.base_url}{SAMPLE}",), kwargs={"json": {"count": 5}})
+            for _ in range(3)
+        ]
+        callers[0].start()
+        assert entered.wait(30)
+        for caller in callers[1:]:
+            caller.start()
+        until(lambda: figures(client)["quartet_queued_rows", *of("tiny-gan")] == 10)
+        seen = figures(client)
+        assert seen["quartet_running_rows", *of("tiny-gan")] == 5
+        assert seen["quartet_requests_running",] == 3 + 1  # and the one that asks
+        release.set()
+        for caller in callers:
+            caller.join()
+        seen = figures(client)
+        assert (seen["quartet_queued_rows", *of("tiny-gan")], seen["quartet_running_rows", *of("tiny-gan")]) == (0, 0)
+
+
+def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
+    with serve() as client:
+        client.post(SAMPLE, json={"count": 0})
+        client.post(SAMPLE, json={"model": "none"})
+        client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "0.000001"})
+        client.get("/nothing")
+        seen = figures(client)
+    for route, reason in (
+        (SAMPLE, "invalid_value"),
+        (SAMPLE, "model_not_found"),
+        (CONTINUE, "deadline_exceeded"),
+        ("unknown", "not_found"),
+    ):
+        assert seen["quartet_errors_total", ("reason", reason), ("route", route)] == 1
+
+
+def test_figures_of_several_workers_are_added_and_the_dead_ones_gauges_forgotten(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        with httpx.Client(base_url=service.url) as client:
+            until(lambda: figures(client).get(("quartet_workers",)) == 2)
+            until(lambda: figures(client).get(("quartet_loaded_bytes", *of("tiny-gan"))) == 2 * SIZE)
+        for _ in range(6):  # on connections of their own, which go to both
+            assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}).status_code == 200
+        with httpx.Client(base_url=service.url) as client:
+            assert figures(client)["quartet_batch_rows_sum", *of("tiny-gan")] == 18
+        os.kill(min(service.workers), signal.SIGKILL)
+
+        def replaced() -> bool:
+            try:
+                with httpx.Client(base_url=service.url) as client:
+                    seen = figures(client)
+            except httpx.HTTPError:
+                return False
+            return seen.get(("quartet_workers",)) == 2 and seen["quartet_batch_rows_sum", *of("tiny-gan")] == 18
+
+        until(replaced)
+
+
+@pytest.fixture
+def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """What was logged of requests, once the service has stopped."""
+    logging.getLogger("quartet.access").setLevel(logging.INFO)
+    yield lambda: [line for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    logging.getLogger("quartet.access").setLevel(logging.NOTSET)
+
+
+def test_the_log_is_json_where_that_is_wanted(serve: Serve, lines: Any) -> None:
+    with serve(log="json") as client:
+        client.post(f"{CLASSIFY}?model=tiny-cnn", files=[("file", ("x.png", image_bytes()))] * 3)
+        client.post(CONTINUE, json={"prompt": "a", "max_characters": 5, "n": 2}, headers={"x-request-id": "mine"})
+        client.post(SAMPLE, json={"count": 0})
+        client.get("/odd%20path/%C3%A9%22%0A")
+    told = {line["path"]: line for line in map(json.loads, lines())}
+    picture, text, refused = told[CLASSIFY], told[CONTINUE], told[SAMPLE]
+    assert (picture["model"], picture["version"], picture["rows"], picture["status"]) == ("tiny-cnn", 1, 3, 200)
+    assert re.fullmatch("[0-9a-f]{32}", picture["id"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", picture["time"])
+    assert 0 <= picture["queue_seconds"] < picture["seconds"]
+    assert 0 < picture["compute_seconds"] < picture["seconds"]
+    assert (text["id"], text["model"], text["rows"]) == ("mine", "tiny-rnn", 2)
+    assert 0 < text["first_seconds"] <= text["queue_seconds"] + text["compute_seconds"] + 0.001
+    assert (refused["status"], refused["reason"], "model" in refused) == (400, "invalid_value", False)
+    assert '/odd path/é"\n' in told
+
+
+def test_other_lines_are_json_too_with_their_traceback() -> None:
+    try:
+        raise ValueError("zwölf\n")
+    except ValueError:
+        record = logging.LogRecord("quartet", logging.ERROR, "", 0, "%s fails", ("it",), sys.exc_info())
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("ERROR", "quartet", "it fails")
+    assert "ValueError: zwölf" in told["traceback"]
+
+
+def test_a_log_that_is_no_kind_is_refused() -> None:
+    for wrong in ({"log": "xml"}, {"traces": "localhost:4318"}):
+        with pytest.raises(SettingsError, match=r"QUARTET_(LOG|TRACES) is"):
+            Settings(**wrong)  # type: ignore[arg-type]
+
+
+class Collector(ThreadingHTTPServer):
+    """An OTLP collector: keeps the spans that are posted to it."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.service = ""
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert self.path == "/v1/traces"
+                body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
+                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                    names = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+                    collector.service = names["service.name"]
+                    for scope in resource.scope_spans:
+                        collector.spans += scope.spans
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def attributes(span: Span) -> dict[str, Any]:
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
+
+
+def test_a_request_its_wait_its_batch_and_its_computing_are_traced(serve: Serve, collector: Collector) -> None:
+    with serve(traces=f"http://127.0.0.1:{collector.server_port}") as client:
+        answer = client.post(SAMPLE, json={"count": 4}, headers={"traceparent": PARENT})
+        given = answer.headers["traceparent"].split("-")
+        assert given[:2] == PARENT.split("-")[:2]
+        assert given[2] != PARENT.split("-")[2]
+        client.post(
+            CONTINUE, json={"prompt": "a", "max_characters": 30, "n": 2}, headers={"traceparent": PARENT[:-1] + "0"}
+        )
+        other = client.post(CONTINUE, json={"prompt": "a", "max_characters": 30, "n": 2})
+        assert other.headers["traceparent"].split("-")[1] != given[1]
+        client.post(SAMPLE, json={"count": 0})
+    assert collector.service == "quartet"
+    spans = {span.name: span for span in collector.spans if span.trace_id.hex() == given[1]}
+    assert set(spans) == {f"POST {SAMPLE}", "queue", "compute"}  # of the unsampled one nothing
+    request = spans[f"POST {SAMPLE}"]
+    assert (request.span_id.hex(), request.parent_span_id.hex()) == (given[2], PARENT.split("-")[2])
+    told = attributes(request)
+    assert (told["http.response.status_code"], told["quartet.model"], told["quartet.rows"]) == (200, "tiny-gan", 4)
+    for name in ("queue", "compute"):
+        assert spans[name].parent_span_id == request.span_id
+    assert spans["queue"].end_time_unix_nano == spans["compute"].start_time_unix_nano
+    assert request.start_time_unix_nano <= spans["queue"].start_time_unix_nano + 1_000_000  # clocks are two
+    (batch,) = [span for span in collector.spans if span.span_id == spans["compute"].links[0].span_id]
+    assert batch.name == "batch"
+    assert [link.span_id for link in batch.links] == [request.span_id]
+    texts = [
+        span for span in collector.spans if span.name == "batch" and attributes(span)["quartet.model"] == "tiny-rnn"
+    ]
+    assert [attributes(span)["quartet.rows"] for span in texts] == [2]
+    refused = [attributes(span) for span in collector.spans if attributes(span).get("error.type")]
+    assert [told["error.type"] for told in refused] == ["invalid_value"]
+
+
+def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
+    code = "import sys, app.main; app.main.create_app(); print('opentelemetry.sdk' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "False"
+    with serve() as client:
+        assert "traceparent" not in client.get("/health/live", headers={"traceparent": PARENT}).headers
+    assert tracer("") is None
+
+
+def test_traces_without_opentelemetry_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(SettingsError, match=r"that needs the extra \[tracing\]"):
+        tracer("http://localhost:4318")

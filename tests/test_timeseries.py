@@ -1,0 +1,97 @@
+"""KServe's time series protocol, and Nixtla's names in the native endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+URL = "/v1/timeseries/forecast"
+LINE = [float(i % 7) for i in range(20)]
+
+
+def question(**more: Any) -> dict[str, Any]:
+    given = {"type": "univariate_time_series", "name": "a", "series": LINE, "frequency": "day"}
+    given |= {key: more.pop(key) for key in list(more) if key not in ("model", "inputs", "options", "metadata")}
+    return {"model": "tiny-lstm", "inputs": [given], "options": {"horizon": 5}, **more}
+
+
+def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) -> None:
+    quantiles = [0.025, 0.1, 0.5, 0.9, 0.975]
+    second = {"type": "univariate_time_series", "name": "b", "series": [*LINE, None, 3], "frequency": "M"}
+    body = question(options={"horizon": 5, "quantiles": quantiles}, metadata={"from": "me"})
+    body["inputs"].append(second)
+    answer = tiny.post(URL, json=body).json()
+    native = {"values": [LINE, second["series"]], "horizon": 5, "levels": [80, 95]}
+    results = tiny.post("/v1/series/forecast", json=native).json()["results"]
+    assert (answer["status"], answer["error"], answer["model"]) == ("completed", None, "tiny-lstm")
+    for given, output, result in zip(body["inputs"], answer["outputs"], results, strict=True):
+        (content,) = output["content"]
+        assert (content["type"], content["name"], content["frequency"]) == (
+            given["type"],
+            given["name"],
+            given["frequency"],
+        )
+        assert content["mean_forecast"] == result["mean"]
+        bounds = result["intervals"]
+        assert content["quantiles"] == {
+            "0.025": bounds["95"]["lower"],
+            "0.1": bounds["80"]["lower"],
+            "0.5": result["median"],
+            "0.9": bounds["80"]["upper"],
+            "0.975": bounds["95"]["upper"],
+        }
+    assert tiny.get("/v1/timeseries/models").json() == ["tiny-lstm"]
+
+
+@pytest.mark.parametrize(
+    ("begin", "frequency", "start"),
+    [
+        ("2026-01-01", "day", "2026-01-21T00:00:00"),
+        ("2026-01-01T00:00:00+02:00", "H", "2026-01-01T20:00:00+02:00"),
+        ("2026-01-01T00:00:00Z", "week", "2026-05-21T00:00:00+00:00"),
+        ("2024-06-30", "M", "2026-02-28T00:00:00"),
+        ("2026-01-31", "quarter", "2031-01-31T00:00:00"),
+        ("2024-02-29", "Y", "2044-02-29T00:00:00"),
+    ],
+)
+def test_the_forecast_begins_where_the_series_ends(tiny: httpx.Client, begin: str, frequency: str, start: str) -> None:
+    answer = tiny.post(URL, json=question(start_timestamp=begin, frequency=frequency)).json()
+    assert answer["outputs"][0]["content"][0]["start_timestamp"] == start
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "sentence"),
+    [
+        (question(type="multivariate_time_series"), "inputs.0.type", "it should be 'univariate_time_series'"),
+        (question(series=LINE[:9]), "inputs.0.series", "has 9 values; tiny-lstm needs at least 10"),
+        (question(series=["7"] * 20), "inputs.0.series.0", "'7'"),
+        (question(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
+        (question(start_timestamp="soon"), "inputs.0", "start_timestamp is 'soon'"),
+        (question(start_timestamp="9999-12-31", frequency="Y"), "inputs.0", "from which 20 steps can be counted"),
+        (question(options={"horizon": 1001}), "horizon", "is 1001"),
+        (question(options={"horizon": 0}), "options.horizon", "is 0"),
+        (question(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
+        (question(inputs=[]), "inputs", "at least 1"),
+        (question(inputs=question()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
+        (question(horizn=3), "inputs.0.horizn", ""),
+    ],
+)
+def test_what_is_wrong_is_named(tiny: httpx.Client, body: Any, param: str, sentence: str) -> None:
+    answer = tiny.post(URL, json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert sentence in error["message"]
+
+
+def test_nixtla_s_names_mean_the_same(tiny: httpx.Client) -> None:
+    url = "/v1/series/forecast"
+    theirs = tiny.post(url, json={"values": LINE, "h": 3, "level": [50]})
+    ours = tiny.post(url, json={"values": LINE, "horizon": 3, "levels": [50]})
+    assert theirs.status_code == 200, theirs.text
+    assert theirs.json() == ours.json()
+    both = tiny.post(url, json={"values": LINE, "levels": [50], "level": [50]}).json()["error"]
+    assert (both["param"], both["message"]) == ("level", "level is another name of levels; send one of them")
+    assert tiny.post(url, json={"values": LINE, "h": 1001}).json()["error"]["param"] == "h"

@@ -1,0 +1,60 @@
+"""How long a training may take: ``--minutes N`` fits the epochs to the machine, whatever else it has to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from training import processes
+from training.run import Run
+
+LEAST_STEPS, MOST_STEPS = 3, 12  # that are timed ...
+ENOUGH = 3.0  # ... and seconds after which no more are
+SPARE = 0.88  # share of the time that steps may take; the rest is for validation and for saving
+
+
+def epochs(run: Run, per_epoch: int, otherwise: int, begin: Callable[[], Callable[[int], object]]) -> int:
+    """The epochs of ``per_epoch`` steps that fit into the run's minutes, at least 1; ``otherwise`` without a budget.
+
+    ``begin`` gives the function that takes a step of a training that is thrown away. It is timed once: a run that is
+    resumed keeps its epochs.
+    """
+    minutes = run.options.minutes
+    if minutes is None:
+        return otherwise
+    path = run.folder / "budget.json"
+    if not processes.from_first(path.exists):
+        seconds = max(1e-5, round(_seconds(begin()), 5))
+        found = max(1, int(minutes * 60 * SPARE / (per_epoch * seconds)))
+        told = {"minutes": minutes, "seconds_of_a_step": seconds, "steps_of_an_epoch": per_epoch}
+        processes.from_first(lambda: _keep(run, {**told, "epochs": found}))
+    kept: int = processes.from_first(lambda: json.loads(path.read_text())["epochs"])
+    return kept
+
+
+def _keep(run: Run, told: dict[str, float]) -> None:
+    (run.folder / "budget.tmp").write_text(json.dumps(told) + "\n")
+    os.replace(run.folder / "budget.tmp", run.folder / "budget.json")
+    step, count, whole = (
+        told["seconds_of_a_step"],
+        told["epochs"],
+        told["seconds_of_a_step"] * told["steps_of_an_epoch"],
+    )
+    if whole > told["minutes"] * 60:
+        print(f"one epoch alone takes about {whole / 60:.1f} minutes: it is trained for one")
+    else:
+        print(f"a step takes {step:.3g} s: {count:,} epochs of {told['steps_of_an_epoch']:,} steps fit")
+
+
+def _seconds(step: Callable[[int], object]) -> float:
+    """The median time of a step, after one to warm up; that of the first process, in all of them."""
+    step(0)
+    taken: list[float] = []
+    while processes.from_first(lambda: len(taken) < LEAST_STEPS or (sum(taken) < ENOUGH and len(taken) < MOST_STEPS)):
+        begun = time.perf_counter()
+        step(len(taken) + 1)
+        taken.append(time.perf_counter() - begun)
+    return processes.from_first(lambda: statistics.median(taken))

@@ -1,0 +1,148 @@
+"""The caller's own images, drawn: the training of ``python -m training.gan --images``, its figures and its pictures.
+
+Sub-folders are labels that can be asked for; a folder without any is one label, named like the model. There is no judge
+of such images, so no Frechet distance: what can be told is whether samples are copies of what was learnt, and, of
+several labels, whether a classifier that learnt from the real images reads them as what was asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app.networks import build
+from app.networks.gan import ConditionalSizes
+from app.predictors.gan import ImageSampler
+from training import budget, cnn, conditional, folders, processes
+from training.conditional import RECIPE, WIDTHS
+from training.data import DataError
+from training.folders import Pictures
+from training.game import nearest, play, save_sheet
+from training.options import Options
+from training.pictures import accuracy_of
+from training.run import Run, metric, permutation, schedule
+
+if TYPE_CHECKING:
+    from training.gan import ConditionalConfig
+
+LEAST = 64  # different images in all
+DRAWN = 1000  # samples that are measured
+LESSONS = 400  # steps of the classifier that reads them
+
+
+def read(path: Path, side: int, colour: str, name: str) -> Pictures:
+    """The images, grey where ``colour`` says so, or says auto and none has another. Raises DataError."""
+    pictures = folders.read(path, side, 1 if colour == "grey" else 3, name)
+    folders.check(pictures, path, 1)
+    if len(pictures.labels) < LEAST:
+        raise DataError(f"{path} holds {pictures.found()}: to draw such images it takes {LEAST} different ones")
+    if colour == "auto" and bool((pictures.images == pictures.images[:, :1]).all()):
+        return replace(pictures, images=pictures.images[:, :1].contiguous())
+    return pictures
+
+
+def reader(images: Tensor, labels: Tensor, classes: int) -> Any:
+    """RECIPE's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
+    torch.manual_seed(0)
+    sizes = {"conv": WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
+    network = build(RECIPE.kind, sizes).to(images.device)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=RECIPE.weight_decay, fused=True)
+    network.train()
+    size = min(RECIPE.batch, len(images))
+    per_epoch = len(images) // size
+    for step in range(LESSONS):
+        epoch, place = divmod(step, per_epoch)
+        batch = permutation(len(images), 0, "reader", epoch)[place * size : (place + 1) * size]
+        rate = RECIPE.learning_rate * schedule(step, LESSONS)
+        cnn.update(network, average, optimizer, images[batch], labels[batch], RECIPE, rate)
+    return average
+
+
+def measure(sampler: ImageSampler, pictures: Pictures) -> dict[str, Any]:
+    """The figures of a published generator, against pictures that took no part in its training."""
+    learn, validate, test = pictures.split()
+    strange = torch.cat([validate, test])
+    drawing = sampler.parse(DRAWN, None, 0)
+    samples = torch.from_numpy(sampler.predict([drawing])[0])
+    known, others = pictures.images[learn], pictures.images[strange]
+    ratio = nearest(samples, known).median() / nearest(others, known).median()
+    told = f"median pixel distance to the nearest image learnt from: {DRAWN:,} samples over {len(strange):,} others"
+    found = {"nearest_neighbour_ratio": metric(ratio.item(), told, 3)}
+    if len(pictures.classes) == 1:
+        return found
+    classifier = reader(known, pictures.labels[learn], len(pictures.classes))
+    asked = torch.as_tensor(drawing.classes)
+    by = f"by a {RECIPE.kind} {WIDTHS} that learnt from {len(learn):,} real images"
+    return found | {
+        "label_accuracy": metric(
+            accuracy_of(classifier, samples, asked), f"{DRAWN:,} samples of seed 0, read as what was asked for {by}", 2
+        ),
+        "label_accuracy_of_real": metric(
+            accuracy_of(classifier, others, pictures.labels[strange]), f"{len(strange):,} other real images, {by}", 2
+        ),
+    }
+
+
+def train(chosen: Options, config: ConditionalConfig, argv: Sequence[str] | None) -> None:
+    """Read, play, measure, publish."""
+    pictures = read(chosen.own["images"], chosen.own["size"], chosen.own["colour"], chosen.name)
+    folders.report(pictures)
+    processes.say("they are grey" if pictures.images.shape[1] == 1 else "they are coloured")
+    run = Run(chosen, config, argv, pictures.sha256)
+    run.write("left-out.txt", "".join(f"{remark}\n" for remark in pictures.remarks))
+    learn = pictures.split()[0]
+    images, labels = pictures.images[learn].to(chosen.device), pictures.labels[learn].to(chosen.device)
+    config = replace(config, batch=processes.even(min(config.batch, len(learn))))
+    sizes = ConditionalSizes(config.latent, len(pictures.classes), channels=images.shape[1], image=images.shape[-1])
+
+    def trial() -> Callable[[int], object]:
+        other = conditional.Game(config, chosen.device, copy.deepcopy(sizes))
+        real = images[: config.batch].float() / 127.5 - 1
+        return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
+
+    per_epoch = len(learn) // config.batch
+    epochs = budget.epochs(run, per_epoch, config.epochs, trial)
+    torch.manual_seed(chosen.seed)  # the same weights, whether steps were timed or not
+    average = max(0.0, min(config.average, 1 - 20 / (epochs * per_epoch)))  # not older than the training
+    game = conditional.Game(replace(config, average=average), chosen.device, sizes)
+    play(run, game, images, labels, config, epochs)
+    if processes.rank() == 0:
+        publish(run, pictures, conditional.settle(game.average.module))
+    processes.leave()
+
+
+def publish(run: Run, pictures: Pictures, network: Any) -> None:
+    """Measure with the code that serves, and write the card."""
+    sizes = network.sizes
+    learn = pictures.split()[0]
+    card = {
+        "task": "sample",
+        "title": f"Draws images of {', '.join(pictures.classes)}"[:200],
+        "kind": "conditional-generator",
+        "sizes": asdict(sizes),
+        "inputs": [
+            {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]},
+            {"name": "classes", "dtype": "int64", "shape": [-1]},
+        ],
+        "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
+        "labels": pictures.classes,
+        "data": {f"images:{pictures.name}": pictures.sha256},
+        "notes": (
+            f"{pictures.found()}; {len(learn):,} of these were learnt from, the others took no part. The generator's "
+            f"weights are the average over steps. {len(pictures.remarks):,} files were left out."
+        ),
+    }
+    sampler = run.predictor(ImageSampler, card, network)
+    card["metrics"] = measure(sampler, pictures)
+    pixels: np.ndarray = sampler.predict([conditional.rows(sampler, 10)])[0]
+    samples = save_sheet(run.folder / "samples.png", pixels, 10)
+    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})

@@ -1,0 +1,121 @@
+"""What the trainings of image classifiers share: batches, moved images, answers as the service gives them, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from app.networks.cnn import WhitenedNet
+from app.predictors.cnn import ImageClassifier
+from training.calibration import fit_temperature
+from training.run import Run, permutation, saved
+
+
+def moved(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+    """Images [N, C, S, S], each shifted up and to the left by ``shifts`` [2, N, 1] and mirrored where told [N, 1].
+
+    Edges are reflected, the channels lie last.
+    """
+    count, _, side, _ = images.shape
+    place = torch.arange(side) + shifts  # [2, N, S]
+    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges
+    columns = torch.where(mirrored, side - 1 - place[1], place[1]).to(images.device)
+    rows = place[0].to(images.device)
+    which = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return images.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def batches(run: Run, learn: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
+    """The steps that are still to do: step, epoch, and which images [size]; each epoch has an order of its own."""
+    per_epoch = len(learn) // size
+    shuffled = -1
+    for step in run.steps(epochs * per_epoch):
+        epoch, place = divmod(step, per_epoch)
+        if shuffled != epoch:
+            shuffled, order = epoch, learn[permutation(len(learn), run.options.seed, "epoch", epoch)]
+        yield step, epoch, order[place * size : (place + 1) * size]
+
+
+def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The share of images that the averaged network gets right."""
+    network.eval()
+    with torch.inference_mode():
+        right = sum(
+            int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
+        )
+    network.train()
+    return right / len(labels)
+
+
+@torch.inference_mode()
+def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
+    """Fit both temperatures on images that were held out."""
+    network.eval()
+    parts = images.split(250)
+    one, six = (torch.cat([look(part) for part in parts]) for look in (network.scores, network.views))
+    network.temperature.fill_(fit_temperature(one, labels))
+    network.views_temperature.fill_(fit_temperature(six, labels))
+
+
+def served(classifier: ImageClassifier, images: Tensor) -> Tensor:
+    """uint8 images [N, C, S, S] -> probabilities [N, classes], as the service answers."""
+    rows = [classifier.predict(list(batch)) for batch in images.split(500)]
+    return torch.tensor([row for batch in rows for row in batch])
+
+
+def draw_samples(
+    path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
+) -> Path:
+    """Up to 24 classified images with the answer above each, in red where it is wrong, and what it is ``beside``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    for i, axis in enumerate(figure.subplots(3, 8).flat):
+        axis.axis("off")
+        if i >= len(images):
+            continue
+        best = int(probability[i].argmax())
+        axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
+        right = best == int(truth[i])
+        told = f"{_short(labels[best])} {probability[i, best]:.0%}"
+        if beside and not right:
+            told += "\n" + beside.format(truth=_short(labels[int(truth[i])]))
+        axis.set_title(told, fontsize=9, color="black" if right else "crimson", parse_math=False)
+    return saved(figure, path, 70)
+
+
+def draw_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor) -> Path:
+    """How many images of each class (rows) were read as which (columns)."""
+    from matplotlib.figure import Figure
+
+    counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
+    counts.index_put_((truth, guesses), torch.ones_like(truth), accumulate=True)
+    side = min(16.0, 2.2 + 0.55 * len(labels))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [_short(label) for label in labels]
+    axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
+    axis.set_yticks(range(len(labels)), names, parse_math=False)
+    axis.set(xlabel="read as", ylabel="is")
+    if len(labels) <= 20:
+        for row, column in counts.nonzero().tolist():
+            color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
+            axis.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
+    return saved(figure, path)
+
+
+def draw_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
+    """The images that were read wrongly with the most certainty, up to 24; without any, those least surely read."""
+    confidence, guesses = probability.max(dim=1)
+    wrong = guesses != truth
+    worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
+    return draw_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 14 else f"{label[:13]}…"

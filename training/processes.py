@@ -1,0 +1,165 @@
+"""Several processes that train one network: ``torchrun --nproc-per-node 2 -m training.cnn --images ...``.
+
+All processes draw the random numbers of the whole batch and take their share of it, gradients are averaged
+(DistributedDataParallel), and batch norm takes its statistics over all of them: the result is that of one process with
+the same batch, but for rounding. One process alone goes through the same functions, which then do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+T = TypeVar("T")
+
+
+def count() -> int:
+    """How many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Which of them this one is. The first, 0, writes, prints and publishes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def here() -> int:
+    """How many of them run on this machine, and share its cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def own_device(device: str) -> str:
+    """The device of this process: of several, each has a GPU of its own."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and count() > 1 else device
+
+
+def say(text: str) -> None:
+    """Print once, not once for each process."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def join(device: str) -> None:
+    """Meet the other processes, where there are any: over gloo, and NCCL between GPUs."""
+    if count() == 1 or dist.is_initialized():
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+
+
+def leave() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them."""
+    if count() == 1:
+        return make()
+    made: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(made)
+    result: T = made[0]
+    return result
+
+
+def anywhere(claim: bool) -> bool:
+    """Whether it is so in any process: all of them must ask at the same step."""
+    if count() == 1:
+        return claim
+    claims = torch.tensor(int(claim))
+    dist.all_reduce(claims, dist.ReduceOp.MAX)
+    return bool(claims)
+
+
+def share(whole: Tensor) -> Tensor:
+    """This process's part of the first dimension: every ``count``-th, which must come out even."""
+    return whole[rank() :: count()]
+
+
+def gathered(part: Tensor) -> Tensor:
+    """The whole of which each process has its ``share``."""
+    if count() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(count())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def draw_apart() -> None:
+    """From here on, until the next step, each process draws random numbers of its own."""
+    if count() > 1:
+        torch.manual_seed(torch.initial_seed() + 1 + rank())
+
+
+def even(batch: int) -> int:
+    """The largest batch up to this one that all processes have the same share of."""
+    return max(1, batch // count()) * count()
+
+
+def together(network: nn.Module) -> nn.Module:
+    """The network such that its gradients are means over all processes, and its batch norms' statistics too.
+
+    The loss must be a mean over this process's share of the batch.
+    """
+    if count() == 1:
+        return network
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedNorm  # the same tensors under the same names
+    return DistributedDataParallel(network)
+
+
+class Total(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _total(part: Tensor) -> Tensor:
+    total: Tensor = Total.apply(part)
+    return total
+
+
+class SharedNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes. PyTorch's own (SyncBatchNorm) is for GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W], this process's share -> the same, normalised over the shares of all."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        mean = _total(values.mean(dim=(0, 2, 3))) / count()  # [C]
+        centred = values - mean.view(-1, 1, 1)
+        variance = _total(centred.square().mean(dim=(0, 2, 3))) / count()
+        self._remember(mean.detach(), variance.detach(), values[:, 0].numel() * count())
+        normed = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        if self.affine:
+            normed = normed * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return normed.to(x.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * values / max(1, values - 1), momentum)

@@ -1,0 +1,282 @@
+"""The caller's own series: a CSV, wide (a column or a row for each series) or long (a column that names the series).
+
+Time stamps become places on a grid, so that what is missing, what comes twice and what lies between is told by row.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from training import calendar, processes
+from training.calendar import Frequency
+from training.data import DataError
+from training.options import Options
+
+MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
+LEAST = 30  # values of a series
+LONGEST_GAP = 3  # values that are filled in where there is no season to bridge; longer gaps end a stretch
+SHOWN = 12  # remarks on the screen; all are in the run's folder
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series without gaps: values [T], float64, and the time of the first, as the table writes it."""
+
+    name: str
+    values: np.ndarray
+    start: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a CSV holds. ``season``: steps after which it repeats, or 1; ``remarks``: what was mended or left out."""
+
+    name: str
+    series: list[Series]
+    frequency: str
+    season: int
+    remarks: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """Of all values in their order, and of the names."""
+        digest = hashlib.sha256()
+        for one in self.series:
+            digest.update(f"{one.name}\0{len(one.values)}\0".encode() + one.values.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass
+class Cells:
+    """The cells of one series as they come: row of the file, time stamp or None, value or None where it is missing."""
+
+    rows: list[int] = field(default_factory=list)
+    stamps: list[str] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+
+
+def read(
+    path: Path,
+    columns: Sequence[str] | None = None,
+    time: str | None = None,
+    group: str | None = None,
+    season: int | None = None,
+    by_rows: bool = False,
+) -> Table:
+    """All series of a CSV. ``columns``: those with values, by default all of numbers. Raises DataError.
+
+    ``by_rows``: each row is a series, its first cell the name.
+    """
+    head, rows = _rows(path)
+    remarks: list[str] = []
+    if by_rows:
+        return _table(path, {row[0]: _of_row(row, head) for _, row in rows}, None, season, remarks)
+    for name in [*(columns or ()), *filter(None, (time, group))]:
+        if name not in head:
+            raise DataError(f"{path} has no column {name!r}; there are: {', '.join(head)}")
+    time = time or _time_column(head, rows, {*(columns or ()), group})
+    columns = columns or [name for name in head if name not in (time, group) and _is_numeric(head.index(name), rows)]
+    if not columns:
+        raise DataError(f"{path} has no column of numbers; its columns are: {', '.join(head)}")
+    cells = _cells(head, rows, columns, time, group, remarks)
+    frequency = calendar.frequency([own.stamps for own in cells.values()], path) if time else None
+    return _table(path, cells, frequency, season, remarks)
+
+
+def _table(
+    path: Path, cells: dict[str, Cells], frequency: Frequency | None, season: int | None, remarks: list[str]
+) -> Table:
+    """The series of all cells, on their grid and without gaps."""
+    parts = {name: _on_grid(name, own, frequency, remarks) for name, own in cells.items()}
+    season = season or calendar.season([values for values, _ in parts.values()], frequency)
+    series = []
+    for name, (values, starts) in parts.items():
+        begin, whole = _filled(name, values, max(season, LONGEST_GAP), remarks)
+        if len(whole) < LEAST:
+            remarks.append(f"{name}: {len(whole)} values in one stretch; it takes {LEAST}, so the series is left out")
+            continue
+        series.append(Series(name, whole, starts[begin]))
+    if not series:
+        raise DataError(f"{path}: no series of {LEAST} values or more; {remarks[-1]}")
+    return Table(path.name, series, frequency.name if frequency else "step", season, remarks)
+
+
+def report(table: Table) -> None:
+    """Print what was read, and the first of what was mended or left out."""
+    lengths = sorted(len(one.values) for one in table.series)
+    long = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
+    names = ", ".join(one.name for one in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
+    season = f"repeats after {table.season}" if table.season > 1 else "no season"
+    processes.say(f"{len(table.series):,} series ({names}) of {long} values, one each {table.frequency}; {season}")
+    for remark in table.remarks[:SHOWN]:
+        processes.say(f"  {remark}")
+    if len(table.remarks) > SHOWN:
+        processes.say(f"  ... and {len(table.remarks) - SHOWN:,} more, all in remarks.txt of the run's folder")
+
+
+def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The head, and each row with its number in the file, counted from 1. The delimiter is found."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start:,}") from error
+    lines = text.splitlines()
+    if not lines:
+        raise DataError(f"{path} is empty")
+    delimiter = max(",;\t|", key=lines[0].count)
+    found = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    head = found[0]
+    if all(_number(cell) is not None for cell in head):
+        raise DataError(f"{path}: its first row must name the columns, and is {', '.join(head)[:80]}")
+    if len(set(head)) < len(head):
+        raise DataError(f"{path}: two columns have the same name: {', '.join(head)[:80]}")
+    return head, [(number, row) for number, row in enumerate(found[1:], 2) if any(row)]
+
+
+def _number(cell: str) -> float | None:
+    """A finite number, with a decimal point or comma, or with commas between thousands; else None."""
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", cell):
+        cell = cell.replace(",", "")
+    elif re.fullmatch(r"[+-]?\d*,\d+", cell):
+        cell = cell.replace(",", ".")
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _is_numeric(at: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
+    cells = [row[at] for _, row in rows if len(row) > at and row[at].lower() not in MISSING]
+    return bool(cells) and sum(_number(cell) is not None for cell in cells) > 0.9 * len(cells)
+
+
+def _time_column(head: list[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None]) -> str | None:
+    """The first column of time stamps not asked for as something else; one of bare years only beside numbers."""
+    numeric = [name for at, name in enumerate(head) if name not in taken and _is_numeric(at, rows)]
+    for at, name in enumerate(head):
+        cells = [row[at] for _, row in rows if len(row) == len(head)]
+        some = cells[:50] + cells[-50:]
+        stamps = sum(calendar.is_stamp(cell) for cell in some)
+        if name not in taken and stamps > 0.9 * len(some) and numeric != [name]:
+            return name
+    return None
+
+
+def _cells(
+    head: list[str],
+    rows: Sequence[tuple[int, list[str]]],
+    columns: Sequence[str],
+    time: str | None,
+    group: str | None,
+    remarks: list[str],
+) -> dict[str, Cells]:
+    """The cells of each series, by its name: the column's, the group's, or both."""
+    found: dict[str, Cells] = {}
+    for number, row in rows:
+        if len(row) != len(head):
+            remarks.append(f"row {number} has {len(row)} cells, the head has {len(head)}: left out")
+            continue
+        for column in columns:
+            cell = row[head.index(column)]
+            value = _number(cell)
+            if value is None and cell.lower() not in MISSING:
+                remarks.append(f"row {number}: {column} is {cell[:40]!r}, which is not a number: taken as missing")
+            own = row[head.index(group)] if group else column
+            own = f"{own} {column}" if group and len(columns) > 1 else own
+            cells = found.setdefault(own, Cells())
+            cells.rows.append(number)
+            cells.stamps.append(row[head.index(time)] if time else str(number))
+            cells.values.append(value)
+    return found
+
+
+def _of_row(row: Sequence[str], head: Sequence[str]) -> Cells:
+    """A series that is a row: what is empty at its end is not missing, but beyond it."""
+    cells = list(row[1:])
+    while cells and cells[-1].lower() in MISSING:
+        cells.pop()
+    return Cells(list(range(len(cells))), list(head[1 : len(cells) + 1]), [_number(cell) for cell in cells])
+
+
+def _on_grid(name: str, cells: Cells, frequency: Frequency | None, remarks: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Values [T] at every step, NaN where there are none, and the stamp of each step that has one."""
+    if frequency is None:
+        return np.array([np.nan if value is None else value for value in cells.values]), cells.stamps
+    places: dict[int, tuple[int, str, float | None]] = {}
+    for row, stamp, value in zip(cells.rows, cells.stamps, cells.values, strict=True):
+        place = frequency.place(stamp)
+        if place is None:
+            remarks.append(
+                f"row {row}: {stamp!r} lies between two steps of a {frequency.name}, or is no time: left out"
+            )
+            continue
+        if place in places:
+            other, _, before = places[place]
+            told = "both are the same" if before == value else f"{before} and {value}, the later row counts"
+            remarks.append(f"{name}: rows {other} and {row} are both of {stamp}: {told}")
+        places[place] = (row, stamp, value)
+    if not places:
+        return np.empty(0), []
+    first = min(places)
+    values, stamps = np.full(max(places) - first + 1, np.nan), [""] * (max(places) - first + 1)
+    before = first
+    for place in sorted(places):
+        if place > before + 1:
+            row, stamp, _ = places[before]
+            remarks.append(
+                f"{name}: after row {row} ({stamp}) {place - before - 1} steps of a {frequency.name} are missing"
+            )
+        values[place - first] = np.nan if places[place][2] is None else places[place][2]
+        stamps[place - first] = places[place][1]
+        before = place
+    return values, stamps
+
+
+def _filled(name: str, values: np.ndarray, longest: int, remarks: list[str]) -> tuple[int, np.ndarray]:
+    """The longest stretch without a gap of more than ``longest``, smaller ones filled in straight lines; its begin."""
+    known = np.flatnonzero(~np.isnan(values))
+    if not len(known):
+        return 0, np.empty(0)
+    breaks = np.flatnonzero(np.diff(known) > longest + 1)
+    edges = zip(np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(known) - 1]]), strict=True)
+    first, last = max(((int(known[a]), int(known[b])) for a, b in edges), key=lambda edge: edge[1] - edge[0])
+    if len(breaks):
+        remarks.append(
+            f"{name}: {len(breaks)} gaps of more than {longest} steps; of its stretches the longest, "
+            f"{last - first + 1:,} values, is kept"
+        )
+    part = values[first : last + 1]
+    holes = np.isnan(part)
+    if holes.any():
+        remarks.append(f"{name}: {int(holes.sum())} missing values are filled in straight lines")
+        part = np.interp(np.arange(len(part)), np.flatnonzero(~holes), part[~holes])
+    return first, part
+
+
+def prepare(options: Options) -> Path:
+    """Read the series that the options name, report on them, and write them down as they would be learnt from.
+
+    A line for each series in series.jsonl of a run's folder; gives the folder.
+    """
+    own = options.own
+    table = read(own["csv"], own["column"], own["time"], own["group"], own["season"], own["by_rows"])
+    report(table)
+    folder = options.runs / options.name / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
+    folder.mkdir(parents=True)
+    lines = [{"name": one.name, "start": one.start, "values": one.values.tolist()} for one in table.series]
+    (folder / "series.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    (folder / "remarks.txt").write_text("".join(f"{remark}\n" for remark in table.remarks), "utf-8")
+    print(f"prepared {folder / 'series.jsonl'}")
+    return folder

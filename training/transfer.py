@@ -1,0 +1,227 @@
+"""The caller's own images: the loop of ``python -m training.cnn --images``, its figures and its pictures.
+
+Begins with a network that knows other images, whose last layer is made anew: first this layer learns alone, then all
+do, those that are not new at a lower rate. Or begins from nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from app import store
+from app.networks.cnn import WhitenedNet, WhitenedNetSizes
+from app.predictors.cnn import ImageClassifier
+from training import budget, elman, folders, processes, whitened
+from training.calibration import figures
+from training.folders import Pictures
+from training.options import Options, origin
+from training.pictures import (
+    accuracy_of,
+    batches,
+    calibrate,
+    draw_confusion,
+    draw_mistakes,
+    draw_samples,
+    moved,
+    served,
+)
+from training.run import Run, metric, schedule
+
+if TYPE_CHECKING:
+    from training.cnn import OwnConfig
+
+UNEVEN = 1.5  # times as many images as the smallest class has, from which on classes are weighted
+FITTED = 50  # images that must validate for a temperature to be fitted on them
+TEMPERATURES = (0.4, 2.5)  # a few hundred images that are all read rightly would call for one of 0
+
+
+class Lesson(nn.Module):
+    """The loss of a network, a mean over the images, each weighted by its class."""
+
+    weights: Tensor
+
+    def __init__(self, network: WhitenedNet, weights: Tensor, config: OwnConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.smoothing = config.label_smoothing
+        self.low = bool(config.bfloat16) and elman.fast_bfloat16(weights.device)
+        self.register_buffer("weights", weights)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """uint8 images [N, C, S, S] and labels [N] -> the loss. Convolutions in bfloat16 where that is faster."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low):
+            logits = self.network(images)
+        return F.cross_entropy(
+            logits.float(), labels, self.weights, label_smoothing=self.smoothing, reduction="none"
+        ).mean()
+
+
+class Learner:
+    """A network and how it learns: AdamW on a cosine, with a rate for the last layer and one for all before it.
+
+    ``tuned``: whether the network knows something already, so that at first the last layer learns alone.
+    """
+
+    def __init__(self, config: OwnConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool) -> None:
+        self.config, self.tuned = config, tuned
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lesson = processes.together(Lesson(self.network, weights.to(device), config))
+        head = list(self.network.head.parameters())
+        others = [
+            weight
+            for name, weight in self.network.named_parameters()
+            if weight.requires_grad and not name.startswith("head.")
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": head}, {"params": others}], weight_decay=config.weight_decay, fused=True
+        )
+
+    def update(self, images: Tensor, labels: Tensor, step: int, total: int) -> Tensor:
+        """One step on the whole batch, uint8 images [N, C, S, S] and labels [N]; gives the loss of this share of it."""
+        config = self.config
+        alone = round(total * config.head) if self.tuned else 0
+        before = config.tuned_rate if self.tuned else config.fresh_rate
+        later = before * schedule(step - alone, total - alone) if step >= alone else 0.0
+        for group, rate in zip(
+            self.optimizer.param_groups, (config.learning_rate * schedule(step, total), later), strict=True
+        ):
+            group["lr"] = rate
+        self.network.train(step >= alone)  # while the last layer learns alone, the norms keep what they know
+        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(labels), 1))
+        mirrored = torch.randint(2, (len(labels), 1)) * config.flip == 1
+        shown = moved(
+            processes.share(images), shifts[:, processes.rank() :: processes.count()], processes.share(mirrored)
+        )
+        loss: Tensor = self.lesson(shown, processes.share(labels))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+
+def begun(config: OwnConfig, pictures: Pictures, learn: Tensor, base: store.Version | None) -> WhitenedNet:
+    """A network for the classes of these pictures: what ``base`` knows with a new last layer, or nothing yet."""
+    side, classes = pictures.images.shape[-1], len(pictures.classes)
+    if base is None:
+        widths = (config.first, config.later, config.later)
+        network = WhitenedNet(WhitenedNetSizes(classes, image=side, widths=widths))
+        whitened.whiten(network, pictures.images[learn[:5000]])
+        return network
+    sizes = {**base.card.sizes, "classes": classes, "image": side}
+    network = WhitenedNet(WhitenedNetSizes(**{**sizes, "widths": tuple(sizes["widths"])}))
+    known = base.network().state_dict()
+    kept = {key: tensor for key, tensor in known.items() if key != "head.weight" and "temperature" not in key}
+    network.load_state_dict(kept, strict=False)
+    return network
+
+
+def class_weights(counts: Sequence[int]) -> Tensor:
+    """A weight [classes] for each class, so that all weigh alike; 1 for all where they are nearly even."""
+    shares = torch.tensor(counts, dtype=torch.float32)
+    if shares.max() <= UNEVEN * shares.min():
+        return torch.ones(len(shares))
+    return shares.sum() / (len(shares) * shares)
+
+
+def learn_from(run: Run, config: OwnConfig, pictures: Pictures, base: store.Version | None) -> WhitenedNet:
+    """The whole training; gives the network, with its temperatures where enough images validate."""
+    learn, validate, _ = pictures.split()
+    device = run.options.device
+    images, labels = pictures.images.to(device), pictures.labels.to(device)
+    weights = class_weights(pictures.labels[learn].bincount(minlength=len(pictures.classes)).tolist())
+    network = begun(config, pictures, learn, base)
+    size = processes.even(min(config.batch, len(learn)))
+    per_epoch = len(learn) // size
+
+    def trial() -> Callable[[int], object]:
+        other = Learner(config, copy.deepcopy(network), weights, device, base is not None)
+        return lambda step: other.update(images[learn[:size]], labels[learn[:size]], step + 100, 200)
+
+    epochs = budget.epochs(run, per_epoch, config.epochs, trial)
+    learner = Learner(config, network, weights, device, base is not None)
+    run.track(network=learner.network, optimizer=learner.optimizer)
+    for step, epoch, batch in batches(run, learn, size, epochs):
+        loss = learner.update(images[batch], labels[batch], step, epochs * per_epoch)
+        if (step + 1) % per_epoch == 0:
+            accuracy = accuracy_of(learner.network, images[validate], labels[validate])
+            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+    network.eval()
+    if len(validate) >= FITTED:
+        calibrate(network, images[validate], labels[validate])
+        network.temperature.clamp_(*TEMPERATURES)
+        network.views_temperature.clamp_(*TEMPERATURES)
+    return network
+
+
+def measure(classifier: ImageClassifier, pictures: Pictures) -> dict[str, Any]:
+    """The figures of a published classifier on the test part of its pictures."""
+    test = pictures.split()[2]
+    probability, labels = served(classifier, pictures.images[test]), pictures.labels[test]
+    split = f"{len(test):,} images of {pictures.name} that took no part in the training"
+    right = (probability.argmax(dim=1) == labels).double()
+    each = torch.stack([right[labels == label].mean() for label in range(len(pictures.classes))])
+    worst = pictures.classes[int(each.argmin())]
+    commonest = labels.bincount().max().item() / len(labels)
+    return {
+        **figures(probability, labels, split),
+        "worst_class_accuracy": metric(each.min().item(), f"{split}: those of {worst}"),
+        "commonest_class": metric(commonest, f"{split}: what always naming the commonest class gets right"),
+    }
+
+
+def train(chosen: Options, config: OwnConfig, argv: Sequence[str] | None) -> None:
+    """Read, learn, measure, publish."""
+    path: Path = chosen.own["images"]
+    base = origin(chosen, ("whitened-net",))
+    pictures = folders.read(path, chosen.own["size"])
+    folders.check(pictures, path)
+    folders.report(pictures)
+    run = Run(chosen, config, argv, pictures.sha256)
+    run.write("left-out.txt", "".join(f"{remark}\n" for remark in pictures.remarks))
+    network = learn_from(run, config, pictures, base)
+    if processes.rank() == 0:
+        publish(run, pictures, network, base)
+    processes.leave()
+
+
+def publish(run: Run, pictures: Pictures, network: WhitenedNet, base: store.Version | None) -> None:
+    """Read the test part once, with the code that serves, and write the card."""
+    sizes, (learn, validate, test) = network.sizes, pictures.split()
+    begin = f"Begun with {base.card.name} {base.card.version}" if base else "Begun from nothing"
+    fitted = "the temperatures fitted on them" if len(validate) >= FITTED else "too few to fit a temperature on"
+    card = {
+        "task": "classify",
+        "title": f"Tells {len(pictures.classes)} kinds of images apart: {', '.join(pictures.classes)}"[:200],
+        "kind": "whitened-net",
+        "sizes": asdict(sizes),
+        "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
+        "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
+        "labels": pictures.classes,
+        "data": {f"images:{pictures.name}": pictures.sha256}
+        | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
+        "notes": (
+            f"{begin}. {pictures.found()}; of these {len(learn):,} taught, {len(validate):,} validated ({fitted}) and "
+            f"{len(test):,} tested. {len(pictures.remarks):,} files were left out."
+        ),
+    }
+    classifier = run.predictor(ImageClassifier, card, network)
+    card["metrics"] = measure(classifier, pictures)
+    images, truth = pictures.images[test], pictures.labels[test]
+    probability = served(classifier, images)
+    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
+    labels, folder = pictures.classes, run.folder
+    drawn = {
+        "curves.png": run.curves(),
+        "samples.png": draw_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
+        "confusion.png": draw_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
+        "mistakes.png": draw_mistakes(folder / "mistakes.png", images, labels, probability, truth),
+    }
+    run.finish(card, network, drawn)
