@@ -32,6 +32,7 @@ train: .venv/train ## train and publish all networks, one after the other
 	$(BIN)/python -m training.cnn --preset strong
 	$(BIN)/python -m training.rnn
 	$(BIN)/python -m training.lstm
+	$(BIN)/python -m training.lstm --preset strong
 	$(BIN)/python -m training.cnn --preset digits
 	$(BIN)/python -m training.gan
 	$(BIN)/python -m training.gan --preset conditional

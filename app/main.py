@@ -16,11 +16,10 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
-from starlette.responses import RedirectResponse
 
 from app import rollout
 from app.access import AccessLog, JsonLines
-from app.api import admin, failures, health, models, oip, openai, tasks, timeseries
+from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.callers import counts, describe, keyed
 from app.api.direct import Direct
@@ -84,10 +83,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     app.include_router(health.router(registry, metrics))
     if key := admin.admin_key(settings):
         app.include_router(admin.router(registry, settings, key))
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(page.router())
 
     if settings.keys_file:
         describe(app)

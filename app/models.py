@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _complain(f"{error.filename or chosen.store}: {error.strerror or error}")
+        outside = error.filename and not Path(error.filename).is_relative_to(chosen.store)
+        return _complain(f"{error.filename if outside else 'the store cannot be written'}: {error.strerror or error}")
 
 
 def _complain(sentence: str) -> int:
@@ -219,15 +220,15 @@ def _export(chosen: argparse.Namespace) -> None:
         raise rollout.Missing(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
     if chosen.file.exists():
         raise rollout.Refused(f"{chosen.file} is there already")
-    handle, scratch = tempfile.mkstemp(prefix=".export-", dir=chosen.file.parent)
+    pieces = archive.export(chosen.store, name, version)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(archive.export(chosen.store, name, version))
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, chosen.file)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=chosen.file.parent) as scratch:
+            whole = Path(scratch) / chosen.file.name
+            with whole.open("wb") as file:
+                file.writelines(pieces)
+            whole.replace(chosen.file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(chosen.file)) from None
     size = chosen.file.stat().st_size
     print(json.dumps({"file": str(chosen.file), "bytes": size}) if chosen.json else f"{chosen.file}: {size:,} bytes")
 

@@ -93,7 +93,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     address = f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
-    print(f"Quartet serves on {address} - try it at {address}/docs", flush=True)
+    print(f"Quartet serves on {address} - open it in a browser, or see {address}/docs", flush=True)
 
 
 class Worker(Server):

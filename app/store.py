@@ -35,6 +35,7 @@ UNKNOWN = "<unk>"
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
 class StoreError(Exception):
@@ -190,6 +191,15 @@ def size(store: Path, name: str, version: int) -> int:
     """The bytes of a version's weights file; 0 when there is none."""
     path = store / name / str(version) / WEIGHTS
     return path.stat().st_size if path.is_file() else 0
+
+
+def pictures(store: Path, name: str, version: int) -> dict[str, Path]:
+    """The pictures that lie beside a published version, by file name, such as ``curves.png``."""
+    try:
+        paths = sorted((store / name / str(version)).iterdir())
+    except OSError:  # removed a moment ago
+        return {}
+    return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
 def defaults(store: Path) -> dict[Task, str]:

@@ -39,7 +39,11 @@ TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 # a second network of a task, for the tests that want it
 CONDITIONAL: dict[str, Any] = {"latent": 4, "classes": 3, "widths": [4, 3, 2]}
-MORE = {"tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]})}
+FORECASTER: dict[str, Any] = {"context": 24, "patch": 12, "horizon": 6, "hidden": 8, "lags": 2, "members": 2}
+MORE: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]}),
+    "tiny-forecaster": ("forecast", "forecaster", FORECASTER, {}),
+}
 
 
 def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

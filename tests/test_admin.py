@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_told(admin: httpx.Client, path: str, body: objec
 
 def test_without_the_right_key_nothing_is_told(admin: httpx.Client) -> None:
     before = admin.get("/v1/admin/models").json()
-    for header in ("", "Bearer ", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x"):
+    for header in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x"):
         for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
             answer = admin.request(method, f"/v1/admin/{path}", headers={"authorization": header})
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")

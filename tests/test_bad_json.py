@@ -76,6 +76,18 @@ def test_a_field_that_comes_twice_is_refused(tiny: httpx.Client, path: str) -> N
     still_serves(tiny)
 
 
+def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
+    for path, twice in (
+        ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
+        ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
+        ("/v2/models/tiny-rnn/generate", '{"text_input": "a", "text_input": "a"}'),
+    ):
+        answer = tiny.post(path, content=twice)
+        assert answer.status_code == 400, answer.text
+        assert "came more than once" in answer.text
+    still_serves(tiny)
+
+
 def test_a_text_that_looks_like_fields_is_none(tiny: httpx.Client) -> None:
     body = {"prompt": '"prompt" "seed" "seed"', "max_characters": 1, "seed": 1}
     assert tiny.post(CONTINUE, json=body).status_code == 200
@@ -147,7 +159,7 @@ def test_after_bodies_of_64_megabytes_memory_is_back_at_its_level(tiny_store: Pa
     with serving(tiny_store, workers=1) as service, httpx.Client(base_url=service.url, timeout=60) as client:
 
         def barrage() -> float:
-            for path in GOOD:
+            for path in (CLASSIFY, FORECAST):
                 post = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
                 announced = flood(service.url, post + b"Content-Length: 67108864\r\n\r\n", piece, 64)
                 chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"

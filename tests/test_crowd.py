@@ -10,7 +10,7 @@ from benchmarks import mix
 
 
 def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:
-    wanted = [ask for ask in mix.asks(200, seed=7) if b"whitened" not in ask.request.path.encode()]
+    wanted = [ask for ask in mix.asks(80, seed=7) if b"whitened" not in ask.request.path.encode()]
     assert {ask.kind for ask in wanted} == set(mix.KINDS)
     port = shipped.base_url.port or 0
     alone = asyncio.run(mix.answers(port, wanted, 1))

@@ -60,6 +60,31 @@ def test_labels_come_evenly_and_a_given_one_comes_alone_from_the_same_latents(co
     assert not np.array_equal(pixels, ys)
 
 
+@pytest.mark.parametrize("name", ["sampler", "conditional"])
+def test_a_walk_leads_from_one_seed_to_another_at_a_steady_pace(name: str, request: pytest.FixtureRequest) -> None:
+    sampler: ImageSampler = request.getfixturevalue(name)
+    walk = sampler.walk(9, None, 5, 6)
+    first = sampler.parse(1, None, 5)
+    last = sampler.parse(1, (sampler.names(first))[0], 6)
+    assert np.array_equal(walk.latents[[0, -1]], np.concatenate([first.latents, last.latents]))
+    assert sampler.names(walk) == sampler.names(first) * 9
+    start, end = first.latents[0], last.latents[0]
+    lengths = np.linalg.norm(walk.latents, axis=1)
+    assert lengths.min() > 0.95 * min(np.linalg.norm(start), np.linalg.norm(end)), "it cuts through the middle"
+    directions = walk.latents / lengths[:, None]
+    turns = np.arccos((directions[1:] * directions[:-1]).sum(axis=1))
+    assert turns.max() < 3 * turns.min()
+    assert np.linalg.matrix_rank(walk.latents, tol=1e-9) == 2
+    pixels, one, other = sampler.predict([walk, first, last])
+    assert np.array_equal(pixels[[0, -1]], np.concatenate([one, other]))
+
+
+def test_a_walk_to_its_own_seed_stands_still_and_one_of_one_image_is_its_start(sampler: ImageSampler) -> None:
+    start = sampler.parse(1, None, 5).latents
+    assert np.allclose(sampler.walk(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
+    assert np.array_equal(sampler.walk(1, None, 5, 6).latents, start)
+
+
 def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) -> None:
     task, kind, sizes, _ = MORE["tiny-cgan"]
     card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})

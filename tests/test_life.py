@@ -96,9 +96,9 @@ def test_past_the_limit_what_was_asked_for_longest_ago_is_unloaded(serve: Serve,
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
     sizes = {name: sum(tensor.nbytes for tensor in store.read(tiny_store, name, 1).tensors.values()) for name in TINY}
-    earlier = samplers(1)  # of other tests, which nobody has swept up
     one = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
+        earlier = samplers(1)  # of other tests, where nobody has swept them up
         assert ask(client, f"{NAME}@1") == 1
         assert described(client)["loaded"] == [1, 4]
         assert figures(client)[one] == sizes[NAME]
@@ -172,11 +172,11 @@ def test_a_choice_that_cannot_be_read_changes_nothing_while_serving(serve: Serve
 
 def test_a_retired_version_finishes_what_it_was_asked(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, "tiny-rnn")
-    body = {"prompt": "a", "max_characters": 3000, "n": 16, "stream": True, "model": "tiny-rnn@1"}
+    body = {"prompt": "a", "max_characters": 1500, "n": 16, "stream": True, "model": "tiny-rnn@1"}
     with serve(store_seconds=SOON) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
         pieces = answer.iter_bytes()
         begun = next(pieces)
         rollout.retire(tiny_store, "tiny-rnn", 1)
-        until(lambda: httpx.get(f"{client.base_url}/v1/models/tiny-rnn@1").status_code == 404)
+        until(lambda: client.get("/v1/models/tiny-rnn@1").status_code == 404)
         content = begun + b"".join(pieces)
     assert content.count(b'"finish_reason":"length"') == 16

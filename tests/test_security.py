@@ -22,7 +22,7 @@ from conftest import ROOT, TINY, Serve, publish_tiny
 from test_bad_input import spoken
 from test_workers import ask, serving
 
-from app import store
+from app import keys, store
 from app.api.origins import other_origins
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -96,12 +96,13 @@ def test_tls_is_spoken_by_one_process(serve: Serve, certificate: tuple[Path, Pat
             plain.get("/health/live")
 
 
-def test_tls_is_spoken_by_several_workers_and_silence_does_not_hold_a_stop(
-    tiny_store: Path, certificate: tuple[Path, Path]
+def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
+    tiny_store: Path, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
     cert, key = certificate
+    alice = keys.add(tmp_path / "keys", "alice", "20/hour")
     trusting = ssl.create_default_context(cafile=str(cert))
-    with serving(tiny_store, tls_cert=cert, tls_key=key) as service:
+    with serving(tiny_store, tls_cert=cert, tls_key=key, keys_file=tmp_path / "keys") as service:
         assert service.url.startswith("https://")
         for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b""):
             with service.connect() as connection:
@@ -110,8 +111,10 @@ def test_tls_is_spoken_by_several_workers_and_silence_does_not_hold_a_stop(
             connection = service.connect()
             with trusting.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
                 assert ask(secured)
-        with httpx.Client(base_url=service.url, headers={"connection": "close"}, verify=trusting) as client:
-            assert {client.post(SAMPLE, json={"count": 1}).status_code for _ in range(4)} == {200}
+        each = {"x-api-key": alice, "connection": "close"}  # so that both workers are asked
+        with httpx.Client(base_url=service.url, headers=each, verify=trusting, timeout=60) as client:
+            statuses = [client.post(SAMPLE, json={"count": 1}).status_code for _ in range(30)]
+        assert statuses == [200] * 20 + [429] * 10
         silent = [service.connect() for _ in range(4)]
         assert service.stop() == 0
         for connection in silent:

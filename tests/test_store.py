@@ -17,6 +17,7 @@ from conftest import ROOT, TINY, publish_tiny, tiny_card
 from safetensors.torch import load_file, save_file
 
 from app import store
+from app.disk import locked
 from app.networks import KINDS, build
 
 
@@ -135,3 +136,13 @@ def test_the_shipped_store_is_whole() -> None:
     for version in found:
         version.network()
     assert set(store.defaults(ROOT / "models_store").values()) <= {version.card.name for version in found}
+
+
+def test_what_a_killed_publisher_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    for left in (".publish-dead", ".publish-busy", ".publish-young"):
+        (tmp_path / left / "tiny-gan" / "1").mkdir(parents=True)
+    for left in (".publish-dead", ".publish-busy"):
+        os.utime(tmp_path / left, (0, 0))
+    with locked(tmp_path / ".publish-busy"):  # as long as its process lives
+        publish_tiny(tmp_path, "tiny-gan")
+    assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}

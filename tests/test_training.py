@@ -29,10 +29,15 @@ TINY = {
     "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
     "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.4"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
+    "forecaster": [
+        *("--preset", "strong", "--hidden", "8", "--members", "2", "--updates", "20", "--batch", "8", "--series", "6")
+    ],
     "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
-SCRIPTS: dict[str, Any] = {"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "gan": gan, "conditional": gan}
+SCRIPTS: dict[str, Any] = {
+    **{"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "forecaster": lstm, "gan": gan, "conditional": gan}
+}
 
 # A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
@@ -65,6 +70,15 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             )
             tensors[f"{part}_labels"] = torch.arange(count) % 10
         save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "m4").mkdir()
+    for kind, horizon in (("Hourly", 48), ("Weekly", 13)):
+        for part, length in (("train", 200), ("test", horizon)):
+            rows = 10 + torch.randn(4, length, generator=generator).cumsum(1)
+            lines = [
+                ",".join(["V1", *map(str, range(length))]),
+                *(f"W,{','.join(map(str, row.tolist()))}" for row in rows),
+            ]
+            (folder / "m4" / f"{kind}-{part}.csv").write_text("\n".join(lines))
     (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(data, "SHA256", {})
@@ -84,6 +98,13 @@ def arguments(stem: str, runs: Path, models: Path) -> list[str]:
     return [*TINY[stem], "--seed", "3", "--threads", "1", "--runs", str(runs), "--store", str(models)]
 
 
+def name_of(stem: str) -> str:
+    """The name in the store of what a script publishes with its arguments."""
+    given = TINY[stem]
+    name: str = SCRIPTS[stem].NAMES[given[given.index("--preset") + 1] if "--preset" in given else "workshop"]
+    return name
+
+
 def only(folder: Path) -> Path:
     (found,) = folder.iterdir()
     return found
@@ -94,7 +115,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
     script = SCRIPTS[stem]
-    name = script.NAMES.get(stem, script.NAMES["workshop"])
+    name = name_of(stem)
     others = shutil.copytree(models, tmp_path / "others")
     script.main(arguments(stem, tmp_path / "whole", others))
 
@@ -130,13 +151,13 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = SCRIPTS[stem]
-    name = script.NAMES.get(stem, script.NAMES["workshop"])
+    name = name_of(stem)
     script.main(arguments(stem, tmp_path / "runs", models))
     folder = only(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
     card = store.read(models, name, 1).card
-    assert card.command.startswith("python -m training")
+    assert card.command.startswith(f"python -m {script.__name__} ")
     assert card.seed == 3
     assert "--seed 3" in card.command
     assert card.metrics

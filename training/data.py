@@ -5,6 +5,7 @@ python -m training.data        # fetch all that is not there yet
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 import tempfile
@@ -22,8 +23,15 @@ from tqdm import tqdm
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DIGITS = [str(digit) for digit in range(10)]
 
+_M4 = "https://raw.githubusercontent.com/Mcompetitions/M4-methods/master/Dataset"
 URLS = {
     "tinyshakespeare.txt": "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+    "m4/Hourly-train.csv": f"{_M4}/Train/Hourly-train.csv",
+    "m4/Hourly-test.csv": f"{_M4}/Test/Hourly-test.csv",
+    "m4/Weekly-train.csv": f"{_M4}/Train/Weekly-train.csv",
+    "m4/Weekly-test.csv": f"{_M4}/Test/Weekly-test.csv",
+    "ETTh1.csv": "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",
+    "airline-passengers.csv": "https://raw.githubusercontent.com/jbrownlee/Datasets/master/airline-passengers.csv",
 }
 
 # of the file, or for images of the four tensors one after the other
@@ -31,6 +39,12 @@ SHA256 = {
     "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
     "tinyshakespeare.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    "m4/Hourly-train.csv": "ea59b7783573c49077a835ab6465c7d66f1474783360f310988a9a737fbca62f",
+    "m4/Hourly-test.csv": "71a57fccb15e534d973626ada4fb87febf789e9317715b7cc6dd3b5f90db6f42",
+    "m4/Weekly-train.csv": "d478d3f6ed673e6ed3c2cb0fbed5425f72eedd51318ebebeb0b5ecfcefc37714",
+    "m4/Weekly-test.csv": "3b2bc4be8e636e802260dcd843ca3c5da40536a1fbe1ecb3229a97dae4f44688",
+    "ETTh1.csv": "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+    "airline-passengers.csv": "8cb51be753a718d9be5d76d7e238cc224792754676adc21faa59e954b0201621",
 }
 
 
@@ -76,6 +90,26 @@ class Sine:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Series:
+    """One series, float64 [T], with a season of so many values."""
+
+    values: Tensor
+    season: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Series with a season of so many values: what is known of each, float64 [T], and what followed [N, horizon]."""
+
+    name: str
+    season: int
+    past: list[Tensor]
+    future: Tensor
+    sha256: str
+
+
 def directory() -> Path:
     return Path(os.environ.get("QUARTET_DATA_DIR", "data"))
 
@@ -104,6 +138,43 @@ def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
     generator = torch.Generator().manual_seed(seed)
     values = noiseless + noise * torch.randn(count, generator=generator, dtype=torch.float64)
     return Sine(values, noiseless, noise, int(count * 0.8), hashlib.sha256(values.numpy().tobytes()).hexdigest())
+
+
+def m4_hourly() -> Collection:
+    """The 414 hourly series of the M4 competition, each with the 48 values that followed (Makridakis et al. 2020)."""
+    return _m4("Hourly", 24)
+
+
+def m4_weekly() -> Collection:
+    """The 359 weekly series of the M4 competition, with 13 values that followed; M4 gives them no season."""
+    return _m4("Weekly", 1)
+
+
+def etth1() -> Series:
+    """The oil temperature of an electricity transformer, 17,420 hours from July 2016 on (Zhou et al. 2021)."""
+    return _column("ETTh1.csv", "OT", 24)
+
+
+def airline() -> Series:
+    """Airline passengers, 144 months from 1949 on (Box and Jenkins 1976)."""
+    return _column("airline-passengers.csv", "Passengers", 12)
+
+
+def _m4(kind: str, season: int) -> Collection:
+    parts, digest = [], hashlib.sha256()
+    for part in ("train", "test"):
+        content = _file(f"m4/{kind}-{part}.csv").read_bytes()
+        digest.update(content)
+        lines = csv.reader(content.decode("utf-8").splitlines()[1:])
+        rows = [[float(cell) for cell in line[1:] if cell] for line in lines]  # the first column names the series
+        parts.append([torch.tensor(row, dtype=torch.float64) for row in rows])
+    return Collection(f"m4_{kind.lower()}", season, parts[0], torch.stack(parts[1]), digest.hexdigest())
+
+
+def _column(name: str, column: str, season: int) -> Series:
+    content = _file(name).read_bytes()
+    values = [float(row[column]) for row in csv.DictReader(content.decode("utf-8").splitlines())]
+    return Series(torch.tensor(values, dtype=torch.float64), season, hashlib.sha256(content).hexdigest())
 
 
 def _images(name: str, labels: list[str]) -> Images:
@@ -187,7 +258,7 @@ def _offline(name: str, path: Path, error: Exception) -> str:
 
 
 def main() -> None:
-    for load in (cifar10, mnist, tinyshakespeare):
+    for load in (cifar10, mnist, tinyshakespeare, m4_hourly, m4_weekly, etth1, airline):
         found = load()
         print(f"{load.__name__:16} sha256 {found.sha256}")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.answers import FAILURES
 from app.api.bodies import json_response
+from app.api.page import kept
 from app.engine.registry import Registry
+from app.errors import NotFound, shown
+
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the picture"}}
 
 
 def router(registry: Registry) -> APIRouter:
@@ -27,6 +32,18 @@ def router(registry: Registry) -> APIRouter:
         if name in _names(registry):
             return json_response(_model(registry, name))
         return json_response(_model(registry, *registry.find(name, param="name")))
+
+    @routes.get("/models/{name}/pictures/{file}", response_class=Response, responses=PICTURE)
+    async def show_picture(request: Request, name: str, file: str) -> Response:
+        """A picture of a model's training: `curves.png` and others, as its `pictures` list them."""
+        found, number = registry.find(name, param="name")
+        card = registry.card(found, number)
+        there = registry.pictures(card) if card else {}
+        if card is None or file not in there:  # the caller's name is looked up and never part of a path
+            known = ", ".join(there) or "none"
+            raise NotFound(f"{found}@{number} has no picture {shown(file)}; there are: {known}", "file")
+        content = await asyncio.to_thread(there[file].read_bytes)
+        return kept(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 
     return routes
 
@@ -62,6 +79,7 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "inputs": [spec.model_dump() for spec in card.inputs],
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
+        "pictures": sorted(registry.pictures(card)),
         "broken": broken,
         "card": card.model_dump(),
     }

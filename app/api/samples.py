@@ -31,7 +31,7 @@ from app.api.bodies import (
 from app.api.choice import choose
 from app.api.patience import Patience, deadline
 from app.engine.registry import Registry
-from app.predictors.gan import ImageSampler, png, sheet
+from app.predictors.gan import Drawing, ImageSampler, png, sheet
 from app.settings import Settings
 
 
@@ -39,6 +39,7 @@ class Draw(Body):
     count: int = Field(16, ge=1)
     label: str | None = Field(None, description="what to draw, for models that have labels", max_length=200)
     seed: Seed | None = Field(None, description="image i of a seed never changes")
+    walk_to: Seed | None = Field(None, description="lead from the first image of `seed` to the first one of this seed")
     model: ModelName = None
 
 
@@ -61,10 +62,10 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         assert isinstance(live.predictor, ImageSampler)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-        draw = live.predictor.parse
         headers = {"x-model": live.id, "x-seed": str(seed)}
         async with Patience(request, until):
-            drawing = await parsing.run_if_long(body.count * live.predictor.latent, draw, body.count, body.label, seed)
+            size = body.count * live.predictor.latent
+            drawing = await parsing.run_if_long(size, _drawing, live.predictor, body, seed)
             (pixels,) = await live.engine.submit([drawing])
             if wants_png(head(request, b"accept")):
                 return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
@@ -72,6 +73,13 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         names = live.predictor.names(drawing)
         results = [{"label": name, "image": image} for name, image in zip(names, images, strict=True)]
         return json_response(answered(live, seed=seed, results=results))
+
+
+def _drawing(sampler: ImageSampler, body: Draw, seed: int) -> Drawing:
+    """What a request wants drawn. Raises BadValue."""
+    if body.walk_to is None:
+        return sampler.parse(body.count, body.label, seed)
+    return sampler.walk(body.count, body.label, seed, body.walk_to)
 
 
 def encoded(pixels: np.ndarray) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
@@ -17,7 +16,7 @@ from app.api.patience import Patience, deadline
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import BadValue, shown
-from app.predictors.lstm import Series, SeriesForecaster
+from app.predictors import AnyForecaster
 from app.settings import Settings
 
 DIGITS = 26  # bytes that a value can take in JSON
@@ -39,7 +38,9 @@ class History(Body):
     ] = Field(description="a series or a list of series; null marks a missing value")
     horizon: int = Field(24, ge=1)
     levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
-    seasonality: int | None = Field(None, ge=1, description="values in a season, for models that take it")
+    seasonality: int | None = Field(
+        None, ge=1, description="values in a season, such as 24 for hours; null: it is looked for"
+    )
     model: ModelName = None
     h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
     level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
@@ -68,7 +69,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         until = deadline(request, settings.request_seconds)
         body = (await read_json(request, histories, reading, most)).plain()
         live = await choose(request, registry, "forecast", body.model, until)
-        assert isinstance(live.predictor, SeriesForecaster)
+        assert isinstance(live.predictor, AnyForecaster)
         live.engine.admit(1)
         async with Patience(request, until):
             items = await parsing.run_if_long(size(body), parsed, live, body, settings)
@@ -87,13 +88,11 @@ def size(body: History) -> int:
     return sum(len(series) if isinstance(series, list) else 1 for series in body.values)
 
 
-def parsed(live: Live, body: History, settings: Settings, series_at: str = "values.{}") -> list[Series]:
+def parsed(live: Live, body: History, settings: Settings, series_at: str = "values.{}") -> list[Any]:
     """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
-    assert isinstance(live.predictor, SeriesForecaster)
+    assert isinstance(live.predictor, AnyForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
     series: list[Any] = list(body.values) if many else [body.values]
-    if body.seasonality is not None:
-        raise BadValue(f"seasonality is {body.seasonality}; {live.card.name} has none, so leave it out", "seasonality")
     field = series_at.partition(".")[0]
     if len(series) > settings.max_series:
         raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
@@ -101,8 +100,9 @@ def parsed(live: Live, body: History, settings: Settings, series_at: str = "valu
         raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
-    parse = live.predictor.parse
-    return [parse(values, body.horizon, series_at.format(i) if many else "values") for i, values in enumerate(series)]
+    parse, season = live.predictor.parse, body.seasonality
+    names = [series_at.format(i) if many else "values" for i in range(len(series))]
+    return [parse(values, body.horizon, name, season) for name, values in zip(names, series, strict=True)]
 
 
 def level_name(level: float) -> str:
@@ -110,16 +110,18 @@ def level_name(level: float) -> str:
     return repr(level).removesuffix(".0")
 
 
-def results(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> list[dict[str, Any]]:
+def results(live: Live, items: list[Any], answers: list[Any], levels: list[float]) -> list[dict[str, Any]]:
     """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
-    assert isinstance(live.predictor, SeriesForecaster)
+    assert isinstance(live.predictor, AnyForecaster)
     told = []
-    for item, mean in zip(items, means, strict=True):
-        widths = {level_name(level): live.predictor.half_widths(item, level) for level in levels}
-        intervals = {level: {"lower": mean - width, "upper": mean + width} for level, width in widths.items()}
-        told.append({"mean": mean, "median": mean, "intervals": intervals, "seasonality": None})
+    for item, answer in zip(items, answers, strict=True):
+        outlook = live.predictor.outlook(item, answer)
+        bounds = [dict(zip(("lower", "upper"), outlook.interval(level), strict=True)) for level in levels]
+        intervals = dict(zip(map(level_name, levels), bounds, strict=True))
+        season = outlook.seasonality
+        told.append({"mean": outlook.mean, "median": outlook.median, "intervals": intervals, "seasonality": season})
     return told
 
 
-def _response(live: Live, items: list[Series], means: list[np.ndarray], levels: list[float]) -> Response:
-    return json_response(answered(live, results=results(live, items, means, levels)))
+def _response(live: Live, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
+    return json_response(answered(live, results=results(live, items, answers, levels)))

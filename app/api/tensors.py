@@ -23,7 +23,6 @@ from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.cnn import ImageClassifier
 from app.predictors.gan import Drawing, ImageSampler
-from app.predictors.lstm import Series
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
@@ -139,10 +138,10 @@ class Histories:
         self.rows = limits.settings.max_series
         self.values = limits.settings.max_series_values
         self.bytes = 0
-        self.parameters = ("horizon", "levels")
+        self.parameters = ("horizon", "levels", "seasonality")
         self.bodies = limits.histories
 
-    def items(self, request: Inference) -> list[Series]:
+    def items(self, request: Inference) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
         if not (np.isnan(values) | (np.abs(values) <= 1e300)).all():
             raise BadValue("values has one beyond 1e300", "values")
@@ -160,7 +159,7 @@ class Histories:
         body = checked({"values": [], **given}, self.bodies)
         return body.model_copy(update={"values": values})
 
-    def answers(self, request: Inference, items: list[Series], found: list[np.ndarray]) -> Outputs:
+    def answers(self, request: Inference, items: list[Any], found: list[Any]) -> Outputs:
         told = series.results(self.live, items, found, self._body(request, []).levels)
         bounds = {
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])
@@ -168,7 +167,7 @@ class Histories:
         }
         return {"mean": np.array([each["mean"] for each in told]), **bounds}
 
-    def length(self, items: Sequence[Series]) -> int:
+    def length(self, items: Sequence[Any]) -> int:
         return sum(item.horizon for item in items) * 5
 
 

@@ -23,7 +23,6 @@ from app.api.series import Value
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import BadValue, shown
-from app.predictors.lstm import Series
 from app.settings import Settings
 
 SECONDS = {
@@ -100,8 +99,8 @@ def _level(quantile: float) -> float:
 def _response(
     live: Live,
     body: Question,
-    items: list[Series],
-    means: list[np.ndarray],
+    items: list[Any],
+    means: list[Any],
     levels: list[float],
     starts: Sequence[str | None],
 ) -> Response:

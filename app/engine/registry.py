@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakSet
 
 from app import store
@@ -98,9 +99,7 @@ class Registry:
                 self._place()
                 self._part()
                 self._choose_defaults()
-                if (
-                    not self._bringing or self._bringing.done()
-                ):  # what is chosen meanwhile does not wait for what is being loaded
+                if not self._bringing or self._bringing.done():  # what is chosen does not wait for what is loaded
                     self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
@@ -298,6 +297,10 @@ class Registry:
     def all(self) -> list[Live]:
         """Every version that is served."""
         return [live for versions in self.live.values() for live in versions.values()]
+
+    def pictures(self, card: Card) -> dict[str, Path]:
+        """The pictures of a version's training, by file name."""
+        return store.pictures(self.settings.store, card.name, card.version)
 
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
+from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
@@ -21,6 +22,7 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
     "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
     "stacked-rnn": (StackedRNN, StackedRNNSizes, "continue"),
     "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),
+    "forecaster": (Forecaster, ForecasterSizes, "forecast"),
     "gan-generator": (Generator, GeneratorSizes, "sample"),
     "conditional-generator": (ConditionalGenerator, ConditionalSizes, "sample"),
 }

@@ -6,17 +6,32 @@ turns many items into answers and runs on the compute thread. ``PREDICTORS`` say
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
+from app.networks import KINDS
+from app.networks.forecaster import Forecaster
 from app.predictors.cnn import ImageClassifier
+from app.predictors.forecaster import GlobalForecaster
 from app.predictors.gan import ImageSampler
 from app.predictors.lstm import SeriesForecaster
 from app.predictors.rnn import TextContinuer
-from app.store import Task
+from app.store import Task, Version
 
-Predictor = ImageClassifier | TextContinuer | SeriesForecaster | ImageSampler
+AnyForecaster = SeriesForecaster | GlobalForecaster
+Predictor = ImageClassifier | TextContinuer | AnyForecaster | ImageSampler
 
-PREDICTORS: dict[Task, type[Predictor]] = {
+
+def forecaster_of(version: Version, device: torch.device) -> AnyForecaster:
+    """The predictor of a series network: one for any series, or the workshop's for its own."""
+    network = KINDS.get(version.card.kind, (None,))[0]
+    return (GlobalForecaster if network is Forecaster else SeriesForecaster)(version, device)
+
+
+PREDICTORS: dict[Task, Callable[[Version, torch.device], Predictor]] = {
     "classify": ImageClassifier,
     "continue": TextContinuer,
-    "forecast": SeriesForecaster,
+    "forecast": forecaster_of,
     "sample": ImageSampler,
 }

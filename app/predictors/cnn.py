@@ -160,7 +160,7 @@ class ImageClassifier(Decoder):
             logits = self.network.classified(maps)
             (slopes,) = torch.autograd.grad(logits.max(dim=1).values.sum(), maps)
         with torch.no_grad():
-            heat = F.relu((slopes.mean(dim=(2, 3), keepdim=True) * F.relu(maps)).sum(dim=1))  # [N, h, w]
+            heat = F.relu((slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             likely = probabilities(logits)
             finite(float(likely.sum() + heat.sum()), "probabilities or heat")

@@ -82,6 +82,15 @@ class ImageSampler:
         """The label of each image."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
+    def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> Drawing:
+        """What to draw on the way from the first image of one seed to the first one of another. Raises BadValue.
+
+        Without a label all have that of the first.
+        """
+        start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
+        latents = arc(start.latents[0], end.latents[0], count)
+        return Drawing(latents, None if start.classes is None else start.classes.repeat(count))
+
     def predict(self, items: Sequence[Drawing]) -> list[np.ndarray]:
         """What to draw, of each request -> pixels [count, channels, side, side] of each, uint8."""
         latents = torch.from_numpy(np.concatenate([item.latents for item in items])).to(self.device, self.dtype)
@@ -113,6 +122,21 @@ class ImageSampler:
             self.dtype = torch.float64
             self.network = self.network.double()
         self.pace = Pace.measure(lambda count: self.predict([self.parse(count, None, 0)]), rows)
+
+
+def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
+    """Latents [latent] and [latent] -> [count, latent] from one to the other (slerp, Shoemake 1985).
+
+    On the straight line they would be shorter midway than any latent that a generator was trained on.
+    """
+    cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
+    angle = math.acos(min(1.0, max(-1.0, cosine)))
+    done = np.linspace(0.0, 1.0, count)[:, None]
+    if math.sin(angle) < 1e-6:  # the same direction, so that the arc is no longer than the line
+        return (1 - done) * start + done * end
+    path = (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
+    path[-1], path[0] = end, start  # to the last bit; of one image it is the start that counts
+    return path
 
 
 def png(pixels: np.ndarray, level: int = 1) -> bytes:

@@ -11,9 +11,11 @@ import torch
 
 from app.errors import BadValue
 from app.predictors.measured import Pace, finite
+from app.predictors.outlook import Outlook
 from app.store import StoreError, Version
 
 USUAL = 48  # steps ahead, when the pace is measured
+SCORES = np.array([-1.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,15 @@ class SeriesForecaster:
         self.pace = Pace(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
 
-    def parse(self, values: Sequence[float | None], horizon: int, param: str = "values") -> Series:
+    def parse(
+        self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
+    ) -> Series:
         """A series, None where a value is missing -> an item. Missing values lie on the line between their neighbours.
 
-        Raises BadValue for a series that is too short or has no value at all.
+        Raises BadValue for a series that is too short or has no value at all, and for a seasonality: it reads none.
         """
+        if seasonality is not None:
+            raise BadValue(f"seasonality is {seasonality}; {self.card.name} has none, so leave it out", "seasonality")
         if len(values) < self.minimum:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)
         series = np.array(values, dtype=np.float64)
@@ -87,10 +93,19 @@ class SeriesForecaster:
 
         Beyond the last measured step the error grows with the square root of the distance, as a random walk's does.
         """
+        return -NormalDist().inv_cdf(0.5 - level / 200) * self._deviation(item)
+
+    def outlook(self, item: Series, mean: np.ndarray) -> Outlook:
+        """What ``predict`` gave for an item, as the service answers: with normal errors around it."""
+        deviation = self._deviation(item)
+        quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
+        return Outlook(mean, mean, SCORES, quantiles)
+
+    def _deviation(self, item: Series) -> np.ndarray:
         measured = len(self.residuals)
         steps = np.arange(1, item.horizon + 1)
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
-        return -NormalDist().inv_cdf(0.5 - level / 200) * deviation * item.scale
+        return deviation * item.scale
 
     def rows(self, item: Series) -> int:
         """How much of a batch an item takes."""

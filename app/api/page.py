@@ -1,0 +1,76 @@
+"""The page at `/` and what it is made of: the files of ``app/web``, read once, from this service alone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.errors import NotFound, shown
+
+FOLDER = Path(__file__).parent.parent / "web"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+}
+# Nothing from elsewhere, nothing inline, no text that becomes code; pictures may come from the answers themselves.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+GUARDS = {
+    "content-security-policy": POLICY,
+    "cross-origin-opener-policy": "same-origin",
+}
+
+
+def router() -> APIRouter:
+    routes = APIRouter(include_in_schema=False)
+    files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
+    tags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
+
+    def answer(request: Request, name: str) -> Response:
+        return kept(request, files[name], TYPES[Path(name).suffix], tags[name])
+
+    @routes.api_route("/", methods=["GET", "HEAD"])
+    async def page(request: Request) -> Response:
+        """The page."""
+        found = answer(request, "index.html")
+        found.headers.update(GUARDS)
+        return found
+
+    @routes.api_route("/web/{file}", methods=["GET", "HEAD"])
+    async def part(request: Request, file: str) -> Response:
+        """A script, style or picture of the page."""
+        if file not in files:  # the caller's name is looked up and never part of a path
+            raise NotFound(f"the page has no part {shown(file)}")
+        return answer(request, file)
+
+    return routes
+
+
+def kept(request: Request, content: bytes, kind: str, tag: str) -> Response:
+    """Content that a browser keeps and asks about each time: 304 when it has what bears this ``tag``.
+
+    ``tag`` changes whenever the content does (RFC 9110, 13.1.2).
+    """
+    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
+    held = request.headers.get("if-none-match", "")
+    if held.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in held.split(",")):
+        return Response(None, 304, headers)
+    return Response(content, 200, headers, kind)

@@ -1,0 +1,112 @@
+"""Any series to quantiles of what follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from app.errors import BadValue
+from app.networks.forecaster import MEDIAN, QUANTILES
+from app.predictors.measured import Pace, finite
+from app.predictors.outlook import NORMAL, Outlook
+from app.predictors.seasons import filled, season_of
+from app.store import Version
+
+SHORTEST = 8  # values that a series must have
+LONGEST_SEASON = 168  # values: a week of hours
+SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
+_levels = np.array([0.0, *QUANTILES, 1.0])
+SHARES = (_levels[2:] - _levels[:-2]) / 2  # of each quantile in the mean
+SHARES[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
+
+
+@dataclass(frozen=True)
+class Past:
+    """A series ready to be forecast: its last values [context], NaN before it begins; its season; how far to go."""
+
+    values: np.ndarray
+    season: int
+    horizon: int
+
+
+class GlobalForecaster:
+    """A forecaster of the store, for series of any kind."""
+
+    def __init__(self, version: Version, device: torch.device) -> None:
+        self.card = version.card
+        self.device = device
+        self.network = version.network().to(device)
+        self.pace = Pace(0.0, 0.0)
+        self.minimum = SHORTEST
+
+    def parse(
+        self,
+        values: Sequence[float | None],
+        horizon: int,
+        param: str = "values",
+        seasonality: int | None = None,
+    ) -> Past:
+        """A series, None where a value is missing -> an item. ``seasonality`` None: it is looked for.
+
+        Of a series that is no longer than one season, only its last value can be relied on: its season is 1. Raises
+        BadValue for a series that is too short or has no value at all, and for a season that is too long.
+        """
+        if len(values) < SHORTEST:
+            raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {SHORTEST}", param)
+        if seasonality is not None and seasonality > LONGEST_SEASON:
+            raise BadValue(
+                f"seasonality is {seasonality}; {self.card.name} takes seasons of up to {LONGEST_SEASON} values",
+                "seasonality",
+            )
+        series = np.array(values, dtype=np.float64)
+        known = np.flatnonzero(~np.isnan(series))
+        if not len(known):
+            raise BadValue(f"{param} has only missing values; at least one must be known", param)
+        series = series[min(known[0], len(series) - SHORTEST) :]  # it begins with its first value
+        if seasonality is None:
+            season = season_of(filled(series, 1))
+        else:
+            season = seasonality if seasonality < len(series) else 1
+        context = self.network.sizes.context
+        window = np.full(context, np.nan)
+        series = filled(series, season)[-context:]
+        window[context - len(series) :] = series
+        return Past(window, season, horizon)
+
+    def predict(self, items: Sequence[Past]) -> list[Outlook]:
+        """Items of any lengths, seasons and horizons -> the outlook of each."""
+        values = torch.from_numpy(np.stack([item.values for item in items]))
+        seasons = torch.tensor([item.season for item in items])
+        with torch.inference_mode():
+            horizon = max(item.horizon for item in items)
+            found = self.network.forecast(values.to(self.device), seasons.to(self.device), horizon)
+        finite(float((found * 0).sum()), "forecasts")  # times 0: the sum of what is large may have no number
+        return [self._outlook(item, own) for item, own in zip(items, found.cpu().numpy(), strict=True)]
+
+    def _outlook(self, item: Past, quantiles: np.ndarray) -> Outlook:
+        quantiles = quantiles[: item.horizon]
+        median = quantiles[:, MEDIAN].copy()
+        mean = median + (quantiles - median[:, None]) @ SHARES
+        return Outlook(mean, median, SCORES, quantiles, item.season)
+
+    def outlook(self, item: Past, answer: Outlook) -> Outlook:
+        """What ``predict`` gave for an item, as the service answers."""
+        return answer
+
+    def rows(self, item: Past) -> int:
+        """How much of a batch an item takes."""
+        return 1
+
+    def seconds(self, items: Sequence[Past]) -> float:
+        """How long a batch should take: as many passes as its longest forecast needs."""
+        return self.pace(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
+
+    def warm_up(self, rows: int) -> None:
+        """Compute alone, in a full batch and between, and measure it."""
+        sizes = self.network.sizes
+        item = Past(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)
+        self.pace = Pace.measure(lambda count: self.predict([item] * count), rows)

@@ -1,0 +1,59 @@
+// The page: which models there are, a panel for each task, and a first answer in each.
+
+import { send, useKey } from "./api.js";
+import { digitsPanel } from "./digits.js";
+import { find } from "./dom.js";
+import { imagePanel } from "./images.js";
+import { showModels } from "./models.js";
+import { seriesPanel } from "./series.js";
+import { textPanel } from "./text.js";
+
+const panels = [imagePanel(), textPanel(), seriesPanel(), digitsPanel()];
+
+async function begin() {
+  const { data } = await (await send({ path: "v1/models" })).json();
+  showModels(data);
+  const served = data.filter((model) => model.state === "ready");
+  const offered = panels.filter((panel) => panel.offer(served));
+  for (const panel of panels) {
+    if (!offered.includes(panel)) panel.fail(panel.missing());
+  }
+  await Promise.all(offered.map((panel) => panel.begin()));
+}
+
+/** Which section is in view, for the bar at the top. */
+function mark() {
+  const links = [...document.querySelectorAll('nav a[href^="#"]')];
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const link = links.find((each) => each.hash === `#${target.id}`);
+      if (isIntersecting) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  }, { rootMargin: "-45% 0px -54% 0px" });
+  for (const link of links) watcher.observe(find(link.hash.slice(1)));
+}
+
+/** Begin, or say why not: most often because the service asks for a key first. */
+async function attempt() {
+  const trouble = find("trouble");
+  trouble.hidden = find("key").hidden = true;
+  try {
+    await begin();
+  } catch (error) {
+    trouble.textContent = error.message;
+    trouble.hidden = false;
+    find("key").hidden = error.status !== 401;
+  }
+}
+
+find("key").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(find("key-value").value.trim());
+  attempt();
+});
+for (const name of ["dragover", "drop"]) { // beside a panel a file is not opened in place of the page
+  document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+}
+mark();
+attempt();

@@ -1,0 +1,367 @@
+"""The page in a real browser: each panel from its controls to its answer, by mouse and by keyboard, in both themes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from conftest import IMAGES, ROOT, Serve, publish_tiny
+from test_service import figures
+
+WEB = ROOT / "app" / "web"
+HORSE = IMAGES / "cifar10" / "0013-horse.png"
+WAIT = 30_000  # milliseconds for what a panel shows in a fraction of a second when nothing else runs
+REFUSED = "Failed to load resource: the server responded with a status of"  # what Chromium notes of each 4xx
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven with Playwright")
+    if CHROMIUM is None:
+        pytest.skip("the page is tested in Chromium, which is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Open the page of a service, and hold against it what it noted as an error and whom else it asked."""
+    noted: list[str] = []
+    asked: set[str] = set()
+    contexts: list[Any] = []
+
+    def opened(client: httpx.Client, width: int = 1280, **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+        contexts.append(context)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", lambda message: message.type in ("error", "warning") and noted.append(message.text))
+        page.on("pageerror", lambda error: noted.append(str(error)))
+        page.on("request", lambda request: asked.add(request.url))
+        page.noted = noted
+        page.goto(str(client.base_url))
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    hosts = {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")}
+    assert hosts == {"127.0.0.1"}
+    assert noted == []
+
+
+def refused(page: Any) -> int:
+    """How many answers were refusals; they were meant."""
+    count = sum(note.startswith(REFUSED) for note in page.noted)
+    page.noted[:] = [note for note in page.noted if not note.startswith(REFUSED)]
+    return count
+
+
+def told(page: Any, panel: str) -> str:
+    """Who answered, and how long it took, once the panel says so."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(f"#{panel} .told strong")).to_be_visible(timeout=WAIT)
+    expect(page.locator(f"#{panel} .answer")).to_have_attribute("aria-busy", "false", timeout=WAIT)
+    return str(page.locator(f"#{panel} .told").inner_text())
+
+
+def test_each_panel_opens_with_an_answer_and_says_who_gave_it_and_how_long_it_took(
+    shipped: httpx.Client, open_page: Open
+) -> None:
+    page = open_page(shipped)
+    for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "sine-lstm"),
+                         ("digits", "mnist-gan")):  # fmt: skip
+        assert re.match(rf"{model}, version 1\s+[\d.]+ m?s", told(page, panel))
+        offered = page.locator(f"#{panel} select[name=model] option").all_inner_texts()
+        assert offered[0] == model
+    assert page.locator("#image select[name=model] option").count() == 3
+    assert page.locator("#image-bars li").first.inner_text().startswith("bird")
+
+
+def test_a_picture_is_picked_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    told(page, "image")
+    first = page.locator("#image-bars li:first-child")
+    frog, ship = (next((IMAGES / "cifar10").glob(f"*-{name}.png")) for name in ("frog", "ship"))
+    page.set_input_files("#image-file", frog)
+    page.locator("#image-bars li:first-child", has_text="frog").wait_for()
+    give = """([content, kind]) => {
+        const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "given.png", { type: "image/png" }));
+        const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+        document.querySelector("#image .drop").dispatchEvent(event);
+    }"""
+    page.evaluate(give, [base64.b64encode(ship.read_bytes()).decode(), "drop"])
+    page.locator("#image-bars li:first-child", has_text="ship").wait_for()
+    page.evaluate(give, [base64.b64encode(HORSE.read_bytes()).decode(), "paste"])
+    page.locator("#image-bars li:first-child", has_text="horse").wait_for()
+    assert re.search(r"\d %$", first.inner_text())
+    assert "file=@given.png" in page.locator("#image code").inner_text()
+
+
+def test_the_heat_map_lies_over_the_picture_as_thick_as_is_wanted(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    told(page, "image")
+    answer = shipped.post("/v1/images/classify?explain=true", content=(WEB / "bird.png").read_bytes()).json()
+    source = page.locator("#image-heat").get_attribute("src")
+    assert source == f"data:image/png;base64,{answer['results'][0]['explanation']}"
+    page.locator("#image-opacity").fill("30")
+    assert page.locator("#image-heat").evaluate("(image) => getComputedStyle(image).opacity") == "0.3"
+    page.get_by_label("Show what speaks for it").uncheck()
+    page.locator("#image-heat").wait_for(state="hidden")
+    page.locator("#image select[name=model]").select_option("mnist-judge")
+    page.get_by_role("button", name="Example: seven").click()
+    page.locator("#image-bars li:first-child", has_text="7").wait_for()
+    assert told(page, "image").startswith("mnist-judge")
+
+
+def test_a_text_is_the_seeds_own_and_its_line_gives_the_same_in_a_shell(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    told(page, "text")
+    page.get_by_label("Prompt").fill('It\'s "here":\n')
+    page.locator("#text-most").fill("60")
+    page.locator("#text-seed").fill("")
+    page.get_by_role("button", name="Continue").click()
+    page.locator("#text .told", has_text="characters/s").wait_for()
+    page.locator("#text-begun", has_text="here").wait_for()
+    told(page, "text")
+    written = page.locator("#text-written").text_content()
+    assert len(written) == 60
+    page.locator("#text").get_by_role("button", name="Copy").click()
+    line = page.evaluate("navigator.clipboard.readText()")
+    assert line.startswith("curl -sN http://127.0.0.1:")
+    shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+    events = [json.loads(part.removeprefix("data: ")) for part in shown.split("\n\n") if part.startswith("data: {")]
+    assert "".join(event["text"] for event in events) == written
+
+
+def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    told(page, "text")
+    gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+    before = figures(shipped).get(gone, 0)
+    page.locator("#text-most").fill("4000")
+    page.evaluate("""() => {
+        const written = document.getElementById("text-written");
+        new MutationObserver(() => written.textContent && document.getElementById("text-stop").click())
+            .observe(written, { childList: true });
+    }""")
+    page.get_by_role("button", name="Continue").click()
+    page.locator("#text .told", has_text="stopped after").wait_for()
+    assert 0 < len(page.locator("#text-written").text_content()) < 4000
+    assert page.locator("#text-stop").is_disabled()
+    for _ in range(100):
+        if figures(shipped).get(gone, 0) > before:
+            break
+    else:
+        pytest.fail("the service did not notice that its caller hung up")
+
+
+def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
+    shipped: httpx.Client, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(shipped)
+    told(page, "series")
+    chart = page.locator("#series-chart svg")
+    assert chart.locator("path.fan").count() == 3
+    page.get_by_label("99 %").check()
+    page.locator("#series-chart path.fan").nth(3).wait_for(state="attached")
+    page.locator("#series-horizon").fill("7")
+    page.locator("#series .told", has_text="7 steps after 240 values").wait_for()
+    page.locator("#series-numbers summary").click()
+    assert page.locator("#series-numbers tbody tr").count() == 7
+    page.locator("#series-values").fill("\n".join(str(i % 9) for i in range(60)) + "\n,, 3;4 null\t5")
+    page.locator("#series .told", has_text="7 steps after 66 values").wait_for()
+    assert "3,4,null,5]" in page.locator("#series code").inner_text()
+    table = tmp_path / "sales.csv"
+    table.write_text('day;"units; sold";price\n' + "".join(f"2026-01-{i:02};{i};{i},5\n" for i in range(1, 56)))
+    page.set_input_files("#series-file", table)
+    page.locator("#series .told", has_text="7 steps after 55 values").wait_for()
+    assert page.locator("#series-column option").all_inner_texts() == ["units; sold", "price"]
+    assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
+
+
+def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    told(page, "series")
+    page.get_by_role("button", name="Draw", exact=True).first.click()
+    page.locator("#series-chart").scroll_into_view_if_needed()
+    frame = page.locator("#series-chart").bounding_box()
+    page.mouse.move(frame["x"] + 2, frame["y"] + frame["height"] - 2)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + frame["width"] - 2, frame["y"] + 2, steps=10)
+    page.mouse.up()
+    page.locator("#series .told", has_text=re.compile(r"60 steps after 1\d\d values")).wait_for()
+    values = [float(value) for value in page.locator("#series-values").input_value().split(",")]
+    assert values == sorted(values)
+    assert (values[0], values[-1]) == pytest.approx((-1, 1), abs=0.05)
+
+
+def test_a_sheet_is_the_seeds_and_a_walk_leads_to_another(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped, reduced_motion="reduce")
+    told(page, "digits")
+
+    def drawn(**body: Any) -> list[str]:
+        results = shipped.post("/v1/images/sample", json=body).json()["results"]
+        return [f"data:image/png;base64,{result['image']}" for result in results]
+
+    sources = "(images) => images.map((image) => image.getAttribute('src'))"
+    assert page.locator("#digits-sheet img").evaluate_all(sources) == drawn(count=40, seed=1)
+    page.get_by_label("A walk", exact=True).check()
+    page.locator("#digits-to").fill("5")
+    page.locator("#digits-count").fill("9")
+    page.locator("#digits .told", has_text="9 steps from seed 1 to 5").wait_for()
+    walk = page.locator("#digits-sheet img").evaluate_all(sources)
+    assert walk == drawn(count=9, seed=1, walk_to=5)
+    assert (walk[0], walk[-1]) == (drawn(count=1, seed=1)[0], drawn(count=1, seed=5)[0])
+    assert (
+        page.locator("#digits-frame").get_attribute("src") == walk[0]
+    )  # it does not run by itself: less motion is wished
+    page.locator("#digits-step").fill("8")
+    assert page.locator("#digits-frame").get_attribute("src") == walk[8]
+
+
+def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_store: Path, open_page: Open) -> None:
+    for name in ("tiny-cgan", "tiny-rnn"):
+        publish_tiny(tiny_store, name)
+    with serve() as client:
+        page = open_page(client)
+        assert not page.locator("#digits-label").is_visible()
+        told(page, "digits")
+        page.locator("#digits select[name=model]").select_option("tiny-cgan")
+        page.locator("#digits-label").select_option("y")
+        page.locator("#digits-sheet img[alt^='A y']").first.wait_for()
+        assert page.locator("#digits-sheet img[alt^='A y']").count() == 40
+        page.locator("#text select[name=model]").select_option("tiny-rnn@1")
+        page.get_by_role("button", name="Continue").click()
+        page.locator("#text .told", has_text="tiny-rnn, version 1").wait_for()
+        card = page.get_by_role("article", name="tiny-rnn")
+        assert card.get_by_role("button", name="version 2, live").get_attribute("aria-pressed") == "true"
+        card.get_by_role("button", name="version 1").click()
+        card.get_by_role("button", name="version 1", pressed=True).wait_for()
+
+
+def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
+    shipped: httpx.Client, open_page: Open, tmp_path: Path
+) -> None:
+    page = open_page(shipped)
+    for panel in ("image", "text", "series", "digits"):
+        told(page, panel)
+
+    def sentence(selector: str) -> str:
+        control = page.locator(f"{selector}[aria-invalid=true]")
+        control.wait_for(state="attached")
+        return str(page.locator(f"#{control.get_attribute('aria-describedby')}").inner_text())
+
+    page.locator("#text-seed").fill("-1")
+    page.get_by_role("button", name="Continue").click()
+    assert sentence("#text-seed") == "Seed is -1; it should be greater than or equal to 0."
+    page.locator("#series-values").fill("1, 2, x")
+    assert sentence("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
+    page.locator("#series-values").fill("1, 2, 3")
+    page.locator("#series-values[aria-invalid=true]").wait_for(state="attached")
+    page.locator("#series .error", has_text="Values has 3 values; sine-lstm needs at least 50.").wait_for()
+    page.locator("#digits-seed").fill("1.5")
+    assert sentence("#digits-seed").startswith("Seed is 1.5; it should be a valid integer")
+    text = tmp_path / "letter.png"
+    text.write_text("Dear Sir")
+    page.set_input_files("#image-file", text)
+    assert sentence("#image-file").startswith("File: its 8 bytes are not an image; allowed are PNG, JPEG")
+    page.get_by_role("button", name="Example: ship").click()
+    page.locator("#image-bars li:first-child", has_text="ship").wait_for()
+    assert page.locator("#image .error").count() == 0
+    assert refused(page) == 5
+
+
+def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    cards = page.get_by_role("article")
+    cards.first.wait_for()
+    models = {model["id"]: model["card"] for model in shipped.get("/v1/models").json()["data"]}
+    assert sorted(card.get_attribute("aria-label") for card in cards.all()) == sorted(models)
+    card = page.get_by_role("article", name="cifar10-whitened")
+    accuracy = models["cifar10-whitened"]["metrics"]["accuracy"]
+    assert f"{accuracy['value']:.4f}" in card.inner_text()
+    card.get_by_text("All 19 figures").click()
+    assert card.locator("tbody tr").count() == 19
+    card.get_by_role("button", name="Show the curves").click()
+    picture = page.locator("dialog img")
+    picture.wait_for()
+    page.keyboard.press("Escape")
+    picture.wait_for(state="hidden")
+
+
+def test_the_keyboard_alone_is_enough(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped)
+    for panel in ("image", "text", "series", "digits"):
+        told(page, panel)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    assert reached >= {"theme", "image-file", "text-prompt", "text-seed", "series-values", "series-draw", "digits-seed"}
+    page.locator("#text-most").focus()
+    page.keyboard.press("Home")
+    page.locator("#text-prompt").focus()
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" O")
+    page.keyboard.press("Control+Enter")
+    page.locator("#text-begun", has_text="ROMEO: O").wait_for()
+    told(page, "text")
+    assert len(page.locator("#text-written").text_content()) == 20
+    page.locator("#series-horizon").focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#series .told", has_text="61 steps").wait_for()
+
+
+def test_the_theme_is_the_systems_until_another_is_chosen_which_stays(shipped: httpx.Client, open_page: Open) -> None:
+    page = open_page(shipped, color_scheme="dark")
+    scheme = "getComputedStyle(document.documentElement).colorScheme"
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Switch to the light theme").click()
+    assert page.evaluate(scheme) == "light"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+    page.reload()
+    assert page.evaluate(scheme) == "light"
+    assert page.get_by_role("button", name="Switch to the dark theme").count() == 1
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_nothing_serious_and_no_phone_scrolls_sideways(
+    shipped: httpx.Client, open_page: Open, theme: str, width: int
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = open_page(shipped, width=width, color_scheme=theme)
+    for panel in ("image", "text", "series", "digits"):
+        told(page, panel)
+    page.get_by_label("A walk", exact=True).check()
+    page.locator("#digits .told", has_text="steps from seed").wait_for()
+    page.locator("#text-seed").fill("-1")
+    page.get_by_role("button", name="Continue").click()
+    page.locator("#text .error").wait_for()
+    found = axe.run(page).response["violations"]
+    assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found
+            if each["impact"] in ("serious", "critical")] == []  # fmt: skip
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert refused(page) == 1

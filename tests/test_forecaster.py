@@ -1,0 +1,262 @@
+"""The forecaster of any series: its network, its predictor, seasons and gaps, and the way through the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Serve, publish_tiny
+
+from app import store
+from app.errors import BadValue
+from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
+from app.predictors.forecaster import SCORES, SHARES, GlobalForecaster
+from app.predictors.outlook import NORMAL, Outlook
+from app.predictors.seasons import SEASONS, filled, season_of
+
+SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
+
+
+@pytest.fixture
+def forecaster(tmp_path: Path) -> GlobalForecaster:
+    return GlobalForecaster(publish_tiny(tmp_path, "tiny-forecaster"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shipped_forecaster() -> GlobalForecaster:
+    return GlobalForecaster(store.read(ROOT / "models_store", "series-lstm", 1), torch.device("cpu"))
+
+
+def series(seed: int, count: int = 60) -> np.ndarray:
+    """A random walk with a season of 7."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=count).cumsum() + 3 * np.sin(2 * np.pi * np.arange(count) / 7)
+
+
+def test_what_is_read_is_what_a_loop_over_the_values_gives() -> None:
+    values = torch.from_numpy(np.stack([series(0, 24), series(1, 24)]))
+    values[1, :9] = torch.nan
+    seasons = torch.tensor([7, 1])
+    reading = Reader(SIZES)(values, seasons)
+    for row, (known, season) in enumerate(((values[0], 7), (values[1, 9:], 1))):
+        past = known.tolist()
+        steps = [abs(past[i] - past[i - season]) for i in range(season, len(past))]
+        assert reading.scale[row].item() == pytest.approx(sum(steps) / len(steps))
+        naive = [past[len(past) - season + step % season] for step in range(6)]
+        assert reading.naive[row].tolist() == pytest.approx(naive)
+        compared = [(past[len(past) - 2 * season + step % season] - naive[step]) / reading.scale[row].item()
+                    for step in range(6)]  # fmt: skip
+        assert reading.ahead[row, :, 1].tolist() == pytest.approx(np.arcsinh(compared), rel=1e-5)
+        assert (reading.ahead[row, :, 0] == 0).all()
+    unknown = reading.patches[1, 0, :-3].view(12, 4)[:9]
+    assert (unknown == 0).all()
+
+
+def test_what_came_after_the_same_week_of_earlier_years_is_read() -> None:
+    sizes = ForecasterSizes(context=120, patch=12, horizon=6, hidden=8, lags=2, members=1)
+    values = torch.from_numpy(series(0, 120)).unsqueeze(0)
+    reading = Reader(sizes)(values, torch.tensor([1]))
+    expected = (values[0, 120 - 52 : 126 - 52] - values[0, 119 - 52]) / reading.scale[0]
+    assert torch.allclose(reading.ahead[0, :, 2].double(), expected.asinh(), atol=1e-6)
+    assert (Reader(sizes)(values, torch.tensor([7])).ahead[0, :, 2:7] == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: GlobalForecaster, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = series(seed, int(random.integers(8, 200)))
+    factor, shift = float(10 ** random.uniform(-9, 9)), float(random.normal() * 10 ** random.uniform(-2, 4))
+    horizon = int(random.integers(1, 61))
+    plain, moved = forecaster.predict(
+        [forecaster.parse(given.tolist(), horizon) for given in (values, (values + shift) * factor)]
+    )
+    assert moved.seasonality == plain.seasonality
+    assert np.abs(moved.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * np.abs(plain.quantiles).max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_units_do_not_matter_to_the_shipped_forecaster_either(shipped_forecaster: GlobalForecaster, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = series(seed, int(random.integers(8, 500)))
+    units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
+    items = [shipped_forecaster.parse(((values + shift) * factor).tolist(), 70) for factor, shift in units]
+    plain, *moved = shipped_forecaster.predict(items)
+    size = np.abs(plain.quantiles).max()
+    for (factor, shift), outlook in zip(units[1:], moved, strict=True):
+        assert np.abs(outlook.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * size
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("season", 0.85), ("trend", 0.85), ("noisy sine", 1.0), ("level", 0.85), ("walk", 1.1)]
+)
+def test_the_shipped_forecaster_is_held_against_the_last_season_again(
+    shipped_forecaster: GlobalForecaster, kind: str, most: float
+) -> None:
+    """Of a random walk nothing is better than its last value: there it may lose a tenth."""
+    items, actual, naive = [], [], []
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        time, noise = np.arange(324.0), random.normal(size=324)
+        daily = 3 * np.sin(2 * np.pi * time / 24 + seed)
+        values = {
+            "season": daily + noise,
+            "trend": 0.1 * time + daily + noise,
+            "noisy sine": np.sin(20 / 999 * time + seed) + 0.2 * noise,
+            "level": noise,
+            "walk": noise.cumsum(),
+        }[kind]
+        season = 24 if kind in ("season", "trend") else 1
+        items.append(shipped_forecaster.parse(values[:300].tolist(), 24))
+        actual.append(values[300:])
+        naive.append(values[300 - season : 300][np.arange(24) % season])
+    medians = np.stack([outlook.median for outlook in shipped_forecaster.predict(items)])
+    ours, theirs = (np.abs(np.stack(actual) - forecast).mean() for forecast in (medians, np.stack(naive)))
+    assert ours < most * theirs
+
+
+@pytest.mark.parametrize("season", [1, 2, 4, 7])
+def test_quantiles_never_cross_and_intervals_widen_to_ten_times_the_horizon(
+    forecaster: GlobalForecaster, season: int
+) -> None:
+    item = forecaster.parse(series(season).tolist(), 60, seasonality=season)
+    (outlook,) = forecaster.predict([item])
+    assert outlook.quantiles.shape == (60, len(QUANTILES))
+    assert (np.diff(outlook.quantiles, axis=1) > 0).all()
+    for level in (10, 80, 95, 99.9):
+        lower, upper = outlook.interval(level)
+        width = upper - lower
+        assert (width[season:] - width[:-season] > -1e-9).all()
+        assert (np.diff(width[5:]) > 0).all()
+        assert width[6] > width[:6].max()
+        assert (lower < outlook.median).all()
+
+
+def test_past_its_horizon_the_network_reads_its_own_medians() -> None:
+    torch.manual_seed(0)
+    network = Forecaster(SIZES)
+    values = torch.from_numpy(np.stack([series(0, 24), series(1, 24)]))
+    seasons = torch.tensor([7, 1])
+    first = network(values, seasons)[..., MEDIAN]
+    second = network(torch.cat([values, first], dim=1)[:, 6:], seasons)[..., MEDIAN]
+    assert torch.equal(network.forecast(values, seasons, 11)[..., MEDIAN], torch.cat([first, second], dim=1)[:, :11])
+
+
+def test_many_series_are_forecast_as_each_alone(forecaster: GlobalForecaster) -> None:
+    given = [(series(i, 8 + 13 * i), 1 + 5 * i, season) for i, season in enumerate([None, 1, 7, 12, None])]
+    items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values, horizon, season in given]
+    for item, together in zip(items, forecaster.predict(items), strict=True):
+        (alone,) = forecaster.predict([item])
+        assert len(together.mean) == item.horizon
+        assert alone.quantiles == pytest.approx(together.quantiles, rel=1e-5, abs=1e-5)
+
+
+def test_a_constant_series_goes_on_as_it_is(forecaster: GlobalForecaster) -> None:
+    for value in (0.0, 5.0, -1e300):
+        (outlook,) = forecaster.predict([forecaster.parse([value] * 30, 20)])
+        assert outlook.mean.tolist() == outlook.median.tolist() == [value] * 20
+        assert outlook.interval(95)[0].tolist() == [value] * 20
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], [0] * 30 + [1], list(range(9)), [1, 2] + [None] * 9],
+)
+def test_odd_series_get_finite_numbers(forecaster: GlobalForecaster, values: list[float | None]) -> None:
+    for season in (None, 1, 4, 168):
+        (outlook,) = forecaster.predict([forecaster.parse(values, 60, seasonality=season)])
+        assert np.isfinite(outlook.quantiles).all()
+        assert np.isfinite(outlook.mean).all()
+
+
+def test_what_cannot_be_forecast_is_refused_by_name(forecaster: GlobalForecaster) -> None:
+    with pytest.raises(BadValue, match=r"values\.3 has 7 values; tiny-forecaster needs at least 8"):
+        forecaster.parse([1.0] * 7, 1, "values.3")
+    with pytest.raises(BadValue, match="only missing values"):
+        forecaster.parse([None] * 10, 1)
+    with pytest.raises(BadValue, match="seasonality is 365; tiny-forecaster takes seasons of up to 168 values"):
+        forecaster.parse([1.0] * 10, 1, seasonality=365)
+
+
+def test_a_season_longer_than_the_series_is_none(forecaster: GlobalForecaster) -> None:
+    assert forecaster.parse(series(0, 20).tolist(), 1, seasonality=24).season == 1
+    assert forecaster.parse(series(0, 25).tolist(), 1, seasonality=24).season == 24
+
+
+@pytest.mark.parametrize("season", SEASONS)
+def test_a_season_is_found_in_noise_and_on_a_trend(season: int) -> None:
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        profile = random.normal(size=season)
+        time = np.arange(5 * season + 40)
+        values = profile[time % season] + 0.4 * random.normal(size=len(time)) + 0.02 * time
+        assert season_of(1e6 + values) == season
+        assert season_of(-1e-9 * values) == season
+
+
+def test_no_season_is_found_where_there_is_none() -> None:
+    found = []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        noise = random.normal(size=300)
+        slow = np.sin(np.arange(300) / 50)
+        found += [season_of(given) for given in (noise, noise.cumsum(), slow + 0.2 * noise, slow)]
+    assert np.mean(np.array(found) > 1) < 0.05
+    assert [season_of(np.array(given, float)) for given in ([3] * 50, range(50), [0, 1], [7])] == [1, 1, 1, 1]
+
+
+def test_gaps_are_filled_on_the_line_and_with_the_season() -> None:
+    line = 2 * np.arange(40.0) + 10
+    gaps = line.copy()
+    gaps[[3, 20, 21]] = np.nan
+    assert filled(gaps, 1).tolist() == line.tolist()
+    time = np.arange(96)
+    daily = 5 * np.sin(2 * np.pi * time / 24) + 0.1 * time
+    gaps = daily.copy()
+    gaps[40:52] = np.nan
+    assert np.abs(filled(gaps, 24) - daily).max() < 1.0
+    assert np.abs(filled(gaps, 1) - daily).max() > 3
+    assert np.isfinite(filled(np.array([np.nan] * 10 + [1.0]), 4)).all()
+
+
+def test_any_numbers_become_quantiles_in_order() -> None:
+    torch.manual_seed(0)
+    quantiles = in_order(5 * torch.randn(1000, len(QUANTILES)))
+    assert (quantiles.diff(dim=1) >= 0).all()
+
+
+def test_intervals_of_any_level_lie_between_and_beyond_the_quantiles_as_normal_errors_do() -> None:
+    normal = (3 + 2 * SCORES)[None].repeat(4, axis=0)
+    outlook = Outlook(normal[:, MEDIAN], normal[:, MEDIAN], SCORES, normal)
+    for level in (0.001, 30, 60, 80, 87.3, 95, 99.9, 99.99999999999999):
+        lower, upper = outlook.interval(level)
+        assert upper == pytest.approx(3 - 2 * NORMAL.inv_cdf(0.5 - level / 200))
+        assert (lower + upper) / 2 == pytest.approx(3)
+    assert SHARES.sum() == pytest.approx(1)
+    assert normal @ SHARES == pytest.approx(3)
+
+
+def test_the_service_finds_a_season_or_takes_it(serve: Serve, tiny_store: Path) -> None:
+    publish_tiny(tiny_store, "tiny-forecaster")
+    values = (np.tile([0, 5, 1, 3], 20) + 0.1 * series(0, 80)).tolist()
+
+    def asked(**more: Any) -> Any:
+        body = {"values": [values, values[:9], [None, *values[:70]]], "horizon": 8, "model": "tiny-forecaster", **more}
+        return client.post("/v1/series/forecast", json=body)
+
+    with serve() as client:
+        results = asked(levels=[95, 50]).json()["results"]
+        assert [result["seasonality"] for result in results] == [4, 1, 4]
+        for result in results:
+            bounds = result["intervals"]
+            assert list(bounds) == ["95", "50"]
+            rows = [bounds["95"]["lower"], bounds["50"]["lower"], result["median"], bounds["50"]["upper"]]
+            assert (np.diff(np.array(rows), axis=0) > 0).all()
+        assert [result["seasonality"] for result in asked(seasonality=12).json()["results"]] == [12, 1, 12]
+        refused = asked(seasonality=200)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "seasonality"
+        refused = client.post("/v1/series/forecast", json={"values": values, "seasonality": 4, "model": "tiny-lstm"})
+        assert "seasonality is 4; tiny-lstm has none" in refused.json()["error"]["message"]

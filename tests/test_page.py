@@ -1,0 +1,77 @@
+"""The page at `/` as it is served: strict, whole, and asked about each time; and the models' pictures."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from fnmatch import fnmatch
+
+import httpx
+from conftest import ROOT, Serve
+
+WEB = ROOT / "app" / "web"
+
+
+def test_the_page_is_served_strictly_and_asked_about_each_time(shipped: httpx.Client) -> None:
+    page = shipped.get("/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["img-src"] == "'self' data: blob:"
+    assert page.headers["cache-control"] == "no-cache"
+    held = shipped.get("/", headers={"if-none-match": f'"other", W/{page.headers["etag"]}'})
+    assert (held.status_code, held.content, held.headers["etag"]) == (304, b"", page.headers["etag"])
+    head = shipped.head("/")
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", page.headers["etag"])
+    assert int(head.headers["content-length"]) == len(page.content)
+
+
+def test_every_part_of_the_page_is_served_and_packaged(shipped: httpx.Client) -> None:
+    types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
+    for path in WEB.iterdir():
+        part = shipped.get(f"/web/{path.name}")
+        assert (part.status_code, part.content) == (200, path.read_bytes())
+        assert part.headers["content-type"].split(";")[0] == types.get(path.suffix, "image/png")
+        assert any(fnmatch(f"web/{path.name}", pattern) for pattern in packaged)
+    for other in ("other.js", "..%2fmain.py", "%2e%2e", "examples%2f..%2findex.html"):
+        assert shipped.get(f"/web/{other}").json()["error"]["code"] == "not_found"
+
+
+def test_the_page_has_nothing_inline_and_nothing_from_elsewhere() -> None:
+    page = (WEB / "index.html").read_text()
+    assert not re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", page)
+    for path in WEB.glob("*.[chj]*s*"):
+        assert not re.findall(r"\b(?:https?:)?//(?!www\.w3\.org/)[a-z]", path.read_text()), path.name
+    for path in WEB.glob("*.js"):
+        assert not re.findall(r"innerHTML|\beval\(|new Function|document\.write", path.read_text()), path.name
+
+
+def test_a_models_pictures_are_those_of_its_folder_and_no_other_file(shipped: httpx.Client) -> None:
+    model = shipped.get("/v1/models/mnist-gan").json()
+    assert model["pictures"] == ["curves.png", "samples.png"]
+    for file in model["pictures"]:
+        for name in ("mnist-gan", "mnist-gan@1"):
+            picture = shipped.get(f"/v1/models/{name}/pictures/{file}")
+            assert picture.headers["content-type"] == "image/png"
+            assert picture.content == (ROOT / "models_store" / "mnist-gan" / "1" / file).read_bytes()
+        tag = picture.headers["etag"]
+        held = shipped.get(f"/v1/models/mnist-gan/pictures/{file}", headers={"if-none-match": tag})
+        assert (held.status_code, held.content) == (304, b"")
+    for name, file, sentence in (
+        ("mnist-gan", "card.json", "mnist-gan@1 has no picture 'card.json'; there are: curves.png, samples.png"),
+        ("mnist-gan", "..%2fcard.json", "there is nothing at "),
+        ("mnist-gan@7", "curves.png", "model 'mnist-gan@7' is not served here"),
+        ("..", "curves.png", "there is nothing at "),
+    ):
+        answer = shipped.get(f"/v1/models/{name}/pictures/{file}")
+        assert answer.status_code == 404
+        assert answer.json()["error"]["message"].startswith(sentence)
+
+
+def test_a_model_without_pictures_says_so(serve: Serve) -> None:
+    with serve() as client:
+        assert client.get("/v1/models/tiny-gan").json()["pictures"] == []
+        answer = client.get("/v1/models/tiny-gan/pictures/curves.png").json()
+    assert answer["error"]["message"] == "tiny-gan@1 has no picture 'curves.png'; there are: none"
