@@ -77,7 +77,7 @@ def test_every_endpoint_is_shown() -> None:
     shown = " ".join(command for command, _ in SHOWN)
     for names in re.findall(r"for path in ([^;]*);", shown):
         shown += "".join(f" /v2/{name}" for name in names.split())
-    named = {path: re.escape(path).replace(r"\{name\}", r"[\w@-]*") for path in paths}
+    named = {path: re.sub(r"\\{[a-z]+\\}", r"[\\w@.-]*", re.escape(path)) for path in paths}
     assert not [path for path, pattern in named.items() if not re.search(pattern + r"(?![\w/])", shown)]
 
 
