@@ -7,17 +7,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import Serve, image_bytes
+from conftest import Serve, image_bytes, publish_tiny
 from test_service import figures, until
 
 from app.engine import failing
 from app.networks.cnn import LeNet
+from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator
 from app.networks.lstm import SeriesLSTM
 from app.predictors.cnn import ImageClassifier
@@ -118,6 +120,20 @@ def test_what_is_no_number_is_no_answer(
                 answer = infer(client, model)
                 assert (answer.status_code, answer.json()) == (500, {"error": answer.json()["error"]})
         assert client.post(path, **asked).status_code == infer(client, model).status_code == 200
+
+
+def test_quantiles_that_are_no_numbers_are_no_forecast(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_tiny(tiny_store, "tiny-forecaster")
+    forecast, body = Forecaster.forecast, {"values": LINE, "horizon": 3, "model": "tiny-forecaster"}
+    with serve() as client:
+        for value in (float("nan"), float("inf")):
+            with monkeypatch.context() as broken:
+                broken.setattr(Forecaster, "forecast", lambda *given, value=value: forecast(*given) * value)
+                answer = client.post("/v1/series/forecast", json=body)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
+        assert client.post("/v1/series/forecast", json=body).status_code == 200
 
 
 def test_logits_that_are_no_numbers_are_no_text(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

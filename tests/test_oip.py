@@ -26,6 +26,7 @@ SINE = np.sin(np.arange(60) / 6).reshape(3, 20)
 INPUTS: dict[str, dict[str, tuple[str, np.ndarray]]] = {
     "tiny-cnn": {"image": ("UINT8", PIXELS)},
     "tiny-lstm": {"values": ("FP64", SINE)},
+    "tiny-forecaster": {"values": ("FP64", SINE)},
     "tiny-gan": {"latents": ("FP32", np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32))},
     "tiny-cgan": {
         "latents": ("FP64", np.random.default_rng(2).standard_normal((3, 4))),
@@ -36,6 +37,7 @@ INPUTS: dict[str, dict[str, tuple[str, np.ndarray]]] = {
 SHAPES = {
     "tiny-cnn": {"probabilities": (3, 10)},
     "tiny-lstm": {"mean": (3, 24), "lower": (3, 2, 24), "upper": (3, 2, 24)},
+    "tiny-forecaster": {"mean": (3, 24), "lower": (3, 2, 24), "upper": (3, 2, 24)},
     "tiny-gan": {"images": (3, 1, 28, 28)},
     "tiny-cgan": {"images": (3, 1, 28, 28)},
     "tiny-rnn": {"text": (3,), "log_probabilities": (3, 13)},
