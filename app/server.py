@@ -180,9 +180,9 @@ class Worker(Server):
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            secured: dict[str, Any] = (
-                {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE} if self.config.ssl else {}
-            )
+            secured: dict[str, Any] = {}
+            if self.config.is_ssl:
+                secured = {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE}
             await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **secured)
             return
         connection.close()
