@@ -26,6 +26,11 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && uv pip install --python /opt/venv/bin/python --torch-backend="${TORCH}" --link-mode=copy --compile-bytecode \
         -r pyproject.toml --extra tracing
 
+# What is in the image, as CycloneDX. The tool that lists it runs from an environment of its own, which stays behind.
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uvx --from "cyclonedx-bom>=5" cyclonedx-py environment --no-validate --output-format JSON --output-file /srv/sbom.json \
+        /opt/venv/bin/python
+
 # Bytecode is made here because the service can write none. Another user will read these files, whatever umask they
 # were checked out with.
 COPY models_store models_store
@@ -43,6 +48,7 @@ RUN groupadd --gid 10001 quartet \
 # Owned by root: the service cannot change its own code or networks. What changes most often comes last.
 WORKDIR /srv
 COPY --from=builder /opt/venv /opt/venv
+COPY --from=builder /srv/sbom.json sbom.json
 COPY --from=builder /srv/models_store models_store
 COPY --from=builder /srv/app app
 

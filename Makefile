@@ -7,7 +7,8 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps clean
+.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps soak determinism overload \
+	fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -51,18 +52,43 @@ bench-training: .venv/train ## the workshop's training loops beside ours
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py
 
+soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
+	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+determinism: .venv/train ## 2,000 requests alone and in a crowd of 64: the same answers
+	$(BIN)/python -m benchmarks.determinism $(ARGS)
+
+overload: .venv/train ## ten times as much as can be done: what is refused, how fast, and what is left
+	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+fuzz: .venv/fuzz ## schemathesis over the OpenAPI document of a service that it starts
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+oldest: ## the suite with the oldest versions that pyproject.toml allows, in .venv-oldest
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install -q "uv>=0.8"
+	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
+	.venv-oldest/bin/python -m pytest $(ARGS)
+
+audit: .venv/audit ## known holes in what is installed (pip-audit), and the list of its parts in sbom.json
+	$(BIN)/cyclonedx-py environment --no-validate --output-format JSON --output-file sbom.json $(BIN)/python
+	$(BIN)/pip-audit --skip-editable
+
 clean: ## remove the virtual environment and what tools leave behind
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-oldest sbom.json .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
 .venv/test: EXTRA := [test]
 .venv/ray: EXTRA := [train,ray]
+.venv/fuzz: EXTRA := [fuzz]
+.venv/audit: EXTRA := [audit]
 # what more there is with it
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
 .venv/ray: ALSO := .venv/serve .venv/train
-.venv/serve .venv/train .venv/test .venv/ray: pyproject.toml
+.venv/fuzz: ALSO := .venv/serve .venv/train .venv/test
+.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/audit: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

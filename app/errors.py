@@ -59,7 +59,7 @@ class RetiredModel(NotFound):
 
 
 class Unauthorized(QuartetError):
-    """No key came, or one that does not open this."""
+    """No key came, or one that does not open this; the sentence never shows what came."""
 
     status = 401
     type = "authentication_error"
@@ -67,6 +67,10 @@ class Unauthorized(QuartetError):
 
     def headers(self) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
+
+
+class MissingKey(Unauthorized):
+    code = "missing_api_key"
 
 
 class Conflict(QuartetError):
@@ -133,6 +137,12 @@ class Overloaded(QuartetError):
 
     def headers(self) -> dict[str, str]:
         return {"retry-after": str(self.retry_after)}
+
+
+class LimitReached(Overloaded):
+    """The key has sent as many requests as it may. ``retry_after``: seconds until it may send the next."""
+
+    code = "rate_limit_exceeded"
 
 
 class InferenceFailed(QuartetError):

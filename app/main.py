@@ -14,32 +14,41 @@ from contextlib import asynccontextmanager
 import torch
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from limits.aio.storage import Storage
+from packaging.version import Version
 
 from app import rollout
 from app.access import AccessLog, JsonLines
 from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
+from app.api.callers import counts, describe, keyed
 from app.api.direct import Direct
+from app.api.origins import other_origins
 from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, memory, open_files
 from app.metrics import Metrics, shared_metrics
-from app.server import Listening, Worker, announce, listen_at
+from app.server import Listening, Worker, announce, listen_at, tls
 from app.settings import Settings, SettingsError
 from app.telemetry import Telemetry
 from app.tracing import tracer
 from app.workers import Supervisor, can_fork
 
 MOST_WORKERS = 16
+OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
 REPORT_SECONDS = 0.5
 DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
 an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
 To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Raises SettingsError for a setting, device or store that cannot be used."""
+def create_app(settings: Settings | None = None, shared: Storage | None = None) -> FastAPI:
+    """The application. ``shared``: where the requests of keys are counted, if other workers do it too.
+
+    Raises SettingsError for a setting, device or store that cannot be used.
+    """
     settings = settings or Settings()
+    check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
     registry = Registry(settings, metrics)
@@ -76,11 +85,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(admin.router(registry, settings, key))
     app.include_router(page.router())
 
+    if settings.keys_file:
+        describe(app)
+
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    app.middleware_stack = Telemetry(buffered, metrics, log, failures.response)
+    inside = keyed(buffered, settings, shared, failures.response, metrics.limited)
+    app.middleware_stack = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
     return app
+
+
+def check_torch() -> None:
+    """Raises SettingsError for a torch that is older than what is tested: it would fail later and say less."""
+    if Version(torch.__version__) < Version(OLDEST_TORCH):
+        raise SettingsError(f"torch is {torch.__version__}, and {OLDEST_TORCH} is the oldest that serves here")
 
 
 async def _report(registry: Registry) -> None:
@@ -137,7 +156,8 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
     """Serve with several workers until told to stop. Gives the exit status. Raises SettingsError."""
     share = {"threads": threads, "max_buffered_bytes": settings.max_buffered_bytes // workers}
     own = settings.model_copy(update=share | {"queue_rows": max(1, settings.queue_rows // workers)})
-    listener = listen_at(settings.host, settings.port)
+    tls(settings)
+    listener, shared = listen_at(settings.host, settings.port), counts(settings)
     try:
         figures = shared_metrics()
     except OSError as error:
@@ -145,11 +165,11 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
     with figures as forget:
         return Supervisor(
             listener,
-            work=lambda channel: Worker(create_app(own), own, channel).run(),
+            work=lambda channel: Worker(create_app(own, shared), own, channel).run(),
             count=workers,
             hang_seconds=settings.hang_seconds,
             stop_seconds=2 * settings.stop_seconds + 5,  # for what runs, for the engines, and to spare
-            ready=lambda: announce(listener),
+            ready=lambda: announce(listener, settings),
             died=forget,
         ).run()
 

@@ -72,6 +72,7 @@ class Metrics:
         self.queued = gauge("queued_rows", "Rows that wait for a batch", *VERSION)
         self.running = gauge("running_rows", "Rows that are computed", *VERSION)
         self.refusals = counter("refusals_total", "Requests that a queue did not take", *VERSION, "reason")
+        self.limits = counter("limited_total", "Requests over the limit of their key", "key")
         self.failures = counter("failures_total", "Inputs that a network failed on", *VERSION)
         self.loaded = gauge("loaded_bytes", "Bytes of the weights that are loaded, in all workers", *VERSION)
         self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
@@ -99,6 +100,11 @@ class Metrics:
         duration.observe(seconds)
         if reason or status >= 400:
             self.errors.labels(route, reason or str(status)).inc()
+
+    @harmless
+    def limited(self, key: str) -> None:
+        """A request was more than its key may send."""
+        self.limits.labels(key).inc()
 
     @harmless
     def versions(self, live: int, broken: int) -> None:

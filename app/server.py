@@ -8,7 +8,9 @@ import logging
 import math
 import signal
 import socket
+import ssl
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from app.settings import Settings, SettingsError
 from app.workers import HANDED, SHED, listen
 
 log = logging.getLogger("quartet")
+HANDSHAKE = 10.0  # seconds that the beginning of TLS may take
 
 
 class Server(uvicorn.Server):
@@ -37,8 +40,10 @@ class Server(uvicorn.Server):
             proxy_headers=False,  # nothing looks at the caller's address
             timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
             http=BoundedHttp,
+            **tls(settings),
         )
         super().__init__(config)
+        self.settings = settings
         self.registry: Registry = app.state.registry
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -57,7 +62,7 @@ class Listening(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers[:1]:
-            announce(server.sockets[0])
+            announce(server.sockets[0], self.settings)
 
 
 def listen_at(host: str, port: int) -> socket.socket:
@@ -69,12 +74,26 @@ def listen_at(host: str, port: int) -> socket.socket:
         raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
 
 
-def announce(listener: socket.socket) -> None:
+def tls(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is told to serve HTTPS; nothing for HTTP. Raises SettingsError for files that cannot be used."""
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None:
+        if key is not None:
+            raise SettingsError(f"QUARTET_TLS_KEY is {str(key)!r}: QUARTET_TLS_CERT has to be set too")
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # also ssl.SSLError; never with a word of what is in them
+        told = f"QUARTET_TLS_CERT is {str(cert)!r}, QUARTET_TLS_KEY {str(key or cert)!r}"
+        raise SettingsError(f"{told}: they are no certificate and its key: {error}") from None
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
+
+
+def announce(listener: socket.socket, settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    print(
-        f"Quartet serves on http://{host}:{port} - open it in a browser, or see http://{host}:{port}/docs", flush=True
-    )
+    address = f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
+    print(f"Quartet serves on {address} - open it in a browser, or see {address}/docs", flush=True)
 
 
 class Worker(Server):
@@ -116,7 +135,8 @@ class Worker(Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._take_all()  # what was handed over before the other side knew
         asyncio.get_running_loop().remove_reader(self._channel)
-        await asyncio.gather(*self.arriving)
+        if self.arriving:
+            await asyncio.wait(self.arriving, timeout=1)  # TLS may wait for a caller who says nothing
         await super().shutdown(sockets)
 
     def _tell(self, line: str) -> None:
@@ -160,7 +180,10 @@ class Worker(Server):
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection)
+            secured: dict[str, Any] = {}
+            if self.config.is_ssl:
+                secured = {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE}
+            await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **secured)
             return
         connection.close()
         self._leave()

@@ -55,6 +55,17 @@ class Settings(BaseSettings):
     admin_key_file: Path | None = Field(None, description="file with that key, in place of the key itself")
     max_import_bytes: Count = Field(2 * 2**30, description="bytes of an archive that is imported, packed and unpacked")
 
+    keys_file: Path | None = Field(None, description="file of API keys (`python -m app.keys`); none: open to all")
+    key_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")
+    key_counts: str = Field(
+        "memory", pattern="^(memory|rediss?://.+)$", description="where they are counted: `memory`, or a `redis://` URL"
+    )
+    cors_origins: str = Field(
+        "", description="origins whose pages may call, with commas between, or `*`; empty: none but our own"
+    )
+    tls_cert: Path | None = Field(None, description="certificate chain in PEM: serve HTTPS")
+    tls_key: Path | None = Field(None, description="its private key in PEM")
+
     max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
     max_buffered_bytes: Count = Field(
         256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers"
@@ -83,6 +94,9 @@ class Settings(BaseSettings):
         ge=0,
         le=0.05,
         description="a batch that should take no longer is computed on the event loop itself; 0: none",
+    )
+    silent_seconds: Seconds = Field(
+        5, description="seconds without an answer of an engine after which readiness is off"
     )
     hang_seconds: Seconds = Field(30, description="seconds without an answer after which an engine counts as hung")
     stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")

@@ -19,6 +19,11 @@ from app.metrics import Metrics
 
 log = logging.getLogger("quartet")
 REQUEST_ID = "quartet.request_id"  # in the scope of a request
+GUARDS = (  # what browsers are told not to do with any answer
+    (b"x-content-type-options", b"nosniff"),  # take it for another type than it says
+    (b"x-frame-options", b"DENY"),  # show it in another page's frame
+    (b"referrer-policy", b"no-referrer"),  # tell others where they came from
+)
 
 
 class Telemetry:
@@ -40,7 +45,7 @@ class Telemetry:
         scope[REQUEST_ID] = request_id = _request_id(scope)
         account = Account(request_id)
         ACCOUNT.set(account)
-        added = [(b"x-request-id", request_id.encode())]
+        added = [(b"x-request-id", request_id.encode()), *GUARDS]
         if tracer := self.metrics.tracer:
             account.span, parent = tracer.begin(scope["method"], scope["headers"])
             added += [(b"traceparent", parent)] if parent else []

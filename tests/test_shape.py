@@ -25,8 +25,14 @@ ALLOWED = {
     "app.models": {"app.archive", "app.catalogue", "app.rollout", "app.store", "app.settings"},
     "app.predictors": {"app.predictors", "app.networks", "app.store", "app.errors"},
     "app.machine": set(),
+    "app.keys": set(),
+    "app.counts": set(),
     "app.workers": set(),
-    "app.engine": {"app.engine.answer", "app.engine.door", "app.engine.lane", "app.engine.watch", "app.errors"},
+    "app.engine": {
+        *("app.engine.answer", "app.engine.door", "app.engine.failing", "app.engine.lane", "app.engine.line"),
+        "app.engine.watch",
+        "app.errors",
+    },
     "app.engine.loading": {"app.engine", "app.predictors", "app.store", "app.settings"},
     "app.engine.memory": {"app.engine.loading", "app.engine.watch"},
     "app.engine.shelf": {"app.rollout"},
@@ -44,6 +50,7 @@ ALLOWED = {
         *("app.api", "app.engine.lane", "app.engine.loading", "app.engine.registry", "app.engine.watch"),
         *("app.predictors", "app.metrics", "app.telemetry", "app.settings", "app.errors", "app.store"),
     },
+    "app.api.callers": {"app.counts", "app.engine.door", "app.errors", "app.keys", "app.settings"},
     "app.server": {"app.api", "app.engine.registry", "app.settings", "app.workers"},
     "app.main": {
         *("app.api", "app.engine.loading", "app.engine.registry", "app.machine", "app.rollout", "app.server"),
@@ -86,7 +93,7 @@ def test_arrows_point_one_way() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["answer", "batcher", "text", "door", "lane", "watch"])
+@pytest.mark.parametrize("name", ["answer", "batcher", "text", "door", "failing", "lane", "line", "watch"])
 def test_the_engine_knows_neither_torch_nor_http(name: str) -> None:
     found = {module.split(".")[0] for module in imports(dict(modules())[f"app.engine.{name}"])}
     assert not found & {"torch", "numpy", "fastapi", "starlette", "uvicorn", "httpx"}

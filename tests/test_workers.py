@@ -85,7 +85,7 @@ def serving(store: Path, own_group: bool = False, **settings: object) -> Iterato
     )
     try:
         assert process.stdout
-        address = re.search(r"http://[\d.:]+", process.stdout.readline())
+        address = re.search(r"https?://[\d.:]+", process.stdout.readline())
         assert address, "it did not start"
         yield Service(process, address[0])
     finally:

@@ -90,7 +90,8 @@ class Failed(Answer):
 FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {
         "model": Failed,
-        "description": "400 a bad value, 404 an unknown model, 413 too large, 415 not an image, 429 a full queue",
+        "description": "400 a bad value, 401 no key, 404 an unknown model, 413 too large, 415 not an image, "
+        "429 a full queue or a limit reached",
     },
     "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,7 @@ from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, show
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
+FEW = 32  # names that are looked for one by one
 NAMES = 64  # commas that a body may have besides those of its values or its prompt
 SEEDS = 2**53  # so that a seed survives every JSON reader
 BINARY = {"type": "string", "format": "binary"}
@@ -189,6 +191,8 @@ def object_of(content: bytes, most: int) -> dict[str, Any]:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
+    if len(found) > FEW or any(content.count(b'"%s"' % name.encode()) > 1 for name in found):
+        _refuse_twice(content)  # perhaps one comes twice, perhaps it only stands in a text
     return found
 
 
@@ -203,6 +207,24 @@ def checked(found: dict[str, Any], model: type[Model]) -> Model:
         raise bad_value(error.errors(include_url=False)) from None
 
 
+def _refuse_twice(content: bytes) -> None:
+    """Raises BadValue for JSON in which a field of an object comes more than once."""
+    try:
+        json.loads(content, object_pairs_hook=_once, parse_int=str, parse_float=str)
+    except ValueError as error:  # such as what only the faster parser takes
+        raise BadValue(f"the body is not JSON: {error}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object, each of which may come once: of two values, nobody could say which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise BadValue(f"{shown(name)} came more than once", name)
+    return found
+
+
 async def read_form(request: Request, reading: Reading, files: int) -> FormData:
     """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, and BadValue."""
     content = await read(request, reading.limit, reading.seconds)
@@ -212,15 +234,28 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
 
     parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
     parser.spool_max_size = reading.limit  # bounded already: no disk is needed
+    form = None
     try:
         if len(content) // PACKED <= SMALL:
-            return await parser.parse()
-        return await reading.lane.run(lambda: asyncio.run(parser.parse()))
+            form = await parser.parse()
+        else:
+            form = await reading.lane.run(lambda: asyncio.run(parser.parse()))
+        return form
     except (MultiPartException, KeyError, ValueError) as error:
         told = str(getattr(error, "message", error))
         if told.startswith("Too many files"):
             raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {told}") from error
+    finally:
+        _close_rest(parser, form)
+
+
+def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
+    """Close the files that were begun and are in no form, because it is broken or cut off."""
+    kept = {id(value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)} if form else set()
+    for file in parser._files_to_close_on_error:
+        if id(file) not in kept:
+            file.close()
 
 
 def wants_png(accept: str) -> bool:

@@ -12,6 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.failures import Refusal
 from app.errors import BadValue, QuartetError
+from app.telemetry import GUARDS
 
 HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
 HEAD_BYTES = 64 * 1024  # of the request line and the headers, as h11 has it; the faster parser has no limit of its own
@@ -99,10 +100,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn when the request is not HTTP."""
-        if self.running and not self.running.response_complete:  # the one before it is still answered, and is the last
-            self.running.keep_alive = False
-            self.flow.pause_reading()
-            return
+        running = self.running
+        if running and not running.response_complete:
+            if running is not self.cycle or not running.more_body or running.response_started:
+                running.keep_alive = False  # the one before it is still answered, and is the last
+                self.flow.pause_reading()
+                return
+            running.disconnected = True  # its own body is wrong, and nothing more of it will come
+            running.message_event.set()
         self._refuse(BadValue(f"the request is not HTTP as it should be: {msg.strip()}"))
 
     def _refuse_head(self) -> None:
@@ -114,6 +119,6 @@ class BoundedHttp(HttpToolsProtocol):
         answer = Refusal(error, getattr(self, "url", b"").decode("latin-1"))  # no url before the request line is whole
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
         lines.append(f"x-request-id: {uuid.uuid4().hex}")
-        lines += [f"{name.decode()}: {value.decode()}" for name, value in answer.raw_headers]
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *GUARDS)]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(answer.body))
         self.transport.close()

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.engine.registry import Registry
 from app.metrics import Metrics
@@ -30,7 +30,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         models = sorted(live.id for versions in registry.live.values() for live in versions.values())
         return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Prometheus' text format."""
         registry.report()

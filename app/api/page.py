@@ -35,7 +35,6 @@ POLICY = "; ".join(
 )
 GUARDS = {
     "content-security-policy": POLICY,
-    "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
 }
 

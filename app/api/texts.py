@@ -35,7 +35,7 @@ from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}
 
 ESCAPED = 12  # bytes that a character can take in JSON
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from app.engine.answer import abandon, fail, give
-from app.engine.door import Door
+from app.engine.door import Door, caller
+from app.engine.failing import Failing
 from app.engine.lane import Lane
+from app.engine.line import Line
 from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
@@ -24,11 +25,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(eq=False, slots=True)
 class Entry(Generic[Item, Answer]):
-    """An item in the queue, how many rows it brings, and the future that carries its answer."""
+    """An item in the queue, how many rows it brings, the future that carries its answer, and whose key sent it."""
 
     item: Item
     rows: int
     answer: asyncio.Future[Answer]
+    caller: str | None = None
     account: Account | None = None  # of the request that it belongs to
     queued: float = field(default_factory=time.monotonic)
     begun: float = 0.0
@@ -62,10 +64,11 @@ class Batcher(Generic[Item, Answer]):
         self.watch = watch
         self._batch_rows = batch_rows
         self._door = Door(name, watch, queue_rows)
-        self._queue: deque[Entry[Item, Answer]] = deque()
+        self._queue: Line[Entry[Item, Answer]] = Line()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while computing
+        self.failing = Failing()
 
     @property
     def load(self) -> tuple[int, int]:
@@ -83,10 +86,13 @@ class Batcher(Generic[Item, Answer]):
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop, account = asyncio.get_running_loop(), ACCOUNT.get()
-        entries = [Entry(item, count, loop.create_future(), account) for item, count in zip(items, rows, strict=True)]
-        self._queue.extend(entries)
-        self._door.waiting += sum(rows)
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        entries = [
+            Entry(item, count, loop.create_future(), who, account) for item, count in zip(items, rows, strict=True)
+        ]
+        for entry in entries:
+            self._queue.append(entry)
+        self._door.enter(who, sum(rows))
         if self._draining is None:
             self._draining = loop.create_task(self._drain())
         try:
@@ -100,7 +106,7 @@ class Batcher(Generic[Item, Answer]):
         """It waits no longer, so that its room in the queue is free."""
         if entry.waits:
             entry.waits = False
-            self._door.waiting -= entry.rows
+            self._door.leave(entry.caller, entry.rows)
 
     async def _drain(self) -> None:
         try:
@@ -114,11 +120,11 @@ class Batcher(Generic[Item, Answer]):
             self._draining = None
 
     def _take(self) -> list[Entry[Item, Answer]]:
-        """The oldest entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
+        """The next entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
         batch: list[Entry[Item, Answer]] = []
         rows = 0
-        while self._queue and (not batch or rows + self._queue[0].rows <= self._batch_rows):
-            entry = self._queue.popleft()
+        while self._queue and (not batch or rows + self._queue.first().rows <= self._batch_rows):
+            entry = self._queue.pop()
             self._leave(entry)
             if not entry.answer.done():
                 batch.append(entry)
@@ -137,6 +143,7 @@ class Batcher(Generic[Item, Answer]):
                         await asyncio.sleep(0)
                 return
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
+            self.failing.failed()
             self.watch.failed(error)
             return
         for entry, answer in zip(batch, answers, strict=True):
@@ -149,6 +156,7 @@ class Batcher(Generic[Item, Answer]):
         answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
+        self.failing.worked()
         rows = sum(entry.rows for entry in batch)
         ended = time.monotonic()
         for entry in batch:

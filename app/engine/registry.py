@@ -309,9 +309,9 @@ class Registry:
         if not self.live:
             return ["no whole model in the store"]
         silent = self.lane.unanswered()
-        if silent > self.settings.hang_seconds:
+        if silent > min(self.settings.silent_seconds, self.settings.hang_seconds):
             return [f"the engine has not answered for {silent:.0f} s"]
-        return []
+        return [f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.failing.now()]
 
     def report(self) -> None:
         """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from app.engine.answer import abandon, fail, give
-from app.engine.door import Door
+from app.engine.door import Door, caller
+from app.engine.failing import Failing
 from app.engine.lane import Lane
+from app.engine.line import Line
 from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
@@ -45,6 +46,7 @@ class Row(Generic[Text]):
     text: Text
     answer: asyncio.Future[Text]
     grown: asyncio.Event | None = None
+    caller: str | None = None  # whose key sent it
     account: Account | None = None  # of the request that it belongs to
     queued: float = field(default_factory=time.monotonic)
     begun: float = 0.0
@@ -81,12 +83,13 @@ class TextEngine(Generic[Text]):
         self.watch = watch
         self._rows = rows
         self._door = Door(name, watch, queue_rows)
-        self._waiting: deque[Row[Text]] = deque()
+        self._waiting: Line[Row[Text]] = Line()
         self._running: list[Row[Text]] = []
         self._silent: list[Row[Text]] = []  # those that run without a character so far
         self._done: list[Row[Text]] = []  # those that are finished and not reported yet
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
+        self.failing = Failing()
 
     @property
     def load(self) -> tuple[int, int]:
@@ -130,10 +133,11 @@ class TextEngine(Generic[Text]):
 
     def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
         self.admit(len(texts))
-        loop, account = asyncio.get_running_loop(), ACCOUNT.get()
-        rows = [Row(text, loop.create_future(), grown, account) for text in texts]
-        self._waiting.extend(rows)
-        self._door.waiting += len(rows)
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        rows = [Row(text, loop.create_future(), grown, who, account) for text in texts]
+        for row in rows:
+            self._waiting.append(row)
+        self._door.enter(who, len(rows))
         if self._stepping is None:
             self._stepping = loop.create_task(self._run())
         return rows
@@ -147,7 +151,7 @@ class TextEngine(Generic[Text]):
     def _leave_queue(self, row: Row[Text]) -> None:
         if row.waits:
             row.waits = False
-            self._door.waiting -= 1
+            self._door.leave(row.caller, 1)
 
     async def _run(self) -> None:
         try:
@@ -164,7 +168,7 @@ class TextEngine(Generic[Text]):
         self._running = [row for row in self._running if not row.answer.done()]
         now = time.monotonic()
         while self._waiting and len(self._running) < self._rows:
-            row = self._waiting.popleft()
+            row = self._waiting.pop()
             self._leave_queue(row)
             if not row.answer.done():
                 row.begun = now
@@ -232,6 +236,7 @@ class TextEngine(Generic[Text]):
         try:
             texts = [row.text for row in rows]
             _, seconds = await self._lane.timed(self._seconds(len(rows)), self._turn, texts)
+            self.failing.worked()
             self.watch.computed(len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
@@ -240,6 +245,7 @@ class TextEngine(Generic[Text]):
                     await asyncio.sleep(0)
             elif not rows[0].answer.done():
                 fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
+                self.failing.failed()
                 self.watch.failed(error)
 
     async def close(self, seconds: float) -> None:

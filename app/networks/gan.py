@@ -160,5 +160,7 @@ class ConditionalDiscriminator(nn.Module):
 
 
 def as_pixels(grey: Tensor) -> Tensor:
-    """Grey values in [-1, 1] -> uint8, 0 to 255."""
+    """Grey values in [-1, 1] -> uint8, 0 to 255. Raises ArithmeticError for what is no number: it would turn black."""
+    if not bool(grey.sum().isfinite()):
+        raise ArithmeticError("grey values are not finite")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
-from app.predictors.measured import Pace
+from app.predictors.measured import Pace, finite
 from app.store import StoreError, Version
 
 ORIENTATION = 0x0112  # the EXIF tag ...
@@ -141,7 +141,9 @@ class ImageClassifier(Decoder):
         with torch.inference_mode():
             pixels = torch.stack(list(items)).to(self.device)
             logits = self.network.views(pixels) if self.views else self.network(pixels)
-            answers: list[list[float]] = probabilities(logits).tolist()
+            found = probabilities(logits)
+            finite(float(found.sum()), "probabilities")
+            answers: list[list[float]] = found.tolist()
         return answers
 
     def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
@@ -160,7 +162,9 @@ class ImageClassifier(Decoder):
         with torch.no_grad():
             heat = F.relu((slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            found: list[list[float]] = probabilities(logits).tolist()
+            likely = probabilities(logits)
+            finite(float(likely.sum() + heat.sum()), "probabilities or heat")
+            found: list[list[float]] = likely.tolist()
         return list(zip(found, heat.cpu().numpy(), strict=True))
 
     def rows(self, item: Tensor) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES
-from app.predictors.measured import Pace
+from app.predictors.measured import Pace, finite
 from app.predictors.outlook import NORMAL, Outlook
 from app.predictors.seasons import filled, season_of
 from app.store import Version
@@ -84,6 +84,7 @@ class GlobalForecaster:
         with torch.inference_mode():
             horizon = max(item.horizon for item in items)
             found = self.network.forecast(values.to(self.device), seasons.to(self.device), horizon)
+        finite(float((found * 0).sum()), "forecasts")  # times 0: the sum of what is large may have no number
         return [self._outlook(item, own) for item, own in zip(items, found.cpu().numpy(), strict=True)]
 
     def _outlook(self, item: Past, quantiles: np.ndarray) -> Outlook:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from app.errors import BadValue
-from app.predictors.measured import Pace
+from app.predictors.measured import Pace, finite
 from app.predictors.outlook import Outlook
 from app.store import StoreError, Version
 
@@ -84,6 +84,7 @@ class SeriesForecaster:
             windows /= np.where(scale > 0, scale, 1.0)[:, None]
             read = torch.from_numpy(windows).float().to(self.device)
             standardised = self.network(read, max(item.horizon for item in items))
+        finite(float(standardised.double().sum()), "forecasts")
         forecasts = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
         return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEA
     with torch.inference_mode():
         whole = compute(inputs)
         return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in sorted(sizes) if rows < len(inputs))
+
+
+def finite(total: float, what: str) -> None:
+    """``total`` is the sum of what a network gave. Raises ArithmeticError when any of it is not a number: the weights
+    are finite, so that is a fault of the machine, and no answer.
+    """
+    if not math.isfinite(total):
+        raise ArithmeticError(f"{what} are not finite")
 
 
 def padded(rows: Tensor, least: int = LEAST) -> Tensor:

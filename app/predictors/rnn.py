@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from app.predictors.choice import Choice, ExtraRows, Extras, Notes, log_probabilities, note
-from app.predictors.measured import LEAST, Pace, padded, steady
+from app.predictors.measured import LEAST, Pace, finite, padded, steady
 from app.store import UNKNOWN, StoreError, Version
 
 READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
@@ -211,8 +211,12 @@ class TextContinuer:
         return log_probabilities(self._logits(above[rows])) if rows else None
 
     def _logits(self, above: Tensor) -> np.ndarray:
-        """What ``steps.read`` gave of N texts -> logits [N, V], float64; <unk> is read, but never written."""
+        """What ``steps.read`` gave of N texts -> logits [N, V], float64; <unk> is read, but never written.
+
+        Raises ArithmeticError.
+        """
         logits = self.steps.logits(padded(above, self.least))[: len(above)].cpu().numpy().astype(np.float64)
+        finite(float(logits.sum()), "logits")
         logits[:, self.unknown] = -np.inf
         return logits
 

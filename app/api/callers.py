@@ -1,0 +1,162 @@
+"""Who calls, and how often: nobody without a key gets further, where there is a file of keys."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from limits import RateLimitItem
+from limits.aio.storage import Storage
+from limits.aio.strategies import FixedWindowRateLimiter
+from limits.errors import StorageError
+from limits.storage import storage_from_string
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.counts import SharedCounts
+from app.engine.door import caller
+from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
+from app.keys import Key, Keyring, KeysError, parse_limits
+from app.settings import Settings, SettingsError
+
+log = logging.getLogger("quartet")
+
+# What a browser or a load balancer asks for before it could know a key, and what has a key of its own.
+OPEN = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
+OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/")
+REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+
+
+class Keyed:
+    """Lets requests with a key of the ring through, as many as it may send, and says to the engines whose they are.
+
+    ``limits`` are for keys that have none of their own; ``limited`` is told of each that was over its limit.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ring: Keyring,
+        limits: Sequence[RateLimitItem],
+        counts: Storage,
+        failure: Callable[[QuartetError], ASGIApp],
+        limited: Callable[[str], None],
+    ) -> None:
+        self.app = app
+        self.ring = ring
+        self.limits = limits
+        self.limiter = FixedWindowRateLimiter(counts)
+        self.failure = failure
+        self.limited = limited
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or is_open(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        try:
+            key = self._key(scope)
+            await self._count(key)
+        except QuartetError as error:
+            await self.failure(error)(scope, receive, send)
+            return
+        caller.set(key.name)  # for this request's task alone
+        await self.app(scope, receive, send)
+
+    def _key(self, scope: Scope) -> Key:
+        """Raises MissingKey and Unauthorized, which never show what came."""
+        sent = sent_key(scope)
+        if sent is None:
+            raise MissingKey("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY")
+        found = self.ring.find(sent)
+        if found is None:
+            raise Unauthorized("the key is not known here")
+        return found
+
+    async def _count(self, key: Key) -> None:
+        """Raises LimitReached. Where the counts cannot be had (Redis is away) nobody is held up, and it is logged."""
+        for limit in key.limits or self.limits:
+            try:
+                if await self.limiter.hit(limit, key.name):
+                    continue
+                end, _ = await self.limiter.get_window_stats(limit, key.name)
+            except (StorageError, OSError) as error:
+                log.error("limits are not counted: %s", type(error).__name__)
+                return
+            self.limited(key.name)
+            seconds = max(1, math.ceil(end - time.time()))
+            raise LimitReached(f"{key.name} may send {told(limit)}; the next from {seconds} s from now", seconds)
+
+
+def is_open(path: str) -> bool:
+    """Whether no key is asked for: health, the documentation and the page, and what has a key of its own."""
+    return path in OPEN or path.startswith(OPEN_UNDER)
+
+
+def sent_key(scope: Scope) -> str | None:
+    """The key that a request carries: a bearer token, or else ``x-api-key``."""
+    headers = dict(scope["headers"])
+    word, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if word.lower() == "bearer" and token.strip():
+        return token.strip()
+    other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
+    return other or None
+
+
+def describe(app: FastAPI) -> None:
+    """Have the OpenAPI document say how a key is sent, so that clients and the page at ``/docs`` can ask for it."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        found = plain()
+        bearer, key = {"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "x-api-key"}
+        found.setdefault("components", {})["securitySchemes"] = {"bearer": bearer, "key": key}
+        found["security"] = [{"bearer": []}, {"key": []}]
+        return found
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's own documentation has it
+
+
+def told(limit: RateLimitItem) -> str:
+    """``600 requests per minute``."""
+    span = limit.GRANULARITY.name if limit.multiples == 1 else f"{limit.multiples} {limit.GRANULARITY.name}s"
+    return f"{limit.amount:,} requests per {span}"
+
+
+def counts(settings: Settings) -> Storage | None:
+    """Where requests are counted, to be made before workers are forked; None without keys. Raises SettingsError."""
+    if settings.keys_file is None:
+        return None
+    if settings.key_counts == "memory":
+        return SharedCounts()
+    try:
+        found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
+    except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
+        raise SettingsError(f"QUARTET_KEY_COUNTS is {settings.key_counts!r}: {error}") from None
+    assert isinstance(found, Storage)
+    return found
+
+
+def keyed(
+    app: ASGIApp,
+    settings: Settings,
+    shared: Storage | None,
+    failure: Callable[[QuartetError], ASGIApp],
+    limited: Callable[[str], None],
+) -> ASGIApp:
+    """The application behind its keys; without a file of keys itself. Raises SettingsError."""
+    if settings.keys_file is None:
+        return app
+    try:
+        ring = Keyring(settings.keys_file)
+    except KeysError as error:
+        raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
+    try:
+        limits = parse_limits(settings.key_limit)
+    except ValueError:
+        raise SettingsError(f"QUARTET_KEY_LIMIT is {settings.key_limit!r}: it is not like 600/minute") from None
+    shared = shared or counts(settings)
+    assert shared is not None
+    return Keyed(app, ring, limits, shared, failure, limited)

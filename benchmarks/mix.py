@@ -1,0 +1,119 @@
+"""Seeded requests of all kinds, and whether an answer is the one that was recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from benchmarks.load import Answer, Connection, Request, arrivals, connect
+from benchmarks.servers import ROOT
+
+KINDS = {"classify": 35, "continue": 15, "forecast": 15, "sample": 15, "stream": 10, "bad": 10}  # and their weights
+EXACT = ("continue", "sample", "stream", "bad")  # the same to the last bit; the others to NEAR
+NEAR = 1e-4  # probabilities, and forecasts as a part of their size: batches of another size round otherwise
+SCENES = ("ROMEO:\n", "First Citizen:\nBefore we proceed", "To be, or not", "\n", "KING HENRY:\nOnce more")
+BAD = (
+    Request("/v1/text/continue", b'{"temperature": -1}'),
+    Request("/v1/text/continue", b"[" * 10_000),
+    Request("/v1/series/forecast", b'{"values": [1, NaN]}'),
+    Request("/v1/images/sample", b'{"model": "../etc"}'),
+    Request("/v1/images/classify", b"no image", "image/png"),
+    Request("/v1/nothing", b"{}"),
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request of a kind."""
+
+    kind: str
+    request: Request
+
+
+def asks(number: int, seed: int) -> list[Ask]:
+    """So many requests; the same for the same seed."""
+    chance = random.Random(seed)
+    pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
+    kinds = chance.choices(list(KINDS), list(KINDS.values()), k=number)
+    return [Ask(kind, _request(kind, chance, pictures)) for kind in kinds]
+
+
+def _request(kind: str, chance: random.Random, pictures: Sequence[bytes]) -> Request:
+    if kind == "bad":
+        return chance.choice(BAD)
+    if kind == "classify":
+        model = chance.choice(("cifar10-lenet", "cifar10-whitened"))
+        return Request(f"/v1/images/classify?model={model}", chance.choice(pictures), "image/png")
+    if kind == "forecast":
+        shift, series = chance.random(), range(chance.randint(60, 200))
+        values = [math.sin(0.02 * i + shift) + chance.gauss(0, 0.1) for i in series]
+        return _json("/v1/series/forecast", values=values, horizon=chance.randint(1, 48))
+    seed = chance.randrange(2**32)
+    if kind == "sample":
+        return _json("/v1/images/sample", count=chance.choice((1, 4, 16)), seed=seed)
+    more = {"stream": True} if kind == "stream" else {"n": chance.choice((1, 1, 4))}
+    characters = chance.randint(1, 120)
+    return _json("/v1/text/continue", prompt=chance.choice(SCENES), max_characters=characters, seed=seed, **more)
+
+
+def _json(path: str, **body: Any) -> Request:
+    return Request(path, json.dumps(body).encode())
+
+
+def read(ask: Ask, answer: Answer) -> Any:
+    """What an answer says, without the number of the version that says it. Status 0 where none came."""
+    if ask.kind == "stream" and answer.status == 200:
+        whole = answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]")
+        return "".join(character for _, character in arrivals(answer)) if whole else "cut off"
+    try:
+        said = json.loads(answer.body)
+    except ValueError:
+        said = None
+    if isinstance(said, dict):
+        said.pop("version", None)
+    return [answer.status, said]
+
+
+def same(kind: str, found: Any, right: Any) -> bool:
+    """Whether two answers are equal: to the bit, or as near as rounding lets them be."""
+    if kind in EXACT:
+        return bool(found == right)
+    if isinstance(found, dict) and isinstance(right, dict):
+        return found.keys() == right.keys() and all(same(kind, found[key], right[key]) for key in right)
+    if isinstance(found, list) and isinstance(right, list):
+        return len(found) == len(right) and all(same(kind, *pair) for pair in zip(found, right, strict=True))
+    if isinstance(found, float) and isinstance(right, float):
+        return math.isclose(found, right, rel_tol=NEAR, abs_tol=NEAR)
+    return bool(found == right)
+
+
+async def kept(connection: Connection | None, port: int) -> Connection:
+    """A connection that can be asked: the same, or a new one where it has ended."""
+    if connection is None or connection.transport is None or connection.last:
+        if connection is not None and connection.transport is not None:
+            connection.transport.close()
+        return await connect(port)
+    return connection
+
+
+async def answers(port: int, wanted: Sequence[Ask], callers: int) -> list[Any]:
+    """What the service says to all of them, asked by so many callers at a time."""
+    found: list[Any] = [None] * len(wanted)
+    turn = count()
+
+    async def caller() -> None:
+        connection: Connection | None = None
+        while (at := next(turn)) < len(wanted):
+            connection = await kept(connection, port)
+            found[at] = read(wanted[at], await connection.ask(wanted[at].request.bytes()))
+        if connection and connection.transport:
+            connection.transport.close()
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return found

@@ -1,0 +1,154 @@
+"""Requests that are hardly any: methods, headers, paths and forms, each followed by a good one."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, spoken, still_serves
+from test_bad_json import harmless
+
+ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
+          "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
+RAW: dict[str, bytes] = {
+    "two lengths": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "a length and chunks": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a negative length": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "a length of thirty digits": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: "
+    + b"9" * 30
+    + b"\r\n\r\n",
+    "a length of almost 2^63": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 9223372036854775807\r\n\r\n",
+    "a length that is a word": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+    "a length that looks like digits": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: \xb2\r\n\r\n",
+    "a chunk of a size that is none": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "a chunk that overflows": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
+    "an unknown encoding": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    "a header without a colon": b"GET /health/live HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
+    "a header with NUL": b"GET /health/live HTTP/1.1\r\nHost: x\r\nx-a: a\0b\r\n\r\n",
+    "a header of controls": b"GET /health/live HTTP/1.1\r\nHost: x\r\nx-a: \x01\x02\r\n\r\n",
+    "a version that is none": b"GET /health/live HTTP/9.9\r\nHost: x\r\n\r\n",
+    "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",
+    "no method": b" /health/live HTTP/1.1\r\n\r\n",
+    "a method that is none": b"BREW /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a tunnel": b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "another host's address": b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a path with a space": b"GET /health/ live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a path of bytes": b"GET /v1/models/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_what_is_hardly_http_is_refused(tiny: httpx.Client, name: str) -> None:
+    heard = spoken(tiny, RAW[name])
+    head, _, body = heard.partition(b"\r\n\r\n")
+    status = int(head.split(b" ")[1])
+    assert 400 <= status < 500, heard[:300]
+    assert sorted(json.loads(body)["error"]) == ["code", "message", "param", "type"]
+    still_serves(tiny)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_wrong_methods_are_told_the_right_one(tiny: httpx.Client, path: str) -> None:
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
+        if method == ROUTES[path]:
+            continue
+        answer = tiny.request(method, path)
+        harmless(answer)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert ROUTES[path] in answer.headers["allow"]
+    still_serves(tiny)
+
+
+PATHS = [
+    "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/v1/models/%ff%fe", "/v1/models/" + "a" * 10_000, "/v1/models/a%0d%0ab",
+    "/v1/models/%F0%9F%98%80", "/v1/models/tiny-cnn%00", "/static-offline-docs/..%2f..%2fmain.py", "//v1/models", "/v1//models",
+    "/v1/models/%", "/v1/models/%zz", "/V1/MODELS", "/.git/config", "/docs/../v1", "/health/live/", "/%2e%2e/%2e%2e/etc/passwd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
+def test_a_hostile_path_leads_nowhere(tiny: httpx.Client, path: str) -> None:
+    heard = spoken(tiny, b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert heard.split(b" ")[1] in (b"404", b"400"), heard[:300]
+    assert b"root:" not in heard
+    still_serves(tiny)
+
+
+def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
+    abuse: list[dict[str, bytes]] = [
+        {"content-type": b"x" * 10_000}, {"content-type": b"\xff\xfe"}, {"content-type": b"multipart/form-data; boundary=" + b"x" * 9000},
+        {"content-type": b"multipart/form-data; boundary=\xff"}, {"content-type": b"multipart/form-data; boundary=\"x"},
+        {"content-type": b"application/json; charset=utf-16"}, {"accept": b"image/png;q=" + b"9" * 1000}, {"accept": b"," * 5000},
+        {"accept": b"\xff"}, {"x-request-timeout": b"1e400"}, {"x-request-timeout": b"\xb2"}, {"x-request-timeout": b"9" * 5000},
+        {"content-encoding": b"\xff"}, {"expect": b"100-continue"}, {"range": b"bytes=0-18446744073709551615"}, {"cookie": b"a" * 8000},
+        {"x-forwarded-for": b"' OR 1=1"}, {"host": b"evil.example"}, {"upgrade": b"h2c", "connection": b"Upgrade, HTTP2-Settings"},
+        {"x-request-id": b"\xc3\xa9"}, {"authorization": b"\xff" * 1000}, {"connection": b"close, keep-alive, x-request-id"},
+    ]  # fmt: skip
+    for headers in abuse:
+        for path, body in ((CLASSIFY, PNG), (CONTINUE, b'{"max_characters":1}'), (SAMPLE, b'{"count":1}')):
+            harmless(tiny.post(path, content=body, headers=list(headers.items())))
+        harmless(tiny.get("/v1/models", headers=list(headers.items())))
+    many = tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)])
+    assert many.status_code in (200, 431)
+    still_serves(tiny)
+
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+
+
+def form(name: bytes, filename: bytes, content: bytes = PNG, more: bytes = b"") -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"%s\r\n\r\n' % (name, filename, more)
+    return head + content + b"\r\n--x--\r\n"
+
+
+def test_a_filename_is_only_told_back(tiny: httpx.Client) -> None:
+    for name in (
+        b"../../etc/passwd",
+        b"C:\\x.png",
+        b"a" * 5000,
+        b"\xff\xfe",
+        "é😀.png".encode(),
+        b"<script>",
+        b"x;y=z",
+        b" ",
+    ):
+        answer = tiny.post(CLASSIFY, content=form(b"file", name), headers=FORM)
+        harmless(answer)
+        assert answer.status_code in (200, 400)
+    still_serves(tiny)
+
+
+def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:
+    good = form(b"file", b"a.png")
+    bodies = [
+        good[:-9], good[:60], b"--x" * 20_000, b"--x\r\n" * 20_000 + b"--x--", b"--x\r\n" + b"a: b\r\n" * 5000 + b"\r\n\r\n--x--\r\n",
+        b"--x\r\n" + b"a" * 100_000, form(b"file", b"a", more=b"; " + b"y" * 50_000), form(b"", b"a.png"), form(b"file[]", b"a.png"),
+        form(b"file\0", b"a.png"), good * 3, b"\r\n" * 50_000, good.replace(b"\r\n", b"\n"), b"--x--", b"--x--\r\n" + good,
+        b'--x\r\nContent-Disposition: attachment; name="file"; filename="a"\r\n\r\n' + PNG + b"\r\n--x--\r\n",
+        b"--x\r\n\r\n" + PNG + b"\r\n--x--\r\n", form(b"file", b"a.png", more=b"\r\nContent-Transfer-Encoding: base64"),
+        form(b"file", b"a.png", more=b"\r\nContent-Type: text/html; charset=nonsense"),
+        b'--x\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\nnonsense\r\n' + good,
+    ]  # fmt: skip
+    for body in bodies:
+        answer = tiny.post(CLASSIFY, content=body, headers=FORM)
+        harmless(answer)
+    still_serves(tiny)
+
+
+def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
+    queries = [
+        "top_k=" + "9" * 5000, "top_k=1e3", "top_k=NaN", "top_k=-1", "top_k=%00", "top_k=", "top_k", "=", "&&&=&", "top_k=1&top_k=1",
+        "explain=maybe", "explain=2", "model=%ff", "model=" + "x" * 10_000, "model=a&model=b", "x=1&" * 5000, "%zz=1", "top%5fk=0",
+        "top_k=1;explain=1", "top_k[]=1", "__proto__=1", "model_config=1", "model=tiny-cnn%00",
+    ]  # fmt: skip
+    for query in queries:
+        answer = tiny.post(f"{CLASSIFY}?{query}", content=PNG)
+        harmless(answer)
+        assert answer.status_code in (400, 404) or query in ("&&&=&", "="), query
+        if len(query) < 1000:
+            for path in (CONTINUE, FORECAST, SAMPLE):
+                harmless(tiny.post(f"{path}?{query}", json={}))
+    still_serves(tiny)

@@ -1,0 +1,182 @@
+"""Images of every odd kind: read as what they are, or refused in a sentence; bombs cost nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import time
+import zipfile
+import zlib
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from conftest import TINY, image_bytes, publish_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from test_bad_input import CLASSIFY, PNG, bomb, still_serves
+from test_bad_json import QUICK, harmless
+
+from app.errors import NotAnImage, TooLarge
+from app.predictors.cnn import ImageClassifier
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks, between its signature and its end."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in (*chunks, (b"IEND", b""))
+    )
+
+
+def header(width: int, height: int, bits: int = 8, colours: int = 0) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def frames(kind: str) -> bytes:
+    """A picture that moves: red first, then blue."""
+    first, *rest = (Image.new("RGB", (24, 24), colour) for colour in ("red", "blue", "blue"))
+    return saved(first, kind, save_all=True, append_images=rest, duration=50)
+
+
+def deep(channels: int) -> bytes:
+    """A PNG of 16 bits in each of its channels."""
+    pixels = np.full((8, 8, channels), 30_000, ">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return png(header(8, 8, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels]), (b"IDAT", zlib.compress(rows)))
+
+
+def palette(alpha: bytes) -> bytes:
+    image = Image.new("P", (16, 16), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    return saved(image, "PNG", transparency=alpha)
+
+
+def rotated(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(Image.new("RGB", (40, 20), "green"), "JPEG", exif=exif)
+
+
+GOOD: dict[str, bytes] = {
+    "gif that moves": frames("GIF"),
+    "webp that moves": frames("WEBP"),
+    "png that moves": frames("PNG"),
+    "tiff of pages": saved(Image.new("RGB", (8, 8)), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+    "cmyk jpeg": image_bytes("JPEG", "CMYK"),
+    **{f"16 bits, {channels} channels": deep(channels) for channels in (1, 2, 3, 4)},
+    "palette with alpha": palette(bytes([0, 128])),
+    "palette with a transparent colour": palette(bytes([255, 0])),
+    **{f"exif {orientation}": rotated(orientation) for orientation in (0, 1, 5, 6, 8, 9, 65535)},
+    "progressive jpeg": image_bytes("JPEG", progressive=True),
+    "optimised png": image_bytes("PNG", optimize=True),
+    "one pixel": image_bytes(size=(1, 1)),
+    "a line": image_bytes(size=(10_000, 1)),
+    "png and a zip": PNG + b"PK\x03\x04" + bytes(100),
+    "jpeg and html": image_bytes("JPEG") + b"<script>alert(1)</script>",
+    "gif that is a script": b"GIF89a/*" + saved(Image.new("P", (10799, 1)), "GIF")[8:],
+    "png with a text": png(header(1, 1), (b"tEXt", b"x\0" + b"y" * 10_000), (b"IDAT", zlib.compress(b"\0\0"))),
+}
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.png", bytes(50 * 2**20))
+    return file.getvalue()
+
+
+def bmp(width: int, height: int) -> bytes:
+    return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(900)  # fmt: skip
+
+
+def tiff(*entries: tuple[int, int, int, int], after: int = 0) -> bytes:
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + struct.pack("<I", after) + bytes(100)
+
+
+BAD: dict[str, bytes] = {
+    "zip bomb": zipped(),
+    "text bomb in a png": png(header(1, 1), (b"zTXt", b"x\0\0" + zlib.compress(bytes(100 * 2**20))), (b"IDAT", b"")),
+    "profile bomb in a png": png(header(1, 1), (b"iCCP", b"x\0\0" + zlib.compress(bytes(100 * 2**20))), (b"IDAT", b"")),
+    "more pixels than a number holds": bomb(2**31 - 1, 2**31 - 1),
+    "a pixel count that overflows": bomb(2**16, 2**16),
+    "no width": png(header(0, 5), (b"IDAT", zlib.compress(b"\0"))),
+    "no header": png((b"IDAT", zlib.compress(bytes(100)))),
+    "two headers": png(header(1, 1), header(20_000, 20_000), (b"IDAT", zlib.compress(bytes(100)))),
+    "bits that are none": png(header(4, 4, bits=7), (b"IDAT", zlib.compress(bytes(100)))),
+    "bmp of no height": bmp(10, 0),
+    "bmp of negative width": bmp(-10, 10),
+    "bmp that overflows": bmp(2**31 - 1, -(2**31 - 1)),
+    "tiff without dimensions": tiff((258, 4, 1, 8)),
+    "tiff of no width": tiff((256, 4, 1, 0), (257, 4, 1, 0)),
+    "tiff that overflows": tiff((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1), (258, 4, 1, 8), (262, 4, 1, 1)),
+    "tiff whose pages go in a circle": tiff((256, 4, 1, 4), (257, 4, 1, 4), after=8),
+    "tiff with a billion values": tiff((256, 4, 2**30, 4), (257, 4, 1, 4)),
+    "jpeg of 65,500 squared": image_bytes("JPEG").replace(b"\x08\0\x20\0\x20", b"\x08\xff\xdc\xff\xdc", 1),
+    "svg": b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><svg>&a;</svg>',
+    "pdf": b"%PDF-1.4\n" + PNG,
+    "html": b"<html>" + PNG,
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
+    "psd": b"8BPS\0\x01" + bytes(100),
+    "icon": b"\0\0\1\0\1\0" + bytes(100),
+    "heic": b"\0\0\0\x18ftypheic" + bytes(100),
+    "webp that lies": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff" + bytes(50),
+    "gif without a picture": b"GIF89a\xff\xff\xff\xff\0\0\0;",
+    "gif of 65,535 squared": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0;",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_an_odd_image_is_read(tiny: httpx.Client, name: str) -> None:
+    answer = tiny.post(CLASSIFY, content=GOOD[name])
+    assert answer.status_code == 200, answer.text
+    assert tiny.post(CLASSIFY, files={"file": ("x", GOOD[name])}).json()["results"][0]["predictions"] == \
+        answer.json()["results"][0]["predictions"]  # fmt: skip
+
+
+def test_a_picture_that_moves_is_its_first_frame(tiny: httpx.Client) -> None:
+    red = tiny.post(CLASSIFY, content=saved(Image.new("RGB", (24, 24), "red"), "PNG")).json()["results"]
+    assert tiny.post(CLASSIFY, content=frames("PNG")).json()["results"] == red
+    assert tiny.post(CLASSIFY, content=frames("GIF")).json()["results"] == red
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_image_that_is_none_or_a_bomb_is_refused(tiny: httpx.Client, name: str) -> None:
+    begun = time.perf_counter()
+    for explain in ("false", "true"):
+        answer = tiny.post(f"{CLASSIFY}?explain={explain}", content=BAD[name])
+        harmless(answer)
+        assert answer.status_code in (413, 415), answer.text
+    assert time.perf_counter() - begun < 10
+    still_serves(tiny)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
+    import torch
+
+    return ImageClassifier(publish_tiny(tmp_path_factory.mktemp("one"), next(iter(TINY))), torch.device("cpu"))
+
+
+SEEDS = [image_bytes(kind, size=(9, 9)) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+
+
+@QUICK
+@given(seed=st.sampled_from(SEEDS), at=st.floats(0, 1), cut=st.integers(0, 20), put=st.binary(max_size=12))
+def test_any_change_of_an_image_is_an_image_or_a_sentence(
+    classifier: ImageClassifier, seed: bytes, at: float, cut: int, put: bytes
+) -> None:
+    place = int(at * len(seed))
+    with contextlib.suppress(NotAnImage, TooLarge):  # and nothing else
+        pixels = classifier.parse(seed[:place] + put + seed[place + cut :], 10**6)
+        assert pixels.shape == (3, 32, 32)

@@ -1,0 +1,231 @@
+"""Bad JSON on every route that takes it: every field, every kind of wrong value; then a good request succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, spoken, still_serves
+from test_workers import serving
+
+from app import store
+from app.api.bodies import _parsed, limited, wants_png
+from app.api.images import Images
+from app.api.samples import Draw
+from app.api.series import History
+from app.api.texts import Prompt
+from app.errors import BadValue
+
+GOOD: dict[str, dict[str, Any]] = {
+    CLASSIFY: {"images": ["eA=="]},
+    CONTINUE: {"prompt": "abc", "max_characters": 2, "temperature": 1.0, "top_k": 3, "top_p": 0.5, "stop": "z",
+               "seed": 1, "n": 1, "stream": False, "model": "tiny-rnn"},
+    FORECAST: {"values": LINE, "horizon": 2, "levels": [80.0], "seasonality": None, "model": "tiny-lstm"},
+    SAMPLE: {"count": 1, "label": None, "seed": 1, "model": "tiny-gan"},
+}  # fmt: skip
+WRONG = [
+    "true", "[]", "{}", '""', '"x"', "-1", "1.5", "-0.0", "1e30", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
+    "1" * 5000, '"\\u0000"', '"' + "x" * 10_000 + '"', '["x", 1, null]', "[[[[1]]]]", '{"a": {"b": 1}}', "[" * 100 + "]" * 100,
+    '"\\ud83d\\ude00"', '"’; DROP TABLE models; --"', '"{{7*7}}${7*7}%n%s"',
+]  # fmt: skip
+JSON_TYPE = {"content-type": "application/json"}
+NAMES = [
+    "../etc/passwd", "..\\..\\windows", "/etc/passwd", "tiny-rnn\0", "tiny-rnn\n", " tiny-rnn", "TINY-RNN", "tiny‐rnn",
+    "tіny-rnn", "tiny-rnn@", "tiny-rnn@-1", "tiny-rnn@1@1", "tiny-rnn@١", "tiny-rnn@" + "9" * 150, "@1", "%2e%2e%2f", "",
+    ".", "CON", "defaults.json", "tiny-rnn/1", "😀" * 50,
+]  # fmt: skip
+
+
+def harmless(answer: httpx.Response) -> None:
+    """Never a failure of ours, never a word about our inside, and one shape."""
+    assert answer.status_code < 500, answer.text
+    for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):
+        assert leak not in answer.text.replace("/v1/", "")
+    if answer.status_code >= 400:
+        assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
+        assert len(answer.json()["error"]["message"]) < 700
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_every_field_of_every_wrong_kind_is_harmless(tiny: httpx.Client, path: str) -> None:
+    for field in GOOD[path]:
+        for wrong in WRONG:
+            rest = json.dumps({name: value for name, value in GOOD[path].items() if name != field})
+            body = rest[:-1] + (", " if len(rest) > 2 else "") + f'"{field}": {wrong}}}'
+            answer = tiny.post(path, content=body.encode(), headers=JSON_TYPE)
+            harmless(answer)
+            if any(word in wrong for word in ("NaN", "Infinity", "1e999")):
+                assert answer.status_code == 400, (field, wrong)
+    still_serves(tiny)
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_a_field_that_comes_twice_is_refused(tiny: httpx.Client, path: str) -> None:
+    for field, value in GOOD[path].items():
+        twice = json.dumps(GOOD[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
+        refused(tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' came more than once")
+    still_serves(tiny)
+
+
+def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
+    for path, twice in (
+        ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
+        ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
+        ("/v2/models/tiny-rnn/generate", '{"text_input": "a", "text_input": "a"}'),
+    ):
+        answer = tiny.post(path, content=twice)
+        assert answer.status_code == 400, answer.text
+        assert "came more than once" in answer.text
+    still_serves(tiny)
+
+
+def test_a_text_that_looks_like_fields_is_none(tiny: httpx.Client) -> None:
+    body = {"prompt": '"prompt" "seed" "seed"', "max_characters": 1, "seed": 1}
+    assert tiny.post(CONTINUE, json=body).status_code == 200
+    raw = '{"prompt": "\\"seed\\": \\"seed\\" \\"prompt\\"", "seed": 2, "max_characters": 1}'
+    assert tiny.post(CONTINUE, content=raw).status_code == 200
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_what_is_no_json_object_in_utf_8_is_refused(tiny: httpx.Client, path: str) -> None:
+    good = json.dumps(GOOD[path])
+    bodies = [
+        good.encode("utf-16"), good.encode("utf-32"), b"\xef\xbb\xbf" + good.encode(), good.encode() + b"\0", b"\0",
+        good.encode() + good.encode(), good[:-1].encode(), good.replace('"', "'").encode(), b"\xff\xfe", b'{"a":\xc0\xaf}',
+        b"null", b"true", b"3", b'"x"', b"[]", b"{,}", b'{"a":}', b"{]", b"// x\n{}", b"{} x", b"a=b&c=d", b"<x/>",
+        b"[" * 250_000, b"[" * 30_000 + b"]" * 30_000, b'{"x":' * 30_000, b'{"values":' + b"[" * 30_000, b"\x80\x04\x95",
+    ]  # fmt: skip
+    for body in bodies:
+        answer = tiny.post(path, content=body, headers=JSON_TYPE)
+        harmless(answer)
+        assert answer.status_code in (400, 413), body[:40]
+    still_serves(tiny)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_a_hostile_name_is_unknown_or_wrong(tiny: httpx.Client, name: str) -> None:
+    for path, good in GOOD.items():
+        if path == CLASSIFY:
+            answer = tiny.post(path, params={"model": name}, content=b"x")
+        else:
+            answer = tiny.post(path, json={**good, "model": name})
+        harmless(answer)
+        assert answer.status_code in (400, 404)
+    harmless(tiny.get(f"/v1/models/{quote(name, safe='')}"))
+    still_serves(tiny)
+
+
+def test_65_537_chunks_are_read(tiny: httpx.Client) -> None:
+    body = b'{"prompt": "abc", "max_characters": 1' + b" " * 65_499 + b"}"
+    assert len(body) == 65_537
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert spoken(tiny, head + pieces).startswith(b"HTTP/1.1 200")
+    still_serves(tiny)
+
+
+def flood(url: str, head: bytes, piece: bytes, times: int) -> bytes:
+    """Send more than is read, and give what came back, if the connection's end has not swallowed it."""
+    address = httpx.URL(url)
+    heard = b""
+    with socket.create_connection((address.host, address.port or 0), 30) as line:
+        try:
+            line.sendall(head)
+            for _ in range(times):
+                line.sendall(piece)
+            heard = line.recv(65536)
+        except ConnectionError:
+            with contextlib.suppress(ConnectionError):
+                heard = line.recv(65536)
+    return heard
+
+
+def test_after_bodies_of_64_megabytes_memory_is_back_at_its_level(tiny_store: Path) -> None:
+    piece = b" " * 2**20
+
+    def resident(process: int) -> float:
+        words = Path(f"/proc/{process}/statm").read_text().split()
+        return int(words[1]) * 4096 / 2**20
+
+    with serving(tiny_store, workers=1) as service, httpx.Client(base_url=service.url, timeout=60) as client:
+
+        def barrage() -> float:
+            for path in (CLASSIFY, FORECAST):
+                post = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
+                announced = flood(service.url, post + b"Content-Length: 67108864\r\n\r\n", piece, 64)
+                chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
+                chunks = flood(service.url, chunked, b"100000\r\n" + piece + b"\r\n", 64)
+                for heard in (announced, chunks):
+                    assert not heard or heard.startswith(b"HTTP/1.1 413"), heard[:200]
+            still_serves(client)
+            return resident(service.process.pid)
+
+        first = max(barrage(), barrage())
+        assert barrage() < first + 40
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=8), inside, max_size=4),
+    max_leaves=12,
+)
+QUICK = settings(
+    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@QUICK
+@given(
+    model=st.sampled_from([Images, Prompt, History, Draw]),
+    fields=st.dictionaries(
+        st.sampled_from([*Prompt.model_fields, *History.model_fields, "images", "count", "x"]), JSON
+    ),
+)
+def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) -> None:
+    content = json.dumps(fields).encode("utf-8", "surrogatepass")
+    with contextlib.suppress(BadValue):  # and nothing else
+        _parsed(content, 100, limited(model))
+
+
+@QUICK
+@given(content=st.binary(max_size=60))
+def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
+    for text in (content, b'{"values": ' + content + b"}"):
+        with contextlib.suppress(BadValue):
+            _parsed(text, 100, History)
+
+
+CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()
+
+
+@QUICK
+@given(at=st.integers(0, len(CARD)), cut=st.integers(0, 300), put=st.binary(max_size=20))
+def test_any_change_of_a_card_is_a_card_or_a_sentence(at: int, cut: int, put: bytes) -> None:
+    with contextlib.suppress(store.StoreError):
+        store.parse_card(CARD[:at] + put + CARD[at + cut :], "card.json")
+
+
+@QUICK
+@given(field=st.sampled_from(sorted(json.loads(CARD))), value=JSON)
+def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> None:
+    content = json.dumps({**json.loads(CARD), field: value}).encode("utf-8", "surrogatepass")
+    with contextlib.suppress(store.StoreError):
+        store.parse_card(content, "card.json")
+
+
+@QUICK
+@given(
+    accept=st.text(max_size=40)
+    | st.lists(st.sampled_from(["image/png", "*/*", ";q=", ",", "0.5", "nan", " ", "/"])).map("".join)
+)
+def test_any_accept_header_is_read(accept: str) -> None:
+    assert wants_png(accept) in (True, False)

@@ -1,0 +1,32 @@
+"""The same requests alone and in a crowd: the same answers (``make determinism`` asks 2,000 times)."""
+
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+
+from benchmarks import mix
+
+
+def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:
+    wanted = [ask for ask in mix.asks(80, seed=7) if b"whitened" not in ask.request.path.encode()]
+    assert {ask.kind for ask in wanted} == set(mix.KINDS)
+    port = shipped.base_url.port or 0
+    alone = asyncio.run(mix.answers(port, wanted, 1))
+    crowd = asyncio.run(mix.answers(port, wanted, 64))
+    statuses = {ask.kind: answer[0] for ask, answer in zip(wanted, alone, strict=True) if ask.kind != "stream"}
+    assert {kind for kind, status in statuses.items() if status != 200} == {"bad"}
+    different = [
+        (ask.kind, one, other)
+        for ask, one, other in zip(wanted, alone, crowd, strict=True)
+        if not mix.same(ask.kind, other, one)
+    ]
+    assert not different
+
+
+def test_a_wrong_answer_is_seen_as_one() -> None:
+    assert mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.500001}])
+    assert not mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.501}])
+    assert not mix.same("continue", [200, {"p": 0.5}], [200, {"p": 0.500001}])
+    assert not mix.same("forecast", [200, [1.0]], [200, [1.0, 2.0]])

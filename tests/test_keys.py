@@ -1,0 +1,277 @@
+"""Keys: who has one gets in, as often as it may; hashed, compared in constant time, changed without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import ROOT, Serve
+from test_service import figures
+
+from app import keys
+from app.api.callers import is_open
+from app.counts import SharedCounts
+from app.main import create_app
+from app.settings import Settings, SettingsError
+
+SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def alice(file: Path) -> str:
+    return keys.add(file, "alice")
+
+
+def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: str) -> None:
+    bob = keys.add(file, "bob")
+    with serve(keys_file=file) as client:
+        for headers in (bearer(alice), bearer(bob), {"x-api-key": alice}, {"Authorization": f"bearer  {bob}"}):
+            assert client.post(SAMPLE, json=GOOD, headers=headers).status_code == 200
+        wrong = {
+            "missing_api_key": ({}, {"authorization": "Basic YTpi"}, {"authorization": "Bearer"}, {"x-api-key": ""}),
+            "invalid_api_key": (
+                bearer(alice[:-1]), bearer(alice + "x"), bearer(alice.upper()), bearer("x" * 10_000),
+                {"x-api-key": keys.digest(alice).hex()}, {"x-api-key": "é".encode()},
+            ),
+        }  # fmt: skip
+        for code, all_headers in wrong.items():
+            for sent in all_headers:
+                answer = client.post(SAMPLE, json=GOOD, headers=sent)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert answer.headers["x-request-id"]
+                assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
+        assert client.post(SAMPLE, json=GOOD, headers=bearer(alice)).status_code == 200
+        assert client.get("/v2/models/tiny-gan", headers=bearer(alice)).status_code == 200
+        answer = client.get("/v2/models/tiny-gan", headers=bearer("x"))
+        assert (answer.status_code, answer.json()) == (401, {"error": "the key is not known here"})
+
+
+def test_without_a_key_every_route_is_closed_but_those_that_are_meant_to_be_open(
+    serve: Serve, file: Path, alice: str
+) -> None:
+    settings = Settings(store=file.parent / "store", threads=1)
+    paths = create_app(settings).openapi()["paths"]
+    routes = {(method.upper(), path.replace("{name}", "tiny-cnn")) for path in paths for method in paths[path]}
+    assert len(routes) >= 9
+    routes |= {("GET", path) for path in ("/", "/docs", "/openapi.json", "/static-offline-docs/none.js")}
+    with serve(keys_file=file) as client:
+        for method, path in sorted(routes):
+            assert (client.request(method, path).status_code == 401) is not is_open(path), path
+        assert client.get("/health/ready").status_code == 200
+        assert client.get("/openapi.json").json()["security"] == [{"bearer": []}, {"key": []}]
+        assert client.get("/metrics").status_code == 401
+        assert client.get("/metrics", headers=bearer(alice)).status_code == 200
+        for path in ("/v1/models", "/nothing", "//health/live", "/health/../v1/models", "/v1/images/sample/"):
+            assert client.send(httpx.Request("GET", f"{client.base_url}".rstrip("/") + path)).status_code in (401, 404)
+
+
+def test_without_a_file_of_keys_all_is_open(serve: Serve) -> None:
+    with serve() as client:
+        assert client.post(SAMPLE, json=GOOD).status_code == 200
+        assert client.post(SAMPLE, json=GOOD, headers=bearer("whatever")).status_code == 200
+
+
+def test_keys_change_without_a_restart(
+    serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "LOOK", 0.0)
+    with serve(keys_file=file) as client:
+
+        def status(key: str) -> int:
+            return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
+
+        second = keys.add(file, "alice")  # a name may have two, to change from one to the next
+        assert (status(alice), status(second)) == (200, 200)
+        lines = file.read_text().splitlines()
+        file.write_text(lines[1] + "\n")
+        assert (status(alice), status(second)) == (401, 200)
+        file.write_text("alice nonsense\n")
+        assert status(second) == 200  # what is wrong changes nothing
+        file.unlink()
+        assert status(second) == 200
+        assert "line 1" in caplog.text
+        file.write_text("# nobody\n")
+        assert status(second) == 401
+
+
+def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
+    command = [sys.executable, "-m", "app.keys", "new", "alice", "--limit", "5/minute"]
+    environment = {**os.environ, "QUARTET_KEYS_FILE": str(file)}
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    key = made.stdout.strip()
+    assert re.fullmatch(r"quartet-[A-Za-z0-9_-]{43}", key)
+    assert key not in made.stderr + file.read_text()
+    assert file.read_text() == f"alice {hashlib.sha256(key.encode()).hexdigest()} 5/minute\n"
+    assert file.stat().st_mode & 0o077 == 0
+    for wrong in (["new", "Al ice"], ["new", "alice", "--limit", "often"]):
+        failed = subprocess.run([*command[:3], *wrong], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert failed.returncode == 1
+        assert "Traceback" not in failed.stderr
+    assert file.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("alice", "line 1 has 1 words"),
+        ("Alice " + "0" * 64, "line 1: the name should be"),
+        ("alice " + "0" * 63, "line 1: the second word is no sha256"),
+        ("alice " + "A" * 64, "line 1: the second word is no sha256"),
+        ("alice " + "0" * 64 + " often", "line 1: the limits are not like"),
+        ("alice " + "0" * 64 + " 0/minute", "line 1: the limits are not like"),
+        ("\n#\n" + "a b c d", "line 3 has 4 words"),
+        ("a " + "0" * 64 + "\nb " + "0" * 64, "the same key stands in two lines"),
+        ("".join(f"a {i:064x}\n" for i in range(1001)), "there are 1,001 keys; allowed are 1,000"),
+        ("\udcff", "it cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_keys_ends_the_start_in_a_sentence(tmp_path: Path, line: str, sentence: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "keys").write_text(line, errors="surrogateescape")
+    with pytest.raises(SettingsError, match=r"QUARTET_KEYS_FILE is '.*': ") as refusal:
+        create_app(Settings(store=tmp_path / "store", threads=1, keys_file=tmp_path / "keys"))
+    assert sentence in str(refusal.value)
+    assert "0" * 63 not in str(refusal.value)
+
+
+def test_wrong_settings_of_keys_are_refused_by_name(tmp_path: Path, file: Path, alice: str) -> None:
+    (tmp_path / "store").mkdir()
+    for settings, sentence in (
+        ({"keys_file": tmp_path / "none"}, "QUARTET_KEYS_FILE is .*: it cannot be read: No such file"),
+        ({"keys_file": file, "key_limit": "often"}, "QUARTET_KEY_LIMIT is 'often'"),
+    ):
+        with pytest.raises(SettingsError, match=sentence):
+            create_app(Settings(store=tmp_path / "store", threads=1, **settings))
+    with pytest.raises(SettingsError, match="QUARTET_KEY_COUNTS is 'disk'"):
+        Settings(key_counts="disk")
+
+
+def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(serve: Serve, file: Path) -> None:
+    alice, bob, carol = keys.add(file, "alice", "3/hour"), keys.add(file, "bob", "100/hour;2/hour"), keys.add(file, "c")
+    again, other = keys.add(file, "alice", "3/hour"), keys.add(file, "other")
+    with serve(keys_file=file, key_limit="4/hour") as client:
+
+        def statuses(key: str, times: int) -> list[int]:
+            return [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(times)]
+
+        assert statuses(alice, 5) == [200] * 3 + [429] * 2
+        assert statuses(again, 1) == [429]  # the name's other key
+        assert statuses(bob, 3) == [200] * 2 + [429]
+        assert statuses(carol, 5) == [200] * 4 + [429]  # as the settings say
+        answer = client.post(SAMPLE, json=GOOD, headers=bearer(alice))
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert "alice may send 3 requests per hour" in answer.json()["error"]["message"]
+        assert 3500 < int(answer.headers["retry-after"]) <= 3600
+        assert list(client.get("/v2", headers=bearer(alice)).json()) == ["error"]
+        assert client.get("/health/live", headers=bearer(alice)).status_code == 200
+        client.headers.update(bearer(other))
+        samples = figures(client)
+    assert samples["quartet_limited_total", ("key", "alice")] == 5
+
+
+@pytest.fixture
+def counts() -> SharedCounts:
+    return SharedCounts(slots=8)
+
+
+COUNT = """
+import asyncio, os, sys
+from app.counts import SharedCounts
+
+async def count(times):
+    for _ in range(times):
+        await counts.incr("x", 3600)
+
+counts = SharedCounts(slots=8)
+for _ in range(4):
+    if not os.fork():
+        asyncio.run(count(500))
+        os._exit(0)
+for _ in range(4):
+    assert os.wait()[1] == 0
+print(asyncio.run(counts.get("x")))
+"""
+
+
+def test_no_count_is_lost_between_processes() -> None:
+    done = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2000"
+
+
+def test_counts_end_with_their_window_and_make_room(counts: SharedCounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+
+    async def check() -> None:
+        for i in range(8):
+            assert await counts.incr(f"k{i}", 60) == 1
+        with pytest.raises(OSError, match="full"):
+            await counts.incr("one more", 60)
+        assert await counts.get_expiry("k3") == 1060
+        now[0] = 1059.9
+        assert await counts.incr("k3", 60, 2) == 3
+        now[0] = 1060.0
+        assert await counts.get("k3") == 0
+        assert await counts.incr("k3", 60) == 1
+        assert await counts.incr("one more", 60) == 1
+        assert await counts.get("k3") == 1
+        await counts.clear("k3")
+        assert await counts.get("k3") == 0
+        await counts.reset()
+        assert await counts.get("one more") == 0
+        assert await counts.check()
+
+    asyncio.run(check())
+
+
+def test_nobody_is_held_up_when_counts_cannot_be_had(
+    serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("redis")
+    key = keys.add(file, "alice", "1/hour")
+    with serve(keys_file=file, key_counts="redis://127.0.0.1:9") as client:
+        assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
+    assert "limits are not counted" in caplog.text
+
+
+def test_secrets_are_in_no_log_and_no_answer(
+    serve: Serve, file: Path, alice: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "quartet-" + "s3cr3t" * 7
+    told = []
+    with serve(keys_file=file) as client:
+        for key in (alice, secret):
+            for headers in (bearer(key), {"x-api-key": key}, {"authorization": f"Basic {key}"}, {}):
+                for path in (SAMPLE, f"/v1/models?key={key}", "/metrics", "/nothing"):
+                    for body in (GOOD, {"count": 0}, {"key": key}):
+                        answer = client.post(path, json=body, headers=headers)
+                        told.append(answer.text.replace(f"'{key}'", "") if "key" in body else answer.text)
+                        told.append(str(answer.headers))
+            with httpx.Client(base_url=client.base_url) as caller:
+                caller.get("/health/live", headers={"authorization": key, "x-request-id": f"\u00e9{key}".encode()})
+    out, err = capfd.readouterr()
+    logged = "\n".join(f"{record.getMessage()} {record.exc_info}" for record in caplog.records
+                       if record.name.startswith(("quartet", "uvicorn")))  # fmt: skip
+    for key in (alice, secret):
+        for text in (out, err, logged, *told, repr(Settings(keys_file=file))):
+            assert key not in text
