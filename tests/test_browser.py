@@ -86,9 +86,9 @@ def test_each_panel_opens_with_an_answer_and_says_who_gave_it_and_how_long_it_to
     shipped: httpx.Client, open_page: Open
 ) -> None:
     page = open_page(shipped)
-    for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "sine-lstm"),
-                         ("digits", "mnist-gan")):  # fmt: skip
-        assert re.match(rf"{model}, version 1\s+[\d.]+ m?s", told(page, panel))
+    for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "series-lstm"),
+                         ("digits", "mnist-cgan")):  # fmt: skip
+        assert re.match(rf"{model}, version \d\s+[\d.]+ m?s", told(page, panel))
         offered = page.locator(f"#{panel} select[name=model] option").all_inner_texts()
         assert offered[0] == model
     assert page.locator("#image select[name=model] option").count() == 3
@@ -220,8 +220,11 @@ def test_a_sheet_is_the_seeds_and_a_walk_leads_to_another(shipped: httpx.Client,
     page = open_page(shipped, reduced_motion="reduce")
     told(page, "digits")
 
+    page.locator("#digits select[name=model]").select_option("mnist-gan")
+    page.locator("#digits .told", has_text="mnist-gan").wait_for()
+
     def drawn(**body: Any) -> list[str]:
-        results = shipped.post("/v1/images/sample", json=body).json()["results"]
+        results = shipped.post("/v1/images/sample", json={**body, "model": "mnist-gan"}).json()["results"]
         return [f"data:image/png;base64,{result['image']}" for result in results]
 
     sources = "(images) => images.map((image) => image.getAttribute('src'))"
@@ -279,7 +282,7 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
     assert sentence("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
     page.locator("#series-values").fill("1, 2, 3")
     page.locator("#series-values[aria-invalid=true]").wait_for(state="attached")
-    page.locator("#series .error", has_text="Values has 3 values; sine-lstm needs at least 50.").wait_for()
+    page.locator("#series .error", has_text="Values has 3 values; series-lstm needs at least 8.").wait_for()
     page.locator("#digits-seed").fill("1.5")
     assert sentence("#digits-seed").startswith("Seed is 1.5; it should be a valid integer")
     text = tmp_path / "letter.png"

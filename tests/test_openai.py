@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from conftest import MORE, TINY, VOCABULARY, Serve, address
+from conftest import VOCABULARY, Serve, address
 from PIL import Image
 
 from app.api.wording import wanted
@@ -33,7 +33,8 @@ def complete(client: openai.OpenAI, prompt: Any = "abc", **more: Any) -> Any:
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:
     models = client.models.list().data
-    assert [model.id for model in models] == sorted([*TINY, *MORE])
+    names = ["tiny-cgan", "tiny-cnn", "tiny-forecaster", "tiny-gan", "tiny-lstm", "tiny-rnn"]
+    assert [model.id for model in models] == names
     assert {model.object for model in models} == {"model"}
     assert client.models.retrieve("tiny-rnn").created == models[-1].created > 0
     with pytest.raises(openai.NotFoundError) as refusal:

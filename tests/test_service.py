@@ -36,7 +36,7 @@ def test_models_tell_what_is_served(shipped: httpx.Client) -> None:
     by_name = {model["id"]: model for model in listed["data"]}
     defaults = {model["task"]: name for name, model in by_name.items() if model["default"]}
     assert defaults == {
-        "classify": "cifar10-whitened", "continue": "shakespeare-rnn", "forecast": "series-lstm", "sample": "mnist-gan"
+        "classify": "cifar10-whitened", "continue": "shakespeare-rnn", "forecast": "series-lstm", "sample": "mnist-cgan"
     }  # fmt: skip
     for name, model in by_name.items():
         assert (model["object"], model["state"], model["owned_by"]) == ("model", "ready", "quartet")

@@ -186,7 +186,7 @@ def test_missing_values_lie_between_their_neighbours(shipped: httpx.Client, mode
 
 def test_images_are_drawn_and_image_i_of_a_seed_never_changes(shipped: httpx.Client) -> None:
     answer = shipped.post("/v1/images/sample", json={"count": 20, "seed": 3}).json()
-    assert (answer["model"], answer["seed"], len(answer["results"])) == ("mnist-gan", 3, 20)
+    assert (answer["model"], answer["seed"], len(answer["results"])) == ("mnist-cgan", 3, 20)
     for count in (1, 7):
         fewer = shipped.post("/v1/images/sample", json={"count": count, "seed": 3}).json()
         assert fewer["results"] == answer["results"][:count]
@@ -201,7 +201,7 @@ def test_a_sheet_shows_the_same_images(shipped: httpx.Client) -> None:
     body = {"count": 5, "seed": 3}
     sheet = shipped.post("/v1/images/sample", json=body, headers={"accept": "image/png"})
     assert sheet.headers["content-type"] == "image/png"
-    assert (sheet.headers["x-model"], sheet.headers["x-seed"]) == ("mnist-gan@1", "3")
+    assert (sheet.headers["x-model"], sheet.headers["x-seed"]) == ("mnist-cgan@1", "3")
     pixels = np.asarray(Image.open(io.BytesIO(sheet.content)))
     assert pixels.shape == (2 * 30 + 2, 3 * 30 + 2)
     images = [picture(entry["image"]) for entry in shipped.post("/v1/images/sample", json=body).json()["results"]]

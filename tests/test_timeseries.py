@@ -42,7 +42,7 @@ def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) ->
             "0.9": bounds["80"]["upper"],
             "0.975": bounds["95"]["upper"],
         }
-    assert tiny.get("/v1/timeseries/models").json() == ["tiny-lstm"]
+    assert tiny.get("/v1/timeseries/models").json() == ["tiny-forecaster", "tiny-lstm"]
 
 
 @pytest.mark.parametrize(

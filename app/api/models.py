@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from app.api.answers import FAILURES
@@ -15,6 +15,7 @@ from app.api.page import kept
 from app.engine.registry import Registry
 from app.errors import NotFound, shown
 
+PictureName = Annotated[str, Path(examples=["curves.png"])]
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the picture"}}
 
 
@@ -34,7 +35,7 @@ def router(registry: Registry) -> APIRouter:
         return json_response(_model(registry, *registry.find(name, param="name")))
 
     @routes.get("/models/{name}/pictures/{file}", response_class=Response, responses=PICTURE)
-    async def show_picture(request: Request, name: str, file: str) -> Response:
+    async def show_picture(request: Request, name: str, file: PictureName) -> Response:
         """A picture of a model's training: `curves.png` and others, as its `pictures` list them."""
         found, number = registry.find(name, param="name")
         card = registry.card(found, number)

@@ -296,7 +296,7 @@ class Registry:
 
     def all(self) -> list[Live]:
         """Every version that is served."""
-        return [live for versions in self.live.values() for live in versions.values()]
+        return self.memory.all()
 
     def pictures(self, card: Card) -> dict[str, Path]:
         """The pictures of a version's training, by file name."""
