@@ -22,17 +22,13 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
     async def all_statistics() -> Response:
         """How often and how long each model was asked, waited and computed."""
         totals = metrics.totals()
-        return json_response({"model_stats": [_of(live, totals) for live in sorted(registry.all(), key=_place)]})
+        return json_response({"model_stats": [_of(live, totals) for live in registry.all()]})
 
     @on(routes, "GET", "/stats")
     async def statistics(request: Request, name: SeriesModel) -> Response:
         """The same of one model."""
         live = await asked(registry, request, name, deadline(request, registry.settings.request_seconds))
         return json_response({"model_stats": [_of(live, metrics.totals())]})
-
-
-def _place(live: Live) -> tuple[str, int]:
-    return live.card.name, live.card.version
 
 
 def _of(live: Live, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
