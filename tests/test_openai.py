@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from conftest import VOCABULARY, Serve, address
+from conftest import MORE, TINY, VOCABULARY, Serve, address
 from PIL import Image
 
 from app.api.wording import wanted
