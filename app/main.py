@@ -26,7 +26,7 @@ from app.api.direct import Direct
 from app.api.origins import other_origins
 from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
-from app.machine import cores, memory, open_files
+from app.machine import cores, give_back, memory, open_files
 from app.metrics import Metrics, shared_metrics
 from app.server import Listening, Worker, announce, listen_at, tls
 from app.settings import Settings, SettingsError
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await registry.load()
         gc.collect()
+        give_back()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
         beside = [asyncio.create_task(registry.follow()), asyncio.create_task(_report(registry))]

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from app.disk import locked, replace, scratch, sync
 from app.networks import KINDS, build
@@ -94,6 +95,18 @@ class Card(Strict):
     weights_sha256: str
 
 
+class Unfilled(TorchFunctionMode):
+    """Initialisers leave tensors as they are: on the meta device there is nothing to fill, and to try brings in torch's
+    compiler, for a second and 67 MiB of every process.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Version:
     """A whole version: its card is checked, its weights have the card's hash and are finite."""
@@ -115,7 +128,8 @@ class Version:
         if card.task != KINDS[card.kind][2]:
             raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind][2]!r}")
         try:
-            with torch.device("meta"):  # whatever the sizes say, no memory is taken before the weights are seen to fit
+            # whatever the sizes say, no memory is taken before the weights are seen to fit
+            with torch.device("meta"), Unfilled():
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }

@@ -146,3 +146,13 @@ def test_what_a_killed_publisher_left_goes_with_the_next_one(tmp_path: Path) -> 
     with locked(tmp_path / ".publish-busy"):  # as long as its process lives
         publish_tiny(tmp_path, "tiny-gan")
     assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}
+
+
+def test_to_read_a_version_takes_no_compiler() -> None:
+    script = (
+        "import sys; from pathlib import Path; from app import store; "
+        "[store.read(Path('models_store'), *version).network() for version in store.versions(Path('models_store'))]; "
+        "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
