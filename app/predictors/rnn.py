@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from weakref import ref
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class Drawing:
     """Texts that are drawn together: row i of everything is text i. Made anew when a text joins or leaves."""
 
     def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
-        self.texts = list(texts)
+        self.texts = [ref(text) for text in texts]  # each text knows its drawing: a circle would outlive its answer
         self.state = torch.stack([text.state for text in texts])  # [N, layers, hidden]
         self.characters = torch.tensor([text.last for text in texts], device=device)  # [N]
         self.choose = Choice(
@@ -121,7 +122,9 @@ class Drawing:
 
     def draws(self, texts: Sequence[Continuation]) -> bool:
         """Whether it can go on for just these texts."""
-        return self.drawn < AHEAD and self.texts == texts
+        pairs = zip(self.texts, texts, strict=False)
+        same = len(texts) == len(self.texts) and all(known() is text for known, text in pairs)
+        return same and self.drawn < AHEAD
 
 
 class TextContinuer:
