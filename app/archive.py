@@ -78,7 +78,7 @@ def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # or a kind of zip it lacks
         raise BadArchive(f"this is not a zip archive: {error}") from None
     with archive:
         entries = _entries(archive, most)
@@ -121,7 +121,7 @@ def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]
         with archive.open(entry) as source:
             while piece := source.read(PIECE):
                 yield piece
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:  # or a compression it lacks
         raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
 
 
