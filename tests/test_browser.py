@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from conftest import IMAGES, ROOT, Serve, publish_tiny
-from test_service import figures
+from test_service import figures, until
 
 WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
@@ -169,11 +169,7 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     page.locator("#text .told", has_text="stopped after").wait_for()
     assert 0 < len(page.locator("#text-written").text_content()) < 4000
     assert page.locator("#text-stop").is_disabled()
-    for _ in range(100):
-        if figures(shipped).get(gone, 0) > before:
-            break
-    else:
-        pytest.fail("the service did not notice that its caller hung up")
+    until(lambda: figures(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
 
 
 def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
@@ -252,8 +248,7 @@ def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_
         told(page, "digits")
         page.locator("#digits select[name=model]").select_option("tiny-cgan")
         page.locator("#digits-label").select_option("y")
-        page.locator("#digits-sheet img[alt^='A y']").first.wait_for()
-        assert page.locator("#digits-sheet img[alt^='A y']").count() == 40
+        page.locator("#digits-sheet img[alt^='A y']").nth(39).wait_for()
         page.locator("#text select[name=model]").select_option("tiny-rnn@1")
         page.get_by_role("button", name="Continue").click()
         page.locator("#text .told", has_text="tiny-rnn, version 1").wait_for()
@@ -347,7 +342,7 @@ def test_the_theme_is_the_systems_until_another_is_chosen_which_stays(shipped: h
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
     page.reload()
     assert page.evaluate(scheme) == "light"
-    assert page.get_by_role("button", name="Switch to the dark theme").count() == 1
+    page.get_by_role("button", name="Switch to the dark theme").wait_for()
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])

@@ -118,43 +118,35 @@ def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room(
     asyncio.run(check())
 
 
-async def closed_loop(
-    ask: Any, who: str, callers: int, done: Counter[str], answers: int, stop: asyncio.Event, enough: asyncio.Event
-) -> None:
-    """So many callers of one key, each of whom asks again when it is answered."""
-    caller.set(who)
-
-    async def one() -> None:
-        while not stop.is_set():
-            try:
-                await ask()
-                done[who] += 1
-                if done.total() == answers:
-                    enough.set()
-            except Overloaded:
-                await asyncio.sleep(0)
-
-    await asyncio.gather(*(one() for _ in range(callers)))
-
-
 def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
-    """What a flood of 100 callers and 16 callers of another key get, of so many answers."""
+    """What a flood of 100 callers and 16 callers of another key get, of so many answers.
+
+    Each asks again when it is answered; who is refused, when somebody is.
+    """
 
     async def run() -> Counter[str]:
         done: Counter[str] = Counter()
-        stop, enough = asyncio.Event(), asyncio.Event()
+        answered = asyncio.Condition()
         lane = Lane("test")
         ask = ask_with(lane)
-        both = [
-            asyncio.create_task(closed_loop(ask, who, n, done, answers, stop, enough))
-            for who, n in (("heavy", 100), ("light", 16))
-        ]
-        await enough.wait()
-        result = Counter(done)
-        stop.set()
-        await asyncio.gather(*both)
+
+        async def one(who: str) -> None:
+            caller.set(who)
+            while done.total() < answers:
+                try:
+                    await ask()
+                except Overloaded:
+                    async with answered:
+                        await answered.wait()
+                    continue
+                async with answered:
+                    if done.total() < answers:
+                        done[who] += 1
+                    answered.notify_all()
+
+        await asyncio.gather(*(one(who) for who, callers in (("heavy", 100), ("light", 16)) for _ in range(callers)))
         lane.close()
-        return result
+        return done
 
     return asyncio.run(run())
 
@@ -219,10 +211,7 @@ def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, monkeypa
             first = callers.submit(ask, heavy)
             assert entered.wait(30)
             flood = [callers.submit(ask, heavy) for _ in range(30)]
-            while (
-                sum(answer.done() for answer in flood) < 22
-            ):  # exactly the surplus is refused: 8 of 16 rows are its own
-                pass
+            until(lambda: sum(answer.done() for answer in flood) == 22)  # the surplus: 8 of 16 rows are its own
             late = callers.submit(ask, light)
             until(lambda: _waits(client, light, 9))
             release.set()
