@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGES, ROOT, image_bytes, publish_tiny
+from conftest import IMAGES, ROOT, image_bytes, publish_tiny, tiny_card
 from PIL import Image
 
 from app import store
 from app.errors import TooLarge
 from app.networks import build
-from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved
-from app.predictors.cnn import ImageClassifier, overlaid
+from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities
+from app.predictors.cnn import Decoder, ImageClassifier, overlaid
 from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from training.whitened import whiten
 
@@ -125,10 +125,10 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
     classifier = ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
     torch.manual_seed(0)
     images = list(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
-    for image, (probabilities, heat) in zip(images, classifier.explain(images), strict=True):
-        assert probabilities == pytest.approx(classifier.predict([image])[0], abs=1e-6)
+    for image, (likely, heat) in zip(images, classifier.explain(images), strict=True):
+        assert likely == pytest.approx(classifier.predict([image])[0], abs=1e-6)
         maps = classifier.network.maps(image.unsqueeze(0))
-        likeliest = int(np.argmax(probabilities))
+        likeliest = int(np.argmax(likely))
         slopes = torch.autograd.functional.jacobian(
             lambda x, k=likeliest: classifier.network.classified(x)[0, k], maps
         )[0]
@@ -216,6 +216,35 @@ def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened
     other = build("whitened-net", {"widths": [26, 30, 30]}).eval()
     other.load_state_dict(state)
     assert torch.equal(other(images), whitened(images))
+
+
+@torch.no_grad()
+def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> None:
+    network = store.read(ROOT / "models_store", "cifar10-whitened", 1).network()
+    images = torch.stack([Decoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))])
+    before, before_views = probabilities(network(images)), probabilities(network.views(images))
+    network.halve()
+    after = probabilities(network(images))
+    assert network.groups[1].conv1.weight.dtype == torch.bfloat16
+    assert 0 < float((after - before).abs().max()) < 0.01
+    assert float((probabilities(network.views(images)) - before_views).abs().max()) < 0.01
+    alone = torch.cat([probabilities(network(image.unsqueeze(0))) for image in images])
+    assert torch.allclose(alone, after, atol=1e-6)
+
+
+def test_served_it_is_halved_where_the_processor_multiplies_halves(
+    whitened: WhitenedNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"labels": [str(label) for label in range(10)]}
+    card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
+    store.publish(tmp_path, card, whitened.state_dict())
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda fast=fast: fast)
+        classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"))
+        assert classifier.network.groups[0].conv2.weight.dtype == dtype
+        ((likely, heat),) = classifier.explain(list(noise_images(1)))
+        assert likely == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
+        assert (heat.dtype, heat.shape, heat.max()) == (np.float32, (7, 7), 1)
 
 
 def test_convolutions_begin_as_the_identity_on_what_they_read() -> None:

@@ -15,7 +15,7 @@ import torch
 from conftest import VOCABULARY, publish_tiny
 
 from app.networks import build
-from app.networks.rnn import PACKED
+from app.networks.rnn import PACKED, Packed
 from app.predictors.choice import Choice, Extras, Notes
 from app.predictors.measured import LEAST, Pace, padded, steady
 from app.predictors.rnn import AHEAD, READ_SECONDS, Continuation, TextContinuer
@@ -111,6 +111,26 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
     assert torch.allclose(state, last, atol=precision)
 
 
+@torch.inference_mode()
+def test_packed_weights_keep_kernels_for_few_numbers_of_rows_and_answer_each_row_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(70, PACKED), torch.randn(70), torch.randn(121, PACKED)
+    packed, sizes = Packed(weight, bias), set()
+    product = packed._product
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(x))
+        return product(x)
+
+    monkeypatch.setattr(packed, "_product", counted)
+    whole = packed(x)
+    assert torch.allclose(whole, torch.tanh(x @ weight.T + bias), atol=1e-4)
+    assert all(torch.allclose(packed(padded(x[:rows], 1))[:rows], whole[:rows], atol=1e-6) for rows in range(1, 122))
+    assert sizes <= {1, 2, 4, 6, 8, 16, 32}
+
+
 def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
     rows = torch.rand(9, 3)
     assert steady(lambda rows: rows * 2, rows)
@@ -118,7 +138,7 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
     assert steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows)
     assert not steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows, 1)
     assert torch.equal(padded(rows)[:9], rows)
-    assert [len(padded(rows[:count], 1)) for count in (1, 3, 8, 9)] == [1, 3, 8, 16]
+    assert [len(padded(rows[:count], 1)) for count in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
     assert padded(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (LEAST - 1)]
 
 
@@ -126,7 +146,7 @@ def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, m
     single = finish(continuer, begin(continuer, "abc")).text
     monkeypatch.setattr("app.predictors.rnn.steady", lambda *_: False)
     continuer.warm_up(8)
-    assert continuer.network.head.weight.dtype == torch.float64
+    assert continuer.blank.dtype == torch.float64
     assert finish(continuer, begin(continuer, "abc")).text == single
 
 

@@ -51,11 +51,6 @@ class Recurrence(torch.autograd.Function):
         return before, of_state.to(ctx.types[0]), of_weight.to(ctx.types[1])
 
 
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster than those in float32."""
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-
-
 def dropout(x: Tensor, share: float) -> Tensor:
     """``F.dropout``, with the share rounded to 1/256 and a byte of randomness for each number of x.
 

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
+from app.predictors.measured import fast_bfloat16
 from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
 from training import budget, data, elman, processes, texts
@@ -124,7 +125,7 @@ class Lesson(nn.Module):
     def __init__(self, network: CharacterRNN | StackedRNN, config: Config) -> None:
         super().__init__()
         self.network, self.dropout = network, config.dropout
-        self.low = config.bfloat16 and elman.fast_bfloat16(network.head.weight.device)
+        self.low = config.bfloat16 and fast_bfloat16(network.head.weight.device)
 
     def forward(self, read: Tensor, following: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """What is read, and what follows each of it, [streams, T]; the state before -> the loss, the state after."""

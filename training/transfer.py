@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.predictors.cnn import ImageClassifier
-from training import budget, elman, folders, processes, whitened
+from app.predictors.measured import fast_bfloat16
+from training import budget, folders, processes, whitened
 from training.calibration import figures
 from training.folders import Pictures
 from training.options import Options, origin
@@ -52,7 +53,7 @@ class Lesson(nn.Module):
         super().__init__()
         self.network = network
         self.smoothing = config.label_smoothing
-        self.low = bool(config.bfloat16) and elman.fast_bfloat16(weights.device)
+        self.low = bool(config.bfloat16) and fast_bfloat16(weights.device)
         self.register_buffer("weights", weights)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -179,11 +179,21 @@ class WhitenedNet(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("views_temperature", torch.ones(()))
 
+    def halve(self) -> None:
+        """From now on compute the six large convolutions, and what lies between them, in bfloat16.
+
+        On a CPU that multiplies in it this takes half of the time and of the memory. The pixels, the whitening, batch
+        norm's figures and the head stay in single precision: all in bfloat16 is no faster and three times as far off.
+        """
+        for layer in self.groups.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def maps(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> what the second group makes of them, [N, second, 7, 7]."""
         x = (pixels.to(self.head.weight.dtype) - self.mean) / self.deviation
         x = x.contiguous(memory_format=torch.channels_last)  # the faster order on the CPU
-        x = F.gelu(self.whiten(x))  # [N, 24, 31, 31]
+        x = F.gelu(self.whiten(x)).to(next(self.groups.parameters()).dtype)  # [N, 24, 31, 31]
         return self.groups[1](self.groups[0](x))
 
     def classified(self, maps: Tensor) -> Tensor:
@@ -191,7 +201,7 @@ class WhitenedNet(nn.Module):
         return self._scores(maps) / self.temperature
 
     def _scores(self, maps: Tensor) -> Tensor:
-        return self.head(self.pool(self.groups[2](maps)).flatten(1)) / 9
+        return self.head(self.pool(self.groups[2](maps)).flatten(1).to(self.head.weight.dtype)) / 9
 
     def scores(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] before any temperature."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
-from app.predictors.measured import Pace, finite
+from app.predictors.measured import Pace, fast_bfloat16, finite
 from app.store import StoreError, Version
 
 ORIENTATION = 0x0112  # the EXIF tag ...
@@ -132,6 +132,8 @@ class ImageClassifier(Decoder):
         self.labels = card.labels
         self.device = device
         self.network = version.network().to(device)
+        if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "halve"):
+            self.network.halve()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
         self.views = views and hasattr(self.network, "views")
         self.pace = Pace(0.0, 0.0)
@@ -160,7 +162,7 @@ class ImageClassifier(Decoder):
             logits = self.network.classified(maps)
             (slopes,) = torch.autograd.grad(logits.max(dim=1).values.sum(), maps)
         with torch.no_grad():
-            heat = F.relu((slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
+            heat = F.relu((slopes.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             likely = probabilities(logits)
             finite(float(likely.sum() + heat.sum()), "probabilities or heat")

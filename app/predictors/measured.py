@@ -45,11 +45,12 @@ def _seconds(compute: Callable[[int], object], rows: int) -> float:
 
 
 def fitting(rows: int, least: int = 1) -> int:
-    """How many rows to compute for so many: all up to 8, then a multiple of 8.
+    """How many rows to compute for so many: one, or two, four, six, or a multiple of 8.
 
-    For every other number the kernels are made anew, and kept: a megabyte each for a network of 2 x 512.
+    For every other number the kernels are made anew, and kept.
     """
-    return max(rows, least) if rows <= 8 else -(-rows // 8) * 8
+    rows = max(rows, least)
+    return rows if rows == 1 else -(-rows // 2) * 2 if rows <= 8 else -(-rows // 8) * 8
 
 
 def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEAST) -> bool:
@@ -62,6 +63,11 @@ def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEA
     with torch.inference_mode():
         whole = compute(inputs)
         return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in sorted(sizes) if rows < len(inputs))
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than those in float32."""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
 
 
 def finite(total: float, what: str) -> None:

@@ -151,6 +151,7 @@ class TextContinuer:
         self.device = device
         self.network = network.to(device)
         self.steps = self.network.steps()
+        self.blank = self.network.zero_state(1)[0]  # what a text begins from, [layers, hidden]
         self.least = LEAST  # rows that are computed together: fewer are padded
         self.pace = self.reading = Pace(READ_SECONDS / MOST_READ, 0.0)  # of a step that draws, and of one that reads
         self._drawing: Drawing | None = None
@@ -160,11 +161,10 @@ class TextContinuer:
 
         An empty prompt is read as a line break where the network knows one: texts start on a new line.
         """
-        state = self.network.zero_state(1)[0]
         if not text:
-            return Prompt(np.array([self.index.get("\n", self.unknown)]), state), []
+            return Prompt(np.array([self.index.get("\n", self.unknown)]), self.blank), []
         indices = np.fromiter((self.index.get(character, self.unknown) for character in text), np.int64, len(text))
-        return Prompt(indices, state), sorted(set(text) - self.index.keys())
+        return Prompt(indices, self.blank), sorted(set(text) - self.index.keys())
 
     def begin(
         self,
@@ -258,10 +258,12 @@ class TextContinuer:
             self._drawing = None
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure a step alone and with all rows."""
+        """Choose the precision, and measure a step alone and with all rows. After it there is no ``network``: what the
+        steps read is theirs, and often another copy of its weights.
+        """
         generator = torch.Generator().manual_seed(0)
         characters = torch.randint(0, self.unknown, (rows,), generator=generator).to(self.device)
-        states = torch.rand(rows, *self.network.zero_state(1).shape[1:], generator=generator).to(self.device)
+        states = torch.rand(rows, *self.blank.shape, generator=generator).to(self.device)
 
         def computed(state: Tensor) -> Tensor:
             above, state = self.steps.read(characters[: len(state)], state)
@@ -270,17 +272,19 @@ class TextContinuer:
         if steady(computed, states, 1):
             self.least = 1
         elif not steady(computed, states, self.least):
-            self.network = self.network.double()
-            self.steps, self.least = self.network.steps(), 1
-        dtype = self.network.head.weight.dtype
+            self.steps, self.least = self.network.double().steps(), 1
+            self.blank = self.blank.double()
+        del self.network
 
         def draw(count: int) -> None:
-            prompts = [Prompt(np.full(1, self.unknown), self.network.zero_state(1)[0]) for _ in range(count)]
+            prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(count)]
             self.step([self.begin(prompt, 1, 1.0, 2, 0.9, (), 0) for prompt in prompts])
 
         self.pace = Pace.measure(draw, rows)
         with torch.inference_mode():
-            self.reading = Pace.measure(lambda count: self._after(characters[:count], states[:count].to(dtype)), rows)
+            self.reading = Pace.measure(
+                lambda count: self._after(characters[:count], states[:count].to(self.blank.dtype)), rows
+            )
 
 
 def _keep(prompts: Sequence[Prompt], state: Tensor, likely: Sequence[np.ndarray | None]) -> None:
