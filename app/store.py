@@ -68,6 +68,15 @@ class Metric(Strict):
     decimals: int = 4
 
 
+class Speed(Strict):
+    """How fast one thread is. A figure of a machine more than of a network: ``hardware`` says of which."""
+
+    milliseconds: Annotated[float, Field(strict=False)]  # for one image, character or series alone
+    per_second: Annotated[float, Field(strict=False)]  # of them, in batches of ``rows``
+    rows: int
+    hardware: str
+
+
 class Card(Strict):
     """All that is needed to use a version's weights, and all that is known of how they came about."""
 
@@ -93,6 +102,7 @@ class Card(Strict):
     created: Annotated[str, AfterValidator(_a_time)]
     notes: str
     weights_sha256: str
+    speed: Speed | None = None
 
 
 class Unfilled(TorchFunctionMode):

@@ -77,6 +77,12 @@ def publish_tiny(folder: Path, name: str) -> store.Version:
     return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
 
 
+@pytest.fixture(autouse=True)
+def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast a network is, is of no interest in tests."""
+    monkeypatch.setattr("training.speed.SECONDS", 0.0)
+
+
 @pytest.fixture
 def tiny_store(tmp_path: Path) -> Path:
     """A store with one tiny network for each task."""

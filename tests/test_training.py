@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from app import store
 from app.networks import build
-from training import cnn, conditional, data, elman, evaluate, gan, lstm, rnn
+from training import cnn, conditional, data, elman, evaluate, gan, lstm, rnn, speed
 from training import run as running
 from training.calibration import fit_temperature
 from training.whitened import Lookahead, triangle
@@ -163,12 +163,19 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     assert card.metrics
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in card.data.values())
     assert (models / name / "1" / "samples.png").exists()
+    assert card.speed is not None
+    assert card.speed.milliseconds > 0
+    assert speed.told(card.speed.model_dump(), card.task) in capsys.readouterr().out
+    assert speed.main([name, "--store", str(models), "--write"]) == 0
+    again = store.read(models, name, 1).card
+    assert f"{name}@1: {speed.told(again.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
+    assert {**again.model_dump(), "speed": None} == {**card.model_dump(), "speed": None}
 
     assert evaluate.main([name, "--store", str(models)]) == 0
     path = models / name / "1" / "card.json"
     wrong = json.loads(path.read_text())
     stated = next(iter(wrong["metrics"].values()))
-    stated["value"] += 3 * 10 ** -stated["decimals"]
+    stated["value"] += evaluate.HALVED + 3 * 10 ** -stated["decimals"]
     path.write_text(json.dumps(wrong))
     capsys.readouterr()
     assert evaluate.main([name, "--store", str(models)]) == 1

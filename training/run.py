@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from app import store
-from training import processes
+from app.predictors import PREDICTORS
+from training import processes, speed
 from training.options import Options, options
 
 __all__ = ["Options", "Run", "derive", "metric", "options", "permutation", "prepare", "schedule", "set_learning_rate"]
@@ -235,9 +236,13 @@ class Run:
     def finish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
         """Print the figures, write card.json to the run folder and, unless told otherwise, publish."""
         card = {"name": self.options.name, **card, **self.provenance()}
+        card["speed"] = speed.measure(
+            self.predictor(PREDICTORS[card["task"]], card, network), card["hardware"].partition(", threads")[0]
+        )
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
+        print(speed.told(card["speed"], card["task"]))
         if self.options.publish and not self._published(network):
             version = store.publish(self.options.store, card, network.state_dict(), pictures)
             print(f"published {version.folder}")
@@ -300,8 +305,4 @@ def _commit() -> str:
 def _hardware(options: Options) -> str:
     if options.device.startswith("cuda"):
         return torch.cuda.get_device_name(options.device)
-    model = "CPU"
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, threads: {options.threads}"
+    return f"{speed.processor()}, threads: {options.threads}"

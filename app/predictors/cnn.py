@@ -177,10 +177,13 @@ class ImageClassifier(Decoder):
         """How long a batch should take."""
         return self.pace(len(items))
 
+    def trial(self, rows: int) -> None:
+        """Compute so many images of no meaning: to warm up, and to be timed."""
+        self.predict([torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows)
+
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
-        blank = torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)
-        self.pace = Pace.measure(lambda count: self.predict([blank] * count), rows)
+        self.pace = Pace.measure(self.trial, rows)
 
 
 def plain(content: bytes) -> bool:

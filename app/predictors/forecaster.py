@@ -105,8 +105,11 @@ class GlobalForecaster:
         """How long a batch should take: as many passes as its longest forecast needs."""
         return self.pace(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
 
+    def trial(self, rows: int) -> None:
+        """Compute so many series of no meaning: to warm up, and to be timed."""
+        sizes = self.network.sizes
+        self.predict([Past(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)] * rows)
+
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
-        sizes = self.network.sizes
-        item = Past(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)
-        self.pace = Pace.measure(lambda count: self.predict([item] * count), rows)
+        self.pace = Pace.measure(self.trial, rows)

@@ -114,6 +114,10 @@ class ImageSampler:
         """How long a batch should take."""
         return self.pace(sum(map(len, items)))
 
+    def trial(self, rows: int) -> None:
+        """Compute so many images of no meaning: to warm up, and to be timed."""
+        self.predict([self.parse(rows, None, 0)])
+
     def warm_up(self, rows: int) -> None:
         """Choose the precision; compute alone, in a full batch and between, and measure it."""
         latents = torch.randn(TOGETHER, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -121,7 +125,7 @@ class ImageSampler:
         if not steady(lambda rows: self.network(rows, *(each[: len(rows)] for each in classes)), latents):
             self.dtype = torch.float64
             self.network = self.network.double()
-        self.pace = Pace.measure(lambda count: self.predict([self.parse(count, None, 0)]), rows)
+        self.pace = Pace.measure(self.trial, rows)
 
 
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:

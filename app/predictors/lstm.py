@@ -116,7 +116,10 @@ class SeriesForecaster:
         steps = self.minimum + max(item.horizon for item in items)
         return self.pace(len(items)) * steps / (self.minimum + USUAL)
 
+    def trial(self, rows: int) -> None:
+        """Compute so many series of no meaning: to warm up, and to be timed."""
+        self.predict([Series(np.zeros(self.minimum), 0.0, 1.0, USUAL)] * rows)
+
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
-        item = Series(np.zeros(self.minimum), 0.0, 1.0, USUAL)
-        self.pace = Pace.measure(lambda count: self.predict([item] * count), rows)
+        self.pace = Pace.measure(self.trial, rows)

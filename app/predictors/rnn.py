@@ -257,6 +257,11 @@ class TextContinuer:
         if all(text.finished for text in texts):
             self._drawing = None
 
+    def trial(self, rows: int, characters: int) -> list[Continuation]:
+        """So many texts of no meaning, whose ``step`` is to be timed, so many times."""
+        prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(rows)]
+        return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
+
     def warm_up(self, rows: int) -> None:
         """Choose the precision, and measure a step alone and with all rows. After it there is no ``network``: what the
         steps read is theirs, and often another copy of its weights.
@@ -276,11 +281,7 @@ class TextContinuer:
             self.blank = self.blank.double()
         del self.network
 
-        def draw(count: int) -> None:
-            prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(count)]
-            self.step([self.begin(prompt, 1, 1.0, 2, 0.9, (), 0) for prompt in prompts])
-
-        self.pace = Pace.measure(draw, rows)
+        self.pace = Pace.measure(lambda count: self.step(self.trial(count, 1)), rows)
         with torch.inference_mode():
             self.reading = Pace.measure(
                 lambda count: self._after(characters[:count], states[:count].to(self.blank.dtype)), rows

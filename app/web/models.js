@@ -87,8 +87,18 @@ function table(figures) {
       make("th", { scope: "row" }, words(name)), make("td", { class: "number" }, value.toFixed(decimals)), make("td", {}, split))))));
 }
 
-function history({ card: { created, minutes, hardware, seed, command, commit, notes, kind } }) {
+const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image" };
+
+function fast({ task, speed }) {
+  if (!speed) return "";
+  const each = speed.per_second.toLocaleString("en", { maximumFractionDigits: 0 });
+  return `${speed.milliseconds} ms for one ${UNITS[task]} alone, ${each} a second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
+}
+
+function history({ card }) {
+  const { created, minutes, hardware, seed, command, commit, notes, kind } = card;
   const facts = {
+    speed: fast(card),
     trained: `${created.slice(0, 10)}, ${Math.round(minutes)} minutes, ${hardware}`,
     network: kind,
     command,

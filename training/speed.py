@@ -1,0 +1,110 @@
+"""How fast versions are on one thread, alone and in batches, with the code that serves them.
+
+    python -m training.speed [--store DIR] [NAME ...]
+    python -m training.speed --write     # and note it on their cards
+
+A training measures its network itself and notes it on the card. Such a figure is of a machine, which is named beside
+it, and of what else runs there: measure on a quiet one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app import disk, store
+from app.predictors import PREDICTORS
+from app.predictors.rnn import TextContinuer
+
+SECONDS = 0.5  # for which something is repeated ...
+LEAST = 5  # ... and how often at least
+ROWS = 64  # of a full batch
+STEPS = 100_000  # characters that a timed text would have
+UNITS = {"classify": "image", "continue": "character", "forecast": "forecast", "sample": "image"}
+
+
+def measure(predictor: Any, hardware: str) -> dict[str, Any]:
+    """A card's ``speed`` of a predictor that is not warmed up yet: medians, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        predictor.warm_up(ROWS)
+        alone, full = (_median(_once(predictor, rows)) for rows in (1, ROWS))
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "milliseconds": _digits(1000 * alone),
+        "per_second": _digits(ROWS / full),
+        "rows": ROWS,
+        "hardware": hardware,
+    }
+
+
+def told(speed: dict[str, Any], task: str) -> str:
+    """The same as a sentence."""
+    unit = UNITS[task]
+    return (
+        f"on one thread {speed['milliseconds']:g} ms for one {unit} alone, {speed['per_second']:,.0f} {unit}s a second "
+        f"in batches of {speed['rows']}"
+    )
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def _once(predictor: Any, rows: int) -> Callable[[], Any]:
+    if isinstance(predictor, TextContinuer):
+        texts = predictor.trial(rows, STEPS)
+        return lambda: predictor.step(texts)
+    return lambda: predictor.trial(rows)
+
+
+def _median(compute: Callable[[], Any]) -> float:
+    compute()
+    taken: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(taken) < LEAST or time.perf_counter() < end:
+        begun = time.perf_counter()
+        compute()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)
+
+
+def _digits(value: float) -> float:
+    """Three digits: more are not true of the next minute."""
+    return float(f"{value:.3g}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models to measure (default: all)")
+    parser.add_argument("--store", type=Path, default=Path("models_store"))
+    parser.add_argument("--write", action="store_true", help="note the figures on the cards")
+    chosen = parser.parse_args(argv)
+    for name, number in store.versions(chosen.store):
+        if chosen.names and name not in chosen.names:
+            continue
+        version = store.read(chosen.store, name, number)
+        speed = measure(PREDICTORS[version.card.task](version, torch.device("cpu")), processor())
+        print(f"{name}@{number}: {told(speed, version.card.task)}", flush=True)
+        if chosen.write:
+            path = version.folder / store.CARD
+            card = json.loads(path.read_text(encoding="utf-8")) | {"speed": speed}
+            disk.replace(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
