@@ -143,7 +143,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     held, predict = Held(), ImageSampler.predict
 
     def holding(self: ImageSampler, items: Sequence[Drawing]) -> list[np.ndarray]:
-        held.hold(len(items))
+        held.hold(sum(map(len, items)))
         return predict(self, items)
 
     monkeypatch.setattr(ImageSampler, "predict", holding)

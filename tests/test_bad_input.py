@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -247,6 +248,23 @@ def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
         answer = spoken(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"no byte of the body came for 0.05 seconds" in answer
+
+
+def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_is_over(serve: Serve) -> None:
+    with serve(body_seconds=30, request_seconds=0.3) as client:
+        for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, "/v1/completions", "/v2/models/tiny-gan/infer"):
+            with socket.create_connection((client.base_url.host, client.base_url.port or 0), 30) as line:
+                line.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % path.encode())
+                line.settimeout(0.02)
+                heard = b""
+                for _ in range(1500):  # half a minute
+                    line.sendall(b" ")
+                    with contextlib.suppress(TimeoutError):
+                        heard = line.recv(65536)
+                        break
+            assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
+            assert b"the request's time was over before its body was whole" in heard
+        still_serves(client)
 
 
 def test_a_head_without_end_is_refused(serve: Serve) -> None:

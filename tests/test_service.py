@@ -155,13 +155,39 @@ def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         held.release.set()
         assert ask("30").status_code == 200
-        assert held.batches == [1, 1]  # the one that waited was not computed
+        assert held.batches == [16, 16]  # the one that waited was not computed
         long, short = {"prompt": "a", "max_characters": 4000, "n": 16}, {"x-request-timeout": "0.05"}
         assert client.post("/v1/text/continue", json=long, headers=short).status_code == 504
         assert client.post("/v1/text/continue", json={"max_characters": 1}).status_code == 200
         assert (
             figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
         )  # of 4,000 steps
+
+
+def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_room(serve: Serve, held: Held) -> None:
+    def asks(client: httpx.Client) -> socket.socket:
+        caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+        caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"count": 5}')
+        return caller
+
+    of = ("model", "tiny-gan"), ("version", "1")
+    with serve(at_once_seconds=0) as client, ThreadPoolExecutor(1) as other:
+        before = client.post("/v1/images/sample", json={"count": 3, "seed": 1}).json()
+        held.armed.set()
+        runs = asks(client)
+        assert held.entered.wait(30)
+        waits = asks(client)
+        until(lambda: figures(client)["quartet_queued_rows", *of] == 5)
+        beside = other.submit(client.post, "/v1/images/sample", json={"count": 3, "seed": 1})
+        until(lambda: figures(client)["quartet_queued_rows", *of] == 8)
+        for caller in (runs, waits):
+            caller.close()
+        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/images/sample"), ("status", "499"))
+        until(lambda: figures(client).get(gone, 0) == 2)
+        until(lambda: figures(client)["quartet_queued_rows", *of] == 3)
+        held.release.set()
+        assert beside.result().json() == before
+        assert held.batches == [5, 3]  # who waited was not computed
 
 
 def test_a_default_deadline_is_a_setting(serve: Serve) -> None:

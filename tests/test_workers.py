@@ -25,6 +25,7 @@ from app.main import create_app
 from app.server import Worker
 from app.settings import Settings
 from app.workers import HANDED, can_fork
+from benchmarks.restarts import connections
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 SECONDS = 30  # more than anything here should take
@@ -39,8 +40,7 @@ class Service:
 
     @property
     def workers(self) -> set[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return set(map(int, children.split()))
+        return children(self.process.pid)
 
     def connect(self) -> socket.socket:
         url = httpx.URL(self.url)
@@ -49,6 +49,10 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(SECONDS)
+
+
+def children(process: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 class Parting(Worker):
@@ -62,8 +66,8 @@ class Parting(Worker):
         return Ending()
 
 
-@contextmanager
-def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
+def begin(store: Path, own_group: bool = False, **settings: object) -> subprocess.Popen[str]:
+    """Start the service, and do not wait until it serves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     chosen = {
         "store": store,
@@ -75,7 +79,7 @@ def serving(store: Path, own_group: bool = False, **settings: object) -> Iterato
         **settings,
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "app.main"],
         cwd=ROOT,
         env=environment,
@@ -83,6 +87,11 @@ def serving(store: Path, own_group: bool = False, **settings: object) -> Iterato
         text=True,
         start_new_session=own_group,
     )
+
+
+@contextmanager
+def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
+    process = begin(store, own_group, **settings)
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())
@@ -113,19 +122,6 @@ def ask(connection: socket.socket) -> bool:
         answer += piece
     assert answer.startswith(b"HTTP/1.1 200")
     return b"connection: close" not in answer.lower()
-
-
-def connections(worker: int, port: int) -> int:
-    """How many connections to a local port a process holds."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    established = {line[9] for line in lines if int(line[1].split(":")[1], 16) == port and line[3] == "01"}
-    held = 0
-    for descriptor in Path(f"/proc/{worker}/fd").iterdir():
-        try:
-            held += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
-        except OSError:  # closed meanwhile
-            continue
-    return held
 
 
 def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
@@ -316,9 +312,10 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
             connection.close()
 
 
-def test_told_twice_it_stops_at_once(tiny_store: Path) -> None:
-    with serving(tiny_store, stop_seconds=60) as service:
-        workers, caller = service.workers, service.connect()
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
+    with serving(tiny_store, workers=workers, stop_seconds=60) as service:
+        processes, caller = service.workers, service.connect()
         caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
         service.process.send_signal(signal.SIGTERM)
 
@@ -333,8 +330,76 @@ def test_told_twice_it_stops_at_once(tiny_store: Path) -> None:
         begun = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - begun < 10
-        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
         caller.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) -> None:
+    weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)  # whoever reads it waits for what never comes
+    held: list[int] = []
+
+    def loads() -> bool:
+        try:
+            held.append(os.open(weights, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody reads yet
+            return False
+        return True
+
+    with begin(tiny_store, workers=workers, stop_seconds=60) as process:
+        try:
+            until(loads)
+            until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
+            processes, begun = children(process.pid), time.monotonic()
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+            assert time.monotonic() - begun < 5
+            assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+            assert process.stdout
+            assert process.stdout.read() == ""  # it never said that it serves
+        finally:
+            process.kill()
+    os.close(held[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, workers: int) -> None:
+    def ready(connection: socket.socket) -> bool:
+        try:
+            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        except OSError:
+            return False
+
+    with serving(tiny_store, workers=workers, stop_seconds=20) as service:
+        kept = [service.connect() for _ in range(4)]
+        assert all(map(ready, kept))
+        caller = stream(service, 4000)  # so that it does not just end
+        service.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        until(lambda: not any(map(ready, kept)))
+        assert time.monotonic() - begun < 0.5  # 0.1 where nothing else runs
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+        for connection in kept:
+            connection.close()
+
+
+def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> None:
+    with serving(tiny_store, stop_seconds=1) as service, socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        url, body = httpx.URL(service.url), b'{"prompt": "a", "max_characters": 4000, "n": 16, "stream": true}'
+        caller.connect((url.host, url.port or 0))
+        caller.sendall(
+            b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert caller.recv(10)
+        processes = service.workers
+        assert service.stop() == 0
+        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
 
 
 def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
