@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from app import store
 from app.main import create_server
 from app.networks import KINDS, build
 from app.predictors.gan import Drawing, ImageSampler
+from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +151,21 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     monkeypatch.setattr(ImageSampler, "predict", holding)
     yield held
     held.release.set()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes five milliseconds: a text of 4,000 characters does not end while a test waits for it.
+
+    Of a service that is started from now on, with ``at_once_seconds=0``.
+    """
+    step = TextContinuer.step
+
+    def slowly(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+        time.sleep(0.005)
+        step(self, texts)
+
+    monkeypatch.setattr(TextContinuer, "step", slowly)
 
 
 @pytest.fixture(scope="session")

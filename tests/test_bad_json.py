@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,12 +19,14 @@ from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, 
 from test_workers import serving
 
 from app import store
+from app.api import wire_in
 from app.api.bodies import _parsed, limited, wants_png
 from app.api.images import Images
 from app.api.samples import Draw
 from app.api.series import History
 from app.api.texts import Prompt
-from app.errors import BadValue
+from app.api.wire_in import WINDOWS, Spec
+from app.errors import BadValue, TooLarge
 
 GOOD: dict[str, dict[str, Any]] = {
     CLASSIFY: {"images": ["eA=="]},
@@ -202,6 +205,44 @@ def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
         with contextlib.suppress(BadValue):
             _parsed(text, 100, History)
+
+
+TENSORS = json.dumps({"inputs": [
+    {"name": "a", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}},
+    {"name": "b", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": 11}},
+    {"name": "c", "datatype": "INT8", "shape": [1, 2], "data": [[1, -2]]},
+]}).encode()  # fmt: skip
+BINARY = TENSORS + bytes(24) + b"\1\0\0\0x\2\0\0\0yz"
+LENGTHS = [
+    str(len(TENSORS)),
+    str(len(TENSORS) - 1),
+    str(len(BINARY)),
+    "",
+    "0",
+    "1",
+    "-1",
+    "9" * 11,
+    "9" * 5000,
+    "\u00b2",
+    " 3",
+    "x",
+]
+ONLY = [None, Spec("a", ("FP64", "FP32"), (-1, -1)), Spec("b", ("BYTES",), (-1,)), Spec("c", ("UINT8",), (-1, 3, 4, 4))]
+
+
+@QUICK
+@given(
+    at=st.integers(0, len(BINARY)), cut=st.integers(0, 60), put=st.binary(max_size=12),
+    head=st.sampled_from(LENGTHS), only=st.sampled_from(ONLY), coding=st.sampled_from(["", "gzip", "deflate"]),
+)  # fmt: skip
+def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
+    at: int, cut: int, put: bytes, head: str, only: Spec | None, coding: str
+) -> None:
+    content = BINARY[:at] + put + BINARY[at + cut :]
+    for each in (content, zlib.compress(content, wbits=WINDOWS.get(coding, 15))[: -cut or None]):
+        with contextlib.suppress(BadValue, TooLarge):  # and nothing else
+            tensors = wire_in.parsed(wire_in.unpacked(each, coding, 10_000), head, 1000, only).tensors
+            assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
 
 
 CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()

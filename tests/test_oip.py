@@ -260,10 +260,12 @@ def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -
     assert wrong.json() == {"error": "stream is True; for that there is generate_stream"}
 
 
-def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(tiny: httpx.Client) -> None:
+@pytest.mark.usefixtures("slow")
+def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000}
-    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "0.1"}
-    with tiny.stream("POST", url, json=body, headers=headers) as answer:
+    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "1"}
+    with serve(at_once_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
+        assert answer.status_code == 200
         lines = [line for line in answer.iter_lines() if line]
     last = json.loads(lines[-1].removeprefix("data: "))
     assert list(last) == ["error"]

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -80,18 +79,6 @@ def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.Monk
         assert last["error"]["code"] == "inference_failed"
         assert "secret" not in last["error"]["message"]
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
-
-
-@pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes five milliseconds: a text of 4,000 characters does not end while a test waits for it."""
-    step = TextContinuer.step
-
-    def slowly(self: TextContinuer, texts: Sequence[Continuation]) -> None:
-        time.sleep(0.005)
-        step(self, texts)
-
-    monkeypatch.setattr(TextContinuer, "step", slowly)
 
 
 @pytest.mark.usefixtures("slow")
