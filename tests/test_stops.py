@@ -1,4 +1,4 @@
-"""Stops: while a service loads, is idle, busy or writes, told once or twice, alone or with workers. None loses a word."""
+"""Stops: while a service loads, has nothing to do, computes or writes; told once or twice. No word is lost."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def begin(store: Path, own_group: bool = False, **settings: object) -> subproces
         "workers": 2,
         "threads": 1,
         "log_level": "warning",
-        "stop_seconds": 5,
+        "stop_seconds": 20,  # more than what runs takes, on a slow machine too
         **settings,
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
