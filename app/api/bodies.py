@@ -132,7 +132,7 @@ async def read(request: Request, limit: int, seconds: float, codings: Collection
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 pause.reschedule(min(loop.time() + seconds, until))
     except TimeoutError as error:
-        if loop.time() >= until:
+        if pause.when() == until:
             raise TooSlow("the request's time was over before its body was whole") from error
         raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
 
