@@ -85,7 +85,9 @@ def outcome(ask: mix.Ask, answer: Answer, right: Any) -> str:
         return "lost"
     if mix.same(ask.kind, mix.read(ask, answer), right):
         return "right"
-    return ended(answer) if ask.kind == "stream" else "wrong" if answer.status < 429 else str(answer.status)
+    if ask.kind == "stream":
+        return ended(answer)
+    return "wrong" if answer.status < 429 else str(answer.status)
 
 
 def ended(answer: Answer) -> str:
