@@ -107,7 +107,8 @@ async def asked(
     stop = asyncio.Event()
 
     async def mixed(seed: int) -> None:
-        chance, connection = random.Random(seed), None
+        chance = random.Random(seed)
+        connection: Connection | None = None
         while not stop.is_set():
             at = chance.randrange(len(wanted))
             connection = await mix.kept(connection, port)
@@ -118,7 +119,7 @@ async def asked(
         _close(connection)
 
     async def streams() -> None:
-        connection = None
+        connection: Connection | None = None
         while not stop.is_set():
             connection = await mix.kept(connection, port)
             seen.streams[ended(await connection.ask(LONG.bytes(), 2 * PATIENCE))] += 1
