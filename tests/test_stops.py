@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -124,6 +126,27 @@ def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) ->
         finally:
             process.kill()
     os.close(held[0])
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nobody may make a container here")
+    begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
+    (tmp_path / "torch.py").write_text(begun)  # one that takes its time
+    inside = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
+    with begin(tiny_store, workers=1, inside=inside) as process:
+        try:
+            until((tmp_path / "begun").exists)
+            (first,) = children(process.pid)
+            os.kill(first, signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,10 @@ class Parting(Worker):
         return Ending()
 
 
-def begin(store: Path, own_group: bool = False, **settings: object) -> subprocess.Popen[str]:
-    """Start the service, and do not wait until it serves."""
+def begin(
+    store: Path, own_group: bool = False, inside: Sequence[str] = (), **settings: object
+) -> subprocess.Popen[str]:
+    """Start the service, ``inside`` of another command, and do not wait until it serves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     chosen = {
         "store": store,
@@ -79,7 +81,7 @@ def begin(store: Path, own_group: bool = False, **settings: object) -> subproces
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
     return subprocess.Popen(
-        [sys.executable, "-m", "app.main"],
+        [*inside, sys.executable, "-m", "app.main"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
