@@ -8,7 +8,7 @@ TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
 .PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps soak determinism overload \
-	fuzz oldest audit clean
+	restarts fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -50,7 +50,7 @@ bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
-	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py
+	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/test_swaps.py
 
 soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.soak $(ARGS)
@@ -60,6 +60,9 @@ determinism: .venv/train ## 2,000 requests alone and in a crowd of 64: the same 
 
 overload: .venv/train ## ten times as much as can be done: what is refused, how fast, and what is left
 	$(BIN)/python -m benchmarks.overload $(ARGS)
+
+restarts: .venv/train ## four services behind nginx, each restarted twice under load, and a worker killed: who notices
+	$(BIN)/python -m benchmarks.restarts $(ARGS)
 
 fuzz: .venv/fuzz ## schemathesis over the OpenAPI document of a service that it starts
 	$(BIN)/python -m benchmarks.fuzz $(ARGS)
@@ -72,7 +75,8 @@ oldest: ## the suite with the oldest versions that pyproject.toml allows, in .ve
 
 audit: .venv/audit ## known holes in what is installed (pip-audit), and the list of its parts in sbom.json
 	$(BIN)/cyclonedx-py environment --no-validate --output-format JSON --output-file sbom.json $(BIN)/python
-	$(BIN)/pip-audit --skip-editable
+	@$(BIN)/python -m pip list --format freeze --exclude-editable | sed 's/+.*//' > .venv/audited.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r .venv/audited.txt
 
 clean: ## remove the virtual environment and what tools leave behind
 	rm -rf .venv .venv-oldest sbom.json .pytest_cache .ruff_cache .mypy_cache *.egg-info

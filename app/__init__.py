@@ -1,6 +1,12 @@
 """The service. It serves what ``training/`` has published to ``models_store/``."""
 
 import os
+import signal
 
 # numpy's own matrix products are not used here, and its threads would make it unsafe to fork workers.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# The first process of a container is not ended by a signal that it does not handle: one that comes while torch is
+# imported would be lost. Whoever serves has handlers of its own.
+if os.getpid() == 1:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -182,7 +182,7 @@ class TimedOut(QuartetError):
 
 
 class TooSlow(QuartetError):
-    """The body stopped arriving."""
+    """The body stopped arriving, or came too slowly."""
 
     status = 408
     type = "invalid_request_error"

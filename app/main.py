@@ -28,7 +28,7 @@ from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, give_back, memory, open_files
 from app.metrics import Metrics, shared_metrics
-from app.server import Listening, Worker, announce, listen_at, tls
+from app.server import Listening, Worker, announce, leave, listen_at, tls
 from app.settings import Settings, SettingsError
 from app.telemetry import Telemetry
 from app.tracing import tracer
@@ -145,8 +145,8 @@ def main() -> None:
     open_files()
     if workers > 1:
         sys.exit(supervise(settings, workers, threads))
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again: exit with 0
-        signal.signal(number, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again
+        signal.signal(number, leave)
     server = create_server(settings.model_copy(update={"threads": threads}))
     server.run()
     if server.registry.lane.unanswered():  # its thread would be waited for, and hangs

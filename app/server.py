@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import ssl
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,7 +26,7 @@ HANDSHAKE = 10.0  # seconds that the beginning of TLS may take
 
 
 class Server(uvicorn.Server):
-    """Turns readiness off as soon as it is told to stop; told again, it stops at once."""
+    """Turns readiness off as soon as it is told to stop; told again, or before it serves, it stops at once."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -47,9 +48,16 @@ class Server(uvicorn.Server):
         self.registry: Registry = app.state.registry
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.started:
+            leave()
         self.registry.stopping = True
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
+
+
+def leave(*_: object) -> NoReturn:
+    """End the process, with status 0: nobody is served, and a thread that reads weights would be waited for."""
+    os._exit(0)
 
 
 class Listening(Server):
@@ -124,6 +132,8 @@ class Worker(Server):
         and Ctrl-C, which a terminal sends to all, for that one alone.
         """
         if sig == signal.SIGTERM:
+            if not self.started:
+                leave()
             self.registry.stopping = self.should_exit = True
             self._tell("stopping")
 

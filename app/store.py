@@ -114,7 +114,7 @@ class Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+        return (torch.empty if func in (torch.zeros, torch.ones) else func)(*args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,8 @@ from PIL import Image
 from app import store
 from app.main import create_server
 from app.networks import KINDS, build
+from app.predictors.gan import Drawing, ImageSampler
+from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -119,12 +122,56 @@ def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[http
     finally:
         server.should_exit = True
         thread.join(60)
+        assert not thread.is_alive(), "the service did not stop"
 
 
 @pytest.fixture
 def serve(tiny_store: Path) -> Serve:
     """Start the service on the tiny store, with other settings where given."""
     return lambda prepare=None, **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}), prepare)
+
+
+class Held:
+    """A generator that computes nothing from ``armed`` until ``release``; ``batches``: the rows it was given then."""
+
+    def __init__(self) -> None:
+        self.armed, self.entered, self.release = threading.Event(), threading.Event(), threading.Event()
+        self.batches: list[int] = []
+
+    def hold(self, rows: int) -> None:
+        if self.armed.is_set():
+            self.batches.append(rows)
+            self.entered.set()
+            assert self.release.wait(60)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """Every generator of a service that is started from now on. It is let go at the end, whatever the test did."""
+    held, predict = Held(), ImageSampler.predict
+
+    def holding(self: ImageSampler, items: Sequence[Drawing]) -> list[np.ndarray]:
+        held.hold(sum(map(len, items)))
+        return predict(self, items)
+
+    monkeypatch.setattr(ImageSampler, "predict", holding)
+    yield held
+    held.release.set()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes five milliseconds: a text of 4,000 characters does not end while a test waits for it.
+
+    Of a service that is started from now on, with ``at_once_seconds=0``.
+    """
+    step = TextContinuer.step
+
+    def slowly(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+        time.sleep(0.005)
+        step(self, texts)
+
+    monkeypatch.setattr(TextContinuer, "step", slowly)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ import pytest
 from conftest import Serve, image_bytes
 from PIL import Image
 
+from app.api import heads
+
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
 
@@ -247,6 +249,41 @@ def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
         answer = spoken(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"no byte of the body came for 0.05 seconds" in answer
+
+
+def dripped(client: httpx.Client, begin: bytes, drop: bytes) -> bytes:
+    """What the service says to whom sends a little every 20 ms; nothing when it just hangs up."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 30) as line:
+        line.sendall(begin)
+        line.settimeout(0.02)
+        for _ in range(1500):  # half a minute
+            try:
+                line.sendall(drop)
+                return line.recv(65536)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return b""
+    raise AssertionError("it listens for ever")
+
+
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.3)
+    with serve() as client:
+        for begin, drop in ((b"", b"G"), (b"GET / HTTP/1.1\r\n", b"x: y\r\n"), (b"POST / HTTP/1.1\r\nx-a: ", b"y")):
+            heard = dripped(client, begin, drop)
+            assert not heard or heard.startswith(b"HTTP/1.1 400 ")  # what is no request, and what was no whole one
+        still_serves(client)
+
+
+def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_is_over(serve: Serve) -> None:
+    with serve(body_seconds=30, request_seconds=0.3) as client:
+        for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, "/v1/completions", "/v2/models/tiny-gan/infer"):
+            begin = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % path.encode()
+            heard = dripped(client, begin, b" ")
+            assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
+            assert b"the request's time was over before its body was whole" in heard
+        still_serves(client)
 
 
 def test_a_head_without_end_is_refused(serve: Serve) -> None:

@@ -193,6 +193,42 @@ async def test_an_abandoned_item_is_not_computed(lane: Lane) -> None:
     assert gate.batches == [[1], [3]]
 
 
+async def test_who_leaves_while_it_is_computed_is_left_alone_and_the_others_have_their_answers(lane: Lane) -> None:
+    gate, seen = Gate(), Seen()
+    engine = batcher(gate, lane, seen)
+    alone = await start(engine.submit([1]))
+    await gate.busy()
+    gate.entered.clear()
+    rest = await start(engine.submit([2]), engine.submit([-3]), engine.submit([4]))
+    for _ in range(2):  # once would do
+        alone[0].cancel()
+    gate.open.set()
+    await gate.busy()  # now the others are computed
+    rest[1].cancel()
+    answers = await asyncio.gather(*alone, *rest, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert isinstance(answers[2], asyncio.CancelledError)
+    assert [answers[1], answers[3]] == [[4], [8]]
+    assert engine.load == (0, 0)
+    assert await engine.submit([5]) == [10]
+
+
+async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
+    gate = Gate()
+    engine = batcher(gate, lane)
+    tasks = await start(engine.submit([1]))
+    await gate.busy()
+    tasks += await start(engine.submit([2]), engine.submit([3]), engine.close(10))
+    for task in tasks[:2]:
+        task.cancel()
+    gate.open.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers[:2]] == [asyncio.CancelledError] * 2
+    assert answers[2:] == [[6], None]
+    assert gate.batches == [[1], [3]]
+    assert engine.load == (0, 0)
+
+
 async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
     gate, other = Gate(), Gate()
     order: list[str] = []

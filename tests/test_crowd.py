@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 
-from benchmarks import mix
+from benchmarks import mix, restarts
+from benchmarks.load import Answer
 
 
 def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:
@@ -30,3 +32,18 @@ def test_a_wrong_answer_is_seen_as_one() -> None:
     assert not mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.501}])
     assert not mix.same("continue", [200, {"p": 0.5}], [200, {"p": 0.500001}])
     assert not mix.same("forecast", [200, [1.0]], [200, [1.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        (200, b'data: {"index": 0, "text": "a"}\n\ndata: [DONE]\n\n', "finished"),
+        (200, b'data: {"index": 0, "text": "a"}\n\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "told"),
+        (200, b'data: {"index": 0, "text": "a"}\n\n', "cut off"),
+        (200, b"", "cut off"),
+        (502, b"<html>", "502"),
+        (0, b"", "lost"),
+    ],
+)
+def test_how_a_stream_ended_is_seen(status: int, body: bytes, word: str) -> None:
+    assert restarts.ended(Answer(0.0, 1.0, status, [(0.5, body)])) == word

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from conftest import Serve
+from conftest import Held, Serve
 from test_batcher import Seen, soon
 from test_service import until
 
@@ -186,19 +184,7 @@ def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
     assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
 
 
-def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.predictors.gan import Drawing, ImageSampler
-
-    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
-    predict = ImageSampler.predict
-
-    def hold(self: ImageSampler, items: Sequence[Drawing]) -> list[np.ndarray]:
-        if armed.is_set():
-            entered.set()
-            assert release.wait(30)
-        return predict(self, items)
-
-    monkeypatch.setattr(ImageSampler, "predict", hold)
+def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: Held) -> None:
     heavy, light = keys.add(tmp_path / "keys", "heavy"), keys.add(tmp_path / "keys", "light")
     with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, at_once_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"
@@ -207,14 +193,14 @@ def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, monkeypa
             return httpx.post(url, json={"count": 1}, headers={"x-api-key": key}, timeout=60)
 
         with ThreadPoolExecutor(40) as callers:
-            armed.set()
+            held.armed.set()
             first = callers.submit(ask, heavy)
-            assert entered.wait(30)
+            assert held.entered.wait(30)
             flood = [callers.submit(ask, heavy) for _ in range(30)]
             until(lambda: sum(answer.done() for answer in flood) == 22)  # the surplus: 8 of 16 rows are its own
             late = callers.submit(ask, light)
             until(lambda: _waits(client, light, 9))
-            release.set()
+            held.release.set()
             assert late.result().status_code == 200
             assert first.result().status_code == 200
             assert sorted(answer.result().status_code for answer in flood) == [200] * 8 + [429] * 22

@@ -4,17 +4,15 @@ guilty one alone is told, readiness says so, and it is over when it is over.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import torch
-from conftest import Serve, image_bytes, publish_tiny
+from conftest import Held, Serve, image_bytes, publish_tiny
 from test_service import figures, until
 
 from app.engine import failing
@@ -194,34 +192,22 @@ def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.Monk
     assert not found.now()
 
 
-def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
-    predict = ImageSampler.predict
-
-    def hang(self: ImageSampler, items: Sequence[Any]) -> list[np.ndarray]:
-        if armed.is_set():
-            entered.set()
-            assert release.wait(30)
-        return predict(self, items)
-
-    monkeypatch.setattr(ImageSampler, "predict", hang)
+def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: Held) -> None:
     assert Settings().silent_seconds <= 5  # the truth within five seconds, by default
     with serve(silent_seconds=0.2, at_once_seconds=0) as client, ThreadPoolExecutor(12) as callers:
-        armed.set()
+        held.armed.set()
 
         def ask(model: str) -> httpx.Response:
             _, _, path, asked = ASKED[model]
             return client.post(path, headers={"x-request-timeout": "0.5"}, **asked)
 
         answers = [callers.submit(ask, model) for model in ASKED for _ in range(3)]
-        assert entered.wait(30)
+        assert held.entered.wait(30)
         until(lambda: client.get("/health/ready").status_code == 503)
         assert "has not answered for" in client.get("/health/ready").json()["problems"][0]
         assert client.get("/health/live").status_code == 200  # not yet hung for so long that a restart is due
         assert {answer.result().status_code for answer in answers} <= {200, 504}
-        release.set()
+        held.release.set()
         until(lambda: client.get("/health/ready").status_code == 200)
         for _, _, path, asked in ASKED.values():
             assert client.post(path, **asked).status_code == 200

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,11 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT
 from test_service import figures
 from test_workers import Service, serving, until
 
 from app.workers import can_fork
+from benchmarks.restarts import proxy_file
+from benchmarks.servers import free_port
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,25 +28,11 @@ pytestmark = [
 CONTINUE, SAMPLE = "/v1/text/continue", "/v1/images/sample"
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @contextmanager
 def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
     """nginx with the configuration of deploy/, but for its addresses and folders."""
-    text = (ROOT / "deploy" / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
-    for number, upstream in enumerate(upstreams, 1):
-        text = text.replace(f"quartet-{number}:8000", f"127.0.0.1:{upstream}")
-    text = re.sub(r"/tmp/(nginx[\w.-]*)", rf"{folder}/\1", text)
-    (folder / "nginx.conf").write_text(text)
-    process = subprocess.Popen(
-        ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf", "-g", "daemon off;"]
-    )
+    file = proxy_file(folder, port, upstreams)
+    process = subprocess.Popen(["nginx", "-e", "stderr", "-p", folder, "-c", file, "-g", "daemon off;"])
 
     def answers() -> bool:
         assert process.poll() is None, "nginx did not start"
@@ -73,7 +58,7 @@ def answered(service: Service, route: str) -> float:
 
 
 def test_a_stream_is_not_held_back_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
-    front, one, two = free_ports(3)
+    front, one, two = (free_port() for _ in range(3))
     seen: list[int] = []
     stop = threading.Event()
 

@@ -19,6 +19,7 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from conftest import Serve, address, publish_tiny
+from test_service import until
 from tritonclient.utils import InferenceServerException
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
@@ -259,10 +260,12 @@ def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -
     assert wrong.json() == {"error": "stream is True; for that there is generate_stream"}
 
 
-def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(tiny: httpx.Client) -> None:
+@pytest.mark.usefixtures("slow")
+def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000}
-    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "0.1"}
-    with tiny.stream("POST", url, json=body, headers=headers) as answer:
+    url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "1"}
+    with serve(at_once_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
+        assert answer.status_code == 200
         lines = [line for line in answer.iter_lines() if line]
     last = json.loads(lines[-1].removeprefix("data: "))
     assert list(last) == ["error"]
@@ -423,9 +426,14 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
         assert (late.status_code, late.json()["error"][:19]) == (504, "the deadline passed")
 
         def patient() -> httpx.Response:
-            while (answer := infer(service, "tiny-lstm", body)).status_code == 429:
-                pass
-            return answer
+            answers: list[httpx.Response] = []
+
+            def let_in() -> bool:
+                answers.append(infer(service, "tiny-lstm", body))
+                return answers[-1].status_code != 429
+
+            until(let_in)
+            return answers[-1]
 
         asked.append(pool.submit(patient))
         with triton.InferenceServerClient(address(service)) as client:

