@@ -80,9 +80,10 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     for protocol in others:
         app.include_router(protocol)
     app.include_router(models.router(registry))
-    app.include_router(oip.router(registry, settings, metrics))
+    key = admin.admin_key(settings)
+    app.include_router(oip.router(registry, settings, metrics, key))
     app.include_router(health.router(registry, metrics))
-    if key := admin.admin_key(settings):
+    if key:
         app.include_router(admin.router(registry, settings, key))
     app.include_router(page.router())
 

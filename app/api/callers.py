@@ -26,7 +26,7 @@ log = logging.getLogger("quartet")
 
 # What a browser or a load balancer asks for before it could know a key, and what has a key of its own.
 OPEN = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
-OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/")
+OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 
 

@@ -27,8 +27,10 @@ from app.errors import BadValue, NotReady, shown
 from app.metrics import Metrics
 from app.settings import Settings
 
-# What is announced is what there is. "model_repository" belongs here once models can be loaded and unloaded.
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+# What is announced is what there is.
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
+]
 PLATFORM = "pytorch_safetensors"
 TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and their name
 VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
@@ -46,8 +48,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(registry: Registry, settings: Settings, metrics: Metrics) -> APIRouter:
-    """The routes, with the limits of the settings."""
+def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: str | None = None) -> APIRouter:
+    """The routes, with the limits of the settings; models are loaded and unloaded for who has the admin key."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     _server(routes, registry)
     statistics.add(routes, registry, metrics)  # before the models, for its path looks like one called "stats"
@@ -55,7 +57,7 @@ def router(registry: Registry, settings: Settings, metrics: Metrics) -> APIRoute
     _models(routes, registry, limits)
     _infer(routes, registry, limits)
     generate.add(routes, registry, settings)
-    repository.add(routes, registry, settings)
+    repository.add(routes, registry, settings, admin_key)
     return routes
 
 
@@ -105,6 +107,7 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @on(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
+        await registry.refresh()  # another process may just have been told to load or unload it
         live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
