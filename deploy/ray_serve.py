@@ -41,6 +41,7 @@ LOST = (
     ReplicaUnavailableError,
 )
 FIGURES_SECONDS = 5.0  # for all replicas to tell theirs
+QUIET = {"enable_access_log": False}  # a replica tells of each request itself
 
 
 class Group(BaseModel):
@@ -160,6 +161,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     ingress = serve.deployment(Ingress).options(
         num_replicas=layout.ingresses,
         ray_actor_options={"num_cpus": 0},
+        logging_config=QUIET,
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=settings.request_seconds + 5,
     )
@@ -172,6 +174,7 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
     deployment = serve.deployment(Replica).options(
         name=name,
         ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus},
+        logging_config=QUIET,
         max_ongoing_requests=max(1, int(4 * group.requests)),  # so that batches fill while another replica starts
         max_queued_requests=settings.queue_rows,
         autoscaling_config={
