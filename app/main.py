@@ -81,7 +81,8 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         app.include_router(protocol)
     app.include_router(models.router(registry))
     key = admin.admin_key(settings)
-    app.include_router(oip.router(registry, settings, metrics, key))
+    tensors = oip.router(registry, settings, metrics, key)
+    app.include_router(tensors)
     app.include_router(health.router(registry, metrics))
     if key:
         app.include_router(admin.router(registry, settings, key))
@@ -91,7 +92,8 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         describe(app)
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
-    direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
+    busiest = [route for each in (busy, *others) for route in each.routes]
+    direct = Direct(app.build_middleware_stack(), busiest, named=oip.busy(tensors))
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     inside = keyed(buffered, settings, shared, failures.response, metrics.limited)
     app.middleware_stack = Telemetry(other_origins(inside, settings), metrics, log, failures.response)

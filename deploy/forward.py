@@ -198,8 +198,9 @@ def gathered(figures: Mapping[str, Iterable[Metric]]) -> bytes:
 
 def task_of(path: str, cards: Callable[[str], str | None]) -> str | None:
     """Which task a request is for, by its path; ``cards`` says it of a model. None: of none, any process can answer."""
-    if path.startswith("/v2/models/"):
-        return cards(path.split("/")[3])
+    for prefix in ("/v2/models/", "/v2/repository/models/"):
+        if path.startswith(prefix):
+            return cards(path.removeprefix(prefix).split("/")[0].split("@")[0])
     found: list[Any] = [task for prefix, task in PATHS.items() if path.startswith(prefix)]
     return found[0] if found else None
 

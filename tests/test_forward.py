@@ -185,5 +185,8 @@ async def test_a_path_says_which_task_is_asked(tmp_path: Path) -> None:
             assert task == expected.pop(path.rsplit("/")[-1])
     assert not expected
     assert task_of("/v2/models/tiny-gan/infer", cards) == "sample"
+    assert task_of("/v2/models/tiny-gan@1/versions/1/infer", cards) == "sample"
+    assert task_of("/v2/repository/models/tiny-gan@1/load", cards) == "sample"  # where it is asked for afterwards
+    assert task_of("/v2/repository/index", cards) is None
     assert task_of("/v2/models/none/infer", cards) is None
     assert task_of("/v1/models", cards) is None

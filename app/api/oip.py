@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from app.api import examples, generate, repository, statistics
 from app.api.bodies import PACKED, head, json_bytes, json_response, read
@@ -31,6 +32,7 @@ from app.settings import Settings
 EXTENSIONS = [
     *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
 ]
+BUSY = ("/infer", "/generate", "/generate_stream")
 PLATFORM = "pytorch_safetensors"
 TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and their name
 VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
@@ -59,6 +61,11 @@ def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: 
     generate.add(routes, registry, settings)
     repository.add(routes, registry, settings, admin_key)
     return routes
+
+
+def busy(routes: APIRouter) -> list[BaseRoute]:
+    """Those by which networks are asked."""
+    return [route for route in routes.routes if getattr(route, "path", "").endswith(BUSY)]
 
 
 def _server(routes: APIRouter, registry: Registry) -> None:
