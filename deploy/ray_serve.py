@@ -41,6 +41,8 @@ LOST = (
     ReplicaUnavailableError,
 )
 FIGURES_SECONDS = 5.0  # for all replicas to tell theirs
+REPORT_SECONDS = 2.0  # between two reports of what waits and runs; Ray's own 10 s are late for upscale_seconds
+MEAN_SECONDS = 10.0  # over which it is averaged, in place of 30
 QUIET = {"enable_access_log": False}  # a replica tells of each request itself
 
 
@@ -181,6 +183,8 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
             "min_replicas": group.least,
             "max_replicas": group.most,
             "target_ongoing_requests": group.requests,
+            "metrics_interval_s": REPORT_SECONDS,
+            "look_back_period_s": MEAN_SECONDS,
             "upscale_delay_s": group.upscale_seconds,
             "downscale_delay_s": group.downscale_seconds,
         },
