@@ -114,7 +114,7 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @on(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
-        await registry.refresh()  # another process may just have been told to load or unload it
+        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
         live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))

@@ -39,7 +39,7 @@ async def asked(registry: Registry, request: Request, name: str, until: float) -
     try:
         found, number = meant(registry, request, name)
     except UnloadedModel:
-        await registry.refresh()  # another process may just have been told to load it
+        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load it
         found, number = meant(registry, request, name)
     card = registry.card(found, number)
     if card is None:  # removed a moment ago

@@ -16,7 +16,7 @@ from app.engine.lane import Lane
 from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
 from app.engine.memory import Memory
 from app.engine.shelf import Shelf
-from app.engine.survey import Key, Survey
+from app.engine.survey import Key, Survey, unloaded
 from app.engine.watch import Watch, Watcher
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.settings import Settings
@@ -118,6 +118,15 @@ class Registry:
                     self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
+
+    async def recheck(self, name: str) -> None:
+        """Look at the store when a model has just been loaded or unloaded by way of another process.
+
+        That is one small file to read: to look at all of it takes long beside texts that are written.
+        """
+        shelf = self.shelves.get(name)
+        if shelf and await asyncio.to_thread(unloaded, self.settings.store, name) not in (None, bool(shelf.unloaded)):
+            await self.refresh()
 
     async def _look(self) -> None:
         known, asked = set(self._survey.broken), dict(self._failed)
@@ -267,8 +276,7 @@ class Registry:
     async def reach(self, task: Task, model: str | None, request_id: str, until: float) -> Live:
         """As ``pick``, but waits for a version that is not in memory, ``until`` the event loop's clock says so.
 
-        Raises TimedOut then. An unloaded model is looked for in the store once more: another process may just have
-        been told to load it.
+        Raises TimedOut then. Before an unloaded model is refused, it is looked up once more.
         """
         looked = False
         while True:
@@ -277,7 +285,7 @@ class Registry:
             except UnloadedModel:
                 if looked:
                     raise
-                await self.refresh()
+                await self.recheck((model or "").partition("@")[0])
                 looked = True
                 continue
             except Asleep as asleep:
