@@ -139,6 +139,12 @@ def counts(settings: Settings) -> Storage | None:
     return found
 
 
+async def let_go(counted: Storage) -> None:
+    """End the connections that counting has opened (a Redis'): their event loop could not be closed with them."""
+    if bridge := getattr(counted, "bridge", None):
+        await bridge.get_connection().aclose()
+
+
 def keyed(
     app: ASGIApp,
     settings: Settings,
@@ -157,6 +163,5 @@ def keyed(
         limits = parse_limits(settings.key_limit)
     except ValueError:
         raise SettingsError(f"QUARTET_KEY_LIMIT is {settings.key_limit!r}: it is not like 600/minute") from None
-    shared = shared or counts(settings)
     assert shared is not None
     return Keyed(app, ring, limits, shared, failure, limited)
