@@ -7,8 +7,8 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps soak determinism overload \
-	restarts fuzz oldest audit clean
+.PHONY: help serve test check train data evaluate bench bench-protocols bench-replicas bench-cluster bench-training \
+	swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -45,6 +45,12 @@ bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS
 
 bench-replicas: .venv/ray ## one and two replicas under Ray Serve beside as many workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.replicas $(ARGS)
+
+bench-protocols: .venv/train ## the same work through each protocol, beside the native endpoint; ARGS="--only text"
+	$(BIN)/python -m benchmarks.protocols $(ARGS)
+
+bench-cluster: .venv/ray ## a Ray cluster of two nodes on this machine, a replica and a node of which are killed
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training

@@ -36,6 +36,7 @@ def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str
         "canary": chosen.canary.model_dump() if chosen.canary else None,
         "previous": back[0] if back else None,
         "retired": chosen.retired,
+        "unloaded": chosen.unloaded,
         "versions": numbers,
         "changed": chosen.changed,
         "by": chosen.by,

@@ -58,6 +58,12 @@ class RetiredModel(NotFound):
     code = "model_retired"
 
 
+class UnloadedModel(NotFound):
+    """A model that somebody has unloaded, until it is loaded again."""
+
+    code = "model_unloaded"
+
+
 class Unauthorized(QuartetError):
     """No key came, or one that does not open this; the sentence never shows what came."""
 

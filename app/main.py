@@ -21,7 +21,7 @@ from app import rollout
 from app.access import AccessLog, JsonLines
 from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
-from app.api.callers import counts, describe, keyed
+from app.api.callers import counts, describe, keyed, let_go
 from app.api.direct import Direct
 from app.api.origins import other_origins
 from app.engine.loading import find_device, find_store
@@ -51,7 +51,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
-    registry = Registry(settings, metrics)
+    registry, counted = Registry(settings, metrics), shared or counts(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +65,8 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         for task in beside:
             task.cancel()
         await registry.close()
+        if counted:
+            await let_go(counted)
         log.write()
         if metrics.tracer:
             await asyncio.to_thread(metrics.tracer.close)
@@ -80,9 +82,11 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     for protocol in others:
         app.include_router(protocol)
     app.include_router(models.router(registry))
-    app.include_router(oip.router(registry, settings, metrics))
+    key = admin.admin_key(settings)
+    tensors = oip.router(registry, settings, metrics, key)
+    app.include_router(tensors)
     app.include_router(health.router(registry, metrics))
-    if key := admin.admin_key(settings):
+    if key:
         app.include_router(admin.router(registry, settings, key))
     app.include_router(page.router())
 
@@ -90,9 +94,10 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         describe(app)
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
-    direct = Direct(app.build_middleware_stack(), [route for each in (busy, *others) for route in each.routes])
+    busiest = [route for each in (busy, *others) for route in each.routes]
+    direct = Direct(app.build_middleware_stack(), busiest, named=oip.busy(tensors))
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    inside = keyed(buffered, settings, shared, failures.response, metrics.limited)
+    inside = keyed(buffered, settings, counted, failures.response, metrics.limited)
     app.middleware_stack = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
     return app
 

@@ -79,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     added = named("retire", _retire, "serve a version no longer, not even by its number; its files stay")
     added.add_argument("version", metavar="VERSION", type=_version)
     added.add_argument("--undo", action="store_true", help="serve it by its number again")
+    named("unload", _unload, "serve no version of a model until it is loaded again")
+    named("load", _load, "serve it again, as was chosen before")
     command("verify", _verify, "read all versions again: hashes, sizes, finite weights")
     added = named("diff", _diff, "two versions side by side: figures, sizes, data, notes")
     for place in ("first", "second"):
@@ -113,7 +115,7 @@ def _list(chosen: argparse.Namespace) -> None:
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'none is whole'}{' (default)' if row['default'] else ''}"
-        follows = " (newest)" if row["follows"] == NEWEST else ""
+        follows = " (unloaded)" if row["unloaded"] else " (newest)" if row["follows"] == NEWEST else ""
         versions, retired = (", ".join(map(str, row[key])) for key in ("versions", "retired"))
         table.append(
             (row["name"], task, f"{row['active'] or '-'}{follows}", _canary(row), row["previous"], versions, retired)
@@ -146,6 +148,8 @@ def _show(chosen: argparse.Namespace) -> None:
 
 def _told(name: str, row: dict[str, Any]) -> str:
     """Which versions serve, in words."""
+    if row["unloaded"]:
+        return f"{name} is unloaded"
     if row["active"] is None:
         return "no version serves"
     follows = ", the newest" if row["follows"] == NEWEST else ""
@@ -163,6 +167,14 @@ def _rollback(chosen: argparse.Namespace) -> None:
 
 def _retire(chosen: argparse.Namespace) -> None:
     _changed(chosen, rollout.retire(chosen.store, chosen.name, chosen.version, chosen.undo))
+
+
+def _unload(chosen: argparse.Namespace) -> None:
+    _changed(chosen, rollout.unload(chosen.store, chosen.name))
+
+
+def _load(chosen: argparse.Namespace) -> None:
+    _changed(chosen, rollout.load(chosen.store, chosen.name))
 
 
 def _changed(chosen: argparse.Namespace, changed: Rollout) -> None:

@@ -7,6 +7,7 @@ the new one:
     previous    the one that served before it, for ``rollback``
     canary      a version that is tried on a share of the requests, in per cent
     retired     versions that are no longer served, not even by their number; their files stay
+    unloaded    none of its versions is served or in memory until it is loaded or a version activated
     changed by  when, and by what
 
 While ``active`` is a number, what is published waits: it is served by its number, and to nobody else until somebody
@@ -55,6 +56,7 @@ class Rollout(Strict):
     previous: Number | None = None
     canary: Canary | None = None
     retired: list[Number] = Field(default_factory=list)
+    unloaded: bool = False
     changed: str = ""
     by: str = ""
 
@@ -184,7 +186,7 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
     if target is None:
         why = f"; {name}@{candidates[0]} is not whole" if candidates else ""
         raise Refused(f"{name} has no previous version to go back to{why}; activate one by its number")
-    return Rollout(active=target, previous=old.active or now, retired=old.retired)
+    return Rollout(active=target, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
 
 
 def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:
@@ -212,6 +214,33 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) ->
     return old.model_copy(update={"previous": kept, "retired": sorted({*old.retired, version})})
 
 
+def unload(models: Path, name: str) -> Rollout:
+    """Serve a model no longer, none of its versions, until it is loaded again; what was chosen for it stays.
+
+    Raises Missing, and Refused for one that serves a task by default.
+    """
+    return _change(models, name, "unload", lambda old: _unloaded(models, name, old))
+
+
+def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
+    for task, known in store.defaults(models).items():
+        if known == name:
+            raise Refused(f"{name} is the default for the task {task!r}; it stays until defaults.json names another")
+    return old.model_copy(update={"unloaded": True})
+
+
+def load(models: Path, name: str) -> Rollout:
+    """Serve a model again that was unloaded. One that is not is left as it is, also where nothing can be written.
+
+    Raises Missing, and StoreError for a choice that cannot be read.
+    """
+    numbers(models, name)  # before a name becomes a path
+    found = read(models, name)
+    if not found.unloaded:
+        return found
+    return _change(models, name, "load", lambda old: old.model_copy(update={"unloaded": False}))
+
+
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:
     """Write another choice: one at a time, by one rename."""
     numbers(models, name)  # before a name becomes a path
@@ -225,6 +254,8 @@ def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], R
 
 def kept(found: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
     """The versions that stay in memory: what serves, the canary, and where ``rollback`` leads to, in this order."""
+    if rollout.unloaded:
+        return []
     left = [number for number in found if number not in rollout.retired and number not in broken]
     serves = rollout.order(left)[:1]
     canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in left else []

@@ -26,9 +26,10 @@ FIRST = 20.0  # seconds for the first answers of a server
 SCRIPT = """
 local bodies, i = {}, 0
 function init(args)
-  for at = 1, #args, 3 do
-    local file = io.open(args[at + 2], "rb")
-    bodies[#bodies + 1] = wrk.format("POST", args[at], {["Content-Type"] = args[at + 1]}, file:read("*a"))
+  for at = 1, #args, 4 do
+    local file, headers = io.open(args[at + 3], "rb"), {["Content-Type"] = args[at + 1]}
+    if args[at + 2] ~= "-" then headers["Inference-Header-Content-Length"] = args[at + 2] end
+    bodies[#bodies + 1] = wrk.format("POST", args[at], headers, file:read("*a"))
     file:close()
   end
 end
@@ -43,14 +44,17 @@ end
 
 @dataclass(frozen=True)
 class Request:
-    """A POST; ``kind`` is its Content-Type."""
+    """A POST; ``kind`` is its Content-Type, ``length`` the bytes of JSON before the tensors of a binary request."""
 
     path: str
     body: bytes
     kind: str = "application/json"
+    length: int | None = None
 
     def bytes(self) -> bytes:
         head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {self.kind}\r\n"
+        if self.length is not None:
+            head += f"Inference-Header-Content-Length: {self.length}\r\n"
         return f"{head}Content-Length: {len(self.body)}\r\n\r\n".encode() + self.body
 
 
@@ -236,7 +240,8 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
         arguments: list[str] = []
         for i, request in enumerate(requests):
             (folder / str(i)).write_bytes(request.body)
-            arguments += [request.path, request.kind, str(folder / str(i))]
+            length = "-" if request.length is None else str(request.length)
+            arguments += [request.path, request.kind, length, str(folder / str(i))]
         options = ["-t1", f"-c{callers}", f"-d{math.ceil(seconds)}s", f"--timeout={PATIENCE:.0f}s"]
         command = ["wrk", *options, "-s", str(folder / "script.lua"), f"http://127.0.0.1:{port}", "--", *arguments]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)

@@ -30,6 +30,7 @@ CARRIED = (
     "headers",
 )
 PENDING = 64  # messages of an answer that its reader has not taken yet
+HELD = 2**20  # bytes of an answer that may wait for its end, so that another replica can be asked if it does not come
 TRIES = 3  # at a request whose replica died before the answer had begun
 END: Message = {"type": "end"}
 
@@ -100,6 +101,8 @@ class Forwarded(Response):
     """The answer of another process. ``call`` asks one of several; ``lost`` are the failures by which one dies, after
     which another one is asked as long as the answer has not begun, ``full`` is raised when all have too much to do.
 
+    A stream begins with its first event, any other answer once it is whole or has more than ``HELD`` bytes.
+
     ``most``: bytes of a body that are carried; a longer one is cut after one more, and the application refuses it.
     """
 
@@ -115,7 +118,10 @@ class Forwarded(Response):
         self.most = most
         self.lost = lost
         self.full = full
-        self.kind = b""  # of the answer, once it has begun
+        self.streamed = False
+        self.begun = False  # whether the caller has seen anything
+        self.whole = False  # whether all has been sent: a replica that dies then takes nothing with it
+        self.held: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(receive)
@@ -133,11 +139,14 @@ class Forwarded(Response):
                 await response(told)(scope, receive, send)
                 return
             except self.lost:
-                if self.kind:
+                if self.whole:
+                    return
+                if self.begun:
                     break
-        if not self.kind:
+                self.held.clear()
+        if not self.begun:
             await response(NotReady("the replicas that were asked died; try again"))(scope, receive, send)
-        elif self.kind.startswith(b"text/event-stream"):
+        elif self.streamed:
             told_in_stream = event(content(NotReady("the replica that wrote this answer died"))) + DONE
             await send({"type": "http.response.body", "body": told_in_stream, "more_body": False})
         else:
@@ -156,6 +165,20 @@ class Forwarded(Response):
             if not message.get("more_body", False):
                 return b"".join(pieces)[: self.most + 1]
 
+    async def _pass_on(self, message: Message, send: Send) -> None:
+        self.held.append(message)
+        if message["type"] == "http.response.start":
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self.streamed = kind.startswith(b"text/event-stream")
+            return
+        whole = not message.get("more_body", False)
+        if whole or self.streamed or sum(len(each.get("body", b"")) for each in self.held) > HELD:
+            self.begun = True
+            for each in self.held:
+                await send(each)
+            self.held.clear()
+            self.whole = whole
+
     async def _relay(self, answer: Answer, receive: Receive, send: Send, left: asyncio.Event) -> None:
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -167,9 +190,7 @@ class Forwarded(Response):
         try:
             async for messages in answer:
                 for message in messages:
-                    if message["type"] == "http.response.start":
-                        self.kind = dict(message["headers"]).get(b"content-type", b"unknown")
-                    await send(message)
+                    await self._pass_on(message, send)
         except BaseException:
             if not left.is_set():  # else it was ended from here
                 raise
@@ -198,8 +219,9 @@ def gathered(figures: Mapping[str, Iterable[Metric]]) -> bytes:
 
 def task_of(path: str, cards: Callable[[str], str | None]) -> str | None:
     """Which task a request is for, by its path; ``cards`` says it of a model. None: of none, any process can answer."""
-    if path.startswith("/v2/models/"):
-        return cards(path.split("/")[3])
+    for prefix in ("/v2/models/", "/v2/repository/models/"):
+        if path.startswith(prefix):
+            return cards(path.removeprefix(prefix).split("/")[0].split("@")[0])
     found: list[Any] = [task for prefix, task in PATHS.items() if path.startswith(prefix)]
     return found[0] if found else None
 

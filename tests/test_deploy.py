@@ -239,6 +239,41 @@ def test_compose_has_its_profiles_and_what_they_mount() -> None:
     assert len({port.split(":")[-2] for port in ports}) == len(ports)
 
 
+def as_compose_reads(text: str) -> str:
+    """A compose file with its variables and merge keys resolved."""
+    content = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+    for service in content["services"].values():
+        if "cpus" in service:
+            service["cpus"] = float(service["cpus"])  # the specification has a number, this reader no whole one
+    return yaml.safe_dump(content)
+
+
+def test_compose_is_taken_by_its_specification() -> None:
+    specification = pytest.importorskip("compose_spec", reason="compose-spec is not installed")
+    text = (ROOT / "docker-compose.yml").read_text()
+    found = specification.PyCompose.from_yaml(as_compose_reads(text))
+    assert set(found.service_names()) == set(COMPOSE["services"])
+    for right, wrong in (("cap_drop", "cap_drops"), ("interval: 10s", "interval: ten"), ("_healthy", "_fine")):
+        with pytest.raises(ValueError, match=re.escape(wrong.split(": ")[-1])):
+            specification.PyCompose.from_yaml(as_compose_reads(text.replace(right, wrong)))
+    for name, service in COMPOSE["services"].items():
+        for other in service.get("depends_on", []):  # else a profile would start one without the other
+            assert COMPOSE["services"][other].get("profiles", []) == service["profiles"], name
+
+
+def test_grafana_finds_what_compose_mounts() -> None:
+    grafana = COMPOSE["services"]["grafana"]
+    mounted = {target: source for source, target, *_ in (volume.split(":") for volume in grafana["volumes"])}
+    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"  # where the image looks
+    (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/quartet.yml").read_text())["providers"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert Path(home).parent == Path(provider["options"]["path"])
+    assert mounted[home] == "./deploy/grafana/dashboard.json"
+    (source,) = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    ports = [port.rsplit(":", 1)[-1] for port in COMPOSE["services"]["prometheus"]["ports"]]
+    assert source["url"] in {f"http://prometheus:{port}" for port in ports}
+
+
 def test_nginx_and_prometheus_ask_services_that_compose_has() -> None:
     services = set(COMPOSE["services"])
     asked = re.findall(r"server (\S+):8000 ", (DEPLOY / "nginx.conf").read_text())

@@ -34,8 +34,10 @@ class Full(Exception): ...
 class Asked:
     """An answer as Ray gives it, which dies after so many lists of messages."""
 
-    def __init__(self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None) -> None:
-        self.messages = messages
+    def __init__(
+        self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None, apart: bool = False
+    ) -> None:
+        self.messages = singly(messages) if apart else messages
         self.dies_after = dies_after
 
     async def __aiter__(self) -> AsyncIterator[list[Message]]:
@@ -51,6 +53,13 @@ class Asked:
             await self.messages.aclose()
 
     def cancel(self) -> None: ...
+
+
+async def singly(messages: AsyncGenerator[list[Message], None]) -> AsyncGenerator[list[Message], None]:
+    """Each message by itself, as they come when a process is busy."""
+    async for several in messages:
+        for message in several:
+            yield [message]
 
 
 @pytest.fixture
@@ -115,6 +124,36 @@ async def test_a_request_whose_replica_dies_is_asked_again(hosted: Hosted) -> No
         assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
     assert calls[0] == calls[1]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("dies_after", "calls"), [(1, 2), (2, 1)])
+async def test_an_answer_that_is_no_stream_comes_whole_or_from_another_replica(
+    hosted: Hosted, dies_after: int, calls: int
+) -> None:
+    asked = []
+
+    def call(scope: Scope, body: bytes) -> Asked:
+        asked.append(body)  # dies between the head of its answer and the rest, or after all of it
+        return Asked(hosted.answer(scope, body), dies_after=dies_after if len(asked) == 1 else None, apart=True)
+
+    async with client(call) as through:
+        answer = await through.post("/v1/images/sample", json={"count": 2, "seed": 1})
+        assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
+    assert len(asked) == calls
+
+
+async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again(hosted: Hosted) -> None:
+    asked = []
+
+    def call(scope: Scope, body: bytes) -> Asked:
+        asked.append(body)
+        return Asked(hosted.answer(scope, body), dies_after=1 if len(asked) == 1 else None, apart=True)
+
+    async with client(call) as through:
+        answer = await through.post(CONTINUE, json={**LONG, "max_characters": 5})
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert "error" not in answer.text
+    assert len(asked) == 2
 
 
 async def test_when_all_die_or_are_busy_it_is_told(hosted: Hosted) -> None:
@@ -185,5 +224,8 @@ async def test_a_path_says_which_task_is_asked(tmp_path: Path) -> None:
             assert task == expected.pop(path.rsplit("/")[-1])
     assert not expected
     assert task_of("/v2/models/tiny-gan/infer", cards) == "sample"
+    assert task_of("/v2/models/tiny-gan@1/versions/1/infer", cards) == "sample"
+    assert task_of("/v2/repository/models/tiny-gan@1/load", cards) == "sample"  # where it is asked for afterwards
+    assert task_of("/v2/repository/index", cards) is None
     assert task_of("/v2/models/none/infer", cards) is None
     assert task_of("/v1/models", cards) is None

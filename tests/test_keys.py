@@ -7,9 +7,12 @@ import hashlib
 import logging
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -241,6 +244,32 @@ def test_counts_end_with_their_window_and_make_room(counts: SharedCounts, monkey
         assert await counts.check()
 
     asyncio.run(check())
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[str]:
+    """The address of a Redis of its own."""
+    pytest.importorskip("redis")
+    if not shutil.which("redis-server"):
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        assert any("Ready to accept connections" in line for line in server.stdout)
+        yield f"redis://127.0.0.1:{port}"
+        server.terminate()
+        server.communicate(timeout=30)
+
+
+def test_services_that_share_a_redis_count_together(serve: Serve, file: Path, redis: str) -> None:
+    """As replicas and pods do."""
+    key = keys.add(file, "alice", "3/hour")
+    with serve(keys_file=file, key_counts=redis) as one, serve(keys_file=file, key_counts=redis) as other:
+        statuses = [each.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for each in (one, other) * 3]
+    assert statuses == [200, 200, 200, 429, 429, 429]
 
 
 def test_nobody_is_held_up_when_counts_cannot_be_had(

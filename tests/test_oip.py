@@ -19,7 +19,7 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from conftest import Serve, address, publish_tiny
-from test_service import until
+from test_service import figures, until
 from tritonclient.utils import InferenceServerException
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
@@ -381,6 +381,27 @@ def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:
         assert answer.headers["x-request-id"]
     assert tiny.get("/v1/nothing").json()["error"]["code"] == "not_found"
     assert tiny.get("/v2x").json()["error"]["code"] == "not_found"
+
+
+def test_a_path_past_the_router_means_what_the_router_says(tiny: httpx.Client) -> None:
+    tries = {
+        "tiny-lstm/infer": 200,
+        "tiny%2Dlstm@1/infer": 200,
+        "tiny-lstm/versions/1/infer": 200,
+        "tiny-lstm/versions/2/infer": 404,
+        "tiny-lstm/versions//infer": 404,
+        "/infer": 404,
+        "tiny-lstm/infer/": 404,
+        "tiny-lstm/infer/infer": 404,
+        "tiny-lstm/versions/1/infer/infer": 404,
+        "tiny%2Flstm/infer": 404,
+    }
+    for path, status in tries.items():
+        answer = tiny.post(f"/v2/models/{path}", json={"inputs": [SERIES]})
+        assert answer.status_code == status, path
+        assert (list(answer.json()) == ["error"]) is (status != 200)
+    routes = {label[1] for name, *labels in figures(tiny) if name == "quartet_requests_total" for label in labels}
+    assert {"/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"} <= routes
 
 
 def test_a_head_too_large_is_refused_in_shape(tiny: httpx.Client) -> None:

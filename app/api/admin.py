@@ -117,23 +117,25 @@ def _look(routes: APIRouter, store: Path) -> None:
     @routes.get("/models")
     async def list_store() -> Response:
         """All names in the store: which versions serve, are tried, are retired."""
-        return json_response({"data": await _run(lambda: catalogue.models(store))})
+        return json_response({"data": await on_store(lambda: catalogue.models(store))})
 
     @routes.get("/models/{name}")
     async def show_versions(name: str) -> Response:
         """One name with all its versions, whole or not."""
-        return json_response(await _run(lambda: catalogue.model(store, name)))
+        return json_response(await on_store(lambda: catalogue.model(store, name)))
 
     @routes.get("/models/{name}/diff", openapi_extra=described_query(Pair))
     async def diff(name: str, request: Request) -> Response:
         """Two versions side by side: figures, sizes, data, notes."""
         pair = read_query(request, Pair)
-        return json_response({"data": await _run(lambda: catalogue.difference(store, name, pair.first, pair.second))})
+        return json_response(
+            {"data": await on_store(lambda: catalogue.difference(store, name, pair.first, pair.second))}
+        )
 
     @routes.get("/verify")
     async def verify() -> Response:
         """All versions, read again: hashes, sizes, finite weights."""
-        return json_response({"data": await _run(lambda: list(catalogue.verify(store)))})
+        return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
 def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
@@ -143,21 +145,21 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def activate(name: str, request: Request) -> Response:
         """Have a version serve who names none, or try it on a share of them. Within 2 seconds every process does."""
         body = await read_json(request, Activation, reading, COMMAS)
-        await _run(lambda: rollout.activate(store, name, body.version, body.share))
-        return json_response(await _run(lambda: catalogue.model(store, name)))
+        await on_store(lambda: rollout.activate(store, name, body.version, body.share))
+        return json_response(await on_store(lambda: catalogue.model(store, name)))
 
     @routes.post("/models/{name}/rollback")
     async def roll_back(name: str) -> Response:
         """End the canary, or else have the previous version serve again."""
-        await _run(lambda: rollout.rollback(store, name))
-        return json_response(await _run(lambda: catalogue.model(store, name)))
+        await on_store(lambda: rollout.rollback(store, name))
+        return json_response(await on_store(lambda: catalogue.model(store, name)))
 
     @routes.post("/models/{name}/retire", openapi_extra=described(Retirement, {"version": 1}))
     async def retire(name: str, request: Request) -> Response:
         """Serve a version no longer, not even by its number; its files stay."""
         body = await read_json(request, Retirement, reading, COMMAS)
-        await _run(lambda: rollout.retire(store, name, body.version, body.undo))
-        return json_response(await _run(lambda: catalogue.model(store, name)))
+        await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
+        return json_response(await on_store(lambda: catalogue.model(store, name)))
 
 
 def _carry(routes: APIRouter, settings: Settings) -> None:
@@ -171,21 +173,21 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
         try:
             with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
                 await spool(request, body, most, settings.body_seconds)
-                card: Card = await _run(lambda: archive.bring_in(store, body, most, renumber), otherwise=BadValue)
+                card: Card = await on_store(lambda: archive.bring_in(store, body, most, renumber), otherwise=BadValue)
         except OSError as error:
             raise _not_written(error) from None
-        return json_response(await _run(lambda: catalogue.model(store, card.name)) | {"imported": card.version})
+        return json_response(await on_store(lambda: catalogue.model(store, card.name)) | {"imported": card.version})
 
     @routes.get("/models/{name}/export", openapi_extra=described_query(One))
     async def export(name: str, request: Request) -> Response:
         """A version as one archive."""
         version = read_query(request, One).version
-        pieces = await _run(lambda: archive.export(store, name, version))
+        pieces = await on_store(lambda: archive.export(store, name, version))
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
         return StreamingResponse(pieces, headers=headers, media_type="application/zip")
 
 
-async def _run(work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
+async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
     """Do what works on the store, on a thread. Its failures become those that a caller can see."""
     try:
         return await asyncio.to_thread(work)

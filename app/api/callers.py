@@ -26,7 +26,7 @@ log = logging.getLogger("quartet")
 
 # What a browser or a load balancer asks for before it could know a key, and what has a key of its own.
 OPEN = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
-OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/")
+OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
 
 
@@ -139,6 +139,12 @@ def counts(settings: Settings) -> Storage | None:
     return found
 
 
+async def let_go(counted: Storage) -> None:
+    """End the connections that counting has opened (a Redis'): their event loop could not be closed with them."""
+    if bridge := getattr(counted, "bridge", None):
+        await bridge.get_connection().aclose()
+
+
 def keyed(
     app: ASGIApp,
     settings: Settings,
@@ -157,6 +163,5 @@ def keyed(
         limits = parse_limits(settings.key_limit)
     except ValueError:
         raise SettingsError(f"QUARTET_KEY_LIMIT is {settings.key_limit!r}: it is not like 600/minute") from None
-    shared = shared or counts(settings)
     assert shared is not None
     return Keyed(app, ring, limits, shared, failure, limited)

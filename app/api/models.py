@@ -56,10 +56,10 @@ def _names(registry: Registry) -> list[str]:
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
     """OpenAI's keys of a model, and ours."""
     broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.broken if entry.name == name]
-    card = registry.card(name, number)
-    if card is None:
-        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": "broken", "broken": broken}
-    shelf = registry.shelves[name]
+    card, shelf = registry.card(name, number), registry.shelves.get(name)
+    if card is None or shelf is None:
+        state = "unloaded" if shelf and shelf.unloaded else "broken"
+        return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "broken": broken}
     return {
         "id": name,
         "object": "model",

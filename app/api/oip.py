@@ -13,6 +13,7 @@ import orjson
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from app.api import examples, generate, repository, statistics
 from app.api.bodies import PACKED, head, json_bytes, json_response, read
@@ -27,8 +28,11 @@ from app.errors import BadValue, NotReady, shown
 from app.metrics import Metrics
 from app.settings import Settings
 
-# What is announced is what there is. "model_repository" belongs here once models can be loaded and unloaded.
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "parameters", "statistics"]
+# What is announced is what there is.
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
+]
+BUSY = ("/infer", "/generate", "/generate_stream")
 PLATFORM = "pytorch_safetensors"
 TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and their name
 VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
@@ -46,8 +50,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def router(registry: Registry, settings: Settings, metrics: Metrics) -> APIRouter:
-    """The routes, with the limits of the settings."""
+def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: str | None = None) -> APIRouter:
+    """The routes, with the limits of the settings; models are loaded and unloaded for who has the admin key."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     _server(routes, registry)
     statistics.add(routes, registry, metrics)  # before the models, for its path looks like one called "stats"
@@ -55,8 +59,13 @@ def router(registry: Registry, settings: Settings, metrics: Metrics) -> APIRoute
     _models(routes, registry, limits)
     _infer(routes, registry, limits)
     generate.add(routes, registry, settings)
-    repository.add(routes, registry, settings)
+    repository.add(routes, registry, settings, admin_key)
     return routes
+
+
+def busy(routes: APIRouter) -> list[BaseRoute]:
+    """Those by which networks are asked."""
+    return [route for route in routes.routes if getattr(route, "path", "").endswith(BUSY)]
 
 
 def _server(routes: APIRouter, registry: Registry) -> None:
@@ -105,6 +114,7 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @on(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
+        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
         live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Path, Request
 from app.api.choice import choose
 from app.engine.loading import Live
 from app.engine.registry import Registry
-from app.errors import BadValue, NotReady, UnknownModel, shown
+from app.engine.survey import Key
+from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.telemetry import REQUEST_ID
 
 Endpoint = Callable[..., Any]
@@ -33,20 +34,28 @@ def on(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endp
 async def asked(registry: Registry, request: Request, name: str, until: float) -> Live:
     """The version that a path means; one that is not in memory is waited for.
 
-    Raises BadValue, UnknownModel, RetiredModel, TimedOut, and NotReady for a model that is broken.
+    Raises BadValue, UnknownModel, RetiredModel, UnloadedModel, TimedOut, and NotReady for a model that is broken.
     """
+    try:
+        found, number = meant(registry, request, name)
+    except UnloadedModel:
+        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load it
+        found, number = meant(registry, request, name)
+    card = registry.card(found, number)
+    if card is None:  # removed a moment ago
+        raise UnknownModel(name, registry.shelves, "name")
+    return await choose(request, registry, card.task, f"{found}@{number}", until)
+
+
+def meant(registry: Registry, request: Request, name: str) -> Key:
+    """The name and number that a path means, in memory or not. Raises as ``asked`` does, but not TimedOut."""
     version = request.path_params.get("version")
     if version is None:
         if name not in registry.shelves and (
             reasons := [entry.reason for entry in registry.broken if entry.name == name]
         ):
             raise NotReady(f"model {shown(name)} is not whole: {'; '.join(reasons)}")
-        found, number = registry.find(name, request.scope.get(REQUEST_ID, ""), "name")
-    else:
-        if not (version.isascii() and version.isdigit()):
-            raise BadValue(f"version is {shown(version)}; it should be a number", "version")
-        found, number = registry.find(f"{name}@{version}", param="version")
-    card = registry.card(found, number)
-    if card is None:  # removed a moment ago
-        raise UnknownModel(name, registry.shelves, "name")
-    return await choose(request, registry, card.task, f"{found}@{number}", until)
+        return registry.find(name, request.scope.get(REQUEST_ID, ""), "name")
+    if not (version.isascii() and version.isdigit()):
+        raise BadValue(f"version is {shown(version)}; it should be a number", "version")
+    return registry.find(f"{name}@{version}", param="version")

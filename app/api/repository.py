@@ -1,41 +1,59 @@
-"""What Triton calls the model repository: which versions there are, and in which state."""
+"""What Triton calls the model repository: which versions there are, and in which state; models are loaded and unloaded.
+
+Whether a model is unloaded stands in the store, beside which version serves: it is true of every process that follows
+the store, and still after a restart. To drop it from the memory of the one process that was asked would be a lie, for
+the next request may reach another. So an unloaded model is not loaded on demand either: a stray request, or
+``is_model_ready`` itself, would undo what somebody has decided. What follows within a moment elsewhere is told at
+once: the index, a model's readiness, and whoever is about to be refused look at the store first.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
-from pydantic import Field, ValidationError
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
+from app import rollout
+from app.api.admin import guard, on_store
 from app.api.bodies import NAMES, json_bytes, json_response, object_of, read
 from app.api.failures import bad_value
+from app.api.oip_paths import asked
+from app.api.patience import deadline
 from app.api.wire_in import Loose
 from app.engine.registry import Registry
-from app.errors import NotEnabled
+from app.errors import BadValue, Conflict, NotEnabled, shown
+from app.rollout import Rollout
 from app.settings import Settings
+
+B = TypeVar("B", bound=BaseModel)
 
 
 class Index(Loose):
     ready: bool = Field(False, description="only versions that are ready")
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v2/repository/...``."""
+class Change(Loose):
+    parameters: dict[str, Any] = Field({}, description="`unload_dependents` changes nothing: no model has any")
+
+
+def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str | None) -> None:
+    """``/v2/repository/...``; without an admin key nothing is loaded or unloaded."""
     content = {"application/json": {"schema": Index.model_json_schema(), "example": {"ready": True}}}
 
     @routes.post("/repository/index", openapi_extra={"requestBody": {"content": content}})
     async def index(request: Request) -> Response:
         """Every version in the store, ready or not and why."""
-        body = _index(await read(request, json_bytes(settings.max_body_bytes, 0), settings.body_seconds))
-        versions = [_entry(live.card.name, live.card.version) for live in registry.all()]
-        if not body.ready:
-            versions += [
-                _entry(shelf.name, number, "not in memory; it is loaded when somebody asks for it")
-                for shelf in registry.shelves.values()
-                for number in shelf.numbers
-                if not registry.memory.get(shelf.name, number)
-            ]
-            versions += [_entry(each.name, each.version, each.reason) for each in registry.broken if each.version]
-        return json_response(sorted(versions, key=lambda entry: (entry["name"], int(entry["version"]))))
+        body = await _body(request, Index, settings)
+        await registry.refresh()
+        found = _ready(registry) if body.ready else _ready(registry) + _others(registry)
+        return json_response(sorted(found, key=lambda entry: (entry["name"], int(entry["version"]))))
+
+    if admin_key:
+        _changes(routes, registry, settings, admin_key)
+        return
 
     @routes.post("/repository/models/{name}/load", include_in_schema=False)
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
@@ -47,12 +65,79 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         )
 
 
-def _index(content: bytes) -> Index:
+def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
+    content = {"application/json": {"schema": Change.model_json_schema(), "example": {}}}
+    guarded: dict[str, Any] = {
+        "dependencies": [Depends(guard(admin_key))],
+        "openapi_extra": {"requestBody": {"content": content}},
+    }
+
+    @routes.post("/repository/models/{name}/load", **guarded)
+    async def load(request: Request, name: str) -> Response:
+        """Serve a model that was unloaded, and answer once the version that serves is in memory, or `name@version`."""
+        until = deadline(request, settings.request_seconds)
+        _check((await _body(request, Change, settings)).parameters)
+        await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
+        live = await asked(registry, request, name, until)
+        return json_response({"name": live.card.name, "version": str(live.card.version), "load": True})
+
+    @routes.post("/repository/models/{name}/unload", **guarded)
+    async def unload(request: Request, name: str) -> Response:
+        """Serve a model no longer, none of its versions, until it is loaded again. What it was asked, it still answers.
+
+        Refused for one that serves a task by default.
+        """
+        await _body(request, Change, settings)
+        if "@" in name:
+            told = f"name is {shown(name)}; a model is unloaded with all its versions, and `retire` is for one of them"
+            raise BadValue(told, "name")
+        await _change(registry, lambda: rollout.unload(settings.store, name))
+        return json_response({"name": name, "unload": True})
+
+
+async def _change(registry: Registry, change: Callable[[], Rollout]) -> None:
+    """Write it into the store and follow that at once. Raises Conflict, and as ``on_store`` does."""
+    if not registry.settings.store_seconds:
+        raise Conflict("QUARTET_STORE_SECONDS is 0: this service looks at its store only at the start")
+    await on_store(change)
+    await registry.refresh()
+
+
+def _check(parameters: dict[str, Any]) -> None:
+    """Raises BadValue for what Triton would load in place of what lies in its repository."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise BadValue(
+                f"there is a parameter {shown(name)}; a model is loaded as it lies in the store: its card is its "
+                "configuration, and files come by /v1/admin/import",
+                "parameters",
+            )
+
+
+async def _body(request: Request, kind: type[B], settings: Settings) -> B:
     """A body that may be empty. Raises BadValue."""
+    content = await read(request, json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
-        return Index.model_validate(object_of(content, NAMES))
+        return kind.model_validate(object_of(content, NAMES))
     except ValidationError as error:
         raise bad_value(error.errors(include_url=False)) from None
+
+
+def _ready(registry: Registry) -> list[dict[str, str]]:
+    return [_entry(live.card.name, live.card.version) for live in registry.all()]
+
+
+def _others(registry: Registry) -> list[dict[str, str]]:
+    """What is not in memory, and what is broken."""
+    found = [_entry(each.name, each.version, each.reason) for each in registry.broken if each.version]
+    for shelf in registry.shelves.values():
+        found += [_entry(shelf.name, number, "unloaded") for number in shelf.unloaded]
+        found += [
+            _entry(shelf.name, number, "not in memory; it is loaded when somebody asks for it")
+            for number in shelf.numbers
+            if not registry.memory.get(shelf.name, number)
+        ]
+    return found
 
 
 def _entry(name: str, version: int, reason: str = "") -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from app.engine.lane import Lane
 from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
 from app.engine.memory import Memory
 from app.engine.shelf import Shelf
-from app.engine.survey import Key, Survey
+from app.engine.survey import Key, Survey, unloaded
 from app.engine.watch import Watch, Watcher
-from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, shown
+from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.settings import Settings
 from app.store import Card, StoreError, Task
 
@@ -64,6 +65,8 @@ class Registry:
         self._refused: list[Broken] = []  # entries of defaults.json
         self._coming: dict[Key, asyncio.Task[Live | Broken]] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looked = -math.inf  # when the last look at the store began
         self._bringing: asyncio.Task[None] | None = None
         self._serving = False  # from then on, versions are loaded aside
 
@@ -94,6 +97,18 @@ class Registry:
         """
         while self.settings.store_seconds:
             await asyncio.sleep(self.settings.store_seconds)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Serve what lies in the store now, where it is followed, without waiting for the next look at it.
+
+        What is new is loaded beside. Many who want it at once share one look: it only has to begin after they asked.
+        """
+        asked = time.monotonic()
+        async with self._looking:
+            if self._looked > asked or not self.settings.store_seconds:
+                return
+            self._looked = time.monotonic()
             try:
                 await self._look()
                 self._place()
@@ -103,6 +118,15 @@ class Registry:
                     self._bringing = asyncio.create_task(self._bring())
             except Exception:  # such as a store that is away for a moment
                 log.exception("the store cannot be followed")
+
+    async def recheck(self, name: str) -> None:
+        """Look at the store when a model has just been loaded or unloaded by way of another process.
+
+        That is one small file to read: to look at all of it takes long beside texts that are written.
+        """
+        shelf = self.shelves.get(name)
+        if shelf and await asyncio.to_thread(unloaded, self.settings.store, name) not in (None, bool(shelf.unloaded)):
+            await self.refresh()
 
     async def _look(self) -> None:
         known, asked = set(self._survey.broken), dict(self._failed)
@@ -114,12 +138,15 @@ class Registry:
                 _complain(entry)
 
     def _place(self) -> None:
-        """Serve each name as was chosen, where what it needs for that is in memory or will come on demand."""
+        """Serve each name as was chosen, where what it needs for that is in memory or will come on demand, as it does
+        for a name of which nothing is served so far, since it was unloaded.
+        """
         for name in self.shelves.keys() - self._survey.numbers.keys():
             del self.shelves[name]
         for name in self._survey.numbers:
-            shelf = self._shelf(name)
-            if not any(number and self._should_load(shelf, number) for number in (shelf.active, shelf.canary)):
+            shelf, before = self._shelf(name), self.shelves.get(name)
+            due = any(number and self._should_load(shelf, number) for number in (shelf.active, shelf.canary))
+            if not due or (before and before.unloaded):
                 self._put(shelf)
 
     async def _bring(self) -> None:
@@ -249,11 +276,18 @@ class Registry:
     async def reach(self, task: Task, model: str | None, request_id: str, until: float) -> Live:
         """As ``pick``, but waits for a version that is not in memory, ``until`` the event loop's clock says so.
 
-        Raises TimedOut then.
+        Raises TimedOut then. Before an unloaded model is refused, it is looked up once more.
         """
+        looked = False
         while True:
             try:
                 return self.pick(task, model, request_id)
+            except UnloadedModel:
+                if looked:
+                    raise
+                await self.recheck((model or "").partition("@")[0])
+                looked = True
+                continue
             except Asleep as asleep:
                 coming = asleep.coming
             try:
@@ -270,6 +304,8 @@ class Registry:
         shelf = self.shelves.get(name)
         if shelf is None:
             raise UnknownModel(model, self.shelves, param)
+        if shelf.unloaded:
+            raise UnloadedModel(f"model {shown(name)} is unloaded, until somebody loads it", param)
         found = shelf.serves(request_id)
         if at:
             found = int(number) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None

@@ -22,11 +22,14 @@ class Shelf:
     previous: int | None
     canary: int | None = None
     share: float = 0.0  # of the canary, in per cent
+    unloaded: tuple[int, ...] = ()  # that may be asked for once the model is loaded again
 
     @classmethod
     def of(cls, name: str, found: Sequence[int], chosen: Rollout, broken: Collection[int]) -> Shelf:
         """What follows from the versions in the store, from what was chosen, and from what cannot be served."""
         left = [number for number in found if number not in broken and number not in chosen.retired]
+        if chosen.unloaded:
+            return cls(name, (), tuple(chosen.retired), None, None, unloaded=tuple(left))
         active = next(iter(chosen.order(left)), None)
         back = [number for number in chosen.before(active, left) if number in left]
         canary = chosen.canary if chosen.canary and chosen.canary.version in left else None
@@ -53,6 +56,8 @@ class Shelf:
 
     def told(self) -> str:
         """Which versions serve, for the log."""
+        if self.unloaded:
+            return "it is unloaded"
         canary = f", {self.canary} for {self.share:g} % of the requests" if self.canary else ""
         return f"version {self.active} serves{canary}" if self.active else "no version serves"
 

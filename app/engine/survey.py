@@ -14,6 +14,14 @@ from app.store import Card, StoreError
 Key = tuple[str, int]  # a name and the number of a version
 
 
+def unloaded(folder: Path, name: str) -> bool | None:
+    """Whether a model is unloaded, by what was chosen for it alone; None where that cannot be read."""
+    try:
+        return rollout.read(folder, name).unloaded
+    except StoreError:
+        return None
+
+
 @dataclass(frozen=True)
 class Survey:
     """The versions of each name, what was chosen for it, and the cards; what cannot be read is ``broken``."""

@@ -10,7 +10,7 @@ const SHOWN = 4; // figures before the others are asked for
 export function showModels(models) {
   const order = Object.keys(TASKS);
   const sorted = [...models].sort((a, b) => order.indexOf(a.task) - order.indexOf(b.task) || b.default - a.default);
-  find("cards").replaceChildren(...sorted.map((model) => (model.state === "broken" ? brokenCard(model) : card(model))));
+  find("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : brokenCard(model))));
 }
 
 function card(model) {
@@ -118,6 +118,6 @@ const broken = ({ version, reason }) => make("p", { class: "error" }, `Version $
 
 function brokenCard(model) {
   return make("article", { class: "card", "aria-label": model.id },
-    make("header", {}, make("h3", {}, model.id), make("div", { class: "marks" }, make("span", {}, "not served"))),
+    make("header", {}, make("h3", {}, model.id), make("div", { class: "marks" }, make("span", {}, model.state === "unloaded" ? "unloaded" : "not served"))),
     ...model.broken.map(broken));
 }

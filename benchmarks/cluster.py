@@ -1,0 +1,234 @@
+"""A Ray cluster of two nodes on this machine: the answers of a plain service, and what gets lost when parts of it die.
+
+    python -m benchmarks.cluster                             # all of it, about four minutes; needs the extra [ray]
+    python -m benchmarks.cluster --only node --callers 32    # one part
+
+same      each endpoint through the cluster and from a plain service: equal to the byte, streams in what they say
+replica   a replica is killed under load: which answers came, and when there are two again
+node      the same with a whole node, all its processes
+scaling   one replica becomes two as requests wait, and one again: which answers came
+
+Status 0 is an answer that broke off or a connection that was refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import json
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+
+from benchmarks import load, servers
+from benchmarks.load import Request
+from benchmarks.servers import ROOT, free_port, stats
+from benchmarks.serving import progress, words
+from benchmarks.works import works
+from deploy.ray_serve import build
+
+PARTS = ("same", "replica", "node", "scaling")
+TASKS = ["classify", "continue", "forecast", "sample"]
+FOREVER = 240.0  # seconds after which what should come true did not
+APPLICATION, GROUP = "quartet", "all"
+
+
+def requests() -> list[Request]:
+    """One of each kind, through each protocol."""
+
+    def post(path: str, **body: Any) -> Request:
+        return Request(path, json.dumps(body).encode())
+
+    text, values = "shakespeare-rnn", json.loads((ROOT / "docs/sine.json").read_text())["values"]
+    picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
+    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(values)], "data": values}
+    series = {"type": "univariate_time_series", "series": values, "frequency": "H"}
+    return [
+        Request("/v1/images/classify?explain=true", picture, "image/png"),
+        post("/v1/text/continue", prompt="ROMEO:", seed=2, max_characters=80),
+        post("/v1/text/continue", prompt="ROMEO:", seed=2, max_characters=80, n=3, stream=True),
+        post("/v1/series/forecast", values=values),
+        post("/v1/images/sample", count=4, seed=1),
+        post("/v1/completions", model=text, prompt="ROMEO:", seed=2, logprobs=2),
+        post("/v1/completions", model=text, prompt="ROMEO:", seed=2, max_tokens=80, stream=True),
+        post("/v1/images/generations", prompt="two sevens and a 3", seed=1),
+        post("/v1/timeseries/forecast", inputs=[series], options={"horizon": 3}),
+        post("/v2/models/sine-lstm/infer", inputs=[tensor]),
+        post(f"/v2/models/{text}/generate", text_input="ROMEO:", seed=2),
+        post(f"/v2/models/{text}/generate_stream", text_input="ROMEO:", seed=2, max_characters=80),
+        post("/v1/text/continue", temperature=-1),
+        post("/v2/models/nothing/infer"),
+    ]
+
+
+def said(body: bytes) -> object:
+    """An answer without what each has of its own: ids and the time; of a stream its text, however it was cut."""
+    events = re.findall(rb"^data: (\{.*\})\r?$", body, re.MULTILINE)
+    if events:
+        told = [json.loads(event) for event in events]
+        pieces = [(one.get("choices") or [one])[0] for one in told]
+        keys = ("text", "text_output")
+        texts: dict[int, str] = collections.defaultdict(str)
+        for piece in pieces:
+            texts[piece.get("index", 0)] += "".join(piece.get(key, "") for key in keys)
+        return dict(texts)
+    return re.sub(rb'"(id|created|created_at)":("[^"]*"|\d+)', b"", body)
+
+
+async def differences(port: int, plain: int) -> list[str]:
+    """The paths that are answered otherwise by the cluster than by a plain service."""
+    wrong = []
+    for request in requests():
+        ours, theirs = await load.ask(port, request), await load.ask(plain, request)
+        if (ours.status, said(ours.body)) != (theirs.status, said(theirs.body)):
+            wrong.append(
+                f"{request.path}: {ours.status} {ours.body[:200]!r}, plain {theirs.status} {theirs.body[:200]!r}"
+            )
+        progress(f"{theirs.status} {request.path}")
+    return wrong
+
+
+def replicas() -> int:
+    """How many of the group run."""
+    group = serve.status().applications[APPLICATION].deployments[GROUP]
+    return group.replica_states.get("RUNNING", 0)
+
+
+async def until(holds: Callable[[], bool]) -> float:
+    """Seconds until it is so. Raises TimeoutError."""
+    begun = time.perf_counter()
+    async with asyncio.timeout(FOREVER):
+        while not await asyncio.to_thread(holds):  # noqa: ASYNC110  # Ray has no event for it
+            await asyncio.sleep(0.2)
+    return time.perf_counter() - begun
+
+
+def victim() -> int:
+    """The process of one replica."""
+    for pid, _ in stats():
+        with suppress(OSError):  # it has ended
+            if (
+                Path(f"/proc/{pid}/cmdline")
+                .read_bytes()
+                .startswith(f"ray::ServeReplica:{APPLICATION}:{GROUP}".encode())
+            ):
+                return pid
+    raise LookupError("no replica runs")
+
+
+async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]) -> str:
+    """What came of the requests while something was done to the cluster."""
+    asked = works(ROOT / "models_store")
+    sent = asked["cnn"].requests if work == "cnn" else [each for each in requests() if b'"stream"' in each.body]
+    stop, answers = asyncio.Event(), []
+
+    async def keep_asking() -> None:
+        while not stop.is_set():
+            answers.extend((await load.call(port, sent, callers, 1.0))[0])
+
+    asking = asyncio.create_task(keep_asking())
+    await asyncio.sleep(3)
+    done = await does()
+    await asyncio.sleep(3)
+    stop.set()
+    await asking
+    counted = dict(collections.Counter(answer.status for answer in answers))
+    told = sum(b'"error"' in answer.body for answer in answers if answer.status == 200)
+    slowest = max(answer.seconds for answer in answers if answer.status == 200)
+    return f"{work}, {callers} callers: {counted}, {told} streams ended with an error; slowest {slowest:.1f} s; {done}"
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Two nodes; the second one holds replicas alone and can be taken away."""
+    os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both
+    os.environ.setdefault("QUARTET_STORE", str(ROOT / "models_store"))
+    node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
+    made = Cluster(initialize_head=True, connect=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        made.add_node(**node, resources={"second": 1})
+        made.wait_for_nodes()
+        yield made
+    finally:
+        with suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        made.shutdown()
+
+
+def deploy(least: int, most: int, requests: float) -> None:
+    group = {"tasks": TASKS, "least": least, "most": most, "requests": requests}
+    group |= {"upscale_seconds": 1, "downscale_seconds": 3}
+    serve.run(build({"groups": {GROUP: group}}), name=APPLICATION, route_prefix="/")
+
+
+async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: int) -> None:
+    async def killed() -> str:
+        os.kill(victim(), signal.SIGKILL)
+        await until(lambda: replicas() < 2)
+        return f"two replicas again after {await until(lambda: replicas() == 2):.1f} s"
+
+    async def removed() -> str:
+        await asyncio.to_thread(made.remove_node, made.list_all_nodes()[1], allow_graceful=False)
+        await until(lambda: replicas() < 2)
+        return f"two replicas again after {await until(lambda: replicas() == 2):.1f} s"
+
+    async def grown() -> str:
+        return f"two replicas after {await until(lambda: replicas() == 2):.1f} s"
+
+    async def shrunk() -> str:
+        return f"one replica after {await until(lambda: replicas() == 1):.1f} s"
+
+    if "same" in options.only:
+        wrong = await differences(port, plain)
+        print(
+            f"same: {len(requests()) - len(wrong)} of {len(requests())} answers are those of a plain service",
+            flush=True,
+        )
+        print("\n".join(wrong), flush=True)
+    for work in ("cnn", "streams"):
+        if "replica" in options.only:
+            print("a replica is killed:", await under_load(port, work, options.callers, killed), flush=True)
+    if "scaling" in options.only:
+        await asyncio.to_thread(deploy, 1, 2, 8)
+        await until(lambda: replicas() == 1)
+        for work in ("cnn", "streams"):
+            print("requests wait:", await under_load(port, work, options.callers, grown), flush=True)
+            print("few do:", await under_load(port, work, 1, shrunk), flush=True)
+        await asyncio.to_thread(deploy, 2, 2, 64)
+        await until(lambda: replicas() == 2)
+    if "node" in options.only:
+        print("a node is killed:", await under_load(port, "cnn", options.callers, removed), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = argparse.ArgumentParser(description="A Ray cluster of two nodes on this machine, parts of which die.")
+    made.add_argument("--only", type=words(PARTS), default=list(PARTS), help=f"of {','.join(PARTS)}")
+    made.add_argument("--callers", type=int, default=32, help="(default: %(default)s)")
+    options = made.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name, cluster() as nodes:
+        port = free_port()
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+        deploy(2, 2, 64)
+        plain = servers.ours(Path(name), ROOT / "models_store", "1x1")
+        try:
+            if "same" in options.only:
+                plain.start()
+            asyncio.run(parts(options, port, nodes, plain.port))
+        finally:
+            plain.stop()
+
+
+if __name__ == "__main__":
+    main()

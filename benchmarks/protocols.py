@@ -1,0 +1,165 @@
+"""The same work through each protocol, beside the native endpoint: what does a protocol cost?
+
+    python -m benchmarks.protocols                                 # about three minutes
+    python -m benchmarks.protocols --only forecast --callers 32    # one kind of work
+
+The service runs as ``make serve`` starts it. Each round measures every protocol once, in an order that turns; the load
+is that of ``benchmarks.serving``. "Time" is the native endpoint's rate over this one's: how long a request takes of the
+service when it has enough to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+from PIL import Image
+
+from benchmarks import load, servers
+from benchmarks.load import Request
+from benchmarks.report import Results, number, over
+from benchmarks.servers import ROOT, Server
+from benchmarks.serving import progress, turned, words
+
+NATIVE = "native"
+CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
+CHARACTERS, HORIZON, DIGITS = 60, 48, 16
+LONG = ("text", "stream")  # answers that are still under way when the time is up: by callers of our own
+
+Ways = dict[str, Request]  # a protocol, and how the work is asked for by it
+
+
+def post(path: str, **body: Any) -> Request:
+    return Request(path, json.dumps(body).encode())
+
+
+def tensor(model: str, name: str, datatype: str, values: np.ndarray, binary: bool, **parameters: Any) -> Request:
+    """A tensor for a model of the Open Inference Protocol, and its outputs back in the same form."""
+    head: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
+    content = values.tobytes() if binary else b""
+    if binary:
+        head["parameters"] = {"binary_data_size": len(content)}
+    else:
+        head["data"] = values.ravel().tolist()
+    text = json.dumps({"inputs": [head], "parameters": {**parameters, "binary_data_output": binary}}).encode()
+    path = f"/v2/models/{model}/infer"
+    return Request(path, text + content, "application/octet-stream", len(text)) if binary else Request(path, text)
+
+
+def tensors(model: str, name: str, datatype: str, values: np.ndarray, **parameters: Any) -> Ways:
+    ways = {"OIP, JSON": False, "OIP, binary": True}
+    return {way: tensor(model, name, datatype, values, binary, **parameters) for way, binary in ways.items()}
+
+
+def works() -> dict[str, Ways]:
+    """What there is to do, by each protocol that can ask for it, the native one first."""
+    picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]
+    values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
+    latents = np.random.default_rng(0).standard_normal((DIGITS, 100), dtype=np.float32)
+    name, number = RNN.split("@")
+    base = f"/v2/models/{name}/versions/{number}"
+    asked = {"prompt": "ROMEO:", "temperature": 0.8, "seed": 2}
+    written = {"text_input": "ROMEO:", "temperature": 0.8, "seed": 2, "max_characters": CHARACTERS}
+    series = {"type": "univariate_time_series", "series": values, "frequency": "H"}
+    prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["ROMEO:"]}
+    options = {"max_characters": CHARACTERS, "temperature": 0.8, "seed": 2}
+    own = {**asked, "model": RNN, "max_characters": CHARACTERS}
+    openai = {**asked, "model": RNN, "max_tokens": CHARACTERS}
+    return {
+        "image": {
+            NATIVE: Request(f"/v1/images/classify?model={CNN}", picture, "image/png"),
+            **tensors(CNN, "image", "UINT8", pixels),
+        },
+        "forecast": {
+            NATIVE: post("/v1/series/forecast", values=values, model=LSTM, horizon=HORIZON, levels=[80]),
+            **tensors(LSTM, "values", "FP64", np.array([values]), horizon=HORIZON, levels="80"),
+            "KServe series": post(
+                "/v1/timeseries/forecast",
+                model=LSTM,
+                inputs=[series],
+                options={"horizon": HORIZON, "quantiles": [0.1, 0.5, 0.9]},
+            ),
+        },
+        "digits": {
+            NATIVE: post("/v1/images/sample", count=DIGITS, model=GAN),
+            **tensors(GAN, "latents", "FP32", latents),
+        },
+        "text": {
+            NATIVE: post("/v1/text/continue", **own),
+            "OpenAI": post("/v1/completions", **openai),
+            "OIP, generate": post(f"{base}/generate", **written),
+            "OIP, JSON": post(f"{base}/infer", inputs=[prompt], parameters=options, outputs=[{"name": "text"}]),
+        },
+        "stream": {
+            NATIVE: post("/v1/text/continue", **own, stream=True),
+            "OpenAI": post("/v1/completions", **openai, stream=True),
+            "OIP, generate": post(f"{base}/generate_stream", **written),
+        },
+    }
+
+
+async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, turn: int) -> None:
+    """One round of one kind of work."""
+    for way, request in turned(list(works()[work].items()), turn):
+        answer = await load.ask(server.port, request)
+        if answer.status != 200:
+            raise SystemExit(f"{work} by {way}: status {answer.status}: {answer.body[:300]!r}")
+        progress(f"{work}, round {turn + 1} of {options.rounds}: {way}")
+        generator = load.own if work in LONG or not load.fast() else load.wrk
+        await load.call(server.port, [request], options.callers, 0.5)
+        cpu = server.cpu_seconds()
+        figures = await generator(server.port, [request], options.callers, options.seconds)
+        figures["cpu"] = (server.cpu_seconds() - cpu) / options.seconds
+        results.add(work, way, options.callers, figures)
+
+
+def table(results: Results, callers: int) -> str:
+    lines = ["| work | protocol | requests/s | min–max | time, of native's | p50 ms | p99 ms | errors | CPU s/s |"]
+    lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
+    for work, ways in results.cells.items():
+        native = results.median(work, NATIVE, callers, "per_second")
+        for way in sorted(ways, key=list(works()[work]).index):
+            values = results.values(work, way, callers, "per_second")
+            rate = results.median(work, way, callers, "per_second")
+            cells = [number(rate, 0), f"{min(values):,.0f}–{max(values):,.0f}", number(over(native, rate), 2)]
+            cells += [number(results.median(work, way, callers, key), 1) for key in ("p50", "p99")]
+            cells.append(number(sum(results.values(work, way, callers, "errors")), 0))
+            cells.append(number(results.median(work, way, callers, "cpu"), 2))
+            lines.append(f"| {work} | {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+async def bench(options: argparse.Namespace, server: Server) -> None:
+    results = Results()
+    for work in options.only:
+        for turn in range(options.rounds):
+            await measure(server, results, options, work, turn)
+    print(table(results, options.callers), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = argparse.ArgumentParser(description="The same work through each protocol, beside the native endpoint.")
+    made.add_argument("--only", type=words(tuple(works())), default=list(works()), help=f"of {','.join(works())}")
+    made.add_argument("--callers", type=int, default=32, help="(default: %(default)s)")
+    made.add_argument("--seconds", type=float, default=3, help="of each turn (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="turns of each protocol (default: %(default)s)")
+    options = made.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
+        server = servers.ours(Path(name), ROOT / "models_store")
+        try:
+            server.start()
+            uvloop.run(bench(options, server))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
