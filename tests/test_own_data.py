@@ -24,6 +24,7 @@ from app.networks import build
 from app.predictors.cnn import Decoder
 from training import cnn, conditional, drawn, evaluate, folders, gan, rnn, shapes, texts, transfer
 from training import run as running
+from training.best import Best
 from training.data import DataError
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8]}
@@ -379,11 +380,11 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
 
 def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
     network = torch.nn.Linear(1, 1)
-    best = texts.Best(network)
+    best = Best(network)
     for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         torch.nn.init.constant_(network.weight, weight)
         best.offer(network, loss)
-    again = texts.Best(network)
+    again = Best(network)
     again.load_state_dict(best.state_dict())
     assert again.weights["weight"].item() == 2
     assert again.loss.item() == 1

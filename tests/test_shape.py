@@ -56,7 +56,7 @@ ALLOWED = {
         *("app.api", "app.engine.loading", "app.engine.registry", "app.machine", "app.rollout", "app.server"),
         *("app.access", "app.metrics", "app.settings", "app.telemetry", "app.tracing", "app.workers"),
     },
-    "training": {"training", "app.networks", "app.store", "app.predictors", "app.errors"},
+    "training": {"training", "app.networks", "app.rollout", "app.store", "app.predictors", "app.errors"},
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.predictors.forecaster import LONGEST_SEASON
 from training.data import DataError
 
 FORMATS = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")
@@ -85,8 +86,11 @@ def autocorrelation(values: np.ndarray, lag: int) -> float:
 
 
 def season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
-    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is."""
-    candidates = frequency.seasons if frequency else range(2, 401)
+    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is.
+
+    Seasons that the forecaster cannot read are none.
+    """
+    candidates = [lag for lag in (frequency.seasons if frequency else range(2, 401)) if lag <= LONGEST_SEASON]
     known = [values[~np.isnan(values)] for values in series[:50]]
 
     def strength(lag: int) -> float:

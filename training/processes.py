@@ -133,9 +133,12 @@ class Total(torch.autograd.Function):
         return total
 
 
-def _total(part: Tensor) -> Tensor:
-    total: Tensor = Total.apply(part)
-    return total
+def total(part: Tensor) -> Tensor:
+    """The sum over all processes, and so is its gradient."""
+    if count() == 1:
+        return part
+    whole: Tensor = Total.apply(part)
+    return whole
 
 
 class SharedNorm(nn.BatchNorm2d):
@@ -146,9 +149,9 @@ class SharedNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        mean = _total(values.mean(dim=(0, 2, 3))) / count()  # [C]
+        mean = total(values.mean(dim=(0, 2, 3))) / count()  # [C]
         centred = values - mean.view(-1, 1, 1)
-        variance = _total(centred.square().mean(dim=(0, 2, 3))) / count()
+        variance = total(centred.square().mean(dim=(0, 2, 3))) / count()
         self._remember(mean.detach(), variance.detach(), values[:, 0].numel() * count())
         normed = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
         if self.affine:

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from app import store
+from app import rollout, store
 from training import processes
 from training.options import Options, options
 
@@ -232,27 +232,43 @@ class Run:
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
         return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device))
 
-    def finish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
-        """Print the figures, write card.json to the run folder and, unless told otherwise, publish."""
+    def finish(
+        self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
+    ) -> None:
+        """Print the figures, write card.json to the run folder and, unless it or the caller says no, publish."""
         card = {"name": self.options.name, **card, **self.provenance()}
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
-        if self.options.publish and not self._published(network):
-            version = store.publish(self.options.store, card, network.state_dict(), pictures)
-            print(f"published {version.folder}")
+        if publish and self.options.publish:
+            self._publish(card, network, pictures)
         (self.folder / "finished").touch()
 
-    def _published(self, network: torch.nn.Module) -> bool:
-        """Whether the newest version has these weights: the run was killed after it had published them."""
+    def _publish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
+        """Publish, unless a run that was killed has done so, and say when the version does not serve."""
         models, name = self.options.store, self.options.name
-        known = [number for other, number in store.versions(models) if other == name] if models.is_dir() else []
-        if not known or store.read_card(models / name / str(max(known))).weights_sha256 != store.digest(
-            network.state_dict()
-        ):
-            return False
-        print(f"{name} {max(known)} has these weights already")
-        return True
+        number = _published(models, name, store.digest(network.state_dict()))
+        if number is None:
+            version = store.publish(models, card, network.state_dict(), pictures)
+            number = version.card.version
+            print(f"published {version.folder}")
+        else:
+            print(f"{name} {number} has these weights already")
+        serves = rollout.serving(models, name, rollout.read(models, name))
+        if serves != number:
+            where = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
+            command = f"python -m app.models activate {name} {number}{where}"
+            print(f"{name}@{number} waits, for {name}@{serves} serves; to have it serve: {command}")
+
+
+def _published(models: Path, name: str, digest: str) -> int | None:
+    """The newest version that has weights of this digest; None when there is none."""
+    known = [number for other, number in store.versions(models) if other == name] if models.is_dir() else []
+    for number in reversed(known):
+        with contextlib.suppress(store.StoreError):  # one that is broken has none
+            if store.read_card(models / name / str(number)).weights_sha256 == digest:
+                return number
+    return None
 
 
 def prepare(threads: int) -> None:
