@@ -58,7 +58,8 @@ def read(chosen: Options, horizon: int) -> Own:
     own = chosen.own
     table = tables.read(own["csv"], own["column"], own["time"], own["group"], own["season"], own["by_rows"])
     base = origin(chosen, ("forecaster",))
-    assert base is not None
+    if base is None:
+        raise DataError("--from scratch: series are learnt by going on with a network that knows others; leave it out")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; it must be at least 1")
     horizon = horizon or min(table.season if table.season > 1 else WITHOUT_SEASON, base.card.sizes["horizon"])
