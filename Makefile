@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-replicas bench-training swaps soak determinism overload \
+.PHONY: help serve test check train data evaluate bench bench-replicas bench-training bench-processes swaps soak determinism overload \
 	fuzz oldest audit clean
 
 help: ## what there is to make
@@ -48,6 +48,9 @@ bench-replicas: .venv/ray ## one and two replicas under Ray Serve beside as many
 
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
+
+bench-processes: .venv/train ## training on own data with one process and with two
+	$(BIN)/python -m benchmarks.processes $(ARGS)
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest tests/test_swaps.py

@@ -16,7 +16,7 @@ from app import rollout, store
 from app.networks import build
 from app.predictors.cnn import ImageClassifier
 from app.settings import Settings
-from training import backtest, gan, lstm, run, tables, tuning
+from training import backtest, gan, lstm, publishing, tables, tuning
 from training.data import DataError
 from training.options import origin
 
@@ -265,7 +265,7 @@ def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(run.rollout, "serving", killed)
+        patched.setattr(publishing.rollout, "serving", killed)
         with pytest.raises(KeyboardInterrupt):
             train("--force", "--from", "series-lstm@1")
     card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {})

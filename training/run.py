@@ -28,9 +28,10 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from app import rollout, store
+from app import store
 from training import processes
 from training.options import Options, options
+from training.publishing import publish_once
 
 __all__ = ["Options", "Run", "derive", "metric", "options", "permutation", "prepare", "schedule", "set_learning_rate"]
 
@@ -241,34 +242,8 @@ class Run:
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
         if publish and self.options.publish:
-            self._publish(card, network, pictures)
+            publish_once(self.options.store, card, network, pictures)
         (self.folder / "finished").touch()
-
-    def _publish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
-        """Publish, unless a run that was killed has done so, and say when the version does not serve."""
-        models, name = self.options.store, self.options.name
-        number = _published(models, name, store.digest(network.state_dict()))
-        if number is None:
-            version = store.publish(models, card, network.state_dict(), pictures)
-            number = version.card.version
-            print(f"published {version.folder}")
-        else:
-            print(f"{name} {number} has these weights already")
-        serves = rollout.serving(models, name, rollout.read(models, name))
-        if serves != number:
-            where = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
-            command = f"python -m app.models activate {name} {number}{where}"
-            print(f"{name}@{number} waits, for {name}@{serves} serves; to have it serve: {command}")
-
-
-def _published(models: Path, name: str, digest: str) -> int | None:
-    """The newest version that has weights of this digest; None when there is none."""
-    known = [number for other, number in store.versions(models) if other == name] if models.is_dir() else []
-    for number in reversed(known):
-        with contextlib.suppress(store.StoreError):  # one that is broken has none
-            if store.read_card(models / name / str(number)).weights_sha256 == digest:
-                return number
-    return None
 
 
 def prepare(threads: int) -> None:
