@@ -7,8 +7,8 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-replicas bench-training bench-processes swaps soak determinism overload \
-	fuzz oldest audit clean
+.PHONY: help serve test check train data evaluate bench bench-replicas bench-training bench-processes swaps soak \
+	determinism overload fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18

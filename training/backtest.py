@@ -17,7 +17,7 @@ from training.tables import Series, Table
 
 TESTED, MOST_TESTED = 0.25, 24  # share of a series that is held out to test, and horizons of it at most
 VALIDATED, MOST_VALIDATED = 0.2, 12  # the same of what validates
-RECENT = 2000  # values before an origin that are handed to a forecaster; none reads more
+RECENT = 1000  # values before an origin that are handed to a forecaster; none reads more
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
 Method = Callable[[Sequence[np.ndarray], int, int], list[Outlook]]  # pasts, season, horizon -> what follows each

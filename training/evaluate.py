@@ -42,7 +42,7 @@ def own_data(card: store.Card, models: Path) -> Any:
     if card.task == "continue":
         return texts.read(own["text"])
     if card.task == "forecast":
-        base = next(name for name in card.data if "@" in name)
+        base = next(name for name in card.data if "@" in name and ":" not in name)
         return tuning.read(replace(chosen, store=models, own={**own, "origin": base}), config.horizon)
     if card.task == "sample":
         return drawn.read(own["images"], own["size"], own["colour"], chosen.name)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STEPS = (8, 40)  # of an epoch, at least and at most: then it is validated
 WITHOUT_SEASON = 12  # steps that are learnt and tested, where the caller names none
-CHECKED = 1000  # forecasts at most that validate
+CHECKED, TESTED = 1000, 5000  # forecasts at most that validate, and that test
 GAIN = 0.01  # share of the loss that tuning must save to have helped
 
 
@@ -185,7 +185,7 @@ def method(forecaster: GlobalForecaster) -> backtest.Method:
 
 def measure(forecaster: GlobalForecaster, own: Own) -> dict[str, Any]:
     """The figures of a tuned forecaster, of what it was before, and of the last season again, where they are tested."""
-    tried = backtest.origins(own.parts, own.table.season, own.horizon, "test")
+    tried = backtest.origins(own.parts, own.table.season, own.horizon, "test").some(TESTED)
     contenders = {
         "": method(forecaster),
         "untuned_": method(GlobalForecaster(own.base, forecaster.device)),
