@@ -8,7 +8,7 @@ TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
 .PHONY: help serve test check train data evaluate bench bench-protocols bench-replicas bench-cluster bench-training \
-	swaps soak determinism overload restarts fuzz oldest audit clean
+	bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -54,6 +54,9 @@ bench-cluster: .venv/ray ## a Ray cluster of two nodes on this machine, a replic
 
 bench-training: .venv/train ## the workshop's training loops beside ours
 	$(BIN)/python -m benchmarks.training
+
+bench-processes: .venv/train ## training on own data with one process and with two
+	$(BIN)/python -m benchmarks.processes $(ARGS)
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/test_swaps.py

@@ -65,7 +65,9 @@ ALLOWED = {
         *("app.api", "app.engine.loading", "app.engine.registry", "app.machine", "app.rollout", "app.server"),
         *("app.access", "app.metrics", "app.settings", "app.telemetry", "app.tracing", "app.workers"),
     },
-    "training": {"training", "app.disk", "app.networks", "app.store", "app.predictors", "app.errors"},
+    "training": {
+        *("training", "app.disk", "app.networks", "app.rollout", "app.store", "app.predictors", "app.errors"),
+    },
 }
 
 

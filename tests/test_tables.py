@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import calendar, lstm, tables
+from training import calendar, tables
 from training.data import DataError
 
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
@@ -153,17 +152,6 @@ def test_what_is_no_table_of_series_is_refused(
     path = written(tmp_path, lines)
     with pytest.raises(DataError, match=sentence):
         tables.read(path, **options)  # type: ignore[arg-type]
-
-
-def test_series_are_prepared_and_it_is_said_that_nothing_was_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--csv", str(weekly(tmp_path)), "--name", "sales", "--runs", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit, match="not built yet: nothing was trained or published"):
-        lstm.main(words)
-    (path,) = (tmp_path / "runs" / "sales").rglob("series.jsonl")
-    assert json.loads(path.read_text())["values"][:3] == [10, 11, 12]
-    assert "1 series (sold) of 60 values, one each day; repeats after 7" in capsys.readouterr().out
 
 
 def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:

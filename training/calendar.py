@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.predictors.forecaster import LONGEST_SEASON
 from training.data import DataError
 
 FORMATS = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")
@@ -19,7 +20,8 @@ SLASHED = {True: "%d/%m/%Y", False: "%m/%d/%Y"}  # by whether the day comes firs
 SECONDS = {1: "second", 60: "minute", 3600: "hour", 86400: "day", 7 * 86400: "week"}
 SEASONS = {"second": (60,), "minute": (60, 1440), "hour": (24, 168), "day": (7, 365), "week": (52,), "month": (12,)}
 SEASONS |= {"quarter": (4,), "year": (), "business day": (5,)}
-SEASONAL = 0.3  # autocorrelation from which on a season counts as one
+SEASONAL = 0.3  # autocorrelation from which on a season counts as one ...
+STANDS_OUT = 0.1  # ... and by how much it must be above those half a season before and after: a random walk's is not
 WEEKEND = 5  # datetime's number of Saturday
 
 
@@ -85,16 +87,22 @@ def autocorrelation(values: np.ndarray, lag: int) -> float:
 
 
 def season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
-    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is."""
-    candidates = frequency.seasons if frequency else range(2, 401)
+    """The steps after which the series repeat: of what the frequency suggests, the strongest; 1 where none is.
+
+    Seasons that the forecaster cannot read are none.
+    """
+    candidates = [lag for lag in (frequency.seasons if frequency else range(2, 401)) if lag <= LONGEST_SEASON]
     known = [values[~np.isnan(values)] for values in series[:50]]
 
-    def strength(lag: int) -> float:
-        found = [autocorrelation(values, lag) for values in known if len(values) >= 3 * lag]
+    def strength(lag: int, longest: int) -> float:
+        found = [autocorrelation(values, lag) for values in known if len(values) >= 3 * longest]
         return float(np.mean(found)) if found else -1.0
 
-    strengths = {lag: strength(lag) for lag in candidates}
-    if not frequency:  # a peak, not the slope of what changes slowly
+    strengths = {lag: strength(lag, lag) for lag in candidates}
+    if frequency:
+        beside = {lag: [strength(lag + side * (lag // 2), lag) for side in (-1, 1)] for lag in candidates}
+        strengths = {lag: own for lag, own in strengths.items() if own > np.mean(beside[lag]) + STANDS_OUT}
+    else:  # a peak, not the slope of what changes slowly
         strengths = {
             lag: own
             for lag, own in strengths.items()

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app import store
+from app import rollout, store
 from app.predictors.forecaster import GlobalForecaster
 from app.predictors.seasons import SEASONS
-from training import data, scores
+from training import backtest, data, scores
 from training.forecaster import outlooks
 from training.synthetic import synthetic
 
@@ -65,13 +65,7 @@ def cut(name: str, values: np.ndarray, season: int, begin: int, horizon: int, ev
 
 def naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
     """Seasonal naive, with normal errors that grow by the root of the seasons ahead."""
-    found = []
-    for values in past:
-        middle = scores.seasonal_naive(values, season, horizon)
-        deviation = np.std(values[season:] - values[:-season])
-        away = 1.96 * deviation * np.sqrt(np.arange(horizon) // season + 1)
-        found.append((middle, middle - away, middle + away))
-    return found
+    return [(answer.median, *answer.interval(95)) for answer in backtest.seasonal_naive(past, season, horizon)]
 
 
 def statistical(method: str) -> Method:
@@ -118,10 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, default=Path("models_store"))
     parser.add_argument("--model", default="series-lstm")
     chosen = parser.parse_args(argv)
-    newest = max(number for name, number in store.versions(chosen.store) if name == chosen.model)
-    forecaster = GlobalForecaster(store.read(chosen.store, chosen.model, newest), torch.device("cpu"))
+    serves = rollout.serving(chosen.store, chosen.model, rollout.read(chosen.store, chosen.model))
+    assert serves is not None, f"no version of {chosen.model} is whole"
+    forecaster = GlobalForecaster(store.read(chosen.store, chosen.model, serves), torch.device("cpu"))
     methods: dict[str, Method] = {
-        f"{chosen.model}@{newest}": served(forecaster),
+        f"{chosen.model}@{serves}": served(forecaster),
         "seasonal naive": naive,
         "Theta": statistical("Theta"),
         "AutoETS": statistical("AutoETS"),

@@ -117,7 +117,7 @@ class Game:
 
     def shown(self) -> np.ndarray:
         """What the average draws now: pixels [10 labels, ...], a row for each label, of the same latents every time."""
-        network = settle(self.average.module, SETTLING // 5)
+        network = settle(self.average.module, max(1, SETTLING // 20))
         latents = torch.from_numpy(np.random.default_rng(0).standard_normal((10, self.config.latent)))
         labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
         with torch.inference_mode():

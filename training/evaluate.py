@@ -12,6 +12,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,32 @@ import torch
 from app import store
 from app.networks import KINDS
 from app.predictors import PREDICTORS
-from training import cnn, data, drawn, folders, gan, lstm, rnn, texts, transfer
+from training import cnn, data, drawn, folders, gan, lstm, rnn, texts, transfer, tuning
 from training.data import DataError
 from training.gan import JUDGE, load_judge
 
 HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
-SCRIPTS: dict[str, Any] = {"classify": cnn, "continue": rnn, "sample": gan}
+SCRIPTS: dict[str, Any] = {"classify": cnn, "continue": rnn, "forecast": lstm, "sample": gan}
+OWN: dict[str, Any] = {"classify": transfer, "continue": rnn, "forecast": tuning, "sample": drawn}
 
 
-def own_data(card: store.Card) -> Any:
+def own_data(card: store.Card, models: Path) -> Any:
     """The caller's own data that a version was trained on, read as its command says; None for a data set of ours.
+
+    Those of series come with the version that the training began with.
 
     Raises DataError when they are not there any more.
     """
     if not any(":" in name for name in card.data):
         return None
     words = shlex.split(card.command)
-    chosen, _ = SCRIPTS[card.task].arguments(words[words.index("-m") + 2 :])
+    chosen, config = SCRIPTS[card.task].arguments(words[words.index("-m") + 2 :])
     own = chosen.own
     if card.task == "continue":
         return texts.read(own["text"])
+    if card.task == "forecast":
+        base = next(name for name in card.data if "@" in name and ":" not in name)
+        return tuning.read(replace(chosen, store=models, own={**own, "origin": base}), config.horizon)
     if card.task == "sample":
         return drawn.read(own["images"], own["size"], own["colour"], chosen.name)
     return folders.read(own["images"], own["size"])
@@ -49,14 +56,13 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
     """All metrics of a version, from its stored weights; ``own``: the caller's data it was trained on."""
     predictor: Any = PREDICTORS[version.card.task](version, torch.device(device))
     if own is not None:
-        found: dict[str, Any] = {"classify": transfer, "continue": rnn, "sample": drawn}[version.card.task].measure(
-            predictor, own
-        )
-        return found
-    if version.card.task == "sample":
+        found: dict[str, Any] = OWN[version.card.task].measure(predictor, own)
+    elif version.card.task == "sample":
         judge = next(int(name.partition("@")[2]) for name in version.card.data if name.startswith(JUDGE))
-        return gan.evaluate(predictor, load_judge(models, device, judge))
-    return {"classify": cnn, "continue": rnn, "forecast": lstm}[version.card.task].evaluate(predictor)
+        found = gan.evaluate(predictor, load_judge(models, device, judge))
+    else:
+        found = SCRIPTS[version.card.task].evaluate(predictor)
+    return found
 
 
 def sha256_of(name: str, models: Path, own: Any = None) -> str:
@@ -97,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         version = store.read(chosen.store, name, number)
         try:
-            own = own_data(version.card)
+            own = own_data(version.card, chosen.store)
         except DataError as error:
             print(
                 f"{name}@{number}\n  its data are not here, so its figures are not measured again: {error}", flush=True

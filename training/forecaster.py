@@ -5,8 +5,9 @@ Called by ``python -m training.lstm --preset strong``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from app.predictors.forecaster import GlobalForecaster
 from app.predictors.outlook import Outlook
 from app.predictors.seasons import SEASONS
 from training import data, scores
-from training.run import Run, derive, metric, schedule, set_learning_rate
+from training.run import Run, derive, metric, saved, schedule, set_learning_rate
 from training.synthetic import synthetic
 from training.windows import Batch, Kind, Windows
 
@@ -32,6 +33,16 @@ LONG = 700  # values of a synthetic series
 MISTAKEN = 5  # every so many synthetic series without a season are also shown with each, as if it had been found
 NEAR = 6  # steps before and after, whose errors widen an interval as well
 NAMES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A series that is drawn: the values before its end [T], those of its end [horizon], and their forecast."""
+
+    name: str
+    past: np.ndarray
+    actual: np.ndarray
+    answer: Outlook
 
 
 def kinds(config: StrongConfig, seed: int) -> list[Kind]:
@@ -48,19 +59,20 @@ def kinds(config: StrongConfig, seed: int) -> list[Kind]:
     return found
 
 
-def pinball(quantiles: Tensor, reading: Reading, batch: Batch) -> Tensor:
-    """The mean pinball loss of quantiles in units [N, horizon, QUANTILES], over what is known of the future.
+def losses(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The pinball losses of quantiles in units [N, horizon, QUANTILES], over what is known of the future: their
+    weighted sum, and the sum of the weights.
 
-    The units being the usual step of MASE, its middle part is the MASE of the window.
+    The units being the usual step of MASE, the mean loss of the middle is the MASE of the windows.
     """
     known = ~batch.future.isnan() & (reading.scale > 0)
     unit = torch.where(reading.scale > 0, reading.scale, 1.0)
     target = ((batch.future - reading.naive) / unit).nan_to_num(0.0).clamp(-LARGEST, LARGEST).float()
     over = target.unsqueeze(2) - quantiles
     levels = torch.tensor(QUANTILES, device=over.device)
-    losses = torch.maximum(levels * over, (levels - 1) * over).mean(2)  # [N, horizon]
+    each = torch.maximum(levels * over, (levels - 1) * over).mean(2)  # [N, horizon]
     weights = batch.weights * known
-    return (losses * weights).sum() / weights.sum().clamp(min=1)
+    return (each * weights).sum(), weights.sum()
 
 
 def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> float:
@@ -73,7 +85,8 @@ def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> floa
     reading = reader(batch.values, batch.seasons)
     with torch.autocast(device.type, torch.bfloat16):
         hidden = member.hidden(reading.patches, reading.ahead, kept.to(device))
-    loss = pinball(in_order(member.head(hidden.float())), reading, batch)
+    total, weight = losses(in_order(member.head(hidden.float())), reading, batch)
+    loss = total / weight.clamp(min=1)
     loss.backward()
     return loss.item()
 
@@ -211,26 +224,35 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
     return found
 
 
-def draw_samples(path: Path, forecaster: GlobalForecaster) -> Path:
-    """The end of some series of both collections, what followed, and the forecast with its intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    axes = iter(figure.subplots(2, 4).flat)
+def examples(forecaster: GlobalForecaster) -> list[Shown]:
+    """Four series of each collection."""
+    found = []
     for collection in (data.m4_hourly(), data.m4_weekly()):
         horizon = collection.future.shape[1]
         for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
-            axis, past = next(axes), collection.past[number].numpy()
+            past, actual = collection.past[number].numpy(), collection.future[number].numpy()
             (answer,) = outlooks(forecaster, [past], collection.season, horizon)
-            shown, ahead = past[-4 * horizon :], np.arange(horizon)
-            axis.plot(np.arange(-len(shown), 0), shown, color="gray", linewidth=1)
-            axis.plot(ahead, collection.future[number].numpy(), color="black", linewidth=1)
-            axis.plot(ahead, answer.median, color="tab:blue")
-            for level in (50, 95):
-                axis.fill_between(ahead, *answer.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
-            axis.set_title(f"{collection.name}, series {number + 1}", fontsize=9)
-    figure.savefig(path, dpi=80)
-    return path
+            found.append(Shown(f"{collection.name}, series {number + 1}", past, actual, answer))
+    return found
+
+
+def draw_samples(path: Path, shown: Sequence[Shown]) -> Path:
+    """The end of each of up to eight series, what followed, and the forecast with its intervals."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(shown), 4)
+    figure = Figure(figsize=(3 * columns, 3 * -(-len(shown) // 4)), layout="constrained")
+    axes = figure.subplots(-(-len(shown) // 4), columns, squeeze=False)
+    for axis, one in zip(axes.flat, shown, strict=False):
+        horizon = len(one.actual)
+        past, ahead = one.past[-4 * horizon :], np.arange(horizon)
+        axis.plot(np.arange(-len(past), 0), past, color="gray", linewidth=1)
+        axis.plot(ahead, one.actual, color="black", linewidth=1)
+        axis.plot(ahead, one.answer.median, color="tab:blue")
+        for level in (50, 95):
+            axis.fill_between(ahead, *one.answer.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
+        axis.set_title(one.name, fontsize=9)
+    return saved(figure, path)
 
 
 def card_of(sizes: ForecasterSizes, config: StrongConfig) -> dict[str, Any]:
@@ -260,5 +282,5 @@ def train(run: Run, config: StrongConfig) -> None:
     card = card_of(network.sizes, config)
     forecaster = run.predictor(GlobalForecaster, card, network)
     card["metrics"] = evaluate(forecaster, held_out=not run.options.publish)
-    samples = draw_samples(run.folder / "samples.png", forecaster)
+    samples = draw_samples(run.folder / "samples.png", examples(forecaster))
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})

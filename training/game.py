@@ -17,7 +17,7 @@ from training.run import Run, permutation
 if TYPE_CHECKING:
     from training.gan import Config
 
-MOST_SHEETS = 200  # pictures of samples that a run leaves, one an epoch or fewer
+MOST_SHEETS = 25  # pictures of samples that a run leaves, one an epoch or fewer
 
 
 def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: Config, epochs: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app import store
+from app import rollout, store
 from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
 from app.predictors.cnn import ImageClassifier
 from app.predictors.gan import Drawing, ImageSampler
@@ -144,11 +144,13 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
 
 
 def load_judge(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """A version of the judge, by default the newest."""
-    numbers = [number for name, number in store.versions(models) if name == JUDGE] if models.exists() else []
-    if not numbers:
+    """A version of the judge, by default the one that serves."""
+    if not models.exists() or JUDGE not in rollout.contents(models):
         raise SystemExit(f"{JUDGE} is not in {models}: run `python -m training.cnn --preset digits` first")
-    return ImageClassifier(store.read(models, JUDGE, version or max(numbers)), torch.device(device))
+    serves = version or rollout.serving(models, JUDGE, rollout.read(models, JUDGE))
+    if serves is None:
+        raise SystemExit(f"no version of {JUDGE} in {models} is whole: `python -m app.models verify` says why")
+    return ImageClassifier(store.read(models, JUDGE, serves), torch.device(device))
 
 
 def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:

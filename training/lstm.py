@@ -1,7 +1,7 @@
 """Train a network that forecasts series.
 
     python -m training.lstm                    # the workshop's LSTM on its noisy sine: sine-lstm
-    python -m training.lstm --csv FILE --name sales   # reads your own series and says what it found; does not train yet
+    python -m training.lstm --csv FILE --name sales   # your own series: series-lstm goes on learning from them
     python -m training.lstm --preset strong    # one network for any series, from M4 and synthetic ones: series-lstm
 
 Measured results stand in the README's table and on each card.
@@ -23,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.predictors.forecaster import GlobalForecaster
 from app.predictors.lstm import SeriesForecaster
-from training import data, tables
+from training import data, tuning
 from training import forecaster as strong
-from training.options import options
+from training.options import Options, options
 from training.run import Run, metric, schedule, set_learning_rate
 
 AHEAD = 50  # steps of the free-running forecasts that are measured
@@ -64,6 +64,20 @@ class StrongConfig:
     held_out: float  # share of the updates in which the last horizon of every series is held out
 
 
+@dataclass(frozen=True)
+class TunedConfig:
+    horizon: int  # steps that are learnt and tested; 0: a season, or 12 where there is none
+    epochs: int
+    batch: int  # windows of each member
+    learning_rate: float
+    weight_decay: float
+    dropout: float  # of the summary of what was read
+    mixed: float  # share of windows that are mixed with another
+    clip: float  # of the gradient's norm, of all members
+    average: float  # of the weights over steps: the published ones
+    bfloat16: int  # 1: products are computed in it, where that is faster
+
+
 PRESETS = {"workshop": Config(64, 50, 50, 6000, 32, 3e-3, 1e-2, 0.3, 1.0, 0.995, 160)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "a column or a row for each series, or a column that names it"},
@@ -71,6 +85,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--time": {"metavar": "TS", "help": "column of time stamps; otherwise the first that holds some"},
     "--group": {"metavar": "ID", "help": "column that names the series of each row"},
     "--season": {"metavar": "N", "type": int, "help": "steps after which the series repeat; otherwise found"},
+    "--from": {
+        "metavar": "NAME",
+        "dest": "origin",
+        "default": "series-lstm",
+        "help": "network to begin with",
+    },
+    "--force": {"action": "store_true", "help": "publish also when tuning did not help"},
     "--by-rows": {"action": "store_true", "help": "each row is a series, its first cell the name"},
 }
 STRONG = StrongConfig(
@@ -88,6 +109,18 @@ STRONG = StrongConfig(
     clip=1.0,
     average=0.998,
     held_out=0.75,
+)
+TUNED = TunedConfig(
+    horizon=0,
+    epochs=30,
+    batch=64,
+    learning_rate=5e-4,
+    weight_decay=0.01,
+    dropout=0.1,
+    mixed=0.3,
+    clip=1.0,
+    average=0.98,
+    bfloat16=1,
 )
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
@@ -210,12 +243,17 @@ def update(
     return one, free
 
 
+def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfig | TunedConfig]:
+    """What a command line says."""
+    presets: dict[str, Config | StrongConfig | TunedConfig] = {**PRESETS, "strong": STRONG, "own": TUNED}
+    return options(__doc__ or "", presets, NAMES, argv, OPTIONS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    presets: dict[str, Config | StrongConfig] = {**PRESETS, "strong": STRONG, "own": PRESETS["workshop"]}
-    chosen, config = options(__doc__ or "", presets, NAMES, argv, OPTIONS)
-    if chosen.preset == "own":
-        tables.prepare(chosen)
-        raise SystemExit("training on series of your own is not built yet: nothing was trained or published")
+    chosen, config = arguments(argv)
+    if isinstance(config, TunedConfig):
+        tuning.train(chosen, config, argv)
+        return
     run = Run(chosen, config, argv)
     if isinstance(config, StrongConfig):
         strong.train(run, config)

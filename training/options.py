@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from app import store
+from app import rollout, store
 from training import processes
+from training.data import DataError
 
 C = TypeVar("C")  # the dataclass of a script's numbers
 
@@ -153,9 +154,9 @@ def _minutes(text: str) -> float:
 
 
 def origin(options: Options, kinds: Sequence[str]) -> store.Version | None:
-    """The version that ``--from`` names, NAME or NAME@VERSION, the newest by default; None for scratch.
+    """The version that ``--from`` names, NAME or NAME@VERSION, by default the one that serves; None for scratch.
 
-    Ends the script with a sentence when it is not there, is not whole, or none of ``kinds``.
+    Raises DataError when it is not there, is not whole, or none of ``kinds``.
     """
     named: str = options.own["origin"]
     if named == "scratch":
@@ -165,14 +166,14 @@ def origin(options: Options, kinds: Sequence[str]) -> store.Version | None:
     numbers = [own for other, own in known if other == name]
     if not numbers or (number and number not in map(str, numbers)):
         there = ", ".join(dict.fromkeys(other for other, _ in known)) or "nothing"
-        raise SystemExit(f"--from {named}: not in {options.store}, which holds {there}; or begin --from scratch")
+        raise DataError(f"--from {named}: not in {options.store}, which holds {there}; or begin --from scratch")
     try:
-        version = store.read(options.store, name, int(number) if number else max(numbers))
-        version.network()
+        serves = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
+        version = rollout.checked(options.store, name, serves or max(numbers))
     except store.StoreError as error:
-        raise SystemExit(f"--from {named}: {error}") from error
+        raise DataError(f"--from {named}: {error}") from error
     if version.card.kind not in kinds:
-        raise SystemExit(
+        raise DataError(
             f"--from {named}: it is a {version.card.kind}; this training begins with a {' or '.join(kinds)}"
         )
     return version

@@ -117,25 +117,32 @@ def together(network: nn.Module) -> nn.Module:
     return DistributedDataParallel(network)
 
 
-class Total(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+def total(part: Tensor) -> Tensor:
+    """The sum over all processes, without a gradient."""
+    whole = part.detach().clone()
+    if count() > 1:
+        dist.all_reduce(whole)
+    return whole
+
+
+class Normalised(torch.autograd.Function):
+    """x [N, C, H, W] of this process in units of the whole batch, by its mean and scale [1, C, 1, 1].
+
+    Both depend on x as well, and what they do to other processes' losses is part of the gradient: one sum over all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        total = part.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        normed = (x - mean).mul_(scale)
+        ctx.save_for_backward(normed, scale)
+        return normed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-def _total(part: Tensor) -> Tensor:
-    total: Tensor = Total.apply(part)
-    return total
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,), (normed, scale) = gradients, ctx.saved_tensors
+        along = torch.stack([gradient.mean((0, 2, 3)), (gradient * normed).mean((0, 2, 3))])
+        level, slope = (total(along) / count()).view(2, 1, -1, 1, 1)
+        return torch.addcmul(gradient - level, normed, slope, value=-1) * scale, None, None
 
 
 class SharedNorm(nn.BatchNorm2d):
@@ -146,13 +153,14 @@ class SharedNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         values = x.float()
-        mean = _total(values.mean(dim=(0, 2, 3))) / count()  # [C]
-        centred = values - mean.view(-1, 1, 1)
-        variance = _total(centred.square().mean(dim=(0, 2, 3))) / count()
-        self._remember(mean.detach(), variance.detach(), values[:, 0].numel() * count())
-        normed = centred * (variance + self.eps).rsqrt().view(-1, 1, 1)
+        variance, mean = (own.double() for own in torch.var_mean(values.detach(), (0, 2, 3), correction=0))
+        mean, square = total(torch.stack([mean, variance + mean.square()])) / count()
+        variance = square - mean.square()  # in double precision, for these may nearly be the same
+        self._remember(mean.float(), variance.float(), values[:, 0].numel() * count())
+        scale = (variance + self.eps).rsqrt()
+        normed: Tensor = Normalised.apply(values, *(own.float().view(1, -1, 1, 1) for own in (mean, scale)))
         if self.affine:
-            normed = normed * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+            normed = torch.addcmul(self.bias.view(1, -1, 1, 1), normed, self.weight.view(1, -1, 1, 1))
         return normed.to(x.dtype)
 
     def _remember(self, mean: Tensor, variance: Tensor, values: int) -> None:

@@ -29,6 +29,7 @@ from app.predictors.measured import fast_bfloat16
 from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
 from training import budget, data, elman, processes, texts
+from training.best import Best
 from training.characters import (
     PLACES,
     WINDOW,
@@ -179,7 +180,7 @@ def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], 
         config = dataclasses.replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))
     learner = Learner(network, config, device)
     run.tensors["state"] = learner.network.zero_state(config.streams // processes.count())
-    best = {"best": texts.Best(learner.average.module)} if own and config.validation else {}
+    best = {"best": Best(learner.average.module)} if own and config.validation else {}
     run.track(network=learner.network, average=learner.average, optimizer=learner.optimizer, **best)
     for step in run.steps(total):
         epoch, place = divmod(step, per_epoch)

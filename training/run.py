@@ -32,6 +32,7 @@ from app import store
 from app.predictors import PREDICTORS
 from training import processes, speed
 from training.options import Options, options
+from training.publishing import publish_once
 
 __all__ = ["Options", "Run", "derive", "metric", "options", "permutation", "prepare", "schedule", "set_learning_rate"]
 
@@ -233,8 +234,10 @@ class Run:
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
         return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device))
 
-    def finish(self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path]) -> None:
-        """Print the figures, write card.json to the run folder and, unless told otherwise, publish."""
+    def finish(
+        self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
+    ) -> None:
+        """Print the figures, write card.json to the run folder and, unless it or the caller says no, publish."""
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
             self.predictor(PREDICTORS[card["task"]], card, network), card["hardware"].partition(", threads")[0]
@@ -243,21 +246,9 @@ class Run:
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
         print(speed.told(card["speed"], card["task"]))
-        if self.options.publish and not self._published(network):
-            version = store.publish(self.options.store, card, network.state_dict(), pictures)
-            print(f"published {version.folder}")
+        if publish and self.options.publish:
+            publish_once(self.options.store, card, network, pictures)
         (self.folder / "finished").touch()
-
-    def _published(self, network: torch.nn.Module) -> bool:
-        """Whether the newest version has these weights: the run was killed after it had published them."""
-        models, name = self.options.store, self.options.name
-        known = [number for other, number in store.versions(models) if other == name] if models.is_dir() else []
-        if not known or store.read_card(models / name / str(max(known))).weights_sha256 != store.digest(
-            network.state_dict()
-        ):
-            return False
-        print(f"{name} {max(known)} has these weights already")
-        return True
 
 
 def prepare(threads: int) -> None:

@@ -1,6 +1,7 @@
 """How forecasts are judged, as the M4 competition did ("Benchmarks and Evaluation.R") and as GluonTS does.
 
-Forecasts, actual values and bounds are arrays [N, horizon]; ``usual`` [N] is each series' usual step.
+Forecasts, actual values and bounds are arrays [N, horizon]; ``usual`` [N] is each series' usual step. For the MASE, the
+quantile loss and the coverage an actual value that is NaN does not count.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def smape(actual: np.ndarray, forecast: np.ndarray) -> float:
 
 def mase(actual: np.ndarray, forecast: np.ndarray, usual: np.ndarray) -> float:
     """The mean absolute error in units of the usual step of each series."""
-    return float((np.abs(actual - forecast).mean(axis=1) / usual).mean())
+    return float((np.nanmean(np.abs(actual - forecast), axis=1) / usual).mean())
 
 
 def owa(collection: str, smape: float, mase: float) -> float:
@@ -50,6 +51,17 @@ def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[fl
     return float(np.mean(losses) / np.abs(actual).sum())
 
 
+def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, usual: np.ndarray) -> float:
+    """The pinball losses of the levels' quantiles [N, horizon, LEVELS], doubled, in units of the usual step.
+
+    Of a forecast without any width that is its MASE.
+    """
+    over = actual[:, :, None] - quantiles
+    levels = np.array(LEVELS)
+    losses = 2 * np.maximum(levels * over, (levels - 1) * over)
+    return float((np.nanmean(losses, axis=(1, 2)) / usual).mean())
+
+
 def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, usual: np.ndarray) -> float:
     """The mean scaled interval score of 95 % intervals: their width, and a fine for what lies outside."""
     outside = np.maximum(lower - actual, 0) + np.maximum(actual - upper, 0)
@@ -58,4 +70,4 @@ def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, usual: np.nda
 
 def coverage(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
     """The share of values inside their intervals."""
-    return float(((lower <= actual) & (actual <= upper)).mean())
+    return float(((lower <= actual) & (actual <= upper))[~np.isnan(actual)].mean())

@@ -11,15 +11,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from app.predictors.forecaster import LONGEST_SEASON
 from training import calendar, processes
 from training.calendar import Frequency
 from training.data import DataError
-from training.options import Options
 
 MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
 LEAST = 30  # values of a series
@@ -29,11 +28,15 @@ SHOWN = 12  # remarks on the screen; all are in the run's folder
 
 @dataclass(frozen=True)
 class Series:
-    """A series without gaps: values [T], float64, and the time of the first, as the table writes it."""
+    """A series without gaps: values [T], float64, and the time of the first, as the table writes it.
+
+    ``known`` [T]: whether the table has a value, or it was filled in.
+    """
 
     name: str
     values: np.ndarray
     start: str
+    known: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def read(
 
     ``by_rows``: each row is a series, its first cell the name.
     """
+    if season is not None and not 1 <= season <= LONGEST_SEASON:
+        raise DataError(f"--season is {season}; the forecaster reads seasons of 1 to {LONGEST_SEASON} values")
     head, rows = _rows(path)
     remarks: list[str] = []
     if by_rows:
@@ -101,10 +106,11 @@ def _table(
     series = []
     for name, (values, starts) in parts.items():
         begin, whole = _filled(name, values, max(season, LONGEST_GAP), remarks)
+        known = ~np.isnan(values[begin : begin + len(whole)])
         if len(whole) < LEAST:
             remarks.append(f"{name}: {len(whole)} values in one stretch; it takes {LEAST}, so the series is left out")
             continue
-        series.append(Series(name, whole, starts[begin]))
+        series.append(Series(name, whole, starts[begin], known))
     if not series:
         raise DataError(f"{path}: no series of {LEAST} values or more; {remarks[-1]}")
     return Table(path.name, series, frequency.name if frequency else "step", season, remarks)
@@ -265,18 +271,7 @@ def _filled(name: str, values: np.ndarray, longest: int, remarks: list[str]) -> 
     return first, part
 
 
-def prepare(options: Options) -> Path:
-    """Read the series that the options name, report on them, and write them down as they would be learnt from.
-
-    A line for each series in series.jsonl of a run's folder; gives the folder.
-    """
-    own = options.own
-    table = read(own["csv"], own["column"], own["time"], own["group"], own["season"], own["by_rows"])
-    report(table)
-    folder = options.runs / options.name / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
-    folder.mkdir(parents=True)
-    lines = [{"name": one.name, "start": one.start, "values": one.values.tolist()} for one in table.series]
-    (folder / "series.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    (folder / "remarks.txt").write_text("".join(f"{remark}\n" for remark in table.remarks), "utf-8")
-    print(f"prepared {folder / 'series.jsonl'}")
-    return folder
+def lines(table: Table) -> str:
+    """The series as they are learnt from, a line of JSON for each."""
+    rows = ({"name": one.name, "start": one.start, "values": one.values.tolist()} for one in table.series)
+    return "".join(json.dumps(row) + "\n" for row in rows)

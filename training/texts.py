@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from app import store
 from app.store import UNKNOWN
@@ -80,31 +79,6 @@ def transplanted(network: Any, vocabulary: Sequence[str], base: store.Version) -
         state[key] = state[key][places]
     network.load_state_dict(state)
     return network
-
-
-class Best:
-    """The weights that did best on what was held out: a small text is soon learnt by heart."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.loss = torch.tensor(torch.inf)
-        self.weights = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
-
-    def offer(self, network: nn.Module, loss: float) -> None:
-        """Take these weights over when they do better than any before."""
-        if loss < self.loss:
-            self.loss.fill_(loss)
-            for key, tensor in network.state_dict().items():
-                self.weights[key].copy_(tensor)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The loss and the weights."""
-        return {"loss": self.loss, **{f"weights.{key}": tensor for key, tensor in self.weights.items()}}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over what was saved."""
-        self.loss.copy_(state["loss"])
-        for key, tensor in self.weights.items():
-            tensor.copy_(state[f"weights.{key}"])
 
 
 def _decoded(path: Path) -> str:

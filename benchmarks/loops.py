@@ -1,0 +1,277 @@
+"""The training loops that are measured: the workshop's, and ours.
+
+Each is an endless generator: it takes a training step and yields how many samples the step has learnt from. A sample is
+an image (for the GAN: a real one), or a window with the character or value that follows it. The workshop's loops are
+those it specifies, corrected: its batches, optimisers and losses, a loader without worker processes, a fresh window for
+every single sample. Ours are the steps of ``training/`` with the numbers of their presets. Both sides have networks of
+the same sizes and draw on the same part of the data. Left out on both: the bar, and what happens once an epoch or every
+20 seconds (validation, sheets of samples, saved states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from app.networks import build
+from app.networks.gan import Discriminator, Generator, GeneratorSizes
+from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
+from app.networks.rnn import CharacterRNN, CharacterRNNSizes
+from training import cnn, data, gan, lstm, rnn
+from training.run import derive, permutation, schedule
+
+Loop = Iterator[int]  # samples of each step
+
+SEED = 0
+RNN_WINDOW = 30  # the workshop's
+LSTM_WINDOW = 50
+LSTM = lstm.PRESETS["workshop"]
+LSTM_READ = LSTM.window + LSTM.horizon - 1  # values of a window that ours reads
+
+
+@dataclass(frozen=True)
+class Side:
+    """``read``: what is read from the data for a sample; ``limit``: what a profile on one core (AVX-512) showed."""
+
+    loop: Callable[[], Loop]
+    limit: str
+    read: float = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    samples: str
+    workshop: Side
+    ours: Side
+    unit: str = ""  # of what is read, where that is not a sample
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images as torchvision's data sets give them: an array each, made a PIL image, then transformed."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.arrays = images.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # [N, S, S, 3] or [N, S, S]
+        self.labels = labels.tolist()
+        half = (0.5,) * images.shape[1]
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
+
+
+def workshop_lenet() -> nn.Module:
+    """The same layers as ``LeNet``, for pixels that the loader has scaled already."""
+    first = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+    return nn.Sequential(
+        *first, *second, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)
+    )
+
+
+def steps(total: int) -> Iterator[int]:
+    """As ``Run.steps``: the random numbers of a step come from the seed and the step. Begins again at the end."""
+    while True:
+        for step in range(total):
+            torch.manual_seed(derive(SEED, "step", step))
+            yield step
+
+
+def workshop_cnn() -> Loop:
+    images = data.cifar10()
+    learn, _ = images.held_out(cnn.PRESETS["workshop"].validation)
+    pictures = Pictures(images.train_images[learn], images.train_labels[learn])
+    loader = DataLoader(pictures, batch_size=64, shuffle=True)
+    network = workshop_lenet()
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    running_loss = 0.0
+    while True:
+        for x, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(network(x), labels)
+            loss.backward()
+            optimizer.step()
+            running_loss += loss.item()
+            yield len(labels)
+
+
+def our_cnn() -> Loop:
+    config = cnn.PRESETS["workshop"]
+    images = data.cifar10()
+    learn, _ = images.held_out(config.validation)
+    network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    per_epoch = len(learn) // config.batch
+    total = config.epochs * per_epoch
+    shuffled = -1
+    for step in steps(total):
+        epoch, place = divmod(step, per_epoch)
+        if shuffled != epoch:
+            shuffled, order = epoch, learn[permutation(len(learn), SEED, "epoch", epoch)]
+        batch = order[place * config.batch : (place + 1) * config.batch]
+        x, y = images.train_images[batch], images.train_labels[batch]
+        cnn.update(network, average, optimizer, x, y, config, config.learning_rate * schedule(step, total))
+        yield len(batch)
+
+
+def workshop_gan() -> Loop:
+    images = data.mnist()
+    loader = DataLoader(Pictures(images.train_images, images.train_labels), batch_size=64, shuffle=True)
+    generator, discriminator = Generator(GeneratorSizes()), Discriminator()
+    criterion = nn.BCELoss()
+    generating = torch.optim.Adam(generator.parameters(), lr=2e-4)
+    telling = torch.optim.Adam(discriminator.parameters(), lr=2e-4)
+    while True:
+        for real, _ in loader:
+            ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
+            telling.zero_grad()
+            fake = generator(torch.randn(len(real), 100))
+            told_real, told_fake = discriminator(real).sigmoid(), discriminator(fake.detach()).sigmoid()
+            loss = criterion(told_real, ones) + criterion(told_fake, zeros)
+            loss.backward()
+            telling.step()
+
+            generating.zero_grad()
+            fooled = criterion(discriminator(fake).sigmoid(), ones)
+            fooled.backward()
+            generating.step()
+            yield len(real)
+
+
+def our_gan() -> Loop:
+    config = gan.PRESETS["workshop"]
+    real_images = data.mnist().train_images
+    game = gan.Game(config, "cpu")
+    per_epoch = len(real_images) // config.batch
+    total = config.epochs * per_epoch
+    shuffled = -1
+    for step in steps(total):
+        epoch, place = divmod(step, per_epoch)
+        if shuffled != epoch:
+            shuffled, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
+        batch = order[place * config.batch : (place + 1) * config.batch]
+        real = real_images[batch].float() / 127.5 - 1
+        game.update(real, step, config.learning_rate)
+        yield len(batch)
+
+
+def shakespeare() -> tuple[Tensor, int]:
+    """The characters [T] that the RNN learns from, and how many kinds there are."""
+    text = data.tinyshakespeare()
+    vocabulary = rnn.vocabulary_of(text.train)
+    characters = rnn.encode(text.train, vocabulary)
+    return characters, len(vocabulary)
+
+
+def workshop_rnn() -> Loop:
+    learn, kinds = shakespeare()
+    network = CharacterRNN(CharacterRNNSizes(kinds))
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    while True:
+        for start in range(len(learn) - RNN_WINDOW):
+            window, target = learn[start : start + RNN_WINDOW], learn[start + RNN_WINDOW]
+            optimizer.zero_grad()
+            outputs, _ = network.rnn(network.embedding(window.unsqueeze(0)))  # [1, 30, 128]
+            loss = criterion(network.head(outputs[:, -1]), target.unsqueeze(0))
+            loss.backward()
+            optimizer.step()
+            yield 1
+
+
+def our_rnn() -> Loop:
+    config = rnn.PRESETS["workshop"]
+    learn, kinds = shakespeare()
+    network = CharacterRNN(CharacterRNNSizes(kinds, config.hidden))
+    nn.init.orthogonal_(network.rnn.all_weights[0][1])
+    learner = rnn.Learner(network, config)
+    state = network.zero_state(config.streams)
+    length = len(learn) // config.streams
+    per_epoch = (length - 1) // config.piece
+    total = config.epochs * per_epoch
+    for step in steps(total):
+        epoch, place = divmod(step, per_epoch)
+        start = derive(SEED, "offset", epoch) % len(learn)
+        at = start + torch.arange(config.streams).unsqueeze(1) * length + place * config.piece
+        piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
+        cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
+        state = state.masked_fill(cold, 0)
+        rate = config.learning_rate * schedule(step, total)
+        _, state = learner.update(piece, state, rate)
+        yield config.streams * config.piece
+
+
+def noisy_sine(network: SeriesLSTM) -> Tensor:
+    """The standardised values [T] that the LSTM learns from."""
+    series = data.sine()
+    training = series.values[: series.split].float()
+    network.describe(training)
+    return ((training - network.location) / network.scale)[: -LSTM.validation]
+
+
+def workshop_lstm() -> Loop:
+    network = SeriesLSTM(SeriesLSTMSizes())
+    learn = noisy_sine(network)
+    criterion = nn.MSELoss()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    while True:
+        for start in range(len(learn) - LSTM_WINDOW):
+            window, target = learn[start : start + LSTM_WINDOW], learn[start + LSTM_WINDOW]
+            optimizer.zero_grad()
+            outputs, _ = network.lstm(window.view(1, -1, 1))  # [1, 50, 64]
+            loss = criterion(network.head(outputs[:, -1]), target.view(1, 1))
+            loss.backward()
+            optimizer.step()
+            yield 1
+
+
+def our_lstm() -> Loop:
+    config = LSTM
+    network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden))
+    learn = noisy_sine(network)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    length = config.window + config.horizon
+    for step in steps(config.updates):
+        starts = torch.randint(len(learn) - length + 1, (config.batch, 1))
+        windows = learn[starts + torch.arange(length)]  # [batch, window + horizon]
+        rate = config.learning_rate * schedule(step, config.updates)
+        lstm.update(network, average, optimizer, windows, config, rate)
+        yield config.batch * config.horizon
+
+
+PAIRS = {
+    "cnn": Pair(
+        "images",
+        Side(workshop_cnn, "the loader (PIL, ToTensor, Normalize, image by image): two fifths; else convolutions"),
+        Side(our_cnn, "convolutions and pooling: seven tenths of a step; augmentation: a tenth"),
+    ),
+    "gan": Pair(
+        "real images",
+        Side(workshop_gan, "matrix products: under half of a step; the loader: a quarter; unfused Adam: a seventh"),
+        Side(our_gan, "matrix products: three quarters of a step; Adam: a tenth"),
+    ),
+    "rnn": Pair(
+        "windows",
+        Side(workshop_rnn, "over a thousand tiny operations for one target; unfused Adam: a quarter", RNN_WINDOW),
+        Side(our_rnn, "matrix products: over half of a step; tanh: a tenth"),
+        "characters",
+    ),
+    "lstm": Pair(
+        "windows",
+        Side(workshop_lstm, "a fused LSTM at batch 1: under half of a step; unfused Adam: a third", LSTM_WINDOW),
+        Side(our_lstm, "the fused LSTM over 50 + 49 + 49 steps, forward and back", LSTM_READ / LSTM.horizon),
+        "values",
+    ),
+}

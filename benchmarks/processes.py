@@ -1,0 +1,158 @@
+"""Measure training with several processes (DistributedDataParallel), on the CPU, in turns.
+
+    python -m benchmarks.processes                  # one process of 1 thread, one of 2, two of 1: about four minutes
+    python -m benchmarks.processes --only cnn --seconds 1 --rounds 1
+
+What is measured are the steps of training on own data, with the numbers of the presets "own", all layouts on the same
+batch: two processes take half of it each and average their gradients over gloo. What is learnt does not matter here, so
+images, characters and series are random. Left out: reading, validation and saved states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from app.networks.cnn import WhitenedNet, WhitenedNetSizes
+from app.networks.forecaster import Forecaster, ForecasterSizes
+from benchmarks.training import hardware
+from training import cnn, lstm, processes, rnn, transfer, tuning
+from training.run import prepare
+from training.windows import Kind, Windows
+
+LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
+TRIED = 3  # steps after the first, from which the number of steps of a turn is known
+CHARACTERS = 64  # different ones
+
+Step = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """``begin`` gives a step on a batch of ``batch`` samples."""
+
+    samples: str
+    batch: int
+    begin: Callable[[], Step]
+
+
+def images() -> Step:
+    """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
+    config = cnn.OWN
+    network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first, config.later, config.later)))
+    learner = transfer.Learner(config, network, torch.ones(10), "cpu", tuned=False)
+    shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
+    return lambda step: learner.update(shown, labels, step, 10**6)
+
+
+def characters() -> Step:
+    """The stack of Elman layers."""
+    config = rnn.PRESETS["own"]
+    learner = rnn.Learner(rnn.begun(config, CHARACTERS), config)
+    piece = torch.randint(CHARACTERS, (config.streams, config.piece + 1))
+    state = learner.network.zero_state(config.streams // processes.count())
+    return lambda step: learner.update(piece, state, config.learning_rate)
+
+
+def series() -> Step:
+    """The forecaster, three members, on series that repeat after 12 values."""
+    sizes = ForecasterSizes()
+    many = list(torch.randn(20, 400, dtype=torch.float64))
+    windows = Windows([Kind(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
+    learner = tuning.Learner(Forecaster(sizes), windows, lstm.TUNED, 0, "cpu")
+    return lambda step: learner.update(step, lstm.TUNED.learning_rate)
+
+
+TEXT = rnn.PRESETS["own"]
+WORKS = {
+    "cnn": Work("images", cnn.OWN.batch, images),
+    "rnn": Work("characters", TEXT.streams * TEXT.piece, characters),
+    "lstm": Work("windows", lstm.TUNED.batch * ForecasterSizes().members, series),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Samples a second over the rounds."""
+
+    median: float
+    least: float
+    most: float
+
+
+def turn(name: str, seconds: float, threads: int) -> None:
+    """In each of the processes: take steps for about so many seconds; the first prints the samples a second."""
+    prepare(threads)
+    processes.join("cpu")
+    torch.manual_seed(0)
+    step = WORKS[name].begin()
+    step(0)
+    begun = time.perf_counter()
+    for number in range(TRIED):
+        step(number + 1)
+    took = (time.perf_counter() - begun) / TRIED
+    count = processes.from_first(lambda: math.ceil(seconds / took))  # the same in all of them
+    begun = time.perf_counter()
+    for number in range(count):
+        step(number + 1 + TRIED)
+    processes.say(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
+    processes.leave()
+
+
+def speed(name: str, seconds: float, count: int, threads: int) -> float:
+    """Samples a second of a turn in ``count`` fresh processes."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    words = ["-m", "benchmarks.processes", "--turn", name, "--seconds", str(seconds), "--threads", str(threads)]
+    done = subprocess.run([sys.executable, *several, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return float(done.stdout.split()[-1])
+
+
+def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
+    """All layouts in turns, so that whatever else the machine does meets all."""
+    turns = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
+    return [Speed(statistics.median(one), min(one), max(one)) for one in zip(*turns, strict=True)]
+
+
+def row(name: str, found: Sequence[Speed]) -> str:
+    """A line of the table: two processes against one of one thread, and against one of two."""
+    one, threads, two = found
+    cells = [f"{own.median:,.0f} ({own.least:,.0f}–{own.most:,.0f})" for own in found]
+    ratios = [f"{two.median / own.median:.2f}" for own in (one, threads)]
+    work = WORKS[name]
+    return f"| {name} | {work.samples}, {work.batch:,} a step | {' | '.join([*cells, *ratios])} |"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Training with one process and with two, on the CPU, in turns.")
+    parser.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each layout (default: %(default)s)")
+    parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
+    parser.add_argument("--turn", choices=list(WORKS), help=argparse.SUPPRESS)  # what each process is started with
+    parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(argv)
+    if chosen.turn:
+        turn(chosen.turn, chosen.seconds, chosen.threads)
+        return
+    heads = ["1 process, 1 thread", "1 process, 2 threads", "2 processes, 1 thread each", "over 1", "over 2 threads"]
+    print(f"| network | a second | {' | '.join(heads)} |\n|---|---|--:|--:|--:|--:|--:|", flush=True)
+    results = {}
+    for name in [chosen.only] if chosen.only else list(WORKS):
+        results[name] = measure(name, chosen.seconds, chosen.rounds)
+        print(row(name, results[name]), flush=True)
+    told = {"hardware": hardware(), "torch": torch.__version__, "seconds": chosen.seconds, "rounds": chosen.rounds}
+    print(json.dumps({**told, "networks": {name: [asdict(one) for one in found] for name, found in results.items()}}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Tuning the forecaster on own series: what is held out, how it is judged, and what is published."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import FORECASTER, TEST, serving, tiny_card
+
+from app import rollout, store
+from app.networks import build
+from app.predictors.cnn import ImageClassifier
+from app.predictors.forecaster import GlobalForecaster
+from app.settings import Settings
+from training import backtest, gan, lstm, publishing, tables, tuning
+from training.data import DataError
+from training.options import origin
+
+SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
+
+
+def sold(seed: int, count: int = 120) -> np.ndarray:
+    """Sales that repeat each four days, with so much noise that the last four say little of the next."""
+    return 50 + 10 * np.sin(np.pi * np.arange(count) / 2) + np.random.default_rng(seed).normal(0, 4, count)
+
+
+def written(path: Path, **series: Any) -> Path:
+    """A CSV with a column for each series; None is an empty cell."""
+    count = max(len(values) for values in series.values())
+    rows = [
+        [(date(2024, 1, 1) + timedelta(days=i)).isoformat()]
+        + ["" if i >= len(values) or values[i] is None else f"{values[i]:.6g}" for values in series.values()]
+        for i in range(count)
+    ]
+    path.write_text("\n".join(",".join(row) for row in [["day", *series], *rows]) + "\n")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: sales of two shops, and a store with a tiny forecaster that knows nothing yet."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "sales.csv", north=sold(1), south=sold(2))
+    torch.manual_seed(3)
+    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
+    store.publish(tmp_path / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    return tmp_path
+
+
+def train(*more: str, file: str = "sales.csv") -> None:
+    lstm.main(["--csv", file, "--name", "sales", *SHORT, *more])
+
+
+def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train()
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("Tuning helped: a quantile loss of 0.")
+    version = store.read(place / "models_store", "sales", 1)
+    card = version.card
+    losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
+    assert losses == sorted(losses)
+    assert set(card.metrics) == {
+        f"{name}{key}" for name in ("", "untuned_", "naive_") for key in ("mase", "quantile_loss", "coverage_95")
+    }
+    assert card.metrics["mase"].split == "14 forecasts of 4 steps, of 2 series, none of it learnt from"
+    assert "Begun with series-lstm 1. Tuning helped" in card.notes
+    with serving(Settings(store=place / "models_store", **TEST)) as client:
+        body: dict[str, Any] = {"values": sold(9).tolist(), "horizon": 4, "seasonality": 4}
+        answers = {
+            model: client.post("/v1/series/forecast", json={**body, "model": model}).json()
+            for model in ("sales", "series-lstm")
+        }
+        assert answers["sales"]["version"] == 1
+        middle, before = (np.array(one["results"][0]["median"]) for one in answers.values())
+        tuned = GlobalForecaster(version, torch.device("cpu"))
+        assert middle == pytest.approx(tuned.predict([tuned.parse(body["values"], 4, seasonality=4)])[0].median)
+        assert not np.allclose(middle, before)
+        assert client.get("/v1/models/sales").json()["card"]["metrics"]["mase"]["value"] == card.metrics["mase"].value
+
+
+def test_tuning_that_does_not_help_is_published_by_force_only(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train("--learning-rate", "1e-9")
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith("Tuning did not help: a quantile loss of ")
+    assert told.endswith("Nothing is published; with --force it is all the same.")
+    assert not (place / "models_store" / "sales").exists()
+    (folder,) = (place / "runs" / "sales").iterdir()
+    assert (folder / "finished").exists()
+    assert "Tuning did not help" in json.loads((folder / "card.json").read_text())["notes"]
+    train("--learning-rate", "1e-9", "--force")
+    assert "Tuning did not help" in store.read_card(place / "models_store" / "sales" / "1").notes
+
+
+@pytest.mark.parametrize(
+    ("losses", "begin"),
+    [
+        ((0.5, 0.6, 0.7), "Tuning helped: a quantile loss of 0.500, 0.600 before, 0.700 of the last season again"),
+        ((0.597, 0.6, 0.7), "Tuning did not help: "),
+        ((0.6, 0.5, 0.7), "Tuning did not help: "),
+        ((0.7, 0.8, 0.7), "Tuning did not help enough: "),
+    ],
+)
+def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: Any, begin: str) -> None:
+    names = ("", "untuned_", "naive_")
+    metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
+    helped, sentence = tuning.verdict(metrics)
+    assert sentence.startswith(begin)
+    assert helped == begin.startswith("Tuning helped")
+
+
+def test_what_tests_is_not_learnt_from_nor_looked_at_before(place: Path) -> None:
+    train("--force")
+    values = sold(1), sold(2)
+    changed = [np.concatenate([one[:92], one[92:] * 3]) for one in values]  # of 120 values 28 test
+    written(place / "sales.csv", north=changed[0], south=changed[1])
+    train("--force")
+    first, second = (store.read(place / "models_store", "sales", 1), place / "models_store" / "sales" / "2")
+    assert not second.exists()  # the same weights, so that there is nothing to publish
+    runs = sorted((place / "runs" / "sales").iterdir())
+    cards = [json.loads((folder / "card.json").read_text()) for folder in runs]
+    assert cards[0]["metrics"] != cards[1]["metrics"]
+    assert cards[0]["data"] != cards[1]["data"]
+    assert first.card.data["series-lstm@1"] == cards[1]["data"]["series-lstm@1"]
+
+
+def test_figures_are_those_of_a_loop_over_all_origins(tmp_path: Path) -> None:
+    values = sold(1).tolist()
+    values[100] = None
+    table = tables.read(written(tmp_path / "one.csv", north=values), season=4)
+    (parts,) = backtest.cut(table, 4)
+    assert (parts.validate, parts.test) == (68, 92)
+    tried = backtest.origins([parts], 4, 4, "test")
+    assert [len(past) for past in tried.past] == list(range(92, 120, 4))
+    series = table.series[0].values
+    unit = np.mean([abs(series[i] - series[i - 4]) for i in range(4, 68)])
+    errors = []
+    for at in range(92, 120, 4):
+        known = [i for i in range(at, at + 4) if values[i] is not None]
+        errors.append(np.mean([abs(series[i] - series[i - 4]) for i in known]) / unit)
+    found = backtest.figures(tried, backtest.seasonal_naive)
+    assert found["mase"] == pytest.approx(np.mean(errors))
+    validated = backtest.origins([parts], 4, 4, "validate")
+    assert [len(past) for past in validated.past] == list(range(68, 89))
+    assert [len(past) for past in validated.some(3).past] == [68, 78, 88]
+
+
+def test_a_forecast_without_width_has_its_mase_for_a_quantile_loss(tmp_path: Path) -> None:
+    table = tables.read(written(tmp_path / "one.csv", north=sold(1)), season=4)
+    tried = backtest.origins(backtest.cut(table, 4), 4, 4, "test")
+
+    def sure(past: Any, season: int, horizon: int) -> Any:
+        answers = backtest.seasonal_naive(past, season, horizon)
+        for answer in answers:
+            answer.quantiles[:] = answer.median[:, None]
+        return answers
+
+    found = backtest.figures(tried, sure)
+    assert found["quantile_loss"] == pytest.approx(found["mase"])
+    assert found["coverage_95"] == 0
+
+
+def test_a_horizon_beyond_the_networks_own_is_tested_too(place: Path) -> None:
+    train("--horizon", "9", "--force")
+    card = store.read_card(place / "models_store" / "sales" / "1")
+    assert card.metrics["mase"].split.startswith("6 forecasts of 9 steps")
+
+
+def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = np.tile([1.0, 2, 3, 4], 30)
+    written(place / "sales.csv", north=sold(1), new=sold(2, 31), still=steps, young=sold(3, 12))
+    train("--horizon", "12", "--force")
+    told = capsys.readouterr().out
+    assert "new: 31 values; with a season of 4 and a horizon of 12 it takes 44 or more" in told
+    assert "still: its first 72 values repeat without any change" in told
+    assert "young: 12 values in one stretch; it takes 30" in told
+    assert "of 1 series" in store.read_card(place / "models_store" / "sales" / "1").metrics["mase"].split
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--horizon", "60"], "sales.csv: no series can be learnt from and tested; south: 120 values; with a season"),
+        (["--horizon", "-1"], "--horizon is -1; it must be at least 1"),
+        (["--season", "365"], "--season is 365; the forecaster reads seasons of 1 to 168 values"),
+        (["--season", "0"], "--season is 0; the forecaster reads"),
+        (["--from", "nobody"], "--from nobody: not in models_store, which holds series-lstm"),
+        (["--from", "scratch"], "--from scratch: series are learnt by going on with a network that knows others"),
+        (["--column", "east"], "sales.csv has no column 'east'; there are: day, north, south"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tuned_on_is_refused_before_a_run_begins(place: Path, more: list[str], sentence: str) -> None:
+    with pytest.raises(DataError) as refused:
+        train(*more)
+    assert sentence in str(refused.value)
+    assert not (place / "runs").exists()
+
+
+def test_a_walk_that_remembers_a_week_has_no_week(tmp_path: Path) -> None:
+    walks = {f"w{seed}": np.random.default_rng(seed).normal(size=400).cumsum() for seed in range(4)}
+    assert tables.read(written(tmp_path / "walks.csv", **walks)).season == 1
+
+
+# --- which version it begins with, and which one serves in the end
+
+
+def test_a_training_begins_with_the_version_that_serves(place: Path) -> None:
+    card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
+    store.publish(place / "models_store", card, build("forecaster", FORECASTER).state_dict())
+    words = ["--csv", "sales.csv", "--name", "sales"]
+
+    def begun(*more: str) -> int:
+        version = origin(lstm.arguments([*words, *more])[0], ("forecaster",))
+        assert version is not None
+        return version.card.version
+
+    assert begun() == 2
+    rollout.activate(place / "models_store", "series-lstm", 1)
+    assert begun() == 1
+    assert begun("--from", "series-lstm@2") == 2
+
+
+def test_the_judge_that_serves_judges(tiny_store: Path) -> None:
+    for seed in range(2):
+        torch.manual_seed(seed)
+        sizes = {"conv": [2, 3]}
+        card = tiny_card(gan.JUDGE, "classify", "digit-net", sizes, {"labels": list("0123456789")})
+        store.publish(tiny_store, card, build("digit-net", sizes).state_dict())
+
+    def judge() -> ImageClassifier:
+        return gan.load_judge(tiny_store, "cpu")
+
+    assert judge().card.version == 2
+    rollout.activate(tiny_store, gan.JUDGE, 1)
+    assert judge().card.version == 1
+    assert gan.load_judge(tiny_store, "cpu", 2).card.version == 2
+
+
+def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = place / "models_store"
+    train("--force")
+    assert "waits" not in capsys.readouterr().out
+    rollout.activate(models, "sales", 1)
+    train("--force", "--seed", "1")
+    told = capsys.readouterr().out
+    command = "python -m app.models activate sales 2"
+    assert f"sales@2 waits, for sales@1 serves; to have it serve: {command}\n" in told
+    train("--force", "--seed", "1", "--store", str(models))
+    told = capsys.readouterr().out
+    assert "sales 2 has these weights already" in told
+    assert f"{command} --store {models}\n" in told
+    assert rollout.numbers(models, "sales") == [1, 2]
+
+
+def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing.rollout, "serving", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("--force", "--from", "series-lstm@1")
+    card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {})
+    store.publish(place / "models_store", card, build("forecaster", FORECASTER).state_dict())  # by somebody else
+    train("--force", "--from", "series-lstm@1", "--resume")
+    assert rollout.numbers(place / "models_store", "sales") == [1, 2]
