@@ -19,7 +19,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes, in_order
 from app.predictors.forecaster import GlobalForecaster
-from training import backtest, budget, elman, processes, scores, tables
+from app.predictors.measured import fast_bfloat16
+from training import backtest, budget, processes, scores, tables
 from training.backtest import Origins, Parts
 from training.best import Best
 from training.data import DataError
@@ -98,7 +99,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
         )
-        low = bool(config.bfloat16) and elman.fast_bfloat16(self.device)
+        low = bool(config.bfloat16) and fast_bfloat16(self.device)
         self.lesson = processes.together(Lesson(self.network, low))
 
     def update(self, step: int, rate: float) -> float:
