@@ -37,7 +37,8 @@ ALLOWED = {
     "app.engine.memory": {"app.engine.loading", "app.engine.watch"},
     "app.engine.shelf": {"app.rollout"},
     "app.engine.survey": {"app.engine.loading", "app.rollout", "app.store"},
-    "app.engine.registry": {"app.engine", "app.store", "app.settings", "app.errors"},
+    "app.engine.stock": {"app.engine", "app.store", "app.settings"},
+    "app.engine.registry": {"app.engine", "app.store", "app.errors"},
     "app.api.admin": {
         *("app.api", "app.archive", "app.catalogue", "app.engine.registry", "app.rollout", "app.store"),
         *("app.settings", "app.errors"),
