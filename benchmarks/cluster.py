@@ -1,12 +1,12 @@
 """A Ray cluster of two nodes on this machine: the answers of a plain service, and what gets lost when parts of it die.
 
-    python -m benchmarks.cluster                             # all of it, about four minutes; needs the extra [ray]
+    python -m benchmarks.cluster                             # all of it, about five minutes; needs the extra [ray]
     python -m benchmarks.cluster --only node --callers 32    # one part
 
 same      each endpoint through the cluster and from a plain service: equal to the byte, streams in what they say
 replica   a replica is killed under load: which answers came, and when there are two again
 node      the same with a whole node, all its processes
-scaling   one replica becomes two as requests wait, and one again: which answers came
+scaling   one replica becomes two as requests wait, and one again under two streams: which answers came
 
 Status 0 is an answer that broke off or a connection that was refused.
 """
@@ -22,7 +22,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ PARTS = ("same", "replica", "node", "scaling")
 TASKS = ["classify", "continue", "forecast", "sample"]
 FOREVER = 240.0  # seconds after which what should come true did not
 APPLICATION, GROUP = "quartet", "all"
+FIXED = {"least": 2, "most": 2, "requests": 64}
+SCALED = {"least": 1, "most": 2, "requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
 def requests() -> list[Request]:
@@ -167,10 +169,8 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-def deploy(least: int, most: int, requests: float) -> None:
-    group = {"tasks": TASKS, "least": least, "most": most, "requests": requests}
-    group |= {"upscale_seconds": 1, "downscale_seconds": 3}
-    serve.run(build({"groups": {GROUP: group}}), name=APPLICATION, route_prefix="/")
+def deploy(layout: Mapping[str, float]) -> None:
+    serve.run(build({"groups": {GROUP: {"tasks": TASKS, **layout}}}), name=APPLICATION, route_prefix="/")
 
 
 async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: int) -> None:
@@ -190,6 +190,11 @@ async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: in
     async def shrunk() -> str:
         return f"one replica after {await until(lambda: replicas() == 1):.1f} s"
 
+    if "scaling" in options.only:
+        print("requests wait:", await under_load(port, "cnn", options.callers, grown), flush=True)
+        print("few do:", await under_load(port, "streams", 2, shrunk), flush=True)
+        await asyncio.to_thread(deploy, FIXED)
+        await until(lambda: replicas() == 2)
     if "same" in options.only:
         wrong = await differences(port, plain)
         print(
@@ -200,14 +205,6 @@ async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: in
     for work in ("cnn", "streams"):
         if "replica" in options.only:
             print("a replica is killed:", await under_load(port, work, options.callers, killed), flush=True)
-    if "scaling" in options.only:
-        await asyncio.to_thread(deploy, 1, 2, 8)
-        await until(lambda: replicas() == 1)
-        for work in ("cnn", "streams"):
-            print("requests wait:", await under_load(port, work, options.callers, grown), flush=True)
-            print("few do:", await under_load(port, work, 1, shrunk), flush=True)
-        await asyncio.to_thread(deploy, 2, 2, 64)
-        await until(lambda: replicas() == 2)
     if "node" in options.only:
         print("a node is killed:", await under_load(port, "cnn", options.callers, removed), flush=True)
 
@@ -220,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name, cluster() as nodes:
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        deploy(2, 2, 64)
+        deploy(SCALED if "scaling" in options.only else FIXED)
         plain = servers.ours(Path(name), ROOT / "models_store", "1x1")
         try:
             if "same" in options.only:

@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,9 @@ async def measure(server: Server, results: Results, options: argparse.Namespace,
         progress(f"{work}, round {turn + 1} of {options.rounds}: {way}")
         generator = load.own if work in LONG or not load.fast() else load.wrk
         await load.call(server.port, [request], options.callers, 0.5)
-        cpu = server.cpu_seconds()
+        cpu, begun = server.cpu_seconds(), time.perf_counter()
         figures = await generator(server.port, [request], options.callers, options.seconds)
-        figures["cpu"] = (server.cpu_seconds() - cpu) / options.seconds
+        figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - begun)
         results.add(work, way, options.callers, figures)
 
 
