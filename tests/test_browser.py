@@ -301,6 +301,9 @@ def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client,
     assert f"{accuracy['value']:.4f}" in card.inner_text()
     card.get_by_text("All 19 figures").click()
     assert card.locator("tbody tr").count() == 19
+    card.get_by_text("How it came about").click()
+    alone = models["cifar10-whitened"]["speed"]["milliseconds"]
+    assert f"{alone} ms for one image alone" in card.inner_text()
     card.get_by_role("button", name="Show the curves").click()
     picture = page.locator("dialog img")
     picture.wait_for()

@@ -100,6 +100,15 @@ def test_each_piece_of_python_in_the_readme_prints_what_stands_beside_it(
     assert expected
 
 
+def test_the_speeds_are_those_of_the_cards() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)@(\d+)` \| ([\d.]+) \| ([\d,]+) \|", README, re.MULTILINE)
+    stated = {(name, int(number)): (float(alone), int(each.replace(",", ""))) for name, number, alone, each in rows}
+    speeds = {(name, number): store.read_card(ROOT / "models_store" / name / str(number)).speed for name, number in
+              store.versions(ROOT / "models_store")}  # fmt: skip
+    assert stated == {key: speed and (speed.milliseconds, speed.per_second) for key, speed in speeds.items()}
+    assert {speed and speed.rows for speed in speeds.values()} == {64}
+
+
 def test_the_measured_figures_are_those_of_the_cards() -> None:
     cards = [store.read_card(ROOT / "models_store" / name / str(number)) for name, number in
              store.versions(ROOT / "models_store")]  # fmt: skip
