@@ -22,7 +22,7 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
-def deploy(layout: dict[str, float]) -> None:
+def deploy(layout: Mapping[str, float]) -> None:
     serve.run(build({"groups": {GROUP: {"tasks": TASKS, **layout}}}), name=APPLICATION, route_prefix="/")
 
 
