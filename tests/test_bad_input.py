@@ -277,9 +277,17 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(serve: Serve, monkeypa
 
 
 def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_is_over(serve: Serve) -> None:
-    with serve(body_seconds=30, request_seconds=0.3) as client:
-        for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, "/v1/completions", "/v2/models/tiny-gan/infer"):
-            begin = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" % path.encode()
+    key = "k" * 32
+    guarded = (
+        "/v1/admin/models/tiny-gan/activate",
+        "/v1/admin/models/tiny-gan/retire",
+        "/v2/repository/models/a/unload",
+    )
+    others = ("/v1/completions", "/v2/models/tiny-gan/infer", "/v2/repository/index", *guarded)
+    with serve(body_seconds=30, request_seconds=0.3, admin_key=key) as client:
+        for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, *others):
+            begin = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n".encode()
+            begin += b"Content-Length: %d\r\n\r\n" % (5000 if path in guarded else 60_000)
             heard = dripped(client, begin, b" ")
             assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
             assert b"the request's time was over before its body was whole" in heard

@@ -209,7 +209,7 @@ def test_after_bodies_of_64_megabytes_memory_is_back_at_its_level(tiny_store: Pa
     with serving(tiny_store, workers=1) as service, httpx.Client(base_url=service.url, timeout=60) as client:
 
         def barrage() -> float:
-            for path in (CLASSIFY, FORECAST):
+            for path in (CLASSIFY, FORECAST, "/v1/completions", "/v2/models/tiny-cnn/infer"):
                 post = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
                 announced = flood(service.url, post + b"Content-Length: 67108864\r\n\r\n", piece, 64)
                 chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -19,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from app import archive, catalogue, rollout
 from app.api.answers import FAILURES
 from app.api.bodies import Body, Reading, described, described_query, json_response, read_json, read_query
+from app.api.patience import deadline
 from app.api.spool import spool
 from app.engine.registry import Registry
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
@@ -144,6 +145,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @routes.post("/models/{name}/activate", openapi_extra=described(Activation, {"version": NEWEST}))
     async def activate(name: str, request: Request) -> Response:
         """Have a version serve who names none, or try it on a share of them. Within 2 seconds every process does."""
+        deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reading, COMMAS)
         await on_store(lambda: rollout.activate(store, name, body.version, body.share))
         return json_response(await on_store(lambda: catalogue.model(store, name)))
@@ -157,6 +159,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @routes.post("/models/{name}/retire", openapi_extra=described(Retirement, {"version": 1}))
     async def retire(name: str, request: Request) -> Response:
         """Serve a version no longer, not even by its number; its files stay."""
+        deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reading, COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
         return json_response(await on_store(lambda: catalogue.model(store, name)))

@@ -116,6 +116,7 @@ def _check(parameters: dict[str, Any]) -> None:
 
 async def _body(request: Request, kind: type[B], settings: Settings) -> B:
     """A body that may be empty. Raises BadValue."""
+    deadline(request, settings.request_seconds)
     content = await read(request, json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
         return kind.model_validate(object_of(content, NAMES))
