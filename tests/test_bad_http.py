@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 import httpx
 import pytest
 from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, spoken, still_serves
 from test_bad_json import harmless
+
+from app.api.heads import OneWrite
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
@@ -152,3 +155,51 @@ def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
             for path in (CONTINUE, FORECAST, SAMPLE):
                 harmless(tiny.post(f"{path}?{query}", json={}))
     still_serves(tiny)
+
+
+class Wire:
+    """A transport that notes what is handed to the system at once."""
+
+    def __init__(self) -> None:
+        self.calls: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.calls.append(data)
+
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        self.calls.append(b"".join(pieces))
+
+    def close(self) -> None:
+        self.calls.append(b"closed")
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "calls"),
+    [
+        ([HEAD, b"body"], [HEAD + b"body"]),
+        ([GO_ON, HEAD, b"bo", HEAD], [GO_ON, HEAD + b"bo", HEAD]),  # a body may look like a head
+        ([HEAD, b""], [HEAD]),
+        ([STREAM, b"1\r\na\r\n"], [STREAM, b"1\r\na\r\n"]),  # whoever waits for a stream sees at once that it comes
+        ([HEAD], [HEAD]),
+    ],
+)
+def test_what_is_short_leaves_in_one_piece(written: list[bytes], calls: list[bytes]) -> None:
+    wire = Wire()
+    answer = OneWrite(wire)
+    for data in written:
+        answer.write(data)
+    answer.close()
+    assert wire.calls == [*calls, b"closed"]
+
+
+def test_an_answer_without_a_body_is_not_waited_for(tiny: httpx.Client) -> None:
+    for path, status in (("/health/ready", 200), ("/", 200), ("/nowhere", 404)):
+        answer = tiny.head(path)
+        assert (answer.status_code, answer.content) == (status, b"")
+    again = tiny.get("/", headers={"if-none-match": tiny.get("/").headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")

@@ -24,8 +24,40 @@ class HeadTooLarge(QuartetError):
     code = "head_too_large"
 
 
+class OneWrite:
+    """The transport of one answer. A head that says how long its body is waits for the body's first piece, and both
+    leave in one call of the system: as two they cost twice as much here, and wake the caller twice.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.head = b""
+        self.begun = False
+
+    def write(self, data: bytes) -> None:
+        if self.head:
+            head, self.head = self.head, b""
+            self.transport.writelines((head, data) if data else (head,))
+        elif self.begun or data.startswith(b"HTTP/1.1 100 "):
+            self.transport.write(data)
+        else:
+            self.begun = True
+            if b"\r\ncontent-length: " in data:
+                self.head = data
+            else:
+                self.transport.write(data)
+
+    def close(self) -> None:
+        if self.head:
+            self.write(b"")
+        self.transport.close()
+
+    def is_closing(self) -> bool:
+        return bool(self.transport.is_closing())
+
+
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's faster HTTP protocol, for heads of a size that is sane."""
+    """uvicorn's faster HTTP protocol, for heads of a size that is sane; what is short leaves in one piece."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -79,6 +111,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():  # refused
             return
         super().on_headers_complete()
+        if self.cycle and self.scope["method"] != "HEAD":  # whose answer has no body to wait for
+            self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]  # of it nothing else is asked
         if not self.pipeline:  # else it waits until the one before it is answered
             self.running = self.cycle
         if self.last and self.cycle:

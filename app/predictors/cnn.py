@@ -83,7 +83,7 @@ class Decoder:
             raise
         except Exception as error:
             raise NotAnImage(f"{param}: the {image.format} image is damaged: {error}", param) from error
-        pixels = np.array(small, dtype=np.uint8).reshape(self.side, self.side, self.channels)
+        pixels = np.frombuffer(small.tobytes(), np.uint8).reshape(self.side, self.side, self.channels)
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _shrink(self, image: Image.Image) -> Image.Image:
