@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -403,7 +404,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path) -> None:
+def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
     body = {"prompt": "abc", "max_characters": 50, "seed": 1}
     with serve(store_seconds=0.02) as client:
         first = client.post("/v1/text/continue", json=body).json()
@@ -414,13 +415,15 @@ def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path) -> 
                 while not stop.is_set():
                     seen.append(caller.post("/v1/text/continue", json=body).raise_for_status().json())
 
-        with ThreadPoolExecutor(2) as callers:
+        with ThreadPoolExecutor(2) as callers, ExitStack() as afterwards:
+            afterwards.callback(stop.set)
             asking = [callers.submit(ask) for _ in range(2)]
             publish_tiny(tiny_store, "tiny-rnn")
             until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 2)
             assert client.post("/v1/text/continue", json={**body, "model": "tiny-rnn@1"}).json() == first
-            broken = publish_tiny(tiny_store, "tiny-rnn").folder
-            (broken / "model.safetensors").write_bytes(b"cut")
+            aside = publish_tiny(tmp_path / "aside", "tiny-rnn").folder
+            (aside / "model.safetensors").write_bytes(b"cut")
+            broken = aside.rename(tiny_store / "tiny-rnn" / "3")  # so that nobody sees it whole
             until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
             assert client.get("/v1/models/tiny-rnn").json()["broken"][0]["version"] == 3
             shutil.rmtree(broken)

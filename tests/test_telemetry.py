@@ -81,11 +81,12 @@ def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, he
         assert (seen["quartet_queued_rows", *of("tiny-gan")], seen["quartet_running_rows", *of("tiny-gan")]) == (0, 0)
 
 
+@pytest.mark.usefixtures("slow")
 def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
-    with serve() as client:
+    with serve(at_once_seconds=0) as client:
         client.post(SAMPLE, json={"count": 0})
         client.post(SAMPLE, json={"model": "none"})
-        client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "0.000001"})
+        client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "1"})
         client.get("/nothing")
         seen = figures(client)
     for route, reason in (
