@@ -2,13 +2,15 @@
 
     python -m benchmarks.soak                          # 30 minutes
     python -m benchmarks.soak --minutes 1 --callers 8
+    python -m benchmarks.soak --minutes 6 --swap 0     # no versions come and go: each keeps 50 KiB of figures a process
 
 Callers ask for everything there is, in proportion (``mix.KINDS``), beside others who hang up in the middle of an
 answer, and a version that is published again and again while the oldest is taken away. Each answer is held against
 the one that the same request had alone. Ends with 1 when one was wrong, or when something grew.
 
-The table: memory is of all processes (PSS, MiB) and its slope over the requests after the first fifth of the time;
-descriptors and threads at a fifth and at the end; latency of a classification in the second fifth and in the last.
+The table: memory is of all processes (PSS, MiB), as each fifth of the time begins and at the end, and its slope
+over the requests after the first fifth; descriptors and threads at a fifth and at the end; latency of a
+classification in the second fifth and in the last.
 """
 
 from __future__ import annotations
@@ -34,7 +36,6 @@ from benchmarks.load import Connection, Request, connect, percentile
 from benchmarks.servers import ROOT, Server
 
 LOOK = 2.0  # seconds between two looks at the processes
-SWAP = 10.0  # seconds between two versions
 SWAPPED = "sine-lstm"
 DIFFERENT = 400  # requests that are asked again and again
 SLOPE = 1.0  # MiB that memory may grow by in 10,000 requests
@@ -82,10 +83,10 @@ async def hang_up(port: int, seen: Seen, until: float) -> None:
         seen.asked["cancelled"] += 1
 
 
-async def swap(folder: Path, seen: Seen, until: float) -> None:
-    """Publish the same weights as a new version, and take the oldest away."""
-    for number in count(1):
-        await asyncio.sleep(min(SWAP, max(0.0, until - time.monotonic())))
+async def swap(folder: Path, seen: Seen, until: float, every: float) -> None:
+    """Publish the same weights as a new version, every so many seconds, and take the oldest away; never for 0."""
+    for number in count(1) if every else ():
+        await asyncio.sleep(min(every, max(0.0, until - time.monotonic())))
         if time.monotonic() >= until:
             return
         version = store.read(folder, SWAPPED, number)
@@ -109,13 +110,13 @@ async def look(server: Server, seen: Seen, until: float) -> None:
         seen.looks.append((time.monotonic(), seen.asked.total(), memory, files, threads))
 
 
-async def soak(server: Server, folder: Path, seconds: float, callers: int) -> Seen:
-    """Everything at once, for so long."""
+async def soak(server: Server, folder: Path, seconds: float, callers: int, every: float) -> Seen:
+    """Everything at once, for so long; a new version ``every`` so many seconds."""
     wanted = mix.asks(DIFFERENT, 0)
     right = await mix.answers(server.port, wanted, 1)
     seen, until = Seen(), time.monotonic() + seconds
     calls = [call(server.port, wanted, right, seen, until, seed) for seed in range(callers)]
-    others = hang_up(server.port, seen, until), swap(folder, seen, until), look(server, seen, until)
+    others = hang_up(server.port, seen, until), swap(folder, seen, until, every), look(server, seen, until)
     await asyncio.gather(*calls, *others)
     return seen
 
@@ -131,13 +132,14 @@ def figures(seen: Seen, begun: float, seconds: float) -> dict[str, Any]:
     """What the table shows."""
     after = [one for one in seen.looks if one[0] >= begun + seconds / 5] or seen.looks
     first, last = after[0], after[-1]
+    looks = [next(one for one in seen.looks if one[0] >= begun + part * seconds / 5) for part in range(5)] + [last]
     parts = [
         [took for when, took in seen.latencies if begun + part * seconds <= when < begun + (part + 0.2) * seconds]
         for part in (0.2, 0.8)
     ]
     return {
         "seconds": round(seconds), "requests": seen.asked.total(), "wrong": len(seen.wrong), **seen.asked,
-        "mib": [round(first[2], 1), round(last[2], 1)],
+        "mib": [round(one[2], 1) for one in looks],
         "mib_per_10000": round(10_000 * slope([(float(one[1]), one[2]) for one in after]), 3),
         "descriptors": [first[3], last[3]], "threads": [first[4], last[4]],
         "p50_ms": [round(1000 * percentile(part, 0.5), 2) for part in parts],
@@ -149,6 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--swap", type=float, default=10, metavar="SECONDS", help="between two versions; 0: none")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "store"
@@ -157,7 +160,7 @@ def main() -> None:
         server.start()
         try:
             seconds = 60 * options.minutes
-            seen = asyncio.run(soak(server, folder, seconds, options.callers))
+            seen = asyncio.run(soak(server, folder, seconds, options.callers, options.swap))
         finally:
             server.stop()
     begun = seen.looks[0][0] - LOOK
