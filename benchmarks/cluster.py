@@ -7,7 +7,6 @@ same      each endpoint through the cluster and from a plain service: equal to t
 replica   a replica is killed under load: which answers came, and when there are two again
 node      the same with a whole node, all its processes
 scaling   one replica becomes two as requests wait, and one again under two streams: which answers came
-drain     two replicas become one while both write long texts: which of them were finished
 
 Status 0 is an answer that broke off or a connection that was refused.
 """
@@ -39,12 +38,11 @@ from benchmarks.serving import progress, words
 from benchmarks.works import works
 from deploy.ray_serve import build
 
-PARTS = ("same", "replica", "node", "scaling", "drain")
+PARTS = ("same", "replica", "node", "scaling")
 TASKS = ["classify", "continue", "forecast", "sample"]
 FOREVER = 240.0  # seconds after which what should come true did not
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"least": 2, "most": 2, "requests": 64}
-ONE = {"least": 1, "most": 1, "requests": 64}
 SCALED = {"least": 1, "most": 2, "requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
@@ -153,20 +151,6 @@ async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]
     return f"{work}, {callers} callers: {counted}, {told} streams ended with an error; slowest {slowest:.1f} s; {done}"
 
 
-async def drained(port: int, texts: int = 16) -> str:
-    """What becomes of long streams while one of two replicas has to go."""
-    long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": 4000, "stream": True}
-    sent = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
-    asking = [asyncio.create_task(load.ask(port, request)) for request in sent]
-    await asyncio.sleep(2)
-    await asyncio.to_thread(deploy, ONE)
-    under_way = sum(not one.done() for one in asking)
-    answers = await asyncio.gather(*asking)
-    gone = await until(lambda: replicas() == 1)
-    whole = sum(answer.status == 200 and len(str(said(answer.body))) >= 4000 for answer in answers)
-    return f"{under_way} of {texts} were under way, {whole} were finished; gone {gone:.1f} s later"
-
-
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """Two nodes; the second one holds replicas alone and can be taken away."""
@@ -218,10 +202,6 @@ async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: in
             flush=True,
         )
         print("\n".join(wrong), flush=True)
-    if "drain" in options.only:
-        print("one replica goes:", await drained(port), flush=True)
-        await asyncio.to_thread(deploy, FIXED)
-        await until(lambda: replicas() == 2)
     for work in ("cnn", "streams"):
         if "replica" in options.only:
             print("a replica is killed:", await under_load(port, work, options.callers, killed), flush=True)
