@@ -7,6 +7,7 @@ same      each endpoint through the cluster and from a plain service: equal to t
 replica   a replica is killed under load: which answers came, and when there are two again
 node      the same with a whole node, all its processes
 scaling   one replica becomes two as requests wait, and one again under two streams: which answers came
+drain     two replicas become one while both write long texts: which of them were finished
 
 Status 0 is an answer that broke off or a connection that was refused.
 """
@@ -38,11 +39,13 @@ from benchmarks.serving import progress, words
 from benchmarks.works import works
 from deploy.ray_serve import build
 
-PARTS = ("same", "replica", "node", "scaling")
+PARTS = ("same", "replica", "node", "scaling", "drain")
 TASKS = ["classify", "continue", "forecast", "sample"]
 FOREVER = 240.0  # seconds after which what should come true did not
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"least": 2, "most": 2, "requests": 64}
+ONE = {"least": 1, "most": 1, "requests": 64}
+LONG = 1000  # characters that a text has still to write when its replica is to go; well before its deadline
 SCALED = {"least": 1, "most": 2, "requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
@@ -151,6 +154,23 @@ async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]
     return f"{work}, {callers} callers: {counted}, {told} streams ended with an error; slowest {slowest:.1f} s; {done}"
 
 
+async def drained(port: int, texts: int = 16) -> str:
+    """What becomes of long streams while one of two replicas has to go."""
+    long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
+    sent = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
+    asking = [asyncio.create_task(load.ask(port, request)) for request in sent]
+    await asyncio.sleep(2)
+    under_way, begun = sum(not one.done() for one in asking), time.perf_counter()
+    await asyncio.to_thread(deploy, ONE)  # comes back once it is gone
+    await until(lambda: replicas() == 1)
+    seconds = time.perf_counter() - begun
+    answers = await asyncio.gather(*asking)
+    whole = sum(isinstance(text := said(answer.body), dict) and len(text[0]) == LONG for answer in answers)
+    longest = max(answer.seconds for answer in answers)
+    told = f"{whole} finished, in up to {longest:.1f} s; gone after {seconds:.1f} s"
+    return f"{under_way} of {texts} were under way, {told}"
+
+
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """Two nodes; the second one holds replicas alone and can be taken away."""
@@ -202,6 +222,10 @@ async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: in
             flush=True,
         )
         print("\n".join(wrong), flush=True)
+    if "drain" in options.only:
+        print("one replica goes:", await drained(port), flush=True)
+        await asyncio.to_thread(deploy, FIXED)
+        await until(lambda: replicas() == 2)
     for work in ("cnn", "streams"):
         if "replica" in options.only:
             print("a replica is killed:", await under_load(port, work, options.callers, killed), flush=True)
