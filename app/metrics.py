@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import shutil
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import ParamSpec
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+    multiprocess,
+    values,
+)
+from prometheus_client.mmap_dict import MmapedDict
 
-from app.engine.watch import Member
+from app.engine.watch import Key, Member
 from app.tracing import Tracer
 
 P = ParamSpec("P")
@@ -26,6 +38,8 @@ GAPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 VERSION = ("model", "version")
+REFUSALS = ("queue_full", "stopping")
+GONE = 8  # versions whose figures are forgotten at once: all others are counted anew from a file then
 
 
 def harmless(report: Callable[P, None]) -> Callable[P, None]:
@@ -42,11 +56,23 @@ def harmless(report: Callable[P, None]) -> Callable[P, None]:
 
 
 class Metrics:
-    """The figures of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up."""
+    """The figures of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up.
+
+    Figures of versions that are gone are told no longer. They take some 70 KiB in each worker, and are forgotten a few
+    versions at a time.
+    """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
-        self.registry = CollectorRegistry()
         self.tracer = tracer
+        self.under_way = 0  # requests; told when it is asked for
+        self._figures: dict[Key, Figures] = {}
+        self._there: frozenset[Key] | None = None  # versions, once they are known
+        self._lock = threading.Lock()  # versions are loaded on a thread
+        self._begin()
+
+    def _begin(self) -> None:
+        """All figures, where they are counted together from what this process has counted so far."""
+        self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"quartet_{name}", text, labels, registry=self.registry)
@@ -78,15 +104,16 @@ class Metrics:
         self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
         self.workers = gauge("workers", "Processes that serve")
         self.workers.set(1)
-        self.under_way = 0  # requests; told when it is asked for
-        self._figures: dict[tuple[str, int], Figures] = {}
         self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
+        for figures in self._figures.values():
+            figures.bind()
 
     def of(self, model: str, version: int) -> Figures:
         """The figures of a version, the same ones each time."""
-        if (model, version) not in self._figures:
-            self._figures[model, version] = Figures(self, model, version)
-        return self._figures[model, version]
+        with self._lock:
+            if (model, version) not in self._figures:
+                self._figures[model, version] = Figures(self, model, version)
+            return self._figures[model, version]
 
     @harmless
     def answered(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
@@ -107,42 +134,89 @@ class Metrics:
         self.limits.labels(key).inc()
 
     @harmless
-    def versions(self, live: int, broken: int) -> None:
+    def versions(self, live: int, broken: int, there: frozenset[Key]) -> None:
         self.states.labels("live").set(live)
         self.states.labels("broken").set(broken)
         self.requests_running.set(self.under_way)
+        self._there = there
+        with self._lock:
+            gone = self._figures.keys() - there
+            if len(gone) >= GONE:
+                self._forget(gone)
+
+    def _forget(self, gone: set[Key]) -> None:
+        """Take figures of versions out of memory: those of several workers out of this one's files, written anew."""
+        for key in gone:
+            del self._figures[key]
+        if SHARED in os.environ:
+            files = list(Path(os.environ[SHARED]).glob(f"*_{os.getpid()}.db"))
+            written = [(self._without_gone(file), file) for file in files]
+            values.close_all_multiprocess_files()
+            for fresh, file in written:
+                fresh.replace(file)  # at once, for others read it
+            values.ValueClass = values.get_value_class()
+            self._begin()
+            return
+        for model, version in gone:
+            for metric in (self.queue_seconds, self.compute_seconds, self.batch_rows, self.first_seconds,
+                           self.gap_seconds, self.queued, self.running, self.failures, self.loaded):  # fmt: skip
+                metric.remove(model, str(version))
+            for reason in REFUSALS:
+                self.refusals.remove(model, str(version), reason)
+
+    def _without_gone(self, file: Path) -> Path:
+        """A copy of a file of figures with those alone that are told."""
+        fresh = file.with_suffix(".fresh")
+        kept = MmapedDict(str(fresh))
+        for key, value, stamp, _ in MmapedDict.read_all_values_from_file(file):
+            if self._tells(json.loads(key)[2]):
+                kept.write_value(key, value, stamp)
+        kept.close()
+        return fresh
+
+    def _tells(self, labels: Mapping[str, str]) -> bool:
+        """Whether a figure with such labels is told: one of no version, or of one that is there."""
+        return (
+            self._there is None or "version" not in labels or (labels["model"], int(labels["version"])) in self._there
+        )
 
     def page(self) -> bytes:
         """All figures of all workers in Prometheus' text format."""
-        return generate_latest(self._of_all())
+        return generate_latest(self)
 
     def totals(self) -> dict[tuple[str, str, str], float]:
         """The counts and sums of all workers by figure, model and version."""
         found: dict[tuple[str, str, str], float] = defaultdict(float)
-        for family in self._of_all().collect():
+        for family in self.collect():
             for sample in family.samples:
                 if "version" in sample.labels and not sample.name.endswith("_bucket"):
                     found[sample.name, sample.labels["model"], sample.labels["version"]] += sample.value
         return found
 
-    def _of_all(self) -> CollectorRegistry:
+    def collect(self) -> Iterator[Metric]:
         """The figures of all workers."""
-        if SHARED not in os.environ:
-            return self.registry
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
-        return registry
+        registry = self.registry
+        if SHARED in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)
+        for family in registry.collect():
+            family.samples = [sample for sample in family.samples if self._tells(sample.labels)]
+            yield family
 
 
 class Figures:
     """The figures of one version, what its engines tell of, and its part in the accounts of requests."""
 
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
-        self.model, self.version = model, version
+        self.model, self.version = self.key = model, version
         self._metrics, self._labels = metrics, (model, str(version))
-        self._queue = metrics.queue_seconds.labels(*self._labels)
-        self._compute = metrics.compute_seconds.labels(*self._labels)
-        self._rows = metrics.batch_rows.labels(*self._labels)
+        self.bind()
+
+    def bind(self) -> None:
+        """Look up what is told most often."""
+        self._queue = self._metrics.queue_seconds.labels(*self._labels)
+        self._compute = self._metrics.compute_seconds.labels(*self._labels)
+        self._rows = self._metrics.batch_rows.labels(*self._labels)
 
     @harmless
     def waited(self, members: Sequence[Member]) -> None:

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine: the answers of a plain service, and what gets lost when parts of it die.
 
-    python -m benchmarks.cluster                             # all of it, about five minutes; needs the extra [ray]
+    python -m benchmarks.cluster                             # all of it, about six minutes; needs the extra [ray]
     python -m benchmarks.cluster --only node --callers 32    # one part
 
 same      each endpoint through the cluster and from a plain service: equal to the byte, streams in what they say

@@ -22,10 +22,12 @@ import pytest
 from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from prometheus_client.mmap_dict import MmapedDict
 from test_service import figures, until
 from test_workers import serving
 
 from app.access import JsonLines
+from app.metrics import GONE, Metrics
 from app.settings import Settings, SettingsError
 from app.tracing import tracer
 
@@ -57,7 +59,7 @@ def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tin
         until(lambda: figures(client).get(("quartet_loaded_bytes", *of("tiny-gan", 2))) == size)
         assert figures(client)["quartet_versions", ("state", "live")] == 5
         newer.rename(tiny_store / ".gone")
-        until(lambda: figures(client)["quartet_loaded_bytes", *of("tiny-gan", 2)] == 0)
+        until(lambda: ("quartet_loaded_bytes", *of("tiny-gan", 2)) not in figures(client))
         assert figures(client)["quartet_versions", ("state", "live")] == 4
 
 
@@ -118,6 +120,59 @@ def test_figures_of_several_workers_are_added_and_the_dead_ones_gauges_forgotten
             return seen.get(("quartet_workers",)) == 2 and seen["quartet_batch_rows_sum", *of("tiny-gan")] == 18
 
         until(replaced)
+
+
+def come_and_go(client: httpx.Client, store: Path, versions: int) -> None:
+    """So many versions of tiny-gan, each asked and then taken away, after the first, which stays, and before a last."""
+    before = None
+    for number in range(2, 3 + versions):
+        version = publish_tiny(store, "tiny-gan")
+        until(lambda number=number: client.post(SAMPLE, json={"count": 1}).json()["version"] == number)
+        if before:
+            before.folder.rename(store / f".gone-{number}")
+        before = version
+
+
+def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    monkeypatch.setattr("app.main.Metrics", lambda tracer: metrics)
+    with serve(store_seconds=0.02) as client:
+        client.post(SAMPLE, json={"count": 3})
+        client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
+        come_and_go(client, tiny_store, GONE + 1)
+        gone = {of("tiny-gan", number) for number in range(2, 2 + GONE + 1)}
+        until(lambda: not [key for key in figures(client) if key[1:3] in gone])
+        seen = figures(client)
+        assert seen["quartet_batch_rows_sum", *of("tiny-gan")] >= 3
+        assert seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 1
+        held = {
+            tuple(sorted(sample.labels.items())) for family in metrics.registry.collect() for sample in family.samples
+        }
+        assert len(held & gone) < GONE
+
+
+def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> None:
+    with serving(tiny_store, store_seconds=0.02) as service, httpx.Client(base_url=service.url, timeout=60) as client:
+        for _ in range(6):
+            assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
+        asked = "quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "200")
+        come_and_go(client, tiny_store, GONE + 1)
+        (folder,) = Path("/dev/shm").glob(f"quartet-{service.process.pid}-*")
+
+        def forgotten() -> bool:
+            there = {key for file in folder.glob("*.db") for key, *_ in MmapedDict.read_all_values_from_file(file)}
+            return not any('"tiny-gan", "version": "2"' in key for key in there)
+
+        until(forgotten)
+        seen = figures(client)
+        assert seen[asked] == seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 6
+        assert seen["quartet_workers",] == 2
+        assert seen["quartet_loaded_bytes", *of("tiny-gan")] == 2 * SIZE
+        assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
+        assert figures(client)[asked] == 7
+        assert not [key for key in figures(client) if ("version", "2") in key]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request
 from app.api.choice import choose
 from app.engine.loading import Live
 from app.engine.registry import Registry
-from app.engine.survey import Key
+from app.engine.watch import Key
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.telemetry import REQUEST_ID
 

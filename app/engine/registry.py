@@ -12,8 +12,7 @@ from app import store
 from app.engine.lane import Lane
 from app.engine.loading import Broken, Live
 from app.engine.stock import Stock
-from app.engine.survey import Key
-from app.engine.watch import Watch
+from app.engine.watch import Key, Watch
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.store import Card, Task
 
@@ -131,14 +130,16 @@ class Registry(Stock):
 
     def report(self) -> None:
         """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
-        loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone
-        for engine in list(self.engines):
+        engines = list(self.engines)
+        loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone, this once more
+        for engine in engines:
             queued, running = loads.get(engine.watch, (0, 0))
             loads[engine.watch] = queued + engine.load[0], running + engine.load[1]
         for watch, load in loads.items():
             watch.load(*load)
-        self.reported = set(loads)
-        self.watch.versions(sum(map(len, self.live.values())), len(self.broken))
+        self.reported = {engine.watch for engine in engines}
+        there = self.there | {watch.key for watch in loads}
+        self.watch.versions(sum(map(len, self.live.values())), len(self.broken), there)
 
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""

@@ -14,8 +14,8 @@ from app.engine.lane import Lane
 from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
 from app.engine.memory import Memory
 from app.engine.shelf import Shelf
-from app.engine.survey import Key, Survey, unloaded
-from app.engine.watch import Watcher
+from app.engine.survey import Survey, unloaded
+from app.engine.watch import Key, Watcher
 from app.settings import Settings
 from app.store import Card, StoreError, Task
 
@@ -59,6 +59,12 @@ class Stock:
     def live(self) -> dict[str, dict[int, Live]]:
         """What is in memory."""
         return self.memory.live
+
+    @property
+    def there(self) -> frozenset[Key]:
+        """All versions that lie in the store, or are in memory still."""
+        stored = {(name, number) for name, numbers in self._survey.numbers.items() for number in numbers}
+        return frozenset(stored | {(live.card.name, live.card.version) for live in self.memory.all()})
 
     @property
     def broken(self) -> list[Broken]:

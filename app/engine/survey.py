@@ -8,10 +8,9 @@ from pathlib import Path
 
 from app import rollout, store
 from app.engine.loading import Broken, look
+from app.engine.watch import Key
 from app.rollout import Rollout
 from app.store import Card, StoreError
-
-Key = tuple[str, int]  # a name and the number of a version
 
 
 def unloaded(folder: Path, name: str) -> bool | None:

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+Key = tuple[str, int]  # a name and the number of a version
+
 
 @dataclass(eq=False, slots=True)
 class Account:
@@ -43,6 +45,9 @@ class Member(Protocol):
 class Watch(Protocol):
     """Told of the engines of one version."""
 
+    @property
+    def key(self) -> Key: ...
+
     def waited(self, members: Sequence[Any]) -> None:
         """Members left the queue to be computed: they have ``begun``."""
 
@@ -76,5 +81,5 @@ class Watcher(Protocol):
 
     def of(self, model: str, version: int) -> Watch: ...
 
-    def versions(self, live: int, broken: int) -> None:
-        """So many versions are served, and so many cannot be."""
+    def versions(self, live: int, broken: int, there: frozenset[Key]) -> None:
+        """So many versions are in memory, and so many cannot be served; ``there`` are all that may yet be told of."""
