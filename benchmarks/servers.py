@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 BEGUN = 19  # where ``stats`` has the time a process was started: a number may be given again, that with it not
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
+CALM_SECONDS = 1.0  # in which a server that is to have settled does nothing
 STOP_SECONDS = 1.0
 
 
@@ -118,6 +119,15 @@ class Server:
         """Of all its processes so far, in user and in system mode."""
         mine = set(self.pids())
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in mine)
+
+    def settle(self, seconds: float = 30) -> None:
+        """Wait, no longer than so, until it does nothing: the first of its processes answers before the others do."""
+        end, before = time.perf_counter() + seconds, self.cpu_seconds()
+        while time.perf_counter() < end:
+            time.sleep(CALM_SECONDS)
+            before, busy = (now := self.cpu_seconds()), now - before
+            if busy < 0.1 * CALM_SECONDS:
+                return
 
     def memory(self) -> dict[str, float]:
         """Mebibytes of all its processes: ``pss`` counts a page that several share once, ``rss`` in each of them."""

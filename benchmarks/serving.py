@@ -50,7 +50,6 @@ SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
 SHIPPED_RNN = "shakespeare-rnn"
-SETTLE = 2.0  # seconds: the first of several processes answers before the others are there
 QUIET = 0.5  # load average of a machine that does nothing else
 Item = TypeVar("Item")
 
@@ -91,7 +90,7 @@ def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
                 print(f"\n{error}", flush=True)
                 ready.remove(server)
                 continue
-            time.sleep(SETTLE)
+            server.settle()
             server.pause()
         yield ready
     finally:
