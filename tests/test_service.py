@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -279,6 +280,17 @@ def test_the_documentation_needs_no_other_host(shipped: httpx.Client) -> None:
     for link in links:
         assert link.startswith("/")
         assert shipped.get(link).status_code == 200
+
+
+def test_references_in_the_openapi_document_lead_somewhere(serve: Serve) -> None:
+    with serve(admin_key="k" * 20) as client:
+        document = client.get("/openapi.json").json()
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert references
+    for reference in references:
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
 
 
 def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:

@@ -36,7 +36,7 @@ ALLOWED = {
     "app.engine.loading": {"app.engine", "app.predictors", "app.store", "app.settings"},
     "app.engine.memory": {"app.engine.loading", "app.engine.watch"},
     "app.engine.shelf": {"app.rollout"},
-    "app.engine.survey": {"app.engine.loading", "app.rollout", "app.store"},
+    "app.engine.survey": {"app.engine.loading", "app.engine.watch", "app.rollout", "app.store"},
     "app.engine.stock": {"app.engine", "app.store", "app.settings"},
     "app.engine.registry": {"app.engine", "app.store", "app.errors"},
     "app.api.admin": {
@@ -49,7 +49,7 @@ ALLOWED = {
     "app.metrics": {"app.engine.watch", "app.tracing"},
     "app.telemetry": {"app.access", "app.engine.watch", "app.errors", "app.metrics"},
     "app.api": {
-        *("app.api", "app.engine.lane", "app.engine.loading", "app.engine.registry", "app.engine.survey"),
+        *("app.api", "app.engine.lane", "app.engine.loading", "app.engine.registry"),
         *(
             "app.engine.watch",
             "app.predictors",

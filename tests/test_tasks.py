@@ -240,6 +240,8 @@ def test_every_example_of_the_documentation_works_as_it_stands(shipped: httpx.Cl
                 answer = shipped.post(path, json=content["application/json"]["example"])
                 tried += 1
             assert answer.status_code == 200, (path, answer.text)
+            if method == "post":
+                assert answer.headers["content-type"].split(";")[0] in described["responses"]["200"]["content"], path
             if path in ANSWERS:
                 ANSWERS[path].model_validate_json(answer.content, strict=True)
                 assert {"200", "4XX", "5XX"} == set(described["responses"])

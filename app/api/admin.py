@@ -18,7 +18,8 @@ from starlette.responses import Response, StreamingResponse
 
 from app import archive, catalogue, rollout
 from app.api.answers import FAILURES
-from app.api.bodies import Body, Reading, described, described_query, json_response, read_json, read_query
+from app.api.bodies import Body, Reading, json_response, read_json, read_query
+from app.api.examples import described, described_query
 from app.api.patience import deadline
 from app.api.spool import spool
 from app.engine.registry import Registry

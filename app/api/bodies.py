@@ -282,20 +282,3 @@ def wants_png(accept: str) -> bool:
 def json_response(content: Any) -> Response:
     """The answer, numpy arrays included."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-
-
-def described(model: type[BaseModel], example: Any, **others: Any) -> dict[str, Any]:
-    """What OpenAPI says of a body that is read by hand; ``example`` must work as it stands."""
-    content = {"application/json": {"schema": model.model_json_schema(), "example": example}, **others}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def described_query(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of query parameters that are read by hand."""
-    fields = model.model_json_schema()["properties"]
-    told = {name: schema.pop("description", "") for name, schema in fields.items()}
-    parameters = [
-        {"name": name, "in": "query", "required": False, "description": told[name], "schema": schema}
-        for name, schema in fields.items()
-    ]
-    return {"parameters": parameters}

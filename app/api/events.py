@@ -15,6 +15,7 @@ from app.api.failures import content, response
 from app.api.patience import Patience
 from app.errors import CallerGone, NotReady, QuartetError
 
+STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}  # for OpenAPI
 DONE = b"data: [DONE]\n\n"
 FAREWELL = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.api import examples, texts
 from app.api.bodies import NAMES, Reading, checked, json_bytes, json_response, read_object
 from app.api.choice import choose
-from app.api.events import EventStream, event
+from app.api.events import STREAM, EventStream, event
 from app.api.oip_paths import TextModel, asked, on
 from app.api.patience import Patience, deadline
 from app.api.tensors import TEXT_PARAMETERS, own
@@ -68,7 +68,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             await live.engine.submit([text])
         return json_response({**told, "text_output": text.text, **_end(text)})
 
-    @on(routes, "POST", "/generate_stream", openapi_extra=EXTRA)
+    @on(routes, "POST", "/generate_stream", openapi_extra=EXTRA, responses={200: {"content": STREAM}})
     async def generate_stream(request: Request, name: TextModel) -> Response:
         """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
         until = deadline(request, settings.request_seconds)

@@ -11,20 +11,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app.api import examples
-from app.api.bodies import (
-    NAMES,
-    PACKED,
-    Body,
-    ModelName,
-    Reading,
-    Seed,
-    described,
-    json_bytes,
-    json_response,
-    limited,
-    read_json,
-)
+from app.api.bodies import NAMES, PACKED, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
 from app.api.choice import choose
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.api.samples import encoded
 from app.api.wording import wanted

@@ -24,8 +24,6 @@ from app.api.bodies import (
     Body,
     ModelName,
     Reading,
-    described,
-    described_query,
     head,
     json_response,
     limited,
@@ -35,6 +33,7 @@ from app.api.bodies import (
     read_query,
 )
 from app.api.choice import choose
+from app.api.examples import described, described_query
 from app.api.patience import Patience, deadline
 from app.engine.lane import SMALL
 from app.engine.registry import Registry

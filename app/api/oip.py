@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute
 
 from app.api import examples, generate, repository, statistics
 from app.api.bodies import PACKED, head, json_bytes, json_response, read
+from app.api.examples import schema_of
 from app.api.oip_paths import SeriesModel, asked, on
 from app.api.patience import Patience, deadline
 from app.api.tensors import Limits, TensorModel, fit, tensor_model
@@ -149,7 +150,7 @@ def _config(live: Live, model: TensorModel) -> dict[str, Any]:
 
 def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     settings, parsing = limits.settings, registry.parsing
-    schema = {"schema": Head.model_json_schema(), "example": examples.TENSORS}
+    schema = {"schema": schema_of(Head), "example": examples.TENSORS}
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": schema, "application/octet-stream": binary}
 

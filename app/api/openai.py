@@ -18,21 +18,10 @@ from starlette.responses import Response
 
 from app.api import examples, generations, texts
 from app.api.answers import FAILURES, NEVER
-from app.api.bodies import (
-    NAMES,
-    Body,
-    ModelName,
-    Reading,
-    Seed,
-    checked,
-    described,
-    json_bytes,
-    json_response,
-    limited,
-    read_json,
-)
+from app.api.bodies import NAMES, Body, ModelName, Reading, Seed, checked, json_bytes, json_response, limited, read_json
 from app.api.choice import choose
-from app.api.events import EventStream, event
+from app.api.events import STREAM, EventStream, event
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.engine.loading import Live
 from app.engine.registry import Registry
@@ -160,7 +149,9 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
     reading = Reading(limit, settings.body_seconds, parsing)
     most = settings.max_prompt_characters + 16 * 100 + 1000 + NAMES
 
-    @routes.post("/completions", openapi_extra=described(bodies, examples.COMPLETION))
+    @routes.post(
+        "/completions", openapi_extra=described(bodies, examples.COMPLETION), responses={200: {"content": STREAM}}
+    )
     async def complete(request: Request) -> Response:
         """OpenAI's completions: streamed or not, of one prompt or several."""
         until = deadline(request, settings.request_seconds)

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from app import rollout
 from app.api.admin import guard, on_store
 from app.api.bodies import NAMES, json_bytes, json_response, object_of, read
+from app.api.examples import schema_of
 from app.api.failures import bad_value
 from app.api.oip_paths import asked
 from app.api.patience import deadline
@@ -41,7 +42,7 @@ class Change(Loose):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str | None) -> None:
     """``/v2/repository/...``; without an admin key nothing is loaded or unloaded."""
-    content = {"application/json": {"schema": Index.model_json_schema(), "example": {"ready": True}}}
+    content = {"application/json": {"schema": schema_of(Index), "example": {"ready": True}}}
 
     @routes.post("/repository/index", openapi_extra={"requestBody": {"content": content}})
     async def index(request: Request) -> Response:
@@ -66,7 +67,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: st
 
 
 def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
-    content = {"application/json": {"schema": Change.model_json_schema(), "example": {}}}
+    content = {"application/json": {"schema": schema_of(Change), "example": {}}}
     guarded: dict[str, Any] = {
         "dependencies": [Depends(guard(admin_key))],
         "openapi_extra": {"requestBody": {"content": content}},

@@ -20,7 +20,6 @@ from app.api.bodies import (
     ModelName,
     Reading,
     Seed,
-    described,
     head,
     json_bytes,
     json_response,
@@ -29,6 +28,7 @@ from app.api.bodies import (
     wants_png,
 )
 from app.api.choice import choose
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.engine.registry import Registry
 from app.predictors.gan import Drawing, ImageSampler, png, sheet

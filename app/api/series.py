@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from app.api import examples
 from app.api.answers import Forecasts, answered, gives
-from app.api.bodies import NAMES, Body, ModelName, Reading, described, json_bytes, json_response, limited, read_json
+from app.api.bodies import NAMES, Body, ModelName, Reading, json_bytes, json_response, limited, read_json
 from app.api.choice import choose
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.engine.loading import Live
 from app.engine.registry import Registry

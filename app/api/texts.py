@@ -13,29 +13,16 @@ from starlette.responses import Response
 
 from app.api import examples
 from app.api.answers import Continuations, answered, gives
-from app.api.bodies import (
-    NAMES,
-    SEEDS,
-    Body,
-    ModelName,
-    Reading,
-    Seed,
-    described,
-    json_bytes,
-    json_response,
-    limited,
-    read_json,
-)
+from app.api.bodies import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
 from app.api.choice import choose
-from app.api.events import EventStream, event
+from app.api.events import STREAM, EventStream, event
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
-
-STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}
 
 ESCAPED = 12  # bytes that a character can take in JSON
 

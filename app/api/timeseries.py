@@ -16,8 +16,9 @@ from starlette.responses import Response
 
 from app.api import examples, series
 from app.api.answers import FAILURES
-from app.api.bodies import NAMES, Body, ModelName, Reading, checked, described, json_bytes, json_response, read_json
+from app.api.bodies import NAMES, Body, ModelName, Reading, checked, json_bytes, json_response, read_json
 from app.api.choice import choose
+from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.api.series import Value
 from app.engine.loading import Live
