@@ -232,14 +232,16 @@ def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> N
     assert torch.allclose(alone, after, atol=1e-6)
 
 
-def test_served_it_is_halved_where_the_processor_multiplies_halves(
+def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
     whitened: WhitenedNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
     store.publish(tmp_path, card, whitened.state_dict())
-    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda fast=fast: fast)
+    for can, fast in ((True, True), (True, False), (False, True)):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda can=can: can)
+        monkeypatch.setattr("app.predictors.measured._halves_convolutions", lambda fast=fast: fast)
+        dtype = torch.bfloat16 if can and fast else torch.float32
         classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype
         ((likely, heat),) = classifier.explain(list(noise_images(1)))
