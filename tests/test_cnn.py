@@ -14,7 +14,7 @@ from PIL import Image
 from app import store
 from app.errors import TooLarge
 from app.networks import build
-from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities
+from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
 from app.predictors.cnn import Decoder, ImageClassifier, overlaid
 from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from training.whitened import whiten
@@ -216,6 +216,28 @@ def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened
     other = build("whitened-net", {"widths": [26, 30, 30]}).eval()
     other.load_state_dict(state)
     assert torch.equal(other(images), whitened(images))
+
+
+@torch.no_grad()
+def test_label_smoothing_is_taken_out_of_the_answers(whitened: WhitenedNet) -> None:
+    torch.manual_seed(0)
+    likely = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((1000,))
+    learnt = (likely * 0.8 + 0.02).log()  # what cross-entropy with smoothing of 0.2 is least at
+    taken = unsmoothed(learnt + 3, 0.2)
+    assert torch.allclose(taken.softmax(dim=1), likely, atol=4e-3)
+    surer = torch.tensor([[60.0, 2, 1, 0, 0, 0, 0, 0, 0, -60]])  # than any labels could make it
+    for smoothing in (0.01, 0.2, 0.9):
+        found = unsmoothed(surer, smoothing)
+        assert found.isfinite().all()
+        assert found.argsort(stable=True, descending=True).equal(surer.argsort(stable=True, descending=True))
+    assert unsmoothed(surer, 0.0) is surer
+
+    images = noise_images(4)
+    other = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30), label_smoothing=0.2)).eval()
+    other.load_state_dict(whitened.state_dict())
+    assert torch.equal(other.scores(images), whitened.scores(images))
+    assert torch.equal(other(images), unsmoothed(whitened.scores(images), 0.2) / 0.5)
+    assert torch.allclose(other.views(images), unsmoothed(whitened.views(images) * 0.25, 0.2) / 0.25, atol=1e-4)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from training import run as running
 from training.best import Best
 from training.data import DataError
 
-WHITENED: dict[str, Any] = {"widths": [8, 8, 8]}
+WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
 SALES = "sold\n" + "".join(f"{100 + 9 * (i % 7) + i * i % 11}\n" for i in range(90))
 OWN: dict[str, list[str]] = {
@@ -308,6 +308,7 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
     state = network.state_dict()
     assert state["head.weight"].shape == (3, 8)
     assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
+    assert network.sizes.label_smoothing == 0  # the loss of this training weighs classes: no such map is known
     assert network.eval()(pictures.images[:2]).shape == (2, 3)
 
 

@@ -194,7 +194,8 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
     """The recipe of airbench95: Nesterov's method with look-ahead; images mirrored in every other epoch."""
     learn, validate = images.held_out(config.validation)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    network = WhitenedNet(WhitenedNetSizes(widths=(config.first, config.later, config.later)))
+    widths = (config.first, config.later, config.later)
+    network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
     whitened.whiten(network, images.train_images[learn[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     slow = whitened.Lookahead(network)
@@ -237,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         network: nn.Module = learn_strong(run, config, images, chosen.device)
         notes = (
             f"{config.validation:,} images of the training part were held out, and the temperatures fitted on them. "
-            "6 views: the image and two moved by one pixel, each also mirrored."
+            "6 views: the image and two moved by one pixel, each also mirrored. "
+            f"The answers are without the label smoothing of {config.label_smoothing} that was learnt with."
         )
     else:
         network = learn_averaged(run, config, images, chosen.device)

@@ -52,10 +52,10 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures on images that were held out."""
+    """Fit both temperatures, which are 1 before, on images that were held out."""
     network.eval()
     parts = images.split(250)
-    one, six = (torch.cat([look(part) for part in parts]) for look in (network.scores, network.views))
+    one, six = (torch.cat([look(part) for part in parts]) for look in (network, network.views))
     network.temperature.fill_(fit_temperature(one, labels))
     network.views_temperature.fill_(fit_temperature(six, labels))
 

@@ -116,7 +116,7 @@ def begun(config: OwnConfig, pictures: Pictures, learn: Tensor, base: store.Vers
         network = WhitenedNet(WhitenedNetSizes(classes, image=side, widths=widths))
         whitened.whiten(network, pictures.images[learn[:5000]])
         return network
-    sizes = {**base.card.sizes, "classes": classes, "image": side}
+    sizes = {**base.card.sizes, "classes": classes, "image": side, "label_smoothing": 0.0}
     network = WhitenedNet(WhitenedNetSizes(**{**sizes, "widths": tuple(sizes["widths"])}))
     known = base.network().state_dict()
     kept = {key: tensor for key, tensor in known.items() if key != "head.weight" and "temperature" not in key}

@@ -104,7 +104,7 @@ def update(
     averages and the loss stay in float32.
     """
     with torch.autocast(images.device.type, torch.bfloat16):
-        logits = network(images)
+        logits = network.scores(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum")
     for group in optimizer.param_groups:
         group["lr"] = group["initial"] * triangle(step, total)

@@ -9,6 +9,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class Classifier(nn.Module):
+    """What the classifiers share: pixels become maps, maps become scores, and scores the logits that are answered."""
+
+    def maps(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> what some convolution makes of them, [N, C, h, w]."""
+        raise NotImplementedError
+
+    def classified(self, maps: Tensor) -> Tensor:
+        """maps -> scores [N, classes]: the logits that were learnt."""
+        raise NotImplementedError
+
+    def calibrated(self, scores: Tensor) -> Tensor:
+        """scores [N, classes] -> logits [N, classes], in the same order."""
+        return scores
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        return self.calibrated(self.classified(self.maps(pixels)))
+
+
 @dataclass(frozen=True)
 class LeNetSizes:
     """``conv``: channels of the two 5x5 convolutions, ``hidden``: widths of the two hidden linear layers."""
@@ -20,7 +40,7 @@ class LeNetSizes:
     hidden: tuple[int, int] = (120, 84)
 
 
-class LeNet(nn.Module):
+class LeNet(Classifier):
     """The workshop's CNN: conv 5x5, ReLU, max-pool 2, twice; three linear layers. Scales pixels to [-1, 1] itself."""
 
     def __init__(self, sizes: LeNetSizes) -> None:
@@ -42,14 +62,10 @@ class LeNet(nn.Module):
         return convolved(self.conv2, x)
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> logits [N, classes]."""
+        """maps -> scores [N, classes]."""
         x = F.relu(halved(maps))  # [N, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         return self.fc3(F.relu(self.fc2(x)))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
-        return self.classified(self.maps(pixels))
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Halved(nn.Module):
         return halved(x)
 
 
-class DigitNet(nn.Module):
+class DigitNet(Classifier):
     """Two pairs of 3x3 convolutions with batch norm, each pair pooled; a fully connected layer; the classes.
 
     Its ``features`` (after the ReLU) are what Frechet distances between sets of digits are measured on.
@@ -104,25 +120,25 @@ class DigitNet(nn.Module):
         return F.relu(self.fc1(self.convolutions[-1](maps).flatten(1)))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> logits [N, classes]."""
+        """maps -> scores [N, classes]."""
         features = self._features(maps)
         if self.training:
             features = F.dropout(features, 0.4)
         return self.fc2(features)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
-        return self.classified(self.maps(pixels))
-
 
 @dataclass(frozen=True)
 class WhitenedNetSizes:
-    """``widths``: channels of the three groups of two 3x3 convolutions."""
+    """``widths``: channels of the three groups of two 3x3 convolutions.
+
+    ``label_smoothing``: that of the training, when the answers are to be without it again.
+    """
 
     classes: int = 10
     channels: int = 3
     image: int = 32
     widths: tuple[int, int, int] = (96, 320, 320)
+    label_smoothing: float = 0.0
 
 
 class Group(nn.Module):
@@ -150,11 +166,12 @@ class Group(nn.Module):
         return F.gelu(self.norm2(self.conv2(x)))
 
 
-class WhitenedNet(nn.Module):
+class WhitenedNet(Classifier):
     """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498): its first layer whitens patches of 2x2 pixels.
 
-    ``whiten`` holds a fixed set of filters and their negatives. ``temperature`` and ``views_temperature`` are fitted
-    after the training, so that the softmax of the logits is calibrated, for one view and for six.
+    ``whiten`` holds a fixed set of filters and their negatives. Label smoothing is taken out of the scores;
+    ``temperature`` and ``views_temperature`` are fitted after the training, so that the softmax of the logits is
+    calibrated, for one view and for six.
     """
 
     mean: Tensor
@@ -197,19 +214,16 @@ class WhitenedNet(nn.Module):
         return self.groups[1](self.groups[0](x))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> logits [N, classes]."""
-        return self._scores(maps) / self.temperature
-
-    def _scores(self, maps: Tensor) -> Tensor:
+        """maps -> scores [N, classes]: logits with label smoothing, before any temperature."""
         return self.head(self.pool(self.groups[2](maps)).flatten(1).to(self.head.weight.dtype)) / 9
 
     def scores(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] before any temperature."""
-        return self._scores(self.maps(pixels))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
+        """pixels [N, channels, image, image], 0 to 255 -> scores [N, classes]."""
         return self.classified(self.maps(pixels))
+
+    def calibrated(self, scores: Tensor) -> Tensor:
+        """scores [N, classes] of one view -> logits [N, classes]."""
+        return unsmoothed(scores, self.sizes.label_smoothing) / self.temperature
 
     def views(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] from six views of each image.
@@ -221,7 +235,25 @@ class WhitenedNet(nn.Module):
         moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]
         shown = torch.cat([view for image in moved for view in (image, image.flip(-1))])  # [6 N, channels, S, S]
         centre, up, down = self.scores(shown).unflatten(0, (3, 2, -1)).mean(dim=1).unbind()  # of [3, N, classes]
-        return (centre / 2 + (up + down) / 4) / self.views_temperature
+        scores = centre / 2 + (up + down) / 4
+        return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
+
+
+SOFTNESS = 0.04  # of what smoothing gives to each class
+
+
+def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
+    """Logits [N, classes] learnt with label smoothing -> log-probabilities [N, classes] of the labels themselves.
+
+    Where the labels of an image have probabilities p, a network learns q = (1 - s) p + s / classes (Szegedy et al.
+    2016, section 7): solved for p. No temperature does this, for it takes from the likely and the unlikely alike. What
+    falls below 0 is bent up to it by a softplus, so that no class becomes impossible and all keep their order.
+    """
+    if not smoothing:
+        return logits
+    given = smoothing / logits.shape[1]
+    width = SOFTNESS * given
+    return F.softplus((logits.softmax(dim=1) - given) / width).mul(width / (1 - smoothing)).log()
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -153,18 +153,18 @@ class ImageClassifier(Decoder):
         [h, w], 0 to 1.
 
         Grad-CAM (Selvaraju et al. 2017): the maps of the last convolution, each weighted by the mean slope of the
-        likeliest class's logit along it.
+        likeliest class's score along it.
         """
         with torch.no_grad():
             maps = self.network.maps(torch.stack(list(items)).to(self.device))
         maps.requires_grad_()
         with torch.enable_grad():
-            logits = self.network.classified(maps)
-            (slopes,) = torch.autograd.grad(logits.max(dim=1).values.sum(), maps)
+            scores = self.network.classified(maps)
+            (slopes,) = torch.autograd.grad(scores.max(dim=1).values.sum(), maps)
         with torch.no_grad():
             heat = F.relu((slopes.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            likely = probabilities(logits)
+            likely = probabilities(self.network.calibrated(scores))
             finite(float(likely.sum() + heat.sum()), "probabilities or heat")
             found: list[list[float]] = likely.tolist()
         return list(zip(found, heat.cpu().numpy(), strict=True))
