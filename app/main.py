@@ -26,7 +26,7 @@ from app.api.direct import Direct
 from app.api.origins import other_origins
 from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
-from app.machine import cores, give_back, memory, open_files
+from app.machine import cores, give_back, memory, one_heap, open_files
 from app.metrics import Metrics, shared_metrics
 from app.server import Listening, Worker, announce, leave, listen_at, tls
 from app.settings import Settings, SettingsError
@@ -148,6 +148,7 @@ def main() -> None:
         logging.getLogger().handlers[0].setFormatter(JsonLines())
     workers, threads = layout(settings)
     open_files()
+    one_heap()
     if workers > 1:
         sys.exit(supervise(settings, workers, threads))
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 from app import main
 from app.machine import cores, memory
@@ -76,3 +79,36 @@ def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(main, "find_device", lambda wanted: torch.device("cuda:0"))
     with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: a GPU is one process's own; allowed are 0, 1"):
         main.layout(Settings(store=tmp_path, workers=2))
+
+
+HEAPS = """
+import ctypes, sys, threading
+from app.machine import one_heap
+library = ctypes.CDLL(None)
+if not hasattr(library, "malloc_info"):
+    sys.exit("no glibc")
+if "one" in sys.argv:
+    one_heap()
+all_there = threading.Barrier(4)
+def work():
+    library.malloc(5000)
+    all_there.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+def test_threads_share_one_heap() -> None:
+    def heaps(*arguments: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", HEAPS, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        if "no glibc" in done.stderr:
+            pytest.skip("another C library than glibc")
+        return done.stdout.count("<heap nr=")
+
+    assert heaps("one") == 1
+    assert heaps() > 1
