@@ -239,7 +239,7 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-SOFTNESS = 0.04  # of what smoothing gives to each class
+BEND = 0.2  # of what smoothing gives to each class
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
@@ -247,13 +247,13 @@ def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
 
     Where the labels of an image have probabilities p, a network learns q = (1 - s) p + s / classes (Szegedy et al.
     2016, section 7): solved for p. No temperature does this, for it takes from the likely and the unlikely alike. What
-    falls below 0 is bent up to it by a softplus, so that no class becomes impossible and all keep their order.
+    falls below 0 is bent up to it, along a hyperbola, so that no class becomes impossible.
     """
     if not smoothing:
         return logits
     given = smoothing / logits.shape[1]
-    width = SOFTNESS * given
-    return F.softplus((logits.softmax(dim=1) - given) / width).mul(width / (1 - smoothing)).log()
+    share = logits.softmax(dim=1) - given
+    return (share + share.square().add((BEND * given) ** 2).sqrt()).div(2 * (1 - smoothing)).log()
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
