@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -188,6 +189,8 @@ async def test_an_abandoned_item_is_not_computed(lane: Lane) -> None:
     await gate.busy()
     tasks += await start(engine.submit([2]), engine.submit([3]))
     tasks[1].cancel()
+    await asyncio.sleep(0)
+    assert len(engine._queue) == 1  # it takes no memory either
     gate.open.set()
     assert await asyncio.gather(tasks[0], tasks[2]) == [[2], [6]]
     assert gate.batches == [[1], [3]]
@@ -227,6 +230,34 @@ async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
     assert answers[2:] == [[6], None]
     assert gate.batches == [[1], [3]]
     assert engine.load == (0, 0)
+
+
+async def test_what_takes_far_longer_than_expected_holds_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.lane.OVERRUN", 0.0)
+    lane, where = Lane("test", at_once=1.0), list[int]()
+    for _ in range(3):
+        await lane.timed(0.001, lambda: where.append(threading.get_ident()))
+    assert where[0] == threading.get_ident()
+    assert threading.get_ident() not in where[1:]
+    monkeypatch.setattr("app.engine.lane.DISTRUST", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        await lane.timed(0.001, lambda: 1 / 0)
+    lane.close()
+
+
+async def test_the_wait_that_is_told_counts_what_others_compute(lane: Lane) -> None:
+    gate, other = Gate(), Gate()
+    gate.open.set()
+    engine = batcher(gate, lane)
+    (busy,) = await start(lane.run(other.predict, [1]))
+    await other.busy()
+    begun = time.monotonic()
+    (task,) = await start(engine.submit([1]))
+    await asyncio.to_thread(other.open.wait, 0.1)  # the other's forward takes so long
+    other.open.set()
+    await asyncio.gather(busy, task)
+    assert engine._rate <= 1 / 0.09
+    assert engine._rate >= 0.9 / (time.monotonic() - begun)
 
 
 async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:

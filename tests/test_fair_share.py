@@ -72,6 +72,20 @@ def test_who_comes_late_is_neither_punished_nor_paid_for_having_waited() -> None
     assert Counter(line.pop().caller for _ in range(40)) == {"a": 20, "b": 20}
 
 
+def test_what_nobody_waits_for_any_more_leaves_and_costs_its_caller_nothing() -> None:
+    line: Line[Item] = Line()
+    gone, kept = [Item("a", rows=9) for _ in range(50)], [Item(who) for who in "aabb"]
+    for item in (*gone, *kept):
+        line.append(item)
+    for item in (*gone, *gone):  # twice is once
+        line.discard(item)
+    assert len(line) == 4
+    assert "".join(line.pop().caller or "" for _ in kept) == "abab"
+    assert not line._queues
+    assert not line._due
+    line.discard(kept[0])
+
+
 def test_those_who_are_gone_are_forgotten() -> None:
     line: Line[Item] = Line()
     for i in range(5000):

@@ -82,6 +82,66 @@ async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
     assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1, 1, 1]
 
 
+async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.text.STINT", 0.0)
+    stepper, seen = Stepper(), Seen()
+    engine = engine_of(stepper, lane, rows=2, queue_rows=5, seen=seen)
+    long = await start(*(engine.submit([Count(50)]) for _ in range(3)))
+    short = await start(engine.submit([Count(2)]), engine.submit([Count(1)]))
+    stepper.turns.release(12)
+    await asyncio.gather(*short)
+    assert not any(task.done() for task in long)
+    assert engine.load == (1, 2)
+    with pytest.raises(Overloaded, match="1 of 5 rows wait, 5 more were sent"):  # who made room is in the queue again
+        await engine.submit([Count(1)] * 5)
+    long[0].cancel()
+    stepper.turns.release(999)
+    answers = await asyncio.gather(*long, return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert [text.done for answer in answers[1:] for text in answer] == [50, 50]
+    assert engine.load == (0, 0)
+    assert max(stepper.sizes) == 2
+    assert len(seen.waits) == 5  # each has begun once
+
+
+async def test_a_text_that_left_while_it_made_room_does_not_come_back(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.text.STINT", 0.0)
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=1)
+    gone, other = Count(10**9), Count(4)
+    leaving, staying = await start(engine.submit([gone]), engine.submit([other]))
+    stepper.turns.release(2)
+    while not other.done:  # noqa: ASYNC110  # it runs in the other's place
+        await asyncio.sleep(0.001)
+    leaving.cancel()
+    stepper.turns.release(99)
+    await staying
+    assert gone.done <= 3
+    assert engine.load == (0, 0)
+
+
+async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.text.LONGEST", 60.0)
+    stepper, seen = Stepper(), Seen()
+    engine = engine_of(stepper, lane, seen=seen)
+
+    def forward() -> None:
+        lane.computed += 30
+
+    (task,) = await start(engine.submit([Count(9)]))
+    for _ in range(2):
+        await asyncio.sleep(0)  # its first step has begun, and holds the lane
+    (other,) = await start(lane.timed(30, forward))
+    stepper.turns.release(99)
+    await asyncio.gather(task, other)
+    assert seen.batches == [1, 1]  # turns: a step, and all others
+    assert len(stepper.sizes) == 9
+
+
 async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
@@ -168,8 +228,12 @@ async def test_stopping_finishes_or_tells_everybody(lane: Lane) -> None:
     assert all(isinstance(answer, NotReady) for answer in answers)
 
 
-async def test_in_a_crowd_each_text_is_what_it_is_alone(tmp_path: Path, lane: Lane) -> None:
+@pytest.mark.parametrize("stint", [0.0, 1.0])
+async def test_in_a_crowd_each_text_is_what_it_is_alone(
+    tmp_path: Path, lane: Lane, monkeypatch: pytest.MonkeyPatch, stint: float
+) -> None:
     """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
+    monkeypatch.setattr("app.engine.text.STINT", stint)
     continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
     chance = random.Random(0)
 

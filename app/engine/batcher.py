@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Answer]):
         self._queue: Line[Entry[Item, Answer]] = Line()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
-        self._rate = 0.0  # rows a second, while computing
+        self._rate = 0.0  # rows a second, while any wait
         self.failing = Failing()
 
     @property
@@ -100,13 +100,14 @@ class Batcher(Generic[Item, Answer]):
         finally:
             for entry in entries:  # on failure or hang-up the rest needs no computing
                 abandon(entry.answer)
-                self._leave(entry)
+                if entry.waits:
+                    self._queue.discard(entry)
+                    self._leave(entry)
 
     def _leave(self, entry: Entry[Item, Answer]) -> None:
         """It waits no longer, so that its room in the queue is free."""
-        if entry.waits:
-            entry.waits = False
-            self._door.leave(entry.caller, entry.rows)
+        entry.waits = False
+        self._door.leave(entry.caller, entry.rows)
 
     async def _drain(self) -> None:
         try:
@@ -153,6 +154,7 @@ class Batcher(Generic[Item, Answer]):
         if not batch:
             return []
         items = [entry.item for entry in batch]
+        turn = time.monotonic()
         answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
@@ -164,7 +166,7 @@ class Batcher(Generic[Item, Answer]):
         self.watch.waited(batch)
         self.watch.computed(rows, seconds)
         self.watch.served(batch)
-        measured = rows / max(seconds, 1e-6)
+        measured = rows / max(ended - turn, 1e-6)  # with what other models computed before its turn came
         self._rate = 0.8 * self._rate + 0.2 * measured if self._rate else measured
         return answers
 

@@ -7,12 +7,15 @@ microseconds each way, and more when both want Python's lock. All else goes to a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 SMALL = 10_000  # characters or values: half a millisecond
+OVERRUN = 0.25  # seconds on the event loop, of what was expected to be short, after which nothing is believed short
+DISTRUST = 10.0  # for so many seconds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,6 +33,8 @@ class Lane:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting_since: dict[int, float] = {}
         self._job = 0
+        self._distrusted = -math.inf  # until when nothing is done at once
+        self.computed = 0.0  # seconds, of all ``timed`` jobs so far
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute on a thread. Raises whatever the function raises."""
@@ -53,16 +58,25 @@ class Lane:
     ) -> tuple[R, float]:
         """The same for what is expected to take so many seconds; gives also how many it took once its turn had come.
 
-        What is done at once is followed by everybody else's turn, so that the event loop is never held by a queue.
+        What is done at once is followed by everybody else's turn, so that the event loop is never held by a queue. When
+        it takes far longer than was expected, nothing is done at once for a while.
         """
 
         def measured() -> tuple[R, float]:
             begun = time.perf_counter()
-            return function(*args, **kwargs), time.perf_counter() - begun
+            try:
+                return function(*args, **kwargs), time.perf_counter() - begun
+            finally:
+                self.computed += time.perf_counter() - begun
 
-        if expected > self._at_once or self._waiting_since:
+        begun = time.monotonic()
+        if expected > self._at_once or self._waiting_since or begun < self._distrusted:
             return await self.run(measured)
-        return measured()
+        try:
+            return measured()
+        finally:
+            if (now := time.monotonic()) - begun > OVERRUN:
+                self._distrusted = now + DISTRUST
 
     def unanswered(self) -> float:
         """For how many seconds the oldest job has waited or run: 0 when idle, ever more when the thread hangs."""

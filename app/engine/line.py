@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
@@ -60,14 +61,27 @@ class Line(Generic[Item]):
         item = queue.popleft()
         self._now = self._due[who]
         self._due[who] += item.rows
-        if not queue:
-            del self._queues[who]
-            if not self._queues:  # nobody was kept waiting: nobody is owed anything
-                self._due.clear()
-                self._now = 0
-            elif len(self._due) > FORGET:
-                self._due = {one: due for one, due in self._due.items() if due > self._now or one in self._queues}
+        self._tidy(who)
         return item
+
+    def discard(self, item: Item) -> None:
+        """An item that nobody waits for any more leaves, if it is here: it takes no room, and its caller nothing."""
+        queue = self._queues.get(item.caller)
+        if queue is not None:
+            with suppress(ValueError):
+                queue.remove(item)
+            self._tidy(item.caller)
+
+    def _tidy(self, who: str | None) -> None:
+        """Keep no empty queue, and no turn of a caller whom nobody owes anything."""
+        if self._queues[who]:
+            return
+        del self._queues[who]
+        if not self._queues:  # nobody was kept waiting
+            self._due.clear()
+            self._now = 0
+        elif len(self._due) > FORGET:
+            self._due = {one: due for one, due in self._due.items() if due > self._now or one in self._queues}
 
     def clear(self) -> None:
         self._queues.clear()

@@ -1,7 +1,8 @@
 """Continuous batching: texts join and leave the running batch at every step, or every millisecond of short ones.
 
-A text waits, runs, and leaves when it is finished or nobody waits for it any more; a short one never waits for a
-long one. What a step does is the decoder's: this file only says whose turn it is.
+A text waits, runs, and leaves when it is finished or nobody waits for it any more. A short one never waits for a
+long one: where all rows are taken, those that have run for a while make room for those that wait, and go on when it is
+their turn again. What a step does is the decoder's: this file only says whose turn it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
+LONG = 0.01  # seconds that other models compute between two turns, from which on a turn lasts as long as that did
+LONGEST = 0.05  # seconds of a turn
+STINT = 1.0  # seconds that a text runs before it makes room for those that wait
 TOGETHER = 128  # texts that are reported as computed together, when the engine is not idle before
 
 
@@ -53,7 +57,8 @@ class Row(Generic[Text]):
     first: float = 0.0  # when its first character had come
     ended: float = 0.0
     rows: int = 1
-    waits: bool = True  # in the queue
+    waits: bool = False  # in the queue
+    joined: float = 0.0  # when it began to run, this time
     told: float = 0.0  # when its follower was woken last
 
 
@@ -89,6 +94,7 @@ class TextEngine(Generic[Text]):
         self._done: list[Row[Text]] = []  # those that are finished and not reported yet
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
+        self._computed = 0.0  # by the lane, when the last turn ended
         self.failing = Failing()
 
     @property
@@ -136,8 +142,7 @@ class TextEngine(Generic[Text]):
         loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
         rows = [Row(text, loop.create_future(), grown, who, account) for text in texts]
         for row in rows:
-            self._waiting.append(row)
-        self._door.enter(who, len(rows))
+            self._queue(row)
         if self._stepping is None:
             self._stepping = loop.create_task(self._run())
         return rows
@@ -146,14 +151,16 @@ class TextEngine(Generic[Text]):
         """Nobody waits for these any more: they leave the queue, or the running batch at the next step."""
         for row in rows:
             abandon(row.answer)
-            self._leave_queue(row)
+            if row.waits:
+                self._waiting.discard(row)
+                self._leave_queue(row)
 
     def _leave_queue(self, row: Row[Text]) -> None:
-        if row.waits:
-            row.waits = False
-            self._door.leave(row.caller, 1)
+        row.waits = False
+        self._door.leave(row.caller, 1)
 
     async def _run(self) -> None:
+        self._computed = self._lane.computed
         try:
             while self._join():
                 await self._advance(self._running)
@@ -165,17 +172,34 @@ class TextEngine(Generic[Text]):
 
     def _join(self) -> list[Row[Text]]:
         """Let waiting texts take the rows that are free; gives who runs now."""
-        self._running = [row for row in self._running if not row.answer.done()]
         now = time.monotonic()
+        self._running = [row for row in self._running if not row.answer.done()]
+        if self._waiting and len(self._running) >= self._rows:
+            self._make_room(now)
         while self._waiting and len(self._running) < self._rows:
             row = self._waiting.pop()
             self._leave_queue(row)
-            if not row.answer.done():
+            if row.answer.done():
+                continue
+            row.joined = now
+            self._running.append(row)
+            if not row.begun:
                 row.begun = now
-                self._running.append(row)
                 self._silent.append(row)
                 self.watch.waited([row])
         return self._running
+
+    def _make_room(self, now: float) -> None:
+        """As many as wait leave their rows, of those that have run for a while, and wait for their next turn."""
+        wanted = len(self._waiting)
+        for row in [row for row in self._running if now - row.joined > STINT][:wanted]:
+            self._running.remove(row)
+            self._queue(row)
+
+    def _queue(self, row: Row[Text]) -> None:
+        row.waits = True
+        self._door.enter(row.caller, 1)
+        self._waiting.append(row)
 
     def _leave(self) -> None:
         """Answer the finished texts, and tell whoever follows one."""
@@ -225,17 +249,33 @@ class TextEngine(Generic[Text]):
                 row.grown.set()  # type: ignore[union-attr]  # as was asked above
 
     def _turn(self, texts: list[Text]) -> None:
-        """A step for all texts, and more until one of them is finished or the turn is over."""
-        end = time.perf_counter() + self._turn_seconds
-        self._step(texts)
-        while time.perf_counter() < end and not any(text.finished for text in texts):
+        """A step for all texts, and more until one of them is finished or begins to be written, or the turn is over.
+
+        Beside long forwards of other models it is a long turn: else texts would have a hundredth of the time.
+        """
+        others, begun = self._others(), time.perf_counter()
+        long = others > LONG
+        end = begun + (min(others, LONGEST) if long else self._turn_seconds)
+        silent = [text for text in texts if long and not text.written]
+        try:
             self._step(texts)
+            while time.perf_counter() < end and not any(text.finished for text in texts):
+                if any(text.written for text in silent):
+                    break
+                self._step(texts)
+        finally:
+            self._computed = self._lane.computed + time.perf_counter() - begun  # with this turn, which is added next
+
+    def _others(self) -> float:
+        """For how many seconds the lane has computed for others since the last turn here."""
+        return self._lane.computed - self._computed
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
         try:
             texts = [row.text for row in rows]
-            _, seconds = await self._lane.timed(self._seconds(len(rows)), self._turn, texts)
+            expected = self._seconds(len(rows)) if self._others() <= LONG else LONGEST
+            _, seconds = await self._lane.timed(expected, self._turn, texts)
             self.failing.worked()
             self.watch.computed(len(rows), seconds)
         except Exception as error:
