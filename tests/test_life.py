@@ -157,6 +157,26 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_says_why(
         assert "tiny-gan@2 is not served: tiny-gan/2/model.safetensors" in caplog.text
 
 
+def test_a_version_that_found_no_memory_is_tried_again(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up, tried = ImageSampler.warm_up, list[int]()
+
+    def scarce(sampler: ImageSampler, rows: int) -> None:
+        tried.append(sampler.card.version)
+        if tried.count(2) == 1:
+            raise MemoryError
+        warm_up(sampler, rows)
+
+    monkeypatch.setattr("app.engine.loading.AGAIN", SOON)
+    monkeypatch.setattr(ImageSampler, "warm_up", scarce)
+    with serve(store_seconds=SOON) as client:
+        publish_tiny(tiny_store, NAME)
+        until(lambda: ask(client) == 2)
+        assert tried.count(2) == 2
+        assert client.get("/health/ready").json()["broken"] == []
+
+
 def test_a_choice_that_cannot_be_read_changes_nothing_while_serving(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, NAME)
     rollout.activate(tiny_store, NAME, 1)

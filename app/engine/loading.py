@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
 
+AGAIN = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
+PASSING = (OSError, MemoryError, torch.OutOfMemoryError)
 ASIDE = 10  # niceness of a thread that warms up a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
 Seen = tuple[tuple[int, int], ...]
@@ -51,12 +55,16 @@ class Live:
 
 @dataclass(frozen=True)
 class Broken:
-    """A version that is not served, and why; ``seen``: its files as they were, for they may be half copied."""
+    """A version that is not served, and why; ``seen``: its files as they were, for they may be half copied.
+
+    ``again``: when to try it again all the same, on time.monotonic's clock: it may not have been the version's fault.
+    """
 
     name: str
     version: int
     reason: str
     seen: Seen = ()
+    again: float = math.inf
 
     @property
     def label(self) -> str:
@@ -82,10 +90,11 @@ class Loader:
             version = store.read(self.settings.store, name, number)
             predictor = self._predictor(version)
             predictor.warm_up(self._full(version.card))
+            return self._live(version, predictor)
         except Exception as error:  # whatever is wrong with one version, the others are served
             told = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-            return Broken(name, number, told, seen)
-        return self._live(version, predictor)
+            again = time.monotonic() + AGAIN if _passes(error) else math.inf
+            return Broken(name, number, told, seen, again)
 
     def _full(self, card: Card) -> int:
         """The rows of the largest batch that a network will see."""
@@ -119,6 +128,11 @@ class Loader:
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
         )
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a failure may be over in a while: memory, files or the disk were not to be had."""
+    return any(isinstance(one, PASSING) for one in (error, error.__cause__))
 
 
 def look(folder: Path, name: str, number: int) -> Seen:

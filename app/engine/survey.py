@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,8 @@ class Survey:
         """Look at the store. A card is read once, for a version never changes; those that are broken, each time.
 
         A choice that cannot be read leaves the one ``before``. Of the versions that have ``failed`` to load, those
-        whose files have changed are not in it any more: they may have been half copied.
+        whose files have changed are not in it any more, for they may have been half copied, nor those whose time has
+        come to be tried again.
         """
         found = cls(rollout.contents(folder))
         for name, numbers in found.numbers.items():
@@ -47,7 +49,8 @@ class Survey:
                 found.broken.append(Broken(f"{name}/{rollout.FILE}", 0, str(error)))
             for number in numbers:
                 found._add(folder, before, name, number)
-        there = (entry for key, entry in failed.items() if key in found.cards)
+        now = time.monotonic()
+        there = (entry for key, entry in failed.items() if key in found.cards and now < entry.again)
         found.failed.update(
             {(one.name, one.version): one for one in there if look(folder, one.name, one.version) == one.seen}
         )
