@@ -28,7 +28,7 @@ from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, give_back, memory, one_heap, open_files
 from app.metrics import Metrics, shared_metrics
-from app.server import Listening, Worker, announce, leave, listen_at, tls
+from app.server import Listening, Watchdog, Worker, announce, leave, listen_at, tls
 from app.settings import Settings, SettingsError
 from app.telemetry import Telemetry
 from app.tracing import tracer
@@ -154,6 +154,12 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again
         signal.signal(number, leave)
     server = create_server(settings.model_copy(update={"threads": threads}))
+    server.watchdog = Watchdog(settings.hang_seconds)
+    serve(server)
+
+
+def serve(server: Listening | Worker) -> None:
+    """Until it is told to stop."""
     server.run()
     if server.registry.lane.unanswered():  # its thread would be waited for, and hangs
         os._exit(0)
@@ -172,7 +178,7 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
     with figures as forget:
         return Supervisor(
             listener,
-            work=lambda channel: Worker(create_app(own, shared), own, channel).run(),
+            work=lambda channel: serve(Worker(create_app(own, shared), own, channel)),
             count=workers,
             hang_seconds=settings.hang_seconds,
             stop_seconds=2 * settings.stop_seconds + 5,  # for what runs, for the engines, and to spare

@@ -27,6 +27,7 @@ from prometheus_client import (
 )
 from prometheus_client.mmap_dict import MmapedDict
 
+from app.disk import locked
 from app.engine.watch import Key, Member
 from app.tracing import Tracer
 
@@ -39,6 +40,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 VERSION = ("model", "version")
 REFUSALS = ("queue_full", "stopping")
+DEAD = 0  # stands for all processes that have died, in the names of files
 GONE = 8  # versions whose figures are forgotten at once: all others are counted anew from a file then
 
 
@@ -195,11 +197,13 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """The figures of all workers."""
-        registry = self.registry
+        families = self.registry.collect()
         if SHARED in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
-        for family in registry.collect():
+            with locked(Path(os.environ[SHARED])):  # nobody's are moved meanwhile
+                families = list(registry.collect())
+        for family in families:
             family.samples = [sample for sample in family.samples if self._tells(sample.labels)]
             yield family
 
@@ -288,6 +292,28 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     @contextmanager
     def shared() -> Iterator[Callable[[int], None]]:
         with folder:
-            yield multiprocess.mark_process_dead
+            yield bury
 
     return shared()
+
+
+@harmless
+def bury(process: int) -> None:
+    """Add what a process that has died had counted to what those before it had, in one file of each kind.
+
+    Else every one that dies would leave files to be read, and to be kept in memory, for ever.
+    """
+    multiprocess.mark_process_dead(process)
+    folder = Path(os.environ[SHARED])
+    with locked(folder):
+        for own in folder.glob(f"*_{process}.db"):
+            every = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
+            fresh = every.with_suffix(".fresh")
+            if every.exists():
+                shutil.copyfile(every, fresh)
+            sums = MmapedDict(str(fresh))
+            for key, value, stamp, _ in MmapedDict.read_all_values_from_file(own):
+                sums.write_value(key, sums.read_value(key)[0] + value, stamp)
+            sums.close()
+            fresh.replace(every)
+            own.unlink()

@@ -10,6 +10,8 @@ import os
 import signal
 import socket
 import ssl
+import threading
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -60,8 +62,52 @@ def leave(*_: object) -> NoReturn:
     os._exit(0)
 
 
+class Watchdog:
+    """Ends the process, with status 1, when it has not been told for so many ``seconds`` that all is well.
+
+    A thread that hangs cannot be ended alone; whoever started the process starts it again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._heard = 0.0
+
+    def well(self) -> None:
+        """All is well; with the first time it begins to watch."""
+        self._heard = time.monotonic()
+        if not self._thread.is_alive() and not self._over.is_set():
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._seconds / 8):
+            if (silent := time.monotonic() - self._heard) > self._seconds:
+                log.critical("nothing has been computed for %.0f s: the service ends", silent)
+                os._exit(1)
+
+
 class Listening(Server):
-    """Prints its address once it answers there: with port 0 nobody could know it before."""
+    """Prints its address once it answers there: with port 0 nobody could know it before.
+
+    Alone in its process, it may have a ``watchdog``; a worker is watched by the process that listens.
+    """
+
+    watchdog: Watchdog | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.watchdog and self.registry.lane.unanswered() < self.settings.hang_seconds:
+            self.watchdog.well()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.watchdog:
+            self.watchdog.stop()
+        await super().shutdown(sockets)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises SettingsError for an address where it cannot listen."""
@@ -139,7 +185,8 @@ class Worker(Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self.registry.lane.unanswered() < self._hang_seconds:
-            self._tell(f"busy {len(self.server_state.tasks)}")
+            word = "unwell" if self.registry.problems() else "busy"
+            self._tell(f"{word} {len(self.server_state.tasks)}")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import select
 import selectors
 import signal
 import socket
@@ -29,6 +30,7 @@ SHED = b"s"  # asks a worker to close a connection after its next answer
 BACKLOG = 2048
 TICK = 0.25  # seconds
 LOADING = 60.0  # seconds that a new worker may take until it is ready
+CROWDED = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
@@ -43,12 +45,14 @@ class Worker:
     heard: float = field(default_factory=time.monotonic)
     ready: bool = False
     leaving: bool = False  # it was told to stop, by whom ever
+    unwell: bool = False  # it cannot answer as it should, and says so
     connections: int = 0
     busy: int = 0  # requests under way when it last told, and connections handed to it since
     words: bytes = b""
 
-    def load(self) -> tuple[int, int]:
-        return self.busy, self.connections
+    def load(self) -> tuple[bool, int, int]:
+        """The least is given the next connection: one that fails at once would else always have the least to do."""
+        return self.unwell, self.busy, self.connections
 
 
 class Supervisor:
@@ -94,25 +98,47 @@ class Supervisor:
         signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        while self._stopping is None or self._workers:
-            self._staff()
-            for key, _ in self._selector.select(TICK):
-                key.data()
-            self._look()
+        try:
+            while self._stopping is None or self._workers:
+                self._staff()
+                for key, _ in self._selector.select(TICK):
+                    key.data()
+                self._look()
+        except BaseException:  # else the others would go on listening for nobody
+            self._kill()
+            raise
         return self._status
 
     def _staff(self) -> None:
         """Start the workers that are missing."""
         while self._stopping is None and len(self._workers) < self._count and time.monotonic() >= self._start_after:
-            ours, theirs = socket.socketpair()
-            context = multiprocessing.get_context("fork")
-            process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
-            process.start()
-            theirs.close()
-            ours.setblocking(False)
-            worker = Worker(process, ours)
+            try:
+                worker = self._begin()
+            except OSError as error:  # no memory, processes or files are left: there may be later
+                log.error("a worker cannot be started: %s", error)
+                self._wait(time.monotonic())
+                return
+            ours = worker.channel
             self._workers.append(worker)
             self._selector.register(ours, selectors.EVENT_READ, lambda worker=worker: self._hear(worker))
+
+    def _begin(self) -> Worker:
+        """A new process. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            context = multiprocessing.get_context("fork")
+            process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
+            try:
+                process.start()
+            except OSError:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return Worker(process, ours)
+
+    def _wait(self, now: float) -> None:
+        """Start none for a while, and the next time for longer."""
+        self._start_after, self._pause = now + self._pause, min(self._pause * 2, AGAIN[1])
 
     def _run_worker(self, channel: socket.socket, other_end: socket.socket) -> None:
         """In the new process: keep nothing of this one's but the socket, which ends when this one does."""
@@ -127,7 +153,7 @@ class Supervisor:
         self._work(channel)
 
     def _hear(self, worker: Worker) -> None:
-        """What a worker tells: ``ready``, ``busy N`` requests, ``left N`` connections; a line each."""
+        """What a worker tells: ``ready``, ``busy N`` or ``unwell N`` requests, ``left N`` connections; a line each."""
         try:
             content = worker.channel.recv(4096)
         except BlockingIOError:
@@ -147,8 +173,8 @@ class Supervisor:
                 self._accept_when_ready()
             elif word == b"stopping":
                 worker.ready, worker.leaving = False, True
-            elif word == b"busy":
-                worker.busy = int(number)
+            elif word in (b"busy", b"unwell"):
+                worker.busy, worker.unwell = int(number), word == b"unwell"
             elif word == b"left":
                 worker.connections -= int(number)
 
@@ -183,12 +209,22 @@ class Supervisor:
                     time.sleep(0.01)  # out of file descriptors: the others need a moment to close theirs
                 return
             with connection:
-                for worker in sorted(ready, key=Worker.load):
-                    with contextlib.suppress(OSError):  # one that takes no more will be found hung
-                        socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
-                        worker.connections += 1
-                        worker.busy += 1
+                end = time.monotonic() + CROWDED
+                while not self._hand_over(connection, ready):
+                    if time.monotonic() > end:  # none is alive
+                        log.error("a connection is closed: no worker takes it")
                         break
+                    select.select([], [worker.channel for worker in ready], [], TICK)
+
+    def _hand_over(self, connection: socket.socket, workers: list[Worker]) -> bool:
+        """Give a connection to the one with least to do; False when none can take more now."""
+        for worker in sorted(workers, key=Worker.load):
+            with contextlib.suppress(OSError):  # one that takes no more will be found hung
+                socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
+                worker.connections += 1
+                worker.busy += 1
+                return True
+        return False
 
     def _look(self) -> None:
         """Bury the dead, end the hung, and even out what the workers have."""
@@ -224,7 +260,7 @@ class Supervisor:
             self._status = 1
             self._stop()
         elif now - worker.started < AGAIN[1]:
-            self._start_after, self._pause = now + self._pause, min(self._pause * 2, AGAIN[1])
+            self._wait(now)
         else:
             self._pause = AGAIN[0]
 

@@ -46,7 +46,7 @@ ALLOWED = {
     "app.api.repository": {"app.api", "app.engine.registry", "app.rollout", "app.settings", "app.errors"},
     "app.access": {"app.engine.watch"},
     "app.tracing": {"app.engine.watch", "app.settings"},
-    "app.metrics": {"app.engine.watch", "app.tracing"},
+    "app.metrics": {"app.disk", "app.engine.watch", "app.tracing"},
     "app.telemetry": {"app.access", "app.engine.watch", "app.errors", "app.metrics"},
     "app.api": {
         *("app.api", "app.engine.lane", "app.engine.loading", "app.engine.registry"),

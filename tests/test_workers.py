@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -66,9 +67,11 @@ class Parting(Worker):
 
 
 def begin(
-    store: Path, own_group: bool = False, inside: Sequence[str] = (), **settings: object
+    store: Path, own_group: bool = False, inside: Sequence[str] = (), before: str = "", **settings: object
 ) -> subprocess.Popen[str]:
-    """Start the service, ``inside`` of another command, and do not wait until it serves."""
+    """Start the service, ``inside`` of another command, and do not wait until it serves; ``before``: what is done in
+    the process first.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     chosen = {
         "store": store,
@@ -81,7 +84,7 @@ def begin(
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
     return subprocess.Popen(
-        [*inside, sys.executable, "-m", "app.main"],
+        [*inside, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -91,8 +94,8 @@ def begin(
 
 
 @contextmanager
-def serving(store: Path, own_group: bool = False, **settings: object) -> Iterator[Service]:
-    process = begin(store, own_group, **settings)
+def serving(store: Path, own_group: bool = False, before: str = "", **settings: object) -> Iterator[Service]:
+    process = begin(store, own_group, before=before, **settings)
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())
@@ -205,6 +208,22 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
             connection.close()
 
 
+def test_the_figures_of_workers_that_died_are_kept_in_one_place(tiny_store: Path) -> None:
+    with serving(tiny_store, log_level="error") as service:
+        folder = next(Path("/dev/shm").glob(f"quartet-{service.process.pid}-*"))
+        live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
+        for round in range(1, 4):
+            for _ in range(6):
+                httpx.get(f"{service.url}/health/live", timeout=SECONDS)
+            victim = min(service.workers)
+            os.kill(victim, signal.SIGKILL)
+            until(lambda victim=victim: victim not in service.workers and len(service.workers) == 2)
+            with httpx.Client(base_url=service.url, timeout=SECONDS) as client:
+                assert figures(client)[live] == 6 * round
+        kept = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.iterdir()}
+        assert kept <= {"0", *map(str, service.workers)}
+
+
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
     with serving(tiny_store, hang_seconds=0.5) as service:
         before = service.workers
@@ -212,6 +231,86 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
         until(lambda: min(before) not in service.workers and len(service.workers) == 2)
         for _ in range(8):
             assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+
+
+HANGS = """
+import time
+from app.predictors.gan import ImageSampler
+works = ImageSampler.predict
+ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else works(self, items)
+"""
+
+
+@pytest.mark.parametrize("at_once", [0, 0.05])
+def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Path, at_once: float) -> None:
+    """On a thread, and on the event loop itself."""
+    with serving(tiny_store, before=HANGS, workers=1, hang_seconds=0.5, at_once_seconds=at_once) as service:
+        assert httpx.post(f"{service.url}/v1/images/sample", json={"count": 2}).status_code == 200
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(f"{service.url}/v1/images/sample", json={"count": 7}, timeout=SECONDS)
+        assert service.process.wait(SECONDS) == 1
+
+
+NO_PROCESSES = """
+import errno
+from multiprocessing.context import ForkProcess
+works, tried = ForkProcess.start, []
+def start(self):
+    tried.append(self)
+    if len(tried) in (2, 3):
+        raise OSError(errno.EAGAIN, "no more processes")
+    works(self)
+ForkProcess.start = start
+"""
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(tiny_store: Path) -> None:
+    with serving(tiny_store, before=NO_PROCESSES, log_level="error") as service:
+        assert len(service.workers) == 2
+        assert httpx.get(f"{service.url}/health/ready", timeout=SECONDS).status_code == 200
+        assert service.stop() == 0
+
+
+FAILS = """
+import os
+from pathlib import Path
+from app.predictors.gan import ImageSampler
+works, told = ImageSampler.predict, Path(os.environ["QUARTET_STORE"], "fails")
+def predict(self, items):
+    if told.exists() and told.read_text() == str(os.getpid()):
+        raise MemoryError
+    return works(self, items)
+ImageSampler.predict = predict
+"""
+
+
+def test_a_worker_that_fails_on_everything_is_given_nothing_while_another_works(tiny_store: Path) -> None:
+    with serving(tiny_store, before=FAILS, log_level="error") as service:
+
+        def statuses(count: int) -> list[int]:
+            return [
+                httpx.post(f"{service.url}/v1/images/sample", json={"count": 1}, timeout=SECONDS).status_code
+                for _ in range(count)
+            ]
+
+        assert set(statuses(4)) == {200}
+        (tiny_store / "fails").write_text(str(min(service.workers)))
+        until(lambda: statuses(1) == [500])
+        until(lambda: statuses(8) == [200] * 8)
+        assert set(statuses(8)) == {200}
+
+
+def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Path) -> None:
+    """More than the channels hold: what cannot be handed over waits, and is not closed."""
+    with serving(tiny_store) as service:
+        for worker in service.workers:
+            os.kill(worker, signal.SIGSTOP)
+        kept = [service.connect() for _ in range(700)]
+        for worker in service.workers:
+            os.kill(worker, signal.SIGCONT)
+        for connection in kept:
+            ask(connection)
+            connection.close()
 
 
 def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:

@@ -67,8 +67,11 @@ class EventStream(Response):
         if not self.begun:
             await response(failure)(scope, receive, send)
             return
-        async with asyncio.timeout(FAREWELL):
-            await self._send(send, event(content(failure, scope["path"])) + self.last, more=False)
+        try:
+            async with asyncio.timeout(FAREWELL):
+                await self._send(send, event(content(failure, scope["path"])) + self.last, more=False)
+        except TimeoutError:
+            raise CallerGone("the caller reads no longer") from None
 
     async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
         if not self.begun:
