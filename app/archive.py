@@ -26,6 +26,8 @@ MOST_PICTURES = 32
 MOST_CARD = 4 * 2**20  # bytes; a card with a long vocabulary takes a few thousand
 PIECE = 2**20
 ENCRYPTED = 0x1
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, whose failures are DAMAGED
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)  # an OSError is the disk's own
 
 
 class BadArchive(StoreError):
@@ -104,6 +106,11 @@ def _entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
             raise BadArchive(f"entry {name!r} is a link or no plain file")
         if entry.flag_bits & ENCRYPTED:
             raise BadArchive(f"entry {name!r} is encrypted")
+        if entry.compress_type not in METHODS:
+            told = f"cannot be unpacked: its method is {entry.compress_type}; allowed are 0, stored, and 8, deflated"
+            raise BadArchive(f"entry {name!r} {told}")
+        if not 0 <= entry.header_offset < archive.start_dir:
+            raise BadArchive(f"entry {name!r} cannot be unpacked: it does not lie in the archive")
         found[name] = entry
     for name in (CARD, WEIGHTS):
         if name not in found:
@@ -121,7 +128,7 @@ def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]
         with archive.open(entry) as source:
             while piece := source.read(PIECE):
                 yield piece
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:  # or a compression it lacks
+    except DAMAGED as error:
         raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
 
 

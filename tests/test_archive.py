@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import stat
+import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +39,9 @@ def other(tmp_path: Path) -> Path:
 
 
 def bring_in(folder: Path, content: bytes, most: int = 10**6, renumber: bool = False) -> store.Card:
-    return archive.bring_in(folder, io.BytesIO(content), most, renumber)
+    with tempfile.TemporaryFile() as file:  # which fails in other ways than memory does
+        file.write(content)
+        return archive.bring_in(folder, file, most, renumber)
 
 
 def test_what_goes_out_comes_in_elsewhere(packed: bytes, other: Path, tmp_path: Path) -> None:
@@ -123,6 +127,31 @@ def huge(entries: dict[str, bytes]) -> None:
     entries["card.json"] = entries["card.json"].replace(b'"latent": 4', b'"latent": 400000000000')
 
 
+def patched(content: bytes, *changes: tuple[int, bytes]) -> bytes:
+    """Other bytes at some places; negative ones count from the end."""
+    found = bytearray(content)
+    for place, put in changes:
+        place %= len(found)
+        found[place : place + len(put)] = put
+    return bytes(found)
+
+
+def by_method(content: bytes, method: int) -> bytes:
+    """Says that the card is packed in such a way."""
+    packing = struct.pack("<H", method)
+    return patched(content, (8, packing), (content.index(b"PK\x01\x02") + 10, packing))
+
+
+def far(content: bytes) -> bytes:
+    """Says that the card begins at byte 2^63."""
+    entry, end = content.index(b"PK\x01\x02"), len(content) - 22
+    extra = struct.pack("<HHQ", 1, 8, 2**63)
+    (size,) = struct.unpack_from("<I", content, end + 12)
+    told = patched(content, (entry + 30, struct.pack("<H", len(extra))), (entry + 42, b"\xff" * 4),
+                   (end + 12, struct.pack("<I", size + len(extra))))  # fmt: skip
+    return told[: entry + 46 + len("card.json")] + extra + told[entry + 46 + len("card.json") :]
+
+
 HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("not a zip", lambda content: b"PK" + content[:50], "this is not a zip archive"),
     ("cut", lambda content: content[:-30], "this is not a zip archive"),
@@ -140,6 +169,11 @@ HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
      r"card\.json: name: .* found '\.\./gan'"),
     ("other weights", lambda c: repacked(c, with_nan), "sha256 is .*, expected .* as on the card"),
     ("damaged", damaged, "cannot be unpacked: Bad CRC"),
+    ("a name that is no text", lambda c: patched(c, (6, b"\0\x08"), (30, b"\xff")), "'card.json' cannot be unpacked: 'utf-8' codec"),
+    ("lzma", lambda c: by_method(c, 14), "'card.json' cannot be unpacked: its method is 14; allowed are 0, stored, and 8"),
+    ("bzip2", lambda c: by_method(c, 12), "'card.json' cannot be unpacked: its method is 12"),
+    ("before the beginning", lambda c: patched(c, (-5, b"\xff")), "'card.json' cannot be unpacked: it does not lie in the archive"),
+    ("beyond the end", far, "'card.json' cannot be unpacked: it does not lie in the archive"),
     ("sizes", lambda c: repacked(c, huge), r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 400000000000\)"),
 ]  # fmt: skip
 
