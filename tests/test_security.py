@@ -261,3 +261,25 @@ def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch:
             while line.recv(65536):
                 pass
             line.close()
+
+
+def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.api import heads
+
+    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.5)
+    get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
+    with serve() as client:
+
+        def answered(words: bytes) -> None:
+            line.sendall(words)
+            heard = b""
+            while not heard.endswith(b"}"):
+                heard += line.recv(65536)
+            assert heard.startswith(b"HTTP/1.1 200 ")
+
+        for rest in (b"x", b"xyz"):  # a part of the body, and all of it
+            with socket.create_connection((client.base_url.host, client.base_url.port or 0), 4) as line:
+                answered(get)
+                answered(b"xyz" + get)  # who goes on is served
+                line.sendall(rest)
+                assert line.recv(65536) == b""

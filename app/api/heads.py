@@ -63,7 +63,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self.head_bytes = 0  # of the head that is coming, and of what comes behind a body in chunks
         self.in_head = True
-        self.patience: asyncio.TimerHandle | None = None  # with a head that does not end
+        self.patience: asyncio.TimerHandle | None = None  # with a head, or an answered body, that does not end
         self.running: Any = None  # the request and answer under way; ``cycle`` may be the next one already
         self.last = False  # whether the connection is to end with its next answer
         self.left: Callable[[], None] = lambda: None  # called when it has ended
@@ -78,7 +78,7 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self.in_head and self.head_bytes > HEAD_BYTES:
             self._refuse_head()
-        elif self.in_head and self.head_bytes and self.patience is None:
+        elif self.patience is None and ((self.in_head and self.head_bytes) or self._answered()):
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -126,6 +126,10 @@ class BoundedHttp(HttpToolsProtocol):
         self.head_bytes, self.in_head = 0, True
         if not self.transport.is_closing():
             super().on_message_complete()
+
+    def _answered(self) -> bool:
+        """Whether nothing is under way: what came is the rest of a body that was answered before it was whole."""
+        return bool(self.cycle and self.cycle.response_complete)
 
     def _wait(self) -> None:
         self.patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
