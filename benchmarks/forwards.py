@@ -1,0 +1,177 @@
+"""A classifier's forward pass as it is served, and in the other ways that there are on a CPU, in turns.
+
+    python -m benchmarks.forwards                                   # the two of CIFAR-10
+    python -m benchmarks.forwards cifar10-whitened --rows 64 --threads 2
+
+ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) take part where they are installed, and compiled
+graphs where there is a C++ compiler. A row: milliseconds of a call, median, least and most of the turns; how many times
+as fast as what is served; and by how much any probability differs at most from single precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app import store
+from app.networks.cnn import Classifier, WhitenedNet, probabilities
+from app.predictors.cnn import ImageClassifier
+from benchmarks.limits import newest
+from benchmarks.servers import ROOT
+
+Forward = Callable[[Tensor], Tensor]  # uint8 images -> logits
+TURN = 0.3  # seconds
+
+
+def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """In single precision, layer by layer."""
+    return network.forward
+
+
+def halved(network: Any, example: Tensor, threads: int) -> Forward:
+    """The large convolutions in bfloat16. Raises AttributeError for a network that is not made for it."""
+    network.halve()
+    return network.forward
+
+
+def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """Batch norm in the convolution before it: its factor is above 0, so that max-pooling between does not matter.
+
+    Raises TypeError for a network without.
+    """
+    if not isinstance(network, WhitenedNet):
+        raise TypeError("it has no batch norm")
+    for group in network.groups:
+        for number in ("1", "2"):
+            convolution, norm = getattr(group, f"conv{number}"), getattr(group, f"norm{number}")
+            fused = nn.utils.fuse_conv_bn_eval(convolution, norm)
+            group.set_submodule(f"conv{number}", fused.to(memory_format=torch.channels_last))
+            group.set_submodule(f"norm{number}", nn.Identity())
+    return network.forward
+
+
+def frozen(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """TorchScript: traced, frozen, and optimised for inference."""
+    graph = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(network, example)))
+    return lambda images: graph(images)
+
+
+def compiled(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """torch.compile with frozen weights."""
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    graph = torch.compile(network)
+    graph(example)
+    return lambda images: graph(images)
+
+
+def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """ONNX Runtime, as exported by torch."""
+    import onnxruntime
+
+    with torch.enable_grad():  # without gradients LeNet takes ways that ONNX has no word for
+        program: Any = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+
+def openvino(network: Classifier, example: Tensor, threads: int, precision: str = "f32") -> Forward:
+    """OpenVINO, as it reads torch's modules."""
+    import openvino
+
+    with torch.enable_grad():
+        model = openvino.convert_model(torch.jit.trace(network, example, check_trace=False))
+    hints = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    call = openvino.Core().compile_model(model, "CPU", hints)
+    return lambda images: torch.from_numpy(call(images.numpy())[0])
+
+
+def openvino_bfloat16(network: Classifier, example: Tensor, threads: int) -> Forward:
+    """OpenVINO in bfloat16."""
+    return openvino(network, example, threads, "bf16")
+
+
+WAYS: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
+    "single precision": eager,
+    "bfloat16 convolutions": halved,
+    "batch norm folded": folded,
+    "TorchScript, frozen": frozen,
+    "torch.compile": compiled,
+    "ONNX Runtime": onnxruntime,
+    "OpenVINO": openvino,
+    "OpenVINO, bfloat16": openvino_bfloat16,
+}
+
+
+def turn(forward: Forward, images: Tensor) -> float:
+    """Milliseconds of a call."""
+    calls, begun = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begun) < TURN:
+        forward(images)
+        calls += 1
+    return 1000 * elapsed / calls
+
+
+def compare(version: store.Version, rows: int, threads: int, rounds: int) -> None:
+    """Print the table of one network and size of batch."""
+    images = torch.randint(0, 256, (rows, *version.card.inputs[0].shape[1:]), dtype=torch.uint8)
+    network: Any = version.network()
+    network.to(memory_format=network.order)
+    served = ImageClassifier(version, torch.device("cpu"))
+    ways: dict[str, Forward] = {"served": served.network.forward}
+    print(f"\n**{version.label}, {rows} images, {threads} thread{'s' * (threads > 1)}**\n")
+    for name, way in WAYS.items():
+        try:
+            ways[name] = way(copy.deepcopy(network), images, threads)
+            ways[name](images)
+        except Exception as error:  # whatever an exporter or a compiler may raise: the others are still of interest
+            ways.pop(name, None)
+            print(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}", file=sys.stderr)
+    right = probabilities(network(images))
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, forward in ways.items():
+            times[name].append(turn(forward, images))
+    print("| way | ms | least–most | times as fast | off by |\n|---|--:|--:|--:|--:|")
+    base = statistics.median(times["served"])
+    for name, took in times.items():
+        middle, off = statistics.median(took), float((probabilities(ways[name](images)) - right).abs().max())
+        print(
+            f"| {name} | {middle:.3g} | {min(took):.3g}–{max(took):.3g} | {base / middle:.2f} | {off:.0e} |", flush=True
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["cifar10-lenet", "cifar10-whitened"], help="classifiers")
+    parser.add_argument("--rows", default="1,8,64", help="images in a batch (default: 1,8,64)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store")
+    chosen = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")  # exporters and TorchScript warn of themselves
+    torch.set_num_threads(chosen.threads)
+    torch.set_grad_enabled(False)
+    for name in chosen.names:
+        for rows in map(int, chosen.rows.split(",")):
+            compare(newest(chosen.store, name), rows, chosen.threads, chosen.rounds)
+
+
+if __name__ == "__main__":
+    main()
