@@ -10,7 +10,12 @@ from torch.nn import functional as F
 
 
 class Classifier(nn.Module):
-    """What the classifiers share: pixels become maps, maps become scores, and scores the logits that are answered."""
+    """What the classifiers share: pixels become maps, maps become scores, and scores the logits that are answered.
+
+    ``order``: that in which the numbers of its weights should lie to be computed with.
+    """
+
+    order = torch.contiguous_format
 
     def maps(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> what some convolution makes of them, [N, C, h, w]."""
@@ -174,6 +179,7 @@ class WhitenedNet(Classifier):
     calibrated, for one view and for six.
     """
 
+    order = torch.channels_last  # else each call copies them: of one image that takes two fifths more
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
