@@ -75,7 +75,10 @@ class Settings(BaseSettings):
     )
     body_seconds: Seconds = Field(30, description="seconds that a body under way may pause")
     max_images: Count = Field(16, description="images in one request")
-    max_pixels: Count = Field(50_000_000, description="pixels of one image, before it is decoded")
+    max_pixels: Count = Field(
+        50_000_000,
+        description="pixels of one image, before it is decoded, and of all that are explained in one request",
+    )
     max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
     max_characters: Count = Field(4_000, description="characters to continue a text by")
     max_texts: Count = Field(16, description="continuations of one prompt (`n`)")

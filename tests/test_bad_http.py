@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 
 import httpx
 import pytest
-from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, spoken, still_serves
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartParser
+from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, refused, spoken, still_serves
 from test_bad_json import harmless
 
 from app.api.heads import OneWrite
@@ -39,6 +42,7 @@ RAW: dict[str, bytes] = {
     "a tunnel": b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
     "another host's address": b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: x\r\n\r\n",
     "a path with a space": b"GET /health/ live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a query of bytes": b"GET /nothing?\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     "a path of bytes": b"GET /v1/models/\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
 }
 
@@ -122,6 +126,41 @@ def test_a_filename_is_only_told_back(tiny: httpx.Client) -> None:
         harmless(answer)
         assert answer.status_code in (200, 400)
     still_serves(tiny)
+
+
+def typed(charset: str) -> tuple[str, str]:
+    return "content-type", f"multipart/form-data; boundary=x; charset={charset}"
+
+
+@pytest.mark.parametrize(
+    "charset", ["punycode", "utf-7", "raw_unicode_escape", "utf-16", "latin-1", '"idna"', "x" * 999, ""]
+)
+def test_a_form_in_another_charset_is_refused(tiny: httpx.Client, charset: str) -> None:
+    body = form(b"file", b"+2AA-\\ud800.png")  # which two of them make half a surrogate of
+    told = "names in a form are in utf-8"
+    refused(tiny.post(CLASSIFY, content=body, headers=[typed(charset)]), 400, "content-type", told)
+    assert (
+        tiny.post(CLASSIFY, content=body, headers=[typed(charset), typed("utf-8")]).status_code == 200
+    )  # the last one
+    still_serves(tiny)
+
+
+def test_a_form_may_say_that_it_is_in_utf_8(tiny: httpx.Client) -> None:
+    for charset in ("utf-8", '"UTF-8"', "us-ascii"):
+        answer = tiny.post(CLASSIFY, content=form(b"file", b"a.png"), headers=[typed(charset)])
+        assert answer.json()["results"][0]["filename"] == "a.png"
+
+
+def test_a_form_is_read_within_the_time_of_its_request(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = MultiPartParser.parse
+
+    async def slowly(self: MultiPartParser) -> FormData:
+        await asyncio.sleep(1)
+        return await parse(self)
+
+    monkeypatch.setattr(MultiPartParser, "parse", slowly)
+    body, headers = {"file": ("a.png", PNG + bytes(60_000))}, {"x-request-timeout": "0.1"}
+    refused(tiny.post(CLASSIFY, files=body, headers=headers), 504, None, "the deadline passed before the form was read")
 
 
 def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:

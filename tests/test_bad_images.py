@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import TINY, image_bytes, publish_tiny
+from conftest import TINY, Serve, image_bytes, publish_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_bad_input import CLASSIFY, PNG, bomb, still_serves
+from test_bad_input import CLASSIFY, PNG, bomb, refused, still_serves
 from test_bad_json import QUICK, harmless
 
 from app.errors import NotAnImage, TooLarge
-from app.predictors.cnn import ImageClassifier
+from app.predictors.cnn import ImageClassifier, overlaid
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -67,6 +67,12 @@ def rotated(orientation: int) -> bytes:
     return saved(Image.new("RGB", (40, 20), "green"), "JPEG", exif=exif)
 
 
+def tiff(*entries: tuple[int, int, int, int], after: int = 0) -> bytes:
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + struct.pack("<I", after) + bytes(100)
+
+
+DAMAGED = b"Exif\0\0" + tiff((0x0112, 3, 1, 6), (0x8769, 9, 1, 2**32 - 5))  # its second part begins at -5
 GOOD: dict[str, bytes] = {
     "gif that moves": frames("GIF"),
     "webp that moves": frames("WEBP"),
@@ -76,7 +82,8 @@ GOOD: dict[str, bytes] = {
     **{f"16 bits, {channels} channels": deep(channels) for channels in (1, 2, 3, 4)},
     "palette with alpha": palette(bytes([0, 128])),
     "palette with a transparent colour": palette(bytes([255, 0])),
-    **{f"exif {orientation}": rotated(orientation) for orientation in (0, 1, 5, 6, 8, 9, 65535)},
+    **{f"exif {orientation}": rotated(orientation) for orientation in (0, 1, 2, 5, 6, 8, 9, 65535)},
+    "damaged exif": image_bytes("JPEG", size=(40, 20), exif=DAMAGED),
     "progressive jpeg": image_bytes("JPEG", progressive=True),
     "optimised png": image_bytes("PNG", optimize=True),
     "one pixel": image_bytes(size=(1, 1)),
@@ -97,11 +104,6 @@ def zipped() -> bytes:
 
 def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(900)  # fmt: skip
-
-
-def tiff(*entries: tuple[int, int, int, int], after: int = 0) -> bytes:
-    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + struct.pack("<I", after) + bytes(100)
 
 
 BAD: dict[str, bytes] = {
@@ -142,6 +144,34 @@ def test_an_odd_image_is_read(tiny: httpx.Client, name: str) -> None:
     assert answer.status_code == 200, answer.text
     assert tiny.post(CLASSIFY, files={"file": ("x", GOOD[name])}).json()["results"][0]["predictions"] == \
         answer.json()["results"][0]["predictions"]  # fmt: skip
+    explained = tiny.post(f"{CLASSIFY}?explain=true", content=GOOD[name])
+    assert explained.status_code == 200, explained.text
+    assert explained.json()["results"][0]["explanation"]
+
+
+def test_images_that_are_explained_are_bounded_together(serve: Serve) -> None:
+    explain = f"{CLASSIFY}?explain=true"
+    with serve(max_pixels=5000) as client:
+        two = [("file", ("a.png", image_bytes(size=(60, 60))))] * 2
+        told = "the images have 7,200 pixels in all; with explain allowed are 5,000"
+        refused(client.post(explain, files=two), 413, "explain", told)
+        assert client.post(explain, files=two[:1]).status_code == 200
+        assert client.post(CLASSIFY, files=two).status_code == 200
+
+
+def test_no_explanation_is_begun_that_nobody_waits_for(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slowly(image: Image.Image, heat: np.ndarray) -> bytes:
+        begun.append(image)
+        time.sleep(0.2)
+        return overlaid(image, heat)
+
+    monkeypatch.setattr("app.api.images.overlaid", slowly)
+    files, headers = [("file", ("a.png", PNG))] * 8, {"x-request-timeout": "0.3"}
+    assert tiny.post(f"{CLASSIFY}?explain=true", files=files, headers=headers).status_code == 504
+    time.sleep(0.5)
+    assert len(begun) < 4
 
 
 def test_a_picture_that_moves_is_its_first_frame(tiny: httpx.Client) -> None:

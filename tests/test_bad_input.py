@@ -352,6 +352,7 @@ def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -
     refused(service.get(CLASSIFY), 405, None, "does not take GET; allowed: POST")
     assert service.get(CLASSIFY).headers["allow"] == "POST"
     refused(service.delete("/v1/models"), 405, None, "allowed: GET")
+    refused(service.delete("/v1/models/" + "a" * 10_000), 405, None, "(10,011 characters) does not take DELETE")
     refused(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
     refused(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
     for version in ("3", "", "01", "x"):

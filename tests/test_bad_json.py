@@ -51,7 +51,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "options": {"horizon": 2, "quantiles": [0.5]}, "metadata": {"from": "me"},
     },
     "/v2/models/tiny-lstm/infer": {
-        "id": "a", "parameters": {"horizon": 2}, "outputs": [{"name": "mean"}],
+        "id": "a", "parameters": {"horizon": 2, "timeout": 60_000_000}, "outputs": [{"name": "mean"}],
         "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 20], "data": LINE}],
     },
     "/v2/models/tiny-rnn/generate": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
@@ -65,7 +65,7 @@ PARTS: list[tuple[str, tuple[str | int, ...]]] = [
 ]  # fmt: skip
 WRONG = [
     "true", "[]", "{}", '""', '"x"', "-1", "1.5", "-0.0", "1e30", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
-    "1" * 5000, '"\\u0000"', '"' + "x" * 10_000 + '"', '["x", 1, null]', "[[[[1]]]]", '{"a": {"b": 1}}', "[" * 100 + "]" * 100,
+    "1" * 5000, "9" * 4000, "18446744073709551616", '"\\u0000"', '"' + "x" * 10_000 + '"', '["x", 1, null]', "[[[[1]]]]", '{"a": {"b": 1}}', "[" * 100 + "]" * 100,
     '"\\ud83d\\ude00"', '"’; DROP TABLE models; --"', '"{{7*7}}${7*7}%n%s"',
 ]  # fmt: skip
 JSON_TYPE = {"content-type": "application/json"}
@@ -131,6 +131,13 @@ def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
         ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
         ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
         ("/v2/models/tiny-rnn/generate", '{"text_input": "a", "text_input": "a"}'),
+        (CONTINUE, '{"prompt": "a", "seed": 1, "se\\u0065d": 2}'),
+        (CONTINUE, '{"prompt": "a: b", "seed" : 1, "se\\u0065d" : 1}'),
+        ("/v1/completions", '{"prompt": "a", "logit_bias": {"1": 1, "1": 2}}'),
+        ("/v1/timeseries/forecast", '{"inputs": [], "options": {"horizon": 1, "horizon": 2}}'),
+        ("/v1/timeseries/forecast", '{"inputs": [{"series": []}, {"series": [], "series": []}], "options": {}}'),
+        ("/v2/models/tiny-lstm/infer", '{"inputs": [{"name": "values", "shape": [1, 12], "shape": [12, 1]}]}'),
+        ("/v2/models/tiny-lstm/infer", '{"inputs": [], "parameters": {"horizon": 1, "horizon": 2}}'),
     ):
         answer = tiny.post(path, content=twice)
         assert answer.status_code == 400, answer.text
@@ -139,7 +146,7 @@ def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
 
 
 def test_a_text_that_looks_like_fields_is_none(tiny: httpx.Client) -> None:
-    body = {"prompt": '"prompt" "seed" "seed"', "max_characters": 1, "seed": 1}
+    body = {"prompt": '"prompt": "seed": "seed"', "max_characters": 1, "seed": 1}
     assert tiny.post(CONTINUE, json=body).status_code == 200
     raw = '{"prompt": "\\"seed\\": \\"seed\\" \\"prompt\\"", "seed": 2, "max_characters": 1}'
     assert tiny.post(CONTINUE, content=raw).status_code == 200
@@ -288,7 +295,7 @@ def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
     content = BINARY[:at] + put + BINARY[at + cut :]
     for each in (content, zlib.compress(content, wbits=WINDOWS.get(coding, 15))[: -cut or None]):
         with contextlib.suppress(BadValue, TooLarge):  # and nothing else
-            tensors = wire_in.parsed(wire_in.unpacked(each, coding, 10_000), head, 1000, only).tensors
+            tensors = wire_in.parsed(wire_in.unpacked(each, coding, 10_000), head, 1000, 1000, only).tensors
             assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
 
 

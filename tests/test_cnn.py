@@ -158,6 +158,18 @@ def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
     assert changed[30:, 30:].max() == 0
 
 
+@pytest.mark.parametrize(("mode", "size"), [("RGB", (300, 70)), ("RGBA", (7, 300)), ("L", (50, 50)), ("P", (90, 40))])
+def test_row_by_row_a_heat_map_lies_where_it_lies_at_once(
+    monkeypatch: pytest.MonkeyPatch, mode: str, size: tuple[int, int]
+) -> None:
+    heat = np.random.default_rng(0).random((5, 7), np.float32)
+    content = image_bytes("PNG", mode, size)
+    whole = np.asarray(Image.open(io.BytesIO(overlaid(Image.open(io.BytesIO(content)), heat))), float)
+    monkeypatch.setattr("app.predictors.cnn.BAND", 1000)
+    rows = np.asarray(Image.open(io.BytesIO(overlaid(Image.open(io.BytesIO(content)), heat))), float)
+    assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels, and then coloured
+
+
 def noise_images(count: int) -> torch.Tensor:
     """uint8 images [count, 3, 32, 32] whose neighbouring pixels and colours resemble one another."""
     coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
@@ -271,6 +283,14 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
         ((likely, heat),) = classifier.explain(list(noise_images(1)))
         assert likely == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
         assert (heat.dtype, heat.shape, heat.max()) == (np.float32, (7, 7), 1)
+
+
+def test_weights_lie_as_they_are_computed_with() -> None:
+    """Else they are copied at each call."""
+    classifier = ImageClassifier(store.read(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
+    for group in classifier.network.groups:
+        for weight in (group.conv1.weight, group.conv2.weight):
+            assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_convolutions_begin_as_the_identity_on_what_they_read() -> None:

@@ -176,6 +176,8 @@ def test_what_cannot_be_forecast_is_refused_by_name(forecaster: GlobalForecaster
         forecaster.parse([1.0] * 7, 1, "values.3")
     with pytest.raises(BadValue, match="only missing values"):
         forecaster.parse([None] * 10, 1)
+    with pytest.raises(BadValue, match=r"seasonality is 9{120}…; tiny-forecaster takes seasons"):
+        forecaster.parse([1.0] * 10, 1, seasonality=int("9" * 4000))
     with pytest.raises(BadValue, match="seasonality is 365; tiny-forecaster takes seasons of up to 168 values"):
         forecaster.parse([1.0] * 10, 1, seasonality=365)
 

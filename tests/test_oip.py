@@ -321,9 +321,12 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "x"}}, "levels is 'x'; it should be like '80,95'"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"sequence_id": 3}}, "there is no parameter 'sequence_id'"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": -1}}, "timeout is -1"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a text, a number or a boolean"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is None; it should be"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
     ("tiny-lstm", {"inputs": [SERIES], "id": 7}, "id is 7"),
     ("tiny-lstm", binary(95, bytes(96)), "unexpected size for input 'values': 95 bytes, expected 96"),
+    ("tiny-lstm", binary(95, bytes(96), name="\0" * 200), "(200 characters): 95 bytes, expected 96"),
     ("tiny-lstm", binary(97, bytes(96)), "unexpected size for input 'values'"),
     ("tiny-lstm", binary(96, bytes(97)), "unexpected additional input data: 1 bytes follow"),
     ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has one beyond 1e300"),
@@ -353,6 +356,41 @@ def test_what_is_wrong_is_one_sentence(tiny: httpx.Client, name: str, body: Any,
     assert answer.headers["content-type"] == "application/json"
     assert list(answer.json()) == ["error"]
     assert sentence in answer.json()["error"]
+    assert len(answer.json()["error"]) < 700
+
+
+def test_a_timeout_may_be_longer_than_any_number_of_seconds(tiny: httpx.Client) -> None:
+    for timeout in (0, 60_000_000, 2**64, 10**400):
+        answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": timeout}})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_prompt_may_be_of_commas(tiny: httpx.Client) -> None:
+    prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["," * 5000]}
+    answer = infer(tiny, "tiny-rnn", {"inputs": [prompt], "parameters": {"max_characters": 1, "stop": "," * 100}})
+    assert answer.status_code == 200, answer.text
+    more = infer(tiny, "tiny-rnn", {"inputs": [{**prompt, "data": ["," * 110_000]}]})
+    assert "the body has about 110," in more.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"id": 2**64}, "id is 18446744073709551616; it should be a text of at most 1,000 characters"),
+        ({"id": {"a": 2**64}}, "it should be a text"),
+        ({"id": "x" * 1001}, "(1,001 characters); it should be a text"),
+        ({"seed": 1, "parameters": {"seed": 2}}, "'seed' came beside text_input and in parameters; send one of them"),
+        ({"max_tokens": 3, "max_characters": 4}, "max_tokens is another name of max_characters; send one of them"),
+        ({"max_tokens": 3, "parameters": {"max_characters": 4}}, "max_tokens is another name of max_characters"),
+        ({"stream": None}, "stream is None; it should be a boolean"),
+        ({"parameters": {"stream": "yes"}}, "stream is 'yes'; it should be a boolean"),
+    ],
+)
+def test_what_is_wrong_beside_a_text_is_one_sentence(tiny: httpx.Client, wrong: Any, sentence: str) -> None:
+    for path in ("generate", "generate_stream"):
+        answer = tiny.post(f"/v2/models/tiny-rnn/{path}", json={"text_input": "abc", **wrong})
+        assert answer.status_code == 400, answer.text
+        assert sentence in answer.json()["error"]
 
 
 def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:

@@ -165,6 +165,11 @@ def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
         ({"n": 17}, "n", "less than or equal to 16"),
         ({"prompt": ["a"] * 9, "n": 2}, "n", "9 prompts with n 2 are 18 texts; allowed are 16"),
         ({"best_of": 3}, "best_of", "is 3; it should be 1"),
+        (
+            {"logit_bias": {"9" * 9000: 101}},
+            "logit_bias." + "9" * 89,
+            "9 is 101; it should be less than or equal to 100",
+        ),
         ({"suffix": "x"}, "suffix", "forwards only"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
@@ -275,6 +280,7 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
             "tiny-gan draws without labels, so nothing can be chosen",
         ),
         ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; allowed are 1,024"),
+        ({"prompt": "99999 ys " * 100, "n": 1024}, "prompt", "asks for 10,239,897,600 images; allowed are 1,024"),
         ({"n": 0}, "n", "is 0"),
     ]
     for wrong, param, sentence in tries:
@@ -302,14 +308,14 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
     ],
 )
 def test_numbers_before_plurals_count(prompt: str, drawn: str) -> None:
-    assert wanted(prompt, list("0123456789"), "cgan") == list(drawn)
+    assert "".join(label * times for label, times in wanted(prompt, list("0123456789"), "cgan")) == drawn
 
 
 def test_labels_may_be_words_and_numbers_may_be_too_large() -> None:
     labels = ["cat", "Dog", "hot dog"]
-    assert wanted("two cats and a dog", labels, "zoo") == ["cat", "cat", "Dog"]
-    assert wanted("Hot dog", labels, "zoo") == ["hot dog"]
+    assert wanted("two cats and a dog", labels, "zoo") == [("cat", 2), ("Dog", 1)]
+    assert wanted("Hot dog", labels, "zoo") == [("hot dog", 1)]
     for prompt in ("ten", "a bird", "7", "²", "cats 10", "9" * 500):
         with pytest.raises(BadValue, match="zoo cannot draw"):
             wanted(prompt, labels, "zoo")
-    assert len(wanted("9" * 500 + " cats", labels, "zoo")) == 10**5
+    assert wanted("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]

@@ -45,6 +45,14 @@ def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) ->
     assert tiny.get("/v1/timeseries/models").json() == ["tiny-forecaster", "tiny-lstm"]
 
 
+def test_quantiles_may_lie_near_the_ends_and_the_middle(tiny: httpx.Client) -> None:
+    quantiles = [1e-12, 0.5 - 1e-14, 0.5, 1 - 1e-12]
+    answer = tiny.post(URL, json=question(options={"horizon": 5, "quantiles": quantiles})).json()
+    least, low, middle, most = answer["outputs"][0]["content"][0]["quantiles"].values()
+    assert low == middle
+    assert least[0] < middle[0] < most[0]
+
+
 @pytest.mark.parametrize(
     ("begin", "frequency", "start"),
     [
@@ -73,6 +81,11 @@ def test_the_forecast_begins_where_the_series_ends(tiny: httpx.Client, begin: st
         (question(options={"horizon": 1001}), "horizon", "is 1001"),
         (question(options={"horizon": 0}), "options.horizon", "is 0"),
         (question(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
+        (
+            question(options={"horizon": 5, "quantiles": [0.1, 1e-15]}),
+            "options.quantiles.1",
+            "1e-15; it should be at least",
+        ),
         (question(inputs=[]), "inputs", "at least 1"),
         (question(inputs=question()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
         (question(horizn=3), "inputs.0.horizn", ""),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import threading
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -14,20 +15,21 @@ import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import bad_value, unknown_field
 from app.engine.lane import SMALL, Lane
-from app.errors import BadValue, CallerGone, Overloaded, TooLarge, TooSlow, shown
+from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
-FEW = 32  # names that are looked for one by one
 NAMES = 64  # commas that a body may have besides those of its values or its prompt
 SEEDS = 2**53  # so that a seed survives every JSON reader
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
 BINARY = {"type": "string", "format": "binary"}
 UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
 HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
@@ -196,9 +198,23 @@ def object_of(content: bytes, most: int) -> dict[str, Any]:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
-    if len(found) > FEW or any(content.count(b'"%s"' % name.encode()) > 1 for name in found):
-        _refuse_twice(content)  # perhaps one comes twice, perhaps it only stands in a text
+    if _colons(content) > _fields(found):  # a field that another of its name has replaced has left its colon
+        _refuse_twice(content)
     return found
+
+
+def _colons(content: bytes) -> int:
+    """How many colons JSON has outside of its texts."""
+    if b"\\" in content:  # of what is escaped only quotes matter
+        content = content.replace(rb"\\", b"").replace(rb"\"", b"")
+    return sum(part.count(b":") for part in content.split(b'"')[::2])
+
+
+def _fields(found: Any) -> int:
+    """How many fields the objects in it have. A list that begins with none is not looked through."""
+    if isinstance(found, dict):
+        return len(found) + sum(map(_fields, found.values()))
+    return sum(map(_fields, found)) if isinstance(found, list) and found and isinstance(found[0], dict) else 0
 
 
 def checked(found: dict[str, Any], model: type[Model]) -> Model:
@@ -231,27 +247,42 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 async def read_form(request: Request, reading: Reading, files: int) -> FormData:
-    """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, and BadValue."""
+    """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, BadValue and TimedOut."""
+    kind = head(request, b"content-type")
+    charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in CHARSETS:
+        raise BadValue(f"content-type has the charset {shown(charset)}; names in a form are in utf-8", "content-type")
     content = await read(request, reading.limit, reading.seconds)
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield content
 
-    parser = MultiPartParser(request.headers, whole(), max_files=files, max_fields=files)
+    parser = MultiPartParser(Headers({"content-type": kind}), whole(), max_files=files, max_fields=files)
     parser.spool_max_size = reading.limit  # bounded already: no disk is needed
-    form = None
+    form, over = None, threading.Event()
+
+    def parse() -> FormData:
+        found = asyncio.run(parser.parse())
+        if over.is_set():  # nobody waits any more
+            _close_rest(parser, None)
+        return found
+
     try:
         if len(content) // PACKED <= SMALL:
             form = await parser.parse()
         else:
-            form = await reading.lane.run(lambda: asyncio.run(parser.parse()))
+            async with asyncio.timeout_at(request.scope.get(UNTIL)):
+                form = await reading.lane.run(parse)
         return form
+    except TimeoutError as error:
+        raise TimedOut("the deadline passed before the form was read; x-request-timeout is in seconds") from error
     except (MultiPartException, KeyError, ValueError) as error:
         told = str(getattr(error, "message", error))
         if told.startswith("Too many files"):
             raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {told}") from error
     finally:
+        over.set()
         _close_rest(parser, form)
 
 

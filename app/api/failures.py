@@ -17,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 from app.engine.watch import ACCOUNT
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
+LONGEST_PARAM = 100  # characters
+
 
 def content(error: QuartetError, path: str = "") -> dict[str, Any]:
     """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape.
@@ -27,7 +29,7 @@ def content(error: QuartetError, path: str = "") -> dict[str, Any]:
         account.reason = error.code
     if path == "/v2" or path.startswith("/v2/"):
         return {"error": error.message}
-    param = error.param and error.param[:100]
+    param = error.param and error.param[:LONGEST_PARAM]
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 
@@ -59,7 +61,7 @@ def bad_value(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     """The first of pydantic's findings as a sentence that names the field, what came and what is allowed."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # the last two tag unions
-    param = ".".join(place) or None
+    param = ".".join(place)[:LONGEST_PARAM] or None  # which may have a name of the caller's
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)
@@ -86,12 +88,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_starlette(request: Request, error: HTTPException) -> Response:
-        path, headers = request.url.path, error.headers or {}
+        path, headers = request.scope["path"], error.headers or {}  # request.url is none where the query is not UTF-8
         if error.status_code == HTTPStatus.NOT_FOUND:
             return response(NotFound(f"there is nothing at {shown(path)}; /docs shows what there is"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allow = headers.get("allow") or headers.get("Allow") or ""
-            return response(MethodNotAllowed(f"{path} does not take {request.method}; allowed: {allow}", allow))
+            return response(MethodNotAllowed(f"{shown(path)} does not take {request.method}; allowed: {allow}", allow))
         return response(BadValue(str(error.detail)))
 
     @app.exception_handler(Exception)

@@ -16,6 +16,7 @@ from app.api.events import STREAM, EventStream, event
 from app.api.oip_paths import TextModel, asked, on
 from app.api.patience import Patience, deadline
 from app.api.tensors import TEXT_PARAMETERS, own
+from app.api.wire_in import LONGEST_ID
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import BadValue, shown
@@ -26,7 +27,7 @@ BODY = {
     "type": "object",
     "required": ["text_input"],
     "properties": {
-        "id": {"type": "string"},
+        "id": {"type": "string", "maxLength": LONGEST_ID},
         "text_input": {"type": "string"},
         "parameters": {"type": "object", "description": f"{', '.join(TEXT_PARAMETERS)}; also beside text_input"},
     },
@@ -52,7 +53,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         live = await choose(request, registry, "continue", version.id, until)  # refused when it is for another task
         assert isinstance(live.predictor, TextContinuer)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
-        if (given := found.pop("id", "")) != "":
+        if given := _identity(found):
             told["id"] = given
         body = checked(_native(found, streamed), prompts)
         live.engine.admit(1)
@@ -86,6 +87,14 @@ def _end(text: Continuation) -> dict[str, Any]:
     return {"finish_reason": text.finish_reason, "seed": text.seed}
 
 
+def _identity(found: dict[str, Any]) -> str:
+    """What the caller calls the request, taken out of the body; perhaps nothing. Raises BadValue."""
+    given = found.pop("id", "")
+    if not isinstance(given, str) or len(given) > LONGEST_ID:
+        raise BadValue(f"id is {shown(given)}; it should be a text of at most {LONGEST_ID:,} characters", "id")
+    return given
+
+
 def _native(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
     """A body as that of the native endpoint. Raises BadValue."""
     if "text_input" not in found:
@@ -93,10 +102,16 @@ def _native(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
     nested = found.pop("parameters", {})
     if not isinstance(nested, dict):
         raise BadValue(f"parameters is {shown(nested)}; it should be an object", "parameters")
+    for name in nested:
+        if name in found:
+            raise BadValue(f"{shown(name)} came beside text_input and in parameters; send one of them", name)
     prompt, given = found.pop("text_input"), {**found, **nested}
-    if given.pop("stream", streamed) is not streamed:
+    if (stream := given.pop("stream", streamed)) is not streamed:
         other = "generate" if streamed else "generate_stream"
-        raise BadValue(f"stream is {shown(not streamed)}; for that there is {other}", "stream")
+        told = f"for that there is {other}" if isinstance(stream, bool) else "it should be a boolean"
+        raise BadValue(f"stream is {shown(stream)}; {told}", "stream")
     if "max_tokens" in given:  # as other servers of texts have it
+        if "max_characters" in given:
+            raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")
         given["max_characters"] = given.pop("max_tokens")
     return {"prompt": prompt, **own(given, TEXT_PARAMETERS)}

@@ -55,10 +55,11 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         predictor = live.predictor
         assert isinstance(predictor, ImageSampler)
         _check(body, predictor)
-        labels = wanted(body.prompt, predictor.labels, live.card.name) * (body.n or 1)
-        count = len(labels) or body.n or 1
-        if count > settings.max_samples:
+        named, n = wanted(body.prompt, predictor.labels, live.card.name), body.n or 1
+        count = (sum(times for _, times in named) or 1) * n
+        if count > settings.max_samples:  # before there is a list of so many
             raise BadValue(f"the prompt asks for {count:,} images; allowed are {settings.max_samples:,}", "prompt")
+        labels = [label for label, times in named for _ in range(times)] * n
         live.engine.admit(count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
 

@@ -37,7 +37,7 @@ from app.api.examples import described, described_query
 from app.api.patience import Patience, deadline
 from app.engine.lane import SMALL
 from app.engine.registry import Registry
-from app.errors import BadValue, NotAnImage, shown
+from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.settings import Settings
 
@@ -50,7 +50,9 @@ class ClassifyQuery(BaseModel):
     model: ModelName = None
     top_k: int = Field(5, ge=1, le=1000, description="how many of the likeliest labels to give")
     explain: bool = Field(
-        False, description="show on the image what speaks for the likeliest label, as a PNG in base64"
+        False,
+        description="show on the image what speaks for the likeliest label, as a PNG in base64; all images together "
+        "may then have as many pixels as one",
     )
 
 
@@ -80,11 +82,16 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         explanations: list[dict[str, Any]] = [{}] * len(files)
         answers: Sequence[list[float]]
         async with Patience(request, until):
+            if query.explain:
+                await registry.parsing.run(_check_sizes, files, live.predictor, settings.max_pixels)
             items = await _pixels(files, live.predictor, registry)
             if query.explain:
                 assert live.explainer
                 answers, heats = zip(*await live.explainer.submit(items), strict=True)
-                explanations = await registry.parsing.run(_explanations, files, heats, live.predictor, settings)
+                explanations = [  # one by one: none is begun when nobody waits any more
+                    await registry.parsing.run(_explanation, file, heat, live.predictor, settings.max_pixels)
+                    for file, heat in zip(files, heats, strict=True)
+                ]
             else:
                 answers = await live.engine.submit(items)
         labels = live.predictor.labels
@@ -156,15 +163,21 @@ async def _pixels(files: list[File], predictor: ImageClassifier, registry: Regis
     return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
 
 
-def _explanations(
-    files: list[File], heats: Sequence[np.ndarray], predictor: ImageClassifier, settings: Settings
-) -> list[dict[str, Any]]:
-    """Each image as it was sent with its heat map over it, as a PNG file in base64."""
-    drawn = (
-        overlaid(predictor.open(file.content, settings.max_pixels, file.param), heat)
-        for file, heat in zip(files, heats, strict=True)
-    )
-    return [{"explanation": base64.b64encode(content).decode()} for content in drawn]
+def _check_sizes(files: list[File], predictor: ImageClassifier, most: int) -> None:
+    """Raises TooLarge for images that have more pixels in all than one may have, and as ``open`` does.
+
+    Those that are explained are all sent back.
+    """
+    sizes = [predictor.open(file.content, most, file.param).size for file in files]
+    if (total := sum(width * height for width, height in sizes)) > most:
+        told = f"the images have {total:,} pixels in all; with explain allowed are {most:,}"
+        raise TooLarge(told, "explain")
+
+
+def _explanation(file: File, heat: np.ndarray, predictor: ImageClassifier, most: int) -> dict[str, Any]:
+    """An image as it was sent with its heat map over it, as a PNG file in base64."""
+    content = overlaid(predictor.open(file.content, most, file.param), heat)
+    return {"explanation": base64.b64encode(content).decode()}
 
 
 def _decoded(text: str, param: str) -> bytes:

@@ -176,7 +176,7 @@ def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
 def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[Inference, Any]:
     """A body as a request of the model, and its items. Raises BadValue and TooLarge."""
     only = model.inputs[0] if len(model.inputs) == 1 else None
-    found = parsed(unpacked(content, coding, limit), length, model.values, only)
+    found = parsed(unpacked(content, coding, limit), length, model.values, model.commas, only)
     fit(model, found)
     wanted(found.head, {spec.name: spec for spec in model.outputs})
     return found, model.items(found)
@@ -187,7 +187,8 @@ def _sooner(found: Inference, until: float) -> float:
     stated = found.head.parameters.get("timeout", 0)
     if type(stated) is not int or stated < 0:
         raise BadValue(f"timeout is {shown(stated)}; it should be a whole number of microseconds", "timeout")
-    return min(until, asyncio.get_running_loop().time() + stated / 1e6) if stated else until
+    now = asyncio.get_running_loop().time()
+    return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
 
 
 def _answered(live: Live, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]) -> Response:

@@ -147,7 +147,7 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
     bodies = limited(Completion, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
     limit = json_bytes(settings.max_body_bytes, texts.ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + 16 * 100 + 1000 + NAMES
+    most = settings.max_prompt_characters + texts.STOPS * texts.LONGEST_STOP + 1000 + NAMES
 
     @routes.post(
         "/completions", openapi_extra=described(bodies, examples.COMPLETION), responses={200: {"content": STREAM}}
@@ -172,7 +172,8 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
 def _check(body: Completion) -> None:
     """Raises BadValue for fields that do not go together."""
     if body.best_of not in (None, body.n or 1):
-        raise BadValue(f"best_of is {body.best_of}; it should be {body.n or 1} as n is: all are given", "best_of")
+        n = body.n or 1
+        raise BadValue(f"best_of is {shown(body.best_of)}; it should be {n} as n is: all are given", "best_of")
     if body.suffix:
         raise BadValue(f"suffix is {shown(body.suffix)}; the network reads forwards only, so leave it out", "suffix")
     if body.stream_options and not body.stream:

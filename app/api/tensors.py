@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.api import series, texts
 from app.api.answers import NEVER
-from app.api.bodies import PACKED, checked
+from app.api.bodies import NAMES, PACKED, checked
 from app.api.wire_in import Inference, Spec
 from app.engine.loading import Live
 from app.errors import BadValue, shown
@@ -58,7 +58,7 @@ class Pixels:
         self.outputs = [Spec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
         self.rows = limits.settings.max_images
         self.values = self.rows * predictor.channels * predictor.side**2
-        self.bytes = 0
+        self.commas, self.bytes = self.values + NAMES, 0
         self.parameters: tuple[str, ...] = ()
 
     def items(self, request: Inference) -> list[Tensor]:
@@ -92,6 +92,7 @@ class Prompts:
         self.parameters = TEXT_PARAMETERS
         self.bodies = limits.prompts
         self.most = limits.settings.max_prompt_characters
+        self.commas = self.values + self.most + texts.LONGEST_STOP + NAMES  # also those of the texts
         self.bytes = texts.ESCAPED * self.most
 
     def items(self, request: Inference) -> list[Continuation]:
@@ -137,7 +138,7 @@ class Histories:
         ]
         self.rows = limits.settings.max_series
         self.values = limits.settings.max_series_values
-        self.bytes = 0
+        self.commas, self.bytes = self.values + NAMES, 0
         self.parameters = ("horizon", "levels", "seasonality")
         self.bodies = limits.histories
 
@@ -184,7 +185,7 @@ class Latents:
         self.outputs = [Spec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
         self.rows = limits.settings.max_samples
         self.values = self.rows * (sizes.latent + 1)
-        self.bytes = 0
+        self.commas, self.bytes = self.values + NAMES, 0
         self.parameters: tuple[str, ...] = ()
 
     def items(self, request: Inference) -> list[Drawing]:

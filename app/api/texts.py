@@ -25,8 +25,10 @@ from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
 ESCAPED = 12  # bytes that a character can take in JSON
+LONGEST_STOP = 100  # characters
+STOPS = 16
 
-Stop = Annotated[str, Field(min_length=1, max_length=100)]
+Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 
 
 def _text_or_list(value: Any) -> str:
@@ -34,7 +36,7 @@ def _text_or_list(value: Any) -> str:
 
 
 Stops = Annotated[
-    Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=16), Tag("many")],
+    Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=STOPS), Tag("many")],
     Discriminator(_text_or_list),
 ]
 
@@ -92,7 +94,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     parsing, prompts = registry.parsing, bounded(settings)
     limit = json_bytes(settings.max_body_bytes, ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + 16 * 100 + NAMES  # commas, also those of the stop strings
+    most = settings.max_prompt_characters + STOPS * LONGEST_STOP + NAMES  # commas, also those of the stop strings
 
     @routes.post(
         "/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=gives(Continuations, STREAM)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from app.api import examples, series
@@ -34,7 +35,21 @@ MONTHS = {"month": 1, "M": 1, "quarter": 3, "Q": 3, "year": 12, "Y": 12}
 Frequency = Literal[
     "second", "S", "minute", "T", "hour", "H", "day", "D", "week", "W", "month", "M", "quarter", "Q", "year", "Y"
 ]
-Quantile = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _level(quantile: float) -> float:
+    """The per cent of the interval that a quantile bounds; 0: it is the median."""
+    return round(abs(2 * quantile - 1) * 100, 10)
+
+
+def _apart(quantile: float) -> float:
+    """Refuses a quantile that no interval bounds but one of 100 per cent."""
+    if _level(quantile) == 100:
+        raise PydanticCustomError("quantile", "Input should be at least 1e-12 away from 0 and from 1")
+    return quantile
+
+
+Quantile = Annotated[float, Field(gt=0, lt=1), AfterValidator(_apart)]
 
 
 class Input(Body):
@@ -78,7 +93,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         body = await read_json(request, Question, reading, most)
         live = await choose(request, registry, "forecast", body.model, until)
         starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
-        levels = sorted({_level(quantile) for quantile in body.options.quantiles if quantile != 0.5})
+        levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = checked({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
         native = options.model_copy(update={"values": [each.series for each in body.inputs]})
         live.engine.admit(1)
@@ -90,11 +105,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
             return await parsing.run_if_long(size, _response, live, body, items, means, levels, starts)
 
     return routes
-
-
-def _level(quantile: float) -> float:
-    """The per cent of the interval that a quantile bounds."""
-    return round(abs(2 * quantile - 1) * 100, 10)
 
 
 def _response(
@@ -124,9 +134,9 @@ def _response(
 
 def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
     """A quantile is a bound of the interval that leaves as much on both sides."""
-    if quantile == 0.5:
+    if not (level := _level(quantile)):
         return result["median"]
-    interval = result["intervals"][series.level_name(_level(quantile))]
+    interval = result["intervals"][series.level_name(level)]
     return interval["lower" if quantile < 0.5 else "upper"]
 
 

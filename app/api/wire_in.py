@@ -15,9 +15,10 @@ from itertools import chain
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from app.api.bodies import NAMES, object_of
+from app.api.bodies import object_of
 from app.api.failures import bad_value
 from app.errors import BadValue, TooLarge, shown
 
@@ -29,11 +30,21 @@ LENGTH = b"inference-header-content-length"
 WINDOWS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each coding (RFC 9110, 8.4.1)
 ALLOWED: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
 MOST = 8  # tensors in a request, and dimensions of a tensor
+LONGEST_ID = 1000  # characters
 
-Parameters = dict[str, str | int | float | bool]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
+
+
+def _plain(value: object) -> object:
+    """Refuses what is no parameter before the kinds of them are tried one by one, and told as fields."""
+    if type(value) not in (str, int, float, bool):
+        raise PydanticCustomError("parameter", "Input should be a text, a number or a boolean")
+    return value
+
+
+Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_plain)]]
 
 
 class Loose(BaseModel):
@@ -58,7 +69,7 @@ class Output(Loose):
 class Head(Loose):
     """The JSON part of a request."""
 
-    id: str = Field("", max_length=1000)
+    id: str = Field("", max_length=LONGEST_ID)
     parameters: Parameters = {}
     inputs: list[Input] = Field(min_length=1, max_length=MOST)
     outputs: list[Output] | None = Field(None, max_length=MOST)
@@ -106,10 +117,10 @@ def unpacked(content: bytes, coding: str, limit: int) -> bytes:
     return found
 
 
-def parsed(content: bytes, head: str, most: int, only: Spec | None) -> Inference:
+def parsed(content: bytes, head: str, most: int, commas: int, only: Spec | None) -> Inference:
     """A body whose JSON part is ``head`` bytes long; empty: all of it, 0: none, the body is the input ``only``.
 
-    ``most``: how many values all inputs may have. Raises BadValue.
+    ``most``: how many values all inputs may have; ``commas``: how many the JSON part may have. Raises BadValue.
     """
     if head and not (head.isascii() and head.isdigit() and len(head) < 12 and int(head) <= len(content)):
         told = f"inference-header-content-length is {shown(head)}; the body has {len(content):,} bytes"
@@ -117,7 +128,7 @@ def parsed(content: bytes, head: str, most: int, only: Spec | None) -> Inference
     if head and not int(head):
         return _raw(content, only)
     length = int(head) if head else len(content)
-    found = Inference(_head(content[:length], most + NAMES), {})
+    found = Inference(_head(content[:length], commas), {})
     rest = memoryview(content)[length:]
     left = most
     for i, given in enumerate(found.head.inputs):
@@ -174,7 +185,8 @@ def _tensor(given: Input, i: int, rest: memoryview) -> tuple[np.ndarray, memoryv
         return _of_json(given, i), rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise BadValue(
-            f"unexpected size for input {given.name!r}: binary_data_size {shown(size)}, left are {len(rest):,} bytes",
+            f"unexpected size for input {shown(given.name)}: binary_data_size {shown(size)}, "
+            f"left are {len(rest):,} bytes",
             "inputs",
         )
     return _of_bytes(given, rest[:size]), rest[size:]
@@ -228,7 +240,7 @@ def _of_bytes(given: Input, content: memoryview) -> np.ndarray:
     expected = count * np.dtype(NUMPY[given.datatype]).itemsize
     if len(content) != expected:
         raise BadValue(
-            f"unexpected size for input {given.name!r}: {len(content):,} bytes, expected {expected:,}", "inputs"
+            f"unexpected size for input {shown(given.name)}: {len(content):,} bytes, expected {expected:,}", "inputs"
         )
     return np.frombuffer(content, NUMPY[given.datatype]).reshape(given.shape)
 
@@ -241,5 +253,5 @@ def _strings(given: Input, content: memoryview, count: int) -> list[bytes]:
         found.append(bytes(content[at + 4 : at + 4 + length]))
         at += 4 + length
     if at != len(content) or len(found) != count:
-        raise BadValue(f"unexpected size for input {given.name!r}: its data are not {count:,} strings", "inputs")
+        raise BadValue(f"unexpected size for input {shown(given.name)}: its data are not {count:,} strings", "inputs")
     return found

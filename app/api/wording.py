@@ -23,29 +23,30 @@ BESIDE = {
 MOST = 10**5  # of one label
 
 
-def wanted(prompt: str, labels: Sequence[str], model: str) -> list[str]:
-    """The label of each image that a prompt names, in its order; none when it names nothing at all, as "digits" does.
+def wanted(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
+    """The labels that a prompt names, in its order, and how many images of each; none when it names nothing at all, as
+    "digits" does.
 
     A number before a plural says how many: "three sevens", "2 cats". Any other is a label itself, and several figures
     together are one each: "42". Raises BadValue for a word that is none of these.
     """
     one, many = _names(labels)
     if prompt.strip().lower() in one:
-        return [one[prompt.strip().lower()]]
+        return [(one[prompt.strip().lower()], 1)]
     words = [word for word in _words(prompt) if word not in BESIDE or word in one]
-    found: list[str] = []
+    found: list[tuple[str, int]] = []
     count = 1
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         value = _value(word)
         if value is not None and (following in many or following in UNITS):
             count = min(count * value, MOST)
         elif word in many:
-            found += [many[word]] * count
+            found.append((many[word], count))
             count = 1
         elif word in one:
-            found.append(one[word])
+            found.append((one[word], 1))
         elif word.isdigit() and all(figure in one for figure in word):
-            found += [one[figure] for figure in word]
+            found += [(one[figure], 1) for figure in word]
         else:
             known = f"cannot draw {shown(word)}; there are: {', '.join(labels)}"
             free = "draws without labels, so nothing can be chosen; ask it for 'digits'"

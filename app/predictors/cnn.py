@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ UPRIGHT = {  # ... and what undoes each of its values
 }
 _STOPS = np.array([[0, 0, 90], [130, 0, 150], [230, 50, 40], [255, 170, 0], [255, 255, 150]])  # cold to hot, RGB
 HEAT = [np.interp(np.linspace(0, 4, 256), range(5), _STOPS[:, channel]).round().tolist() for channel in range(3)]
+BAND = 2**20  # pixels that a heat map is laid over at a time, in rows that are whole
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 # Pillow's own limit warns at one size and raises at twice that; ours is a setting and stands before the decoding.
@@ -90,7 +91,7 @@ class Decoder:
         """To [side, side], upright, in the image's own mode where it has shades: nothing large is ever copied."""
         image.draft(None, (4 * self.side, 4 * self.side))  # a JPEG is decoded no larger than is of use
         image.load()
-        orientation = image.getexif().get(ORIENTATION, 1)
+        turn = _turn(image)
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode == "P":
@@ -100,7 +101,7 @@ class Decoder:
             image = image.convert("LA" if image.mode == "L" else "RGBA")
         if image.size != (self.side, self.side):
             image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return image if turn is None else image.transpose(turn)
 
     def _flatten(self, image: Image.Image) -> Image.Image:
         """To RGB or grey: more than 8 bits scaled down, transparency on white."""
@@ -131,7 +132,8 @@ class ImageClassifier(Decoder):
         self.card = card
         self.labels = card.labels
         self.device = device
-        self.network = version.network().to(device)
+        network = version.network()
+        self.network = network.to(device, memory_format=network.order)
         if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "halve"):
             self.network.halve()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
@@ -202,15 +204,41 @@ def _tile(image: Image.Image) -> int:
     return math.prod(side for side in sides if isinstance(side, int)) if all(sides) else 0
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts a decoded image upright. Of its EXIF nothing else is looked at, for it may be damaged."""
+    return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+
+
 def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:
-    """An opened image with a heat map [h, w] of 0 to 1 laid over it -> a PNG file of the image's own size, upright."""
-    picture = ImageOps.exif_transpose(image)
+    """An opened image with a heat map [h, w] of 0 to 1 laid over it -> a PNG file of the image's own size, upright.
+
+    Band by band it takes the memory of two pictures, where all at once took that of four.
+    """
+    image.load()
+    turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
+    width, height = image.size
+    shades = Image.fromarray((heat * 255).round())  # of floats: resized, a band of bytes is not what it is in the whole
+    over = Image.new("RGB", image.size)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = (0, top * shades.height / height, shades.width, bottom * shades.height / height)
+        resized = np.asarray(shades.resize((width, bottom - top), Image.Resampling.BICUBIC, part))
+        shade = Image.fromarray(resized.clip(0, 255).round().astype(np.uint8))
+        glow = Image.merge("RGB", [shade.point(HEAT[channel]) for channel in range(3)])
+        mask = shade.point([round(0.65 * level) for level in range(256)])
+        band = _opaque(image.crop((0, top, width, bottom)))
+        over.paste(Image.composite(glow, band, mask), (0, top))
+    file = io.BytesIO()
+    over.save(file, "PNG")
+    return file.getvalue()
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """To RGB, transparency on white."""
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    shade = Image.fromarray((heat * 255).round().astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    glow = Image.merge("RGB", [shade.point(HEAT[channel]) for channel in range(3)])
-    file = io.BytesIO()
-    Image.composite(glow, picture, shade.point([round(0.65 * level) for level in range(256)])).save(file, "PNG")
-    return file.getvalue()
+    return picture.convert("RGB")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from app.errors import BadValue
+from app.errors import BadValue, shown
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.predictors.measured import Pace, finite
 from app.predictors.outlook import NORMAL, Outlook
@@ -59,7 +59,7 @@ class GlobalForecaster:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {SHORTEST}", param)
         if seasonality is not None and seasonality > LONGEST_SEASON:
             raise BadValue(
-                f"seasonality is {seasonality}; {self.card.name} takes seasons of up to {LONGEST_SEASON} values",
+                f"seasonality is {shown(seasonality)}; {self.card.name} takes seasons of up to {LONGEST_SEASON} values",
                 "seasonality",
             )
         series = np.array(values, dtype=np.float64)

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from app.errors import BadValue
+from app.errors import BadValue, shown
 from app.predictors.measured import Pace, finite
 from app.predictors.outlook import Outlook
 from app.store import StoreError, Version
@@ -50,7 +50,8 @@ class SeriesForecaster:
         Raises BadValue for a series that is too short or has no value at all, and for a seasonality: it reads none.
         """
         if seasonality is not None:
-            raise BadValue(f"seasonality is {seasonality}; {self.card.name} has none, so leave it out", "seasonality")
+            told = f"seasonality is {shown(seasonality)}; {self.card.name} has none, so leave it out"
+            raise BadValue(told, "seasonality")
         if len(values) < self.minimum:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)
         series = np.array(values, dtype=np.float64)
