@@ -15,6 +15,7 @@ from app.errors import BadValue, QuartetError
 from app.telemetry import GUARDS
 
 HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
+STALLED = 60.0  # seconds in which a caller has to read something of what waits to be sent
 HEAD_BYTES = 64 * 1024  # of the request line and the headers, as h11 has it; the faster parser has no limit of its own
 
 
@@ -64,6 +65,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.head_bytes = 0  # of the head that is coming, and of what comes behind a body in chunks
         self.in_head = True
         self.patience: asyncio.TimerHandle | None = None  # with a head, or an answered body, that does not end
+        self.unread: asyncio.TimerHandle | None = None  # with what the caller does not read
         self.running: Any = None  # the request and answer under way; ``cycle`` may be the next one already
         self.last = False  # whether the connection is to end with its next answer
         self.left: Callable[[], None] = lambda: None  # called when it has ended
@@ -83,11 +85,36 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        self._reads()
         if self.running and not self.running.response_complete:  # with another request behind it, uvicorn forgets it
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
         self.left()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reads()
+
+    def _watch(self, held: int) -> None:
+        """End the connection unless some of so many bytes are read in time: it takes memory, and holds up a stop."""
+
+        def look() -> None:
+            if (now := self.transport.get_write_buffer_size()) < held:
+                self._watch(now)
+            else:
+                self.transport.abort()
+
+        self.unread = self.loop.call_later(STALLED, look)
+
+    def _reads(self) -> None:
+        if self.unread is not None:
+            self.unread.cancel()
+            self.unread = None
 
     def on_response_complete(self) -> None:
         if self.pipeline:  # the next one begins
