@@ -198,7 +198,8 @@ def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
 
 def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    told(page, "series")
+    for panel in ("image", "text", "series", "digits"):  # what comes above would move what is drawn on
+        told(page, panel)
     page.get_by_role("button", name="Draw", exact=True).first.click()
     page.locator("#series-chart").scroll_into_view_if_needed()
     frame = page.locator("#series-chart").bounding_box()
