@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
 import pickle
 import re
-import select
 import shutil
 import socket
 import ssl
@@ -288,21 +288,25 @@ def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monk
 
 
 def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither with an answer that is not sent yet, nor by a stop; who reads slowly is served."""
+    """Who reads slowly is."""
     monkeypatch.setattr("app.api.heads.STALLED", 0.3)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with serve() as client:
         address, length = (client.base_url.host, client.base_url.port or 0), len(client.get("/openapi.json").content)
-        asked = 20 * 2**20 // length  # more than the system holds of what nobody reads
+        asked = 6 * 2**20 // length  # more than the system holds of what nobody reads
         with socket.socket() as idle, socket.socket() as slow:
             for line in (idle, slow):
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 line.connect(address)
                 line.sendall(ask * asked)
-            ended, heard = select.poll(), 0
-            ended.register(idle, select.POLLHUP)
-            while not ended.poll(0):  # as long as that takes, and longer, the other reads a little at a time
-                heard += len(slow.recv(16384))
+            heard = 0
+            while heard < asked * length:  # a little at a time, for longer than the other is waited for
+                piece = slow.recv(16384)
+                assert piece
+                heard += len(piece)
                 time.sleep(0.001)
-            while heard < asked * length:
-                heard += len(slow.recv(2**20))
+            heard = 0
+            with contextlib.suppress(ConnectionResetError):
+                while piece := idle.recv(2**20):
+                    heard += len(piece)
+            assert heard < asked * length
