@@ -24,7 +24,7 @@ from app.errors import InferenceFailed, NotReady
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
 LONG = 0.01  # seconds that other models compute between two turns, from which on a turn lasts as long as that did
 LONGEST = 0.05  # seconds of a turn
-STINT = 1.0  # seconds that a text runs before it makes room for those that wait
+STINT = 2.0  # seconds that a text runs before it makes room for those that wait
 TOGETHER = 128  # texts that are reported as computed together, when the engine is not idle before
 
 
