@@ -39,6 +39,10 @@ class Count:
     def written(self) -> int:
         return self.done
 
+    @property
+    def left(self) -> int:
+        return self.steps - self.done
+
 
 @dataclass
 class Stepper:
@@ -63,6 +67,12 @@ async def lane() -> AsyncIterator[Lane]:
     lane.close()
 
 
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts make room at once."""
+    monkeypatch.setattr("app.engine.text.STINT", 0.0)
+    monkeypatch.setattr("app.engine.text.LOOK", 0.0)
+
+
 def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
     return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, turn=0)
 
@@ -85,7 +95,7 @@ async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
 async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.text.STINT", 0.0)
+    eager(monkeypatch)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, rows=2, queue_rows=5, seen=seen)
     long = await start(*(engine.submit([Count(50)]) for _ in range(3)))
@@ -106,10 +116,24 @@ async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
     assert len(seen.waits) == 5  # each has begun once
 
 
+async def test_texts_of_one_kind_are_written_one_after_the_other(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    eager(monkeypatch)
+    stepper = Stepper()
+    engine = engine_of(stepper, lane, rows=1)
+    texts = [Count(5), Count(4), Count(5)]
+    tasks = await start(*(engine.submit([text]) for text in texts))
+    stepper.turns.release(4)
+    while len(stepper.sizes) < 4:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    assert [text.done for text in texts] == [4, 0, 0]
+    stepper.turns.release(99)
+    await asyncio.gather(*tasks)
+
+
 async def test_a_text_that_left_while_it_made_room_does_not_come_back(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.text.STINT", 0.0)
+    eager(monkeypatch)
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     gone, other = Count(10**9), Count(4)
@@ -228,12 +252,13 @@ async def test_stopping_finishes_or_tells_everybody(lane: Lane) -> None:
     assert all(isinstance(answer, NotReady) for answer in answers)
 
 
-@pytest.mark.parametrize("stint", [0.0, 2.0])
+@pytest.mark.parametrize("make_room", [False, True])
 async def test_in_a_crowd_each_text_is_what_it_is_alone(
-    tmp_path: Path, lane: Lane, monkeypatch: pytest.MonkeyPatch, stint: float
+    tmp_path: Path, lane: Lane, monkeypatch: pytest.MonkeyPatch, make_room: bool
 ) -> None:
     """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
-    monkeypatch.setattr("app.engine.text.STINT", stint)
+    if make_room:
+        eager(monkeypatch)
     continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
     chance = random.Random(0)
 

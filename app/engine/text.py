@@ -1,8 +1,8 @@
 """Continuous batching: texts join and leave the running batch at every step, or every millisecond of short ones.
 
 A text waits, runs, and leaves when it is finished or nobody waits for it any more. A short one never waits for a
-long one: where all rows are taken, those that have run for a while make room for those that wait, and go on when it is
-their turn again. What a step does is the decoder's: this file only says whose turn it is.
+long one: where all rows are taken, long ones that have run for a while make room, and go on when it is their turn
+again. What a step does is the decoder's: this file only says whose turn it is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from app.errors import InferenceFailed, NotReady
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
 LONG = 0.01  # seconds that other models compute between two turns, from which on a turn lasts as long as that did
 LONGEST = 0.05  # seconds of a turn
-STINT = 2.0  # seconds that a text runs before it makes room for those that wait
+STINT = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
+SHORTER = 4  # times as much has to be left of it: texts of one kind are done soonest one after the other
+LOOK = 0.05  # seconds between two looks at who could make room
 TOGETHER = 128  # texts that are reported as computed together, when the engine is not idle before
 
 
@@ -38,6 +40,10 @@ class Steppable(Protocol):
     @property
     def written(self) -> int:
         """Characters so far."""
+
+    @property
+    def left(self) -> int:
+        """Characters that it may yet take."""
 
 
 Text = TypeVar("Text", bound=Steppable)
@@ -95,6 +101,7 @@ class TextEngine(Generic[Text]):
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
         self._computed = 0.0  # by the lane, when the last turn ended
+        self._looked = 0.0  # for somebody who could make room
         self.failing = Failing()
 
     @property
@@ -190,9 +197,16 @@ class TextEngine(Generic[Text]):
         return self._running
 
     def _make_room(self, now: float) -> None:
-        """As many as wait leave their rows, of those that have run for a while, and wait for their next turn."""
-        wanted = len(self._waiting)
-        for row in [row for row in self._running if now - row.joined > STINT][:wanted]:
+        """As many as wait leave their rows, of those that have run for a while and are much longer than one that waits.
+
+        They are in the queue again: it is bounded, whoever is in it.
+        """
+        if now - self._looked < LOOK:
+            return
+        self._looked = now
+        most = SHORTER * min(row.text.left for row in self._waiting)
+        long = [row for row in self._running if now - row.joined > STINT and row.text.left > most]
+        for row in long[: len(self._waiting)]:
             self._running.remove(row)
             self._queue(row)
 

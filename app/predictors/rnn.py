@@ -69,6 +69,11 @@ class Continuation:
         return len(self.text)
 
     @property
+    def left(self) -> int:
+        """Characters that it may yet take: of its prompt to read, and to draw."""
+        return self.prompt.unread + len(self.draws) - len(self.text)
+
+    @property
     def state(self) -> Tensor:
         """After all characters but the last, [layers, hidden]."""
         return self.prompt.state if self.drawing is None else self.drawing.state[self.row]
