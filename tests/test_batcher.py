@@ -232,6 +232,61 @@ async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
     assert engine.load == (0, 0)
 
 
+async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_callers() -> None:
+    lane, gate, done = Lane("parse", most=3), Gate(), list[int]()
+    (running,) = await start(lane.run(gate.predict, [0]))
+    await gate.busy()
+    waiting = await start(*(lane.run(done.append, number) for number in range(5)))
+    assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
+    for task in waiting[3:]:
+        with pytest.raises(
+            Overloaded, match="the queue of what is to be read is full: 3 of 3 rows wait"
+        ):
+            await task
+    waiting[1].cancel()
+    (late,) = await start(lane.run(done.append, 9))
+    running.cancel()  # its thread is not free before it has ended
+    await asyncio.sleep(0)
+    assert not done
+    gate.open.set()
+    await asyncio.gather(waiting[0], waiting[2], late)
+    assert done == [0, 2, 9]
+    assert await lane.run(int) == 0
+    lane.close()
+
+
+async def test_a_job_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
+    lane, gate = Lane("parse", most=3), Gate()
+    (running,) = await start(lane.run(gate.predict, [0]))
+    await gate.busy()
+    gone, other = await start(lane.run(int), lane.run(int))
+    leave = lane._leave
+
+    def leaving() -> None:
+        leave()
+        gone.cancel()  # before it could begin
+
+    lane._leave = leaving  # type: ignore[method-assign]
+    gate.open.set()
+    await running
+    assert await other == 0
+    assert gone.cancelled()
+    lane._leave = leave  # type: ignore[method-assign]
+    assert await lane.run(int) == 0
+    lane.close()
+
+
+async def test_a_lane_that_is_closed_leaves_nobody_waiting() -> None:
+    lane, gate = Lane("parse", most=3), Gate()
+    running, waiting = await start(lane.run(gate.predict, [0]), lane.run(int))
+    await gate.busy()
+    lane.close()
+    gate.open.set()
+    answers = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert answers[0] == [0]
+    assert isinstance(answers[1], asyncio.CancelledError)
+
+
 async def test_what_takes_far_longer_than_expected_holds_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.lane.OVERRUN", 0.0)
     lane, where = Lane("test", at_once=1.0), list[int]()

@@ -172,6 +172,18 @@ def test_of_one_shot_answers_each_key_gets_its_half_within_a_tenth() -> None:
     assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
 
 
+def test_of_what_is_read_on_threads_each_key_gets_its_half_within_a_tenth() -> None:
+    lanes = list[Lane]()
+
+    def ask_with(_: Lane) -> Any:
+        lanes.append(Lane("parse", most=64))
+        return lambda: lanes[0].run(int)
+
+    found = shares(ask_with)
+    lanes[0].close()
+    assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
+
+
 @dataclass
 class Countdown:
     left: int

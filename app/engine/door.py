@@ -12,9 +12,12 @@ caller: ContextVar[str | None] = ContextVar("caller", default=None)  # whose req
 
 
 class Door:
-    """The way into the queue of one model, where ``waiting`` rows wait. It is closed once, when the service stops."""
+    """The way into the queue of one model, or of ``name``, where ``waiting`` rows wait; ``watch`` is told of refusals.
 
-    def __init__(self, name: str, watch: Watch, most: int) -> None:
+    It is closed once, when the service stops.
+    """
+
+    def __init__(self, name: str, watch: Watch | None, most: int) -> None:
         self.name = name
         self.closed = False
         self.waiting = 0
@@ -33,14 +36,14 @@ class Door:
         the rows do not fit.
         """
         if self.closed:
-            self._watch.refused("stopping")
+            self._refused("stopping")
             raise NotReady(f"{self.name} is stopping")
         if not self.waiting:
             return
         who = caller.get()
         own = 0 if who is None else self._of.get(who, 0)
         if self.waiting + own + wanted > self._most:
-            self._watch.refused("queue_full")
+            self._refused("queue_full")
             seconds = math.ceil((self.waiting + wanted) / rate) if rate else 1
             theirs = "" if who is None else f", {own} of them of {who}"
             raise Overloaded(
@@ -48,6 +51,10 @@ class Door:
                 f"{wanted} more were sent",
                 min(max(seconds, 1), 60),
             )
+
+    def _refused(self, reason: str) -> None:
+        if self._watch:
+            self._watch.refused(reason)
 
     def enter(self, who: str | None, rows: int) -> None:
         """So many rows of a caller wait from now on."""

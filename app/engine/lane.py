@@ -11,7 +11,12 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+from app.engine.door import Door, caller
+from app.engine.line import Line
 
 SMALL = 10_000  # characters or values: half a millisecond
 OVERRUN = 0.25  # seconds on the event loop, of what was expected to be short, after which nothing is believed short
@@ -21,15 +26,28 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@dataclass(eq=False, slots=True)
+class Turn:
+    """A job that waits for a thread."""
+
+    begins: asyncio.Future[None]
+    caller: str | None
+    rows: int = 1
+
+
 class Lane:
     """First come, first served. Each engine has at most one job in the lane that computes: none can crowd it.
 
-    ``at_once``: seconds that a job may be expected to take and still be done on the event loop.
+    ``at_once``: seconds that a job may be expected to take and still be done on the event loop. ``most``: how many jobs
+    may wait where they are of requests, and shared by callers with keys as a queue is; 0: they are of engines.
     """
 
-    def __init__(self, name: str, threads: int = 1, at_once: float = 0.0) -> None:
+    def __init__(self, name: str, threads: int = 1, at_once: float = 0.0, most: int = 0) -> None:
         self.name = name
         self._at_once = at_once
+        self._door = Door("what is to be read", None, most) if most else None
+        self._free = threads
+        self._line: Line[Turn] = Line()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting_since: dict[int, float] = {}
         self._job = 0
@@ -37,15 +55,57 @@ class Lane:
         self.computed = 0.0  # seconds, of all ``timed`` jobs so far
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Compute on a thread. Raises whatever the function raises."""
+        """Compute on a thread. Raises whatever the function raises, and Overloaded when too many jobs wait."""
         self._job += 1
-        job = self._job
+        job, loop = self._job, asyncio.get_running_loop()
         self._waiting_since[job] = time.monotonic()
+
+        def over(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(self._leave)
+
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+            await self._enter(loop)
+            try:
+                begun = self._threads.submit(function, *args, **kwargs)
+            except BaseException:  # the lane is closed
+                self._leave()
+                raise
+            begun.add_done_callback(over)  # also when nobody waits for it any more
+            return await asyncio.wrap_future(begun)
         finally:
             del self._waiting_since[job]
+
+    async def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait for a thread that is free."""
+        if self._free:
+            self._free -= 1
+            return
+        turn = Turn(loop.create_future(), caller.get() if self._door else None)
+        if self._door:
+            self._door.admit(1, 0.0)
+            self._door.enter(turn.caller, 1)
+        self._line.append(turn)
+        try:
+            await turn.begins
+        except asyncio.CancelledError:
+            if turn.begins.cancelled():
+                self._line.discard(turn)
+            else:  # it had its turn already
+                self._leave()
+            raise
+        finally:
+            if self._door:
+                self._door.leave(turn.caller, 1)
+
+    def _leave(self) -> None:
+        """A thread is free for whoever is next."""
+        while self._line:
+            turn = self._line.pop()
+            if not turn.begins.done():
+                turn.begins.set_result(None)
+                return
+        self._free += 1
 
     async def run_if_long(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The same, but what has a small size is done at once."""
@@ -85,4 +145,6 @@ class Lane:
 
     def close(self) -> None:
         """Take no more jobs; the one under way ends on its own."""
+        for turn in self._line:
+            turn.begins.cancel()
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -35,7 +35,7 @@ class Registry(Stock):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parsing = Lane("parse", self.settings.parse_threads)
+        self.parsing = Lane("parse", self.settings.parse_threads, most=self.settings.queue_rows)
 
     def pick(self, task: Task, model: str | None, request_id: str = "") -> Live:
         """The version that serves a request: of a name, a name@version, or the task's default for None.
