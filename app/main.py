@@ -161,7 +161,7 @@ def main() -> None:
 def serve(server: Listening | Worker) -> None:
     """Until it is told to stop."""
     server.run()
-    if server.registry.lane.unanswered():  # its thread would be waited for, and hangs
+    if server.registry.lane.busy:  # its thread would be waited for, and hangs
         os._exit(0)
 
 

@@ -85,8 +85,14 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(self._seconds / 8):
-            if (silent := time.monotonic() - self._heard) > self._seconds:
+        often = min(1.0, self._seconds / 8)
+        looked = time.monotonic()
+        while not self._over.wait(often):
+            now, before = time.monotonic(), looked
+            looked = now
+            if now - before > 2 * often + 1:  # the whole process was stopped: it could tell nothing
+                self._heard = now
+            if (silent := now - self._heard) > self._seconds:
                 log.critical("nothing has been computed for %.0f s: the service ends", silent)
                 os._exit(1)
 

@@ -10,10 +10,10 @@ It imports neither torch nor an event loop of its own, and has no threads: it fo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
-import select
 import selectors
 import signal
 import socket
@@ -29,6 +29,7 @@ HANDED = b"c"  # goes with the connection that a worker is given
 SHED = b"s"  # asks a worker to close a connection after its next answer
 BACKLOG = 2048
 TICK = 0.25  # seconds
+PAUSED = 2.0  # seconds between two ticks, from which on the process was stopped meanwhile
 LOADING = 60.0  # seconds that a new worker may take until it is ready
 CROWDED = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
@@ -87,6 +88,8 @@ class Supervisor:
         self._start_after = 0.0
         self._status = 0  # of the whole service, for whoever started it
         self._even = time.monotonic()  # when it last was
+        self._looked = time.monotonic()
+        self._pending: tuple[socket.socket, float] | None = None  # a connection that all are too busy for, until when
 
     def run(self) -> int:
         """Serve until told to stop by SIGTERM or SIGINT; the second of them stops at once. Gives the exit status."""
@@ -103,6 +106,7 @@ class Supervisor:
                 self._staff()
                 for key, _ in self._selector.select(TICK):
                     key.data()
+                self._offer_again()
                 self._look()
         except BaseException:  # else the others would go on listening for nobody
             self._kill()
@@ -161,7 +165,8 @@ class Supervisor:
         except OSError:
             content = b""
         if not content:
-            with contextlib.suppress(KeyError):  # it is gone, and will be looked after
+            worker.ready = False  # it is gone, and will be looked after
+            with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.channel)
             return
         *lines, worker.words = (worker.words + content).split(b"\n")
@@ -185,7 +190,7 @@ class Supervisor:
             self._listener.listen(BACKLOG)
             self._serving = True
             self._ready()
-        if self._serving and ready and not self._accepting and self._stopping is None:
+        if self._serving and ready and not (self._accepting or self._pending) and self._stopping is None:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
             self._accepting = True
 
@@ -208,27 +213,47 @@ class Supervisor:
                     log.error("a connection cannot be taken: %s", error)
                     time.sleep(0.01)  # out of file descriptors: the others need a moment to close theirs
                 return
-            with connection:
-                end = time.monotonic() + CROWDED
-                while not self._hand_over(connection, ready):
-                    if time.monotonic() > end:  # none is alive
-                        log.error("a connection is closed: no worker takes it")
-                        break
-                    select.select([], [worker.channel for worker in ready], [], TICK)
+            if self._hand_over(connection, ready):
+                connection.close()
+            else:
+                self._pending = connection, time.monotonic() + CROWDED
+                self._stop_accepting()
+                return
+
+    def _offer_again(self) -> None:
+        """The connection that no worker could take, before any other: soon they will have read those before it."""
+        if self._pending is None:
+            return
+        connection, end = self._pending
+        handed = self._hand_over(connection, [worker for worker in self._workers if worker.ready])
+        if handed or time.monotonic() > end or self._stopping is not None:
+            if not handed:
+                log.error("a connection is closed: no worker takes it")
+            connection.close()
+            self._pending = None
+            self._accept_when_ready()
 
     def _hand_over(self, connection: socket.socket, workers: list[Worker]) -> bool:
         """Give a connection to the one with least to do; False when none can take more now."""
         for worker in sorted(workers, key=Worker.load):
-            with contextlib.suppress(OSError):  # one that takes no more will be found hung
+            try:
                 socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
-                worker.connections += 1
-                worker.busy += 1
-                return True
+            except OSError as error:  # one that takes no more will be found hung
+                if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it is gone, and will be buried
+                    worker.ready = False
+                continue
+            worker.connections += 1
+            worker.busy += 1
+            return True
         return False
 
     def _look(self) -> None:
         """Bury the dead, end the hung, and even out what the workers have."""
         now = time.monotonic()
+        if (paused := now - self._looked) > PAUSED:  # the whole service was: nobody could tell anything
+            for worker in self._workers:
+                worker.heard += paused
+        self._looked = now
         for worker in list(self._workers):
             if worker.process.exitcode is not None:
                 self._bury(worker, now)
@@ -269,7 +294,7 @@ class Supervisor:
 
         For a moment that is nothing: callers come and go.
         """
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = [worker for worker in self._workers if worker.ready and not worker.unwell]
         counts = [worker.connections for worker in ready] or [0]
         surplus = (max(counts) - min(counts)) // 2
         if surplus < 2 or max(counts) <= 1.5 * min(counts):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
@@ -94,7 +96,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch(self.transport.get_write_buffer_size())
+        self._watch(self._unsent())
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -104,12 +106,23 @@ class BoundedHttp(HttpToolsProtocol):
         """End the connection unless some of so many bytes are read in time: it takes memory, and holds up a stop."""
 
         def look() -> None:
-            if (now := self.transport.get_write_buffer_size()) < held:
+            if (now := self._unsent()) < held:
                 self._watch(now)
             else:
                 self.transport.abort()
 
         self.unread = self.loop.call_later(STALLED, look)
+
+    def _unsent(self) -> int:
+        """Bytes that wait here, and those that wait in the system until the caller has taken others."""
+        held = self.transport.get_write_buffer_size()
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import fcntl
+            import termios
+
+            told = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            held += int.from_bytes(told, sys.byteorder)
+        return int(held)
 
     def _reads(self) -> None:
         if self.unread is not None:

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -46,23 +45,31 @@ class Lane:
         self.name = name
         self._at_once = at_once
         self._door = Door("what is to be read", None, most) if most else None
-        self._free = threads
+        self._free = self._count = threads
         self._line: Line[Turn] = Line()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting_since: dict[int, float] = {}
         self._job = 0
         self._distrusted = -math.inf  # until when nothing is done at once
-        self.computed = 0.0  # seconds, of all ``timed`` jobs so far
+        self.computed = 0.0  # seconds, of all batches so far
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute on a thread. Raises whatever the function raises, and Overloaded when too many jobs wait."""
+        if self._door and not self._free:
+            self._door.admit(1, 0.0)
+        return await self.finish(function, *args, **kwargs)
+
+    async def finish(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for what ends a request that was let in: it is never refused."""
         self._job += 1
         job, loop = self._job, asyncio.get_running_loop()
         self._waiting_since[job] = time.monotonic()
 
         def over(_: object) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+            try:
                 loop.call_soon_threadsafe(self._leave)
+            except RuntimeError:  # the loop is closed: nobody waits
+                self._leave()
 
         try:
             await self._enter(loop)
@@ -83,7 +90,6 @@ class Lane:
             return
         turn = Turn(loop.create_future(), caller.get() if self._door else None)
         if self._door:
-            self._door.admit(1, 0.0)
             self._door.enter(turn.caller, 1)
         self._line.append(turn)
         try:
@@ -113,6 +119,20 @@ class Lane:
             return function(*args, **kwargs)
         return await self.run(function, *args, **kwargs)
 
+    async def finish_if_long(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``finish``, but what has a small size is done at once."""
+        if size <= SMALL:
+            return function(*args, **kwargs)
+        return await self.finish(function, *args, **kwargs)
+
+    async def batch(
+        self, expected: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[R, float]:
+        """``timed``, and counted as ``computed``."""
+        answer, seconds = await self.timed(expected, function, *args, **kwargs)
+        self.computed += seconds
+        return answer, seconds
+
     async def timed(
         self, expected: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
@@ -124,10 +144,7 @@ class Lane:
 
         def measured() -> tuple[R, float]:
             begun = time.perf_counter()
-            try:
-                return function(*args, **kwargs), time.perf_counter() - begun
-            finally:
-                self.computed += time.perf_counter() - begun
+            return function(*args, **kwargs), time.perf_counter() - begun
 
         begun = time.monotonic()
         if expected > self._at_once or self._waiting_since or begun < self._distrusted:
@@ -137,6 +154,11 @@ class Lane:
         finally:
             if (now := time.monotonic()) - begun > OVERRUN:
                 self._distrusted = now + DISTRUST
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread computes, for somebody or for nobody any more."""
+        return self._free < self._count
 
     def unanswered(self) -> float:
         """For how many seconds the oldest job has waited or run: 0 when idle, ever more when the thread hangs."""

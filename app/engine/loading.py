@@ -27,6 +27,7 @@ from app.store import CARD, WEIGHTS, Card, StoreError, Version
 
 AGAIN = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError)
+LASTING = (FileNotFoundError, NotADirectoryError, PermissionError)
 ASIDE = 10  # niceness of a thread that warms up a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
 Seen = tuple[tuple[int, int], ...]
@@ -132,7 +133,9 @@ class Loader:
 
 def _passes(error: Exception) -> bool:
     """Whether a failure may be over in a while: memory, files or the disk were not to be had."""
-    return any(isinstance(one, PASSING) for one in (error, error.__cause__))
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # as torch says it on the CPU
+        return True
+    return any(isinstance(one, PASSING) and not isinstance(one, LASTING) for one in (error, error.__cause__))
 
 
 def look(folder: Path, name: str, number: int) -> Seen:

@@ -100,7 +100,7 @@ class TextEngine(Generic[Text]):
         self._done: list[Row[Text]] = []  # those that are finished and not reported yet
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
-        self._computed = 0.0  # by the lane, when the last turn ended
+        self._computed = 0.0  # by the lane, when the last turn began
         self._looked = 0.0  # for somebody who could make room
         self.failing = Failing()
 
@@ -267,21 +267,19 @@ class TextEngine(Generic[Text]):
 
         Beside long forwards of other models it is a long turn: else texts would have a hundredth of the time.
         """
-        others, begun = self._others(), time.perf_counter()
+        others = self._others()
+        self._computed += others
         long = others > LONG
-        end = begun + (min(others, LONGEST) if long else self._turn_seconds)
+        end = time.perf_counter() + (min(others, LONGEST) if long else self._turn_seconds)
         silent = [text for text in texts if long and not text.written]
-        try:
+        self._step(texts)
+        while time.perf_counter() < end and not any(text.finished for text in texts):
+            if any(text.written for text in silent):
+                break
             self._step(texts)
-            while time.perf_counter() < end and not any(text.finished for text in texts):
-                if any(text.written for text in silent):
-                    break
-                self._step(texts)
-        finally:
-            self._computed = self._lane.computed + time.perf_counter() - begun  # with this turn, which is added next
 
     def _others(self) -> float:
-        """For how many seconds the lane has computed for others since the last turn here."""
+        """For how many seconds the lane has computed batches since the last turn here began."""
         return self._lane.computed - self._computed
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
