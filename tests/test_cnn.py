@@ -136,6 +136,37 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
         assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
 
 
+@pytest.mark.parametrize(("mode", "most"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)])
+def test_deep_shades_are_those_of_eight_bits_when_read_and_when_explained(
+    classifier: ImageClassifier, mode: str, most: float
+) -> None:
+    """Edges and all: shrunk as they are, they would be brighter than anything in the picture."""
+    shades = np.zeros((160, 240))
+    shades[:, 120:] = 1.0
+    shades[:80] *= np.linspace(0, 1, 240)
+    plain = Image.fromarray((shades * 255).round().astype(np.uint8))
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
+    deep = Image.fromarray((shades * most).astype(dtype))
+    assert deep.mode == mode
+    content, expected = saved(deep, "TIFF"), classifier.parse(saved(plain))
+    assert np.abs(classifier.parse(content).numpy().astype(int) - expected.numpy()).max() <= 2
+    heat = np.zeros((4, 4), np.float32)
+    files = [overlaid(Image.open(io.BytesIO(one)), heat) for one in (content, saved(plain))]
+    over, same = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
+    assert np.abs(over - same).max() <= 2
+
+
+def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_path: Path) -> None:
+    labels = {"labels": [str(label) for label in range(10)]}
+    card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
+    store.publish(tmp_path, card, whitened.state_dict())
+    classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"), views=True)
+    images = list(noise_images(3))
+    for (likely, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
+        assert likely == pytest.approx(alone, abs=1e-6)
+        assert heat.max() <= 1
+
+
 def test_every_example_has_something_that_speaks_for_its_label() -> None:
     version = store.read(ROOT / "models_store", "cifar10-whitened", 1)
     classifier = ImageClassifier(version, torch.device("cpu"))

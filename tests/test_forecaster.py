@@ -198,6 +198,55 @@ def test_a_season_is_found_in_noise_and_on_a_trend(season: int) -> None:
         assert season_of(-1e-9 * values) == season
 
 
+@pytest.mark.parametrize("season", [2, 5, 6, 9, 10, 30, 36, 48, 96, 130])
+def test_any_other_season_is_found_too_and_not_its_neighbour_among_the_usual_ones(season: int) -> None:
+    time = np.arange(6 * season + 40)
+    wave = np.sin(2 * np.pi * time / season + 0.3) if season > 2 else time % 2 * 1.0
+    assert season_of(wave) == season
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        found = season_of(wave + 0.2 * random.normal(size=len(time)) + 0.01 * time)
+        assert abs(found - season) <= season // 24
+
+
+def test_a_found_season_helps(shipped_forecaster: GlobalForecaster) -> None:
+    random, time = np.random.default_rng(0), np.arange(528)
+    wave = np.sin(2 * np.pi * time / 48)
+    past = (wave + 0.2 * random.normal(size=len(time)))[:480].tolist()
+    found, none = shipped_forecaster.predict([shipped_forecaster.parse(past, 48, seasonality=s) for s in (None, 1)])
+    assert found.seasonality in (47, 48, 49)
+    off = [np.abs(answer.median - wave[480:]).mean() for answer in (found, none)]
+    assert off[0] < 0.2 < off[1]
+
+
+def test_missing_values_at_the_end_are_forecast_first(shipped_forecaster: GlobalForecaster) -> None:
+    past = series(0, 100).tolist()
+    for season in (7, 1):
+        whole, late = shipped_forecaster.predict(
+            [
+                shipped_forecaster.parse(past, 30, seasonality=season),
+                shipped_forecaster.parse(past + [None] * 10, 20, seasonality=season),
+            ]
+        )
+        assert np.allclose(late.quantiles, whole.quantiles[10:], rtol=1e-6)
+    (dark,) = shipped_forecaster.predict([shipped_forecaster.parse([*past, *[None] * 90_000], 24, seasonality=7)])
+    lower, upper = dark.interval(95)
+    assert (upper - lower > 3 * np.std(np.diff(past))).all()
+    expected = past[100 - 7 + (90_000 + np.arange(24)[0]) % 7]
+    assert lower[0] < expected < upper[0]
+
+
+def test_a_value_beyond_all_measure_counts_as_missing(shipped_forecaster: GlobalForecaster) -> None:
+    clean = (10 + np.random.default_rng(0).normal(size=200)).tolist()
+    for fault in (1e12, -1e300):
+        (outlook,) = shipped_forecaster.predict([shipped_forecaster.parse([*clean[:100], fault, *clean[101:]], 24)])
+        lower, upper = outlook.interval(95)
+        assert np.abs(outlook.median - 10).max() < 2
+        assert (upper - lower).max() < 20
+    (stepped,) = shipped_forecaster.predict([shipped_forecaster.parse([*clean[:-3], 1e6, 1e6 + 1, 1e6], 5)])
+    assert stepped.median[0] > 1e5  # a new level
+
+
 def test_no_season_is_found_where_there_is_none() -> None:
     found = []
     for seed in range(40):

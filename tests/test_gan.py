@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MORE, publish_tiny, tiny_card
+from conftest import MORE, Serve, publish_tiny, tiny_card
 from PIL import Image
 
 from app import store
@@ -111,3 +113,23 @@ def test_a_sheet_is_nearly_square_and_a_png_is_lossless() -> None:
     assert (picture[:, 13:18, 6:] == 255).all()
     read = np.asarray(Image.open(io.BytesIO(png(images[0]))))
     assert np.array_equal(read.transpose(2, 0, 1), images[0])
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/apng", "image/webp"])
+def test_a_walk_may_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
+    with serve() as client:
+        body = {"count": 6, "seed": 1, "walk_to": 2, "model": "tiny-gan"}
+        frames = [result["image"] for result in client.post("/v1/images/sample", json=body).json()["results"]]
+        answer = client.post("/v1/images/sample", json=body, headers={"accept": kind})
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["x-seed"]) == (200, kind, "1")
+        film: Any = Image.open(io.BytesIO(answer.content))
+        assert (film.format, film.n_frames, film.info["loop"]) == (kind[-4:].strip("/a").upper(), 6, 0)
+        for i, frame in enumerate(frames):
+            film.seek(i)
+            expected = Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB")
+            assert np.array_equal(np.asarray(film.convert("RGB")), np.asarray(expected))
+        still = client.post("/v1/images/sample", json={**body, "walk_to": 1}, headers={"accept": kind})
+        assert still.status_code == 200
+        del body["walk_to"]
+        sheet = client.post("/v1/images/sample", json=body, headers={"accept": kind})
+        assert sheet.headers["content-type"] == ("image/png" if kind == "image/png" else "application/json")

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -294,20 +294,22 @@ def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
             file.close()
 
 
-def wants_png(accept: str) -> bool:
-    """Whether an Accept header (RFC 9110, 12.5.1) prefers image/png to application/json."""
-    weights = {"image/png": 0.0, "application/json": 0.0}
+def preferred(accept: str, offered: Sequence[str]) -> str:
+    """Which of the media types an Accept header (RFC 9110, 12.5.1) prefers; the first of those that it likes as much,
+    and of all where it likes none.
+    """
     ranges = [part.strip().lower().split(";") for part in accept.split(",")]
-    for offered in weights:
-        fitting = ("*/*", offered.split("/")[0] + "/*", offered)
+    weights = []
+    for kind in offered:
+        fitting = ("*/*", kind.split("/")[0] + "/*", kind)
         found = {name.strip(): parameters for name, *parameters in ranges if name.strip() in fitting}
+        weight = 0.0
         for name in fitting:  # the most specific one counts
             if name in found:
                 quality = [value[2:] for value in map(str.strip, found[name]) if value.startswith("q=")]
-                weights[offered] = (
-                    float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
-                )
-    return weights["image/png"] > weights["application/json"]
+                weight = float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
+        weights.append(weight)
+    return offered[weights.index(max(weights))]
 
 
 def json_response(content: Any) -> Response:

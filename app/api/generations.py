@@ -69,7 +69,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         async with Patience(request, until):
             drawing = await parsing.run_if_long(count * predictor.latent, draw)
             (pixels,) = await live.engine.submit([drawing])
-            images = await parsing.run_if_long(pixels.size // PACKED, encoded, pixels)
+            images = await parsing.finish_if_long(pixels.size // PACKED, encoded, pixels)
         data: list[dict[str, Any]] = [
             {"b64_json": image} | ({} if name is None else {"revised_prompt": name})
             for image, name in zip(images, predictor.names(drawing), strict=True)

@@ -89,7 +89,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
                 assert live.explainer
                 answers, heats = zip(*await live.explainer.submit(items), strict=True)
                 explanations = [  # one by one: none is begun when nobody waits any more
-                    await registry.parsing.run(_explanation, file, heat, live.predictor, settings.max_pixels)
+                    await registry.parsing.finish(_explanation, file, heat, live.predictor, settings.max_pixels)
                     for file, heat in zip(files, heats, strict=True)
                 ]
             else:

@@ -170,7 +170,7 @@ def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
         size = max(size, model.length(items))
         async with Patience(request, _sooner(found, until)):
             answers = await live.engine.submit(items)
-            return await parsing.run_if_long(size, _answered, live, model, found, items, answers)
+            return await parsing.finish_if_long(size, _answered, live, model, found, items, answers)
 
 
 def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[Inference, Any]:

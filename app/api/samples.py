@@ -24,15 +24,18 @@ from app.api.bodies import (
     json_bytes,
     json_response,
     limited,
+    preferred,
     read_json,
-    wants_png,
 )
 from app.api.choice import choose
 from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.engine.registry import Registry
-from app.predictors.gan import Drawing, ImageSampler, png, sheet
+from app.predictors.gan import Drawing, ImageSampler, animated, png, sheet
 from app.settings import Settings
+
+SHEETS = ("application/json", "image/png")
+WALKS = (*SHEETS, "image/apng", "image/webp")
 
 
 class Draw(Body):
@@ -52,10 +55,13 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @routes.post(
         "/images/sample",
         openapi_extra=described(draws, examples.DRAW),
-        responses=gives(Samples, {"image/png": {"schema": BINARY}}),
+        responses=gives(Samples, {kind: {"schema": BINARY} for kind in WALKS[1:]}),
     )
     async def sample(request: Request) -> Response:
-        """Draw images. With `Accept: image/png` the answer is one sheet of them."""
+        """Draw images. With `Accept: image/png` the answer is one sheet of them.
+
+        A walk is then an animated PNG of them, and with `image/webp` an animated WebP.
+        """
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, draws, reading, NAMES + 200)
         live = await choose(request, registry, "sample", body.model, until)
@@ -67,12 +73,17 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             size = body.count * live.predictor.latent
             drawing = await parsing.run_if_long(size, _drawing, live.predictor, body, seed)
             (pixels,) = await live.engine.submit([drawing])
-            if wants_png(head(request, b"accept")):
-                return Response(await parsing.run(lambda: png(sheet(pixels), level=6)), 200, headers, "image/png")
-            images = await parsing.run_if_long(pixels.size // PACKED, encoded, pixels)
+            kind = preferred(head(request, b"accept"), SHEETS if body.walk_to is None else WALKS)
+            if kind != "application/json":
+                return Response(await parsing.finish(_picture, pixels, kind, body.walk_to), 200, headers, kind)
+            images = await parsing.finish_if_long(pixels.size // PACKED, encoded, pixels)
         names = live.predictor.names(drawing)
         results = [{"label": name, "image": image} for name, image in zip(names, images, strict=True)]
         return json_response(answered(live, seed=seed, results=results))
+
+
+def _picture(pixels: np.ndarray, kind: str, walk_to: int | None) -> bytes:
+    return png(sheet(pixels), level=6) if walk_to is None else animated(pixels, kind)
 
 
 def _drawing(sampler: ImageSampler, body: Draw, seed: int) -> Drawing:

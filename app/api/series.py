@@ -76,7 +76,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             items = await parsing.run_if_long(size(body), parsed, live, body, settings)
             answers = await live.engine.submit(items)
             length = len(items) * body.horizon * (1 + len(body.levels))
-            return await parsing.run_if_long(length, _response, live, items, answers, body.levels)
+            return await parsing.finish_if_long(length, _response, live, items, answers, body.levels)
 
 
 def bounded(settings: Settings) -> type[History]:

@@ -102,7 +102,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
             items = await parsing.run_if_long(series.size(native), series.parsed, live, native, settings, where)
             means = await live.engine.submit(items)
             size = len(items) * native.horizon * (1 + len(body.options.quantiles))
-            return await parsing.run_if_long(size, _response, live, body, items, means, levels, starts)
+            return await parsing.finish_if_long(size, _response, live, body, items, means, levels, starts)
 
     return routes
 

@@ -88,10 +88,15 @@ class Decoder:
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _shrink(self, image: Image.Image) -> Image.Image:
-        """To [side, side], upright, in the image's own mode where it has shades: nothing large is ever copied."""
+        """To [side, side], upright, in the image's own mode where it has shades: nothing large is ever copied.
+
+        But for what has more than 8 bits: shrunk as it is it might look brighter, and some of it is shrunk wrongly.
+        """
         image.draft(None, (4 * self.side, 4 * self.side))  # a JPEG is decoded no larger than is of use
         image.load()
         turn = _turn(image)
+        if (factor := _factor(image)) is not None:
+            image = _in_bytes(image, factor)
         if image.mode == "1":
             image = image.convert("L")
         elif image.mode == "P":
@@ -104,15 +109,7 @@ class Decoder:
         return image if turn is None else image.transpose(turn)
 
     def _flatten(self, image: Image.Image) -> Image.Image:
-        """To RGB or grey: more than 8 bits scaled down, transparency on white."""
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            shades = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0, 65535)
-            brightest = shades.max()
-            if image.mode.startswith("I;16") or brightest > 255:
-                shades = shades / 257
-            elif image.mode == "F" and brightest <= 1:
-                shades = shades * 255
-            image = Image.fromarray(shades.round().astype(np.uint8))
+        """To RGB or grey: transparency on white."""
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -157,16 +154,19 @@ class ImageClassifier(Decoder):
         Grad-CAM (Selvaraju et al. 2017): the maps of the last convolution, each weighted by the mean slope of the
         likeliest class's score along it.
         """
+        pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
-            maps = self.network.maps(torch.stack(list(items)).to(self.device))
+            maps = self.network.maps(pixels)
+            seen = self.network.views(pixels) if self.views else None
         maps.requires_grad_()
         with torch.enable_grad():
             scores = self.network.classified(maps)
-            (slopes,) = torch.autograd.grad(scores.max(dim=1).values.sum(), maps)
+            likeliest = (scores if seen is None else seen).argmax(dim=1, keepdim=True)
+            (slopes,) = torch.autograd.grad(scores.gather(1, likeliest).sum(), maps)
         with torch.no_grad():
             heat = F.relu((slopes.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            likely = probabilities(self.network.calibrated(scores))
+            likely = probabilities(self.network.calibrated(scores) if seen is None else seen)
             finite(float(likely.sum() + heat.sum()), "probabilities or heat")
             found: list[list[float]] = likely.tolist()
         return list(zip(found, heat.cpu().numpy(), strict=True))
@@ -209,6 +209,28 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 
+def _factor(image: Image.Image) -> float | None:
+    """What the shades of a decoded image with more than 8 bits are multiplied by to be 0 to 255; None for any other."""
+    if image.mode.startswith("I;16"):
+        return 1 / 257
+    if image.mode not in ("I", "F"):
+        return None
+    shades = np.asarray(image)
+    brightest = float(shades.max(initial=0, where=np.isfinite(shades)))
+    return 1 / 257 if brightest > 255 else 255.0 if image.mode == "F" and brightest <= 1 else 1.0
+
+
+def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
+    """Shades of any depth, multiplied -> the same in 8 bits. In rows, for in between they take four times as much."""
+    shades = np.asarray(image)
+    found = np.empty(shades.shape, np.uint8)
+    rows = max(1, BAND // max(1, shades.shape[1]))
+    for top in range(0, len(shades), rows):
+        band = np.nan_to_num(shades[top : top + rows].astype(np.float32)) * np.float32(factor)
+        found[top : top + rows] = band.clip(0, 255).round()
+    return Image.fromarray(found)
+
+
 def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:
     """An opened image with a heat map [h, w] of 0 to 1 laid over it -> a PNG file of the image's own size, upright.
 
@@ -216,6 +238,8 @@ def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:
     """
     image.load()
     turn = _turn(image)
+    if (factor := _factor(image)) is not None:
+        image = _in_bytes(image, factor)
     if turn is not None:
         image = image.transpose(turn)
     width, height = image.size

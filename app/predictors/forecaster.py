@@ -18,6 +18,8 @@ from app.store import Version
 
 SHORTEST = 8  # values that a series must have
 LONGEST_SEASON = 168  # values: a week of hours
+LONGEST_GAP = 336  # missing values at the end that are forecast
+BEYOND = 1000.0  # times as far from the middle as nine tenths of the values are: no value, but a fault
 SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
 _levels = np.array([0.0, *QUANTILES, 1.0])
 SHARES = (_levels[2:] - _levels[:-2]) / 2  # of each quantile in the mean
@@ -26,11 +28,15 @@ SHARES[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
 
 @dataclass(frozen=True)
 class Past:
-    """A series ready to be forecast: its last values [context], NaN before it begins; its season; how far to go."""
+    """A series ready to be forecast: its last values [context], NaN before it begins; its season; how far to go.
+
+    ``gap``: how many of the first steps are not asked for, because the series ends with as many missing values.
+    """
 
     values: np.ndarray
     season: int
     horizon: int
+    gap: int = 0
 
 
 class GlobalForecaster:
@@ -52,8 +58,9 @@ class GlobalForecaster:
     ) -> Past:
         """A series, None where a value is missing -> an item. ``seasonality`` None: it is looked for.
 
-        Of a series that is no longer than one season, only its last value can be relied on: its season is 1. Raises
-        BadValue for a series that is too short or has no value at all, and for a season that is too long.
+        Of a series that is no longer than one season, only its last value can be relied on: its season is 1. Missing
+        values at its end are forecast before what is asked for; a value that is beyond all measure counts as missing.
+        Raises BadValue for a series that is too short or has no value at all, and for a season that is too long.
         """
         if len(values) < SHORTEST:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {SHORTEST}", param)
@@ -66,7 +73,9 @@ class GlobalForecaster:
         known = np.flatnonzero(~np.isnan(series))
         if not len(known):
             raise BadValue(f"{param} has only missing values; at least one must be known", param)
-        series = series[min(known[0], len(series) - SHORTEST) :]  # it begins with its first value
+        series = series[known[0] : known[-1] + 1]  # it begins and ends with a value
+        gap = len(values) - 1 - int(known[-1])
+        series[_beyond(series)] = np.nan
         if seasonality is None:
             season = season_of(filled(series, 1))
         else:
@@ -75,7 +84,9 @@ class GlobalForecaster:
         window = np.full(context, np.nan)
         series = filled(series, season)[-context:]
         window[context - len(series) :] = series
-        return Past(window, season, horizon)
+        if gap > LONGEST_GAP:  # in the same place of the season, and as uncertain as what is far away
+            gap = LONGEST_GAP - (LONGEST_GAP - gap) % season
+        return Past(window, season, gap + horizon, gap)
 
     def predict(self, items: Sequence[Past]) -> list[Outlook]:
         """Items of any lengths, seasons and horizons -> the outlook of each."""
@@ -88,7 +99,7 @@ class GlobalForecaster:
         return [self._outlook(item, own) for item, own in zip(items, found.cpu().numpy(), strict=True)]
 
     def _outlook(self, item: Past, quantiles: np.ndarray) -> Outlook:
-        quantiles = quantiles[: item.horizon]
+        quantiles = quantiles[item.gap : item.horizon]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ SHARES
         return Outlook(mean, median, SCORES, quantiles, item.season)
@@ -113,3 +124,16 @@ class GlobalForecaster:
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
         self.pace = Pace.measure(self.trial, rows)
+
+
+def _beyond(series: np.ndarray) -> np.ndarray:
+    """Which values of a series [T] with NaN are beyond all measure; never the last ones, which may be a new level.
+
+    The unit of a series is its usual step: one value of 1e12 among tens would make it 1e10.
+    """
+    away = np.abs(series / 2 - np.nanmedian(series) / 2)  # halves: a difference might overflow
+    usual = np.nanquantile(away, 0.9)
+    beyond = away > BEYOND * usual if usual > 0 else np.zeros(len(series), bool)
+    within = np.flatnonzero(~beyond & ~np.isnan(series))
+    beyond[within[-1] + 1 :] = False
+    return beyond

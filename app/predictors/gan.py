@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from app.errors import BadValue, shown
@@ -17,6 +19,7 @@ from app.predictors.measured import Pace, padded, steady
 from app.store import StoreError, Version
 
 TOGETHER = 64  # images in one matrix product, however many are drawn: more would be computed in another order
+FRAME = 80  # milliseconds of an image in an animated file
 COLOURS = {1: 0, 3: 2}  # PNG's colour types, by channels
 
 
@@ -157,6 +160,21 @@ def png(pixels: np.ndarray, level: int = 1) -> bytes:
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
     )
+
+
+def animated(images: np.ndarray, kind: str) -> bytes:
+    """Images [N, channels, height, width] -> an animated file, ``image/webp`` or else PNG, that goes on for ever.
+
+    Images after one that they are the same as are no frames of their own.
+    """
+    frames = [Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)) for image in images]
+    file = io.BytesIO()
+    more = {"save_all": True, "append_images": frames[1:], "duration": FRAME, "loop": 0}
+    if kind == "image/webp":
+        frames[0].save(file, "WEBP", lossless=True, **more)
+    else:
+        frames[0].save(file, "PNG", **more)
+    return file.getvalue()
 
 
 def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:

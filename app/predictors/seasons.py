@@ -9,13 +9,18 @@ LOOKED_AT = 1344  # values: eight weeks of hours
 NEARLY = 0.7  # of the strongest season: a part of it that is so strong is taken, for multiples are strong as well
 SAME, STRAIGHT = 1e-13, 1e-9  # of its largest value, of its spread: so much is rounding alone
 LIMIT = 1.645  # standard deviations: one-sided, 95 % sure, as in the M4 competition
+LONGEST = 168  # values of a season that is looked for
+OTHER_LEAST, OTHER_OUT = 0.5, 0.25  # autocorrelation of a season that is none of the usual ones, and what it stands out
+# by: of so many, one or another is strong by chance
 
 
 def season_of(values: np.ndarray) -> int:
     """The number of values [T] after which a series repeats itself, or 1.
 
     A season must pass M4's test of its autocorrelation, and the autocorrelation half a season before and after must
-    be clearly lower: slow waves and random walks resemble themselves at every short distance.
+    be clearly lower: slow waves and random walks resemble themselves at every short distance. The usual seasons are
+    looked at first; any other must be a peak of the autocorrelation and stronger: else its neighbour among the usual
+    ones would be found in its place.
     """
     recent = values[-LOOKED_AT:]
     count = len(recent)
@@ -31,6 +36,7 @@ def season_of(values: np.ndarray) -> int:
         return 1
     correlation = _autocorrelation(recent)
     strong = {season: _strength(correlation, season) for season in SEASONS if 2 * season < count}
+    strong |= {season: _strength(correlation, season, usual=False) for season in _peaks(correlation)}
     best = max(strong, key=strong.__getitem__, default=1)
     if not strong.get(best):
         return 1
@@ -47,7 +53,18 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
     return found / found[0]
 
 
-def _strength(correlation: np.ndarray, season: int) -> float:
+def _peaks(correlation: np.ndarray) -> list[int]:
+    """Distances at which the autocorrelation is largest around, at least three of which a series holds, and that none
+    of the usual seasons stands for.
+    """
+    count = len(correlation)
+    pairs = correlation * count / (count - np.arange(count))
+    most = min(LONGEST, (count - 1) // 3)
+    found = [m for m in range(2, most + 1) if pairs[m - 1] < pairs[m] >= pairs[m + 1]]
+    return [m for m in found if all(abs(m - season) > season // 24 for season in SEASONS)]
+
+
+def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float:
     """The autocorrelation at a season; 0 where it is not significant, or stands out too little."""
     count = len(correlation)
     before = np.square(correlation[1:season]).sum()
@@ -57,7 +74,10 @@ def _strength(correlation: np.ndarray, season: int) -> float:
     pairs = correlation * count / (count - places)
     early, late = np.interp([season / 2, min(1.5 * season, count - 1)], places, pairs)
     stands_out = pairs[season] - (early + late) / 2
-    return float(pairs[season]) if stands_out > max(0.1, 2 / np.sqrt(count - season)) else 0.0
+    least = max(0.1 if usual else OTHER_OUT, 2 / np.sqrt(count - season))
+    if stands_out <= least or (not usual and pairs[season] < OTHER_LEAST):
+        return 0.0
+    return float(pairs[season])
 
 
 def filled(values: np.ndarray, season: int) -> np.ndarray:
