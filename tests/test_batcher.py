@@ -239,18 +239,17 @@ async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_call
     waiting = await start(*(lane.run(done.append, number) for number in range(5)))
     assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
     for task in waiting[3:]:
-        with pytest.raises(
-            Overloaded, match="the queue of what is to be read is full: 3 of 3 rows wait"
-        ):
+        with pytest.raises(Overloaded, match="the queue of what is to be read is full: 3 of 3 rows wait"):
             await task
     waiting[1].cancel()
     (late,) = await start(lane.run(done.append, 9))
+    (last,) = await start(lane.finish(done.append, 10))  # what was let in is not refused at its end
     running.cancel()  # its thread is not free before it has ended
     await asyncio.sleep(0)
     assert not done
     gate.open.set()
-    await asyncio.gather(waiting[0], waiting[2], late)
-    assert done == [0, 2, 9]
+    await asyncio.gather(waiting[0], waiting[2], late, last)
+    assert done == [0, 2, 9, 10]
     assert await lane.run(int) == 0
     lane.close()
 
@@ -273,6 +272,22 @@ async def test_a_job_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
     assert gone.cancelled()
     lane._leave = leave  # type: ignore[method-assign]
     assert await lane.run(int) == 0
+    lane.close()
+
+
+async def test_a_thread_that_nobody_waits_for_any_more_is_known_to_compute() -> None:
+    """Else a process that is told to stop would wait for it at its end."""
+    lane, gate = Lane("test"), Gate()
+    (running,) = await start(lane.run(gate.predict, [0]))
+    await gate.busy()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert lane.unanswered() == 0
+    assert lane.busy
+    gate.open.set()
+    await lane.run(int)
+    while lane.busy:  # noqa: ASYNC110  # the loop is told in a moment
+        await asyncio.sleep(0.001)
     lane.close()
 
 

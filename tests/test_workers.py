@@ -313,6 +313,21 @@ def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Pa
             connection.close()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pause_of_the_whole_service_ends_nothing(tiny_store: Path, workers: int) -> None:
+    """As of a container that is frozen: it is longer than a hang may be."""
+    with serving(tiny_store, own_group=True, workers=workers, hang_seconds=0.5, log_level="error") as service:
+        before = service.workers
+        os.killpg(service.process.pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.killpg(service.process.pid, signal.SIGCONT)
+        for _ in range(20):
+            assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+            time.sleep(0.05)
+        assert service.workers == before
+        assert service.process.poll() is None
+
+
 def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         kept = [service.connect() for _ in range(12)]
