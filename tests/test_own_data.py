@@ -277,6 +277,62 @@ def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
     assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.remarks)
 
 
+@pytest.mark.parametrize("head", ["filename,class", "image,label", "file,label", "Path,Category", "class,id,file"])
+def test_a_table_of_images_may_have_other_heads(tmp_path: Path, head: str) -> None:
+    lines = [head]
+    for number, label in enumerate(("cat", "dog", "cat")):
+        picture(tmp_path / "all", f"{number}.png", number)
+        file = f"all/{number}.png"
+        lines.append(f"{label},{number},{file}" if head.startswith("class") else f"{file},{label}")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    pictures = folders.read(tmp_path / "list.csv", 32)
+    assert pictures.found() == "cat (2), dog (1)"
+    assert pictures.remarks == []
+
+
+def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_none(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(tmp_path, f"{number}.png", number)
+    (tmp_path / "plain").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "note.txt").write_text("not an image")
+    rows = ["0.png,cat", "1.png,dog", "gone.png,bird", "note.txt,bird"]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(["photo,species", *rows]))
+    pictures = folders.read(path, 32)
+    assert pictures.found() == "cat (1), dog (1)"
+    assert pictures.remarks[:2] == [
+        "class bird: none of its 2 files could be read",
+        f"{path}, row 1: names no file, so it counts as the head: 'photo,species'",
+    ]
+    assert len(pictures.remarks) == 4
+    for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):  # no heads, these
+        path.write_text("\n".join([first, *rows[:2]]))
+        pictures = folders.read(path, 32)
+        assert pictures.found() == "cat (1), dog (1)"
+        assert any(remark in told for told in pictures.remarks) == (first != "plain,cat")
+        assert not any("the head" in told for told in pictures.remarks)
+
+
+def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
+    pets = tmp_path / "pets"
+    for number, part in enumerate(("train", "test")):
+        picture(pets / part / "cat", "a.png", number)
+        picture(pets / part / "dog", "b.png", 2 + number)
+        (pets / part / "labels.txt").write_text("cat dog")
+    with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: give {pets}/train; or, if"):
+        folders.read(pets, 32)
+    assert folders.read(pets / "train", 32).found() == "cat (1), dog (1)"
+    picture(pets / "train", "c.png", 4)
+    assert "train (3)" in folders.read(pets, 32).found()
+
+
+def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
+    for number, label in enumerate(("cat", "dog")):
+        picture(tmp_path / "pets" / label / "photos", "a.png", number)
+        picture(tmp_path / "pets" / label / (label * 2), "b.png", 2 + number)
+    assert folders.read(tmp_path / "pets", 32).found() == "cat (2), dog (2)"
+
+
 def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
     for images, sentence in (
         ("nowhere", "nowhere does not exist"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -134,6 +135,81 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
     assert series.values[:4].tolist() == [1234.5, -2, 1000, 7]
 
 
+@pytest.mark.parametrize("delimiter", [";", ","])
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["0,5", "0,125", "0,12", "12,345"], [0.5, 0.125, 0.12, 12.345]),
+        (["12,345", "-0,125"], [12.345, -0.125]),
+        (["1,234", "1234,567"], [1.234, 1234.567]),
+        (["1.234,56", "1.234", "2,345", "7"], [1234.56, 1234, 2.345, 7]),
+        (["1,234", "1,5e-05"], [1.234, 1.5e-05]),
+        (["1,234", "1,234,567", "999"], [1234, 1234567, 999]),
+        (["1,234", "1,234.5"], [1234, 1234.5]),
+        (["1,234", "12.5"], [1234, 12.5]),
+    ],
+)
+def test_a_column_has_one_kind_of_comma_whatever_stands_between_columns(
+    tmp_path: Path, cells: list[str], values: list[float], delimiter: str
+) -> None:
+    rows = [f'"{cell}"{delimiter}"1,234.5"' for cell in cells * 20]
+    table = tables.read(written(tmp_path, [f"y{delimiter}z", *rows]))
+    assert table.series[0].values.tolist() == values * 20
+    assert set(table.series[1].values) == {1234.5}
+    assert table.remarks == []
+
+
+def test_where_nothing_tells_what_the_comma_is_it_is_decimal_between_semicolons(tmp_path: Path) -> None:
+    for delimiter, value in ((";", 1.234), (",", 1234.0)):
+        path = written(tmp_path, [f"y{delimiter}z", *([f'"1,234"{delimiter}1', f"999{delimiter}1"] * 20)])
+        table = tables.read(path)
+        assert table.series[0].values[:2].tolist() == [value, 999]
+        told = f"y: nothing tells whether '1,234' in row 2 has decimals or thousands: read as {value}"
+        assert table.remarks == [told]
+
+
+def test_each_row_that_is_a_series_has_one_kind_of_comma(tmp_path: Path) -> None:
+    cells = {"a": ["0,5", "0,125", "12,345"], "b": ["1,234", "1,234,567", "7"]}
+    lines = [";".join([name, *own * 20]) for name, own in cells.items()]
+    table = tables.read(written(tmp_path, [";".join(["id", *(f"V{i}" for i in range(60))]), *lines]), by_rows=True)
+    assert [one.values[:3].tolist() for one in table.series] == [[0.5, 0.125, 12.345], [1234, 1234567, 7]]
+
+
+@pytest.mark.parametrize("pointed", ["1,234.5", "1,234,567", "0.5"])
+def test_a_column_with_both_kinds_of_comma_is_refused_by_row(tmp_path: Path, pointed: str) -> None:
+    path = written(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])
+    with pytest.raises(DataError, match=rf"y is '0,5' in row 42, .* and '{re.escape(pointed)}' in row 43, "):
+        tables.read(path)
+    assert [one.name for one in tables.read(path, columns=["z"]).series] == ["z"]
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "id"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_column_that_only_numbers_the_rows_is_no_series(tmp_path: Path, name: str, order: int) -> None:
+    lines = [f"{number},{day:%Y-%m-%d},{10 + day.weekday()}" for number, day in enumerate(DAYS)][::order]
+    table = tables.read(written(tmp_path, [f"{name},day,sold", *lines]))
+    assert [one.name for one in table.series] == ["sold"]
+    assert (table.frequency, table.season) == ("day", 7)
+    assert table.remarks == [f"column {name!r} only numbers the rows: left out, unless --column names it"]
+    named = tables.read(tmp_path / "table.csv", columns=[name, "sold"])
+    assert [one.name for one in named.series] == [name, "sold"]
+    assert named.remarks == []
+
+
+def test_a_column_called_id_that_does_not_count_is_a_series(tmp_path: Path) -> None:
+    table = tables.read(written(tmp_path, ["id,sold", *(f"{i * i},{i}" for i in range(40))]))
+    assert [one.name for one in table.series] == ["id", "sold"]
+
+
+@pytest.mark.parametrize("name", ["", "index"])
+def test_the_index_of_a_table_may_be_its_time(tmp_path: Path, name: str) -> None:
+    for stamps, step in (([f"{day:%Y-%m-%d}" for day in DAYS], "day"), ([str(1950 + i) for i in range(40)], "year")):
+        lines = [f"{name},sold", *(f"{stamp},{i % 7}" for i, stamp in enumerate(stamps))]
+        table = tables.read(written(tmp_path, lines))
+        assert [(one.name, one.start) for one in table.series] == [("sold", stamps[0])]
+        assert (table.frequency, table.remarks) == (step, [])
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "sentence"),
     [
@@ -141,6 +217,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
         (["1,2", "3,4"], {}, "its first row must name the columns, and is 1, 2"),
         (["a,a", "3,4"], {}, "two columns have the same name"),
         (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
+        (["id,b", "1,x", "2,y"], {}, "has no column of numbers; column 'id' only numbers the rows"),
         (["a,b", "1,2"], {"columns": ["c"]}, "has no column 'c'; there are: a, b"),
         (["a", "1", "2"], {}, "no series of 30 values or more; a: 2 values in one stretch"),
         (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "may be a day and a month or a month and a day"),

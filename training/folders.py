@@ -26,6 +26,9 @@ from training.data import DataError
 MOST_PIXELS = 10**8  # of one image; a larger one is left out
 SHOWN = 10  # files that are named on the screen; all are in the run's folder
 HELD_OUT = 0.15  # share of each class for the test, and as much for validation
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # of what can be read, as it is called
+PATHS = ("path", "file", "filename", "image")  # heads of a table's column of files
+LABELS = ("label", "class", "category")  # and of that of classes
 LEAST = 8  # different images of a class: then one validates, one tests and six teach
 
 
@@ -80,7 +83,7 @@ class Pictures:
 def read(path: Path, side: int, channels: int = 3, name: str = "") -> Pictures:
     """All images of a folder, or of a CSV of path and label, at ``side`` pixels. Raises DataError.
 
-    A folder without sub-folders is one class, named ``name``.
+    A folder without sub-folders is one class, named ``name``. A class of which no file could be read is left out.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -116,11 +119,19 @@ def report(pictures: Pictures) -> None:
 
 
 def _of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path, str]]:
+    """The files of each sub-folder, which is their class. Raises DataError when they are parts, such as train."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
     loose = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if not folders:
         yield from ((file, name or path.resolve().name) for file in loose)
         return
+    if shared := _classes_within(folders):
+        names = _some([folder.name for folder in folders])
+        whole = next((folder for folder in folders if "train" in folder.name.lower()), folders[0])
+        raise DataError(
+            f"{path} holds {names}, each with {_some(shared)}: give {whole}; "
+            f"or, if {names} are the classes, put their images into them without sub-folders"
+        )
     remarks += [f"{file}: lies beside the sub-folders, so it has no class" for file in loose]
     for folder in folders:
         for file in sorted(folder.rglob("*")):
@@ -128,8 +139,25 @@ def _of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path
                 yield file, folder.name
 
 
+def _classes_within(folders: list[Path]) -> list[str]:
+    """The sub-folders that all of several folders without images share, when these are two or more: so lie parts."""
+    entries = [list(folder.iterdir()) for folder in folders]
+    if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for within in entries for entry in within):
+        return []
+    inside = [{entry.name for entry in within if entry.is_dir()} for within in entries]
+    shared = sorted(name for name in set.intersection(*inside) if not name.startswith((".", "__")))
+    return shared if len(shared) > 1 else []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
-    """Rows of path and label; paths are relative to the table. A head may name the columns, in any order."""
+    """Rows of path and label; paths are relative to the table. A head may name the columns, in any order.
+
+    A first row of other words, which names no file, is a head too.
+    """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
         delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
@@ -137,11 +165,16 @@ def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is neither a folder nor a CSV of path and label: {error}") from error
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    file_at, label_at = (head.index("path"), head.index("label")) if {"path", "label"} <= set(head) else (0, 1)
+    columns = [next((head.index(name) for name in names if name in head), -1) for names in (PATHS, LABELS)]
+    known = min(columns) >= 0
+    file_at, label_at = columns if known else (0, 1)
     for number, row in enumerate(rows, 1):
-        if not row or (number == 1 and {"path", "label"} <= set(head)):
+        if not row or (number == 1 and known):
             continue
         cells = [cell.strip() for cell in row]
+        if number == 1 and Path(cells[0]).suffix.lower() not in SUFFIXES and not os.path.isfile(path.parent / cells[0]):
+            remarks.append(f"{path}, row 1: names no file, so it counts as the head: {delimiter.join(row)[:60]!r}")
+            continue
         if len(cells) <= max(file_at, label_at) or not cells[file_at] or not cells[label_at]:
             remarks.append(f"{path}, row {number}: has no path and label: {delimiter.join(row)[:60]!r}")
             continue
@@ -188,7 +221,12 @@ def _different(name: str, listed: list[tuple[Path, str]], read: list[Tensor | st
             again[digest] += 1
             remarks.append(f"{file}: the same picture as {known[0]}, which counts once")
     kept = sorted(digest for digest in first if digest not in disputed)
-    classes = sorted({label for _, label in listed})
+    readable = {label for (_, label), outcome in zip(listed, read, strict=True) if not isinstance(outcome, str)}
+    classes = sorted(readable)
+    unread = Counter(label for _, label in listed if label not in readable)
+    if classes:  # otherwise what is wrong with the first file tells more
+        whole = (f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items()))
+        remarks[:0] = whole  # so that they are on the screen
     labels = torch.tensor([classes.index(first[digest][1]) for digest in kept], dtype=torch.int64)
     images = torch.stack([first[digest][2] for digest in kept]) if kept else torch.empty(0)
     return Pictures(name, classes, images, labels, kept, remarks)

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from training.calendar import Frequency
 from training.data import DataError
 
 MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
+NUMBERING = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # columns that may only number the rows
 LEAST = 30  # values of a series
 LONGEST_GAP = 3  # values that are filled in where there is no season to bridge; longer gaps end a stretch
 SHOWN = 12  # remarks on the screen; all are in the run's folder
@@ -75,25 +76,29 @@ def read(
     season: int | None = None,
     by_rows: bool = False,
 ) -> Table:
-    """All series of a CSV. ``columns``: those with values, by default all of numbers. Raises DataError.
+    """All series of a CSV. ``columns``: those with values, by default all of numbers that do not number the rows.
 
-    ``by_rows``: each row is a series, its first cell the name.
+    ``by_rows``: each row is a series, its first cell the name. Raises DataError.
     """
     if season is not None and not 1 <= season <= LONGEST_SEASON:
         raise DataError(f"--season is {season}; the forecaster reads seasons of 1 to {LONGEST_SEASON} values")
-    head, rows = _rows(path)
+    head, rows, delimiter = _rows(path)
     remarks: list[str] = []
     if by_rows:
-        return _table(path, {row[0]: _of_row(row, head) for _, row in rows}, None, season, remarks)
+        series = {row[0]: _of_row(path, row, head, delimiter, remarks) for _, row in rows}
+        return _table(path, series, None, season, remarks)
     for name in [*(columns or ()), *filter(None, (time, group))]:
         if name not in head:
             raise DataError(f"{path} has no column {name!r}; there are: {', '.join(head)}")
-    time = time or _time_column(head, rows, {*(columns or ()), group})
-    columns = columns or [name for name in head if name not in (time, group) and _is_numeric(head.index(name), rows)]
-    if not columns:
-        raise DataError(f"{path} has no column of numbers; its columns are: {', '.join(head)}")
-    cells = _cells(head, rows, columns, time, group, remarks)
-    frequency = calendar.frequency([own.stamps for own in cells.values()], path) if time else None
+    taken = {*(columns or ()), time, group}
+    numbering = [name for at, name in enumerate(head) if name not in taken and _numbers_rows(at, head, rows)]
+    time = _time_column(head, rows, taken, numbering) if time is None else time  # which may be ""
+    columns = columns or _of_numbers(path, head, rows, {time, group}, numbering, remarks)
+    commas = {
+        name: _decimal_comma(path, name, _column(head.index(name), head, rows), delimiter, remarks) for name in columns
+    }
+    cells = _cells(head, rows, commas, time, group, remarks)
+    frequency = calendar.frequency([own.stamps for own in cells.values()], path) if time is not None else None
     return _table(path, cells, frequency, season, remarks)
 
 
@@ -129,8 +134,8 @@ def report(table: Table) -> None:
         processes.say(f"  ... and {len(table.remarks) - SHOWN:,} more, all in remarks.txt of the run's folder")
 
 
-def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The head, and each row with its number in the file, counted from 1. The delimiter is found."""
+def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The head, each row with its number in the file, counted from 1, and the delimiter, which is found."""
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
@@ -143,39 +148,113 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     delimiter = max(",;\t|", key=lines[0].count)
     found = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
     head = found[0]
-    if all(_number(cell) is not None for cell in head):
+    if all(_is_number(cell) for cell in head):
         raise DataError(f"{path}: its first row must name the columns, and is {', '.join(head)[:80]}")
     if len(set(head)) < len(head):
         raise DataError(f"{path}: two columns have the same name: {', '.join(head)[:80]}")
-    return head, [(number, row) for number, row in enumerate(found[1:], 2) if any(row)]
+    return head, [(number, row) for number, row in enumerate(found[1:], 2) if any(row)], delimiter
 
 
-def _number(cell: str) -> float | None:
-    """A finite number, with a decimal point or comma, or with commas between thousands; else None."""
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", cell):
-        cell = cell.replace(",", "")
-    elif re.fullmatch(r"[+-]?\d*,\d+", cell):
-        cell = cell.replace(",", ".")
+def _column(at: int, head: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> list[tuple[str, str]]:
+    """The cells of a column with their places, of all rows that are as long as the head."""
+    return [(f"row {number}", row[at]) for number, row in rows if len(row) == len(head)]
+
+
+def _number(cell: str, comma: bool) -> float | None:
+    """A finite number; else None. ``comma``: it stands before decimals and points between thousands, or else reversed.
+
+    Between thousands are none but groups of three digits after one to three others, the first no zero.
+    """
+    mark, between = (",", ".") if comma else (".", ",")
+    if re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{between}]\d{{3}})+([{mark}]\d*)?", cell):
+        cell = cell.replace(between, "")
+    elif between in cell:
+        return None
     try:
-        number = float(cell)
+        number = float(cell.replace(mark, "."))
     except ValueError:
         return None
     return number if np.isfinite(number) else None
 
 
+def _is_number(cell: str) -> bool:
+    return _number(cell, False) is not None or _number(cell, True) is not None
+
+
+def _decimal_comma(path: Path, name: str, cells: Sequence[tuple[str, str]], delimiter: str, remarks: list[str]) -> bool:
+    """Whether the comma of a series' cells, each with its place, is decimal: decided by those that read one way only.
+
+    Where all are like 1,234 it is so between semicolons. Raises DataError when cells differ.
+    """
+    marked = [(place, cell) for place, cell in cells if ("," in cell or "." in cell) and _is_number(cell)]
+    decimal = [(place, cell) for place, cell in marked if _number(cell, False) is None]
+    pointed = [(place, cell) for place, cell in marked if _number(cell, True) is None]
+    if decimal and pointed:
+        (place, cell), (other, second) = decimal[0], pointed[0]
+        raise DataError(
+            f"{path}: {name} is {cell!r} in {place}, which is a number with a decimal comma only, and {second!r} in "
+            f"{other}, which is one with a decimal point only: write all in one way"
+        )
+    if decimal or pointed:
+        return bool(decimal)
+    commas = [(place, cell) for place, cell in marked if "," in cell]
+    comma = bool(commas) and delimiter == ";"
+    if commas or (marked and delimiter == ";"):
+        place, cell = (commas or marked)[0]
+        told = f"nothing tells whether {cell!r} in {place} has decimals or thousands"
+        remarks.append(f"{name}: {told}: read as {_number(cell, comma)}")
+    return comma
+
+
 def _is_numeric(at: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
     cells = [row[at] for _, row in rows if len(row) > at and row[at].lower() not in MISSING]
-    return bool(cells) and sum(_number(cell) is not None for cell in cells) > 0.9 * len(cells)
+    return bool(cells) and sum(map(_is_number, cells)) > 0.9 * len(cells)
 
 
-def _time_column(head: list[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None]) -> str | None:
-    """The first column of time stamps not asked for as something else; one of bare years only beside numbers."""
-    numeric = [name for at, name in enumerate(head) if name not in taken and _is_numeric(at, rows)]
-    for at, name in enumerate(head):
-        cells = [row[at] for _, row in rows if len(row) == len(head)]
+def _of_numbers(
+    path: Path,
+    head: Sequence[str],
+    rows: Sequence[tuple[int, list[str]]],
+    taken: set[str | None],
+    numbering: Sequence[str],
+    remarks: list[str],
+) -> list[str]:
+    """All columns of numbers but those taken and those that number the rows. Raises DataError when there is none."""
+    aside = [name for name in numbering if name not in taken]
+    remarks += [f"column {name!r} only numbers the rows: left out, unless --column names it" for name in aside]
+    others = [name for name in head if name not in taken and name not in aside]
+    found = [name for name in others if _is_numeric(head.index(name), rows)]
+    if not found:
+        told = "; ".join([f"{path} has no column of numbers", *remarks])
+        raise DataError(f"{told}; its columns are: {', '.join(head)}")
+    return found
+
+
+def _numbers_rows(at: int, head: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
+    """Whether a column is an index, as pandas writes one: its name says so, or it has none, and it counts."""
+    if not (NUMBERING.fullmatch(head[at]) or (at == 0 and not head[at])):
+        return False
+    cells = [cell for _, cell in _column(at, head, rows)]
+    if len(cells) < 2 or not all(re.fullmatch(r"-?\d{1,15}", cell) for cell in cells):
+        return False
+    numbers = sorted(map(int, cells))  # rows may come in any order
+    return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+def _time_column(
+    head: Sequence[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None], numbering: Sequence[str]
+) -> str | None:
+    """The first column of time stamps not asked for as something else; one of bare years only beside numbers.
+
+    What numbers the rows may be years, where no other column has time stamps.
+    """
+    others = [name for name in head if name not in taken and name not in numbering]
+    numeric = [name for name in others if _is_numeric(head.index(name), rows)]
+    for name in [*others, *numbering]:
+        cells = [cell for _, cell in _column(head.index(name), head, rows)]
         some = cells[:50] + cells[-50:]
         stamps = sum(calendar.is_stamp(cell) for cell in some)
-        if name not in taken and stamps > 0.9 * len(some) and numeric != [name]:
+        if stamps > 0.9 * len(some) and numeric != [name]:
             return name
     return None
 
@@ -183,37 +262,39 @@ def _time_column(head: list[str], rows: Sequence[tuple[int, list[str]]], taken: 
 def _cells(
     head: list[str],
     rows: Sequence[tuple[int, list[str]]],
-    columns: Sequence[str],
+    commas: Mapping[str, bool],
     time: str | None,
     group: str | None,
     remarks: list[str],
 ) -> dict[str, Cells]:
-    """The cells of each series, by its name: the column's, the group's, or both."""
+    """The cells of each series, by its name: the column's, the group's, or both. ``commas``: decimal, by column."""
     found: dict[str, Cells] = {}
     for number, row in rows:
         if len(row) != len(head):
             remarks.append(f"row {number} has {len(row)} cells, the head has {len(head)}: left out")
             continue
-        for column in columns:
+        for column, comma in commas.items():
             cell = row[head.index(column)]
-            value = _number(cell)
+            value = _number(cell, comma)
             if value is None and cell.lower() not in MISSING:
                 remarks.append(f"row {number}: {column} is {cell[:40]!r}, which is not a number: taken as missing")
             own = row[head.index(group)] if group else column
-            own = f"{own} {column}" if group and len(columns) > 1 else own
+            own = f"{own} {column}" if group and len(commas) > 1 else own
             cells = found.setdefault(own, Cells())
             cells.rows.append(number)
-            cells.stamps.append(row[head.index(time)] if time else str(number))
+            cells.stamps.append(row[head.index(time)] if time is not None else str(number))
             cells.values.append(value)
     return found
 
 
-def _of_row(row: Sequence[str], head: Sequence[str]) -> Cells:
+def _of_row(path: Path, row: Sequence[str], head: Sequence[str], delimiter: str, remarks: list[str]) -> Cells:
     """A series that is a row: what is empty at its end is not missing, but beyond it."""
     cells = list(row[1:])
     while cells and cells[-1].lower() in MISSING:
         cells.pop()
-    return Cells(list(range(len(cells))), list(head[1 : len(cells) + 1]), [_number(cell) for cell in cells])
+    placed = [(f"column {at}", cell) for at, cell in enumerate(cells, 2)]
+    comma = _decimal_comma(path, row[0], placed, delimiter, remarks)
+    return Cells(list(range(len(cells))), list(head[1 : len(cells) + 1]), [_number(cell, comma) for cell in cells])
 
 
 def _on_grid(name: str, cells: Cells, frequency: Frequency | None, remarks: list[str]) -> tuple[np.ndarray, list[str]]:
