@@ -86,7 +86,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         often = min(1.0, self._seconds / 8)
-        looked = time.monotonic()
+        looked = self._heard = time.monotonic()  # a pause may lie between the first word and here
         while not self._over.wait(often):
             now, before = time.monotonic(), looked
             looked = now
