@@ -121,6 +121,7 @@ def test_networks_import_torch_and_nothing_of_ours() -> None:
                 "dataclasses",
                 "functools",
                 "itertools",
+                "abc",
                 "typing",
                 "torch",
                 "app",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """What the classifiers share: pixels become maps, maps become scores, and scores the logits that are answered.
 
     ``order``: that in which the numbers of its weights should lie to be computed with.
@@ -17,13 +18,13 @@ class Classifier(nn.Module):
 
     order = torch.contiguous_format
 
+    @abstractmethod
     def maps(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> what some convolution makes of them, [N, C, h, w]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classified(self, maps: Tensor) -> Tensor:
         """maps -> scores [N, classes]: the logits that were learnt."""
-        raise NotImplementedError
 
     def calibrated(self, scores: Tensor) -> Tensor:
         """scores [N, classes] -> logits [N, classes], in the same order."""
