@@ -413,3 +413,34 @@ async def test_the_lane_tells_how_long_it_has_not_answered(lane: Lane) -> None:
     gate.open.set()
     await asyncio.gather(*tasks)
     assert lane.unanswered() < 0.01
+
+
+async def test_who_comes_between_two_batches_is_answered_before_the_next() -> None:
+    """Computed on the event loop itself: a turn of it for each stage of a request would be a batch for each."""
+    lane, batches, told = Lane("test", at_once=1.0), list[int](), list[int]()
+
+    async def come() -> None:
+        await other.submit([1])
+        told.append(len(batches))
+
+    def compute(items: Sequence[int]) -> Sequence[int]:
+        batches.append(len(items))
+        if len(batches) == 2:
+            coming.append(asyncio.get_running_loop().create_task(come()))
+        return items
+
+    coming: list[asyncio.Task[None]] = []
+    busy = Batcher("busy", compute, len_of_one, no_time, lane, Seen(), 1, 99)
+    other = Batcher("other", list, len_of_one, no_time, lane, Seen(), 1, 99)
+    await busy.submit(list(range(9)))
+    await asyncio.gather(*coming)
+    assert told == [2]
+    lane.close()
+
+
+def len_of_one(item: int) -> int:
+    return 1
+
+
+def no_time(items: Sequence[int]) -> float:
+    return 0.0

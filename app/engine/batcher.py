@@ -116,7 +116,7 @@ class Batcher(Generic[Item, Answer]):
                 await self._run(self._running)
                 self._running = []
                 if self._queue:
-                    await asyncio.sleep(0)  # after what was computed at once, others have their turn
+                    await self._lane.give_way()
         finally:
             self._draining = None
 
@@ -155,7 +155,7 @@ class Batcher(Generic[Item, Answer]):
             return []
         items = [entry.item for entry in batch]
         turn = time.monotonic()
-        answers, seconds = await self._lane.batch(self._seconds(items), self._predict, items)
+        answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
         self.failing.worked()

@@ -21,6 +21,8 @@ SMALL = 10_000  # characters or values: half a millisecond
 OVERRUN = 0.25  # seconds on the event loop, of what was expected to be short, after which nothing is believed short
 DISTRUST = 10.0  # for so many seconds
 
+STAGES = 4  # turns of the event loop that a short request takes: it is read, queued, computed, answered
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -51,7 +53,6 @@ class Lane:
         self._waiting_since: dict[int, float] = {}
         self._job = 0
         self._distrusted = -math.inf  # until when nothing is done at once
-        self.computed = 0.0  # seconds, of all batches so far
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute on a thread. Raises whatever the function raises, and Overloaded when too many jobs wait."""
@@ -125,14 +126,6 @@ class Lane:
             return function(*args, **kwargs)
         return await self.finish(function, *args, **kwargs)
 
-    async def batch(
-        self, expected: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
-    ) -> tuple[R, float]:
-        """``timed``, and counted as ``computed``."""
-        answer, seconds = await self.timed(expected, function, *args, **kwargs)
-        self.computed += seconds
-        return answer, seconds
-
     async def timed(
         self, expected: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
@@ -154,6 +147,15 @@ class Lane:
         finally:
             if (now := time.monotonic()) - begun > OVERRUN:
                 self._distrusted = now + DISTRUST
+
+    @staticmethod
+    async def give_way() -> None:
+        """Between two batches that may have been computed on the event loop: whoever came meanwhile is answered.
+
+        With one turn of the loop for each stage of a request, it would wait for as many batches as it has stages.
+        """
+        for _ in range(STAGES):
+            await asyncio.sleep(0)
 
     @property
     def busy(self) -> bool:

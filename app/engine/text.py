@@ -22,7 +22,7 @@ from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
-LONG = 0.01  # seconds that other models compute between two turns, from which on a turn lasts as long as that did
+LONG = 0.006  # seconds that all else takes between two turns, from which on a turn lasts as long as that did
 LONGEST = 0.05  # seconds of a turn
 STINT = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
 SHORTER = 4  # times as much has to be left of it: texts of one kind are done soonest one after the other
@@ -100,7 +100,7 @@ class TextEngine(Generic[Text]):
         self._done: list[Row[Text]] = []  # those that are finished and not reported yet
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
-        self._computed = 0.0  # by the lane, when the last turn began
+        self._turned = 0.0  # when the last turn ended
         self._looked = 0.0  # for somebody who could make room
         self.failing = Failing()
 
@@ -167,12 +167,12 @@ class TextEngine(Generic[Text]):
         self._door.leave(row.caller, 1)
 
     async def _run(self) -> None:
-        self._computed = self._lane.computed
+        self._turned = time.perf_counter()
         try:
             while self._join():
                 await self._advance(self._running)
                 self._leave()
-                await asyncio.sleep(0)  # after what was computed at once, others have their turn
+                await self._lane.give_way()
         finally:
             self._stepping = None
             self._report()
@@ -226,6 +226,9 @@ class TextEngine(Generic[Text]):
                 self._finish(row, now)
                 give(row.answer, row.text)
         self._tell(now)
+        self._running = [row for row in self._running if not row.answer.done()]
+        if not self._running:
+            self._report()
 
     def _listen(self, now: float) -> None:
         """Report the texts whose first character has come."""
@@ -265,10 +268,10 @@ class TextEngine(Generic[Text]):
     def _turn(self, texts: list[Text]) -> None:
         """A step for all texts, and more until one of them is finished or begins to be written, or the turn is over.
 
-        Beside long forwards of other models it is a long turn: else texts would have a hundredth of the time.
+        Beside long forwards of other models, or many short ones, it is a long turn: else texts would have a hundredth
+        of the time.
         """
         others = self._others()
-        self._computed += others
         long = others > LONG
         end = time.perf_counter() + (min(others, LONGEST) if long else self._turn_seconds)
         silent = [text for text in texts if long and not text.written]
@@ -277,10 +280,11 @@ class TextEngine(Generic[Text]):
             if any(text.written for text in silent):
                 break
             self._step(texts)
+        self._turned = time.perf_counter()
 
     def _others(self) -> float:
-        """For how many seconds the lane has computed batches since the last turn here began."""
-        return self._lane.computed - self._computed
+        """For how many seconds all else has had its turn: the event loop, and other models in the lane."""
+        return time.perf_counter() - self._turned
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
