@@ -2,7 +2,7 @@
 #
 #   docker build -t quartet .                                  for CPUs
 #   docker build -t quartet:gpu --build-arg TORCH=cu128 .      for NVIDIA GPUs
-#   docker run --rm -p 8000:8000 --read-only quartet
+#   docker run --rm -p 127.0.0.1:8000:8000 --read-only quartet
 #
 # Nothing is written, uploads neither, so all of it may be read-only. Workers count their figures together in /dev/shm,
 # which Docker makes in memory.
@@ -24,7 +24,7 @@ ARG TORCH=cpu
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && uv pip install --python /opt/venv/bin/python --torch-backend="${TORCH}" --link-mode=copy --compile-bytecode \
-        -r pyproject.toml --extra tracing
+        -r pyproject.toml --extra tracing --extra redis
 
 # What is in the image, as CycloneDX. The tool that lists it runs from an environment of its own, which stays behind.
 RUN --mount=type=cache,target=/root/.cache/uv \

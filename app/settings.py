@@ -36,7 +36,10 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     workers: int = Field(
-        0, ge=0, description="processes that serve; 0: one for each core, as memory allows, 1 on a GPU"
+        0,
+        ge=0,
+        le=256,
+        description="processes that serve; 0: one for each core, as memory allows, up to 16; 1 on a GPU",
     )
     threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: cores divided by workers")
     views: bool = Field(False, description="look at each image several times, where the network can: surer and slower")
@@ -101,7 +104,9 @@ class Settings(BaseSettings):
     silent_seconds: Seconds = Field(
         5, description="seconds without an answer of an engine after which readiness is off"
     )
-    hang_seconds: Seconds = Field(30, description="seconds without an answer after which an engine counts as hung")
+    hang_seconds: float = Field(  # what it is told by comes ten times a second
+        30, ge=0.3, allow_inf_nan=False, description="seconds without an answer after which an engine counts as hung"
+    )
     stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
 
     def __init__(self, **values: Any) -> None:
@@ -119,4 +124,9 @@ class Settings(BaseSettings):
 
 def _sentence(detail: Any) -> str:
     variable = PREFIX + re.sub(r"^QUARTET_", "", str(detail["loc"][0]), flags=re.IGNORECASE).upper()
-    return f"{variable} is {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{variable} is {hidden(repr(detail['input']))}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def hidden(text: str) -> str:
+    """A text without the name and the password that an address in it may have."""
+    return re.sub("//.*@", "//***@", text)

@@ -42,11 +42,12 @@ def live(serve: Serve) -> dict[str, set[str]]:
     metrics = Metrics()
     metrics.of("m", 1).refused("queue_full")  # what a small test cannot bring about
     metrics.of("m", 1).failed(ValueError("for its figure"))
+    metrics.limited("alice")
     seen += [
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name in ("quartet_refusals_total", "quartet_failures_total")
+        if sample.name in ("quartet_refusals_total", "quartet_failures_total", "quartet_limited_total")
     ]
     names: dict[str, set[str]] = {"up": {"job", "instance"}}
     for name, *labels in (one for one in seen if not str(one[0]).endswith("_created")):
@@ -186,7 +187,7 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
     with serve() as client:
         for name, container in containers():
-            for probe in ("readinessProbe", "livenessProbe"):
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 assert client.get(container[probe]["httpGet"]["path"]).status_code == 200
             variables = {entry["name"] for entry in container["env"]}
             assert variables <= {PREFIX + field.upper() for field in Settings.model_fields}, name
@@ -195,8 +196,36 @@ def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
             assert not security["allowPrivilegeEscalation"]
             assert security["capabilities"] == {"drop": ["ALL"]}
     pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
-    grace = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"] + 2 * Settings().stop_seconds + 5
-    assert pod["terminationGracePeriodSeconds"] >= grace
+    grace = 2 * Settings().stop_seconds + 5
+    sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] >= sleep + grace
+    assert documents("kserve.yaml")[1]["spec"]["predictor"]["terminationGracePeriodSeconds"] >= grace
+
+
+def test_an_empty_volume_gets_the_networks_of_the_image_and_any_other_stays_as_it_is(tmp_path: Path) -> None:
+    (seed,) = documents("deployment.yaml")[0]["spec"]["template"]["spec"]["initContainers"]
+    image, volume = tmp_path / "image", tmp_path / "volume"
+
+    def run() -> set[str]:
+        (shell, option, script) = seed["command"]
+        script = script.replace("/store", str(volume))
+        subprocess.run([shell, option, script], env={"QUARTET_STORE": str(image), "HOSTNAME": "pod"}, check=True)
+        return {str(path.relative_to(volume)) for path in volume.rglob("*") if path.is_file()}
+
+    for name in ("a/1/card.json", "b/2/card.json", "defaults.json"):
+        (image / name).parent.mkdir(parents=True, exist_ok=True)
+        (image / name).write_text(name)
+    whole = {"a/1/card.json", "b/2/card.json", "defaults.json", ".seeded"}
+    volume.mkdir()
+    (volume / "lost+found").mkdir()
+    assert run() == whole
+    shutil.rmtree(volume / "a")  # by its owner, who does not want it
+    assert run() == whole - {"a/1/card.json"}
+    (volume / ".seeded").rename(volume / ".seeding")  # as a pod leaves it that was killed in the middle
+    assert run() == whole
+    (volume / ".seeded").unlink()
+    shutil.rmtree(volume / "b")  # somebody filled it on their own
+    assert run() == whole - {"b/2/card.json", ".seeded"}
 
 
 def test_kserve_is_given_its_own_fields_and_a_container_that_kubernetes_takes() -> None:
@@ -212,7 +241,8 @@ def test_kserve_is_given_its_own_fields_and_a_container_that_kubernetes_takes() 
     assert runtime["spec"]["containers"][0]["name"] == "kserve-container"
     assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     predictor = service["spec"]["predictor"]
-    assert set(predictor) <= {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "model"}
+    own = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout", "model"}
+    assert set(predictor) <= own | {"terminationGracePeriodSeconds"}  # of a pod, which KServe takes here as they are
     assert predictor["scaleMetric"] in ("concurrency", "rps", "cpu", "memory")
     model = predictor["model"]
     assert set(model) <= {"modelFormat", "protocolVersion", "runtime", "storageUri", "resources", "env"}
