@@ -24,10 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from limits import RateLimitItem, parse_many
+
+from app.disk import locked
 
 log = logging.getLogger("quartet")
 
@@ -62,8 +65,11 @@ def digest(key: str) -> bytes:
 
 
 def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
-    """``600/minute``, or several with ``;`` between. Raises ValueError."""
-    limits = tuple(parse_many(text)) if text else ()
+    """``600/minute``, or several with ``;`` between, the shortest first. Raises ValueError.
+
+    Each is counted until one refuses: else what is refused for a second would use up the minute.
+    """
+    limits = tuple(sorted(parse_many(text), key=lambda limit: (limit.get_expiry(), limit.amount))) if text else ()
     if any(limit.amount < 1 or limit.get_expiry() < 1 for limit in limits):
         raise ValueError(f"{text!r} lets nobody in")
     return limits
@@ -113,6 +119,7 @@ class Keyring:
         self._seen = self._stamp()
         self._keys = read_keys(path)
         self._looked = time.monotonic()
+        self._unread = ""  # why the file could not be read the last time
 
     def find(self, key: str) -> Key | None:
         """The line of a key. It takes as long whichever it is, and whether there is one: all are compared whole."""
@@ -123,12 +130,12 @@ class Keyring:
                 found = known
         return found
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> tuple[int, ...] | None:
         try:
             state = os.stat(self._path)
         except OSError:
             return None
-        return state.st_mtime_ns, state.st_size, state.st_ino
+        return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
     def _follow(self) -> None:
         now = time.monotonic()
@@ -136,14 +143,17 @@ class Keyring:
             return
         self._looked = now
         stamp = self._stamp()
-        if stamp == self._seen:
+        if stamp == self._seen and not self._unread:
             return
         self._seen = stamp
         try:
             self._keys = read_keys(self._path)
+            self._unread = ""
             log.info("the file of keys was read again: %s keys", len(self._keys))
-        except KeysError as error:
-            log.error("the file of keys is not taken over, the keys from before still count: %s", error)
+        except KeysError as error:  # tried again each time: it may have been no more than a want of files
+            if str(error) != self._unread:
+                log.error("the file of keys is not taken over, the keys from before still count: %s", error)
+            self._unread = str(error)
 
 
 def add(path: Path, name: str, limits: str = "") -> str:
@@ -151,22 +161,27 @@ def add(path: Path, name: str, limits: str = "") -> str:
 
     Raises KeysError when the file, the name or the limits are wrong, and OSError when it cannot be written.
     """
-    key = new_key()
-    before = path.read_text("utf-8") if path.exists() else ""
-    text = before + ("" if before.endswith("\n") or not before else "\n")
-    text += " ".join([name, digest(key).hex(), limits]).rstrip() + "\n"
-    parse_keys(text)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.resolve().parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, path.stat().st_mode & 0o777 if path.exists() else 0o600)
-        os.replace(scratch, path.resolve())
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    key, path = new_key(), path.resolve()
+    with locked(path.parent):  # else of two that are made at once one would be lost
+        before = path.read_text("utf-8") if path.exists() else ""
+        text = before + ("" if before.endswith("\n") or not before else "\n")
+        text += " ".join([name, digest(key).hex(), limits]).rstrip() + "\n"
+        parse_keys(text)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():  # whoever could read it still can
+                state = path.stat()
+                os.chmod(scratch, state.st_mode & 0o777)
+                with suppress(PermissionError):
+                    os.chown(scratch, state.st_uid, state.st_gid)
+            os.replace(scratch, path)
+        except BaseException:
+            os.unlink(scratch)
+            raise
     return key
 
 

@@ -105,9 +105,7 @@ def tracer(address: str) -> Tracer | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise SettingsError(
-            f"QUARTET_TRACES is {address!r}: that needs the extra [tracing] ({error.name} is missing)"
-        ) from None
+        raise SettingsError(f"QUARTET_TRACES needs the extra [tracing] ({error.name} is missing)") from None
     resource = Resource.create()  # with what OpenTelemetry's variables say
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "quartet"}))

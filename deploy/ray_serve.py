@@ -15,7 +15,6 @@ import os
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, Metric
@@ -28,6 +27,9 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from app import store
+from app.api.callers import key_of, ring_of
+from app.api.failures import response
+from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import PREFIX, Settings
 from app.store import StoreError, Task
@@ -114,19 +116,28 @@ class Replica:
 class Ingress:
     """Carries requests to their groups. ``tasks`` says which group a task has; the first group answers all else."""
 
-    def __init__(self, tasks: dict[str, str], folder: str, most: int, groups: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, tasks: dict[str, str], environment: dict[str, str], groups: dict[str, DeploymentHandle]) -> None:
+        os.environ.update(environment)  # this may be another machine
+        settings = Settings()
         self.tasks = tasks
-        self.store = Path(folder)
+        self.store = settings.store
+        self.ring = ring_of(settings)
         self.known: dict[str, str] = {}  # tasks of models
         self.groups = groups
         calls = {name: handle.options(method_name="answer", stream=True) for name, handle in groups.items()}
         self.forwarded = {
-            name: partial(Forwarded, handle.remote, most, LOST, BackPressureError) for name, handle in calls.items()
+            name: partial(Forwarded, handle.remote, settings.max_body_bytes, LOST, BackPressureError)
+            for name, handle in calls.items()
         }
 
     async def __call__(self, request: Request) -> Response:
         path = request.scope["path"]
-        if path == "/metrics":
+        if path == "/metrics":  # of all replicas, so that none can answer it
+            try:
+                if self.ring:
+                    key_of(self.ring, request.scope)
+            except Unauthorized as error:
+                return response(error)
             return Response(await self._figures(), media_type=CONTENT_TYPE_LATEST)
         task = task_of(path, self._card)
         return self.forwarded[self.tasks[task] if task else next(iter(self.groups))]()
@@ -156,9 +167,10 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
     if sorted(task for task, _ in tasks) != ["classify", "continue", "forecast", "sample"]:
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each must be in one of them")
-    folder = str(settings.store.resolve())
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
-    shared |= {f"{PREFIX}STORE": folder, f"{PREFIX}WORKERS": "1"}
+    shared |= {f"{PREFIX}STORE": str(settings.store.resolve()), f"{PREFIX}WORKERS": "1"}
+    if settings.keys_file:
+        shared[f"{PREFIX}KEYS_FILE"] = str(settings.keys_file.resolve())
     groups = {name: _group(name, group, shared, settings) for name, group in layout.groups.items()}
     ingress = serve.deployment(Ingress).options(
         num_replicas=layout.ingresses,
@@ -167,7 +179,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=settings.request_seconds + 5,
     )
-    return ingress.bind(dict(tasks), folder, settings.max_body_bytes, groups)
+    return ingress.bind(dict(tasks), shared, groups)
 
 
 def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) -> Any:

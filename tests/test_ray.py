@@ -50,3 +50,21 @@ async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch:
     assert len(json.loads(body["body"])["results"]) == 2
     await replica.check_health()
     await replica.hosted.stop()
+
+
+async def test_the_figures_of_all_replicas_are_for_those_who_have_a_key(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from starlette.requests import Request
+
+    from app import keys
+    from deploy.ray_serve import Ingress
+
+    for name in ("QUARTET_STORE", "QUARTET_KEYS_FILE"):
+        monkeypatch.setenv(name, "")
+    key = keys.add(tmp_path / "keys", "alice")
+    environment = {"QUARTET_STORE": str(tiny_store), "QUARTET_KEYS_FILE": str(tmp_path / "keys")}
+    ingress = Ingress({}, environment, {})
+    for headers, status in (([], 401), ([(b"x-api-key", b"no")], 401), ([(b"x-api-key", key.encode())], 200)):
+        answer = await ingress(Request({"type": "http", "method": "GET", "path": "/metrics", "headers": headers}))
+        assert answer.status_code == status

@@ -25,7 +25,7 @@ ALLOWED = {
     "app.models": {"app.archive", "app.catalogue", "app.rollout", "app.store", "app.settings"},
     "app.predictors": {"app.predictors", "app.networks", "app.store", "app.errors"},
     "app.machine": set(),
-    "app.keys": set(),
+    "app.keys": {"app.disk"},
     "app.counts": set(),
     "app.workers": set(),
     "app.engine": {

@@ -20,7 +20,7 @@ from app.counts import SharedCounts
 from app.engine.door import caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.keys import Key, Keyring, KeysError, parse_limits
-from app.settings import Settings, SettingsError
+from app.settings import Settings, SettingsError, hidden
 
 log = logging.getLogger("quartet")
 
@@ -28,6 +28,7 @@ log = logging.getLogger("quartet")
 OPEN = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
+AWAY = 5.0  # seconds without a count once it could not be had: to wait for each would cost every caller a second
 
 
 class Keyed:
@@ -51,13 +52,14 @@ class Keyed:
         self.limiter = FixedWindowRateLimiter(counts)
         self.failure = failure
         self.limited = limited
+        self.away = 0.0  # until when counts are not asked for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_open(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:
-            key = self._key(scope)
+            key = key_of(self.ring, scope)
             await self._count(key)
         except QuartetError as error:
             await self.failure(error)(scope, receive, send)
@@ -65,25 +67,20 @@ class Keyed:
         caller.set(key.name)  # for this request's task alone
         await self.app(scope, receive, send)
 
-    def _key(self, scope: Scope) -> Key:
-        """Raises MissingKey and Unauthorized, which never show what came."""
-        sent = sent_key(scope)
-        if sent is None:
-            raise MissingKey("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY")
-        found = self.ring.find(sent)
-        if found is None:
-            raise Unauthorized("the key is not known here")
-        return found
-
     async def _count(self, key: Key) -> None:
-        """Raises LimitReached. Where the counts cannot be had (Redis is away) nobody is held up, and it is logged."""
+        """Raises LimitReached. Where the counts cannot be had (Redis is away) nobody is held up for long: it is logged,
+        and for a while they are not asked for.
+        """
+        if time.monotonic() < self.away:
+            return
         for limit in key.limits or self.limits:
             try:
                 if await self.limiter.hit(limit, key.name):
                     continue
                 end, _ = await self.limiter.get_window_stats(limit, key.name)
             except (StorageError, OSError) as error:
-                log.error("limits are not counted: %s", type(error).__name__)
+                log.error("limits are not counted for %.0f s: %s", AWAY, type(error).__name__)
+                self.away = time.monotonic() + AWAY
                 return
             self.limited(key.name)
             seconds = max(1, math.ceil(end - time.time()))
@@ -103,6 +100,17 @@ def sent_key(scope: Scope) -> str | None:
         return token.strip()
     other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
     return other or None
+
+
+def key_of(ring: Keyring, scope: Scope) -> Key:
+    """Whose key a request carries. Raises MissingKey and Unauthorized, which never show what came."""
+    sent = sent_key(scope)
+    if sent is None:
+        raise MissingKey("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY")
+    found = ring.find(sent)
+    if found is None:
+        raise Unauthorized("the key is not known here")
+    return found
 
 
 def describe(app: FastAPI) -> None:
@@ -134,7 +142,8 @@ def counts(settings: Settings) -> Storage | None:
     try:
         found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
-        raise SettingsError(f"QUARTET_KEY_COUNTS is {settings.key_counts!r}: {error}") from None
+        value, why = (hidden(str(each)) for each in (repr(settings.key_counts), error))
+        raise SettingsError(f"QUARTET_KEY_COUNTS is {value}: {why}") from None
     assert isinstance(found, Storage)
     return found
 
@@ -145,6 +154,16 @@ async def let_go(counted: Storage) -> None:
         await bridge.get_connection().aclose()
 
 
+def ring_of(settings: Settings) -> Keyring | None:
+    """The keys of those who may call; none where nobody needs one. Raises SettingsError."""
+    if settings.keys_file is None:
+        return None
+    try:
+        return Keyring(settings.keys_file)
+    except KeysError as error:
+        raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
+
+
 def keyed(
     app: ASGIApp,
     settings: Settings,
@@ -153,12 +172,9 @@ def keyed(
     limited: Callable[[str], None],
 ) -> ASGIApp:
     """The application behind its keys; without a file of keys itself. Raises SettingsError."""
-    if settings.keys_file is None:
+    ring = ring_of(settings)
+    if ring is None:
         return app
-    try:
-        ring = Keyring(settings.keys_file)
-    except KeysError as error:
-        raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
     try:
         limits = parse_limits(settings.key_limit)
     except ValueError:
