@@ -7,8 +7,10 @@ no more bytes than allowed, and then all that is checked of a version that is re
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PICTURES = 32
 MOST_CARD = 4 * 2**20  # bytes; a card with a long vocabulary takes a few thousand
+MOST_DIRECTORY = 2**16  # bytes: of some 40 entries
+END, LOCATOR = 22, 20  # bytes of the record at the end of an archive, and of the one before it in a zip64
 PIECE = 2**20
 ENCRYPTED = 0x1
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, whose failures are DAMAGED
@@ -78,6 +82,7 @@ def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -
     ``most``: bytes that it may have unpacked. Raises BadArchive, Refused when the store has another version of this
     number, and StoreError for a version that is not whole. Nothing is visible before all of it is checked.
     """
+    _check_directory(file)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # or a kind of zip it lacks
@@ -90,6 +95,25 @@ def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -
             folder.mkdir(parents=True)
             _unpack(archive, entries, folder, most)
             return _place(models, folder, card, renumber)
+
+
+def _check_directory(file: IO[bytes]) -> None:
+    """Raises BadArchive for a list of contents that is longer than any version's, before it is read into memory.
+
+    Where it ends, and how long it is, stands at the end of the file (APPNOTE.TXT 4.3.16), as ``zipfile`` looks for it.
+    """
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - END - 2**16 - LOCATOR))
+    tail = file.read()
+    file.seek(0)
+    at = len(tail) - END if tail[-END:].startswith(b"PK\5\6") and tail.endswith(b"\0\0") else tail.rfind(b"PK\5\6")
+    if at < 0 or len(tail) - at < END:
+        return  # no archive, which is told when it is opened
+    if tail[max(0, at - LOCATOR) : at].startswith(b"PK\6\7"):
+        raise BadArchive("it is a zip64 archive, for files larger than any version's")
+    (size,) = struct.unpack_from("<I", tail, at + 12)
+    if size > MOST_DIRECTORY:
+        raise BadArchive(f"its list of contents has {size:,} bytes; allowed are {MOST_DIRECTORY:,}")
 
 
 def _entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:

@@ -88,7 +88,7 @@ class Conflict(QuartetError):
 
 
 class StoreNotWritable(QuartetError):
-    """The store is read-only, or its disk is full: nothing was changed."""
+    """The store is read-only, or its disk is full."""
 
     status = 507
     code = "store_not_writable"

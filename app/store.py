@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,10 +34,23 @@ from app.networks import KINDS, build
 Task = Literal["classify", "continue", "forecast", "sample"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 Number = Annotated[int, Field(ge=1, lt=10**9)]
+WIDE = 2**63
+Whole = Annotated[int, Field(ge=-WIDE, lt=WIDE)]
 UNKNOWN = "<unk>"
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+DTYPES = (
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float64,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+REPEATED = ("layers", "members")  # sizes that say how many modules there are, each with weights of its own
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
@@ -48,8 +63,21 @@ class Strict(BaseModel):
 
 
 def _a_time(text: str) -> str:
-    datetime.fromisoformat(text)
-    return text
+    with suppress(OverflowError):
+        datetime.fromisoformat(text).timestamp()  # of the year 1 there is none
+        return text
+    raise ValueError("it is no time that can be told in seconds")
+
+
+def _carried(value: Any) -> Any:
+    """What can be written as JSON again, wherever it lies."""
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _carried(each)
+    if isinstance(value, int) and not -WIDE <= value < WIDE:
+        raise ValueError("a whole number should be one of 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a number should be finite")
+    return value
 
 
 class TensorSpec(Strict):
@@ -57,7 +85,7 @@ class TensorSpec(Strict):
 
     name: str
     dtype: str
-    shape: list[int]
+    shape: list[Whole]
 
 
 class Metric(Strict):
@@ -65,7 +93,7 @@ class Metric(Strict):
 
     value: Annotated[float, Field(strict=False)]
     split: str
-    decimals: int = 4
+    decimals: int = Field(4, ge=0, le=17)
 
 
 class Speed(Strict):
@@ -73,7 +101,7 @@ class Speed(Strict):
 
     milliseconds: Annotated[float, Field(strict=False)]  # for one image, character or series alone
     per_second: Annotated[float, Field(strict=False)]  # of them, in batches of ``rows``
-    rows: int
+    rows: Whole
     hardware: str
 
 
@@ -85,7 +113,7 @@ class Card(Strict):
     task: Task
     title: str
     kind: str
-    sizes: dict[str, Any]
+    sizes: Annotated[dict[str, Any], AfterValidator(_carried)]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     labels: list[str] | None = None
@@ -93,7 +121,7 @@ class Card(Strict):
     residuals: list[float] | None = None
     metrics: dict[str, Metric]
     data: dict[str, str]
-    seed: int
+    seed: Whole
     command: str
     commit: str
     versions: dict[str, str]
@@ -137,13 +165,16 @@ class Version:
             raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
         if card.task != KINDS[card.kind][2]:
             raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind][2]!r}")
+        # whatever the sizes say, no memory is taken, and no more modules made, before the weights are seen to fit
+        for key in REPEATED:
+            if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
+                raise StoreError(f"{self.label}/{CARD}: {key} is {count}, and there are {len(self.tensors)} tensors")
         try:
-            # whatever the sizes say, no memory is taken before the weights are seen to fit
             with torch.device("meta"), Unfilled():
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }
-        except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        except Exception as error:  # what torch and Python raise for sizes that are none has no common class
             raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
         found = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         for key in sorted(expected.keys() | found.keys()):
@@ -157,12 +188,27 @@ class Version:
         return network.eval().requires_grad_(False)
 
 
+def names(store: Path) -> list[str]:
+    """The folders of the store, in order, whatever is in them."""
+    return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def numbers(store: Path, name: str) -> list[int]:
+    """The versions of a name, in order, whole or not. Raises StoreError for a folder that cannot be read."""
+    try:
+        entries = [path.name for path in (store / name).iterdir()]
+    except FileNotFoundError:  # removed a moment ago
+        return []
+    except OSError as error:
+        raise StoreError(f"{name} cannot be read: {error.strerror}") from error
+    return sorted(int(entry) for entry in entries if re.fullmatch(r"[1-9]\d{0,8}", entry))
+
+
 def versions(store: Path) -> Iterator[tuple[str, int]]:
-    """Name and version of all that is published, whole or not, in order."""
-    for folder in sorted(store.iterdir()):
-        if folder.is_dir() and not folder.name.startswith("."):
-            numbers = [int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", entry.name)]
-            yield from ((folder.name, number) for number in sorted(numbers))
+    """Name and version of all that is published, whole or not, in order; nothing of folders that cannot be read."""
+    for name in names(store):
+        with suppress(StoreError):
+            yield from ((name, number) for number in numbers(store, name))
 
 
 def parse_card(content: bytes, path: str) -> Card:
@@ -202,13 +248,21 @@ def read(store: Path, name: str, version: int) -> Version:
         raise StoreError(f"{path}: sha256 is {digest}, expected {card.weights_sha256} as on the card")
     try:
         tensors = load(content)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a type that torch lacks is a KeyError
         raise StoreError(f"{path} is not a safetensors file: {error}") from error
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if tensor.dtype not in DTYPES:
+            known = ", ".join(map(_plain_name, DTYPES))
+            raise StoreError(f"{path}: tensor {key!r} is of {_plain_name(tensor.dtype)}, expected one of {known}")
+        finite = torch.isfinite(tensor.float())  # as it is computed with: a larger one of float64 is none there
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
             raise StoreError(f"{path}: tensor {key!r} has {bad} values that are not finite, expected none")
     return Version(folder, card, tensors)
+
+
+def _plain_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def size(store: Path, name: str, version: int) -> int:
@@ -279,8 +333,11 @@ def place(store: Path, folder: Path) -> bool:
     version = read(folder.parent.parent, name, int(number))
     version.network()
     for path in (*folder.iterdir(), folder):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))  # whoever serves is often another user
         sync(path)
-    (store / name).mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        (store / name).mkdir()
+        (store / name).chmod(0o755)
     try:
         folder.rename(store / name / number)
     except OSError:

@@ -186,3 +186,24 @@ def test_what_is_no_version_is_refused_and_leaves_nothing(
         bring_in(other, change(packed))
     assert contents(other) == {}
     assert list(other.iterdir()) == []
+
+
+@pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
+def test_a_long_list_of_contents_is_refused_before_it_is_read(
+    other: Path, comment: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as file:
+        for i in range(2000):
+            file.writestr(f"{i}.png", b"")
+        file.comment = comment
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(archive.BadArchive, match=r"^its list of contents has 1\d\d,\d{3} bytes; allowed are 65,536$"):
+        bring_in(other, content.getvalue())
+
+
+def test_an_archive_for_larger_files_is_refused(other: Path, packed: bytes) -> None:
+    at = packed.rindex(b"PK\5\6")
+    wide = packed[:at] + b"PK\6\7" + bytes(16) + packed[at:]
+    with pytest.raises(archive.BadArchive, match="it is a zip64 archive"):
+        bring_in(other, wide)

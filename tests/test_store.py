@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from app import store
 from app.disk import locked
+from app.engine.survey import Survey
 from app.networks import KINDS, build
 
 
@@ -34,6 +37,11 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], No
     save_file(tensors, folder / store.WEIGHTS)
     digest = hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest()
     rewrite_card(folder, weights_sha256=digest)
+
+
+def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
+    (folder / store.WEIGHTS).write_bytes(struct.pack("<Q", len(head)) + head + content)
+    rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,10 +86,22 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
     ("other task", lambda folder: rewrite_card(folder, task="classify"), "task is 'classify', expected 'sample'"),
     ("no time", lambda folder: rewrite_card(folder, created="yesterday"), "created: .*Invalid isoformat string"),
     ("residuals NaN", lambda folder: rewrite_card(folder, residuals=[1.0, float("nan")]), r"residuals\.1: Input should be a finite"),
+    ("seed too wide", lambda folder: rewrite_card(folder, seed=2**64), "seed: Input should be less than"),
+    ("size too wide", lambda folder: rewrite_card(folder, sizes={"hidden": [2**70]}), "sizes: .*a whole number should be one of 64 bits"),
+    ("size NaN", lambda folder: rewrite_card(folder, sizes={"latent": float("nan")}), "sizes: .*a number should be finite"),
+    ("year one", lambda folder: rewrite_card(folder, created="0001-01-01"), "created: "),
+    ("too many layers", lambda folder: rewrite_card(folder, kind="stacked-rnn", task="continue", sizes={"vocabulary": 5, "layers": 10**12}),
+     "layers is 1000000000000, and there are 4 tensors"),
     ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), "sizes {'depth': 3} do not make a gan"),
     ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
      r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)"),
     ("NaN", lambda folder: rewrite_weights(folder, lambda t: t["layers.0.bias"].fill_(torch.nan)), "8 values that are not finite"),
+    ("beyond float32", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.full((8,), 1e300, dtype=torch.float64)})),
+     "8 values that are not finite"),
+    ("eight bits", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.ones(8, dtype=torch.float8_e4m3fn)})),
+     r"'layers\.0\.bias' is of float8_e4m3fn, expected one of float32"),
+    ("complex", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.ones(8, dtype=torch.complex64)})), "is of complex64"),
+    ("unknown type", lambda folder: raw_weights(folder, b'{"x":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}', b"\0"), "not a safetensors|is of"),
     ("one tensor less", lambda folder: rewrite_weights(folder, lambda t: t.pop("layers.0.bias")), "none: it is missing"),
     ("one tensor more", lambda folder: rewrite_weights(folder, lambda t: t.update(more=torch.ones(1))), "no such tensor"),
 ]  # fmt: skip
@@ -156,3 +176,35 @@ def test_to_read_a_version_takes_no_compiler() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tiny-cnn", "tiny-gan"):
+        publish_tiny(tmp_path, name)
+    listed = Path.iterdir
+
+    def refuses(self: Path) -> Iterator[Path]:  # what root may read anyway
+        if self.name == "tiny-cnn":
+            raise PermissionError(13, "Permission denied")
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
+    found = Survey.of(tmp_path, Survey(), {})
+    assert [(one.name, one.version, one.reason) for one in found.broken] == [
+        ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
+    ]
+    assert list(found.cards) == [("tiny-gan", 1)]
+
+
+def test_what_is_published_can_be_read_by_whoever_serves_it(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = publish_tiny(tmp_path, "tiny-gan").folder
+    finally:
+        os.umask(before)
+    for path in (folder.parent, folder, *folder.iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
+        assert path.is_file() or path.stat().st_mode & 0o111 == 0o111, path

@@ -206,6 +206,4 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
 
 
 def _not_written(error: OSError) -> StoreNotWritable:
-    return StoreNotWritable(
-        f"the store cannot be written: {error.strerror or type(error).__name__}; nothing was changed"
-    )
+    return StoreNotWritable(f"the store cannot be written: {error.strerror or type(error).__name__}")

@@ -40,7 +40,13 @@ class Survey:
         whose files have changed are not in it any more, for they may have been half copied, nor those whose time has
         come to be tried again.
         """
-        found = cls(rollout.contents(folder))
+        found = cls()
+        for name in store.names(folder):
+            try:
+                if numbers := store.numbers(folder, name):
+                    found.numbers[name] = numbers
+            except StoreError as error:  # what it holds is gone until it can be read, and all others stay
+                found.broken.append(Broken(name, 0, str(error)))
         for name, numbers in found.numbers.items():
             try:
                 found.chosen[name] = rollout.read(folder, name)
