@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +16,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import test_workers as workers
 from conftest import IMAGES, ROOT, Serve, publish_tiny
 from test_service import figures, until
+
+from app import keys, rollout
 
 WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
@@ -289,6 +294,64 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
     assert page.locator("#image .error").count() == 0
     assert refused(page) == 5
+
+
+def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, open_page: Open) -> None:
+    with workers.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
+        page = open_page(client)
+        for panel in ("text", "series", "digits"):
+            told(page, panel)
+        page.locator("#text-most").fill("4000")
+        page.get_by_role("button", name="Continue").click()
+        page.locator("#text-written", has_text=re.compile(".{200}", re.DOTALL)).wait_for()
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGSTOP)
+        for process in (*service.workers, service.process.pid):
+            os.kill(process, signal.SIGKILL)
+        page.locator("#text .error", has_text="The connection ended before the answer was whole; try again.").wait_for()
+        page.locator("#digits-seed").fill("7")
+        page.locator("#digits .error", has_text="does not answer; try again when it runs.").wait_for()
+        service.process.wait(30)
+    assert {note.split("net::")[0] for note in page.noted} == {"Failed to load resource: "}
+    page.noted.clear()
+
+
+def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
+    serve: Serve, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "LOOK", 0.0)
+    file = tmp_path / "keys"
+    key = keys.add(file, "alice")
+    with serve(keys_file=file) as client:
+        page = open_page(client)
+        form, trouble = page.get_by_label("API key"), page.locator("#trouble")
+        form.fill(f"“{key}”")
+        page.get_by_role("button", name="Use").click()
+        trouble.get_by_text("A key has only letters, digits and signs of ASCII").wait_for()
+        form.fill(key)
+        page.get_by_role("button", name="Use").click()
+        told(page, "digits")
+        assert not form.is_visible()
+        file.write_text("# nobody\n")
+        page.locator("#digits-seed").fill("7")
+        page.locator("#digits .error", has_text="The key is not known here.").wait_for()
+        assert form.is_visible()
+    assert refused(page) == 2
+
+
+def test_the_card_says_which_version_is_live_and_which_is_tried(
+    serve: Serve, tiny_store: Path, open_page: Open
+) -> None:
+    for _ in range(2):
+        publish_tiny(tiny_store, "tiny-gan")
+    rollout.activate(tiny_store, "tiny-gan", 1)
+    rollout.activate(tiny_store, "tiny-gan", 3, share=25)
+    with serve() as client:
+        page = open_page(client)
+        card = page.get_by_role("article", name="tiny-gan")
+        buttons = card.get_by_role("button", name="version")
+        buttons.nth(2).wait_for()
+        assert buttons.all_inner_texts() == ["version 1, live", "version 2", "version 3, tried on 25 %"]
 
 
 def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client, open_page: Open) -> None:

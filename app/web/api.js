@@ -16,7 +16,9 @@ try {
   key = sessionStorage.getItem("quartet-key");
 } catch { /* a browser that keeps nothing */ }
 
+/** Send this key from now on. Throws Refused for what could be none: a browser would not send it at all. */
 export function useKey(given) {
+  if (!/^[\x21-\x7e]+$/.test(given)) throw new Refused("A key has only letters, digits and signs of ASCII; this has another, or none at all.", null, 401);
   key = given;
   try {
     sessionStorage.setItem("quartet-key", key);
@@ -52,6 +54,19 @@ export async function send(request, signal) {
   return response;
 }
 
+/** What comes of an answer, as `read()` gives it. Throws Refused when the connection ends before it is whole. */
+async function whole(read) {
+  try {
+    return await read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The connection ended before the answer was whole; try again.");
+  }
+}
+
+export const json = (response) => whole(() => response.json());
+export const blob = (response) => whole(() => response.blob());
+
 async function refusal(response) {
   try {
     const { error } = await response.json();
@@ -70,11 +85,11 @@ export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await whole(() => reader.read());
     if (done) throw new Refused("The connection ended before the text was whole.");
-    const whole = (held + value).split("\n\n");
-    held = whole.pop();
-    for (const event of whole) {
+    const ended = (held + value).split("\n\n");
+    held = ended.pop();
+    for (const event of ended) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const content = JSON.parse(data);
@@ -86,10 +101,11 @@ export async function* events(response) {
 
 /** A file's name as curl's -F wants it: in quotes where it has what would end it. */
 const named = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
+
 /** Have an image show a picture of the service. */
 export async function show(image, path) {
   if (!key) image.src = path;
-  else image.src = URL.createObjectURL(await (await send({ path })).blob()); // an image by itself sends no key
+  else image.src = URL.createObjectURL(await blob(await send({ path }))); // an image by itself sends no key
 }
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;

@@ -21,6 +21,7 @@ export function digitsPanel() {
       return { path: "v1/images/sample", json };
     },
     show({ seed, results }, request) {
+      stop(); // a walk that may still run: it is of other images
       panel.pin(request, seed);
       images = results.map(({ image }) => `data:image/png;base64,${image}`);
       const named = (i) => `${results[i].label === null ? "Digit" : `A ${results[i].label}`}, image ${i + 1} of seed ${seed}`;
@@ -49,7 +50,6 @@ export function digitsPanel() {
     step.max = String(images.length - 1);
     frame.alt = `A step of the walk from seed ${seed} to seed ${to}`;
     show(0);
-    stop();
     if (!still.matches) go();
   }
 

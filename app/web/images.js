@@ -1,5 +1,6 @@
 // The picture: chosen, dropped, pasted or an example; its labels as bars, and the heat map over it.
 
+import { blob, send } from "./api.js";
 import { find, make, percent } from "./dom.js";
 import { accept, follow, Panel } from "./panel.js";
 
@@ -46,7 +47,14 @@ export function imagePanel() {
   }
 
   async function example(name, speak) {
-    const content = await (await fetch(`web/${name}.png`)).blob();
+    let content;
+    try {
+      content = await blob(await send({ path: `web/${name}.png` }));
+    } catch (error) { // the service is away
+      panel.clear();
+      panel.fail(error);
+      return;
+    }
     await take(new File([content], `${name}.png`, { type: "image/png" }), speak);
   }
 

@@ -1,6 +1,6 @@
 // The page: which models there are, a panel for each task, and a first answer in each.
 
-import { send, useKey } from "./api.js";
+import { json, send, useKey } from "./api.js";
 import { digitsPanel } from "./digits.js";
 import { find } from "./dom.js";
 import { imagePanel } from "./images.js";
@@ -11,7 +11,7 @@ import { textPanel } from "./text.js";
 const panels = [imagePanel(), textPanel(), seriesPanel(), digitsPanel()];
 
 async function begin() {
-  const { data } = await (await send({ path: "v1/models" })).json();
+  const { data } = await json(await send({ path: "v1/models" }));
   showModels(data);
   const served = data.filter((model) => model.state === "ready");
   const offered = panels.filter((panel) => panel.offer(served));
@@ -34,11 +34,12 @@ function mark() {
   for (const link of links) watcher.observe(find(link.hash.slice(1)));
 }
 
-/** Begin, or say why not: most often because the service asks for a key first. */
-async function attempt() {
+/** Begin, with another key if there is one, or say why not: most often because the service asks for a key first. */
+async function attempt(key = null) {
   const trouble = find("trouble");
   trouble.hidden = find("key").hidden = true;
   try {
+    if (key !== null) useKey(key);
     await begin();
   } catch (error) {
     trouble.textContent = error.message;
@@ -49,8 +50,7 @@ async function attempt() {
 
 find("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(find("key-value").value.trim());
-  attempt();
+  attempt(find("key-value").value.trim());
 });
 for (const name of ["dragover", "drop"]) { // beside a panel a file is not opened in place of the page
   document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());

@@ -1,6 +1,6 @@
 // The models: a card for each, with its figures, its versions and the pictures of its training.
 
-import { send, show } from "./api.js";
+import { json, send, show } from "./api.js";
 import { find, make } from "./dom.js";
 
 const TASKS = { classify: "images", continue: "text", forecast: "series", sample: "digits" };
@@ -36,21 +36,25 @@ function figure([name, { value, decimals, split }]) {
   return make("div", {}, make("dt", {}, words(name), make("small", {}, split)), make("dd", {}, value.toFixed(decimals)));
 }
 
-/** The versions that are served: the newest answers for the plain name, another is shown when it is chosen. */
+/** The versions that are served: the active one answers for the plain name, another is shown when it is chosen. */
 function versions(model) {
-  const newest = Math.max(...model.versions);
   if (model.versions.length < 2) return [make("span", {}, `version ${model.version} is live`)];
   return model.versions.map((version) => make("button", {
     type: "button",
     "aria-pressed": String(version === model.version),
     on: { click: (event) => swap(event.currentTarget.closest(".card"), `${model.id}@${version}`) },
-  }, version === newest ? `version ${version}, live` : `version ${version}`));
+  }, `version ${version}${role(model, version)}`));
+}
+
+function role({ active, canary }, version) {
+  if (version === active) return ", live";
+  return version === canary?.version ? `, tried on ${canary.share} %` : "";
 }
 
 async function swap(element, id) {
   let model;
   try {
-    model = await (await send({ path: `v1/models/${id}` })).json();
+    model = await json(await send({ path: `v1/models/${id}` }));
   } catch (error) { // removed in the meantime, or the service is away
     element.querySelector(".error")?.remove();
     element.append(make("p", { class: "error", role: "alert" }, error.message));

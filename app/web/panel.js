@@ -1,6 +1,6 @@
 // What the four panels share: their controls, who answers, how long it took, what went wrong and where, and the shell line.
 
-import { curl, Refused, send } from "./api.js";
+import { curl, json, Refused, send } from "./api.js";
 import { duration, find, make } from "./dom.js";
 
 const WAIT = 140; // milliseconds between the last move of a control and the question
@@ -11,7 +11,7 @@ export class Panel {
    * what came and may give a sentence to add; `ended()` is told when nothing is under way any more. With `live` each
    * change of a control asks anew.
    */
-  constructor(id, task, { request, show, live = true, receive = (response) => response.json(), ended = () => {} }) {
+  constructor(id, task, { request, show, live = true, receive = json, ended = () => {} }) {
     this.root = find(id);
     this.task = task;
     Object.assign(this, { request, show, receive, ended });
@@ -128,6 +128,7 @@ export class Panel {
       console.error(error);
       error = new Refused("The page could not show the answer; its console tells more.");
     }
+    if (error.status === 401) find("key").hidden = false; // it was taken back in the meantime
     const control = error.param && this.control(error.param.split(".")[0]);
     const place = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');
     const id = `${this.root.id}-error`;
