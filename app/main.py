@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,11 +29,11 @@ from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, give_back, memory, one_heap, open_files
 from app.metrics import Metrics, shared_metrics
-from app.server import Listening, Watchdog, Worker, announce, leave, listen_at, tls
+from app.server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
 from app.settings import Settings, SettingsError
 from app.telemetry import Telemetry
 from app.tracing import tracer
-from app.workers import Supervisor, can_fork
+from app.workers import Supervisor, can_fork, hears_hang_up
 
 MOST_WORKERS = 16
 OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
@@ -98,7 +99,8 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     direct = Direct(app.build_middleware_stack(), busiest, named=oip.busy(tensors))
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     inside = keyed(buffered, settings, counted, failures.response, metrics.limited)
-    app.middleware_stack = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
+    app.middleware_stack = telemetry = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
+    app.state.refused = telemetry.refused
     return app
 
 
@@ -153,6 +155,8 @@ def main() -> None:
         sys.exit(supervise(settings, workers, threads))
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again
         signal.signal(number, leave)
+    if hears_hang_up():
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     server = create_server(settings.model_copy(update={"threads": threads}))
     server.watchdog = Watchdog(settings.hang_seconds)
     serve(server)
@@ -161,14 +165,20 @@ def main() -> None:
 def serve(server: Listening | Worker) -> None:
     """Until it is told to stop."""
     server.run()
-    if server.registry.lane.busy:  # its thread would be waited for, and hangs
+    if server.registry.lane.busy or server.registry.parsing.busy:  # its thread would be waited for, and hangs
         os._exit(0)
 
 
 def supervise(settings: Settings, workers: int, threads: int) -> int:
     """Serve with several workers until told to stop. Gives the exit status. Raises SettingsError."""
-    share = {"threads": threads, "max_buffered_bytes": settings.max_buffered_bytes // workers}
-    own = settings.model_copy(update=share | {"queue_rows": max(1, settings.queue_rows // workers)})
+    buffered, rows = settings.max_buffered_bytes, settings.queue_rows
+    own = settings.model_copy(
+        update={
+            "threads": threads,
+            "max_buffered_bytes": max(buffered // workers, min(buffered, settings.max_body_bytes)),  # one fits
+            "queue_rows": max(1, rows // workers),
+        }
+    )
     tls(settings)
     listener, shared = listen_at(settings.host, settings.port), counts(settings)
     try:
@@ -176,12 +186,18 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
     except OSError as error:
         raise SettingsError(f"QUARTET_WORKERS is {workers}: they need a folder for their figures: {error}") from None
     with figures as forget:
+        parent, seconds = os.getpid(), 2 * settings.stop_seconds + 5  # for what runs, for the engines, and to spare
+
+        def work(channel: socket.socket) -> None:
+            leave_without(parent, seconds)
+            serve(Worker(create_app(own, shared), own, channel))
+
         return Supervisor(
             listener,
-            work=lambda channel: serve(Worker(create_app(own, shared), own, channel)),
+            work=work,
             count=workers,
             hang_seconds=settings.hang_seconds,
-            stop_seconds=2 * settings.stop_seconds + 5,  # for what runs, for the engines, and to spare
+            stop_seconds=seconds,
             ready=lambda: announce(listener, settings),
             died=forget,
         ).run()

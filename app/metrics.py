@@ -10,7 +10,7 @@ import shutil
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import ParamSpec
@@ -38,6 +38,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30
 GAPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # seconds
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
+ALIVE = "alive"  # a file in that folder: who counts there holds its lock
 VERSION = ("model", "version")
 REFUSALS = ("queue_full", "stopping")
 DEAD = 0  # stands for all processes that have died, in the names of files
@@ -282,16 +283,21 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     Raises OSError where no folder can be.
     """
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
-    for left in Path(parent).glob("quartet-*-*"):  # by a service that was killed
-        if not Path("/proc", left.name.split("-")[1]).exists():
-            shutil.rmtree(left, ignore_errors=True)
+    for left in Path(parent).glob(f"quartet-*/{ALIVE}"):  # by a service that was killed, and all its workers
+        with suppress(OSError), locked(left, wait=False):
+            shutil.rmtree(left.parent, ignore_errors=True)
     folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
+    alive = ExitStack()
+    held = Path(folder.name, f"{ALIVE}.new")
+    held.touch()
+    alive.enter_context(locked(held))  # until the last process is gone that was forked from this one
+    held.rename(held.with_name(ALIVE))
     os.environ[SHARED] = folder.name
     values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
 
     @contextmanager
     def shared() -> Iterator[Callable[[int], None]]:
-        with folder:
+        with alive, folder:
             yield bury
 
     return shared()

@@ -62,6 +62,20 @@ def leave(*_: object) -> NoReturn:
     os._exit(0)
 
 
+def leave_without(parent: int, seconds: float) -> None:
+    """End this process when the one that started it has been gone for so many seconds. It finishes what it has before
+    that, by itself; but one that hangs would stay for ever.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        time.sleep(seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="orphan", daemon=True).start()
+
+
 class Watchdog:
     """Ends the process, with status 1, when it has not been told for so many ``seconds`` that all is well.
 
@@ -129,9 +143,9 @@ def listen_at(host: str, port: int) -> socket.socket:
     """A socket for an address of the settings. Raises SettingsError where that cannot be."""
     try:
         return listen(host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that can be none
         address = f"QUARTET_HOST {host!r}, QUARTET_PORT {port}"
-        raise SettingsError(f"{address}: cannot listen there: {error.strerror or error}") from None
+        raise SettingsError(f"{address}: cannot listen there: {getattr(error, 'strerror', None) or error}") from None
 
 
 def tls(settings: Settings) -> dict[str, Any]:

@@ -75,6 +75,11 @@ class Telemetry:
         finally:
             self._ended(scope, status, time.perf_counter() - begun, account)
 
+    def refused(self, path: str, error: QuartetError, request_id: str) -> None:
+        """What was no HTTP, or too long a head of it, was answered before it was a request."""
+        self.metrics.answered("unknown", "OTHER", error.status, 0.0, error.code)
+        self.log("-", path or "-", "unknown", error.status, 0.0, Account(request_id, reason=error.code))
+
     def _ended(self, scope: Scope, status: int, seconds: float, account: Account) -> None:
         self.metrics.under_way -= 1
         method = scope["method"] if scope["method"] in METHODS else "OTHER"

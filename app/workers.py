@@ -33,6 +33,7 @@ PAUSED = 2.0  # seconds between two ticks, from which on the process was stopped
 LOADING = 60.0  # seconds that a new worker may take until it is ready
 CROWDED = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # while a worker is forked
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
 
@@ -92,14 +93,16 @@ class Supervisor:
         self._pending: tuple[socket.socket, float] | None = None  # a connection that all are too busy for, until when
 
     def run(self) -> int:
-        """Serve until told to stop by SIGTERM or SIGINT; the second of them stops at once. Gives the exit status."""
+        """Serve until told to stop by SIGTERM or SIGINT, or left by the terminal; the second of them stops at once.
+        Gives the exit status.
+        """
         self._listener.setblocking(False)
         waking, told = socket.socketpair()
         for end in (waking, told):
             end.setblocking(False)
         self._selector.register(waking, selectors.EVENT_READ, lambda: self._told(waking))
         signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if hears_hang_up() else [])):
             signal.signal(number, lambda *_: None)
         try:
             while self._stopping is None or self._workers:
@@ -132,11 +135,14 @@ class Supervisor:
         with theirs:
             context = multiprocessing.get_context("fork")
             process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # a signal to the new one would be told to this one
             try:
                 process.start()
             except OSError:
                 ours.close()
                 raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.setblocking(False)
         return Worker(process, ours)
 
@@ -149,10 +155,13 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the one that listens tells the others
+        for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal they go to all: the one that listens tells others
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         self._selector.close()
         self._listener.close()
-        for held in (other_end, *(worker.channel for worker in self._workers)):
+        pending = [self._pending[0]] if self._pending else []
+        for held in (other_end, *pending, *(worker.channel for worker in self._workers)):
             held.close()
         self._work(channel)
 
@@ -307,7 +316,7 @@ class Supervisor:
     def _told(self, waking: socket.socket) -> None:
         """A signal came."""
         for number in waking.recv(64):
-            if number in (signal.SIGTERM, signal.SIGINT):
+            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 self._stop() if self._stopping is None else self._kill()
 
     def _stop(self) -> None:
@@ -336,6 +345,11 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
     return listener
+
+
+def hears_hang_up() -> bool:
+    """Whether the end of a terminal is to stop the service: not under ``nohup``, nor where there is no such signal."""
+    return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def can_fork() -> bool:

@@ -90,7 +90,7 @@ def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, held: Held) -> None:
-    with serve(hang_seconds=0.05, at_once_seconds=0) as client, ThreadPoolExecutor(1) as caller:
+    with serve(hang_seconds=0.3, at_once_seconds=0) as client, ThreadPoolExecutor(1) as caller:
         held.armed.set()
         answer = caller.submit(httpx.post, f"{client.base_url}/v1/images/sample", json={}, timeout=60)
         assert held.entered.wait(30)

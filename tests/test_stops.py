@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_workers import SECONDS, Service, begin, children, serving, until
+from test_workers import HANGS, SECONDS, Service, begin, children, serving, until
 
 from app.workers import can_fork
 
@@ -43,10 +43,12 @@ def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> No
             service.connect()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int) -> None:
-    """As a terminal's Ctrl-C, and as systemd stops a service."""
-    with serving(tiny_store, own_group=True) as service:
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int, workers: int) -> None:
+    """As a terminal's Ctrl-C, a terminal that is closed, and as systemd stops a service."""
+    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also where these tests run under nohup
+    with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
         caller = stream(service, 3000)
         os.killpg(service.process.pid, number)
         with caller, caller.makefile("rb") as answer:
@@ -74,6 +76,25 @@ def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
         assert service.process.wait(SECONDS) == 0
+
+
+def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> None:
+    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with serving(tiny_store, own_group=True, before=ignored) as service:
+        before = service.workers
+        os.killpg(service.process.pid, signal.SIGHUP)
+        assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+        assert service.workers == before
+
+
+def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: Path) -> None:
+    with serving(tiny_store, before=HANGS, own_group=True, stop_seconds=0.1, at_once_seconds=0.05) as service:
+        workers, caller = service.workers, service.connect()
+        caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
+        service.process.kill()
+        service.process.wait(SECONDS)
+        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        caller.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

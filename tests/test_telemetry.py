@@ -28,6 +28,7 @@ from test_service import figures, until
 from test_workers import serving
 
 from app.access import JsonLines
+from app.disk import locked
 from app.metrics import GONE, Metrics
 from app.settings import Settings, SettingsError
 from app.tracing import tracer
@@ -309,5 +310,27 @@ def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
 
 def test_traces_without_opentelemetry_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(SettingsError, match=r"that needs the extra \[tracing\]"):
+    with pytest.raises(SettingsError, match=r"needs the extra \[tracing\]"):
         tracer("http://localhost:4318")
+
+
+def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_path: Path) -> None:
+    """Whatever number its process has in a container of its own."""
+    for name in ("quartet-1-dead", "quartet-1-busy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "alive").touch()
+    (tmp_path / "quartet-test-data").mkdir()
+    script = (
+        "import os; os.access = lambda *_: False\n"
+        "from app.metrics import shared_metrics\n"
+        "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
+    )
+    with locked(tmp_path / "quartet-1-busy" / "alive"):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    busy, own, data = done.stdout.split()
+    assert (busy, data) == ("quartet-1-busy", "quartet-test-data")
+    assert re.fullmatch(r"quartet-\d+-\w+", own)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [busy, data]

@@ -22,8 +22,8 @@ from conftest import ROOT
 from test_service import figures
 
 from app.main import create_app
-from app.server import Worker
-from app.settings import Settings
+from app.server import Worker, listen_at
+from app.settings import Settings, SettingsError
 from app.workers import HANDED, can_fork
 from benchmarks.restarts import connections
 
@@ -220,7 +220,7 @@ def test_the_figures_of_workers_that_died_are_kept_in_one_place(tiny_store: Path
             until(lambda victim=victim: victim not in service.workers and len(service.workers) == 2)
             with httpx.Client(base_url=service.url, timeout=SECONDS) as client:
                 assert figures(client)[live] == 6 * round
-        kept = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.iterdir()}
+        kept = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.glob("*.db")}
         assert kept <= {"0", *map(str, service.workers)}
 
 
@@ -369,6 +369,18 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
         assert min(held) >= 4
         for connection in kept:
             connection.close()
+
+
+def test_a_worker_has_room_for_every_body_that_is_allowed(tiny_store: Path) -> None:
+    """However little of what all of them may hold is its own part."""
+    with serving(tiny_store, max_body_bytes=40_000, max_buffered_bytes=50_000) as service:
+        answer = httpx.post(f"{service.url}/v1/images/classify", content=bytes(39_000), timeout=SECONDS)
+        assert answer.json()["error"]["code"] == "not_an_image"
+
+
+def test_a_name_that_can_be_none_is_told_in_a_sentence() -> None:
+    with pytest.raises(SettingsError, match=r"QUARTET_HOST 'a\.\.b', QUARTET_PORT 0: cannot listen there: "):
+        listen_at("a..b", 0)
 
 
 def test_an_address_that_is_taken_is_told_in_a_sentence(tiny_store: Path) -> None:

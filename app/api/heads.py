@@ -143,7 +143,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.header_bytes > HEAD_BYTES:
             self._refuse_head()
             return
-        super().on_header(name, value)
+        if self.in_head:  # what comes behind a body is none of the request's (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.in_head = False
@@ -197,9 +198,12 @@ class BoundedHttp(HttpToolsProtocol):
     def _refuse(self, error: QuartetError) -> None:
         if self.transport.is_closing():
             return
-        answer = Refusal(error, getattr(self, "url", b"").decode("latin-1"))  # no url before the request line is whole
+        path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # none before the request line is whole
+        answer, request_id = Refusal(error, path), uuid.uuid4().hex
+        if not self.running or self.running.response_complete:  # else that is a request, and is counted as one
+            self.app.state.refused(path, error, request_id)  # of ``app.main``
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
-        lines.append(f"x-request-id: {uuid.uuid4().hex}")
+        lines.append(f"x-request-id: {request_id}")
         lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *GUARDS)]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(answer.body))
         self.transport.close()

@@ -18,7 +18,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
     @routes.get("/health/live")
     async def live() -> Response:
-        """503 when the engine has hung for twice the time that turns readiness off: restart the process."""
+        """503 when the engine has hung for twice `QUARTET_HANG_SECONDS`: restart the process."""
         silent = registry.lane.unanswered()
         return _status({"live": silent < 2 * registry.settings.hang_seconds, "seconds_unanswered": round(silent, 3)})
 
