@@ -1,11 +1,13 @@
 """What is left of the service when ten times as much is asked of it as it can do.
 
     python -m benchmarks.overload
-    python -m benchmarks.overload --seconds 3 --times 10
+    python -m benchmarks.overload --seconds 3 --times 10 --rounds 1
 
-First as many texts a second as callers get who wait for their answers (1x), then so many times as many, sent whether
-or not answers come; then the first again. With the queue full the surplus is refused at once. Prints a table and a
-JSON line: answers a second, how many were refused, how long a refusal and an answer took, and what else went wrong.
+As many texts a second as callers get who wait for their answers (1x), then so many times as many, sent whether or not
+answers come, in turns; then the first again. With the queue full the surplus is refused at once. Prints a table of the
+medians and a JSON line of all turns: answers a second, how many were refused, how long a refusal and an answer took,
+and what else went wrong. Goodput is what was answered while a load lasted, its first seconds left out: there the rows
+fill, and what is answered after its end was asked by nobody any more.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks import mix, servers
 from benchmarks.load import Answer, Connection, Request, call, percentile
@@ -24,6 +27,7 @@ from benchmarks.servers import ROOT
 
 CALLERS = 32  # that ask again when they are answered: enough to keep the service busy
 QUEUE = 64  # rows, so that it fills
+FILLS = 2.0  # seconds in which it does
 ASKED = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 400, "n": 4, "seed": 1}')
 
 
@@ -51,13 +55,14 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
     return answers
 
 
-def figures(answers: Sequence[Answer], seconds: float) -> dict[str, float]:
-    """Of one load."""
+def figures(answers: Sequence[Answer], begun: float, until: float) -> dict[str, float]:
+    """Of one load, from its begin to its end."""
     good = [answer.seconds for answer in answers if answer.status == 200]
+    steady = [answer for answer in answers if answer.status == 200 and begun + FILLS < answer.ended <= until]
     refused = [answer.seconds for answer in answers if answer.status == 429]
     return {
-        "offered": round(len(answers) / seconds, 1),
-        "goodput": round(len(good) / seconds, 1),
+        "offered": round(len(answers) / (until - begun), 1),
+        "goodput": round(len(steady) / (until - begun - FILLS), 1),
         "refused": len(refused),
         "else": len(answers) - len(good) - len(refused),
         "refusal_p99_ms": round(1000 * percentile(refused, 0.99), 2) if refused else 0.0,
@@ -65,39 +70,43 @@ def figures(answers: Sequence[Answer], seconds: float) -> dict[str, float]:
     }
 
 
-async def measure(port: int, seconds: float, times: float) -> dict[str, dict[str, float]]:
-    """The three loads, one after the other."""
+async def measure(port: int, seconds: float, times: float, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Both loads in turns, and the first once more."""
 
     async def closed() -> dict[str, float]:
         begun = time.perf_counter()
-        answers, _ = await call(port, [ASKED], CALLERS, seconds)
-        return figures(answers, time.perf_counter() - begun)
+        answers, until = await call(port, [ASKED], CALLERS, seconds)
+        return figures(answers, begun, until)
 
     await call(port, [ASKED], CALLERS, 1.0)  # warm
-    first = await closed()
-    begun = time.perf_counter()
-    answers = await paced(port, times * first["goodput"], seconds)
-    flood = figures(answers, time.perf_counter() - begun)
-    return {"1x": first, f"{times:g}x": flood, "1x again": await closed()}
+    found: dict[str, list[dict[str, float]]] = {"1x": [], f"{times:g}x": [], "1x again": []}
+    for _ in range(rounds):
+        found["1x"].append(await closed())
+        begun = time.perf_counter()
+        answers = await paced(port, times * found["1x"][-1]["goodput"], seconds)
+        found[f"{times:g}x"].append(figures(answers, begun, begun + seconds))
+    found["1x again"].append(await closed())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--times", type=float, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
         server.environment = {**server.environment, "QUARTET_QUEUE_ROWS": str(QUEUE), "QUARTET_TEXT_ROWS": str(QUEUE)}
         server.start()
         try:
-            found = asyncio.run(measure(server.port, options.seconds, options.times))
+            found = asyncio.run(measure(server.port, options.seconds, options.times, options.rounds))
         finally:
             server.stop()
-    names = list(next(iter(found.values())))
+    names = list(found["1x"][0])
     print(f"| load | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
-    for load, row in found.items():
-        print(f"| {load} | {' | '.join(str(row[name]) for name in names)} |")
+    for load, rows in found.items():
+        print(f"| {load} | {' | '.join(f'{median(row[name] for row in rows):g}' for name in names)} |")
     print(json.dumps(found))
 
 

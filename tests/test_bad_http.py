@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+from conftest import Serve
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartParser
 from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, refused, spoken, still_serves
 from test_bad_json import harmless
+from test_service import figures
 
+from app.api import bodies
 from app.api.heads import OneWrite
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
@@ -242,3 +248,45 @@ def test_an_answer_without_a_body_is_not_waited_for(tiny: httpx.Client) -> None:
         assert (answer.status_code, answer.content) == (status, b"")
     again = tiny.get("/", headers={"if-none-match": tiny.get("/").headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_what_comes_behind_a_body_is_no_header_of_the_request(tiny: httpx.Client) -> None:
+    heard = spoken(
+        tiny,
+        b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nx-request-id: first\r\nTransfer-Encoding: chunked\r\n"
+        b'Connection: close\r\n\r\nb\r\n{"count":1}\r\n0\r\nx-request-id: second\r\nx-request-timeout: -1\r\n\r\n',
+    )
+    assert heard.startswith(b"HTTP/1.1 200 OK"), heard[:300]
+    assert b"x-request-id: first\r\n" in heard
+
+
+def test_what_was_refused_before_it_was_a_request_is_counted(tiny: httpx.Client) -> None:
+    def count(status: str) -> float:
+        key = ("quartet_requests_total", ("method", "OTHER"), ("route", "unknown"), ("status", status))
+        return figures(tiny).get(key, 0.0)
+
+    before = count("400"), count("431")
+    assert spoken(tiny, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert spoken(tiny, b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000).startswith(b"HTTP/1.1 431")
+    assert (count("400"), count("431")) == (before[0] + 1, before[1] + 1)
+
+
+def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed, held, reads = bodies._parsed, threading.Event(), threading.Event()
+
+    def waits(content: bytes, *arguments: Any) -> Any:
+        if content.startswith(b'{"count": 3'):
+            reads.set()
+            assert held.wait(30)
+        return parsed(content, *arguments)
+
+    monkeypatch.setattr(bodies, "_parsed", waits)
+    with serve(parse_threads=1) as client, ThreadPoolExecutor(1) as caller:
+        first = caller.submit(client.post, SAMPLE, content=b'{"count": 3' + b" " * 60_000 + b"}")
+        assert reads.wait(30)
+        late = client.post(SAMPLE, content=b'{"count": 2' + b" " * 60_000 + b"}", headers={"x-request-timeout": "0.1"})
+        held.set()
+        refused(late, 504, None, "the deadline passed")
+        assert len(first.result().json()["results"]) == 3

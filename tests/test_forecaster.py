@@ -15,7 +15,7 @@ from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
 from app.predictors.forecaster import SCORES, SHARES, GlobalForecaster
 from app.predictors.outlook import NORMAL, Outlook
-from app.predictors.seasons import SEASONS, filled, season_of
+from app.predictors.seasons import SEASONS, filled, medians, season_of
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
 
@@ -270,6 +270,15 @@ def test_gaps_are_filled_on_the_line_and_with_the_season() -> None:
     assert np.abs(filled(gaps, 24) - daily).max() < 1.0
     assert np.abs(filled(gaps, 1) - daily).max() > 3
     assert np.isfinite(filled(np.array([np.nan] * 10 + [1.0]), 4)).all()
+
+
+@pytest.mark.parametrize("season", [2, 7, 24, 60])
+def test_medians_of_all_places_of_a_season_are_those_of_each(season: int) -> None:
+    values = series(season, 100)
+    values[np.random.default_rng(season).random(100) < 0.5] = np.nan
+    values[3::season] = np.nan
+    each = [values[place::season][~np.isnan(values[place::season])] for place in range(season)]
+    assert medians(values, season).tolist() == [float(np.median(known)) if len(known) else 0.0 for known in each]
 
 
 def test_any_numbers_become_quantiles_in_order() -> None:

@@ -301,7 +301,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 12], "data": []}]}, "allowed are 1 to 100,000 values in all"),
     ("tiny-lstm", {"inputs": [{**SERIES, "shape": [0, 2**70]}]}, "allowed are 1 to"),
     ("tiny-lstm", {"inputs": [{**SERIES, "shape": [65, 10], "data": [1] * 650}]}, "has 65 rows; allowed are 1 to 64"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP32", "data": [1e39] * 12}]}, "values has one beyond 1e300"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "datatype": "FP32", "data": [1e39] * 12}]}, "values has inf; allowed is from -1e300 to 1e300"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [10**400] * 12}]}, "inputs.0.data has a value that is no FP64"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": None}]}, "either data or parameters.binary_data_size"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": "abc"}]}, "inputs.0.data is 'abc'; it should be a list"),
@@ -309,7 +309,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [True] * 12}]}, "inputs.0.data has True"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 6]}]}, "is nested as [2, 6]"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [[1] * 6, [1] * 5]}]}, "is nested unevenly"),
-    ("tiny-lstm", {"inputs": [{**SERIES, "data": [1e308] * 12}]}, "values has one beyond 1e300"),
+    ("tiny-lstm", {"inputs": [{**SERIES, "data": [1] * 11 + [1e308]}]}, "values has 1e+308; allowed is from"),
     ("tiny-lstm", {"inputs": [{**SERIES, "data": [None] * 12}]}, "only missing values"),
     ("tiny-lstm", {"inputs": [{**SERIES, "shape": [1, 9], "data": [1] * 9}]}, "has 9 values; tiny-lstm needs at least 10"),
     ("tiny-lstm", {"inputs": [SERIES, SERIES]}, "which came before"),
@@ -324,12 +324,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a text, a number or a boolean"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is None; it should be"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean"}, {"name": "mean"}]}, "output 'mean' came more than once"),
+    ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"binary_data": "false"}}]}, "binary_data is 'false'; it should be a boolean"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"binary_data_output": "no"}}, "binary_data_output is 'no'; it should be a boolean"),
+    ("tiny-rnn", {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a"]}], "outputs": [{"name": "log_probabilities", "parameters": {"classification": 0}}]}, "classification is 0; it should be a number"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {f"x{i}": None for i in range(5000)}}, "fields; allowed are 2,000"),
     ("tiny-lstm", {"inputs": [SERIES], "id": 7}, "id is 7"),
     ("tiny-lstm", binary(95, bytes(96)), "unexpected size for input 'values': 95 bytes, expected 96"),
     ("tiny-lstm", binary(95, bytes(96), name="\0" * 200), "(200 characters): 95 bytes, expected 96"),
     ("tiny-lstm", binary(97, bytes(96)), "unexpected size for input 'values'"),
     ("tiny-lstm", binary(96, bytes(97)), "unexpected additional input data: 1 bytes follow"),
-    ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has one beyond 1e300"),
+    ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has inf; allowed is"),
     ("tiny-lstm", (b"{}", 3), "inference-header-content-length is '3'; the body has 2 bytes"),
     ("tiny-lstm", (b"{}", -1), "inference-header-content-length is '-1'"),
     ("tiny-rnn", binary(7, packed([b"abc"]), "BYTES", [2], "prompt"), "its data are not 2 strings"),
@@ -365,6 +370,20 @@ def test_a_timeout_may_be_longer_than_any_number_of_seconds(tiny: httpx.Client) 
         assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_timeout_holds_for_texts_too(serve: Serve) -> None:
+    body = {"text_input": "a", "max_characters": 4000, "parameters": {"timeout": 300_000}}
+    with serve(at_once_seconds=0) as client:
+        assert client.post("/v2/models/tiny-rnn/generate", json=body).status_code == 504
+        *_, last = client.post("/v2/models/tiny-rnn/generate_stream", json=body).text.split("data: ")
+    assert "deadline" in json.loads(last)["error"]
+
+
+def test_without_levels_the_bounds_have_none(tiny: httpx.Client) -> None:
+    answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "", "horizon": 3}}).json()
+    assert [output["shape"] for output in answer["outputs"]] == [[1, 3], [1, 0, 3], [1, 0, 3]]
+
+
 def test_a_prompt_may_be_of_commas(tiny: httpx.Client) -> None:
     prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["," * 5000]}
     answer = infer(tiny, "tiny-rnn", {"inputs": [prompt], "parameters": {"max_characters": 1, "stop": "," * 100}})
@@ -384,6 +403,10 @@ def test_a_prompt_may_be_of_commas(tiny: httpx.Client) -> None:
         ({"max_tokens": 3, "parameters": {"max_characters": 4}}, "max_tokens is another name of max_characters"),
         ({"stream": None}, "stream is None; it should be a boolean"),
         ({"parameters": {"stream": "yes"}}, "stream is 'yes'; it should be a boolean"),
+        ({"text_input": 5}, "text_input is 5; it should be a valid string"),
+        ({"max_tokens": 0}, "max_tokens is 0; it should be greater than or equal to 1"),
+        ({"parameters": {"timeout": "x"}}, "timeout is 'x'; it should be a whole number of microseconds"),
+        ({"prompt": "x"}, "there is no parameter 'prompt' here"),
     ],
 )
 def test_what_is_wrong_beside_a_text_is_one_sentence(tiny: httpx.Client, wrong: Any, sentence: str) -> None:

@@ -145,6 +145,18 @@ def test_a_prompt_can_be_judged_without_a_text(client: openai.OpenAI) -> None:
     assert complete(client, "", echo=True, logprobs=1, max_tokens=2).choices[0].logprobs.text_offset == [0, 1]
 
 
+def test_a_long_judgement_is_told_aside_and_as_a_stream_the_same(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    asked = {"echo": True, "logprobs": 2, "max_tokens": 3, "n": 2}
+    whole = complete(client, "abcdefghij" * 400, **asked)
+    told: list[Any] = [[], []]
+    for chunk in complete(client, "abcdefghij" * 400, stream=True, **asked):
+        for choice in chunk.choices:
+            told[choice.index] += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
+    for choice, pieces in zip(whole.choices, told, strict=True):
+        assert pieces == list(zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True))
+        assert len(pieces) == 4003
+
+
 def test_bias_and_penalties_change_what_is_written(client: openai.OpenAI) -> None:
     wish = KNOWN.index("h")
     assert complete(client, logit_bias={str(wish): 100}).choices[0].text == "h" * 40
@@ -183,6 +195,11 @@ def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
         ({"prompt": []}, "prompt", "prompt is []"),
         ({"prompt": {"a": 1}}, "prompt", "it should be a text"),
         ({"prompt": ["a" * 60_000] * 2}, "prompt", "120,000 characters in all"),
+        (
+            {"prompt": "a" * 60_000, "n": 2, "echo": True, "logprobs": 1},
+            "n",
+            "60,000 characters in all, echoed with logprobs 2 times; allowed are 100,000",
+        ),
         ({"stop": ""}, "stop", "at least 1 character"),
         ({"seed": -1}, "seed", "is -1"),
         ({"extra_body": {"min_p": 0.1}}, "min_p", "there is no field 'min_p'"),
@@ -282,6 +299,7 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
         ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; allowed are 1,024"),
         ({"prompt": "99999 ys " * 100, "n": 1024}, "prompt", "asks for 10,239,897,600 images; allowed are 1,024"),
         ({"n": 0}, "n", "is 0"),
+        ({"prompt": "zero ys"}, "prompt", "is 'zero ys'; it asks for no image"),
     ]
     for wrong, param, sentence in tries:
         with pytest.raises(openai.BadRequestError) as refusal:

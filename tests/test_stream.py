@@ -16,6 +16,7 @@ from starlette.requests import Request
 from test_batcher import anyio_backend  # noqa: F401
 from test_service import figures, until
 
+from app.api import texts
 from app.api.events import EventStream
 from app.errors import BadValue
 from app.predictors.rnn import Continuation, TextContinuer
@@ -79,6 +80,20 @@ def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.Monk
         assert last["error"]["code"] == "inference_failed"
         assert "secret" not in last["error"]["message"]
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
+
+
+def test_what_nobody_foresaw_is_an_event_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = texts.event
+
+    def fails(content: dict[str, Any]) -> bytes:
+        if "finish_reason" in content:
+            raise MemoryError
+        return told(content)
+
+    monkeypatch.setattr(texts, "event", fails)
+    with serve() as client:
+        *_, last = events(client, {"max_characters": 50, "seed": 7})
+    assert last["error"]["message"] == "the service failed; its log tells more"
 
 
 @pytest.mark.usefixtures("slow")

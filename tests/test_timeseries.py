@@ -61,6 +61,8 @@ def test_quantiles_may_lie_near_the_ends_and_the_middle(tiny: httpx.Client) -> N
         ("2026-01-01T00:00:00Z", "week", "2026-05-21T00:00:00+00:00"),
         ("2024-06-30", "M", "2026-02-28T00:00:00"),
         ("2026-01-31", "quarter", "2031-01-31T00:00:00"),
+        ("2023-04-30", "M", "2024-12-31T00:00:00"),  # the end of a month, as its beginning said
+        ("2023-04-29", "M", "2024-12-29T00:00:00"),
         ("2024-02-29", "Y", "2044-02-29T00:00:00"),
     ],
 )
@@ -88,6 +90,9 @@ def test_the_forecast_begins_where_the_series_ends(tiny: httpx.Client, begin: st
         ),
         (question(inputs=[]), "inputs", "at least 1"),
         (question(inputs=question()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
+        (question(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
+        (question(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
+        (question(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; allowed are 2,000"),
         (question(horizn=3), "inputs.0.horizn", ""),
     ],
 )

@@ -22,17 +22,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import bad_value, unknown_field
+from app.api.headers import head
+from app.api.patience import UNTIL, in_time
 from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
 NAMES = 64  # commas that a body may have besides those of its values or its prompt
+MOST_FIELDS = 2000  # of all objects of a body
 SEEDS = 2**53  # so that a seed survives every JSON reader
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
 BINARY = {"type": "string", "format": "binary"}
-UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
-HEADS = "quartet.heads"  # in the scope of a request: looking through its list again and again would cost more
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 ModelName = Annotated[
@@ -95,14 +96,6 @@ class Buffered:
             await self.app(scope, receiving, send)
         finally:
             self.held -= held
-
-
-def head(request: Request, name: bytes, otherwise: str = "") -> str:
-    """A header of the request by its lower-case name; of several the last."""
-    if HEADS not in request.scope:
-        request.scope[HEADS] = dict(request.scope["headers"])
-    found = request.scope[HEADS].get(name)
-    return otherwise if found is None else found.decode("latin-1")
 
 
 async def read(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
@@ -175,13 +168,13 @@ async def read_json(
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
     content = await read(request, reading.limit, reading.seconds)
-    return await reading.lane.run_if_long(len(content) // PACKED, _parsed, content, most, model)
+    return await in_time(request, reading.lane, len(content) // PACKED, _parsed, content, most, model)
 
 
 async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
     """The body as it is, an object. Raises as ``read_json`` does."""
     content = await read(request, reading.limit, reading.seconds)
-    return await reading.lane.run_if_long(len(content) // PACKED, object_of, content, most)
+    return await in_time(request, reading.lane, len(content) // PACKED, object_of, content, most)
 
 
 def _parsed(content: bytes, most: int, model: type[Model]) -> Model:
@@ -198,7 +191,9 @@ def object_of(content: bytes, most: int) -> dict[str, Any]:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
-    if _colons(content) > _fields(found):  # a field that another of its name has replaced has left its colon
+    if (colons := _colons(content)) > MOST_FIELDS:  # each of them may be wrong, and would be told of
+        raise BadValue(f"the body has {colons:,} fields; allowed are {MOST_FIELDS:,}")
+    if colons > _fields(found):  # a field that another of its name has replaced has left its colon
         _refuse_twice(content)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -15,6 +16,7 @@ from app.api.failures import content, response
 from app.api.patience import Patience
 from app.errors import CallerGone, NotReady, QuartetError
 
+log = logging.getLogger("quartet")
 STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}  # for OpenAPI
 DONE = b"data: [DONE]\n\n"
 FAREWELL = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
@@ -64,6 +66,11 @@ class EventStream(Response):
             failure = error
         except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
             failure = NotReady("the service stopped before the answer was whole")
+        except Exception:  # nothing foreseen: but a stream never just ends
+            if not self.begun:
+                raise
+            log.exception("a stream failed")
+            failure = QuartetError("the service failed; its log tells more")
         if not self.begun:
             await response(failure)(scope, receive, send)
             return

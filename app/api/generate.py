@@ -14,8 +14,8 @@ from app.api.bodies import NAMES, Reading, checked, json_bytes, json_response, r
 from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.oip_paths import TextModel, asked, on
-from app.api.patience import Patience, deadline
-from app.api.tensors import TEXT_PARAMETERS, own
+from app.api.patience import Patience, deadline, in_time
+from app.api.tensors import TEXT_PARAMETERS, own, sooner
 from app.api.wire_in import LONGEST_ID
 from app.engine.loading import Live
 from app.engine.registry import Registry
@@ -32,6 +32,8 @@ BODY = {
         "parameters": {"type": "object", "description": f"{', '.join(TEXT_PARAMETERS)}; also beside text_input"},
     },
 }
+MOST = "max_characters"  # which other servers of texts call max_tokens
+NAMED = {"text_input": "prompt", "max_tokens": MOST}  # as the native endpoint has them
 EXTRA = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": BODY, "example": examples.GENERATE}}}
 }
@@ -46,25 +48,27 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     async def begun(
         request: Request, name: str, until: float, streamed: bool
-    ) -> tuple[Live, Continuation, dict[str, Any]]:
-        """The text that is asked for, and what stands in every answer. Raises as all reading does."""
+    ) -> tuple[Live, Continuation, dict[str, Any], float]:
+        """The text that is asked for, what stands in every answer, and until when. Raises as all reading does."""
         found = await read_object(request, reading, most)
         version = await asked(registry, request, name, until)
         live = await choose(request, registry, "continue", version.id, until)  # refused when it is for another task
         assert isinstance(live.predictor, TextContinuer)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
-        if given := _identity(found):
-            told["id"] = given
-        body = checked(_native(found, streamed), prompts)
+        if identity := _identity(found):
+            told["id"] = identity
+        given = _given(found, streamed)
+        until = sooner(given, until)
+        body = _checked(given, prompts)
         live.engine.admit(1)
-        (text,), _ = await registry.parsing.run_if_long(len(body.prompt), texts.begun, live.predictor, body)
-        return live, text, told
+        (text,), _ = await in_time(request, registry.parsing, len(body.prompt), texts.begun, live.predictor, body)
+        return live, text, told, until
 
     @on(routes, "POST", "/generate", openapi_extra=EXTRA)
     async def generate(request: Request, name: TextModel) -> Response:
         """Go on with a text; `text_output` is the continuation alone."""
         until = deadline(request, settings.request_seconds)
-        live, text, told = await begun(request, name, until, streamed=False)
+        live, text, told, until = await begun(request, name, until, streamed=False)
         async with Patience(request, until):
             await live.engine.submit([text])
         return json_response({**told, "text_output": text.text, **_end(text)})
@@ -73,7 +77,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def generate_stream(request: Request, name: TextModel) -> Response:
         """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
         until = deadline(request, settings.request_seconds)
-        live, text, told = await begun(request, name, until, streamed=True)
+        live, text, told, until = await begun(request, name, until, streamed=True)
         return EventStream(request, _events(live, text, told), until, last=b"", x_model=live.id)
 
 
@@ -95,8 +99,8 @@ def _identity(found: dict[str, Any]) -> str:
     return given
 
 
-def _native(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
-    """A body as that of the native endpoint. Raises BadValue."""
+def _given(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
+    """What a body says, wherever in it, but ``stream``. Raises BadValue."""
     if "text_input" not in found:
         raise BadValue("text_input is missing", "text_input")
     nested = found.pop("parameters", {})
@@ -105,13 +109,24 @@ def _native(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
     for name in nested:
         if name in found:
             raise BadValue(f"{shown(name)} came beside text_input and in parameters; send one of them", name)
-    prompt, given = found.pop("text_input"), {**found, **nested}
+    given = {**found, **nested}
     if (stream := given.pop("stream", streamed)) is not streamed:
         other = "generate" if streamed else "generate_stream"
         told = f"for that there is {other}" if isinstance(stream, bool) else "it should be a boolean"
         raise BadValue(f"stream is {shown(stream)}; {told}", "stream")
-    if "max_tokens" in given:  # as other servers of texts have it
-        if "max_characters" in given:
-            raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")
-        given["max_characters"] = given.pop("max_tokens")
-    return {"prompt": prompt, **own(given, TEXT_PARAMETERS)}
+    if "max_tokens" in given and "max_characters" in given:
+        raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")
+    return given
+
+
+def _checked(given: dict[str, Any], prompts: type[texts.Prompt]) -> texts.Prompt:
+    """That as a body of the native endpoint. Raises BadValue, which names fields as they came."""
+    parameters = {MOST if name == "max_tokens" else name: value for name, value in given.items()}
+    prompt = parameters.pop("text_input")
+    try:
+        return checked({"prompt": prompt, **own(parameters, TEXT_PARAMETERS)}, prompts)
+    except BadValue as error:
+        theirs = next((name for name in given if NAMED.get(name) == error.param), None)
+        if theirs is None or error.param is None:
+            raise
+        raise BadValue(error.message.replace(error.param, theirs, 1), theirs) from None

@@ -56,7 +56,9 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         assert isinstance(predictor, ImageSampler)
         _check(body, predictor)
         named, n = wanted(body.prompt, predictor.labels, live.card.name), body.n or 1
-        count = (sum(times for _, times in named) or 1) * n
+        count = sum(times for _, times in named) * n if named else n
+        if not count:
+            raise BadValue(f"prompt is {shown(body.prompt)}; it asks for no image", "prompt")
         if count > settings.max_samples:  # before there is a list of so many
             raise BadValue(f"the prompt asks for {count:,} images; allowed are {settings.max_samples:,}", "prompt")
         labels = [label for label, times in named for _ in range(times)] * n

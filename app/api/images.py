@@ -24,7 +24,6 @@ from app.api.bodies import (
     Body,
     ModelName,
     Reading,
-    head,
     json_response,
     limited,
     read,
@@ -34,7 +33,8 @@ from app.api.bodies import (
 )
 from app.api.choice import choose
 from app.api.examples import described, described_query
-from app.api.patience import Patience, deadline
+from app.api.headers import head
+from app.api.patience import Patience, deadline, in_time
 from app.engine.lane import SMALL
 from app.engine.registry import Registry
 from app.errors import BadValue, NotAnImage, TooLarge, shown
@@ -126,7 +126,7 @@ async def _files(request: Request, images: type[Images], settings: Settings, rea
     if kind == "application/json":
         body = await read_json(request, images, reading, settings.max_images + NAMES, ClassifyQuery.model_fields)
         length = sum(map(len, body.images))
-        return await reading.lane.run_if_long(length // PACKED, _of_base64, body.images)
+        return await in_time(request, reading.lane, length // PACKED, _of_base64, body.images)
     if kind != "multipart/form-data":
         return [File(None, await read(request, reading.limit, reading.seconds), "body")]
     form = await read_form(request, reading, settings.max_images)

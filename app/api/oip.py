@@ -5,7 +5,6 @@ Bodies are read by hand, whatever their Content-Type says: tritonclient sends no
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,16 +15,17 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from app.api import examples, generate, repository, statistics
-from app.api.bodies import PACKED, head, json_bytes, json_response, read
+from app.api.bodies import PACKED, json_bytes, json_response, read
 from app.api.examples import schema_of
+from app.api.headers import head
 from app.api.oip_paths import SeriesModel, asked, on
 from app.api.patience import Patience, deadline
-from app.api.tensors import Limits, TensorModel, fit, tensor_model
+from app.api.tensors import Limits, TensorModel, fit, sooner, tensor_model
 from app.api.wire_in import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
 from app.api.wire_out import response, wanted
 from app.engine.loading import Live
 from app.engine.registry import Registry
-from app.errors import BadValue, NotReady, shown
+from app.errors import NotReady
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -72,7 +72,7 @@ def busy(routes: APIRouter) -> list[BaseRoute]:
 def _server(routes: APIRouter, registry: Registry) -> None:
     @routes.get("/health/live")
     async def live() -> Response:
-        """503 when the engine has hung for twice the time that turns readiness off."""
+        """503 when the engine has hung for twice `QUARTET_HANG_SECONDS`."""
         good = registry.lane.unanswered() < 2 * registry.settings.hang_seconds
         return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
 
@@ -168,7 +168,7 @@ def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
         async with Patience(request, until):
             found, items = await parsing.run_if_long(size, _parsed, content, coding, length, limit, model)
         size = max(size, model.length(items))
-        async with Patience(request, _sooner(found, until)):
+        async with Patience(request, sooner(found.head.parameters, until)):
             answers = await live.engine.submit(items)
             return await parsing.finish_if_long(size, _answered, live, model, found, items, answers)
 
@@ -180,15 +180,6 @@ def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorM
     fit(model, found)
     wanted(found.head, {spec.name: spec for spec in model.outputs})
     return found, model.items(found)
-
-
-def _sooner(found: Inference, until: float) -> float:
-    """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
-    stated = found.head.parameters.get("timeout", 0)
-    if type(stated) is not int or stated < 0:
-        raise BadValue(f"timeout is {shown(stated)}; it should be a whole number of microseconds", "timeout")
-    now = asyncio.get_running_loop().time()
-    return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
 
 
 def _answered(live: Live, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]) -> Response:

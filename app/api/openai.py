@@ -22,7 +22,8 @@ from app.api.bodies import NAMES, Body, ModelName, Reading, Seed, checked, json_
 from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
-from app.api.patience import Patience, deadline
+from app.api.patience import Patience, deadline, in_time
+from app.engine.lane import Lane
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import BadValue, shown
@@ -30,6 +31,7 @@ from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
 
+NOTED = 80  # values that are told in the time of one character with its log-probabilities
 SURE = 1e-12  # instead of top_p 0: only the likeliest is left
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -88,6 +90,11 @@ class Answer:
     def written(self, choice: Choice) -> str:
         """The text without what was drawn only because at least one character is."""
         return "" if self.body.max_tokens == 0 else choice.text.text
+
+    def size(self, choice: Choice, characters: int, first: bool = True) -> int:
+        """How long it takes to tell so many characters of a choice, and what is echoed, in values."""
+        told = characters + (len(choice.echoed) if first else 0)
+        return told if self.body.logprobs is None else NOTED * told
 
     def choice(self, index: int, begin: int, new: str, finished: bool) -> dict[str, Any]:
         """Choice ``index`` from character ``begin`` on, with what is echoed before the first."""
@@ -159,14 +166,25 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
         live = await choose(request, registry, "continue", body.model, until)
         _check(body)
         live.engine.admit(body.n or 1)
-        size = len(body.prompt) if isinstance(body.prompt, str) else limit
-        answer = await parsing.run_if_long(size, _begun, live, body, prompts, settings)
+        answer = await in_time(request, parsing, _length(body.prompt), _begun, live, body, prompts, settings)
         if body.stream:
-            return EventStream(request, _events(answer), until, x_model=live.id)
+            return EventStream(request, _events(answer, parsing), until, x_model=live.id)
         async with Patience(request, until):
             await live.engine.submit([choice.text for choice in answer.choices])
-        choices = [answer.choice(index, 0, answer.written(choice), True) for index, choice in enumerate(answer.choices)]
-        return json_response({**answer.told, "choices": choices, "usage": answer.usage()})
+            size = sum(answer.size(choice, len(answer.written(choice))) for choice in answer.choices)
+            return await parsing.finish_if_long(size, _whole, answer)
+
+
+def _whole(answer: Answer) -> Response:
+    choices = [answer.choice(index, 0, answer.written(choice), True) for index, choice in enumerate(answer.choices)]
+    return json_response({**answer.told, "choices": choices, "usage": answer.usage()})
+
+
+def _length(prompt: Any) -> int:
+    """Characters of a prompt, or ids, about: what is no text and no list is refused at once."""
+    if isinstance(prompt, list):
+        return sum(len(each) if isinstance(each, str | list) else 1 for each in prompt)
+    return len(prompt) if isinstance(prompt, str) else 0
 
 
 def _check(body: Completion) -> None:
@@ -195,6 +213,9 @@ def _begun(live: Live, body: Completion, prompts: type[texts.Prompt], settings: 
         allowed = f"allowed are {settings.max_prompt_characters:,}"
         raise BadValue(f"prompt has {length:,} characters in all; {allowed}", "prompt")
     extras, noting = _extras(body, predictor), body.echo and body.logprobs is not None
+    if noting and length * n > settings.max_prompt_characters:  # each of them with its log-probabilities
+        why = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
+        raise BadValue(f"{why}; allowed are {settings.max_prompt_characters:,}", "n")
     choices = []
     for prompt in found:
         native = checked({"prompt": prompt, **_native(body)}, prompts)
@@ -261,17 +282,22 @@ def _extras(body: Completion, predictor: TextContinuer) -> Callable[[], Extras] 
     return lambda: Extras(bias, presence, frequency, None if logprobs is None else Notes(logprobs))
 
 
-async def _events(answer: Answer) -> AsyncGenerator[bytes, None]:
+async def _events(answer: Answer, parsing: Lane) -> AsyncGenerator[bytes, None]:
     """An event for each piece of a choice, and where it is asked for one that counts."""
     counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
     blank: dict[str, Any] = {"usage": None} if counting else {}
+
+    def told(pieces: Sequence[texts.Piece]) -> bytes:
+        events = []
+        for piece in pieces:
+            new = "" if answer.body.max_tokens == 0 else piece.text
+            choice = answer.choice(piece.place, piece.begin, new, piece.finished)
+            events.append(event({**answer.told, "choices": [choice], **blank}))
+        return b"".join(events)
+
     async with aclosing(texts.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
         async for pieces in growth:
-            events = []
-            for piece in pieces:
-                new = "" if answer.body.max_tokens == 0 else piece.text
-                choice = answer.choice(piece.place, piece.begin, new, piece.finished)
-                events.append(event({**answer.told, "choices": [choice], **blank}))
-            yield b"".join(events)
+            size = sum(answer.size(answer.choices[one.place], len(one.text), one.begin == 0) for one in pieces)
+            yield await parsing.finish_if_long(size, told, pieces)
     if counting:
         yield event({**answer.told, "choices": [], "usage": answer.usage()})

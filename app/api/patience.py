@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from types import TracebackType
+from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
-from app.api.bodies import UNTIL, head
+from app.api.headers import head
+from app.engine.lane import SMALL, Lane
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
 
+UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
 NOTICE = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
 
 
@@ -30,6 +34,24 @@ def deadline(request: Request, longest: float) -> float:
     until = asyncio.get_running_loop().time() + min(seconds, longest)
     request.scope[UNTIL] = until  # which its body must keep too
     return until
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+async def in_time(
+    request: Request, lane: Lane, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> R:
+    """``Lane.run_if_long`` for a request whose body has been read: as long as its caller and its time last.
+
+    Raises whatever the function raises, Overloaded, CallerGone and TimedOut.
+    """
+    until = request.scope.get(UNTIL)
+    if size <= SMALL or until is None:
+        return await lane.run_if_long(size, function, *args, **kwargs)
+    async with Patience(request, until):
+        return await lane.run(function, *args, **kwargs)
 
 
 class Patience:

@@ -20,7 +20,6 @@ from app.api.bodies import (
     ModelName,
     Reading,
     Seed,
-    head,
     json_bytes,
     json_response,
     limited,
@@ -29,6 +28,7 @@ from app.api.bodies import (
 )
 from app.api.choice import choose
 from app.api.examples import described
+from app.api.headers import head
 from app.api.patience import Patience, deadline
 from app.engine.registry import Registry
 from app.predictors.gan import Drawing, ImageSampler, animated, png, sheet

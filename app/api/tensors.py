@@ -5,6 +5,7 @@ Nothing is computed here: an item is what the native endpoint of the task makes 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,8 +145,8 @@ class Histories:
 
     def items(self, request: Inference) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
-        if not (np.isnan(values) | (np.abs(values) <= 1e300)).all():
-            raise BadValue("values has one beyond 1e300", "values")
+        if len(odd := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
+            raise BadValue(f"values has {odd[0]}; allowed is from -1e300 to 1e300", "values")
         return series.parsed(self.live, self._body(request, values.tolist()), self.settings)
 
     def _body(self, request: Inference, values: list[Any]) -> series.History:
@@ -162,11 +163,13 @@ class Histories:
 
     def answers(self, request: Inference, items: list[Any], found: list[Any]) -> Outputs:
         told = series.results(self.live, items, found, self._body(request, []).levels)
+        mean = np.array([each["mean"] for each in told])
         bounds = {
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])
             for side in ("lower", "upper")
         }
-        return {"mean": np.array([each["mean"] for each in told]), **bounds}
+        shape = (len(mean), -1, mean.shape[1])  # also where no level is asked for
+        return {"mean": mean, **{side: bound.reshape(shape) for side, bound in bounds.items()}}
 
     def length(self, items: Sequence[Any]) -> int:
         return sum(item.horizon for item in items) * 5
@@ -249,6 +252,15 @@ def fit(model: TensorModel, request: Inference) -> None:
     if len(set(rows.values())) > 1:
         raise BadValue(f"inputs have {shown(rows)} rows, expected as many in each", "inputs")
     own(request.head.parameters, model.parameters)
+
+
+def sooner(parameters: Mapping[str, Any], until: float) -> float:
+    """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
+    stated = parameters.get("timeout", 0)
+    if type(stated) is not int or stated < 0:
+        raise BadValue(f"timeout is {shown(stated)}; it should be a whole number of microseconds", "timeout")
+    now = asyncio.get_running_loop().time()
+    return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
 
 
 def own(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:

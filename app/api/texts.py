@@ -17,7 +17,7 @@ from app.api.bodies import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_by
 from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
-from app.api.patience import Patience, deadline
+from app.api.patience import Patience, deadline, in_time
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.predictors.choice import Extras, Notes
@@ -106,7 +106,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         live = await choose(request, registry, "continue", body.model, until)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
-        texts, unknown = await parsing.run_if_long(len(body.prompt), begun, live.predictor, body)
+        texts, unknown = await in_time(request, parsing, len(body.prompt), begun, live.predictor, body)
         if body.stream:
             return EventStream(request, _events(live, texts, unknown), until, x_model=live.id)
         async with Patience(request, until):

@@ -67,7 +67,7 @@ class Options(Body):
 
 class Question(Body):
     model: ModelName = None
-    inputs: list[Input] = Field(min_length=1, max_length=10**5)
+    inputs: Annotated[list[Input], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
     options: Options
     metadata: dict[str, Any] | None = Field(None, description="not looked at")
 
@@ -92,6 +92,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, Question, reading, most)
         live = await choose(request, registry, "forecast", body.model, until)
+        if len(body.inputs) > settings.max_series:
+            raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
         starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
         options = checked({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
@@ -153,10 +155,11 @@ def _start(given: Input, param: str) -> str | None:
 
 
 def _later(begin: datetime, frequency: str, steps: int) -> datetime:
-    """So many steps later; a month has no more days than it has."""
+    """So many steps later. A month has no more days than it has, and what begins on its last one stays on the last."""
     if frequency in SECONDS:
         return begin + timedelta(seconds=SECONDS[frequency] * steps)
     years, month = divmod(begin.month - 1 + MONTHS[frequency] * steps, 12)
     year = begin.year + years
     last = calendar.monthrange(year, month + 1)[1]
-    return begin.replace(year=year, month=month + 1, day=min(begin.day, last))
+    ends = begin.day == calendar.monthrange(begin.year, begin.month)[1]
+    return begin.replace(year=year, month=month + 1, day=last if ends else min(begin.day, last))

@@ -16,12 +16,32 @@ from app.errors import BadValue, shown
 
 def wanted(head: Head, known: Mapping[str, Spec]) -> dict[str, Parameters]:
     """The outputs that a request asks for, each with its parameters; all when it names none. Raises BadValue."""
+    _check_binary("binary_data_output", head.parameters)
     if not head.outputs:
         return {name: {} for name in known}
-    for output in head.outputs:
+    for i, output in enumerate(head.outputs):
         if output.name not in known:
             raise BadValue(f"there is no output {shown(output.name)}; there are: {', '.join(known)}", "outputs")
+        if any(output.name == other.name for other in head.outputs[:i]):
+            raise BadValue(f"output {output.name!r} came more than once", "outputs")
+        _check_binary("binary_data", output.parameters)
+        if (best := output.parameters.get("classification")) is not None:
+            _check_classes(best, known[output.name])
     return {output.name: output.parameters for output in head.outputs}
+
+
+def _check_binary(name: str, parameters: Parameters) -> None:
+    """Raises BadValue for what neither asks for bytes nor for JSON."""
+    if not isinstance(given := parameters.get(name, False), bool):
+        raise BadValue(f"{name} is {shown(given)}; it should be a boolean", name)
+
+
+def _check_classes(best: Any, spec: Spec) -> None:
+    """Raises BadValue for an output without classes, and for what is no number of them."""
+    if not spec.labels:
+        raise BadValue(f"output {spec.name!r} has no classes", "outputs")
+    if type(best) is not int or best < 1:
+        raise BadValue(f"classification is {shown(best)}; it should be a number of classes from 1 on", "outputs")
 
 
 def response(
@@ -57,11 +77,7 @@ def _packed(array: np.ndarray, datatype: str) -> bytes:
 
 
 def _classes(array: np.ndarray, best: Any, spec: Spec) -> np.ndarray:
-    """Values [N, classes] -> the ``best`` largest of each row as ``value:index:label``, [N, best]. Raises BadValue."""
-    if array.ndim != 2 or array.dtype == object or not spec.labels:
-        raise BadValue(f"output {spec.name!r} has no classes", "outputs")
-    if type(best) is not int or best < 1:
-        raise BadValue(f"classification is {shown(best)}; it should be a number of classes from 1 on", "outputs")
+    """Values [N, classes] -> the ``best`` largest of each row as ``value:index:label``, [N, best]."""
     order = np.argsort(-array, axis=1, kind="stable")[:, :best]
     rows = [
         [f"{row[index]:.6f}:{index}:{spec.labels[index]}".encode() for index in ranks]

@@ -114,6 +114,9 @@ class ExtraRows:
         """Count and note the characters drawn, [N], with what ``likely`` gave."""
         self.counts[np.arange(len(self.rows)), drawn[self.rows]] += 1
         note(self.notes, likely, drawn[self.noted])
+        left = [i for i, notes in enumerate(self.notes) if len(notes.chosen) < notes.most]
+        if len(left) < len(self.notes):  # what nobody asked for is not noted
+            self.notes, self.noted = [self.notes[i] for i in left], self.noted[left]
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:

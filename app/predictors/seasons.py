@@ -93,7 +93,7 @@ def filled(values: np.ndarray, season: int) -> np.ndarray:
         return line
     smooth = _smoothed(line, season)
     above = np.where(np.isnan(values), np.nan, values - smooth)
-    usual = np.array([_median(above[phase::season]) for phase in range(season)])[places % season]
+    usual = medians(above, season)[places % season]
     return np.where(np.isnan(values), np.interp(places, known, values[known] - usual[known]) + usual, values)
 
 
@@ -105,6 +105,12 @@ def _smoothed(x: np.ndarray, season: int) -> np.ndarray:
     return (sums[end] - sums[begin]) / (end - begin)
 
 
-def _median(x: np.ndarray) -> float:
-    known = x[~np.isnan(x)]
-    return float(np.median(known)) if len(known) else 0.0
+def medians(x: np.ndarray, season: int) -> np.ndarray:
+    """x [T] with NaN where it is unknown -> the median of what is known at each place of the season, [season]; 0 where
+    nothing is.
+    """
+    turns = np.pad(x, (0, -len(x) % season), constant_values=np.nan).reshape(-1, season)
+    known = (~np.isnan(turns)).sum(axis=0)
+    turns = np.sort(turns, axis=0)  # NaN last
+    below, above = (np.take_along_axis(turns, (known[None] + side) // 2, axis=0)[0] for side in (-1, 0))
+    return np.where(known > 0, (below + above) / 2, 0.0)
