@@ -165,6 +165,21 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeyp
     assert len(stepper.sizes) == 9
 
 
+async def test_while_others_are_refused_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.text.CROWDED", 60.0)
+    stepper, seen = Stepper(), Seen()
+    engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
+    tasks = await start(engine.submit([Count(9)]))
+    await asyncio.sleep(0)  # it runs
+    tasks += await start(engine.submit([Count(9)]))
+    with pytest.raises(Overloaded):
+        await engine.submit([Count(1)])
+    stepper.turns.release(99)
+    await asyncio.gather(*tasks)
+    assert seen.batches[:2] == [1, 1]  # the step that had begun, and all others of the first text
+    assert len(seen.batches) == 2 + 9  # then nobody was refused any more
+
+
 async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)

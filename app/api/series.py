@@ -20,7 +20,7 @@ from app.errors import BadValue, shown
 from app.predictors import AnyForecaster
 from app.settings import Settings
 
-EACH = 5000  # values that are read in the time that a series takes besides them
+EACH = 3000  # values that are read in the time that a series takes besides them
 DIGITS = 26  # bytes that a value can take in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None

@@ -21,6 +21,7 @@ class Door:
         self.name = name
         self.closed = False
         self.waiting = 0
+        self.refused = 0  # requests for which there was no room, so far
         self._of: dict[str, int] = {}  # waiting rows of each caller who has a key
         self._watch = watch
         self._most = most
@@ -43,6 +44,7 @@ class Door:
         who = caller.get()
         own = 0 if who is None else self._of.get(who, 0)
         if self.waiting + own + wanted > self._most:
+            self.refused += 1
             self._refused("queue_full")
             seconds = math.ceil((self.waiting + wanted) / rate) if rate else 1
             theirs = "" if who is None else f", {own} of them of {who}"

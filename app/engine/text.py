@@ -22,6 +22,7 @@ from app.engine.watch import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
+CROWDED = 0.012  # seconds of a turn after which nobody finds room: to refuse one after each step costs more
 LONG = 0.006  # seconds that all else takes between two turns, from which on a turn lasts as long as that did
 LONGEST = 0.05  # seconds of a turn
 STINT = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
@@ -101,6 +102,7 @@ class TextEngine(Generic[Text]):
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
         self._turned = 0.0  # when the last turn ended
+        self._refused = 0  # by the door, when the last turn began
         self._looked = 0.0  # for somebody who could make room
         self.failing = Failing()
 
@@ -269,11 +271,14 @@ class TextEngine(Generic[Text]):
         """A step for all texts, and more until one of them is finished or begins to be written, or the turn is over.
 
         Beside long forwards of other models, or many short ones, it is a long turn: else texts would have a hundredth
-        of the time.
+        of the time. It is longer, too, while others are refused: the step after what came between is a slow one.
         """
         others = self._others()
         long = others > LONG
-        end = time.perf_counter() + (min(others, LONGEST) if long else self._turn_seconds)
+        seconds = min(others, LONGEST) if long else self._turn_seconds
+        if self._refused != self._door.refused:
+            self._refused, seconds = self._door.refused, max(seconds, CROWDED)
+        end = time.perf_counter() + seconds
         silent = [text for text in texts if long and not text.written]
         self._step(texts)
         while time.perf_counter() < end and not any(text.finished for text in texts):
