@@ -337,7 +337,7 @@ def place(store: Path, folder: Path) -> bool:
         sync(path)
     with suppress(FileExistsError):
         (store / name).mkdir()
-        (store / name).chmod(0o755)
+        (store / name).chmod((store / name).stat().st_mode | 0o555)
     try:
         folder.rename(store / name / number)
     except OSError:

@@ -192,6 +192,10 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_followed(
 
     monkeypatch.setattr(Path, "iterdir", refuses)
     assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
+    monkeypatch.setattr(Path, "iterdir", listed)
+    before = Survey.of(tmp_path, Survey(), {})
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    assert Survey.of(tmp_path, before, {}).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}  # what was there still is
     found = Survey.of(tmp_path, Survey(), {})
     assert [(one.name, one.version, one.reason) for one in found.broken] == [
         ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")

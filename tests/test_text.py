@@ -165,6 +165,23 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeyp
     assert len(stepper.sizes) == 9
 
 
+async def test_long_turns_of_another_model_s_texts_make_none_longer(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.text.LONGEST", 60.0)
+    quick, seen = Stepper(threading.Semaphore(99)), Seen()
+    slow = TextEngine("slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, Seen(), 1, 4, 0)
+    other = asyncio.ensure_future(slow.submit([Count(9)]))
+    await engine_of(quick, lane, seen=seen).submit([Count(9)])
+    assert len(seen.batches) == 9  # turns, of a step each
+    await other
+
+
+def dawdle(text: Count) -> None:
+    time.sleep(0.02)
+    text.done += 1
+
+
 async def test_while_others_are_refused_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.text.CROWDED", 60.0)
     stepper, seen = Stepper(), Seen()

@@ -52,6 +52,7 @@ class Lane:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting_since: dict[int, float] = {}
         self._job = 0
+        self.written = 0.0  # seconds, of all turns of texts so far
         self._distrusted = -math.inf  # until when nothing is done at once
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

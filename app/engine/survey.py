@@ -45,8 +45,10 @@ class Survey:
             try:
                 if numbers := store.numbers(folder, name):
                     found.numbers[name] = numbers
-            except StoreError as error:  # what it holds is gone until it can be read, and all others stay
+            except StoreError as error:  # what was there still is, and all others are followed
                 found.broken.append(Broken(name, 0, str(error)))
+                if name in before.numbers:
+                    found.numbers[name] = before.numbers[name]
         for name, numbers in found.numbers.items():
             try:
                 found.chosen[name] = rollout.read(folder, name)

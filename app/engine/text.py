@@ -102,6 +102,7 @@ class TextEngine(Generic[Text]):
         self._stepping: asyncio.Task[None] | None = None
         self._pace = 1.0  # seconds from a text's start to its end
         self._turned = 0.0  # when the last turn ended
+        self._written = 0.0  # by the lane, until then
         self._refused = 0  # by the door, when the last turn began
         self._looked = 0.0  # for somebody who could make room
         self.failing = Failing()
@@ -169,7 +170,7 @@ class TextEngine(Generic[Text]):
         self._door.leave(row.caller, 1)
 
     async def _run(self) -> None:
-        self._turned = time.perf_counter()
+        self._note_turn(0.0)
         try:
             while self._join():
                 await self._advance(self._running)
@@ -273,23 +274,31 @@ class TextEngine(Generic[Text]):
         Beside long forwards of other models, or many short ones, it is a long turn: else texts would have a hundredth
         of the time. It is longer, too, while others are refused: the step after what came between is a slow one.
         """
-        others = self._others()
+        begun, others = time.perf_counter(), self._others()
         long = others > LONG
         seconds = min(others, LONGEST) if long else self._turn_seconds
         if self._refused != self._door.refused:
             self._refused, seconds = self._door.refused, max(seconds, CROWDED)
-        end = time.perf_counter() + seconds
         silent = [text for text in texts if long and not text.written]
-        self._step(texts)
-        while time.perf_counter() < end and not any(text.finished for text in texts):
-            if any(text.written for text in silent):
-                break
+        try:
             self._step(texts)
-        self._turned = time.perf_counter()
+            while time.perf_counter() < begun + seconds and not any(text.finished for text in texts):
+                if any(text.written for text in silent):
+                    break
+                self._step(texts)
+        finally:
+            self._note_turn(time.perf_counter() - begun)
+
+    def _note_turn(self, seconds: float) -> None:
+        self._lane.written += seconds
+        self._turned, self._written = time.perf_counter(), self._lane.written
 
     def _others(self) -> float:
-        """For how many seconds all else has had its turn: the event loop, and other models in the lane."""
-        return time.perf_counter() - self._turned
+        """For how many seconds all else has had its turn: the event loop, and other models in the lane.
+
+        But not texts of another model: each would have as long a turn as the other, and both ever longer ones.
+        """
+        return time.perf_counter() - self._turned - (self._lane.written - self._written)
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
