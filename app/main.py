@@ -155,9 +155,16 @@ def main() -> None:
         sys.exit(supervise(settings, workers, threads))
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again
         signal.signal(number, leave)
-    if hears_hang_up():
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    if hears := hears_hang_up():
+        signal.signal(signal.SIGHUP, leave)
     server = create_server(settings.model_copy(update={"threads": threads}))
+
+    def hang_up(*_: object) -> None:
+        if not server.should_exit:  # of a terminal that is closed, more than one may come
+            signal.raise_signal(signal.SIGTERM)
+
+    if hears:
+        signal.signal(signal.SIGHUP, hang_up)
     server.watchdog = Watchdog(settings.hang_seconds)
     serve(server)
 

@@ -33,7 +33,7 @@ PAUSED = 2.0  # seconds between two ticks, from which on the process was stopped
 LOADING = 60.0  # seconds that a new worker may take until it is ready
 CROWDED = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
-HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)  # while a worker is forked
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
 
@@ -317,7 +317,10 @@ class Supervisor:
         """A signal came."""
         for number in waking.recv(64):
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                self._stop() if self._stopping is None else self._kill()
+                if self._stopping is None:
+                    self._stop()
+                elif number != signal.SIGHUP:  # of a terminal that is closed, more than one may come
+                    self._kill()
 
     def _stop(self) -> None:
         """Take no more connections, and have the workers finish what they have."""

@@ -78,6 +78,19 @@ def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
         assert service.process.wait(SECONDS) == 0
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_closed_terminal_may_say_so_twice(tiny_store: Path, workers: int) -> None:
+    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
+        caller = stream(service, 3000)
+        for _ in range(3):
+            os.killpg(service.process.pid, signal.SIGHUP)
+            time.sleep(0.1)  # they come as they come
+        with caller, caller.makefile("rb") as answer:
+            assert answer.read().count(b'"finish_reason":"length"') == 16
+        assert service.process.wait(SECONDS) == 0
+
+
 def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> None:
     ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with serving(tiny_store, own_group=True, before=ignored) as service:
