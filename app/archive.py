@@ -27,7 +27,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PICTURES = 32
 MOST_CARD = 4 * 2**20  # bytes; a card with a long vocabulary takes a few thousand
 MOST_DIRECTORY = 2**16  # bytes: of some 40 entries
-END, LOCATOR = 22, 20  # bytes of the record at the end of an archive, and of the one before it in a zip64
+END, LOCATOR, WIDE = 22, 20, 56  # bytes of the record at an archive's end, and of the two before it in a zip64
 PIECE = 2**20
 ENCRYPTED = 0x1
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, whose failures are DAMAGED
@@ -103,16 +103,21 @@ def _check_directory(file: IO[bytes]) -> None:
     Where it ends, and how long it is, stands at the end of the file (APPNOTE.TXT 4.3.16), as ``zipfile`` looks for it.
     """
     length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - END - 2**16 - LOCATOR))
+    file.seek(max(0, length - END - 2**16 - LOCATOR - WIDE))
     tail = file.read()
-    file.seek(0)
     at = len(tail) - END if tail[-END:].startswith(b"PK\5\6") and tail.endswith(b"\0\0") else tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < END:
         return  # no archive, which is told when it is opened
-    if tail[max(0, at - LOCATOR) : at].startswith(b"PK\6\7"):
-        raise BadArchive("it is a zip64 archive, for files larger than any version's")
-    (size,) = struct.unpack_from("<I", tail, at + 12)
-    if size > MOST_DIRECTORY:
+    sizes = list(struct.unpack_from("<I", tail, at + 12))
+    if tail[max(0, at - LOCATOR) : at].startswith(b"PK\6\7"):  # a zip64: it stands before that, or where that says
+        sizes = []
+        (place,) = struct.unpack_from("<Q", tail, at - LOCATOR + 8)
+        file.seek(min(place, length))
+        for record in (tail[max(0, at - LOCATOR - WIDE) : at - LOCATOR], file.read(WIDE)):
+            if len(record) == WIDE and record.startswith(b"PK\6\6"):
+                sizes += struct.unpack_from("<Q", record, 40)
+    file.seek(0)
+    if (size := max(sizes, default=0)) > MOST_DIRECTORY:
         raise BadArchive(f"its list of contents has {size:,} bytes; allowed are {MOST_DIRECTORY:,}")
 
 

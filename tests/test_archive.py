@@ -202,8 +202,14 @@ def test_a_long_list_of_contents_is_refused_before_it_is_read(
         bring_in(other, content.getvalue())
 
 
-def test_an_archive_for_larger_files_is_refused(other: Path, packed: bytes) -> None:
+def test_an_archive_for_larger_files_is_read_too_and_its_list_of_contents_bounded(other: Path, packed: bytes) -> None:
     at = packed.rindex(b"PK\5\6")
-    wide = packed[:at] + b"PK\6\7" + bytes(16) + packed[at:]
-    with pytest.raises(archive.BadArchive, match="it is a zip64 archive"):
-        bring_in(other, wide)
+    entries, size, place = struct.unpack_from("<HII", packed, at + 10)
+
+    def wide(told: int) -> bytes:
+        record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, told, place)
+        return packed[:at] + record + struct.pack("<4sIQI", b"PK\6\7", 0, at, 1) + packed[at:]
+
+    with pytest.raises(archive.BadArchive, match="its list of contents has 70,000 bytes; allowed are 65,536"):
+        bring_in(other, wide(70_000))
+    assert bring_in(other, wide(size)).version == 1
