@@ -99,7 +99,8 @@ class Settings(BaseSettings):
         0.004,
         ge=0,
         le=0.05,
-        description="a batch that should take no longer is computed on the event loop itself; 0: none",
+        description="a batch that should take no longer is computed on the event loop itself; 0: none; texts, while "
+        "others are refused, three times as long",
     )
     silent_seconds: Seconds = Field(
         5, description="seconds without an answer of an engine after which readiness is off"

@@ -150,11 +150,14 @@ def read_query(request: Request, model: type[Query]) -> Query:
 
 @dataclass(frozen=True)
 class Reading:
-    """How bodies are read: ``limit`` bytes at most, with pauses of so many ``seconds``, large ones parsed in a lane."""
+    """How bodies are read: ``limit`` bytes and ``fields`` at most, with pauses of so many ``seconds``; large ones are
+    parsed in a lane.
+    """
 
     limit: int
     seconds: float
     lane: Lane
+    fields: int = MOST_FIELDS
 
 
 async def read_json(
@@ -168,21 +171,21 @@ async def read_json(
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
     content = await read(request, reading.limit, reading.seconds)
-    return await in_time(request, reading.lane, len(content) // PACKED, _parsed, content, most, model)
+    return await in_time(request, reading.lane, len(content) // PACKED, _parsed, content, most, model, reading.fields)
 
 
 async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
     """The body as it is, an object. Raises as ``read_json`` does."""
     content = await read(request, reading.limit, reading.seconds)
-    return await in_time(request, reading.lane, len(content) // PACKED, object_of, content, most)
+    return await in_time(request, reading.lane, len(content) // PACKED, object_of, content, most, reading.fields)
 
 
-def _parsed(content: bytes, most: int, model: type[Model]) -> Model:
-    return checked(object_of(content, most), model)
+def _parsed(content: bytes, most: int, model: type[Model], fields: int) -> Model:
+    return checked(object_of(content, most, fields), model)
 
 
-def object_of(content: bytes, most: int) -> dict[str, Any]:
-    """A body with at most so many commas as an object; an empty one has nothing in it. Raises BadValue."""
+def object_of(content: bytes, most: int, fields: int = MOST_FIELDS) -> dict[str, Any]:
+    """A body with at most so many commas and fields as an object; an empty one has nothing in it. Raises BadValue."""
     if (commas := content.count(b",")) > most:
         raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
     try:
@@ -191,8 +194,8 @@ def object_of(content: bytes, most: int) -> dict[str, Any]:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadValue(f"the body is {shown(found)}; it should be an object")
-    if (colons := _colons(content)) > MOST_FIELDS:  # each of them may be wrong, and would be told of
-        raise BadValue(f"the body has {colons:,} fields; allowed are {MOST_FIELDS:,}")
+    if (colons := _colons(content)) > fields:  # each of them may be wrong, and would be told of
+        raise BadValue(f"the body has {colons:,} fields; allowed are {fields:,}")
     if colons > _fields(found):  # a field that another of its name has replaced has left its colon
         _refuse_twice(content)
     return found

@@ -17,7 +17,17 @@ from starlette.responses import Response
 
 from app.api import examples, series
 from app.api.answers import FAILURES
-from app.api.bodies import NAMES, Body, ModelName, Reading, checked, json_bytes, json_response, read_json
+from app.api.bodies import (
+    MOST_FIELDS,
+    NAMES,
+    Body,
+    ModelName,
+    Reading,
+    checked,
+    json_bytes,
+    json_response,
+    read_json,
+)
 from app.api.choice import choose
 from app.api.examples import described
 from app.api.patience import Patience, deadline
@@ -77,7 +87,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=FAILURES)
     parsing, histories = registry.parsing, series.bounded(settings)
     limit = json_bytes(settings.max_body_bytes, series.DIGITS * settings.max_series_values)
-    reading = Reading(limit, settings.body_seconds, parsing)
+    fields = max(MOST_FIELDS, 6 * settings.max_series + NAMES)
+    reading = Reading(limit, settings.body_seconds, parsing, fields)
     most = settings.max_series_values + 8 * settings.max_series + NAMES
 
     @routes.get("/models")
