@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from training import calendar, tables
 from training.data import DataError
@@ -236,3 +239,28 @@ def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
     frequency = calendar.frequency([ends], Path("x"))
     assert frequency.name == "month"
     assert np.diff([frequency.place(stamp) or 0 for stamp in ends]).tolist() == [1, 1, 1]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    cut=st.integers(0, 900),
+    at=st.integers(0, 900),
+    more=st.sampled_from(
+        [
+            *(b"", b"\0", b"\xff", b'"', b",", b";", b"\t", b"\n", b"\r", b"-", b"nan"),
+            *(b"9" * 400, b"1e999", b"2024-02-30", b"x" * 140_000),
+        ]
+    ),
+    times=st.integers(1, 3),
+)
+def test_whatever_a_table_looks_like_it_is_read_or_refused_in_a_sentence(
+    tmp_path: Path, cut: int, at: int, more: bytes, times: int
+) -> None:
+    path = weekly(tmp_path)
+    content = path.read_bytes()
+    content = content[: len(content) - cut]
+    path.write_bytes(content[:at] + more * times + content[at:])
+    for more_options in ({}, {"by_rows": True}, {"group": "day"}):
+        with suppress(DataError):
+            table = tables.read(path, **more_options)  # type: ignore[arg-type]
+            assert all(np.isfinite(series.values).all() for series in table.series)

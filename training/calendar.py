@@ -36,6 +36,8 @@ class Frequency:
 
 def parse(stamp: str, day_first: bool = True) -> datetime | None:
     """A time stamp: ISO 8601, a month 2020-01, a quarter 2020Q1, a year, days first with dots, either with slashes."""
+    if re.match(r"0000|\d{17}", stamp):  # no year, and no time that there is
+        return None
     if match := re.fullmatch(r"(\d{4})-?[Qq]([1-4])", stamp):
         return datetime(int(match[1]), 3 * int(match[2]) - 2, 1)
     if match := re.fullmatch(r"(\d{4})[-/.](\d{1,2})", stamp):

@@ -117,7 +117,7 @@ def _table(
             continue
         series.append(Series(name, whole, starts[begin], known))
     if not series:
-        raise DataError(f"{path}: no series of {LEAST} values or more; {remarks[-1]}")
+        raise DataError(f"{path}: no series of {LEAST} values or more; {remarks[-1] if remarks else 'it has no rows'}")
     return Table(path.name, series, frequency.name if frequency else "step", season, remarks)
 
 
@@ -146,7 +146,10 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     if not lines:
         raise DataError(f"{path} is empty")
     delimiter = max(",;\t|", key=lines[0].count)
-    found = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    try:
+        found = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:  # such as a cell of more than 131,072 characters
+        raise DataError(f"{path} is no CSV: {error}") from error
     head = found[0]
     if all(_is_number(cell) for cell in head):
         raise DataError(f"{path}: its first row must name the columns, and is {', '.join(head)[:80]}")
