@@ -203,6 +203,7 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
             listener,
             work=work,
             count=workers,
+            silent_seconds=settings.silent_seconds,
             hang_seconds=settings.hang_seconds,
             stop_seconds=seconds,
             ready=lambda: announce(listener, settings),

@@ -60,7 +60,8 @@ class Worker:
 class Supervisor:
     """``work`` runs a worker: it is given its end of a socket, over which connections come, and tells its state.
 
-    A worker that has told nothing for ``hang_seconds`` is replaced. At a stop, workers have ``stop_seconds``.
+    A worker that has told nothing for ``silent_seconds`` is given connections only when all others are no better, after
+    ``hang_seconds`` it is replaced. At a stop, workers have ``stop_seconds``.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supervisor:
         listener: socket.socket,
         work: Callable[[socket.socket], None],
         count: int,
+        silent_seconds: float,
         hang_seconds: float,
         stop_seconds: float,
         ready: Callable[[], None],
@@ -76,6 +78,7 @@ class Supervisor:
         self._listener = listener
         self._work = work
         self._count = count
+        self._silent_seconds = silent_seconds
         self._hang_seconds = hang_seconds
         self._stop_seconds = stop_seconds
         self._ready = ready
@@ -244,7 +247,8 @@ class Supervisor:
 
     def _hand_over(self, connection: socket.socket, workers: list[Worker]) -> bool:
         """Give a connection to the one with least to do; False when none can take more now."""
-        for worker in sorted(workers, key=Worker.load):
+        now = time.monotonic()
+        for worker in sorted(workers, key=lambda one: (now - one.heard > self._silent_seconds, one.load())):
             try:
                 socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
             except OSError as error:  # one that takes no more will be found hung

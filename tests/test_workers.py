@@ -251,6 +251,27 @@ def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Pat
         assert service.process.wait(SECONDS) == 1
 
 
+def test_a_worker_that_hangs_at_once_is_given_no_connections_until_it_is_replaced(tiny_store: Path) -> None:
+    """Its event loop computes small batches itself: it can tell nobody anything, and its own callers are hung up on."""
+    with serving(tiny_store, before=HANGS, silent_seconds=0.2, hang_seconds=4, at_once_seconds=0.05) as service:
+        before = service.workers
+        with service.connect() as caller:
+            caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
+            time.sleep(0.5)  # longer than it may be silent
+            kept = [service.connect() for _ in range(6)]
+            begun = time.monotonic()
+            for connection in kept:  # more than the other worker has to do
+                connection.settimeout(2)
+                assert ask(connection)
+            assert time.monotonic() - begun < 2
+            for connection in kept:
+                connection.close()
+            caller.settimeout(SECONDS)
+            with contextlib.suppress(ConnectionError):
+                assert caller.recv(1) == b""
+        until(lambda: len(service.workers) == 2 and len(service.workers & before) == 1)
+
+
 NO_PROCESSES = """
 import errno
 from multiprocessing.context import ForkProcess
