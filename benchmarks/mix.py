@@ -14,8 +14,12 @@ from typing import Any
 from benchmarks.load import Answer, Connection, Request, arrivals, connect
 from benchmarks.servers import ROOT
 
-KINDS = {"classify": 35, "continue": 15, "forecast": 15, "sample": 15, "stream": 10, "bad": 10}  # and their weights
-EXACT = ("continue", "sample", "stream", "bad")  # the same to the last bit; the others to NEAR
+KINDS = {  # and their weights
+    **{"classify": 30, "continue": 15, "forecast": 12, "sample": 12, "stream": 10, "bad": 9},
+    **{"complete": 4, "infer": 4, "timeseries": 4},  # the other protocols
+}
+EXACT = ("continue", "sample", "stream", "bad", "complete")  # the same to the last bit; the others to NEAR
+OWN = ("version", "model_version", "system_fingerprint", "id", "created", "created_at")  # of each answer its own
 NEAR = 1e-4  # probabilities, and forecasts as a part of their size: batches of another size round otherwise
 SCENES = ("ROMEO:\n", "First Citizen:\nBefore we proceed", "To be, or not", "\n", "KING HENRY:\nOnce more")
 BAD = (
@@ -50,15 +54,31 @@ def _request(kind: str, chance: random.Random, pictures: Sequence[bytes]) -> Req
     if kind == "classify":
         model = chance.choice(("cifar10-lenet", "cifar10-whitened"))
         return Request(f"/v1/images/classify?model={model}", chance.choice(pictures), "image/png")
-    if kind == "forecast":
+    if kind == "infer":
+        image = [chance.randrange(256) for _ in range(3072)]
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": image}
+        return _json("/v2/models/cifar10-lenet/infer", inputs=[tensor])
+    if kind in ("forecast", "timeseries"):
         shift, series = chance.random(), range(chance.randint(60, 200))
         values = [math.sin(0.02 * i + shift) + chance.gauss(0, 0.1) for i in series]
-        return _json("/v1/series/forecast", values=values, horizon=chance.randint(1, 48))
+        horizon = chance.randint(1, 48)
+        if kind == "forecast":
+            return _json("/v1/series/forecast", values=values, horizon=horizon)
+        given = {"type": "univariate_time_series", "series": values, "frequency": "D", "start_timestamp": "2026-01-31"}
+        return _json("/v1/timeseries/forecast", inputs=[given], options={"horizon": horizon, "quantiles": [0.1, 0.9]})
     seed = chance.randrange(2**32)
     if kind == "sample":
         return _json("/v1/images/sample", count=chance.choice((1, 4, 16)), seed=seed)
     more = {"stream": True} if kind == "stream" else {"n": chance.choice((1, 1, 4))}
     characters = chance.randint(1, 120)
+    if kind == "complete":
+        asked = {
+            "prompt": chance.choice(SCENES),
+            "max_tokens": characters,
+            "seed": seed,
+            "logprobs": chance.randrange(3),
+        }
+        return _json("/v1/completions", model="shakespeare-rnn", echo=chance.random() < 0.5, **asked)
     return _json("/v1/text/continue", prompt=chance.choice(SCENES), max_characters=characters, seed=seed, **more)
 
 
@@ -75,9 +95,14 @@ def read(ask: Ask, answer: Answer) -> Any:
         said = json.loads(answer.body)
     except ValueError:
         said = None
+    return [answer.status, _plain(said)]
+
+
+def _plain(said: Any) -> Any:
+    """Without what is each answer's own."""
     if isinstance(said, dict):
-        said.pop("version", None)
-    return [answer.status, said]
+        return {key: _plain(value) for key, value in said.items() if key not in OWN}
+    return [_plain(each) for each in said] if isinstance(said, list) else said
 
 
 def same(kind: str, found: Any, right: Any) -> bool:

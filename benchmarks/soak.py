@@ -39,6 +39,7 @@ LOOK = 2.0  # seconds between two looks at the processes
 SWAPPED = "sine-lstm"
 DIFFERENT = 400  # requests that are asked again and again
 SLOPE = 1.0  # MiB that memory may grow by in 10,000 requests
+SLOWER = 1.5  # times as long as at the beginning: others use this machine too
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 
@@ -171,9 +172,24 @@ def main() -> None:
     for wrong in seen.wrong[:5]:
         print(wrong, file=sys.stderr)
     print(json.dumps(found))
-    most = max(one[4] for one in seen.looks[: len(seen.looks) // 2 + 1])  # pools begin threads when they need them
-    grew = found["mib_per_10000"] > SLOPE or seen.looks[-1][4] > most
+    grew = grown(seen, found)
+    for what in grew:
+        print(what, file=sys.stderr)
     sys.exit(bool(seen.wrong or grew))
+
+
+def grown(seen: Seen, found: dict[str, Any]) -> list[str]:
+    """What is more at the end than it was: memory, threads, descriptors, the time of a picture."""
+    half = seen.looks[: len(seen.looks) // 2 + 1]  # pools begin threads, and callers connections, when they need them
+    files, threads = (max(one[at] for one in half) for at in (3, 4))
+    first, last = found["p50_ms"]
+    told = [
+        (found["mib_per_10000"] > SLOPE, f"memory grew by {found['mib_per_10000']} MiB in 10,000 requests"),
+        (seen.looks[-1][3] > files, f"descriptors grew from {files} to {seen.looks[-1][3]}"),
+        (seen.looks[-1][4] > threads, f"threads grew from {threads} to {seen.looks[-1][4]}"),
+        (last > SLOWER * first, f"a picture took {first} ms and then {last} ms"),
+    ]
+    return [sentence for holds, sentence in told if holds]
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ import asyncio
 import httpx
 import pytest
 
-from benchmarks import mix, restarts
+from benchmarks import mix, restarts, soak
 from benchmarks.load import Answer
 
 
 def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:
-    wanted = [ask for ask in mix.asks(80, seed=7) if b"whitened" not in ask.request.path.encode()]
+    wanted = [ask for ask in mix.asks(120, seed=7) if b"whitened" not in ask.request.path.encode()]
     assert {ask.kind for ask in wanted} == set(mix.KINDS)
     port = shipped.base_url.port or 0
     alone = asyncio.run(mix.answers(port, wanted, 1))
@@ -47,3 +47,16 @@ def test_a_wrong_answer_is_seen_as_one() -> None:
 )
 def test_how_a_stream_ended_is_seen(status: int, body: bytes, word: str) -> None:
     assert restarts.ended(Answer(0.0, 1.0, status, [(0.5, body)])) == word
+
+
+def test_a_soak_says_what_has_grown() -> None:
+    seen = soak.Seen(looks=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
+    found = {"mib_per_10000": 0.9, "p50_ms": [10.0, 12.0]}
+    assert soak.grown(seen, found) == []
+    seen.looks.append((9.0, 900, 600.0, 81, 13))
+    assert soak.grown(seen, {"mib_per_10000": 1.1, "p50_ms": [10.0, 16.0]}) == [
+        "memory grew by 1.1 MiB in 10,000 requests",
+        "descriptors grew from 80 to 81",
+        "threads grew from 12 to 13",
+        "a picture took 10.0 ms and then 16.0 ms",
+    ]
