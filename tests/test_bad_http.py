@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -15,8 +18,8 @@ from conftest import Serve
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartParser
 from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, refused, spoken, still_serves
-from test_bad_json import harmless
-from test_service import figures
+from test_bad_json import NAMES, harmless
+from test_service import figures, until
 
 from app.api import bodies
 from app.api.heads import OneWrite
@@ -290,3 +293,43 @@ def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
         held.set()
         refused(late, 504, None, "the deadline passed")
         assert len(first.result().json()["results"]) == 3
+
+
+@pytest.fixture
+def whole(serve: Serve) -> Iterator[httpx.Client]:
+    """A service with all of its routes, asked by who may use them."""
+    with serve(admin_key="k" * 16) as client:
+        client.headers["authorization"] = f"Bearer {'k' * 16}"
+        yield client
+
+
+def test_hostile_names_and_wrong_methods_are_harmless_on_every_path(whole: httpx.Client) -> None:
+    paths = whole.get("/openapi.json").json()["paths"]
+    named = [path for path in paths if "{" in path]
+    assert {path.split("/")[1:3][-1] for path in named} >= {"models", "admin", "repository"}
+    for path in named:
+        for name in NAMES:
+            for method in paths[path]:
+                asked = re.sub(r"\{\w+\}", quote(name, safe=""), path)
+                answer = whole.request(method.upper(), asked, content=b"{}")
+                harmless(answer)
+                if name.strip("./"):
+                    assert answer.status_code in (400, 404, 405, 409), (method, asked, answer.text)
+    for path, methods in paths.items():
+        for method in {"get", "put", "post", "patch", "delete"} - set(methods):
+            answer = whole.request(method.upper(), path.replace("{name}", "tiny-rnn").replace("{file}", "x.png"))
+            assert answer.status_code in (404, 405), (method, path, answer.text)
+    still_serves(whole)
+
+
+def test_who_hangs_up_in_the_middle_of_a_body_is_counted_and_what_came_is_forgotten(serve: Serve) -> None:
+    with serve(max_buffered_bytes=50_000, max_body_bytes=50_000) as client:
+        gone = ("quartet_requests_total", ("method", "POST"), ("route", CLASSIFY), ("status", "499"))
+        for time in range(1, 4):
+            with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as caller:
+                head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: 45000\r\n\r\n"
+                caller.sendall(head.encode() + bytes(40_000))
+                until(lambda: figures(client)["quartet_requests_running",] >= 2)  # and the one that asks
+            until(lambda time=time: figures(client).get(gone, 0) == time)
+        answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # there is room for it
+        assert answer.status_code == 200, answer.text

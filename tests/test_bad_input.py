@@ -166,6 +166,9 @@ def still_serves(client: httpx.Client) -> None:
     assert client.post(CONTINUE, json={"prompt": "abc", "max_characters": 3}).status_code == 200
     assert client.post(FORECAST, json={"values": LINE}).status_code == 200
     assert client.post(SAMPLE, json={"count": 1}).status_code == 200
+    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(LINE)], "data": LINE}
+    assert client.post("/v2/models/tiny-lstm/infer", json={"inputs": [tensor]}).status_code == 200
+    assert client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3}).status_code == 200
 
 
 @pytest.mark.parametrize("row", JSON, ids=[f"{row[0].split('/')[-1]}: {row[1]}" for row in JSON])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from app.engine.batcher import Batcher
+from app.engine.door import Door
 from app.engine.lane import Lane
 from app.errors import InferenceFailed, NotReady, Overloaded
 
@@ -444,3 +445,12 @@ def len_of_one(item: int) -> int:
 
 def no_time(items: Sequence[int]) -> float:
     return 0.0
+
+
+def test_when_to_come_back_is_what_waits_over_what_is_computed() -> None:
+    door = Door("m", None, 8)
+    door.enter(None, 8)
+    for rate, seconds in ((0.0, 1), (100.0, 1), (2.0, 6), (0.01, 60)):
+        with pytest.raises(Overloaded) as refusal:
+            door.admit(4, rate)
+        assert refusal.value.headers() == {"retry-after": str(seconds)}

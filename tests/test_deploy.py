@@ -335,3 +335,18 @@ def test_every_file_of_deploy_is_named_by_the_readme() -> None:
     deploy = tree.split("deploy/", 1)[1].split("\ndocs/", 1)[0]
     names = {path.relative_to(DEPLOY).parts[0] for path in DEPLOY.iterdir() if path.name[0] not in "_."}
     assert {name for name in names if Path(name).stem not in deploy} == set()
+
+
+def test_the_image_and_the_pods_are_not_root_and_tell_what_is_in_them() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    final = dockerfile.rsplit("\nFROM ", 1)[1]
+    assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
+    assert "cyclonedx-py environment" in dockerfile
+    assert "sbom.json" in final
+    assert not re.findall(r"\b(ENV|ARG) \S*(KEY|TOKEN|PASSWORD|SECRET)", dockerfile)
+    pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert documents("kserve.yaml")[0]["spec"]["containers"][0]["securityContext"]["runAsNonRoot"]
+    for name, service in COMPOSE["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name

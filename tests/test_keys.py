@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import os
 import re
@@ -11,20 +12,27 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, Serve
+from conftest import ROOT, Serve, image_bytes
+from fastapi.security import HTTPAuthorizationCredentials
 from test_service import figures
 
 from app import keys
+from app.api import admin
 from app.api.callers import is_open
 from app.counts import SharedCounts
+from app.errors import Unauthorized
 from app.main import create_app
+from app.predictors.cnn import ImageClassifier
+from app.predictors.rnn import TextContinuer
 from app.settings import Settings, SettingsError
 
 SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
@@ -150,6 +158,23 @@ def test_the_shortest_limit_is_counted_first() -> None:
         "20 per 1 second",
         "600 per 1 minute",
     ]
+
+
+def test_keys_are_compared_whole_whichever_fits(file: Path, alice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = [keys.add(file, f"other-{i}") for i in range(5)][-1]
+    ring, compared = keys.Keyring(file), []
+    equal = hmac.compare_digest
+    monkeypatch.setattr(keys.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
+    for key, name in ((alice, "alice"), (last, "other-4"), ("quartet-none", None)):
+        compared.clear()
+        found = ring.find(key)
+        assert (found and found.name) == name
+        assert len(compared) == 6
+    monkeypatch.setattr(admin.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
+    compared.clear()
+    with pytest.raises(Unauthorized):
+        asyncio.run(admin.guard("k" * 16)(HTTPAuthorizationCredentials(scheme="Bearer", credentials="k" * 15)))
+    assert len(compared) == 1
 
 
 def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
@@ -344,3 +369,49 @@ def test_secrets_are_in_no_log_and_no_answer(
     for key in (alice, secret):
         for text in (out, err, logged, *told, repr(Settings(keys_file=file))):
             assert key not in text
+
+
+@pytest.mark.parametrize("log", ["text", "json"])
+def test_what_callers_send_is_in_no_log(
+    serve: Serve, log: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Nor the admin key, also where a network fails on it and its traceback is logged."""
+    caplog.set_level(logging.DEBUG)
+    secret, admin_key = "s3cr3t" * 5, "adm1n" * 5
+    picture, broken = image_bytes() + secret.encode(), threading.Event()
+    works = ImageClassifier.predict, TextContinuer.step
+
+    def predict(self: ImageClassifier, items: Sequence[Any]) -> Any:
+        if broken.is_set():
+            raise ValueError("whatever it was")
+        return works[0](self, items)
+
+    def step(self: TextContinuer, texts: Sequence[Any]) -> None:
+        if broken.is_set():
+            raise ValueError("whatever it was")
+        works[1](self, texts)
+
+    monkeypatch.setattr(ImageClassifier, "predict", predict)
+    monkeypatch.setattr(TextContinuer, "step", step)
+    with serve(log=log, admin_key=admin_key) as client:
+        for expected in (200, 500):
+            answers = [
+                client.post("/v1/text/continue", json={"prompt": secret, "max_characters": 2, "stop": secret}),
+                client.post("/v1/completions", json={"model": "tiny-rnn", "prompt": secret, "user": secret}),
+                client.post("/v1/images/classify", content=picture),
+                client.post("/v1/images/classify", files={"file": (f"{secret}.png", picture)}),
+            ]
+            assert {answer.status_code for answer in answers} == {expected}
+            client.post("/v1/images/sample", json={"label": secret, "model": secret})
+            client.post(f"/v1/images/classify?top_k={secret}", content=picture)
+            for key in (admin_key, secret):
+                client.get("/v1/admin/models", headers=bearer(key))
+            broken.set()
+    out, err = capfd.readouterr()
+    formatter = logging.Formatter()
+    logged = "\n".join(formatter.format(record) for record in caplog.records if record.name.startswith("quartet"))
+    assert "whatever it was" in logged
+    for text in (out, err, logged):
+        assert secret not in text
+        assert admin_key not in text

@@ -197,6 +197,46 @@ def test_a_pickle_through_any_door_of_the_service_is_only_bytes(
     assert not crater.exists()
 
 
+def test_a_pickle_through_every_door_that_the_document_names_is_only_bytes(
+    serve: Serve, bombs: dict[str, bytes], crater: Path
+) -> None:
+    key = "k" * 16
+    with serve(admin_key=key) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        assert {path.split("/")[1] for path in paths} >= {"v1", "v2", "health", "metrics"}
+        for content in bombs.values():
+            tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1]}
+            head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(content)}}]}).encode()
+            answers = [
+                client.request(method.upper(), path.replace("{name}", name).replace("{file}", "curves.png"),
+                               content=content, headers={"authorization": f"Bearer {key}"})
+                for path, methods in paths.items() for method in methods for name in ("tiny-rnn", "tiny-gan")
+            ]  # fmt: skip
+            answers.append(
+                client.post(
+                    "/v2/models/tiny-rnn/infer",
+                    content=head + content,
+                    headers={"inference-header-content-length": str(len(head))},
+                )
+            )
+            assert not [answer.text for answer in answers if answer.status_code >= 500 and answer.status_code != 503]
+        client.post("/v2/repository/models/tiny-rnn/load", headers={"authorization": f"Bearer {key}"})
+        assert client.post(SAMPLE, json={"count": 1}).status_code == 200
+    assert not crater.exists()
+
+
+def test_nothing_here_reads_a_pickle() -> None:
+    """But a training its own state, which may hold tensors only."""
+    for folder in ("app", "training", "benchmarks", "deploy"):
+        for path in (ROOT / folder).rglob("*.py"):
+            text = path.read_text()
+            assert not re.findall(r"\b(?:import|from) (?:pickle|dill|cloudpickle|joblib|marshal|shelve)\b", text), path
+            assert not re.findall(r"from torch import .*\bload\b|allow_pickle=True|weights_only=False", text), path
+            loads = re.findall(r"torch\.load\([^\n]*", text)
+            assert all("weights_only=True" in line for line in loads), path
+            assert not loads or folder == "training", path
+
+
 def test_a_pickle_in_the_store_is_refused_as_what_it_is_not(
     tmp_path: Path, bombs: dict[str, bytes], crater: Path
 ) -> None:

@@ -185,6 +185,16 @@ def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, workers: int) -> None:
+    """Within a tenth of a second, in one of three tries: others use this machine too."""
+    took = [_until_unready(tiny_store, workers)]
+    while took[-1] > 0.1 and len(took) < 3:
+        took.append(_until_unready(tiny_store, workers))
+    assert min(took) < 0.1
+
+
+def _until_unready(store: Path, workers: int) -> float:
+    """Seconds from the signal, while a stream keeps the service."""
+
     def ready(connection: socket.socket) -> bool:
         try:
             connection.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -192,19 +202,35 @@ def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, worker
         except OSError:
             return False
 
-    with serving(tiny_store, workers=workers, stop_seconds=20) as service:
+    with serving(store, workers=workers, stop_seconds=20) as service:
         kept = [service.connect() for _ in range(4)]
         assert all(map(ready, kept))
         caller = stream(service, 4000)  # so that it does not just end
         service.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
         until(lambda: not any(map(ready, kept)))
-        assert time.monotonic() - begun < 0.5  # 0.1 where nothing else runs
+        took = time.monotonic() - begun
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
         assert service.process.wait(SECONDS) == 0
         for connection in kept:
             connection.close()
+    return took
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, workers: int) -> None:
+    with serving(tiny_store, before=HANGS, workers=workers, stop_seconds=1, at_once_seconds=0) as service:
+        processes = service.workers
+        with service.connect() as caller:
+            caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
+            time.sleep(0.3)  # it is computed
+            begun = time.monotonic()
+            service.process.send_signal(signal.SIGTERM)
+            assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert service.process.wait(SECONDS) == 0
+        assert time.monotonic() - begun < 2 * 1 + 5 + 1
+        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
 
 
 def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> None:

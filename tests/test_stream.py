@@ -103,6 +103,7 @@ def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
         assert before
         assert last["error"]["code"] == "deadline_exceeded"
         assert events(client, {"max_characters": 1})[0]["finish_reason"] == "length"
+        assert figures(client)["quartet_errors_total", ("reason", "deadline_exceeded"), ("route", PATH)] == 1
 
 
 def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
