@@ -180,7 +180,7 @@ async def read_object(request: Request, reading: Reading, most: int) -> dict[str
     return await in_time(request, reading.lane, len(content) // PACKED, object_of, content, most, reading.fields)
 
 
-def _parsed(content: bytes, most: int, model: type[Model], fields: int) -> Model:
+def _parsed(content: bytes, most: int, model: type[Model], fields: int = MOST_FIELDS) -> Model:
     return checked(object_of(content, most, fields), model)
 
 
