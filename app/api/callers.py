@@ -142,8 +142,8 @@ def counts(settings: Settings) -> Storage | None:
     try:
         found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
-        value, why = (hidden(str(each)) for each in (repr(settings.key_counts), error))
-        raise SettingsError(f"QUARTET_KEY_COUNTS is {value}: {why}") from None
+        why = type(error).__name__ if "@" in settings.key_counts else error  # it may quote a part of the password
+        raise SettingsError(f"QUARTET_KEY_COUNTS is {hidden(repr(settings.key_counts))}: {why}") from None
     assert isinstance(found, Storage)
     return found
 
