@@ -159,26 +159,3 @@ def test_the_readme_lists_every_endpoint() -> None:
 def test_the_readme_lists_every_make_target() -> None:
     stated = {row[0].strip("`").removeprefix("make ").split(" ")[0] for row in readme_table("Make targets")}
     assert stated == set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-
-def test_the_readme_tree_names_what_there_is_and_all_of_it() -> None:
-    tree = (ROOT / "README.md").read_text().split("## The tree", 1)[1].split("```")[1]
-    named: set[str] = set()
-    folders: list[str] = []
-    for line in tree.strip().splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        entry, _, rest = line.strip().partition("  ")
-        names = entry.split()
-        if all("<" not in name for name in names):
-            names += re.findall(r"\b(?:cnn|rnn|lstm|gan)\.py", rest)
-            folder = "".join(folders[:depth])
-            heads = [name for name in names if name.endswith("/")]
-            inside = folder + heads[0] if heads else folder
-            named |= {(folder if name.endswith("/") else inside) + name for name in names}
-            folders = [*folders[:depth], *heads]
-    missing = {name for name in named if not (ROOT / name).exists()}
-    assert not missing
-    modules = {str(path.relative_to(ROOT)) for top in ("app", "training") for path in (ROOT / top).rglob("*.py")}
-    assert {name for name in modules if not name.endswith("__init__.py")} == {
-        name for name in named if name.endswith(".py") and name.split("/")[0] in ("app", "training")
-    }
