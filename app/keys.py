@@ -30,7 +30,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
-from app.disk import locked
+from app.store.files import locked
 
 log = logging.getLogger("quartet")
 

@@ -18,7 +18,6 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
 
-from app import rollout
 from app.access import AccessLog, JsonLines
 from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
@@ -31,6 +30,7 @@ from app.machine import cores, give_back, memory, one_heap, open_files
 from app.metrics import Metrics, shared_metrics
 from app.server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
 from app.settings import Settings, SettingsError
+from app.store import rollout
 from app.telemetry import Telemetry
 from app.tracing import tracer
 from app.workers import Supervisor, can_fork, hears_hang_up

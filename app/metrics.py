@@ -27,8 +27,8 @@ from prometheus_client import (
 )
 from prometheus_client.mmap_dict import MmapedDict
 
-from app.disk import locked
 from app.engine.watch import Key, Member
+from app.store.files import locked
 from app.tracing import Tracer
 
 P = ParamSpec("P")

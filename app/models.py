@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from app import archive, catalogue, rollout
-from app.rollout import NEWEST, Rollout
 from app.settings import Settings
-from app.store import StoreError
+from app.store import StoreError, archive, catalogue, rollout
+from app.store.rollout import NEWEST, Rollout
 
 WIDEST = 48  # characters of a column; what is longer is cut, unless --json is given
 Row = Sequence[object]

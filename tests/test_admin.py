@@ -11,9 +11,10 @@ from conftest import ROOT, Serve, publish_tiny
 from test_service import until
 from test_shape import readme_table
 
-from app import archive, store
+from app import store
 from app.main import create_app
 from app.settings import Settings, SettingsError
+from app.store import archive
 
 KEY = "k" * 32
 ADMIN = {"authorization": f"Bearer {KEY}"}

@@ -16,8 +16,9 @@ from conftest import publish_tiny
 from safetensors.torch import load, save
 from test_rollout import run
 
-from app import archive, store
-from app.rollout import Refused, contents
+from app import store
+from app.store import archive
+from app.store.rollout import Refused, contents
 
 NAME = "tiny-gan"
 PNG = b"\x89PNG\r\n\x1a\n..."

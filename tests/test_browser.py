@@ -20,7 +20,8 @@ import test_workers as workers
 from conftest import IMAGES, ROOT, Serve, publish_tiny
 from test_service import figures, until
 
-from app import keys, rollout
+from app import keys
+from app.store import rollout
 
 WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"

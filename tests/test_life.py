@@ -14,9 +14,10 @@ from conftest import TINY, Serve, publish_tiny
 from test_service import figures, until
 from test_store import rewrite_card, rewrite_weights
 
-from app import rollout, store
+from app import store
 from app.engine.loading import Broken, Live, Loader
 from app.predictors.gan import ImageSampler
+from app.store import rollout
 
 NAME = "tiny-gan"
 SOON = 0.02  # seconds between two looks at the store

@@ -19,7 +19,8 @@ from test_service import figures
 from test_workers import serving
 from tritonclient.utils import InferenceServerException
 
-from app import keys, rollout
+from app import keys
+from app.store import rollout
 from app.workers import can_fork
 
 NAME = "tiny-cgan"  # beside tiny-gan, which samples by default

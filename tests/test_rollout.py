@@ -12,9 +12,9 @@ from conftest import publish_tiny
 from safetensors.torch import load_file, save_file
 from test_store import rewrite_weights
 
-from app import models, rollout, store
-from app.rollout import Missing, Refused, activate, retire, rollback, serving
-from app.store import StoreError
+from app import models, store
+from app.store import StoreError, rollout
+from app.store.rollout import Missing, Refused, activate, retire, rollback, serving
 
 NAME = "tiny-gan"
 

@@ -19,9 +19,9 @@ from conftest import ROOT, TINY, publish_tiny, tiny_card
 from safetensors.torch import load_file, save_file
 
 from app import store
-from app.disk import locked
 from app.engine.survey import Survey
 from app.networks import KINDS, build
+from app.store.files import locked
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:

@@ -21,7 +21,8 @@ from test_rollout import run
 from test_service import until
 from test_workers import SECONDS, serving
 
-from app import archive, catalogue, rollout, store
+from app import store
+from app.store import archive, catalogue, rollout
 from app.workers import can_fork
 
 SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3)))

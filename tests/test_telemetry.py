@@ -28,9 +28,9 @@ from test_service import figures, until
 from test_workers import serving
 
 from app.access import JsonLines
-from app.disk import locked
 from app.metrics import GONE, Metrics
 from app.settings import Settings, SettingsError
+from app.store.files import locked
 from app.tracing import tracer
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app import rollout, store
+from app import store
 from app.predictors.forecaster import GlobalForecaster
 from app.predictors.seasons import SEASONS
+from app.store import rollout
 from training import backtest, data, scores
 from training.forecaster import outlooks
 from training.synthetic import synthetic

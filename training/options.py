@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from app import rollout, store
+from app import store
+from app.store import rollout
 from training import processes
 from training.data import DataError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from app import rollout, store
+from app import store
+from app.store import rollout
 
 
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from app import disk, store
+from app import store
 from app.predictors import PREDICTORS
 from app.predictors.rnn import TextContinuer
+from app.store import files as disk
 
 SECONDS = 0.5  # for which something is repeated ...
 LEAST = 5  # ... and how often at least

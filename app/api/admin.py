@@ -16,7 +16,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
-from app import archive, catalogue, rollout
 from app.api.answers import FAILURES
 from app.api.bodies import Body, Reading, json_response, read_json, read_query
 from app.api.examples import described, described_query
@@ -24,9 +23,9 @@ from app.api.patience import deadline
 from app.api.spool import spool
 from app.engine.registry import Registry
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
-from app.rollout import NEWEST, Missing, Refused
 from app.settings import Settings, SettingsError
-from app.store import Card, Number, StoreError
+from app.store import Card, Number, StoreError, archive, catalogue, rollout
+from app.store.rollout import NEWEST, Missing, Refused
 
 PREFIX = "/v1/admin"
 SPOOLED = f"{PREFIX}/import"  # its bodies go to the disk, and are not held in memory

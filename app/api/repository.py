@@ -16,7 +16,6 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from app import rollout
 from app.api.admin import guard, on_store
 from app.api.bodies import NAMES, json_bytes, json_response, object_of, read
 from app.api.examples import schema_of
@@ -26,8 +25,9 @@ from app.api.patience import deadline
 from app.api.wire_in import Loose
 from app.engine.registry import Registry
 from app.errors import BadValue, Conflict, NotEnabled, shown
-from app.rollout import Rollout
 from app.settings import Settings
+from app.store import rollout
+from app.store.rollout import Rollout
 
 B = TypeVar("B", bound=BaseModel)
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from app.rollout import Rollout
+from app.store.rollout import Rollout
 
 PARTS = 10_000  # a share is measured in hundredths of a per cent
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app import rollout, store
+from app import store
 from app.engine.loading import Broken, look
 from app.engine.watch import Key
-from app.rollout import Rollout
-from app.store import Card, StoreError
+from app.store import Card, StoreError, rollout
+from app.store.rollout import Rollout
 
 
 def unloaded(folder: Path, name: str) -> bool | None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, cast
 
 from app import store
-from app.disk import scratch
-from app.rollout import Refused, checked, contents, shortened
 from app.store import CARD, WEIGHTS, StoreError
+from app.store.files import scratch
+from app.store.rollout import Refused, checked, contents, shortened
 
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,7 +1,7 @@
 """The file format of ``models_store/``: read, verify, list and publish versions. No pickle is ever loaded from it.
 
     defaults.json                which model serves each task when the caller names none
-    <name>/active.json           which version serves, once somebody has chosen: see ``app.rollout``
+    <name>/active.json           which version serves, once somebody has chosen: see ``app.store.rollout``
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
 
 A version never changes after it is published, and becomes visible by one rename: a reader sees all of it or none.
@@ -28,8 +28,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from app.disk import locked, replace, scratch, sync
 from app.networks import KINDS, build
+from app.store.files import locked, replace, scratch, sync
 
 Task = Literal["classify", "continue", "forecast", "sample"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]

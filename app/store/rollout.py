@@ -25,8 +25,8 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
-from app.disk import locked, replace
 from app.store import Name, Number, StoreError, Strict
+from app.store.files import locked, replace
 
 FILE = "active.json"
 NEWEST: Literal["newest"] = "newest"

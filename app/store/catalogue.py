@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from app import rollout, store
-from app.rollout import Rollout, checked, contents, serving
-from app.store import StoreError
+from app import store
+from app.store import StoreError, rollout
+from app.store.rollout import Rollout, checked, contents, serving
 
 
 def models(folder: Path) -> list[dict[str, Any]]:
