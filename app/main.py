@@ -18,7 +18,6 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
 
-from app.access import AccessLog, JsonLines
 from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
 from app.api.bodies import Buffered
 from app.api.callers import counts, describe, keyed, let_go
@@ -27,12 +26,13 @@ from app.api.origins import other_origins
 from app.engine.loading import find_device, find_store
 from app.engine.registry import Registry
 from app.machine import cores, give_back, memory, one_heap, open_files
-from app.metrics import Metrics, shared_metrics
+from app.observability.access_log import AccessLog, JsonLines
+from app.observability.metrics import Metrics, shared_metrics
+from app.observability.middleware import Telemetry
+from app.observability.tracing import tracer
 from app.server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
 from app.settings import Settings, SettingsError
 from app.store import rollout
-from app.telemetry import Telemetry
-from app.tracing import tracer
 from app.workers import Supervisor, can_fork, hears_hang_up
 
 MOST_WORKERS = 16

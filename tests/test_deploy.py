@@ -17,7 +17,7 @@ import yaml
 from conftest import ROOT, Serve
 from test_service import figures
 
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings
 
 DEPLOY = ROOT / "deploy"

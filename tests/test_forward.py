@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from test_batcher import anyio_backend  # noqa: F401
 
 from app.main import create_app
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.settings import Settings
 from deploy.forward import Forwarded, Hosted, gathered, task_of
 

@@ -27,8 +27,8 @@ from test_workers import ask, serving
 from app import keys, store
 from app.api.origins import other_origins
 from app.main import create_app
+from app.observability.middleware import GUARDS
 from app.settings import Settings, SettingsError
-from app.telemetry import GUARDS
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"

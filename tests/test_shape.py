@@ -17,11 +17,11 @@ LAYERS = (
     ("app.errors", "app.settings", "app.networks"),
     ("app.store",),
     ("app.engine", "app.predictors", "app.tasks"),
-    ("app.serving", *(f"app.engine.{name}" for name in ["loading", "memory", "registry", "shelf", "stock", "survey"])),
-    ("app.observability", "app.access", "app.telemetry", "app.metrics", "app.tracing"),
-    ("app.api", "app.keys", "app.counts"),
-    ("app.server", "app.workers", "app.machine"),
-    ("app.main", "app.models", "app.cli"),
+    ("app.serving", *(f"app.engine.{name}" for name in ("loading", "memory", "registry", "shelf", "stock", "survey"))),
+    ("app.observability",),
+    ("app.api", *(f"app.{name}" for name in ("key_file", "keys", "counts"))),
+    ("app.server", *(f"app.{name}" for name in ("server", "workers", "machine"))),
+    ("app.main", "app.cli", *(f"app.{name}" for name in ("models",))),
 )
 BESIDE = {  # who imports nothing of a neighbour in the same layer
     "app.engine": ("app.predictors", "app.tasks", "app.store", "app.networks", "app.settings"),

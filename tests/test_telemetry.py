@@ -27,11 +27,11 @@ from prometheus_client.mmap_dict import MmapedDict
 from test_service import figures, until
 from test_workers import serving
 
-from app.access import JsonLines
-from app.metrics import GONE, Metrics
+from app.observability.access_log import JsonLines
+from app.observability.metrics import GONE, Metrics
+from app.observability.tracing import tracer
 from app.settings import Settings, SettingsError
 from app.store.files import locked
-from app.tracing import tracer
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)  # bytes of tiny-gan: latent 4, hidden 8, 28 x 28 pixels, with their biases
@@ -322,7 +322,7 @@ def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_pat
     (tmp_path / "quartet-test-data").mkdir()
     script = (
         "import os; os.access = lambda *_: False\n"
-        "from app.metrics import shared_metrics\n"
+        "from app.observability.metrics import shared_metrics\n"
         "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
     )
     with locked(tmp_path / "quartet-1-busy" / "alive"):

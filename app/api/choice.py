@@ -6,8 +6,8 @@ from fastapi import Request
 
 from app.engine.loading import Live
 from app.engine.registry import Registry
+from app.observability.middleware import REQUEST_ID
 from app.store import Task
-from app.telemetry import REQUEST_ID
 
 
 async def choose(request: Request, registry: Registry, task: Task, model: str | None, until: float) -> Live:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.failures import Refusal
 from app.errors import BadValue, QuartetError
-from app.telemetry import GUARDS
+from app.observability.middleware import GUARDS
 
 HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
 STALLED = 60.0  # seconds in which a caller has to read something of what waits to be sent

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from app.engine.registry import Registry
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 
 
 def router(registry: Registry, metrics: Metrics) -> APIRouter:

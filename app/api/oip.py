@@ -26,7 +26,7 @@ from app.api.wire_out import response, wanted
 from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.errors import NotReady
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from app.settings import Settings
 
 # What is announced is what there is.

@@ -12,7 +12,7 @@ from app.engine.loading import Live
 from app.engine.registry import Registry
 from app.engine.watch import Key
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
-from app.telemetry import REQUEST_ID
+from app.observability.middleware import REQUEST_ID
 
 Endpoint = Callable[..., Any]
 SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]

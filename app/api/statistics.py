@@ -12,7 +12,7 @@ from app.api.oip_paths import SeriesModel, asked, on
 from app.api.patience import deadline
 from app.engine.loading import Live
 from app.engine.registry import Registry
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 
 
 def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:

@@ -28,8 +28,8 @@ from prometheus_client import (
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.engine.watch import Key, Member
+from app.observability.tracing import Tracer
 from app.store.files import locked
-from app.tracing import Tracer
 
 P = ParamSpec("P")
 log = logging.getLogger("quartet")

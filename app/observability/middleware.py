@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access import AccessLog
 from app.engine.watch import ACCOUNT, Account
 from app.errors import CallerGone, NotReady, QuartetError
-from app.metrics import Metrics
+from app.observability.access_log import AccessLog
+from app.observability.metrics import Metrics
 
 log = logging.getLogger("quartet")
 REQUEST_ID = "quartet.request_id"  # in the scope of a request
