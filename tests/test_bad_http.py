@@ -22,7 +22,7 @@ from test_bad_json import NAMES, harmless
 from test_service import figures, until
 
 from app.api import bodies
-from app.api.heads import OneWrite
+from app.server.http_protocol import OneWrite
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip

@@ -18,7 +18,7 @@ import pytest
 from conftest import Serve, image_bytes
 from PIL import Image
 
-from app.api import heads
+from app.server import http_protocol as heads
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from app import main
-from app.machine import cores, memory
+from app.server.system import cores, memory
 from app.settings import Settings, SettingsError
 
 

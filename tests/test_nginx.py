@@ -15,7 +15,7 @@ import pytest
 from test_service import figures
 from test_workers import Service, serving, until
 
-from app.workers import can_fork
+from app.server.supervisor import can_fork
 from benchmarks.restarts import proxy_file
 from benchmarks.servers import free_port
 

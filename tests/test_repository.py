@@ -20,8 +20,8 @@ from test_workers import serving
 from tritonclient.utils import InferenceServerException
 
 from app import keys
+from app.server.supervisor import can_fork
 from app.store import rollout
-from app.workers import can_fork
 
 NAME = "tiny-cgan"  # beside tiny-gan, which samples by default
 SAMPLE = {"count": 1, "model": NAME, "seed": 4}

@@ -124,7 +124,7 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
 
 
 def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    from app.server import tls
+    from app.server.uvicorn_server import tls
 
     cert, key = certificate
     (tmp_path / "wrong.pem").write_text("s3cr3t")
@@ -287,7 +287,7 @@ def test_a_torch_that_is_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.api import heads
+    from app.server import http_protocol as heads
 
     monkeypatch.setattr(heads, "HEAD_SECONDS", 0.2)
     with serve(body_seconds=0.2) as client:
@@ -306,7 +306,7 @@ def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch:
 
 
 def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.api import heads
+    from app.server import http_protocol as heads
 
     monkeypatch.setattr(heads, "HEAD_SECONDS", 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
@@ -329,7 +329,7 @@ def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monk
 
 def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads slowly is."""
-    monkeypatch.setattr("app.api.heads.STALLED", 0.3)
+    monkeypatch.setattr("app.server.http_protocol.STALLED", 0.3)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with serve() as client:
         address, length = (client.base_url.host, client.base_url.port or 0), len(client.get("/openapi.json").content)

@@ -20,7 +20,7 @@ LAYERS = (
     ("app.serving", *(f"app.engine.{name}" for name in ("loading", "memory", "registry", "shelf", "stock", "survey"))),
     ("app.observability",),
     ("app.api", *(f"app.{name}" for name in ("key_file", "keys", "counts"))),
-    ("app.server", *(f"app.{name}" for name in ("server", "workers", "machine"))),
+    ("app.server",),
     ("app.main", "app.cli", *(f"app.{name}" for name in ("models",))),
 )
 BESIDE = {  # who imports nothing of a neighbour in the same layer

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from test_workers import HANGS, SECONDS, Service, begin, children, serving, until
 
-from app.workers import can_fork
+from app.server.supervisor import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 

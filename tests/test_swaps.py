@@ -22,8 +22,8 @@ from test_service import until
 from test_workers import SECONDS, serving
 
 from app import store
+from app.server.supervisor import can_fork
 from app.store import archive, catalogue, rollout
-from app.workers import can_fork
 
 SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3)))
 NAME = "tiny-rnn"

@@ -22,9 +22,9 @@ from conftest import ROOT
 from test_service import figures
 
 from app.main import create_app
-from app.server import Worker, listen_at
+from app.server.supervisor import HANDED, can_fork
+from app.server.uvicorn_server import Worker, listen_at
 from app.settings import Settings, SettingsError
-from app.workers import HANDED, can_fork
 from benchmarks.restarts import connections
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")

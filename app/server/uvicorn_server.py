@@ -18,10 +18,10 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.heads import BoundedHttp
 from app.engine.registry import Registry
+from app.server.http_protocol import BoundedHttp
+from app.server.supervisor import HANDED, SHED, listen
 from app.settings import Settings, SettingsError
-from app.workers import HANDED, SHED, listen
 
 log = logging.getLogger("quartet")
 HANDSHAKE = 10.0  # seconds that the beginning of TLS may take
@@ -171,7 +171,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
 
 
 class Worker(Server):
-    """Takes connections from a ``channel`` and tells over it how it is; see ``app.workers``."""
+    """Takes connections from a ``channel`` and tells over it how it is; see ``app.server.supervisor``."""
 
     def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
         super().__init__(app, settings)
