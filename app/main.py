@@ -23,8 +23,6 @@ from app.api.bodies import Buffered
 from app.api.callers import counts, describe, keyed, let_go
 from app.api.direct import Direct
 from app.api.origins import other_origins
-from app.engine.loading import find_device, find_store
-from app.engine.registry import Registry
 from app.observability.access_log import AccessLog, JsonLines
 from app.observability.metrics import Metrics, shared_metrics
 from app.observability.middleware import Telemetry
@@ -32,6 +30,8 @@ from app.observability.tracing import tracer
 from app.server.supervisor import Supervisor, can_fork, hears_hang_up
 from app.server.system import cores, give_back, memory, one_heap, open_files
 from app.server.uvicorn_server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
+from app.serving.loader import find_device, find_store
+from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import rollout
 

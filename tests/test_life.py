@@ -15,8 +15,8 @@ from test_service import figures, until
 from test_store import rewrite_card, rewrite_weights
 
 from app import store
-from app.engine.loading import Broken, Live, Loader
 from app.predictors.gan import ImageSampler
+from app.serving.loader import Broken, Live, Loader
 from app.store import rollout
 
 NAME = "tiny-gan"
@@ -169,7 +169,7 @@ def test_a_version_that_found_no_memory_is_tried_again(
             raise MemoryError
         warm_up(sampler, rows)
 
-    monkeypatch.setattr("app.engine.loading.AGAIN", SOON)
+    monkeypatch.setattr("app.serving.loader.AGAIN", SOON)
     monkeypatch.setattr(ImageSampler, "warm_up", scarce)
     with serve(store_seconds=SOON) as client:
         publish_tiny(tiny_store, NAME)

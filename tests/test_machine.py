@@ -83,7 +83,7 @@ def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 HEAPS = """
 import ctypes, sys, threading
-from app.machine import one_heap
+from app.server.system import one_heap
 library = ctypes.CDLL(None)
 if not hasattr(library, "malloc_info"):
     sys.exit("no glibc")

@@ -475,7 +475,7 @@ def test_a_head_too_large_is_refused_in_shape(tiny: httpx.Client) -> None:
 
 
 def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engine.registry import Registry
+    from app.serving.registry import Registry
 
     def fail(*_: object) -> None:
         raise RuntimeError("secret")

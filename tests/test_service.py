@@ -26,8 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_store import rewrite_card
 
 from app.api.bodies import preferred
-from app.engine.loading import find_device
 from app.main import create_app
+from app.serving.loader import find_device
 from app.settings import Settings, SettingsError
 
 
@@ -247,7 +247,7 @@ def test_every_answer_carries_a_request_id(serve: Serve) -> None:
 
 
 def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engine.registry import Registry
+    from app.serving.registry import Registry
 
     def fail(*_: object) -> None:
         raise RuntimeError("secret")

@@ -17,7 +17,7 @@ LAYERS = (
     ("app.errors", "app.settings", "app.networks"),
     ("app.store",),
     ("app.engine", "app.predictors", "app.tasks"),
-    ("app.serving", *(f"app.engine.{name}" for name in ("loading", "memory", "registry", "shelf", "stock", "survey"))),
+    ("app.serving",),
     ("app.observability",),
     ("app.api", *(f"app.{name}" for name in ("key_file", "keys", "counts"))),
     ("app.server",),

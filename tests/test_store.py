@@ -19,8 +19,8 @@ from conftest import ROOT, TINY, publish_tiny, tiny_card
 from safetensors.torch import load_file, save_file
 
 from app import store
-from app.engine.survey import Survey
 from app.networks import KINDS, build
+from app.serving.store_snapshot import Survey
 from app.store.files import locked
 
 

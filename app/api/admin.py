@@ -21,8 +21,8 @@ from app.api.bodies import Body, Reading, json_response, read_json, read_query
 from app.api.examples import described, described_query
 from app.api.patience import deadline
 from app.api.spool import spool
-from app.engine.registry import Registry
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
+from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import Card, Number, StoreError, archive, catalogue, rollout
 from app.store.rollout import NEWEST, Missing, Refused

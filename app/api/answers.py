@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.engine.loading import Live
+from app.serving.loader import Live
 
 NEVER = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.observability.middleware import REQUEST_ID
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.store import Task
 
 

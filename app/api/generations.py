@@ -17,9 +17,9 @@ from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.api.samples import encoded
 from app.api.wording import wanted
-from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.gan import Drawing, ImageSampler
+from app.serving.registry import Registry
 from app.settings import Settings
 
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
-from app.engine.registry import Registry
 from app.observability.metrics import Metrics
+from app.serving.registry import Registry
 
 
 def router(registry: Registry, metrics: Metrics) -> APIRouter:

@@ -36,9 +36,9 @@ from app.api.examples import described, described_query
 from app.api.headers import head
 from app.api.patience import Patience, deadline, in_time
 from app.engine.lane import SMALL
-from app.engine.registry import Registry
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.predictors.cnn import ImageClassifier, overlaid, plain
+from app.serving.registry import Registry
 from app.settings import Settings
 
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from app.api.answers import FAILURES
 from app.api.bodies import json_response
 from app.api.page import kept
-from app.engine.registry import Registry
 from app.errors import NotFound, shown
+from app.serving.registry import Registry
 
 PictureName = Annotated[str, Path(examples=["curves.png"])]
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the picture"}}

@@ -23,10 +23,10 @@ from app.api.patience import Patience, deadline
 from app.api.tensors import Limits, TensorModel, fit, sooner, tensor_model
 from app.api.wire_in import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
 from app.api.wire_out import response, wanted
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.errors import NotReady
 from app.observability.metrics import Metrics
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.settings import Settings
 
 # What is announced is what there is.

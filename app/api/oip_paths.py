@@ -8,11 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from app.api.choice import choose
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.engine.watch import Key
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.observability.middleware import REQUEST_ID
+from app.serving.loader import Live
+from app.serving.registry import Registry
 
 Endpoint = Callable[..., Any]
 SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]

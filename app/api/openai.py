@@ -24,11 +24,11 @@ from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
 from app.api.patience import Patience, deadline, in_time
 from app.engine.lane import Lane
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.settings import Settings
 
 NOTED = 80  # values that are told in the time of one character with its log-probabilities

@@ -23,8 +23,8 @@ from app.api.failures import bad_value
 from app.api.oip_paths import asked
 from app.api.patience import deadline
 from app.api.wire_in import Loose
-from app.engine.registry import Registry
 from app.errors import BadValue, Conflict, NotEnabled, shown
+from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
 from app.store.rollout import Rollout

@@ -30,8 +30,8 @@ from app.api.choice import choose
 from app.api.examples import described
 from app.api.headers import head
 from app.api.patience import Patience, deadline
-from app.engine.registry import Registry
 from app.predictors.gan import Drawing, ImageSampler, animated, png, sheet
+from app.serving.registry import Registry
 from app.settings import Settings
 
 SHEETS = ("application/json", "image/png")

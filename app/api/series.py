@@ -14,10 +14,10 @@ from app.api.bodies import NAMES, Body, ModelName, Reading, json_bytes, json_res
 from app.api.choice import choose
 from app.api.examples import described
 from app.api.patience import Patience, deadline
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.errors import BadValue, shown
 from app.predictors import AnyForecaster
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.settings import Settings
 
 EACH = 3000  # values that are read in the time that a series takes besides them

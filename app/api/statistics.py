@@ -10,9 +10,9 @@ from starlette.responses import Response
 from app.api.bodies import json_response
 from app.api.oip_paths import SeriesModel, asked, on
 from app.api.patience import deadline
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.observability.metrics import Metrics
+from app.serving.loader import Live
+from app.serving.registry import Registry
 
 
 def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:

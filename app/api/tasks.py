@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api import images, samples, series, texts
 from app.api.answers import FAILURES
-from app.engine.registry import Registry
+from app.serving.registry import Registry
 from app.settings import Settings
 
 

@@ -19,12 +19,12 @@ from app.api import series, texts
 from app.api.answers import NEVER
 from app.api.bodies import NAMES, PACKED, checked
 from app.api.wire_in import Inference, Spec
-from app.engine.loading import Live
 from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.cnn import ImageClassifier
 from app.predictors.gan import Drawing, ImageSampler
 from app.predictors.rnn import Continuation, TextContinuer
+from app.serving.loader import Live
 from app.settings import Settings
 
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")

@@ -18,10 +18,10 @@ from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
 from app.api.patience import Patience, deadline, in_time
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.settings import Settings
 
 ESCAPED = 12  # bytes that a character can take in JSON

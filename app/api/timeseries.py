@@ -32,9 +32,9 @@ from app.api.choice import choose
 from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.api.series import Value
-from app.engine.loading import Live
-from app.engine.registry import Registry
 from app.errors import BadValue, shown
+from app.serving.loader import Live
+from app.serving.registry import Registry
 from app.settings import Settings
 
 SECONDS = {

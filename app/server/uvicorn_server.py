@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from app.engine.registry import Registry
 from app.server.http_protocol import BoundedHttp
 from app.server.supervisor import HANDED, SHED, listen
+from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")

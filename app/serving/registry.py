@@ -10,10 +10,10 @@ from pathlib import Path
 
 from app import store
 from app.engine.lane import Lane
-from app.engine.loading import Broken, Live
-from app.engine.stock import Stock
 from app.engine.watch import Key, Watch
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
+from app.serving.loader import Broken, Live
+from app.serving.store_watcher import Stock
 from app.store import Card, Task
 
 

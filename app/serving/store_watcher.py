@@ -11,11 +11,11 @@ from weakref import WeakSet
 
 from app import store
 from app.engine.lane import Lane
-from app.engine.loading import Broken, Engine, Live, Loader, find_device, find_store
-from app.engine.memory import Memory
-from app.engine.shelf import Shelf
-from app.engine.survey import Survey, unloaded
 from app.engine.watch import Key, Watcher
+from app.serving.loader import Broken, Engine, Live, Loader, find_device, find_store
+from app.serving.model_cache import Memory
+from app.serving.store_snapshot import Survey, unloaded
+from app.serving.version_set import Shelf
 from app.settings import Settings
 from app.store import Card, StoreError, Task
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.engine.loading import Live
 from app.engine.watch import Watcher
+from app.serving.loader import Live
 
 log = logging.getLogger("quartet")
 

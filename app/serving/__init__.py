@@ -1,0 +1,1 @@
+"""Model versions in memory: loading, caching, and which version serves a request."""
