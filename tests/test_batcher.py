@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from app.engine.admission import Door
 from app.engine.batcher import Batcher
-from app.engine.door import Door
-from app.engine.lane import Lane
+from app.engine.executor import Lane
 from app.errors import InferenceFailed, NotReady, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -304,13 +304,13 @@ async def test_a_lane_that_is_closed_leaves_nobody_waiting() -> None:
 
 
 async def test_what_takes_far_longer_than_expected_holds_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.lane.OVERRUN", 0.0)
+    monkeypatch.setattr("app.engine.executor.OVERRUN", 0.0)
     lane, where = Lane("test", at_once=1.0), list[int]()
     for _ in range(3):
         await lane.timed(0.001, lambda: where.append(threading.get_ident()))
     assert where[0] == threading.get_ident()
     assert threading.get_ident() not in where[1:]
-    monkeypatch.setattr("app.engine.lane.DISTRUST", 0.0)
+    monkeypatch.setattr("app.engine.executor.DISTRUST", 0.0)
     with pytest.raises(ZeroDivisionError):
         await lane.timed(0.001, lambda: 1 / 0)
     lane.close()

@@ -17,11 +17,11 @@ from test_batcher import Seen, soon
 from test_service import until
 
 from app import keys
+from app.engine.admission import Door, caller
 from app.engine.batcher import Batcher
-from app.engine.door import Door, caller
-from app.engine.lane import Lane
-from app.engine.line import Line
-from app.engine.text import TextEngine
+from app.engine.executor import Lane
+from app.engine.fair_queue import Line
+from app.engine.text_engine import TextEngine
 from app.errors import Overloaded
 
 

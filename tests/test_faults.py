@@ -15,7 +15,7 @@ import torch
 from conftest import Held, Serve, image_bytes, publish_tiny
 from test_service import figures, until
 
-from app.engine import failing
+from app.engine import circuit_breaker as failing
 from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator

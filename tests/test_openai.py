@@ -218,7 +218,7 @@ def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
 
 
 def test_a_full_queue_is_tried_again_by_the_client(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.engine.text import TextEngine
+    from app.engine.text_engine import TextEngine
     from app.errors import Overloaded
 
     refusals = []

@@ -16,8 +16,8 @@ import torch
 from conftest import publish_tiny
 from test_batcher import Seen, anyio_backend, start  # noqa: F401
 
-from app.engine.lane import Lane
-from app.engine.text import TextEngine
+from app.engine.executor import Lane
+from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.predictors.rnn import TextContinuer
 
@@ -70,8 +70,8 @@ async def lane() -> AsyncIterator[Lane]:
 
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long texts make room at once."""
-    monkeypatch.setattr("app.engine.text.STINT", 0.0)
-    monkeypatch.setattr("app.engine.text.LOOK", 0.0)
+    monkeypatch.setattr("app.engine.text_engine.STINT", 0.0)
+    monkeypatch.setattr("app.engine.text_engine.LOOK", 0.0)
 
 
 def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
@@ -151,7 +151,7 @@ async def test_a_text_that_left_while_it_made_room_does_not_come_back(
 
 
 async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.text.LONGEST", 60.0)
+    monkeypatch.setattr("app.engine.text_engine.LONGEST", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, seen=seen)
 
@@ -168,7 +168,7 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeyp
 async def test_long_turns_of_another_model_s_texts_make_none_longer(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.text.LONGEST", 60.0)
+    monkeypatch.setattr("app.engine.text_engine.LONGEST", 60.0)
     quick, seen = Stepper(threading.Semaphore(99)), Seen()
     slow = TextEngine("slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, Seen(), 1, 4, 0)
     other = asyncio.ensure_future(slow.submit([Count(9)]))
@@ -183,7 +183,7 @@ def dawdle(text: Count) -> None:
 
 
 async def test_while_others_are_refused_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.text.CROWDED", 60.0)
+    monkeypatch.setattr("app.engine.text_engine.CROWDED", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
     tasks = await start(engine.submit([Count(9)]))

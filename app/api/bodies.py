@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.failures import bad_value, unknown_field
 from app.api.headers import head
 from app.api.patience import UNTIL, in_time
-from app.engine.lane import SMALL, Lane
+from app.engine.executor import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value

@@ -17,7 +17,7 @@ from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.counts import SharedCounts
-from app.engine.door import caller
+from app.engine.admission import caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.keys import Key, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hidden

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.engine.watch import ACCOUNT
+from app.engine.observer import ACCOUNT
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 LONGEST_PARAM = 100  # characters

@@ -35,7 +35,7 @@ from app.api.choice import choose
 from app.api.examples import described, described_query
 from app.api.headers import head
 from app.api.patience import Patience, deadline, in_time
-from app.engine.lane import SMALL
+from app.engine.executor import SMALL
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.serving.registry import Registry

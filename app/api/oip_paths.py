@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from app.api.choice import choose
-from app.engine.watch import Key
+from app.engine.observer import Key
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import Live

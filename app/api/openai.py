@@ -23,7 +23,7 @@ from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
 from app.api.patience import Patience, deadline, in_time
-from app.engine.lane import Lane
+from app.engine.executor import Lane
 from app.errors import BadValue, shown
 from app.predictors.choice import Extras, Notes
 from app.predictors.rnn import Continuation, TextContinuer

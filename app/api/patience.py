@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from app.api.headers import head
-from app.engine.lane import SMALL, Lane
+from app.engine.executor import SMALL, Lane
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
 
 UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
-from app.engine.watch import Account
+from app.engine.observer import Account
 
 access = logging.getLogger("quartet.access")
 

@@ -27,7 +27,7 @@ from prometheus_client import (
 )
 from prometheus_client.mmap_dict import MmapedDict
 
-from app.engine.watch import Key, Member
+from app.engine.observer import Key, Member
 from app.observability.tracing import Tracer
 from app.store.files import locked
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.engine.watch import ACCOUNT, Account
+from app.engine.observer import ACCOUNT, Account
 from app.errors import CallerGone, NotReady, QuartetError
 from app.observability.access_log import AccessLog
 from app.observability.metrics import Metrics

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.engine.watch import Account, Member
+from app.engine.observer import Account, Member
 from app.settings import SettingsError
 
 if TYPE_CHECKING:

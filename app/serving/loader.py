@@ -16,9 +16,9 @@ import torch
 
 from app import store
 from app.engine.batcher import Batcher
-from app.engine.lane import Lane
-from app.engine.text import TextEngine
-from app.engine.watch import Watcher
+from app.engine.executor import Lane
+from app.engine.observer import Watcher
+from app.engine.text_engine import TextEngine
 from app.predictors import PREDICTORS, Predictor
 from app.predictors.cnn import ImageClassifier
 from app.predictors.rnn import Continuation, TextContinuer

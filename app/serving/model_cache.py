@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.engine.watch import Watcher
+from app.engine.observer import Watcher
 from app.serving.loader import Live
 
 log = logging.getLogger("quartet")

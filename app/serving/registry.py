@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import store
-from app.engine.lane import Lane
-from app.engine.watch import Key, Watch
+from app.engine.executor import Lane
+from app.engine.observer import Key, Watch
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.serving.loader import Broken, Live
 from app.serving.store_watcher import Stock

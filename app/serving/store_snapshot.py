@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import store
-from app.engine.watch import Key
+from app.engine.observer import Key
 from app.serving.loader import Broken, look
 from app.store import Card, StoreError, rollout
 from app.store.rollout import Rollout

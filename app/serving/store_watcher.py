@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from app import store
-from app.engine.lane import Lane
-from app.engine.watch import Key, Watcher
+from app.engine.executor import Lane
+from app.engine.observer import Key, Watcher
 from app.serving.loader import Broken, Engine, Live, Loader, find_device, find_store
 from app.serving.model_cache import Memory
 from app.serving.store_snapshot import Survey, unloaded

@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from app.engine.answer import abandon, fail, give
-from app.engine.door import Door, caller
-from app.engine.failing import Failing
-from app.engine.lane import Lane
-from app.engine.line import Line
-from app.engine.watch import ACCOUNT, Account, Watch
+from app.engine.admission import Door, caller
+from app.engine.circuit_breaker import Failing
+from app.engine.executor import Lane
+from app.engine.fair_queue import Line
+from app.engine.futures import abandon, fail, give
+from app.engine.observer import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
 
 TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs

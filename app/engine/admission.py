@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextvars import ContextVar
 
-from app.engine.watch import Watch
+from app.engine.observer import Watch
 from app.errors import NotReady, Overloaded
 
 caller: ContextVar[str | None] = ContextVar("caller", default=None)  # whose request it is, where keys are in use

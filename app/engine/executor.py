@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from app.engine.door import Door, caller
-from app.engine.line import Line
+from app.engine.admission import Door, caller
+from app.engine.fair_queue import Line
 
 SMALL = 10_000  # characters or values: half a millisecond
 OVERRUN = 0.25  # seconds on the event loop, of what was expected to be short, after which nothing is believed short
