@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from app import store
 from app.networks.cnn import Classifier, WhitenedNet, probabilities
-from app.predictors.cnn import ImageClassifier
+from app.tasks.classification import ImageClassifier
 from benchmarks.limits import newest
 from benchmarks.servers import ROOT
 

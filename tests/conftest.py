@@ -20,9 +20,9 @@ from PIL import Image
 from app import store
 from app.main import create_server
 from app.networks import KINDS, build
-from app.predictors.gan import Drawing, ImageSampler
-from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings
+from app.tasks.image_generation import Drawing, ImageSampler
+from app.tasks.text_generation import Continuation, TextContinuer
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"

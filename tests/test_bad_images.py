@@ -21,7 +21,7 @@ from test_bad_input import CLASSIFY, PNG, bomb, refused, still_serves
 from test_bad_json import QUICK, harmless
 
 from app.errors import NotAnImage, TooLarge
-from app.predictors.cnn import ImageClassifier, overlaid
+from app.tasks.classification import ImageClassifier, overlaid
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:

@@ -20,11 +20,11 @@ from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator
 from app.networks.lstm import SeriesLSTM
-from app.predictors.cnn import ImageClassifier
-from app.predictors.gan import ImageSampler
-from app.predictors.lstm import SeriesForecaster
-from app.predictors.rnn import TextContinuer
 from app.settings import Settings
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_generation import ImageSampler
+from app.tasks.text_generation import TextContinuer
+from app.tasks.window_forecasting import SeriesForecaster
 
 LINE = [float(i % 7) for i in range(20)]
 ASKED: dict[str, tuple[type, str, str, dict[str, Any]]] = {

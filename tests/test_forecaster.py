@@ -13,9 +13,9 @@ from conftest import ROOT, Serve, publish_tiny
 from app import store
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
-from app.predictors.forecaster import SCORES, SHARES, GlobalForecaster
-from app.predictors.outlook import NORMAL, Outlook
-from app.predictors.seasons import SEASONS, filled, medians, season_of
+from app.tasks.forecasting import SCORES, SHARES, GlobalForecaster
+from app.tasks.quantile_forecast import NORMAL, Outlook
+from app.tasks.seasonality import SEASONS, filled, medians, season_of
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.predictors.gan import ImageSampler, png, sheet
+from app.tasks.image_generation import ImageSampler, png, sheet
 
 
 @pytest.fixture

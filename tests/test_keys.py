@@ -31,9 +31,9 @@ from app.api.callers import is_open
 from app.counts import SharedCounts
 from app.errors import Unauthorized
 from app.main import create_app
-from app.predictors.cnn import ImageClassifier
-from app.predictors.rnn import TextContinuer
 from app.settings import Settings, SettingsError
+from app.tasks.classification import ImageClassifier
+from app.tasks.text_generation import TextContinuer
 
 SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
 

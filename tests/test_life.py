@@ -15,9 +15,9 @@ from test_service import figures, until
 from test_store import rewrite_card, rewrite_weights
 
 from app import store
-from app.predictors.gan import ImageSampler
 from app.serving.loader import Broken, Live, Loader
 from app.store import rollout
+from app.tasks.image_generation import ImageSampler
 
 NAME = "tiny-gan"
 SOON = 0.02  # seconds between two looks at the store

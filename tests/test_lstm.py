@@ -12,7 +12,7 @@ from conftest import publish_tiny
 
 from app.errors import BadValue
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.predictors.lstm import SeriesForecaster
+from app.tasks.window_forecasting import SeriesForecaster
 
 
 def test_free_running_equals_reading_each_forecast_back() -> None:

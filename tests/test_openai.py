@@ -243,7 +243,7 @@ def test_a_full_queue_is_tried_again_by_the_client(client: openai.OpenAI, monkey
 def test_a_failure_on_the_way_is_raised_and_a_certain_one_not_tried_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.predictors.rnn import Continuation, TextContinuer
+    from app.tasks.text_generation import Continuation, TextContinuer
 
     step, tries = TextContinuer.step, []
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from app import store
 from app.networks import build
-from app.predictors.cnn import Decoder
+from app.tasks.classification import Decoder
 from training import cnn, conditional, drawn, evaluate, folders, gan, lstm, rnn, shapes, texts, transfer
 from training import run as running
 from training.best import Best

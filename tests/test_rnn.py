@@ -16,9 +16,9 @@ from conftest import VOCABULARY, publish_tiny
 
 from app.networks import build
 from app.networks.rnn import PACKED, Packed
-from app.predictors.choice import Choice, Extras, Notes
-from app.predictors.measured import LEAST, Pace, padded, steady
-from app.predictors.rnn import AHEAD, READ_SECONDS, Continuation, TextContinuer
+from app.tasks.latency_model import LEAST, Pace, padded, steady
+from app.tasks.text_generation import AHEAD, READ_SECONDS, Continuation, TextContinuer
+from app.tasks.token_sampling import Choice, Extras, Notes
 
 PIECE = 60  # characters that a step reads
 
@@ -144,7 +144,7 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
 
 def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
     single = finish(continuer, begin(continuer, "abc")).text
-    monkeypatch.setattr("app.predictors.rnn.steady", lambda *_: False)
+    monkeypatch.setattr("app.tasks.text_generation.steady", lambda *_: False)
     continuer.warm_up(8)
     assert continuer.blank.dtype == torch.float64
     assert finish(continuer, begin(continuer, "abc")).text == single
@@ -167,7 +167,7 @@ def test_a_step_that_fails_can_be_taken_again(continuer: TextContinuer, monkeypa
     for _ in range(5):
         continuer.step([text])
     with monkeypatch.context() as patch:
-        patch.setattr("app.predictors.rnn.Choice.__call__", lambda *_: 1 / 0)
+        patch.setattr("app.tasks.text_generation.Choice.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([text])
     assert finish(continuer, text).text == whole
@@ -355,7 +355,7 @@ def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextContinuer, mo
     for _ in range(5):
         continuer.step([broken])
     with monkeypatch.context() as patch:
-        patch.setattr("app.predictors.rnn.Choice.__call__", lambda *_: 1 / 0)
+        patch.setattr("app.tasks.text_generation.Choice.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([broken])
     finish(continuer, broken)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader
-from app.predictors.seasons import SEASONS
+from app.tasks.seasonality import SEASONS
 from training import compare, data, forecaster, scores
 from training.synthetic import synthetic
 from training.windows import Batch, Kind, Windows

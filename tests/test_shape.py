@@ -15,7 +15,7 @@ from app.settings import PREFIX, Settings
 LAYERS = (
     ("app.errors", "app.settings", "app.networks"),
     ("app.store",),
-    ("app.engine", "app.predictors", "app.tasks"),
+    ("app.engine", "app.tasks"),
     ("app.serving",),
     ("app.observability",),
     ("app.api", *(f"app.{name}" for name in ("key_file", "keys", "counts"))),
@@ -23,11 +23,10 @@ LAYERS = (
     ("app.main", "app.cli", *(f"app.{name}" for name in ("models",))),
 )
 BESIDE = {  # who imports nothing of a neighbour in the same layer
-    "app.engine": ("app.predictors", "app.tasks", "app.store", "app.networks", "app.settings"),
-    "app.predictors": ("app.engine",),
+    "app.engine": ("app.tasks", "app.store", "app.networks", "app.settings"),
     "app.tasks": ("app.engine",),
 }
-OF_TRAINING = ("training", "app.networks", "app.store", "app.predictors", "app.tasks", "app.errors")
+OF_TRAINING = ("training", "app.networks", "app.store", "app.tasks", "app.errors")
 
 
 def layer(name: str) -> int:

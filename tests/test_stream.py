@@ -19,7 +19,7 @@ from test_service import figures, until
 from app.api import texts
 from app.api.events import EventStream
 from app.errors import BadValue
-from app.predictors.rnn import Continuation, TextContinuer
+from app.tasks.text_generation import Continuation, TextContinuer
 
 PATH = "/v1/text/continue"
 LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}

@@ -19,7 +19,7 @@ from test_batcher import Seen, anyio_backend, start  # noqa: F401
 from app.engine.executor import Lane
 from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
-from app.predictors.rnn import TextContinuer
+from app.tasks.text_generation import TextContinuer
 
 pytestmark = pytest.mark.anyio
 

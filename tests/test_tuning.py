@@ -14,10 +14,10 @@ from conftest import FORECASTER, TEST, serving, tiny_card
 
 from app import store
 from app.networks import build
-from app.predictors.cnn import ImageClassifier
-from app.predictors.forecaster import GlobalForecaster
 from app.settings import Settings
 from app.store import rollout
+from app.tasks.classification import ImageClassifier
+from app.tasks.forecasting import GlobalForecaster
 from training import backtest, gan, lstm, publishing, tables, tuning
 from training.data import DataError
 from training.options import origin

@@ -235,7 +235,7 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
 
 HANGS = """
 import time
-from app.predictors.gan import ImageSampler
+from app.tasks.image_generation import ImageSampler
 works = ImageSampler.predict
 ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else works(self, items)
 """
@@ -295,7 +295,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(tiny_store: Path) -> Non
 FAILS = """
 import os
 from pathlib import Path
-from app.predictors.gan import ImageSampler
+from app.tasks.image_generation import ImageSampler
 works, told = ImageSampler.predict, Path(os.environ["QUARTET_STORE"], "fails")
 def predict(self, items):
     if told.exists() and told.read_text() == str(os.getpid()):

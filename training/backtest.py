@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.predictors.forecaster import SCORES, SHORTEST
-from app.predictors.outlook import Outlook
+from app.tasks.forecasting import SCORES, SHORTEST
+from app.tasks.quantile_forecast import Outlook
 from training import scores
 from training.data import DataError
 from training.run import metric

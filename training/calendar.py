@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.predictors.forecaster import LONGEST_SEASON
+from app.tasks.forecasting import LONGEST_SEASON
 from training.data import DataError
 
 FORMATS = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
+from app.tasks.text_generation import TextContinuer
 from training import data
 from training.run import metric, saved
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
-from app.predictors.cnn import ImageClassifier
+from app.tasks.classification import ImageClassifier
 from training import data, transfer, whitened
 from training.calibration import calibrated, figures
 from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted

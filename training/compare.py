@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from app import store
-from app.predictors.forecaster import GlobalForecaster
-from app.predictors.seasons import SEASONS
 from app.store import rollout
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.seasonality import SEASONS
 from training import backtest, data, scores
 from training.forecaster import outlooks
 from training.synthetic import synthetic

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
-from app.predictors.gan import Drawing, ImageSampler
+from app.tasks.image_generation import Drawing, ImageSampler
 from training import cnn, data, processes
 from training.pictures import accuracy_of
 from training.run import metric, permutation, schedule, set_learning_rate

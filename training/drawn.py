@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.gan import ConditionalSizes
-from app.predictors.gan import ImageSampler
+from app.tasks.image_generation import ImageSampler
 from training import budget, cnn, conditional, folders, processes
 from training.conditional import RECIPE, WIDTHS
 from training.data import DataError

@@ -20,7 +20,7 @@ import torch
 
 from app import store
 from app.networks import KINDS
-from app.predictors import PREDICTORS
+from app.tasks import PREDICTORS
 from training import cnn, data, drawn, folders, gan, lstm, rnn, texts, transfer, tuning
 from training.data import DataError
 from training.gan import JUDGE, load_judge

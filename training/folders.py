@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from app.errors import QuartetError
-from app.predictors.cnn import Decoder
+from app.tasks.classification import Decoder
 from training import processes
 from training.data import DataError
 

@@ -17,9 +17,9 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
-from app.predictors.forecaster import GlobalForecaster
-from app.predictors.outlook import Outlook
-from app.predictors.seasons import SEASONS
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.quantile_forecast import Outlook
+from app.tasks.seasonality import SEASONS
 from training import data, scores
 from training.run import Run, derive, metric, saved, schedule, set_learning_rate
 from training.synthetic import synthetic

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.predictors.gan import sheet
+from app.tasks.image_generation import sheet
 from training import processes
 from training.run import Run, permutation
 

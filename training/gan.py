@@ -23,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app import store
 from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
-from app.predictors.cnn import ImageClassifier
-from app.predictors.gan import Drawing, ImageSampler
 from app.store import rollout
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_generation import Drawing, ImageSampler
 from training import conditional, data, drawn
 from training.game import nearest, play, save_sheet
 from training.options import Options, options

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.predictors.forecaster import GlobalForecaster
-from app.predictors.lstm import SeriesForecaster
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.window_forecasting import SeriesForecaster
 from training import data, tuning
 from training import forecaster as strong
 from training.options import Options, options

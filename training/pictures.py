@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from app.networks.cnn import WhitenedNet
-from app.predictors.cnn import ImageClassifier
+from app.tasks.classification import ImageClassifier
 from training.calibration import fit_temperature
 from training.run import Run, permutation, saved
 

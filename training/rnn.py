@@ -25,9 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
-from app.predictors.measured import fast_bfloat16
-from app.predictors.rnn import TextContinuer
 from app.store import UNKNOWN
+from app.tasks.latency_model import fast_bfloat16
+from app.tasks.text_generation import TextContinuer
 from training import budget, data, elman, processes, texts
 from training.best import Best
 from training.characters import (

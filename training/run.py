@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from app import store
-from app.predictors import PREDICTORS
+from app.tasks import PREDICTORS
 from training import processes, speed
 from training.options import Options, options
 from training.publishing import publish_once

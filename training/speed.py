@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from app import store
-from app.predictors import PREDICTORS
-from app.predictors.rnn import TextContinuer
 from app.store import files as disk
+from app.tasks import PREDICTORS
+from app.tasks.text_generation import TextContinuer
 
 SECONDS = 0.5  # for which something is repeated ...
 LEAST = 5  # ... and how often at least

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.predictors.forecaster import LONGEST_SEASON
+from app.tasks.forecasting import LONGEST_SEASON
 from training import calendar, processes
 from training.calendar import Frequency
 from training.data import DataError

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
-from app.predictors.cnn import ImageClassifier
-from app.predictors.measured import fast_bfloat16
+from app.tasks.classification import ImageClassifier
+from app.tasks.latency_model import fast_bfloat16
 from training import budget, folders, processes, whitened
 from training.calibration import figures
 from training.folders import Pictures

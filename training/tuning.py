@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes, in_order
-from app.predictors.forecaster import GlobalForecaster
-from app.predictors.measured import fast_bfloat16
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.latency_model import fast_bfloat16
 from training import backtest, budget, processes, scores, tables
 from training.backtest import Origins, Parts
 from training.best import Best

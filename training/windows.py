@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from app.predictors.forecaster import SHORTEST
+from app.tasks.forecasting import SHORTEST
 
 FURTHER = 0.25  # weight in the loss of steps beyond the horizon that a kind is judged by
 SHORTENED = 0.15  # of the windows begin later than they could

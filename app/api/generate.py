@@ -18,10 +18,10 @@ from app.api.patience import Patience, deadline, in_time
 from app.api.tensors import TEXT_PARAMETERS, own, sooner
 from app.api.wire_in import LONGEST_ID
 from app.errors import BadValue, shown
-from app.predictors.rnn import Continuation, TextContinuer
 from app.serving.loader import Live
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.text_generation import Continuation, TextContinuer
 
 BODY = {
     "type": "object",

@@ -18,9 +18,9 @@ from app.api.patience import Patience, deadline
 from app.api.samples import encoded
 from app.api.wording import wanted
 from app.errors import BadValue, shown
-from app.predictors.gan import Drawing, ImageSampler
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.image_generation import Drawing, ImageSampler
 
 
 class Generation(Body):

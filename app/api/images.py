@@ -37,9 +37,9 @@ from app.api.headers import head
 from app.api.patience import Patience, deadline, in_time
 from app.engine.executor import SMALL
 from app.errors import BadValue, NotAnImage, TooLarge, shown
-from app.predictors.cnn import ImageClassifier, overlaid, plain
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.classification import ImageClassifier, overlaid, plain
 
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once
 

@@ -25,11 +25,11 @@ from app.api.examples import described
 from app.api.patience import Patience, deadline, in_time
 from app.engine.executor import Lane
 from app.errors import BadValue, shown
-from app.predictors.choice import Extras, Notes
-from app.predictors.rnn import Continuation, TextContinuer
 from app.serving.loader import Live
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.token_sampling import Extras, Notes
 
 NOTED = 80  # values that are told in the time of one character with its log-probabilities
 SURE = 1e-12  # instead of top_p 0: only the likeliest is left

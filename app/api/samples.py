@@ -30,9 +30,9 @@ from app.api.choice import choose
 from app.api.examples import described
 from app.api.headers import head
 from app.api.patience import Patience, deadline
-from app.predictors.gan import Drawing, ImageSampler, animated, png, sheet
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.image_generation import Drawing, ImageSampler, animated, png, sheet
 
 SHEETS = ("application/json", "image/png")
 WALKS = (*SHEETS, "image/apng", "image/webp")

@@ -15,10 +15,10 @@ from app.api.choice import choose
 from app.api.examples import described
 from app.api.patience import Patience, deadline
 from app.errors import BadValue, shown
-from app.predictors import AnyForecaster
 from app.serving.loader import Live
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import AnyForecaster
 
 EACH = 3000  # values that are read in the time that a series takes besides them
 DIGITS = 26  # bytes that a value can take in JSON

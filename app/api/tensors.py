@@ -20,12 +20,12 @@ from app.api.answers import NEVER
 from app.api.bodies import NAMES, PACKED, checked
 from app.api.wire_in import Inference, Spec
 from app.errors import BadValue, shown
-from app.predictors.choice import Extras, Notes
-from app.predictors.cnn import ImageClassifier
-from app.predictors.gan import Drawing, ImageSampler
-from app.predictors.rnn import Continuation, TextContinuer
 from app.serving.loader import Live
 from app.settings import Settings
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_generation import Drawing, ImageSampler
+from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.token_sampling import Extras, Notes
 
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")

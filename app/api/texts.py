@@ -18,11 +18,11 @@ from app.api.choice import choose
 from app.api.events import STREAM, EventStream, event
 from app.api.examples import described
 from app.api.patience import Patience, deadline, in_time
-from app.predictors.choice import Extras, Notes
-from app.predictors.rnn import Continuation, TextContinuer
 from app.serving.loader import Live
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.token_sampling import Extras, Notes
 
 ESCAPED = 12  # bytes that a character can take in JSON
 LONGEST_STOP = 100  # characters

@@ -19,11 +19,11 @@ from app.engine.batcher import Batcher
 from app.engine.executor import Lane
 from app.engine.observer import Watcher
 from app.engine.text_engine import TextEngine
-from app.predictors import PREDICTORS, Predictor
-from app.predictors.cnn import ImageClassifier
-from app.predictors.rnn import Continuation, TextContinuer
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
+from app.tasks import PREDICTORS, Predictor
+from app.tasks.classification import ImageClassifier
+from app.tasks.text_generation import Continuation, TextContinuer
 
 AGAIN = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError)

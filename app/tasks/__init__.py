@@ -12,12 +12,12 @@ import torch
 
 from app.networks import KINDS
 from app.networks.forecaster import Forecaster
-from app.predictors.cnn import ImageClassifier
-from app.predictors.forecaster import GlobalForecaster
-from app.predictors.gan import ImageSampler
-from app.predictors.lstm import SeriesForecaster
-from app.predictors.rnn import TextContinuer
 from app.store import Task, Version
+from app.tasks.classification import ImageClassifier
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.image_generation import ImageSampler
+from app.tasks.text_generation import TextContinuer
+from app.tasks.window_forecasting import SeriesForecaster
 
 AnyForecaster = SeriesForecaster | GlobalForecaster
 Predictor = ImageClassifier | TextContinuer | AnyForecaster | ImageSampler

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
-from app.predictors.measured import Pace, fast_bfloat16, finite
 from app.store import StoreError, Version
+from app.tasks.latency_model import Pace, fast_bfloat16, finite
 
 ORIENTATION = 0x0112  # the EXIF tag ...
 TILE = (322, 323)  # the TIFF tags for its width and height

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from app.errors import BadValue, shown
-from app.predictors.measured import Pace, padded, steady
 from app.store import StoreError, Version
+from app.tasks.latency_model import Pace, padded, steady
 
 TOGETHER = 64  # images in one matrix product, however many are drawn: more would be computed in another order
 FRAME = 80  # milliseconds of an image in an animated file

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from app.errors import BadValue, shown
-from app.predictors.measured import Pace, finite
-from app.predictors.outlook import Outlook
 from app.store import StoreError, Version
+from app.tasks.latency_model import Pace, finite
+from app.tasks.quantile_forecast import Outlook
 
 USUAL = 48  # steps ahead, when the pace is measured
 SCORES = np.array([-1.0, 0.0, 1.0])

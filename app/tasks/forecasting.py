@@ -11,10 +11,10 @@ import torch
 
 from app.errors import BadValue, shown
 from app.networks.forecaster import MEDIAN, QUANTILES
-from app.predictors.measured import Pace, finite
-from app.predictors.outlook import NORMAL, Outlook
-from app.predictors.seasons import filled, season_of
 from app.store import Version
+from app.tasks.latency_model import Pace, finite
+from app.tasks.quantile_forecast import NORMAL, Outlook
+from app.tasks.seasonality import filled, season_of
 
 SHORTEST = 8  # values that a series must have
 LONGEST_SEASON = 168  # values: a week of hours

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.predictors.choice import Choice, ExtraRows, Extras, Notes, log_probabilities, note
-from app.predictors.measured import LEAST, Pace, finite, padded, steady
 from app.store import UNKNOWN, StoreError, Version
+from app.tasks.latency_model import LEAST, Pace, finite, padded, steady
+from app.tasks.token_sampling import Choice, ExtraRows, Extras, Notes, log_probabilities, note
 
 READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
 READ_SHARE = 1.0  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
