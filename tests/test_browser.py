@@ -20,7 +20,7 @@ import test_workers as workers
 from conftest import IMAGES, ROOT, Serve, publish_tiny
 from test_service import figures, until
 
-from app import keys
+from app import key_file as keys
 from app.store import rollout
 
 WEB = ROOT / "app" / "web"

@@ -16,7 +16,7 @@ from conftest import Held, Serve
 from test_batcher import Seen, soon
 from test_service import until
 
-from app import keys
+from app import key_file as keys
 from app.engine.admission import Door, caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Lane

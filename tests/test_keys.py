@@ -25,10 +25,10 @@ from conftest import ROOT, Serve, image_bytes
 from fastapi.security import HTTPAuthorizationCredentials
 from test_service import figures
 
-from app import keys
+from app import key_file as keys
 from app.api import admin
 from app.api.callers import is_open
-from app.counts import SharedCounts
+from app.api.middleware.shared_counters import SharedCounts
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import Settings, SettingsError
@@ -263,7 +263,7 @@ def counts() -> SharedCounts:
 
 COUNT = """
 import asyncio, os, sys
-from app.counts import SharedCounts
+from app.api.middleware.shared_counters import SharedCounts
 
 async def count(times):
     for _ in range(times):

@@ -57,7 +57,7 @@ async def test_the_figures_of_all_replicas_are_for_those_who_have_a_key(
 ) -> None:
     from starlette.requests import Request
 
-    from app import keys
+    from app import key_file as keys
     from deploy.ray_serve import Ingress
 
     for name in ("QUARTET_STORE", "QUARTET_KEYS_FILE"):

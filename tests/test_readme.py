@@ -14,7 +14,8 @@ import httpx
 import pytest
 from conftest import ROOT, TEST, serving
 
-from app import models, store
+from app import store
+from app.cli import models
 from app.settings import Settings
 
 README = (ROOT / "README.md").read_text()

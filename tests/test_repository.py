@@ -19,7 +19,7 @@ from test_service import figures
 from test_workers import serving
 from tritonclient.utils import InferenceServerException
 
-from app import keys
+from app import key_file as keys
 from app.server.supervisor import can_fork
 from app.store import rollout
 

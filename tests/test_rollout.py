@@ -12,7 +12,8 @@ from conftest import publish_tiny
 from safetensors.torch import load_file, save_file
 from test_store import rewrite_weights
 
-from app import models, store
+from app import store
+from app.cli import models
 from app.store import StoreError, rollout
 from app.store.rollout import Missing, Refused, activate, retire, rollback, serving
 

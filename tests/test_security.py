@@ -24,7 +24,8 @@ from conftest import ROOT, TINY, Serve, publish_tiny
 from test_bad_input import spoken
 from test_workers import ask, serving
 
-from app import keys, store
+from app import key_file as keys
+from app import store
 from app.api.origins import other_origins
 from app.main import create_app
 from app.observability.middleware import GUARDS

@@ -16,10 +16,10 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.counts import SharedCounts
+from app.api.middleware.shared_counters import SharedCounts
 from app.engine.admission import caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
-from app.keys import Key, Keyring, KeysError, parse_limits
+from app.key_file import Key, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hidden
 
 log = logging.getLogger("quartet")

@@ -1,0 +1,1 @@
+"""ASGI middleware: API keys, body limits, CORS, and the fast path to the busiest routes."""

@@ -1,0 +1,1 @@
+"""Command line tools: ``python -m app.models`` and ``python -m app.keys``."""
