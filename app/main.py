@@ -18,11 +18,15 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
 
-from app.api import admin, failures, health, models, oip, openai, page, tasks, timeseries
-from app.api.bodies import Buffered
-from app.api.callers import counts, describe, keyed, let_go
-from app.api.direct import Direct
-from app.api.origins import other_origins
+from app.api import errors as failures
+from app.api.kserve import timeseries
+from app.api.middleware.api_keys import counts, describe, keyed, let_go
+from app.api.middleware.cors import other_origins
+from app.api.middleware.fast_routes import Direct
+from app.api.open_inference import routes as oip
+from app.api.openai import completions as openai
+from app.api.request import Buffered
+from app.api.routes import admin, health, models, page, tasks
 from app.observability.access_log import AccessLog, JsonLines
 from app.observability.metrics import Metrics, shared_metrics
 from app.observability.middleware import Telemetry

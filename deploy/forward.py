@@ -13,8 +13,8 @@ from prometheus_client.samples import Sample
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.events import DONE, event
-from app.api.failures import content, response
+from app.api.errors import content, response
+from app.api.sse import DONE, event
 from app.errors import NotReady, Overloaded
 
 CARRIED = (

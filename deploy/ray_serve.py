@@ -27,8 +27,8 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from app import store
-from app.api.callers import key_of, ring_of
-from app.api.failures import response
+from app.api.errors import response
+from app.api.middleware.api_keys import key_of, ring_of
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import PREFIX, Settings

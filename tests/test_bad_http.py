@@ -21,7 +21,7 @@ from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, refused, s
 from test_bad_json import NAMES, harmless
 from test_service import figures, until
 
-from app.api import bodies
+from app.api import request as bodies
 from app.server.http_protocol import OneWrite
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",

@@ -19,13 +19,13 @@ from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, 
 from test_workers import serving
 
 from app import store
-from app.api import wire_in
-from app.api.bodies import _parsed, limited, preferred
-from app.api.images import Images
-from app.api.samples import Draw
-from app.api.series import History
-from app.api.texts import Prompt
-from app.api.wire_in import WINDOWS, Spec
+from app.api.open_inference import decode as wire_in
+from app.api.open_inference.decode import WINDOWS, Spec
+from app.api.request import _parsed, limited, preferred
+from app.api.routes.classify import Images
+from app.api.routes.forecast import History
+from app.api.routes.generate_images import Draw
+from app.api.routes.generate_text import Prompt
 from app.errors import BadValue, TooLarge
 
 GOOD: dict[str, dict[str, Any]] = {

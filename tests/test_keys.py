@@ -26,9 +26,9 @@ from fastapi.security import HTTPAuthorizationCredentials
 from test_service import figures
 
 from app import key_file as keys
-from app.api import admin
-from app.api.callers import is_open
+from app.api.middleware.api_keys import is_open
 from app.api.middleware.shared_counters import SharedCounts
+from app.api.routes import admin
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import Settings, SettingsError

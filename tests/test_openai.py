@@ -15,7 +15,7 @@ import pytest
 from conftest import MORE, TINY, VOCABULARY, Serve, address
 from PIL import Image
 
-from app.api.wording import wanted
+from app.api.openai.prompt_labels import wanted
 from app.errors import BadValue
 
 KNOWN = VOCABULARY[:-1]

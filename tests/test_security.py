@@ -26,7 +26,7 @@ from test_workers import ask, serving
 
 from app import key_file as keys
 from app import store
-from app.api.origins import other_origins
+from app.api.middleware.cors import other_origins
 from app.main import create_app
 from app.observability.middleware import GUARDS
 from app.settings import Settings, SettingsError

@@ -25,7 +25,7 @@ from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
 from prometheus_client.parser import text_string_to_metric_families
 from test_store import rewrite_card
 
-from app.api.bodies import preferred
+from app.api.request import preferred
 from app.main import create_app
 from app.serving.loader import find_device
 from app.settings import Settings, SettingsError

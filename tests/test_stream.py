@@ -16,8 +16,8 @@ from starlette.requests import Request
 from test_batcher import anyio_backend  # noqa: F401
 from test_service import figures, until
 
-from app.api import texts
-from app.api.events import EventStream
+from app.api.routes import generate_text as texts
+from app.api.sse import EventStream
 from app.errors import BadValue
 from app.tasks.text_generation import Continuation, TextContinuer
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import IMAGES, Serve
 from PIL import Image
 
-from app.api.answers import Classification, Continuations, Forecasts, Samples
+from app.api.responses import Classification, Continuations, Forecasts, Samples
 
 ANSWERS = {
     "/v1/images/classify": Classification,

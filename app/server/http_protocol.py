@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.failures import Refusal
+from app.api.errors import Refusal
 from app.errors import BadValue, QuartetError
 from app.observability.middleware import GUARDS
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api import images, samples, series, texts
-from app.api.answers import FAILURES
+from app.api.responses import FAILURES
+from app.api.routes import classify as images
+from app.api.routes import forecast as series
+from app.api.routes import generate_images as samples
+from app.api.routes import generate_text as texts
 from app.serving.registry import Registry
 from app.settings import Settings
 

@@ -15,9 +15,12 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 from torch import Tensor
 
-from app.api import examples
-from app.api.answers import Classification, answered, gives
-from app.api.bodies import (
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline, in_time
+from app.api.headers import head
+from app.api.inference import choose
+from app.api.openapi import described, described_query
+from app.api.request import (
     BINARY,
     NAMES,
     PACKED,
@@ -31,10 +34,7 @@ from app.api.bodies import (
     read_json,
     read_query,
 )
-from app.api.choice import choose
-from app.api.examples import described, described_query
-from app.api.headers import head
-from app.api.patience import Patience, deadline, in_time
+from app.api.responses import Classification, answered, gives
 from app.engine.executor import SMALL
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.serving.registry import Registry

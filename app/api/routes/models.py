@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from app.api.answers import FAILURES
-from app.api.bodies import json_response
-from app.api.page import kept
+from app.api.request import json_response
+from app.api.responses import FAILURES
+from app.api.routes.page import kept
 from app.errors import NotFound, shown
 from app.serving.registry import Registry
 

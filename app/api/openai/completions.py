@@ -16,13 +16,26 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import examples, generations, texts
-from app.api.answers import FAILURES, NEVER
-from app.api.bodies import NAMES, Body, ModelName, Reading, Seed, checked, json_bytes, json_response, limited, read_json
-from app.api.choice import choose
-from app.api.events import STREAM, EventStream, event
-from app.api.examples import described
-from app.api.patience import Patience, deadline, in_time
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline, in_time
+from app.api.inference import choose
+from app.api.openai import images as generations
+from app.api.openapi import described
+from app.api.request import (
+    NAMES,
+    Body,
+    ModelName,
+    Reading,
+    Seed,
+    checked,
+    json_bytes,
+    json_response,
+    limited,
+    read_json,
+)
+from app.api.responses import FAILURES, NEVER
+from app.api.routes import generate_text as texts
+from app.api.sse import STREAM, EventStream, event
 from app.engine.executor import Lane
 from app.errors import BadValue, shown
 from app.serving.loader import Live

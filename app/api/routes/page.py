@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.errors import NotFound, shown
 
-FOLDER = Path(__file__).parent.parent / "web"
+FOLDER = Path(__file__).parents[2] / "web"
 TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -16,11 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
-from app.api.answers import FAILURES
-from app.api.bodies import Body, Reading, json_response, read_json, read_query
-from app.api.examples import described, described_query
-from app.api.patience import deadline
-from app.api.spool import spool
+from app.api.deadline import deadline
+from app.api.openapi import described, described_query
+from app.api.request import Body, Reading, json_response, read_json, read_query
+from app.api.responses import FAILURES
+from app.api.spooled_body import spool
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError

@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from app.api.bodies import object_of
-from app.api.failures import bad_value
+from app.api.errors import bad_value
+from app.api.request import object_of
 from app.errors import BadValue, TooLarge, shown
 
 NUMPY = {

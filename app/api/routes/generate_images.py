@@ -10,9 +10,12 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import examples
-from app.api.answers import Samples, answered, gives
-from app.api.bodies import (
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline
+from app.api.headers import head
+from app.api.inference import choose
+from app.api.openapi import described
+from app.api.request import (
     BINARY,
     NAMES,
     PACKED,
@@ -26,10 +29,7 @@ from app.api.bodies import (
     preferred,
     read_json,
 )
-from app.api.choice import choose
-from app.api.examples import described
-from app.api.headers import head
-from app.api.patience import Patience, deadline
+from app.api.responses import Samples, answered, gives
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.image_generation import Drawing, ImageSampler, animated, png, sheet

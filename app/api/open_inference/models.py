@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.api import series, texts
-from app.api.answers import NEVER
-from app.api.bodies import NAMES, PACKED, checked
-from app.api.wire_in import Inference, Spec
+from app.api.open_inference.decode import Inference, Spec
+from app.api.request import NAMES, PACKED, checked
+from app.api.responses import NEVER
+from app.api.routes import forecast as series
+from app.api.routes import generate_text as texts
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.settings import Settings

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from app.api import examples
-from app.api.answers import Continuations, answered, gives
-from app.api.bodies import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
-from app.api.choice import choose
-from app.api.events import STREAM, EventStream, event
-from app.api.examples import described
-from app.api.patience import Patience, deadline, in_time
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline, in_time
+from app.api.inference import choose
+from app.api.openapi import described
+from app.api.request import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
+from app.api.responses import Continuations, answered, gives
+from app.api.sse import STREAM, EventStream, event
 from app.serving.loader import Live
 from app.serving.registry import Registry
 from app.settings import Settings

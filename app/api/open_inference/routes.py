@@ -14,15 +14,16 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from app.api import examples, generate, repository, statistics
-from app.api.bodies import PACKED, json_bytes, json_response, read
-from app.api.examples import schema_of
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline
 from app.api.headers import head
-from app.api.oip_paths import SeriesModel, asked, on
-from app.api.patience import Patience, deadline
-from app.api.tensors import Limits, TensorModel, fit, sooner, tensor_model
-from app.api.wire_in import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
-from app.api.wire_out import response, wanted
+from app.api.open_inference import generate, repository, statistics
+from app.api.open_inference.decode import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
+from app.api.open_inference.encode import response, wanted
+from app.api.open_inference.models import Limits, TensorModel, fit, sooner, tensor_model
+from app.api.open_inference.paths import SeriesModel, asked, on
+from app.api.openapi import schema_of
+from app.api.request import PACKED, json_bytes, json_response, read
 from app.errors import NotReady
 from app.observability.metrics import Metrics
 from app.serving.loader import Live

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.bodies import json_response
-from app.api.oip_paths import SeriesModel, asked, on
-from app.api.patience import deadline
+from app.api.deadline import deadline
+from app.api.open_inference.paths import SeriesModel, asked, on
+from app.api.request import json_response
 from app.observability.metrics import Metrics
 from app.serving.loader import Live
 from app.serving.registry import Registry

@@ -16,13 +16,13 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from app.api.admin import guard, on_store
-from app.api.bodies import NAMES, json_bytes, json_response, object_of, read
-from app.api.examples import schema_of
-from app.api.failures import bad_value
-from app.api.oip_paths import asked
-from app.api.patience import deadline
-from app.api.wire_in import Loose
+from app.api.deadline import deadline
+from app.api.errors import bad_value
+from app.api.open_inference.decode import Loose
+from app.api.open_inference.paths import asked
+from app.api.openapi import schema_of
+from app.api.request import NAMES, json_bytes, json_response, object_of, read
+from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, shown
 from app.serving.registry import Registry
 from app.settings import Settings

@@ -9,14 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api import examples, texts
-from app.api.bodies import NAMES, Reading, checked, json_bytes, json_response, read_object
-from app.api.choice import choose
-from app.api.events import STREAM, EventStream, event
-from app.api.oip_paths import TextModel, asked, on
-from app.api.patience import Patience, deadline, in_time
-from app.api.tensors import TEXT_PARAMETERS, own, sooner
-from app.api.wire_in import LONGEST_ID
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline, in_time
+from app.api.inference import choose
+from app.api.open_inference.decode import LONGEST_ID
+from app.api.open_inference.models import TEXT_PARAMETERS, own, sooner
+from app.api.open_inference.paths import TextModel, asked, on
+from app.api.request import NAMES, Reading, checked, json_bytes, json_response, read_object
+from app.api.routes import generate_text as texts
+from app.api.sse import STREAM, EventStream, event
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.serving.registry import Registry

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import examples
-from app.api.bodies import NAMES, PACKED, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
-from app.api.choice import choose
-from app.api.examples import described
-from app.api.patience import Patience, deadline
-from app.api.samples import encoded
-from app.api.wording import wanted
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline
+from app.api.inference import choose
+from app.api.openai.prompt_labels import wanted
+from app.api.openapi import described
+from app.api.request import NAMES, PACKED, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
+from app.api.routes.generate_images import encoded
 from app.errors import BadValue, shown
 from app.serving.registry import Registry
 from app.settings import Settings

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.failures import response
+from app.api.errors import response
 from app.errors import QuartetError
 
 PLACES = {3: "name", 5: "version"}  # of parameters in paths such as /v2/models/NAME/versions/NUMBER/infer

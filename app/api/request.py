@@ -21,9 +21,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.failures import bad_value, unknown_field
+from app.api.deadline import UNTIL, in_time
+from app.api.errors import bad_value, unknown_field
 from app.api.headers import head
-from app.api.patience import UNTIL, in_time
 from app.engine.executor import SMALL, Lane
 from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 

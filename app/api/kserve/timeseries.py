@@ -15,23 +15,14 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from app.api import examples, series
-from app.api.answers import FAILURES
-from app.api.bodies import (
-    MOST_FIELDS,
-    NAMES,
-    Body,
-    ModelName,
-    Reading,
-    checked,
-    json_bytes,
-    json_response,
-    read_json,
-)
-from app.api.choice import choose
-from app.api.examples import described
-from app.api.patience import Patience, deadline
-from app.api.series import Value
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline
+from app.api.inference import choose
+from app.api.openapi import described
+from app.api.request import MOST_FIELDS, NAMES, Body, ModelName, Reading, checked, json_bytes, json_response, read_json
+from app.api.responses import FAILURES
+from app.api.routes import forecast as series
+from app.api.routes.forecast import Value
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.serving.registry import Registry

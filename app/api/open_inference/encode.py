@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from app.api.wire_in import LENGTH, NUMPY, Head, Parameters, Spec
+from app.api.open_inference.decode import LENGTH, NUMPY, Head, Parameters, Spec
 from app.errors import BadValue, shown
 
 

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from app.api import examples
-from app.api.answers import Forecasts, answered, gives
-from app.api.bodies import NAMES, Body, ModelName, Reading, json_bytes, json_response, limited, read_json
-from app.api.choice import choose
-from app.api.examples import described
-from app.api.patience import Patience, deadline
+from app.api import openapi as examples
+from app.api.deadline import Patience, deadline
+from app.api.inference import choose
+from app.api.openapi import described
+from app.api.request import NAMES, Body, ModelName, Reading, json_bytes, json_response, limited, read_json
+from app.api.responses import Forecasts, answered, gives
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.serving.registry import Registry

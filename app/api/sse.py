@@ -12,8 +12,8 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.failures import content, response
-from app.api.patience import Patience
+from app.api.deadline import Patience
+from app.api.errors import content, response
 from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")

@@ -1,0 +1,1 @@
+"""The native endpoints, and those for models, health, administration and the web page."""
