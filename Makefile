@@ -38,7 +38,7 @@ train: .venv/train ## train and publish all networks, one after the other
 	$(BIN)/python -m training.gan --preset conditional
 
 evaluate: .venv/train ## measure what lies in models_store/ again and compare with its cards
-	$(BIN)/python -m training.evaluate
+	$(BIN)/python -m training.evaluation.evaluate
 
 bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS="--only cnn --peers litserve"
 	$(BIN)/python -m benchmarks.serving $(ARGS)

@@ -24,7 +24,8 @@ from app.networks import build
 from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, data, gan, lstm, rnn
+from training import cnn, gan, lstm, rnn
+from training.data import datasets as data
 from training.run import derive, permutation, schedule
 
 Loop = Iterator[int]  # samples of each step

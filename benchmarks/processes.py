@@ -25,9 +25,12 @@ import torch
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.training import hardware
-from training import cnn, lstm, processes, rnn, transfer, tuning
+from training import cnn, lstm, rnn
+from training.data.windows import Kind, Windows
+from training.loops import cnn_finetune as transfer
+from training.loops import distributed as processes
+from training.loops import forecaster_finetune as tuning
 from training.run import prepare
-from training.windows import Kind, Windows
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
 TRIED = 3  # steps after the first, from which the number of steps of a turn is known

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training import data
+from training.data import datasets as data
 
 ROOT = Path(__file__).parent.parent
 

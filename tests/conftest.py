@@ -83,7 +83,7 @@ def publish_tiny(folder: Path, name: str) -> store.Version:
 @pytest.fixture(autouse=True)
 def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How fast a network is, is of no interest in tests."""
-    monkeypatch.setattr("training.speed.SECONDS", 0.0)
+    monkeypatch.setattr("training.evaluation.speed.SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
 from app.tasks.classification import Decoder, ImageClassifier, overlaid
-from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from training.whitened import whiten
+from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.loops.airbench import whiten
 
 
 @pytest.fixture

@@ -22,10 +22,16 @@ from PIL import Image
 from app import store
 from app.networks import build
 from app.tasks.classification import Decoder
-from training import cnn, conditional, drawn, evaluate, folders, gan, lstm, rnn, shapes, texts, transfer
+from training import cnn, gan, lstm, rnn
 from training import run as running
-from training.best import Best
-from training.data import DataError
+from training.data import image_folders as folders
+from training.data import shapes, texts
+from training.data.datasets import DataError
+from training.evaluation import evaluate
+from training.loops import cnn_finetune as transfer
+from training.loops import conditional_gan as conditional
+from training.loops import gan_finetune as drawn
+from training.loops.best_weights import Best
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))

@@ -10,9 +10,12 @@ import torch
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
-from training import compare, data, forecaster, scores
-from training.synthetic import synthetic
-from training.windows import Batch, Kind, Windows
+from training.data import datasets as data
+from training.data.synthetic_series import synthetic
+from training.data.windows import Batch, Kind, Windows
+from training.evaluation import compare
+from training.evaluation import forecasting as scores
+from training.loops import forecaster
 
 M4 = data.directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)

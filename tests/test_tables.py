@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training import calendar, tables
-from training.data import DataError
+from training.data import tables
+from training.data import time_index as calendar
+from training.data.datasets import DataError
 
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
 

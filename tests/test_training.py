@@ -18,10 +18,14 @@ from safetensors.torch import save_file
 
 from app import store
 from app.networks import build
-from training import cnn, conditional, data, elman, evaluate, gan, lstm, rnn, speed
+from training import cnn, gan, lstm, rnn
 from training import run as running
-from training.calibration import fit_temperature
-from training.whitened import Lookahead, triangle
+from training.data import datasets as data
+from training.evaluation import evaluate, speed
+from training.evaluation.calibration import fit_temperature
+from training.loops import conditional_gan as conditional
+from training.loops import elman_recurrence as elman
+from training.loops.airbench import Lookahead, triangle
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
@@ -42,7 +46,8 @@ SCRIPTS: dict[str, Any] = {
 # A training that says at which step its state is on disk, and waits to be killed at the last one.
 KILLED = """
 import sys
-from training import run, data
+from training import run
+from training.data import datasets as data
 script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0

@@ -18,8 +18,11 @@ from app.settings import Settings
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import GlobalForecaster
-from training import backtest, gan, lstm, publishing, tables, tuning
-from training.data import DataError
+from training import gan, lstm, publishing
+from training.data import tables
+from training.data.datasets import DataError
+from training.evaluation import backtest
+from training.loops import forecaster_finetune as tuning
 from training.options import origin
 
 SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]

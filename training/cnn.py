@@ -23,11 +23,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
-from training import data, transfer, whitened
-from training.calibration import calibrated, figures
-from training.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.data import datasets as data
+from training.data.image_batches import accuracy_of, batches, calibrate, draw_samples, moved, served
+from training.evaluation.calibration import calibrated, figures
+from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.loops import airbench as whitened
+from training.loops import cnn_finetune as transfer
 from training.options import Options, options
-from training.pictures import accuracy_of, batches, calibrate, draw_samples, moved, served
 from training.run import Run, derive, metric, schedule, set_learning_rate
 
 

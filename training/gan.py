@@ -26,8 +26,10 @@ from app.networks.gan import ConditionalSizes, Discriminator, Generator, Generat
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import Drawing, ImageSampler
-from training import conditional, data, drawn
-from training.game import nearest, play, save_sheet
+from training.data import datasets as data
+from training.loops import conditional_gan as conditional
+from training.loops import gan_finetune as drawn
+from training.loops.gan import nearest, play, save_sheet
 from training.options import Options, options
 from training.run import Run, metric, set_learning_rate
 

@@ -23,8 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.window_forecasting import SeriesForecaster
-from training import data, tuning
-from training import forecaster as strong
+from training.data import datasets as data
+from training.loops import forecaster as strong
+from training.loops import forecaster_finetune as tuning
 from training.options import Options, options
 from training.run import Run, metric, schedule, set_learning_rate
 

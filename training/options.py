@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from app import store
 from app.store import rollout
-from training import processes
-from training.data import DataError
+from training.data.datasets import DataError
+from training.loops import distributed as processes
 
 C = TypeVar("C")  # the dataclass of a script's numbers
 

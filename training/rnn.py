@@ -28,9 +28,9 @@ from app.networks.rnn import CharacterRNN, StackedRNN
 from app.store import UNKNOWN
 from app.tasks.latency_model import fast_bfloat16
 from app.tasks.text_generation import TextContinuer
-from training import budget, data, elman, processes, texts
-from training.best import Best
-from training.characters import (
+from training.data import datasets as data
+from training.data import texts
+from training.evaluation.language_model import (
     PLACES,
     WINDOW,
     draw_samples,
@@ -41,6 +41,10 @@ from training.characters import (
     vocabulary_of,
     window_loss,
 )
+from training.loops import distributed as processes
+from training.loops import elman_recurrence as elman
+from training.loops import time_budget as budget
+from training.loops.best_weights import Best
 from training.options import Options, options, origin
 from training.run import Run, derive, schedule, set_learning_rate
 
@@ -57,7 +61,7 @@ class Config:
     weight_decay: float
     clip: float  # of the gradient's norm
     average: float  # of the weights over steps: the published ones
-    dropout: float  # share left out at random, see training/elman.py
+    dropout: float  # share left out at random, see training/loops/elman_recurrence.py
     cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
     unknown: float  # share of characters read as <unk>, so that it means "some character"
     validation: float  # share of the training part that is held out, in ten places; 0 once all numbers are chosen

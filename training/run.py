@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from app import store
 from app.tasks import PREDICTORS
-from training import processes, speed
+from training.evaluation import speed
+from training.loops import distributed as processes
 from training.options import Options, options
 from training.publishing import publish_once
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from app.tasks.forecasting import LONGEST_SEASON
-from training import calendar, processes
-from training.calendar import Frequency
-from training.data import DataError
+from training.data import time_index as calendar
+from training.data.datasets import DataError
+from training.data.time_index import Frequency
+from training.loops import distributed as processes
 
 MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
 NUMBERING = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # columns that may only number the rows

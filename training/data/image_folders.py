@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from app.errors import QuartetError
 from app.tasks.classification import Decoder
-from training import processes
-from training.data import DataError
+from training.data.datasets import DataError
+from training.loops import distributed as processes
 
 MOST_PIXELS = 10**8  # of one image; a larger one is left out
 SHOWN = 10  # files that are named on the screen; all are in the run's folder

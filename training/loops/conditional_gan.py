@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
 from app.tasks.image_generation import Drawing, ImageSampler
-from training import cnn, data, processes
-from training.pictures import accuracy_of
+from training import cnn
+from training.data import datasets as data
+from training.data.image_batches import accuracy_of
+from training.loops import distributed as processes
 from training.run import metric, permutation, schedule, set_learning_rate
 
 if TYPE_CHECKING:

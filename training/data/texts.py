@@ -12,8 +12,8 @@ import torch
 
 from app import store
 from app.store import UNKNOWN
-from training import processes
-from training.data import DataError, Text
+from training.data.datasets import DataError, Text
+from training.loops import distributed as processes
 
 LEAST = 10_000  # characters: a test part of four windows of 256
 KNOWN = 0.5  # share of a text's characters that a network must know to be worth beginning with

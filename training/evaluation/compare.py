@@ -1,6 +1,6 @@
 """The served forecaster beside seasonal naive, Theta and AutoETS (statsforecast), on series it has never seen.
 
-    python -m training.compare [--store DIR] [--model NAME]
+    python -m training.evaluation.compare [--store DIR] [--model NAME]
 
 Needs the extra ``compare``. All forecasters are given the same past and the same season, in one run; the figures are
 those of the medians. MASE is measured in steps from one season to the next over each past, as M4 does.
@@ -22,9 +22,11 @@ from app import store
 from app.store import rollout
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import SEASONS
-from training import backtest, data, scores
-from training.forecaster import outlooks
-from training.synthetic import synthetic
+from training.data import datasets as data
+from training.data.synthetic_series import synthetic
+from training.evaluation import backtest
+from training.evaluation import forecasting as scores
+from training.loops.forecaster import outlooks
 
 UNSEEN = 1_000_000  # seeds of synthetic series from here on are never learnt from
 LONGEST = 24  # the longest season that AutoETS models; for a longer one it is given none

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from app.store import UNKNOWN
 from app.tasks.text_generation import TextContinuer
-from training import data
+from training.data import datasets as data
 from training.run import metric, saved
 
 WINDOW = 256  # characters, as in nanoGPT, so that the loss compares with published ones

@@ -20,15 +20,19 @@ from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes, in_order
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.latency_model import fast_bfloat16
-from training import backtest, budget, processes, scores, tables
-from training.backtest import Origins, Parts
-from training.best import Best
-from training.data import DataError
-from training.forecaster import Shown, draw_samples, losses, outlooks
+from training.data import tables
+from training.data.datasets import DataError
+from training.data.tables import Table
+from training.data.windows import Batch, Kind, Windows
+from training.evaluation import backtest
+from training.evaluation import forecasting as scores
+from training.evaluation.backtest import Origins, Parts
+from training.loops import distributed as processes
+from training.loops import time_budget as budget
+from training.loops.best_weights import Best
+from training.loops.forecaster import Shown, draw_samples, losses, outlooks
 from training.options import Options, origin
 from training.run import Run, derive, schedule, set_learning_rate
-from training.tables import Table
-from training.windows import Batch, Kind, Windows
 
 if TYPE_CHECKING:
     from training.lstm import TunedConfig

@@ -1,7 +1,7 @@
 """How fast versions are on one thread, alone and in batches, with the code that serves them.
 
-    python -m training.speed [--store DIR] [NAME ...]
-    python -m training.speed --write     # and note it on their cards
+    python -m training.evaluation.speed [--store DIR] [NAME ...]
+    python -m training.evaluation.speed --write     # and note it on their cards
 
 A training measures its network itself and notes it on the card. Such a figure is of a machine, which is named beside
 it, and of what else runs there: measure on a quiet one.

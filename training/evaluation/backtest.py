@@ -10,10 +10,10 @@ import numpy as np
 
 from app.tasks.forecasting import SCORES, SHORTEST
 from app.tasks.quantile_forecast import Outlook
-from training import scores
-from training.data import DataError
+from training.data.datasets import DataError
+from training.data.tables import Series, Table
+from training.evaluation import forecasting as scores
 from training.run import metric
-from training.tables import Series, Table
 
 TESTED, MOST_TESTED = 0.25, 24  # share of a series that is held out to test, and horizons of it at most
 VALIDATED, MOST_VALIDATED = 0.2, 12  # the same of what validates

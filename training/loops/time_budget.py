@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from training import processes
+from training.loops import distributed as processes
 from training.run import Run
 
 LEAST_STEPS, MOST_STEPS = 3, 12  # that are timed ...

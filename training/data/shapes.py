@@ -1,6 +1,6 @@
 """A folder of pictures to try things with: circles, squares and triangles of any colour, size and place.
 
-python -m training.shapes shapes --count 200      # shapes/circle, shapes/square, shapes/triangle
+python -m training.data.shapes shapes --count 200      # shapes/circle, shapes/square, shapes/triangle
 """
 
 from __future__ import annotations

@@ -20,10 +20,11 @@ from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSiz
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.quantile_forecast import Outlook
 from app.tasks.seasonality import SEASONS
-from training import data, scores
+from training.data import datasets as data
+from training.data.synthetic_series import synthetic
+from training.data.windows import Batch, Kind, Windows
+from training.evaluation import forecasting as scores
 from training.run import Run, derive, metric, saved, schedule, set_learning_rate
-from training.synthetic import synthetic
-from training.windows import Batch, Kind, Windows
 
 if TYPE_CHECKING:
     from training.lstm import StrongConfig

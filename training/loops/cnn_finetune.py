@@ -20,11 +20,8 @@ from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.latency_model import fast_bfloat16
-from training import budget, folders, processes, whitened
-from training.calibration import figures
-from training.folders import Pictures
-from training.options import Options, origin
-from training.pictures import (
+from training.data import image_folders as folders
+from training.data.image_batches import (
     accuracy_of,
     batches,
     calibrate,
@@ -34,6 +31,12 @@ from training.pictures import (
     moved,
     served,
 )
+from training.data.image_folders import Pictures
+from training.evaluation.calibration import figures
+from training.loops import airbench as whitened
+from training.loops import distributed as processes
+from training.loops import time_budget as budget
+from training.options import Options, origin
 from training.run import Run, metric, schedule
 
 if TYPE_CHECKING:

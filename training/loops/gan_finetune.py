@@ -21,13 +21,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
-from training import budget, cnn, conditional, folders, processes
-from training.conditional import RECIPE, WIDTHS
-from training.data import DataError
-from training.folders import Pictures
-from training.game import nearest, play, save_sheet
+from training import cnn
+from training.data import image_folders as folders
+from training.data.datasets import DataError
+from training.data.image_batches import accuracy_of
+from training.data.image_folders import Pictures
+from training.loops import conditional_gan as conditional
+from training.loops import distributed as processes
+from training.loops import time_budget as budget
+from training.loops.conditional_gan import RECIPE, WIDTHS
+from training.loops.gan import nearest, play, save_sheet
 from training.options import Options
-from training.pictures import accuracy_of
 from training.run import Run, metric, permutation, schedule
 
 if TYPE_CHECKING:

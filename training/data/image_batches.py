@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from app.networks.cnn import WhitenedNet
 from app.tasks.classification import ImageClassifier
-from training.calibration import fit_temperature
+from training.evaluation.calibration import fit_temperature
 from training.run import Run, permutation, saved
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.tasks.image_generation import sheet
-from training import processes
+from training.loops import distributed as processes
 from training.run import Run, permutation
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Measure what lies in ``models_store/`` again, with the code that serves it, and compare with the cards.
 
-    python -m training.evaluate [--store DIR] [NAME ...]
+    python -m training.evaluation.evaluate [--store DIR] [NAME ...]
 
 Ends with status 1 when a figure is off by more than its rounding, or the data are not those of the card. Networks that
 are computed in bfloat16 where the processor can may be off by 0.002: half of their figures are off by 0.0001 to 0.001.
@@ -21,9 +21,15 @@ import torch
 from app import store
 from app.networks import KINDS
 from app.tasks import PREDICTORS
-from training import cnn, data, drawn, folders, gan, lstm, rnn, texts, transfer, tuning
-from training.data import DataError
+from training import cnn, gan, lstm, rnn
+from training.data import datasets as data
+from training.data import image_folders as folders
+from training.data import texts
+from training.data.datasets import DataError
 from training.gan import JUDGE, load_judge
+from training.loops import cnn_finetune as transfer
+from training.loops import forecaster_finetune as tuning
+from training.loops import gan_finetune as drawn
 
 HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
 LEARNT = {"samples_only_accuracy": 0.004}  # what a training ends at that measures: processors round it elsewhere

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from app.tasks.forecasting import LONGEST_SEASON
-from training.data import DataError
+from training.data.datasets import DataError
 
 FORMATS = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")
 SLASHED = {True: "%d/%m/%Y", False: "%m/%d/%Y"}  # by whether the day comes first

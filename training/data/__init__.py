@@ -1,0 +1,1 @@
+"""Training data: the public data sets, and users' own images, texts and tables."""

@@ -1,0 +1,1 @@
+"""Metrics, benchmarks of quality, and the check of published versions against their cards."""
