@@ -41,40 +41,40 @@ evaluate: .venv/train ## measure what lies in models_store/ again and compare wi
 	$(BIN)/python -m training.evaluation.evaluate
 
 bench: .venv/train ## the service under load beside a plain FastAPI server; ARGS="--only cnn --peers litserve"
-	$(BIN)/python -m benchmarks.serving $(ARGS)
+	$(BIN)/python -m benchmarks.speed.serving $(ARGS)
 
 bench-replicas: .venv/ray ## one and two replicas under Ray Serve beside as many workers; ARGS="--kill"
-	$(BIN)/python -m benchmarks.replicas $(ARGS)
+	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
 
 bench-protocols: .venv/train ## the same work through each protocol, beside the native endpoint; ARGS="--only text"
-	$(BIN)/python -m benchmarks.protocols $(ARGS)
+	$(BIN)/python -m benchmarks.speed.protocols $(ARGS)
 
 bench-cluster: .venv/ray ## a Ray cluster of two nodes on this machine, a replica and a node of which are killed
-	$(BIN)/python -m benchmarks.cluster $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.cluster $(ARGS)
 
 bench-training: .venv/train ## the workshop's training loops beside ours
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.speed.training
 
 bench-processes: .venv/train ## training on own data with one process and with two
-	$(BIN)/python -m benchmarks.processes $(ARGS)
+	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/test_swaps.py
 
 soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
-	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)
 
 determinism: .venv/train ## 2,000 requests alone and in a crowd of 64: the same answers
-	$(BIN)/python -m benchmarks.determinism $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.determinism $(ARGS)
 
 overload: .venv/train ## ten times as much as can be done: what is refused, how fast, and what is left
-	$(BIN)/python -m benchmarks.overload $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.overload $(ARGS)
 
 restarts: .venv/train ## four services behind nginx, each restarted twice under load, and a worker killed: who notices
-	$(BIN)/python -m benchmarks.restarts $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.restarts $(ARGS)
 
 fuzz: .venv/fuzz ## schemathesis over the OpenAPI document of a service that it starts
-	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+	$(BIN)/python -m benchmarks.reliability.fuzz $(ARGS)
 
 oldest: ## the suite with the oldest versions that pyproject.toml allows, in .venv-oldest
 	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest

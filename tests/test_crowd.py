@@ -7,8 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from benchmarks import mix, restarts, soak
-from benchmarks.load import Answer
+from benchmarks.reliability import restarts, soak
+from benchmarks.support import mix
+from benchmarks.support.load import Answer
 
 
 def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:

@@ -16,8 +16,8 @@ from test_service import figures
 from test_workers import Service, serving, until
 
 from app.server.supervisor import can_fork
-from benchmarks.restarts import proxy_file
-from benchmarks.servers import free_port
+from benchmarks.reliability.restarts import proxy_file
+from benchmarks.support.servers import free_port
 
 pytestmark = [
     pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""The Ray Serve application: its groups, and one replica as Ray would hold it. A cluster: ``benchmarks.replicas``."""
+"""The Ray Serve application: its groups, and one replica as Ray would hold it. See ``benchmarks.speed.replicas``."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from app.main import create_app
 from app.server.supervisor import HANDED, can_fork
 from app.server.uvicorn_server import Worker, listen_at
 from app.settings import Settings, SettingsError
-from benchmarks.restarts import connections
+from benchmarks.reliability.restarts import connections
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 SECONDS = 30  # more than anything here should take

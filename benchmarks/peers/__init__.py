@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Request
-from benchmarks.servers import ROOT, Server, free_port
+from benchmarks.support.load import Request
+from benchmarks.support.servers import ROOT, Server, free_port
 
 SHARED = ("torch>=2.6", "numpy>=1.26", "pillow>=10.3", "safetensors>=0.4.5")
 INSTALL_SECONDS = 1200

@@ -1,6 +1,6 @@
 """The server that a good tutorial writes: one handler a task, each calls its network, eagerly, a request at a time.
 
-    QUARTET_STORE=models_store uvicorn benchmarks.plain:app --workers 1
+    QUARTET_STORE=models_store uvicorn benchmarks.support.plain:app --workers 1
 
 It serves the newest version of everything in the store, with requests and answers shaped like ours, and checks
 nothing. ``PLAIN_THREADS``: threads of torch in each process; torch's own choice when it is not set.

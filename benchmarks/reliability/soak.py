@@ -1,8 +1,8 @@
 """The service under mixed load for long: whether every answer stays right, and nothing grows.
 
-    python -m benchmarks.soak                          # 30 minutes
-    python -m benchmarks.soak --minutes 1 --callers 8
-    python -m benchmarks.soak --minutes 6 --swap 0     # no versions come and go
+    python -m benchmarks.reliability.soak                          # 30 minutes
+    python -m benchmarks.reliability.soak --minutes 1 --callers 8
+    python -m benchmarks.reliability.soak --minutes 6 --swap 0     # no versions come and go
 
 Callers ask for everything there is, in proportion (``mix.KINDS``), beside others who hang up in the middle of an
 answer, and a version that is published again and again while the oldest is taken away. Each answer is held against
@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from app import store
-from benchmarks import mix, servers
-from benchmarks.load import Connection, Request, connect, percentile
-from benchmarks.servers import ROOT, Server
+from benchmarks.support import mix, servers
+from benchmarks.support.load import Connection, Request, connect, percentile
+from benchmarks.support.servers import ROOT, Server
 
 LOOK = 2.0  # seconds between two looks at the processes
 SWAPPED = "sine-lstm"

@@ -1,11 +1,11 @@
 """One and two replicas under Ray Serve beside one and two workers of the service itself, one after the other.
 
-    python -m benchmarks.replicas                          # the table; needs the extra [ray]
-    python -m benchmarks.replicas --only cnn --callers 64  # one kind of work
-    python -m benchmarks.replicas --kill --seconds 20      # a replica is killed in the middle: which answers came
+    python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
+    python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
+    python -m benchmarks.speed.replicas --kill --seconds 20      # a replica is killed in the middle: which answers came
 
 Every process computes with one thread. What Ray costs is the way through its proxy and the ingress; what it gives is
-a second machine, which this does not show. Figures and their conditions are those of ``benchmarks.serving``.
+a second machine, which this does not show. Figures and their conditions are those of ``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import load, report, servers
-from benchmarks.servers import ROOT, Server, free_port, stats
-from benchmarks.serving import Plan, compare, progress, show, started, words
-from benchmarks.works import prepare, works
+from benchmarks.speed.serving import Plan, compare, progress, show, started, words
+from benchmarks.support import load, report, servers
+from benchmarks.support.servers import ROOT, Server, free_port, stats
+from benchmarks.support.works import prepare, works
 
 WORKS = ("cnn", "strong", "text", "streams", "forecast", "sample")
 TASKS = ["classify", "continue", "forecast", "sample"]

@@ -16,9 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import Request
+from benchmarks.support.load import Request
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 BEGUN = 19  # where ``stats`` has the time a process was started: a number may be given again, that with it not
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
@@ -202,6 +202,6 @@ def plain(folder: Path, store: Path, workers: int) -> Server:
     if workers > 1:
         environment["PLAIN_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // workers))
     options = ["--port", str(port), "--workers", str(workers), "--log-level", "warning"]
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.plain:app", *options]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.support.plain:app", *options]
     name = "plain" if workers == 1 else f"plain x{workers}"
     return Server(name, command, port, folder / f"{name}.log", environment, ready="/docs")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from benchmarks.load import Answer, Connection, Request, arrivals, connect
-from benchmarks.servers import ROOT
+from benchmarks.support.load import Answer, Connection, Request, arrivals, connect
+from benchmarks.support.servers import ROOT
 
 KINDS = {  # and their weights
     **{"classify": 30, "continue": 15, "forecast": 12, "sample": 12, "stream": 10, "bad": 9},

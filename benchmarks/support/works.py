@@ -18,10 +18,10 @@ from PIL import Image
 
 from app import store
 from app.networks import build
-from benchmarks import load
-from benchmarks.limits import Limit, newest
-from benchmarks.load import Answer, Figures, Request
-from benchmarks.servers import ROOT, Server
+from benchmarks.support import load
+from benchmarks.support.limits import Limit, newest
+from benchmarks.support.load import Answer, Figures, Request
+from benchmarks.support.servers import ROOT, Server
 
 RNN = "bench-rnn"  # 2 x 512 with random weights, published into the benchmark's own store
 WEAK = ("cifar10-lenet", "mnist-judge")

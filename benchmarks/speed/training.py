@@ -1,10 +1,10 @@
 """Measure the workshop's training loops beside ours, on the CPU, in turns.
 
-    python -m benchmarks.training                             # all four networks, about four minutes
-    python -m benchmarks.training --only rnn --seconds 1      # one of them, short
+    python -m benchmarks.speed.training                             # all four networks, about four minutes
+    python -m benchmarks.speed.training --only rnn --seconds 1      # one of them, short
 
-The loops stand in ``benchmarks/loops.py``. Windows overlap: ours reads a character or value once and learns from each,
-where the workshop reads a whole window for one. So what is read a second stands below the table as well. Neither says
+The loops stand in ``benchmarks/speed/loops.py``. Windows overlap: ours reads a character or value once and learns from
+each, where the workshop reads a whole window for one. So what is read a second stands below the table as well. Neither says
 how well a network learns from a sample: that stands on the cards.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.loops import PAIRS, Loop
+from benchmarks.speed.loops import PAIRS, Loop
 from training.run import prepare
 
 

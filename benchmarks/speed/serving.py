@@ -1,9 +1,9 @@
 """Measure the service under load beside a plain FastAPI server with the same networks, in turns.
 
-    python -m benchmarks.serving                                       # all of it, about twenty minutes
-    python -m benchmarks.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
-    python -m benchmarks.serving --only cnn --layouts 1x2,2x1          # workers x threads of ours, side by side
-    python -m benchmarks.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
+    python -m benchmarks.speed.serving                                       # all of it, about twenty minutes
+    python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
+    python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # workers x threads of ours, side by side
+    python -m benchmarks.speed.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
 
 Each round measures every server once for each number of callers, in an order that turns; while one is measured the
 others are stopped (SIGSTOP). Callers send the next request when the last one is answered, on connections that stay
@@ -39,11 +39,12 @@ import uvloop
 
 from app import store
 from app.settings import Settings
-from benchmarks import limits, load, peers, report, servers
-from benchmarks.report import OURS, START, Results, named
-from benchmarks.servers import ROOT, Server, StartFailed
-from benchmarks.training import hardware
-from benchmarks.works import Work, prepare, prompts, works
+from benchmarks import peers
+from benchmarks.speed.training import hardware
+from benchmarks.support import limits, load, report, servers
+from benchmarks.support.report import OURS, START, Results, named
+from benchmarks.support.servers import ROOT, Server, StartFailed
+from benchmarks.support.works import Work, prepare, prompts, works
 
 WORKS = ("start", "cnn", "strong", "text", "streams", "forecast", "sample", "mixed")
 SERVERS = ("ours", "plain", "plain2")

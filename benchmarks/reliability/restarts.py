@@ -1,7 +1,7 @@
 """Services behind the proxy of deploy/, each stopped and started again in turn under load; then a worker killed.
 
-    python -m benchmarks.restarts                           # four services, twice round; needs nginx
-    python -m benchmarks.restarts --rounds 1 --callers 4
+    python -m benchmarks.reliability.restarts                           # four services, twice round; needs nginx
+    python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
 Callers ask for everything there is (``mix``) and hold each answer against the one that the same request had before.
 Beside them long streams are written that outlast a stop: these must say so at their end. Then one service of two
@@ -30,9 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import mix, servers
-from benchmarks.load import Answer, Connection, Request, percentile
-from benchmarks.servers import ROOT, Server
+from benchmarks.support import mix, servers
+from benchmarks.support.load import Answer, Connection, Request, percentile
+from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
 STOP_SECONDS = 2  # that a service has to finish what runs: less than the long streams take

@@ -1,7 +1,7 @@
 """Measure training with several processes (DistributedDataParallel), on the CPU, in turns.
 
-    python -m benchmarks.processes                  # one process of 1 thread, one of 2, two of 1: about four minutes
-    python -m benchmarks.processes --only cnn --seconds 1 --rounds 1
+    python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
+    python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
 What is measured are the steps of training on own data, with the numbers of the presets "own", all layouts on the same
 batch: two processes take half of it each and average their gradients over gloo. What is learnt does not matter here, so
@@ -24,7 +24,7 @@ import torch
 
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
-from benchmarks.training import hardware
+from benchmarks.speed.training import hardware
 from training import cnn, lstm, rnn
 from training.data.windows import Kind, Windows
 from training.loops import cnn_finetune as transfer
@@ -114,7 +114,7 @@ def turn(name: str, seconds: float, threads: int) -> None:
 def speed(name: str, seconds: float, count: int, threads: int) -> float:
     """Samples a second of a turn in ``count`` fresh processes."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    words = ["-m", "benchmarks.processes", "--turn", name, "--seconds", str(seconds), "--threads", str(threads)]
+    words = ["-m", "benchmarks.speed.processes", "--turn", name, "--seconds", str(seconds), "--threads", str(threads)]
     done = subprocess.run([sys.executable, *several, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-2000:])

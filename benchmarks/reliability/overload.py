@@ -1,7 +1,7 @@
 """What is left of the service when ten times as much is asked of it as it can do.
 
-    python -m benchmarks.overload
-    python -m benchmarks.overload --seconds 3 --times 10 --rounds 1
+    python -m benchmarks.reliability.overload
+    python -m benchmarks.reliability.overload --seconds 3 --times 10 --rounds 1
 
 As many texts a second as callers get who wait for their answers (1x), then so many times as many, sent whether or not
 answers come, in turns; then the first again. With the queue full the surplus is refused at once. Prints a table of the
@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks import mix, servers
-from benchmarks.load import Answer, Connection, Request, call, percentile
-from benchmarks.servers import ROOT
+from benchmarks.support import mix, servers
+from benchmarks.support.load import Answer, Connection, Request, call, percentile
+from benchmarks.support.servers import ROOT
 
 CALLERS = 32  # that ask again when they are answered: enough to keep the service busy
 QUEUE = 64  # rows, so that it fills

@@ -1,7 +1,7 @@
 """Schemathesis over the OpenAPI document: every check, on every operation, against a service that it starts.
 
-    python -m benchmarks.fuzz                               # 100 examples of each kind for each operation
-    python -m benchmarks.fuzz --max-examples 20 --phases fuzzing
+    python -m benchmarks.reliability.fuzz                               # 100 examples of each kind for each operation
+    python -m benchmarks.reliability.fuzz --max-examples 20 --phases fuzzing
 
 What follows is given to ``schemathesis run``, whose exit status is its own.
 """
@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import servers
-from benchmarks.servers import ROOT
+from benchmarks.support import servers
+from benchmarks.support.servers import ROOT
 
 # What a document cannot say: names of models, shapes of files, and that an empty body means the defaults.
 OTHERWISE = ("positive_data_acceptance", "negative_data_rejection")

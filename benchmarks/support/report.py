@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.load import Figures
-from benchmarks.works import ALONE, BESIDE
+from benchmarks.support.load import Figures
+from benchmarks.support.works import ALONE, BESIDE
 
 OURS, PLAIN = "ours", "plain"
 START = "start"

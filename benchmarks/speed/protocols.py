@@ -1,11 +1,11 @@
 """The same work through each protocol, beside the native endpoint: what does a protocol cost?
 
-    python -m benchmarks.protocols                                 # about three minutes
-    python -m benchmarks.protocols --only forecast --callers 32    # one kind of work
+    python -m benchmarks.speed.protocols                                 # about three minutes
+    python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
 
 The service runs as ``make serve`` starts it. Each round measures every protocol once, in an order that turns; the load
-is that of ``benchmarks.serving``. "Time" is the native endpoint's rate over this one's: how long a request takes of the
-service when it has enough to do.
+is that of ``benchmarks.speed.serving``. "Time" is the native endpoint's rate over this one's: how long a request takes
+of the service when it has enough to do.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks import load, servers
-from benchmarks.load import Request
-from benchmarks.report import Results, number, over
-from benchmarks.servers import ROOT, Server
-from benchmarks.serving import progress, turned, words
+from benchmarks.speed.serving import progress, turned, words
+from benchmarks.support import load, servers
+from benchmarks.support.load import Request
+from benchmarks.support.report import Results, number, over
+from benchmarks.support.servers import ROOT, Server
 
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"

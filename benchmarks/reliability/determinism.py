@@ -1,7 +1,7 @@
 """Whether a request is answered alike alone and in a crowd.
 
-    python -m benchmarks.determinism                          # 2,000 requests of all kinds, alone and among 64
-    python -m benchmarks.determinism --requests 200 --callers 16
+    python -m benchmarks.reliability.determinism                 # 2,000 requests of all kinds, alone and among 64
+    python -m benchmarks.reliability.determinism --requests 200 --callers 16
 
 Texts, streams, images and refusals must be equal to the last bit, probabilities and forecasts to 1e-4 (how many of
 those are equal to the last bit too is told). Prints a table and a JSON line; ends with 1 when an answer differs.
@@ -17,8 +17,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from benchmarks import mix, servers
-from benchmarks.servers import ROOT
+from benchmarks.support import mix, servers
+from benchmarks.support.servers import ROOT
 
 
 def main() -> None:

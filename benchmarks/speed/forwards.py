@@ -1,7 +1,7 @@
 """A classifier's forward pass as it is served, and in the other ways that there are on a CPU, in turns.
 
-    python -m benchmarks.forwards                                   # the two of CIFAR-10
-    python -m benchmarks.forwards cifar10-whitened --rows 64 --threads 2
+    python -m benchmarks.speed.forwards                                   # the two of CIFAR-10
+    python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
 
 ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) take part where they are installed, and compiled
 graphs where there is a C++ compiler. A row: milliseconds of a call, median, least and most of the turns; how many times
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from app import store
 from app.networks.cnn import Classifier, WhitenedNet, probabilities
 from app.tasks.classification import ImageClassifier
-from benchmarks.limits import newest
-from benchmarks.servers import ROOT
+from benchmarks.support.limits import newest
+from benchmarks.support.servers import ROOT
 
 Forward = Callable[[Tensor], Tensor]  # uint8 images -> logits
 TURN = 0.3  # seconds

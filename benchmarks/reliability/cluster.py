@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine: the answers of a plain service, and what gets lost when parts of it die.
 
-    python -m benchmarks.cluster                             # all of it, about six minutes; needs the extra [ray]
-    python -m benchmarks.cluster --only node --callers 32    # one part
+    python -m benchmarks.reliability.cluster                     # all of it, about six minutes; needs the extra [ray]
+    python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
 same      each endpoint through the cluster and from a plain service: equal to the byte, streams in what they say
 replica   a replica is killed under load: which answers came, and when there are two again
@@ -32,11 +32,11 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from benchmarks import load, servers
-from benchmarks.load import Request
-from benchmarks.servers import ROOT, free_port, stats
-from benchmarks.serving import progress, words
-from benchmarks.works import works
+from benchmarks.speed.serving import progress, words
+from benchmarks.support import load, servers
+from benchmarks.support.load import Request
+from benchmarks.support.servers import ROOT, free_port, stats
+from benchmarks.support.works import works
 from deploy.ray_serve import build
 
 PARTS = ("same", "replica", "node", "scaling", "drain")

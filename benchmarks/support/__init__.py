@@ -1,0 +1,1 @@
+"""Load generators, server processes, request mixes and reports that the benchmarks share."""
