@@ -330,13 +330,6 @@ def test_the_arithmetic_of_sizing_is_that_of_the_measured_tables() -> None:
     assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in sizing
 
 
-def test_every_file_of_deploy_is_named_by_the_readme() -> None:
-    tree = (ROOT / "README.md").read_text().split("## The tree", 1)[1].split("```")[1]
-    deploy = tree.split("deploy/", 1)[1].split("\ndocs/", 1)[0]
-    names = {path.relative_to(DEPLOY).parts[0] for path in DEPLOY.iterdir() if path.name[0] not in "_."}
-    assert {name for name in names if Path(name).stem not in deploy} == set()
-
-
 def test_the_image_and_the_pods_are_not_root_and_tell_what_is_in_them() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     final = dockerfile.rsplit("\nFROM ", 1)[1]

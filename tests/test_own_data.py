@@ -143,7 +143,8 @@ def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.M
 
 SEVERAL = """
 import sys
-from training import cnn, conditional, drawn, gan, lstm, rnn
+from training import cnn, gan, lstm, rnn
+from training.loops import conditional_gan as conditional, gan_finetune as drawn
 drawn.LEAST, drawn.DRAWN, drawn.LESSONS, conditional.SETTLING = 20, 50, 10, 5
 {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}[sys.argv[1]].main(sys.argv[2:])
 """

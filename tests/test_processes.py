@@ -11,7 +11,7 @@ from conftest import ROOT
 ONE_OF_TWO = """
 import torch
 from torch import nn
-from training import processes
+from training.loops import distributed as processes
 
 torch.set_num_threads(1)
 processes.join("cpu")

@@ -94,7 +94,7 @@ sys.path[:0] = ["tests", "."]
 from pathlib import Path
 import torch
 from conftest import publish_tiny
-from app import archive, rollout
+from app.store import archive, rollout
 torch.set_num_threads(1)
 folder, what, kills, packed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 

@@ -4,8 +4,8 @@
     python -m benchmarks.speed.training --only rnn --seconds 1      # one of them, short
 
 The loops stand in ``benchmarks/speed/loops.py``. Windows overlap: ours reads a character or value once and learns from
-each, where the workshop reads a whole window for one. So what is read a second stands below the table as well. Neither says
-how well a network learns from a sample: that stands on the cards.
+each, where the workshop reads a whole window for one. So what is read a second stands below the table as well. Neither
+says how well a network learns from a sample: that stands on the cards.
 """
 
 from __future__ import annotations
