@@ -18,13 +18,13 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
 
-from app.api import errors as failures
+from app.api import errors
 from app.api.kserve import timeseries
 from app.api.middleware.api_keys import counts, describe, keyed, let_go
 from app.api.middleware.cors import other_origins
 from app.api.middleware.fast_routes import Direct
-from app.api.open_inference import routes as oip
-from app.api.openai import completions as openai
+from app.api.open_inference import routes
+from app.api.openai import completions
 from app.api.request import Buffered
 from app.api.routes import admin, health, models, page, tasks
 from app.observability.access_log import AccessLog, JsonLines
@@ -80,15 +80,15 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
     )
     app.state.registry = registry
-    failures.install(app)
+    errors.install(app)
     busy = tasks.router(registry, settings)
     app.include_router(busy)
-    others = [openai.router(registry, settings), timeseries.router(registry, settings)]
+    others = [completions.router(registry, settings), timeseries.router(registry, settings)]
     for protocol in others:
         app.include_router(protocol)
     app.include_router(models.router(registry))
     key = admin.admin_key(settings)
-    tensors = oip.router(registry, settings, metrics, key)
+    tensors = routes.router(registry, settings, metrics, key)
     app.include_router(tensors)
     app.include_router(health.router(registry, metrics))
     if key:
@@ -100,10 +100,10 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     busiest = [route for each in (busy, *others) for route in each.routes]
-    direct = Direct(app.build_middleware_stack(), busiest, named=oip.busy(tensors))
+    direct = Direct(app.build_middleware_stack(), busiest, named=routes.busy(tensors))
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    inside = keyed(buffered, settings, counted, failures.response, metrics.limited)
-    app.middleware_stack = telemetry = Telemetry(other_origins(inside, settings), metrics, log, failures.response)
+    inside = keyed(buffered, settings, counted, errors.response, metrics.limited)
+    app.middleware_stack = telemetry = Telemetry(other_origins(inside, settings), metrics, log, errors.response)
     app.state.refused = telemetry.refused
     return app
 

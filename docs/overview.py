@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from training.data import datasets as data
+from training.data import datasets
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def main(address: str) -> None:
                           for i in range(0, max(len(line), 1), 62))  # fmt: skip
         text.text(0.05, 0.86, whole, family="monospace", fontsize=8.5, va="top", parse_math=False)
 
-        sine = data.sine()
+        sine = datasets.sine()
         known = sine.values[750:900].tolist()
         body = {"values": known, "horizon": 80, "levels": [50, 80, 95]}
         answer = client.post("/v1/series/forecast", json=body).raise_for_status().json()["results"][0]

@@ -18,7 +18,7 @@ import pytest
 from conftest import Serve, image_bytes
 from PIL import Image
 
-from app.server import http_protocol as heads
+from app.server import http_protocol
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
@@ -271,7 +271,7 @@ def dripped(client: httpx.Client, begin: bytes, drop: bytes) -> bytes:
 
 
 def test_a_head_that_comes_byte_by_byte_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
     with serve() as client:
         for begin, drop in ((b"", b"G"), (b"GET / HTTP/1.1\r\n", b"x: y\r\n"), (b"POST / HTTP/1.1\r\nx-a: ", b"y")):
             heard = dripped(client, begin, drop)

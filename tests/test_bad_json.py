@@ -19,7 +19,7 @@ from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, 
 from test_workers import serving
 
 from app import store
-from app.api.open_inference import decode as wire_in
+from app.api.open_inference import decode
 from app.api.open_inference.decode import WINDOWS, Spec
 from app.api.request import _parsed, limited, preferred
 from app.api.routes.classify import Images
@@ -295,7 +295,7 @@ def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
     content = BINARY[:at] + put + BINARY[at + cut :]
     for each in (content, zlib.compress(content, wbits=WINDOWS.get(coding, 15))[: -cut or None]):
         with contextlib.suppress(BadValue, TooLarge):  # and nothing else
-            tensors = wire_in.parsed(wire_in.unpacked(each, coding, 10_000), head, 1000, 1000, only).tensors
+            tensors = decode.parsed(decode.unpacked(each, coding, 10_000), head, 1000, 1000, only).tensors
             assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
 
 

@@ -20,7 +20,7 @@ import test_workers as workers
 from conftest import IMAGES, ROOT, Serve, publish_tiny
 from test_service import figures, until
 
-from app import key_file as keys
+from app import key_file
 from app.store import rollout
 
 WEB = ROOT / "app" / "web"
@@ -320,9 +320,9 @@ def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, 
 def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
     serve: Serve, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "LOOK", 0.0)
+    monkeypatch.setattr(key_file, "LOOK", 0.0)
     file = tmp_path / "keys"
-    key = keys.add(file, "alice")
+    key = key_file.add(file, "alice")
     with serve(keys_file=file) as client:
         page = open_page(client)
         form, trouble = page.get_by_label("API key"), page.locator("#trouble")

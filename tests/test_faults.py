@@ -15,7 +15,7 @@ import torch
 from conftest import Held, Serve, image_bytes, publish_tiny
 from test_service import figures, until
 
-from app.engine import circuit_breaker as failing
+from app.engine import circuit_breaker
 from app.networks.cnn import LeNet
 from app.networks.forecaster import Forecaster
 from app.networks.gan import Generator
@@ -179,12 +179,12 @@ def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypa
 
 def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(failing.time, "monotonic", lambda: now[0])
-    found = failing.Failing()
+    monkeypatch.setattr(circuit_breaker.time, "monotonic", lambda: now[0])
+    found = circuit_breaker.Failing()
     for expected in (False, False, True):
         found.failed()
         assert found.now() is expected
-    now[0] += failing.FORGET
+    now[0] += circuit_breaker.FORGET
     assert not found.now()
     found.failed()
     assert found.now()

@@ -25,7 +25,7 @@ from conftest import ROOT, Serve, image_bytes
 from fastapi.security import HTTPAuthorizationCredentials
 from test_service import figures
 
-from app import key_file as keys
+from app import key_file
 from app.api.middleware.api_keys import is_open
 from app.api.middleware.shared_counters import SharedCounts
 from app.api.routes import admin
@@ -49,11 +49,11 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def alice(file: Path) -> str:
-    return keys.add(file, "alice")
+    return key_file.add(file, "alice")
 
 
 def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: str) -> None:
-    bob = keys.add(file, "bob")
+    bob = key_file.add(file, "bob")
     with serve(keys_file=file) as client:
         for headers in (bearer(alice), bearer(bob), {"x-api-key": alice}, {"Authorization": f"bearer  {bob}"}):
             assert client.post(SAMPLE, json=GOOD, headers=headers).status_code == 200
@@ -61,7 +61,7 @@ def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: 
             "missing_api_key": ({}, {"authorization": "Basic YTpi"}, {"authorization": "Bearer"}, {"x-api-key": ""}),
             "invalid_api_key": (
                 bearer(alice[:-1]), bearer(alice + "x"), bearer(alice.upper()), bearer("x" * 10_000),
-                {"x-api-key": keys.digest(alice).hex()}, {"x-api-key": "é".encode()},
+                {"x-api-key": key_file.digest(alice).hex()}, {"x-api-key": "é".encode()},
             ),
         }  # fmt: skip
         for code, all_headers in wrong.items():
@@ -105,13 +105,13 @@ def test_without_a_file_of_keys_all_is_open(serve: Serve) -> None:
 def test_keys_change_without_a_restart(
     serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keys, "LOOK", 0.0)
+    monkeypatch.setattr(key_file, "LOOK", 0.0)
     with serve(keys_file=file) as client:
 
         def status(key: str) -> int:
             return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
 
-        second = keys.add(file, "alice")  # a name may have two, to change from one to the next
+        second = key_file.add(file, "alice")  # a name may have two, to change from one to the next
         assert (status(alice), status(second)) == (200, 200)
         lines = file.read_text().splitlines()
         file.write_text(lines[1] + "\n")
@@ -129,42 +129,42 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its content is that of before: only the leave to read it has come, or files can be opened again."""
-    monkeypatch.setattr(keys, "LOOK", 0.0)
-    ring = keys.Keyring(file)
-    reads = keys.read_keys
+    monkeypatch.setattr(key_file, "LOOK", 0.0)
+    ring = key_file.Keyring(file)
+    reads = key_file.read_keys
     file.write_text("# nobody\n")
-    monkeypatch.setattr(keys, "read_keys", refuses)
+    monkeypatch.setattr(key_file, "read_keys", refuses)
     assert ring.find(alice)
     assert ring.find(alice)
-    monkeypatch.setattr(keys, "read_keys", reads)
+    monkeypatch.setattr(key_file, "read_keys", reads)
     assert ring.find(alice) is None
     assert caplog.text.count("is not taken over") == 1
 
 
-def refuses(path: Path) -> list[keys.Key]:
-    raise keys.KeysError("it cannot be read: Permission denied")
+def refuses(path: Path) -> list[key_file.Key]:
+    raise key_file.KeysError("it cannot be read: Permission denied")
 
 
 def test_keys_that_are_made_at_once_are_all_there(file: Path) -> None:
     with ThreadPoolExecutor(8) as makers:
-        made = list(makers.map(lambda i: keys.add(file, f"maker-{i}"), range(16)))
-    ring = keys.Keyring(file)
+        made = list(makers.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
+    ring = key_file.Keyring(file)
     assert all(ring.find(key) for key in made)
 
 
 def test_the_shortest_limit_is_counted_first() -> None:
     """Else what is refused for this second would use up the minute."""
-    assert [str(limit) for limit in keys.parse_limits("600/minute;20/second")] == [
+    assert [str(limit) for limit in key_file.parse_limits("600/minute;20/second")] == [
         "20 per 1 second",
         "600 per 1 minute",
     ]
 
 
 def test_keys_are_compared_whole_whichever_fits(file: Path, alice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = [keys.add(file, f"other-{i}") for i in range(5)][-1]
-    ring, compared = keys.Keyring(file), []
+    last = [key_file.add(file, f"other-{i}") for i in range(5)][-1]
+    ring, compared = key_file.Keyring(file), []
     equal = hmac.compare_digest
-    monkeypatch.setattr(keys.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
+    monkeypatch.setattr(key_file.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
     for key, name in ((alice, "alice"), (last, "other-4"), ("quartet-none", None)):
         compared.clear()
         found = ring.find(key)
@@ -234,8 +234,12 @@ def test_wrong_settings_of_keys_are_refused_by_name(tmp_path: Path, file: Path, 
 
 
 def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(serve: Serve, file: Path) -> None:
-    alice, bob, carol = keys.add(file, "alice", "3/hour"), keys.add(file, "bob", "100/hour;2/hour"), keys.add(file, "c")
-    again, other = keys.add(file, "alice", "3/hour"), keys.add(file, "other")
+    alice, bob, carol = (
+        key_file.add(file, "alice", "3/hour"),
+        key_file.add(file, "bob", "100/hour;2/hour"),
+        key_file.add(file, "c"),
+    )
+    again, other = key_file.add(file, "alice", "3/hour"), key_file.add(file, "other")
     with serve(keys_file=file, key_limit="4/hour") as client:
 
         def statuses(key: str, times: int) -> list[int]:
@@ -331,7 +335,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
 
 def test_services_that_share_a_redis_count_together(serve: Serve, file: Path, redis: str) -> None:
     """As replicas and pods do."""
-    key = keys.add(file, "alice", "3/hour")
+    key = key_file.add(file, "alice", "3/hour")
     with serve(keys_file=file, key_counts=redis) as one, serve(keys_file=file, key_counts=redis) as other:
         statuses = [each.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for each in (one, other) * 3]
     assert statuses == [200, 200, 200, 429, 429, 429]
@@ -341,7 +345,7 @@ def test_nobody_is_held_up_when_counts_cannot_be_had(
     serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("redis")
-    key = keys.add(file, "alice", "1/hour")
+    key = key_file.add(file, "alice", "1/hour")
     with serve(keys_file=file, key_counts="redis://127.0.0.1:9") as client:
         assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
     assert caplog.text.count("limits are not counted") == 1

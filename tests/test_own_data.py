@@ -24,13 +24,10 @@ from app.networks import build
 from app.tasks.classification import Decoder
 from training import cnn, gan, lstm, rnn
 from training import run as running
-from training.data import image_folders as folders
-from training.data import shapes, texts
+from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate
-from training.loops import cnn_finetune as transfer
-from training.loops import conditional_gan as conditional
-from training.loops import gan_finetune as drawn
+from training.loops import cnn_finetune, conditional_gan, gan_finetune
 from training.loops.best_weights import Best
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
@@ -64,10 +61,10 @@ OTHER = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in: shapes, a novel, sales, and a store with two tiny networks to begin with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(drawn, "LESSONS", 10)
-    monkeypatch.setattr(drawn, "DRAWN", 50)
-    monkeypatch.setattr(drawn, "LEAST", 20)
-    monkeypatch.setattr(conditional, "SETTLING", 5)
+    monkeypatch.setattr(gan_finetune, "LESSONS", 10)
+    monkeypatch.setattr(gan_finetune, "DRAWN", 50)
+    monkeypatch.setattr(gan_finetune, "LEAST", 20)
+    monkeypatch.setattr(conditional_gan, "SETTLING", 5)
     shapes.main(["shapes", "--count", "16"])
     (tmp_path / "novel.txt").write_text(TEXT)
     (tmp_path / "sales.csv").write_text(SALES)
@@ -221,7 +218,7 @@ def test_any_size_and_mode_is_read_as_the_service_reads_it(tmp_path: Path) -> No
         (shades.convert("I").convert("I;16") if mode == "I;16" else shades.convert("RGB").convert(mode)).save(
             folder / "a.tiff"
         )
-    pictures = folders.read(tmp_path / "all", 32)
+    pictures = image_folders.read(tmp_path / "all", 32)
     assert pictures.classes == ["1", "CMYK", "I16", "L", "P", "RGBA"]
     for image, label in zip(pictures.images, pictures.labels, strict=True):
         content = (tmp_path / "all" / pictures.classes[label] / "a.tiff").read_bytes()
@@ -236,7 +233,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat" / ".DS_Store").write_text("hidden")
     (tmp_path / "pets" / "cat" / "empty.jpg").touch()
     picture(tmp_path / "pets", "loose.png", 2)
-    pictures = folders.read(tmp_path / "pets", 32)
+    pictures = image_folders.read(tmp_path / "pets", 32)
     assert pictures.found() == "cat (1), dog (1)"
     told = "\n".join(pictures.remarks)
     for sentence in (
@@ -255,7 +252,7 @@ def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "cat", "both.png", 1)
     picture(tmp_path / "pets" / "dog", "both.png", 1)
     picture(tmp_path / "pets" / "dog", "c.png", 2)
-    pictures = folders.read(tmp_path / "pets", 32)
+    pictures = image_folders.read(tmp_path / "pets", 32)
     assert pictures.found() == "cat (1), dog (1)"
     assert any("the same picture under cat and dog" in remark for remark in pictures.remarks)
     assert any("again.bmp: the same picture as" in remark for remark in pictures.remarks)
@@ -265,7 +262,7 @@ def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_pat
     for number in range(60):
         picture(tmp_path / "one" / ("cat" if number < 40 else "dog"), f"{number}.png", number)
         picture(tmp_path / "two" / ("cat" if number < 40 else "dog"), f"{99 - number}.bmp", number)
-    one, two = (folders.read(tmp_path / name, 32) for name in ("one", "two"))
+    one, two = (image_folders.read(tmp_path / name, 32) for name in ("one", "two"))
     assert one.sha256 == two.sha256
     parts = one.split()
     assert [len(part) for part in parts] == [42, 9, 9]
@@ -278,7 +275,7 @@ def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_pat
 def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
     rows = [f"{file.stem};{file.parent.name};{file}" for file in Path("shapes").rglob("*.png")]
     Path("list.csv").write_text("\n".join(["id;label;path", *rows, "9;circle;shapes/none.png", "10;;x.png"]))
-    listed, folder = folders.read(Path("list.csv"), 32), folders.read(Path("shapes"), 32)
+    listed, folder = image_folders.read(Path("list.csv"), 32), image_folders.read(Path("shapes"), 32)
     assert listed.sha256 == folder.sha256
     assert any("shapes/none.png: No such file" in remark for remark in listed.remarks)
     assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.remarks)
@@ -292,7 +289,7 @@ def test_a_table_of_images_may_have_other_heads(tmp_path: Path, head: str) -> No
         file = f"all/{number}.png"
         lines.append(f"{label},{number},{file}" if head.startswith("class") else f"{file},{label}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
-    pictures = folders.read(tmp_path / "list.csv", 32)
+    pictures = image_folders.read(tmp_path / "list.csv", 32)
     assert pictures.found() == "cat (2), dog (1)"
     assert pictures.remarks == []
 
@@ -305,7 +302,7 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
     rows = ["0.png,cat", "1.png,dog", "gone.png,bird", "note.txt,bird"]
     path = tmp_path / "list.csv"
     path.write_text("\n".join(["photo,species", *rows]))
-    pictures = folders.read(path, 32)
+    pictures = image_folders.read(path, 32)
     assert pictures.found() == "cat (1), dog (1)"
     assert pictures.remarks[:2] == [
         "class bird: none of its 2 files could be read",
@@ -314,7 +311,7 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
     assert len(pictures.remarks) == 4
     for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):  # no heads, these
         path.write_text("\n".join([first, *rows[:2]]))
-        pictures = folders.read(path, 32)
+        pictures = image_folders.read(path, 32)
         assert pictures.found() == "cat (1), dog (1)"
         assert any(remark in told for told in pictures.remarks) == (first != "plain,cat")
         assert not any("the head" in told for told in pictures.remarks)
@@ -327,17 +324,17 @@ def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
         picture(pets / part / "dog", "b.png", 2 + number)
         (pets / part / "labels.txt").write_text("cat dog")
     with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: give {pets}/train; or, if"):
-        folders.read(pets, 32)
-    assert folders.read(pets / "train", 32).found() == "cat (1), dog (1)"
+        image_folders.read(pets, 32)
+    assert image_folders.read(pets / "train", 32).found() == "cat (1), dog (1)"
     picture(pets / "train", "c.png", 4)
-    assert "train (3)" in folders.read(pets, 32).found()
+    assert "train (3)" in image_folders.read(pets, 32).found()
 
 
 def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
     for number, label in enumerate(("cat", "dog")):
         picture(tmp_path / "pets" / label / "photos", "a.png", number)
         picture(tmp_path / "pets" / label / (label * 2), "b.png", 2 + number)
-    assert folders.read(tmp_path / "pets", 32).found() == "cat (2), dog (2)"
+    assert image_folders.read(tmp_path / "pets", 32).found() == "cat (2), dog (2)"
 
 
 def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
@@ -354,7 +351,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
         train("cnn")
     Path("empty").mkdir()
     with pytest.raises(DataError, match="empty holds no files"):
-        folders.read(Path("empty"), 32)
+        image_folders.read(Path("empty"), 32)
     with pytest.raises(DataError, match=r"to draw such images it takes 20 different ones"):
         gan.main(["--images", "shapes/circle", "--name", "mine"])
     assert not Path("runs").exists()
@@ -366,8 +363,8 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
 @pytest.mark.parametrize("side", [32, 64])
 def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
     base = store.read(place / "models_store", "cifar10-whitened", 1)
-    pictures = folders.read(place / "shapes", side)
-    network = transfer.begun(cnn.OWN, pictures, pictures.split()[0], base)
+    pictures = image_folders.read(place / "shapes", side)
+    network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
     assert state["head.weight"].shape == (3, 8)
     assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
@@ -377,9 +374,9 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
 
 def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
     base = store.read(place / "models_store", "cifar10-whitened", 1)
-    pictures = folders.read(place / "shapes", 32)
-    network = transfer.begun(cnn.OWN, pictures, pictures.split()[0], base)
-    learner = transfer.Learner(cnn.OWN, network, torch.ones(3), "cpu", tuned=True)
+    pictures = image_folders.read(place / "shapes", 32)
+    network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
+    learner = cnn_finetune.Learner(cnn.OWN, network, torch.ones(3), "cpu", tuned=True)
     for step in range(4):
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
         learner.update(pictures.images[:16], pictures.labels[:16], step, 20)
@@ -388,8 +385,8 @@ def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
 
 
 def test_uneven_classes_weigh_alike() -> None:
-    assert transfer.class_weights([40, 50, 60]).tolist() == [1, 1, 1]
-    weights = transfer.class_weights([10, 30])
+    assert cnn_finetune.class_weights([40, 50, 60]).tolist() == [1, 1, 1]
+    weights = cnn_finetune.class_weights([10, 30])
     assert (weights * torch.tensor([10, 30])).tolist() == pytest.approx([20, 20])
 
 
@@ -470,10 +467,10 @@ def test_grey_images_are_drawn_grey_and_coloured_ones_in_colour(place: Path) -> 
         target = Path("grey") / file.relative_to("shapes")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(file).convert("L").save(target)
-    assert drawn.read(Path("grey"), 28, "auto", "mine").images.shape == (48, 1, 28, 28)
-    assert drawn.read(Path("grey"), 28, "rgb", "mine").images.shape == (48, 3, 28, 28)
-    assert drawn.read(Path("shapes"), 32, "auto", "mine").images.shape == (48, 3, 32, 32)
-    assert drawn.read(Path("shapes"), 32, "grey", "mine").images.shape == (48, 1, 32, 32)
+    assert gan_finetune.read(Path("grey"), 28, "auto", "mine").images.shape == (48, 1, 28, 28)
+    assert gan_finetune.read(Path("grey"), 28, "rgb", "mine").images.shape == (48, 3, 28, 28)
+    assert gan_finetune.read(Path("shapes"), 32, "auto", "mine").images.shape == (48, 3, 32, 32)
+    assert gan_finetune.read(Path("shapes"), 32, "grey", "mine").images.shape == (48, 1, 32, 32)
 
 
 def test_without_sub_folders_there_is_one_label(place: Path) -> None:

@@ -57,12 +57,12 @@ async def test_the_figures_of_all_replicas_are_for_those_who_have_a_key(
 ) -> None:
     from starlette.requests import Request
 
-    from app import key_file as keys
+    from app import key_file
     from deploy.ray_serve import Ingress
 
     for name in ("QUARTET_STORE", "QUARTET_KEYS_FILE"):
         monkeypatch.setenv(name, "")
-    key = keys.add(tmp_path / "keys", "alice")
+    key = key_file.add(tmp_path / "keys", "alice")
     environment = {"QUARTET_STORE": str(tiny_store), "QUARTET_KEYS_FILE": str(tmp_path / "keys")}
     ingress = Ingress({}, environment, {})
     for headers, status in (([], 401), ([(b"x-api-key", b"no")], 401), ([(b"x-api-key", key.encode())], 200)):

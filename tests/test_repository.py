@@ -19,7 +19,7 @@ from test_service import figures
 from test_workers import serving
 from tritonclient.utils import InferenceServerException
 
-from app import key_file as keys
+from app import key_file
 from app.server.supervisor import can_fork
 from app.store import rollout
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_done_is_told(service: httpx.Client, path: str, body: Any
 
 def test_without_the_admin_key_nothing_is_changed(serve: Serve, two: Path, tmp_path: Path) -> None:
     ring: dict[str, Any] = {"keys_file": tmp_path / "keys"}
-    known = keys.add(ring["keys_file"], "alice")
+    known = key_file.add(ring["keys_file"], "alice")
     for settings in ({}, ring):
         with serve(admin_key=KEY, **settings) as client:
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {known}"}):

@@ -10,44 +10,47 @@ import torch
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
-from training.data import datasets as data
+from training.data import datasets
 from training.data.synthetic_series import synthetic
 from training.data.windows import Batch, Kind, Windows
-from training.evaluation import compare
-from training.evaluation import forecasting as scores
+from training.evaluation import compare, forecasting
 from training.loops import forecaster
 
-M4 = data.directory() / "m4"
+M4 = datasets.directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
 
 
 def test_scores_are_those_of_an_example_by_hand() -> None:
     actual, forecast = np.array([[10.0, 20.0], [100.0, 300.0]]), np.array([[12.0, 20.0], [100.0, 200.0]])
     usual = np.array([2.0, 50.0])
-    assert scores.smape(actual, forecast) == pytest.approx(200 * (2 / 22 + 100 / 500) / 4)
-    assert scores.mase(actual, forecast, usual) == pytest.approx((1 / 2 + 50 / 50) / 2)
-    assert scores.owa("m4_weekly", 9.161, 2.777) == pytest.approx(1)
+    assert forecasting.smape(actual, forecast) == pytest.approx(200 * (2 / 22 + 100 / 500) / 4)
+    assert forecasting.mase(actual, forecast, usual) == pytest.approx((1 / 2 + 50 / 50) / 2)
+    assert forecasting.owa("m4_weekly", 9.161, 2.777) == pytest.approx(1)
     lower, upper = np.array([[8.0, 21.0], [90.0, 100.0]]), np.array([[12.0, 25.0], [110.0, 250.0]])
     widths, fines = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
-    assert scores.msis(actual, lower, upper, usual) == pytest.approx(widths + fines)
-    assert scores.coverage(actual, lower, upper) == 0.5
+    assert forecasting.msis(actual, lower, upper, usual) == pytest.approx(widths + fines)
+    assert forecasting.coverage(actual, lower, upper) == 0.5
     # levels 0.1 and 0.9: too low by 10 costs 1 and 9, too high by 10 costs 9 and 1
-    assert scores.wql(np.array([[10.0]]), [np.array([[0.0]]), np.array([[20.0]])], (0.1, 0.9)) == pytest.approx(0.2)
-    assert scores.usual_step(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
-    assert scores.seasonal_naive(np.arange(5.0), 2, 5).tolist() == [3, 4, 3, 4, 3]
+    assert forecasting.wql(np.array([[10.0]]), [np.array([[0.0]]), np.array([[20.0]])], (0.1, 0.9)) == pytest.approx(
+        0.2
+    )
+    assert forecasting.usual_step(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
+    assert forecasting.seasonal_naive(np.arange(5.0), 2, 5).tolist() == [3, 4, 3, 4, 3]
 
 
 @pytest.mark.skipif(not (M4 / "Weekly-test.csv").exists(), reason="M4's series are not there")
-@pytest.mark.parametrize(("load", "smape", "mase"), [(data.m4_hourly, 13.912, 1.193), (data.m4_weekly, 9.161, 2.777)])
+@pytest.mark.parametrize(
+    ("load", "smape", "mase"), [(datasets.m4_hourly, 13.912, 1.193), (datasets.m4_weekly, 9.161, 2.777)]
+)
 def test_the_seasonal_naive_forecast_of_m4_scores_what_the_competition_published(
     load: Any, smape: float, mase: float
 ) -> None:
     collection = load()
     past, actual, season = [one.numpy() for one in collection.past], collection.future.numpy(), collection.season
-    naive = np.stack([scores.seasonal_naive(one, season, actual.shape[1]) for one in past])
-    usual = np.array([scores.usual_step(one, season) for one in past])
-    assert scores.smape(actual, naive) == pytest.approx(smape, abs=5e-4)
-    assert scores.mase(actual, naive, usual) == pytest.approx(mase, abs=5e-4)
+    naive = np.stack([forecasting.seasonal_naive(one, season, actual.shape[1]) for one in past])
+    usual = np.array([forecasting.usual_step(one, season) for one in past])
+    assert forecasting.smape(actual, naive) == pytest.approx(smape, abs=5e-4)
+    assert forecasting.mase(actual, naive, usual) == pytest.approx(mase, abs=5e-4)
 
 
 def test_a_comparison_pools_all_parts_and_cuts_series_at_their_origins() -> None:

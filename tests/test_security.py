@@ -24,11 +24,11 @@ from conftest import ROOT, TINY, Serve, publish_tiny
 from test_bad_input import spoken
 from test_workers import ask, serving
 
-from app import key_file as keys
-from app import store
+from app import key_file, store
 from app.api.middleware.cors import other_origins
 from app.main import create_app
 from app.observability.middleware import GUARDS
+from app.server import http_protocol
 from app.settings import Settings, SettingsError
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
@@ -103,7 +103,7 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
     tiny_store: Path, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
     cert, key = certificate
-    alice = keys.add(tmp_path / "keys", "alice", "20/hour")
+    alice = key_file.add(tmp_path / "keys", "alice", "20/hour")
     trusting = ssl.create_default_context(cafile=str(cert))
     with serving(tiny_store, tls_cert=cert, tls_key=key, keys_file=tmp_path / "keys") as service:
         assert service.url.startswith("https://")
@@ -288,9 +288,7 @@ def test_a_torch_that_is_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.server import http_protocol as heads
-
-    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
     with serve(body_seconds=0.2) as client:
         address = (client.base_url.host, client.base_url.port or 0)
         post = b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\n"
@@ -307,9 +305,7 @@ def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch:
 
 
 def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.server import http_protocol as heads
-
-    monkeypatch.setattr(heads, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     with serve() as client:
 

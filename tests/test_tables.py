@@ -13,8 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.data import tables
-from training.data import time_index as calendar
+from training.data import tables, time_index
 from training.data.datasets import DataError
 
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
@@ -237,7 +236,7 @@ def test_what_is_no_table_of_series_is_refused(
 
 def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
     ends = ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"]
-    frequency = calendar.frequency([ends], Path("x"))
+    frequency = time_index.frequency([ends], Path("x"))
     assert frequency.name == "month"
     assert np.diff([frequency.place(stamp) or 0 for stamp in ends]).tolist() == [1, 1, 1]
 

@@ -20,11 +20,10 @@ from app import store
 from app.networks import build
 from training import cnn, gan, lstm, rnn
 from training import run as running
-from training.data import datasets as data
+from training.data import datasets
 from training.evaluation import evaluate, speed
 from training.evaluation.calibration import fit_temperature
-from training.loops import conditional_gan as conditional
-from training.loops import elman_recurrence as elman
+from training.loops import conditional_gan, elman_recurrence
 from training.loops.airbench import Lookahead, triangle
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
@@ -86,9 +85,9 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / "m4" / f"{kind}-{part}.csv").write_text("\n".join(lines))
     (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
-    monkeypatch.setattr(data, "SHA256", {})
+    monkeypatch.setattr(datasets, "SHA256", {})
     monkeypatch.setattr(gan, "JUDGED", 200)
-    monkeypatch.setattr(conditional, "LEARNT", 200)
+    monkeypatch.setattr(conditional_gan, "LEARNT", 200)
     return folder
 
 
@@ -220,7 +219,7 @@ def test_the_fast_recurrence_equals_the_simple_one(kind: str, layers: int) -> No
         loss = logits.square().sum() + last.sin().sum()
         return [logits, last, *torch.autograd.grad(loss, [*network.parameters(), state])]
 
-    fast = outcome(lambda *inputs: elman.forward(network, *inputs))
+    fast = outcome(lambda *inputs: elman_recurrence.forward(network, *inputs))
     for simple, ours in zip(outcome(network), fast, strict=True):
         assert torch.allclose(simple, ours, atol=1e-12)
 
@@ -231,7 +230,7 @@ def test_a_stack_learns_in_bfloat16_nearly_what_it_learns_in_float32() -> None:
     characters, state = torch.randint(11, (4, 20)), torch.randn(4, 3, 32)
 
     def gradients(low: bool) -> torch.Tensor:
-        logits, last = elman.forward(network, characters, state, low=low)
+        logits, last = elman_recurrence.forward(network, characters, state, low=low)
         assert logits.dtype == last.dtype == torch.float32
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), characters[:, 1:].flatten())
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(network.parameters()))])
@@ -242,10 +241,10 @@ def test_a_stack_learns_in_bfloat16_nearly_what_it_learns_in_float32() -> None:
 
 def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    left = elman.dropout(torch.ones(999, 1001), 0.25)
+    left = elman_recurrence.dropout(torch.ones(999, 1001), 0.25)
     assert left.unique().tolist() == [0, pytest.approx(4 / 3)]
     assert (left == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
-    assert elman.dropout(left, 0.0) is left
+    assert elman_recurrence.dropout(left, 0.0) is left
 
 
 def test_what_is_held_out_is_spread_over_the_text_and_not_learnt() -> None:
@@ -289,10 +288,10 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
 def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
     torch.manual_seed(0)
     real, fake = torch.randn(2, 1500, 4)
-    density, coverage = conditional.density_and_coverage(real, fake)
+    density, coverage = conditional_gan.density_and_coverage(real, fake)
     assert density == pytest.approx(1, abs=0.1)
     assert coverage > 0.9
-    assert conditional.density_and_coverage(real, fake + 100) == (0, 0)
+    assert conditional_gan.density_and_coverage(real, fake + 100) == (0, 0)
 
 
 def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
@@ -300,7 +299,7 @@ def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
     network: Any = build("conditional-generator", {"latent": 4})
     with torch.no_grad():
         network.linear.weight.mul_(10)
-    conditional.settle(network, 50)
+    conditional_gan.settle(network, 50)
     classes = torch.arange(500) % 10
     seen = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
     norm = network.norms[0].norm
@@ -356,17 +355,17 @@ def test_a_number_of_another_preset_is_refused(capsys: pytest.CaptureFixture[str
 
 def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path))
-    monkeypatch.setitem(data.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
+    monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
     (tmp_path / "tinyshakespeare.txt.part").write_text("half")
-    with pytest.raises(data.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to where it is"):
-        data.tinyshakespeare()
+    with pytest.raises(datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to where it is"):
+        datasets.tinyshakespeare()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "tinyshakespeare.txt").write_text("half")
-    with pytest.raises(data.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete it and run again"):
-        data.tinyshakespeare()
+    with pytest.raises(datasets.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete it and run again"):
+        datasets.tinyshakespeare()
     (tmp_path / "mnist.safetensors").write_bytes(b"half")
-    with pytest.raises(data.DataError, match="is not whole"):
-        data.mnist()
+    with pytest.raises(datasets.DataError, match="is not whole"):
+        datasets.mnist()
 
 
 def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,13 +381,13 @@ def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: py
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path / "data"))
-        monkeypatch.setitem(data.URLS, "tinyshakespeare.txt", f"http://127.0.0.1:{server.server_port}/text")
-        with pytest.raises(data.DataError, match="expected 86c4e6aa"):
-            data.tinyshakespeare()
+        monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", f"http://127.0.0.1:{server.server_port}/text")
+        with pytest.raises(datasets.DataError, match="expected 86c4e6aa"):
+            datasets.tinyshakespeare()
         assert list((tmp_path / "data").iterdir()) == []
         digest = hashlib.sha256(b"to be or not").hexdigest()
-        monkeypatch.setitem(data.SHA256, "tinyshakespeare.txt", digest)
-        text = data.tinyshakespeare()
+        monkeypatch.setitem(datasets.SHA256, "tinyshakespeare.txt", digest)
+        text = datasets.tinyshakespeare()
         server.shutdown()
         thread.join()
     assert (text.train, text.test, text.sha256) == ("to be or n", "ot", digest)

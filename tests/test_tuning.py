@@ -22,7 +22,7 @@ from training import gan, lstm, publishing
 from training.data import tables
 from training.data.datasets import DataError
 from training.evaluation import backtest
-from training.loops import forecaster_finetune as tuning
+from training.loops import forecaster_finetune
 from training.options import origin
 
 SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
@@ -112,7 +112,7 @@ def test_tuning_that_does_not_help_is_published_by_force_only(place: Path, capsy
 def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: Any, begin: str) -> None:
     names = ("", "untuned_", "naive_")
     metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
-    helped, sentence = tuning.verdict(metrics)
+    helped, sentence = forecaster_finetune.verdict(metrics)
     assert sentence.startswith(begin)
     assert helped == begin.startswith("Tuning helped")
 

@@ -27,8 +27,7 @@ from training.data import datasets as data
 from training.data.image_batches import accuracy_of, batches, calibrate, draw_samples, moved, served
 from training.evaluation.calibration import calibrated, figures
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from training.loops import airbench as whitened
-from training.loops import cnn_finetune as transfer
+from training.loops import airbench, cnn_finetune
 from training.options import Options, options
 from training.run import Run, derive, metric, schedule, set_learning_rate
 
@@ -198,10 +197,10 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
     widths = (config.first, config.later, config.later)
     network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
-    whitened.whiten(network, images.train_images[learn[:5000]])
+    airbench.whiten(network, images.train_images[learn[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slow = whitened.Lookahead(network)
-    optimizer = whitened.sgd(network, config.learning_rate, config.weight_decay, config.batch)
+    slow = airbench.Lookahead(network)
+    optimizer = airbench.sgd(network, config.learning_rate, config.weight_decay, config.batch)
     run.track(network=network, slow=slow, optimizer=optimizer)
 
     per_epoch = len(learn) // config.batch
@@ -214,7 +213,7 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
         shown = moved(train_images[batch], shifts, (mirrored[batch] + epoch) % 2 == 1)
         labels = train_labels[batch]
-        loss = whitened.update(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
+        loss = airbench.update(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
         if (step + 1) % per_epoch == 0:
             with torch.autocast(network.head.weight.device.type, torch.bfloat16):
                 accuracy = accuracy_of(network, train_images[validate], train_labels[validate])
@@ -232,7 +231,7 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfi
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
     if isinstance(config, OwnConfig):
-        transfer.train(chosen, config, argv)
+        cnn_finetune.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
     images: data.Images = getattr(data, config.data)()

@@ -26,8 +26,8 @@ from app.networks.gan import ConditionalSizes, Discriminator, Generator, Generat
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import Drawing, ImageSampler
-from training.data import datasets as data
-from training.loops import conditional_gan as conditional
+from training.data import datasets
+from training.loops import conditional_gan
 from training.loops import gan_finetune as drawn
 from training.loops.gan import nearest, play, save_sheet
 from training.options import Options, options
@@ -93,7 +93,7 @@ def features_of(judge: ImageClassifier, images: Tensor) -> Tensor:
         return torch.cat([judge.network.features(batch).cpu() for batch in images.to(judge.device).split(500)])
 
 
-def judged(sampler: ImageSampler, images: data.Images) -> Drawing:
+def judged(sampler: ImageSampler, images: datasets.Images) -> Drawing:
     """The samples that are judged, of seed 0; their labels are those of as many training images, drawn at random."""
     drawing = sampler.parse(JUDGED, None, 0)
     if drawing.classes is None:
@@ -104,7 +104,7 @@ def judged(sampler: ImageSampler, images: data.Images) -> Drawing:
 
 def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     """The metrics of a published generator: 10,000 samples of seed 0 against the test part of its data."""
-    images: data.Images = getattr(data, next(iter(sampler.card.data)))()
+    images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
     drawing = judged(sampler, images)
     fake = torch.from_numpy(sampler.predict([drawing])[0])
     generator = torch.Generator().manual_seed(0)
@@ -138,7 +138,9 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
     }
     if drawing.classes is not None:
         features = (fake_features, real_features, train_features)
-        return distances | conditional.figures(sampler, images, torch.from_numpy(drawing.classes), classes, features)
+        return distances | conditional_gan.figures(
+            sampler, images, torch.from_numpy(drawing.classes), classes, features
+        )
     shares = classes.bincount(minlength=10) / len(classes)
     return distances | {
         "rarest_class": metric(shares.min().item(), told, 3),
@@ -221,18 +223,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     run = Run(chosen, config, argv)
 
-    images = data.mnist()
+    images = datasets.mnist()
     real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
     judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
     labelled = isinstance(config, ConditionalConfig)
-    kind: Any = conditional.Game if labelled else Game
+    kind: Any = conditional_gan.Game if labelled else Game
     game = kind(config, chosen.device)
     play(run, game, real_images, real_labels if labelled else None, config, config.epochs)
-    publish(run, images, conditional.settle(game.average.module) if labelled else game.average.module, judge)
+    publish(run, images, conditional_gan.settle(game.average.module) if labelled else game.average.module, judge)
 
 
-def publish(run: Run, images: data.Images, network: Any, judge: ImageClassifier) -> None:
+def publish(run: Run, images: datasets.Images, network: Any, judge: ImageClassifier) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     sizes = network.sizes
     labelled = isinstance(sizes, ConditionalSizes)
@@ -251,7 +253,7 @@ def publish(run: Run, images: data.Images, network: Any, judge: ImageClassifier)
     }
     sampler = run.predictor(ImageSampler, card, network)
     card["metrics"] = evaluate(sampler, judge)
-    drawing = conditional.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
+    drawing = conditional_gan.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
 

@@ -23,9 +23,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.window_forecasting import SeriesForecaster
-from training.data import datasets as data
+from training.data import datasets
 from training.loops import forecaster as strong
-from training.loops import forecaster_finetune as tuning
+from training.loops import forecaster_finetune
 from training.options import Options, options
 from training.run import Run, metric, schedule, set_learning_rate
 
@@ -126,7 +126,7 @@ TUNED = TunedConfig(
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
-def one_step(forecaster: SeriesForecaster, series: data.Sine, begin: int, end: int) -> np.ndarray:
+def one_step(forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int) -> np.ndarray:
     """Forecasts of the values [begin, end), each from all values before it."""
     values = series.values.tolist()
     answers = forecaster.predict([forecaster.parse(values[:i], 1) for i in range(begin, end)])
@@ -134,7 +134,7 @@ def one_step(forecaster: SeriesForecaster, series: data.Sine, begin: int, end: i
 
 
 def free_running(
-    forecaster: SeriesForecaster, series: data.Sine, begin: int, end: int
+    forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From every start in [begin, end - 50]: forecasts, actual and noiseless values, each [starts, 50]."""
     values = series.values.tolist()
@@ -148,7 +148,7 @@ def evaluate(forecaster: SeriesForecaster | GlobalForecaster) -> dict[str, Any]:
     """The metrics of a published network: on the last fifth of the sine and on fresh noise there, or on M4."""
     if isinstance(forecaster, GlobalForecaster):
         return strong.evaluate(forecaster)
-    series = data.sine()
+    series = datasets.sine()
     begin, end = series.split, len(series.values)
     split = f"the last {end - begin} values of the series"
     actual = series.values.numpy()[begin:end]
@@ -156,7 +156,7 @@ def evaluate(forecaster: SeriesForecaster | GlobalForecaster) -> dict[str, Any]:
     realised = np.mean((series.values - series.noiseless).numpy()[begin:end] ** 2)
     ratios = []
     for seed in range(1, 51):
-        fresh = data.sine(seed)
+        fresh = datasets.sine(seed)
         ratios.append(np.mean((one_step(forecaster, fresh, begin, end) - fresh.values.numpy()[begin:end]) ** 2))
     forecasts, future, noiseless = free_running(forecaster, series, begin, end)
     item = forecaster.parse(series.values.tolist()[:begin], AHEAD)
@@ -179,7 +179,7 @@ def evaluate(forecaster: SeriesForecaster | GlobalForecaster) -> dict[str, Any]:
     }
 
 
-def residuals(forecaster: SeriesForecaster, series: data.Sine, begin: int, end: int) -> list[float]:
+def residuals(forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int) -> list[float]:
     """The root mean square error of each of 50 steps ahead on the validation part, in units of the scale."""
     forecasts, future, _ = free_running(forecaster, series, begin, end)
     scale = float(forecaster.network.scale)
@@ -190,7 +190,7 @@ def draw_samples(path: Path, forecaster: SeriesForecaster) -> Path:
     """Actual against predicted on the test part, one step ahead and free-running with its intervals."""
     from matplotlib.figure import Figure
 
-    series = data.sine()
+    series = datasets.sine()
     begin, end = series.split, len(series.values)
     x = np.linspace(0, 20, end)[begin:end]
     figure = Figure(figsize=(12, 4.5), layout="constrained")
@@ -253,14 +253,14 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfi
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
     if isinstance(config, TunedConfig):
-        tuning.train(chosen, config, argv)
+        forecaster_finetune.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
     if isinstance(config, StrongConfig):
         strong.train(run, config)
         return
 
-    series = data.sine()
+    series = datasets.sine()
     training = series.values[: series.split].float().to(chosen.device)
 
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(chosen.device)
@@ -290,7 +290,7 @@ def validation(network: Any, values: Tensor) -> float:
         return F.mse_loss(network(windows, 1)[:, 0], values[network.sizes.window :]).item()
 
 
-def publish(run: Run, config: Config, series: data.Sine, network: Any) -> None:
+def publish(run: Run, config: Config, series: datasets.Sine, network: Any) -> None:
     """Measure the residuals on the validation part, read the test part once, and write the card."""
     card = {
         "task": "forecast",

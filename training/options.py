@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from app import store
 from app.store import rollout
 from training.data.datasets import DataError
-from training.loops import distributed as processes
+from training.loops import distributed
 
 C = TypeVar("C")  # the dataclass of a script's numbers
 
@@ -78,9 +78,9 @@ def options(
     for name in numbers:
         if common["preset"] not in told[name]:
             parser.error(f"the preset {common['preset']} has no {name.replace('_', ' ')}")
-    if common["preset"] != "own" and processes.count() > 1:
+    if common["preset"] != "own" and distributed.count() > 1:
         parser.error("several processes train on your own data only: the presets are for one")
-    common["device"] = processes.own_device(common["device"])
+    common["device"] = distributed.own_device(common["device"])
     return Options(**common, own=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
 
 
@@ -91,7 +91,7 @@ def _add_common(parser: argparse.ArgumentParser, presets: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    cores = max(1, (os.cpu_count() or 1) // processes.here())
+    cores = max(1, (os.cpu_count() or 1) // distributed.here())
     parser.add_argument("--threads", type=int, default=cores, help="of torch, on the CPU")
     parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
     parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")

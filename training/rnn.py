@@ -28,8 +28,7 @@ from app.networks.rnn import CharacterRNN, StackedRNN
 from app.store import UNKNOWN
 from app.tasks.latency_model import fast_bfloat16
 from app.tasks.text_generation import TextContinuer
-from training.data import datasets as data
-from training.data import texts
+from training.data import datasets, texts
 from training.evaluation.language_model import (
     PLACES,
     WINDOW,
@@ -41,9 +40,7 @@ from training.evaluation.language_model import (
     vocabulary_of,
     window_loss,
 )
-from training.loops import distributed as processes
-from training.loops import elman_recurrence as elman
-from training.loops import time_budget as budget
+from training.loops import distributed, elman_recurrence, time_budget
 from training.loops.best_weights import Best
 from training.options import Options, options, origin
 from training.run import Run, derive, schedule, set_learning_rate
@@ -95,7 +92,7 @@ BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}
 
 def evaluate(continuer: TextContinuer) -> dict[str, Any]:
     """The metrics of a published network, on the test part of its text."""
-    return measure(continuer, getattr(data, next(iter(continuer.card.data)))())
+    return measure(continuer, getattr(datasets, next(iter(continuer.card.data)))())
 
 
 def begun(config: Config, vocabulary: int) -> Any:
@@ -134,7 +131,7 @@ class Lesson(nn.Module):
 
     def forward(self, read: Tensor, following: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """What is read, and what follows each of it, [streams, T]; the state before -> the loss, the state after."""
-        logits, state = elman.forward(self.network, read, state, self.dropout, self.low)
+        logits, state = elman_recurrence.forward(self.network, read, state, self.dropout, self.low)
         return F.cross_entropy(logits.flatten(0, 1), following.flatten()), state
 
 
@@ -146,7 +143,7 @@ class Learner:
         self.network = network.to(device)
         self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
         self.optimizer = torch.optim.AdamW(groups(self.network, config), betas=BETAS[config.kind], fused=True)
-        self.lesson = processes.together(Lesson(self.network, config))
+        self.lesson = distributed.together(Lesson(self.network, config))
 
     def update(self, piece: Tensor, state: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step on a piece [streams, T + 1]; gives the loss and the state after this process's share of it.
@@ -155,8 +152,8 @@ class Learner:
         """
         hidden = torch.rand(piece.shape[0], piece.shape[1] - 1) < self.config.unknown
         read = piece[:, :-1].masked_fill(hidden.to(piece.device), self.network.sizes.vocabulary - 1)
-        processes.draw_apart()  # dropout
-        loss, state = self.lesson(processes.share(read), processes.share(piece[:, 1:]), state)
+        distributed.draw_apart()  # dropout
+        loss, state = self.lesson(distributed.share(read), distributed.share(piece[:, 1:]), state)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         loss.backward()
@@ -176,21 +173,21 @@ def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], 
     def trial() -> Callable[[int], object]:
         other = Learner(copy.deepcopy(network), config, device)
         piece = learn[: config.streams * (config.piece + 1)].view(config.streams, -1)
-        state = other.network.zero_state(config.streams // processes.count())
+        state = other.network.zero_state(config.streams // distributed.count())
         return lambda step: other.update(piece, state, config.learning_rate)
 
-    total = budget.epochs(run, per_epoch, config.epochs, trial) * per_epoch
+    total = time_budget.epochs(run, per_epoch, config.epochs, trial) * per_epoch
     if own:  # an average that is not older than the training
         config = dataclasses.replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))
     learner = Learner(network, config, device)
-    run.tensors["state"] = learner.network.zero_state(config.streams // processes.count())
+    run.tensors["state"] = learner.network.zero_state(config.streams // distributed.count())
     best = {"best": Best(learner.average.module)} if own and config.validation else {}
     run.track(network=learner.network, average=learner.average, optimizer=learner.optimizer, **best)
     for step in run.steps(total):
         epoch, place = divmod(step, per_epoch)
         piece = piece_at(run, config, learn, epoch, place)
         cold = torch.rand(config.streams, 1, 1) < (1.0 if place == 0 else config.cold)
-        state = run.tensors["state"].masked_fill(processes.share(cold).to(device), 0)
+        state = run.tensors["state"].masked_fill(distributed.share(cold).to(device), 0)
         loss, run.tensors["state"] = learner.update(piece, state, config.learning_rate * schedule(step, total))
         if place == per_epoch - 1:
             held = {"validation_loss": window_loss(learner.average.module, *validate)} if config.validation else {}
@@ -219,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if chosen.preset == "own":
         train_own(chosen, config, argv)
         return
-    text = data.tinyshakespeare()
+    text = datasets.tinyshakespeare()
     vocabulary = vocabulary_of(text.train)
     run = Run(chosen, config, argv)
     learn, validate = held_apart(encode(text.train, vocabulary).to(chosen.device), config.validation)
@@ -247,7 +244,7 @@ def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> No
     characters = encode(text.train, vocabulary).to(chosen.device)
     places = max(1, min(PLACES, int(len(characters) * config.validation) // (4 * WINDOW)))
     learn, validate = held_apart(characters, config.validation, places)
-    streams = processes.even(min(config.streams, len(learn) // (4 * config.piece)))
+    streams = distributed.even(min(config.streams, len(learn) // (4 * config.piece)))
     config = dataclasses.replace(config, streams=streams)
     network: Any = begun(config, len(vocabulary))
     if base:
@@ -255,12 +252,12 @@ def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> No
         network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
         network = texts.transplanted(network, vocabulary, base)
     network = learn_from(run, config, learn, validate, network)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         publish(run, own_card(chosen, config, text, base), text, vocabulary, network, texts.prompts(text.test))
-    processes.leave()
+    distributed.leave()
 
 
-def own_card(chosen: Options, config: Config, text: data.Text, base: store.Version | None) -> dict[str, Any]:
+def own_card(chosen: Options, config: Config, text: datasets.Text, base: store.Version | None) -> dict[str, Any]:
     """What the card says of a text of the caller's own."""
     names = " ".join(path.name for path in chosen.own["text"])
     begin = f"Begun with {base.card.name} {base.card.version}. " if base else ""
@@ -279,7 +276,7 @@ def own_card(chosen: Options, config: Config, text: data.Text, base: store.Versi
 
 
 def publish(
-    run: Run, card: dict[str, Any], text: data.Text, vocabulary: list[str], network: Any, prompts: Sequence[str]
+    run: Run, card: dict[str, Any], text: datasets.Text, vocabulary: list[str], network: Any, prompts: Sequence[str]
 ) -> None:
     """Read the test part once, with the code that serves, and write the card."""
     card = {

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from app import store
 from app.tasks import PREDICTORS
 from training.evaluation import speed
-from training.loops import distributed as processes
+from training.loops import distributed
 from training.options import Options, options
 from training.publishing import publish_once
 
@@ -75,7 +75,7 @@ class Run:
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
-        python = ["python"] if processes.count() == 1 else ["torchrun", "--nproc-per-node", str(processes.count())]
+        python = ["python"] if distributed.count() == 1 else ["torchrun", "--nproc-per-node", str(distributed.count())]
         self.command = shlex.join([*python, "-m", _script(config), *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
@@ -84,13 +84,13 @@ class Run:
         self.seconds = 0.0
         self.shown: dict[str, float] = {}
         prepare(options.threads)
-        processes.join(options.device)
+        distributed.join(options.device)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, **dataclasses.asdict(config)}
         if data is not None:
             own = {key: str(value) for key, value in options.own.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}
-        self.folder = processes.from_first(lambda: self._begin(json.loads(json.dumps(content))))
+        self.folder = distributed.from_first(lambda: self._begin(json.loads(json.dumps(content))))
 
     def _begin(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
@@ -120,9 +120,9 @@ class Run:
         state = torch.load(path, weights_only=True)
         for name, tracked in objects.items():
             tracked.load_state_dict(state["tracked"][name])
-        self.tensors.update({name: processes.share(whole) for name, whole in state["tensors"].items()})
+        self.tensors.update({name: distributed.share(whole) for name, whole in state["tensors"].items()})
         self.step, self.seconds = state["step"], state["seconds"]
-        if processes.rank():
+        if distributed.rank():
             return
         kept = [line for line in self._lines() if json.loads(line)["step"] <= self.step]
         (self.folder / "metrics.jsonl").write_text("".join(kept))
@@ -135,8 +135,8 @@ class Run:
 
     def save(self) -> None:
         """Replace the saved state by the present one, at once or not at all."""
-        tensors = {name: processes.gathered(part) for name, part in self.tensors.items()}
-        if processes.rank():
+        tensors = {name: distributed.gathered(part) for name, part in self.tensors.items()}
+        if distributed.rank():
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
@@ -162,7 +162,7 @@ class Run:
             desc=self.options.name,
             unit="step",
             dynamic_ncols=True,
-            disable=processes.rank() > 0,
+            disable=distributed.rank() > 0,
         )
         try:
             while self.step < total:
@@ -171,15 +171,15 @@ class Run:
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, begun = self.seconds + now - begun, now
-                interrupted = processes.anywhere(interrupted)
-                if interrupted or self.step == total or processes.anywhere(now - saved > SAVE_EVERY):
+                interrupted = distributed.anywhere(interrupted)
+                if interrupted or self.step == total or distributed.anywhere(now - saved > SAVE_EVERY):
                     self.save()
                     saved = now
                 bar.set_postfix({key: f"{value:.4g}" for key, value in self.shown.items()}, refresh=False)
                 bar.update()
                 if interrupted:
                     bar.close()
-                    if processes.rank():
+                    if distributed.rank():
                         sys.exit(1)
                     sys.exit(f"saved {self.folder} at step {self.step} of {total}; go on with: {self.command} --resume")
         finally:
@@ -189,14 +189,14 @@ class Run:
     def log(self, **metrics: float) -> None:
         """Show figures on the bar and add them to metrics.jsonl, at the step under way."""
         self.shown.update(metrics)
-        if processes.rank():
+        if distributed.rank():
             return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """A file in the run's folder, written once."""
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             (self.folder / name).write_text(text, "utf-8")
 
     def curves(self) -> Path:

@@ -25,7 +25,7 @@ from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, gan, lstm, rnn
-from training.data import datasets as data
+from training.data import datasets
 from training.run import derive, permutation, schedule
 
 Loop = Iterator[int]  # samples of each step
@@ -88,7 +88,7 @@ def steps(total: int) -> Iterator[int]:
 
 
 def workshop_cnn() -> Loop:
-    images = data.cifar10()
+    images = datasets.cifar10()
     learn, _ = images.held_out(cnn.PRESETS["workshop"].validation)
     pictures = Pictures(images.train_images[learn], images.train_labels[learn])
     loader = DataLoader(pictures, batch_size=64, shuffle=True)
@@ -108,7 +108,7 @@ def workshop_cnn() -> Loop:
 
 def our_cnn() -> Loop:
     config = cnn.PRESETS["workshop"]
-    images = data.cifar10()
+    images = datasets.cifar10()
     learn, _ = images.held_out(config.validation)
     network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
@@ -127,7 +127,7 @@ def our_cnn() -> Loop:
 
 
 def workshop_gan() -> Loop:
-    images = data.mnist()
+    images = datasets.mnist()
     loader = DataLoader(Pictures(images.train_images, images.train_labels), batch_size=64, shuffle=True)
     generator, discriminator = Generator(GeneratorSizes()), Discriminator()
     criterion = nn.BCELoss()
@@ -152,7 +152,7 @@ def workshop_gan() -> Loop:
 
 def our_gan() -> Loop:
     config = gan.PRESETS["workshop"]
-    real_images = data.mnist().train_images
+    real_images = datasets.mnist().train_images
     game = gan.Game(config, "cpu")
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
@@ -169,7 +169,7 @@ def our_gan() -> Loop:
 
 def shakespeare() -> tuple[Tensor, int]:
     """The characters [T] that the RNN learns from, and how many kinds there are."""
-    text = data.tinyshakespeare()
+    text = datasets.tinyshakespeare()
     vocabulary = rnn.vocabulary_of(text.train)
     characters = rnn.encode(text.train, vocabulary)
     return characters, len(vocabulary)
@@ -215,7 +215,7 @@ def our_rnn() -> Loop:
 
 def noisy_sine(network: SeriesLSTM) -> Tensor:
     """The standardised values [T] that the LSTM learns from."""
-    series = data.sine()
+    series = datasets.sine()
     training = series.values[: series.split].float()
     network.describe(training)
     return ((training - network.location) / network.scale)[: -LSTM.validation]

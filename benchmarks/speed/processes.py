@@ -27,9 +27,7 @@ from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
 from training import cnn, lstm, rnn
 from training.data.windows import Kind, Windows
-from training.loops import cnn_finetune as transfer
-from training.loops import distributed as processes
-from training.loops import forecaster_finetune as tuning
+from training.loops import cnn_finetune, distributed, forecaster_finetune
 from training.run import prepare
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
@@ -52,7 +50,7 @@ def images() -> Step:
     """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
     config = cnn.OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first, config.later, config.later)))
-    learner = transfer.Learner(config, network, torch.ones(10), "cpu", tuned=False)
+    learner = cnn_finetune.Learner(config, network, torch.ones(10), "cpu", tuned=False)
     shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
     return lambda step: learner.update(shown, labels, step, 10**6)
 
@@ -62,7 +60,7 @@ def characters() -> Step:
     config = rnn.PRESETS["own"]
     learner = rnn.Learner(rnn.begun(config, CHARACTERS), config)
     piece = torch.randint(CHARACTERS, (config.streams, config.piece + 1))
-    state = learner.network.zero_state(config.streams // processes.count())
+    state = learner.network.zero_state(config.streams // distributed.count())
     return lambda step: learner.update(piece, state, config.learning_rate)
 
 
@@ -71,7 +69,7 @@ def series() -> Step:
     sizes = ForecasterSizes()
     many = list(torch.randn(20, 400, dtype=torch.float64))
     windows = Windows([Kind(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
-    learner = tuning.Learner(Forecaster(sizes), windows, lstm.TUNED, 0, "cpu")
+    learner = forecaster_finetune.Learner(Forecaster(sizes), windows, lstm.TUNED, 0, "cpu")
     return lambda step: learner.update(step, lstm.TUNED.learning_rate)
 
 
@@ -95,7 +93,7 @@ class Speed:
 def turn(name: str, seconds: float, threads: int) -> None:
     """In each of the processes: take steps for about so many seconds; the first prints the samples a second."""
     prepare(threads)
-    processes.join("cpu")
+    distributed.join("cpu")
     torch.manual_seed(0)
     step = WORKS[name].begin()
     step(0)
@@ -103,12 +101,12 @@ def turn(name: str, seconds: float, threads: int) -> None:
     for number in range(TRIED):
         step(number + 1)
     took = (time.perf_counter() - begun) / TRIED
-    count = processes.from_first(lambda: math.ceil(seconds / took))  # the same in all of them
+    count = distributed.from_first(lambda: math.ceil(seconds / took))  # the same in all of them
     begun = time.perf_counter()
     for number in range(count):
         step(number + 1 + TRIED)
-    processes.say(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
-    processes.leave()
+    distributed.say(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
+    distributed.leave()
 
 
 def speed(name: str, seconds: float, count: int, threads: int) -> float:

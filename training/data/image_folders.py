@@ -21,7 +21,7 @@ from tqdm import tqdm
 from app.errors import QuartetError
 from app.tasks.classification import Decoder
 from training.data.datasets import DataError
-from training.loops import distributed as processes
+from training.loops import distributed
 
 MOST_PIXELS = 10**8  # of one image; a larger one is left out
 SHOWN = 10  # files that are named on the screen; all are in the run's folder
@@ -111,11 +111,11 @@ def check(pictures: Pictures, path: Path, classes: int = 2) -> None:
 
 def report(pictures: Pictures) -> None:
     """Print what was read, and the first of what was left out."""
-    processes.say(f"{len(pictures.labels):,} different images of {len(pictures.classes)} classes: {pictures.found()}")
+    distributed.say(f"{len(pictures.labels):,} different images of {len(pictures.classes)} classes: {pictures.found()}")
     for remark in pictures.remarks[:SHOWN]:
-        processes.say(f"  left out: {remark}")
+        distributed.say(f"  left out: {remark}")
     if len(pictures.remarks) > SHOWN:
-        processes.say(f"  ... and {len(pictures.remarks) - SHOWN:,} more, all in left-out.txt of the run's folder")
+        distributed.say(f"  ... and {len(pictures.remarks) - SHOWN:,} more, all in left-out.txt of the run's folder")
 
 
 def _of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path, str]]:
@@ -194,7 +194,7 @@ def _decoded(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
             return f"{file}: {error.strerror}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding frees Python's lock
-        bar = tqdm(total=len(files), desc="reading", unit="file", leave=False, disable=processes.rank() > 0)
+        bar = tqdm(total=len(files), desc="reading", unit="file", leave=False, disable=distributed.rank() > 0)
         read = []
         for outcome in pool.map(decode, files):
             read.append(outcome)

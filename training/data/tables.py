@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from app.tasks.forecasting import LONGEST_SEASON
-from training.data import time_index as calendar
+from training.data import time_index
 from training.data.datasets import DataError
 from training.data.time_index import Frequency
-from training.loops import distributed as processes
+from training.loops import distributed
 
 MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
 NUMBERING = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # columns that may only number the rows
@@ -99,7 +99,7 @@ def read(
         name: _decimal_comma(path, name, _column(head.index(name), head, rows), delimiter, remarks) for name in columns
     }
     cells = _cells(head, rows, commas, time, group, remarks)
-    frequency = calendar.frequency([own.stamps for own in cells.values()], path) if time is not None else None
+    frequency = time_index.frequency([own.stamps for own in cells.values()], path) if time is not None else None
     return _table(path, cells, frequency, season, remarks)
 
 
@@ -108,7 +108,7 @@ def _table(
 ) -> Table:
     """The series of all cells, on their grid and without gaps."""
     parts = {name: _on_grid(name, own, frequency, remarks) for name, own in cells.items()}
-    season = season or calendar.season([values for values, _ in parts.values()], frequency)
+    season = season or time_index.season([values for values, _ in parts.values()], frequency)
     series = []
     for name, (values, starts) in parts.items():
         begin, whole = _filled(name, values, max(season, LONGEST_GAP), remarks)
@@ -128,11 +128,11 @@ def report(table: Table) -> None:
     long = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
     names = ", ".join(one.name for one in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
     season = f"repeats after {table.season}" if table.season > 1 else "no season"
-    processes.say(f"{len(table.series):,} series ({names}) of {long} values, one each {table.frequency}; {season}")
+    distributed.say(f"{len(table.series):,} series ({names}) of {long} values, one each {table.frequency}; {season}")
     for remark in table.remarks[:SHOWN]:
-        processes.say(f"  {remark}")
+        distributed.say(f"  {remark}")
     if len(table.remarks) > SHOWN:
-        processes.say(f"  ... and {len(table.remarks) - SHOWN:,} more, all in remarks.txt of the run's folder")
+        distributed.say(f"  ... and {len(table.remarks) - SHOWN:,} more, all in remarks.txt of the run's folder")
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
@@ -257,7 +257,7 @@ def _time_column(
     for name in [*others, *numbering]:
         cells = [cell for _, cell in _column(head.index(name), head, rows)]
         some = cells[:50] + cells[-50:]
-        stamps = sum(calendar.is_stamp(cell) for cell in some)
+        stamps = sum(time_index.is_stamp(cell) for cell in some)
         if stamps > 0.9 * len(some) and numeric != [name]:
             return name
     return None

@@ -13,7 +13,7 @@ import torch
 from app import store
 from app.store import UNKNOWN
 from training.data.datasets import DataError, Text
-from training.loops import distributed as processes
+from training.loops import distributed
 
 LEAST = 10_000  # characters: a test part of four windows of 256
 KNOWN = 0.5  # share of a text's characters that a network must know to be worth beginning with
@@ -49,12 +49,14 @@ def prompts(text: str) -> list[str]:
 
 def report(text: Text, vocabulary: Sequence[str]) -> None:
     """Print what was read, and which characters are too rare."""
-    processes.say(f"{len(text.train) + len(text.test):,} characters; {len(vocabulary) - 1:,} different ones are learnt")
+    distributed.say(
+        f"{len(text.train) + len(text.test):,} characters; {len(vocabulary) - 1:,} different ones are learnt"
+    )
     rare = Counter(text.train + text.test).keys() - set(vocabulary)
     if rare:
         shown = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
-        processes.say(f"  too rare to learn, so {UNKNOWN}: {shown}{more}")
+        distributed.say(f"  too rare to learn, so {UNKNOWN}: {shown}{more}")
 
 
 def check_known(base: store.Version, text: str) -> None:
@@ -66,7 +68,7 @@ def check_known(base: store.Version, text: str) -> None:
             f"--from {base.card.name}: it knows {known:.0%} of the text's characters, and {KNOWN:.0%} are needed; "
             "leave out --from"
         )
-    processes.say(f"{base.card.name} {base.card.version} knows {known:.1%} of the text")
+    distributed.say(f"{base.card.name} {base.card.version} knows {known:.1%} of the text")
 
 
 def transplanted(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:

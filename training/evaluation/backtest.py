@@ -12,7 +12,7 @@ from app.tasks.forecasting import SCORES, SHORTEST
 from app.tasks.quantile_forecast import Outlook
 from training.data.datasets import DataError
 from training.data.tables import Series, Table
-from training.evaluation import forecasting as scores
+from training.evaluation import forecasting
 from training.run import metric
 
 TESTED, MOST_TESTED = 0.25, 24  # share of a series that is held out to test, and horizons of it at most
@@ -71,7 +71,7 @@ def cut(table: Table, horizon: int) -> list[Parts]:
                 f"{series.name}: {count} values; with a season of {table.season} and a horizon of {horizon} it takes "
                 f"{least + 2 * horizon} or more, so the series is left out"
             )
-        elif not scores.usual_step(series.values[: parts.validate], table.season):
+        elif not forecasting.usual_step(series.values[: parts.validate], table.season):
             table.remarks.append(
                 f"{series.name}: its first {parts.validate} values repeat without any change, so there is no unit to "
                 "measure errors in: the series is left out"
@@ -92,7 +92,7 @@ def origins(parts: Sequence[Parts], season: int, horizon: int, stage: Literal["v
     for one in parts:
         values = one.series.values
         begin, end = (one.validate, one.test) if stage == "validate" else (one.test, len(values))
-        unit = scores.usual_step(values[: one.validate], season)
+        unit = forecasting.usual_step(values[: one.validate], season)
         known = np.where(one.series.known, values, np.nan)
         for origin in range(begin, end - horizon + 1, horizon if stage == "test" else max(1, horizon // 4)):
             followed = known[origin : origin + horizon]
@@ -109,7 +109,7 @@ def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> lis
     """The last season again and again, with normal errors that grow by the root of the seasons ahead."""
     found = []
     for values in past:
-        middle = scores.seasonal_naive(values, season, horizon)
+        middle = forecasting.seasonal_naive(values, season, horizon)
         deviation = np.std(values[season:] - values[:-season]) * np.sqrt(np.arange(horizon) // season + 1)
         found.append(Outlook(middle, middle, SCORES, middle[:, None] + deviation[:, None] * SCORES, season))
     return found
@@ -121,9 +121,9 @@ def figures(tried: Origins, method: Method) -> dict[str, float]:
     lower, upper = (np.stack(side) for side in zip(*(answer.interval(95) for answer in answers), strict=True))
     quantiles = np.stack([answer.quantiles for answer in answers])[..., 1:-1]  # 0.1 to 0.9
     return {
-        "mase": scores.mase(tried.actual, np.stack([answer.median for answer in answers]), tried.usual),
-        "quantile_loss": scores.quantile_loss(tried.actual, quantiles, tried.usual),
-        "coverage_95": scores.coverage(tried.actual, lower, upper),
+        "mase": forecasting.mase(tried.actual, np.stack([answer.median for answer in answers]), tried.usual),
+        "quantile_loss": forecasting.quantile_loss(tried.actual, quantiles, tried.usual),
+        "coverage_95": forecasting.coverage(tried.actual, lower, upper),
     }
 
 

@@ -22,10 +22,9 @@ from app import store
 from app.store import rollout
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import SEASONS
-from training.data import datasets as data
+from training.data import datasets
 from training.data.synthetic_series import synthetic
-from training.evaluation import backtest
-from training.evaluation import forecasting as scores
+from training.evaluation import backtest, forecasting
 from training.loops.forecaster import outlooks
 
 UNSEEN = 1_000_000  # seeds of synthetic series from here on are never learnt from
@@ -47,7 +46,7 @@ class Trial:
 
 def trials() -> list[Trial]:
     """The sets: none of their values was learnt from, nor is their kind among M4's."""
-    ett, airline, sine = data.etth1(), data.airline(), data.sine()
+    ett, airline, sine = datasets.etth1(), datasets.airline(), datasets.sine()
     found = [
         cut("ETTh1 OT, test months", ett.values.numpy()[: 20 * 720], 24, 16 * 720, 48, 48, 2000),
         cut("airline passengers, last 3 years", airline.values.numpy(), 12, 108, 12, 2, 2000),
@@ -101,11 +100,11 @@ def row(name: str, parts: Sequence[Trial], forecaster: str, method: Method) -> s
     answers = [answer for part in parts for answer in method(part.past, part.season, part.actual.shape[1])]
     middle, lower, upper = (np.stack(side) for side in zip(*answers, strict=True))
     actual = np.concatenate([part.actual for part in parts])
-    usual = np.array([scores.usual_step(values, part.season) for part in parts for values in part.past])
+    usual = np.array([forecasting.usual_step(values, part.season) for part in parts for values in part.past])
     figures = [
-        f"{scores.mase(actual, middle, usual):.3f}",
-        f"{scores.msis(actual, lower, upper, usual):.1f}",
-        f"{scores.coverage(actual, lower, upper):.3f}",
+        f"{forecasting.mase(actual, middle, usual):.3f}",
+        f"{forecasting.msis(actual, lower, upper, usual):.1f}",
+        f"{forecasting.coverage(actual, lower, upper):.3f}",
     ]
     return f"| {name} | {forecaster} | {' | '.join(figures)} |"
 

@@ -22,19 +22,20 @@ from app import store
 from app.networks import KINDS
 from app.tasks import PREDICTORS
 from training import cnn, gan, lstm, rnn
-from training.data import datasets as data
-from training.data import image_folders as folders
-from training.data import texts
+from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
 from training.gan import JUDGE, load_judge
-from training.loops import cnn_finetune as transfer
-from training.loops import forecaster_finetune as tuning
-from training.loops import gan_finetune as drawn
+from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
 
 HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
 LEARNT = {"samples_only_accuracy": 0.004}  # what a training ends at that measures: processors round it elsewhere
 SCRIPTS: dict[str, Any] = {"classify": cnn, "continue": rnn, "forecast": lstm, "sample": gan}
-OWN: dict[str, Any] = {"classify": transfer, "continue": rnn, "forecast": tuning, "sample": drawn}
+OWN: dict[str, Any] = {
+    "classify": cnn_finetune,
+    "continue": rnn,
+    "forecast": forecaster_finetune,
+    "sample": gan_finetune,
+}
 
 
 def own_data(card: store.Card, models: Path) -> Any:
@@ -53,10 +54,10 @@ def own_data(card: store.Card, models: Path) -> Any:
         return texts.read(own["text"])
     if card.task == "forecast":
         base = next(name for name in card.data if "@" in name and ":" not in name)
-        return tuning.read(replace(chosen, store=models, own={**own, "origin": base}), config.horizon)
+        return forecaster_finetune.read(replace(chosen, store=models, own={**own, "origin": base}), config.horizon)
     if card.task == "sample":
-        return drawn.read(own["images"], own["size"], own["colour"], chosen.name)
-    return folders.read(own["images"], own["size"])
+        return gan_finetune.read(own["images"], own["size"], own["colour"], chosen.name)
+    return image_folders.read(own["images"], own["size"])
 
 
 def measure(version: store.Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def sha256_of(name: str, models: Path, own: Any = None) -> str:
     if "@" in name:
         model, _, number = name.partition("@")
         return store.read_card(models / model / number).weights_sha256
-    found: str = getattr(data, name)().sha256
+    found: str = getattr(datasets, name)().sha256
     return found
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from app.store import UNKNOWN
 from app.tasks.text_generation import TextContinuer
-from training.data import datasets as data
+from training.data import datasets
 from training.run import metric, saved
 
 WINDOW = 256  # characters, as in nanoGPT, so that the loss compares with published ones
@@ -70,7 +70,7 @@ def stream_loss(network: Any, characters: Tensor) -> float:
     return total / (len(characters) - 1)
 
 
-def measure(continuer: TextContinuer, text: data.Text) -> dict[str, Any]:
+def measure(continuer: TextContinuer, text: datasets.Text) -> dict[str, Any]:
     """The metrics of a published network on the test part of a text."""
     characters = encode(text.test, continuer.vocabulary).to(continuer.device)
     split = f"the last 10 % of the text, {len(text.test):,} characters"

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from app import store
-from app.store import files as disk
+from app.store import files
 from app.tasks import PREDICTORS
 from app.tasks.text_generation import TextContinuer
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.write:
             path = version.folder / store.CARD
             card = json.loads(path.read_text(encoding="utf-8")) | {"speed": speed}
-            disk.replace(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+            files.replace(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 

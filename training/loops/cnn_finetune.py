@@ -20,7 +20,7 @@ from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.latency_model import fast_bfloat16
-from training.data import image_folders as folders
+from training.data import image_folders
 from training.data.image_batches import (
     accuracy_of,
     batches,
@@ -33,9 +33,7 @@ from training.data.image_batches import (
 )
 from training.data.image_folders import Pictures
 from training.evaluation.calibration import figures
-from training.loops import airbench as whitened
-from training.loops import distributed as processes
-from training.loops import time_budget as budget
+from training.loops import airbench, distributed, time_budget
 from training.options import Options, origin
 from training.run import Run, metric, schedule
 
@@ -77,7 +75,7 @@ class Learner:
     def __init__(self, config: OwnConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool) -> None:
         self.config, self.tuned = config, tuned
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lesson = processes.together(Lesson(self.network, weights.to(device), config))
+        self.lesson = distributed.together(Lesson(self.network, weights.to(device), config))
         head = list(self.network.head.parameters())
         others = [
             weight
@@ -102,9 +100,9 @@ class Learner:
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(labels), 1))
         mirrored = torch.randint(2, (len(labels), 1)) * config.flip == 1
         shown = moved(
-            processes.share(images), shifts[:, processes.rank() :: processes.count()], processes.share(mirrored)
+            distributed.share(images), shifts[:, distributed.rank() :: distributed.count()], distributed.share(mirrored)
         )
-        loss: Tensor = self.lesson(shown, processes.share(labels))
+        loss: Tensor = self.lesson(shown, distributed.share(labels))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -117,7 +115,7 @@ def begun(config: OwnConfig, pictures: Pictures, learn: Tensor, base: store.Vers
     if base is None:
         widths = (config.first, config.later, config.later)
         network = WhitenedNet(WhitenedNetSizes(classes, image=side, widths=widths))
-        whitened.whiten(network, pictures.images[learn[:5000]])
+        airbench.whiten(network, pictures.images[learn[:5000]])
         return network
     sizes = {**base.card.sizes, "classes": classes, "image": side, "label_smoothing": 0.0}
     network = WhitenedNet(WhitenedNetSizes(**{**sizes, "widths": tuple(sizes["widths"])}))
@@ -142,14 +140,14 @@ def learn_from(run: Run, config: OwnConfig, pictures: Pictures, base: store.Vers
     images, labels = pictures.images.to(device), pictures.labels.to(device)
     weights = class_weights(pictures.labels[learn].bincount(minlength=len(pictures.classes)).tolist())
     network = begun(config, pictures, learn, base)
-    size = processes.even(min(config.batch, len(learn)))
+    size = distributed.even(min(config.batch, len(learn)))
     per_epoch = len(learn) // size
 
     def trial() -> Callable[[int], object]:
         other = Learner(config, copy.deepcopy(network), weights, device, base is not None)
         return lambda step: other.update(images[learn[:size]], labels[learn[:size]], step + 100, 200)
 
-    epochs = budget.epochs(run, per_epoch, config.epochs, trial)
+    epochs = time_budget.epochs(run, per_epoch, config.epochs, trial)
     learner = Learner(config, network, weights, device, base is not None)
     run.track(network=learner.network, optimizer=learner.optimizer)
     for step, epoch, batch in batches(run, learn, size, epochs):
@@ -185,15 +183,15 @@ def train(chosen: Options, config: OwnConfig, argv: Sequence[str] | None) -> Non
     """Read, learn, measure, publish."""
     path: Path = chosen.own["images"]
     base = origin(chosen, ("whitened-net",))
-    pictures = folders.read(path, chosen.own["size"])
-    folders.check(pictures, path)
-    folders.report(pictures)
+    pictures = image_folders.read(path, chosen.own["size"])
+    image_folders.check(pictures, path)
+    image_folders.report(pictures)
     run = Run(chosen, config, argv, pictures.sha256)
     run.write("left-out.txt", "".join(f"{remark}\n" for remark in pictures.remarks))
     network = learn_from(run, config, pictures, base)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         publish(run, pictures, network, base)
-    processes.leave()
+    distributed.leave()
 
 
 def publish(run: Run, pictures: Pictures, network: WhitenedNet, base: store.Version | None) -> None:

@@ -16,9 +16,9 @@ from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
 from app.tasks.image_generation import Drawing, ImageSampler
 from training import cnn
-from training.data import datasets as data
+from training.data import datasets
 from training.data.image_batches import accuracy_of
-from training.loops import distributed as processes
+from training.loops import distributed
 from training.run import metric, permutation, schedule, set_learning_rate
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Game:
         self.generating = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.telling = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
         # after the average, whose norms are its own: only the first process looks at what it draws
-        self.drawing = processes.together(self.generator)
-        self.lesson = processes.together(Telling(self.discriminator, config))
+        self.drawing = distributed.together(self.generator)
+        self.lesson = distributed.together(Telling(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor, step: int, rate: float) -> tuple[Tensor, Tensor]:
         """One step of each on the whole batch, real values [N, channels, side, side] and labels [N]; both losses.
@@ -100,7 +100,7 @@ class Game:
         set_learning_rate(self.generating, rate)
         set_learning_rate(self.telling, rate)
         latents = torch.randn(len(real), self.config.latent).to(self.device)
-        real, labels, latents = (processes.share(whole) for whole in (real, labels, latents))
+        real, labels, latents = (distributed.share(whole) for whole in (real, labels, latents))
         with rounding():
             fake = self.drawing(latents, labels)
             loss, told = self.lesson(real, fake.detach(), labels, step % self.config.penalty_every == 0)
@@ -175,7 +175,7 @@ def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
     return inside / NEIGHBOURS / len(fake), covered.double().mean().item()
 
 
-def samples_only(sampler: ImageSampler, images: data.Images) -> dict[str, Any]:
+def samples_only(sampler: ImageSampler, images: datasets.Images) -> dict[str, Any]:
     """The accuracy on the test part of a classifier that learnt from samples only (Ravuri and Vinyals 2019)."""
     drawing = sampler.parse(LEARNT, None, 1)
     accuracy = learnt_from(torch.from_numpy(sampler.predict([drawing])[0]), torch.as_tensor(drawing.classes), images)
@@ -186,7 +186,7 @@ def samples_only(sampler: ImageSampler, images: data.Images) -> dict[str, Any]:
     return metric(accuracy, told, 3)
 
 
-def learnt_from(learn: Tensor, labels: Tensor, images: data.Images) -> float:
+def learnt_from(learn: Tensor, labels: Tensor, images: datasets.Images) -> float:
     """The accuracy on the test part of RECIPE's classifier after images [N, 1, 28, 28] and labels [N]."""
     torch.manual_seed(0)
     network = build(RECIPE.kind, {"conv": WIDTHS})
@@ -203,7 +203,11 @@ def learnt_from(learn: Tensor, labels: Tensor, images: data.Images) -> float:
 
 
 def figures(
-    sampler: ImageSampler, images: data.Images, labels: Tensor, guesses: Tensor, features: tuple[Tensor, Tensor, Tensor]
+    sampler: ImageSampler,
+    images: datasets.Images,
+    labels: Tensor,
+    guesses: Tensor,
+    features: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Any]:
     """What a card tells besides distances.
 

@@ -20,10 +20,10 @@ from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSiz
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.quantile_forecast import Outlook
 from app.tasks.seasonality import SEASONS
-from training.data import datasets as data
+from training.data import datasets
 from training.data.synthetic_series import synthetic
 from training.data.windows import Batch, Kind, Windows
-from training.evaluation import forecasting as scores
+from training.evaluation import forecasting
 from training.run import Run, derive, metric, saved, schedule, set_learning_rate
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Shown:
 def kinds(config: StrongConfig, seed: int) -> list[Kind]:
     """What is learnt from: M4's hourly and weekly series alike, and synthetic ones of every season."""
     real = (1 - config.invented) / 2
-    collections = [data.m4_hourly(), data.m4_weekly()]
+    collections = [datasets.m4_hourly(), datasets.m4_weekly()]
     found = [Kind(one.past, one.season, one.future.shape[1], real) for one in collections]
     plain = synthetic(1, 2 * config.series, LONG, derive(seed, "synthetic", 1))
     share = config.invented / (len(SEASONS) + 2)
@@ -190,19 +190,19 @@ def figures(
     name: str, past: list[np.ndarray], actual: np.ndarray, season: int, answers: list[Outlook]
 ) -> dict[str, float]:
     """How good forecasts of series [N, horizon] are."""
-    usual = np.array([scores.usual_step(values, season) for values in past])
+    usual = np.array([forecasting.usual_step(values, season) for values in past])
     medians = np.stack([answer.median for answer in answers])
     lower, upper = (np.stack(side) for side in zip(*(answer.interval(95) for answer in answers), strict=True))
     quantiles = np.stack([answer.quantiles for answer in answers])[..., 1:-1]
     found = {
-        "smape": scores.smape(actual, medians),
-        "mase": scores.mase(actual, medians, usual),
-        "wql": scores.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
-        "msis": scores.msis(actual, lower, upper, usual),
-        "coverage_95": scores.coverage(actual, lower, upper),
+        "smape": forecasting.smape(actual, medians),
+        "mase": forecasting.mase(actual, medians, usual),
+        "wql": forecasting.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
+        "msis": forecasting.msis(actual, lower, upper, usual),
+        "coverage_95": forecasting.coverage(actual, lower, upper),
     }
-    if name in scores.NAIVE2:
-        found["owa"] = scores.owa(name, found["smape"], found["mase"])
+    if name in forecasting.NAIVE2:
+        found["owa"] = forecasting.owa(name, found["smape"], found["mase"])
     return found
 
 
@@ -212,7 +212,7 @@ DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95":
 def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
     """The metrics of a forecaster on the test parts of M4, or on the last horizons of the training parts."""
     found: dict[str, Any] = {}
-    for collection in (data.m4_hourly(), data.m4_weekly()):
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
         past, actual = [series.numpy() for series in collection.past], collection.future.numpy()
         horizon, part = actual.shape[1], "test part"
         if held_out:
@@ -228,7 +228,7 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
 def examples(forecaster: GlobalForecaster) -> list[Shown]:
     """Four series of each collection."""
     found = []
-    for collection in (data.m4_hourly(), data.m4_weekly()):
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
         horizon = collection.future.shape[1]
         for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
             past, actual = collection.past[number].numpy(), collection.future[number].numpy()
@@ -268,7 +268,7 @@ def card_of(sizes: ForecasterSizes, config: StrongConfig) -> dict[str, Any]:
             {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
             {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
         ],
-        "data": {collection.name: collection.sha256 for collection in (data.m4_hourly(), data.m4_weekly())},
+        "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
         "notes": (
             "Learnt from the training parts of M4 and from synthetic series, so its figures on M4 are in-domain. The "
             f"last horizon of each series was held out for the first {config.held_out:.0%} of the updates, and the "

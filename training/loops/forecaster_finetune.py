@@ -24,11 +24,9 @@ from training.data import tables
 from training.data.datasets import DataError
 from training.data.tables import Table
 from training.data.windows import Batch, Kind, Windows
-from training.evaluation import backtest
-from training.evaluation import forecasting as scores
+from training.evaluation import backtest, forecasting
 from training.evaluation.backtest import Origins, Parts
-from training.loops import distributed as processes
-from training.loops import time_budget as budget
+from training.loops import distributed, time_budget
 from training.loops.best_weights import Best
 from training.loops.forecaster import Shown, draw_samples, losses, outlooks
 from training.options import Options, origin
@@ -104,21 +102,21 @@ class Learner:
             self.network.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
         )
         low = bool(config.bfloat16) and fast_bfloat16(self.device)
-        self.lesson = processes.together(Lesson(self.network, low))
+        self.lesson = distributed.together(Lesson(self.network, low))
 
     def update(self, step: int, rate: float) -> float:
         """One step on a batch for each member, of which this process takes its share; gives the loss of all."""
         drawn = [self._drawn(number, step) for number in range(len(self.network.members))]
         sums, weights = self.lesson([batch for batch, _ in drawn], [kept for _, kept in drawn])
-        whole = processes.total(weights.detach()).clamp(min=1)
-        loss = (sums / whole).mean() * processes.count()  # whose gradient is averaged over the processes
+        whole = distributed.total(weights.detach()).clamp(min=1)
+        loss = (sums / whole).mean() * distributed.count()  # whose gradient is averaged over the processes
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return float(processes.total(loss.detach())) / processes.count()
+        return float(distributed.total(loss.detach())) / distributed.count()
 
     def _drawn(self, number: int, step: int) -> tuple[Batch, Tensor]:
         """This process's share of a member's windows at a step, and which of its summary stays alive [N, hidden]."""
@@ -126,8 +124,8 @@ class Learner:
         generator = Generator().manual_seed(derive(self.seed, "member", number, step))
         batch = self.windows.draw(config.batch, config.mixed, False, generator)
         alive = torch.rand(config.batch, self.network.sizes.hidden, generator=generator) >= config.dropout
-        kept = processes.share(alive.float() / (1 - config.dropout)).to(self.device)
-        return Batch(*(processes.share(part) for part in batch)).to(self.device), kept
+        kept = distributed.share(alive.float() / (1 - config.dropout)).to(self.device)
+        return Batch(*(distributed.share(part) for part in batch)).to(self.device), kept
 
 
 class Check:
@@ -146,7 +144,7 @@ class Check:
         horizon = self.tried.actual.shape[1]
         parts = zip(self.values.split(256), self.seasons.split(256), strict=True)
         found = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in parts])
-        return scores.quantile_loss(self.tried.actual, found[..., 1:-1].cpu().numpy(), self.tried.usual)
+        return forecasting.quantile_loss(self.tried.actual, found[..., 1:-1].cpu().numpy(), self.tried.usual)
 
 
 def learn_from(run: Run, config: TunedConfig, own: Own) -> Any:
@@ -157,13 +155,13 @@ def learn_from(run: Run, config: TunedConfig, own: Own) -> Any:
     learn = [torch.from_numpy(part.series.values[: part.validate]) for part in own.parts]
     windows = Windows([Kind(learn, season, min(own.horizon, sizes.horizon), 1.0)], sizes.context, sizes.horizon)
     per_epoch = min(max(sum(map(len, learn)) // config.batch, STEPS[0]), STEPS[1])
-    config = replace(config, batch=processes.even(config.batch))
+    config = replace(config, batch=distributed.even(config.batch))
 
     def trial() -> Callable[[int], object]:
         other = Learner(copy.deepcopy(network), windows, config, options.seed, options.device)
         return lambda step: other.update(step, config.learning_rate)
 
-    total = budget.epochs(run, per_epoch, config.epochs, trial) * per_epoch
+    total = time_budget.epochs(run, per_epoch, config.epochs, trial) * per_epoch
     config = replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))  # not older than the training
     check = Check(
         GlobalForecaster(own.base, torch.device(options.device)),
@@ -243,9 +241,9 @@ def train(chosen: Options, config: TunedConfig, argv: Sequence[str] | None) -> N
     run.write("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write("series.jsonl", tables.lines(own.table))
     network = learn_from(run, config, own)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         publish(run, own, network)
-    processes.leave()
+    distributed.leave()
 
 
 def publish(run: Run, own: Own, network: Any) -> None:

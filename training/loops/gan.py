@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from app.tasks.image_generation import sheet
-from training.loops import distributed as processes
+from training.loops import distributed
 from training.run import Run, permutation
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: Con
         told, fooled = game.update(*given, step, rate)
         if place == per_epoch - 1:
             run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
-            if (epoch + 1) % sheets == 0 and processes.rank() == 0:
+            if (epoch + 1) % sheets == 0 and distributed.rank() == 0:
                 save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.shown(), None if labels is None else 10)
 
 

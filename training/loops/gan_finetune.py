@@ -22,13 +22,11 @@ from app.networks import build
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
 from training import cnn
-from training.data import image_folders as folders
+from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
 from training.data.image_folders import Pictures
-from training.loops import conditional_gan as conditional
-from training.loops import distributed as processes
-from training.loops import time_budget as budget
+from training.loops import conditional_gan, distributed, time_budget
 from training.loops.conditional_gan import RECIPE, WIDTHS
 from training.loops.gan import nearest, play, save_sheet
 from training.options import Options
@@ -44,8 +42,8 @@ LESSONS = 400  # steps of the classifier that reads them
 
 def read(path: Path, side: int, colour: str, name: str) -> Pictures:
     """The images, grey where ``colour`` says so, or says auto and none has another. Raises DataError."""
-    pictures = folders.read(path, side, 1 if colour == "grey" else 3, name)
-    folders.check(pictures, path, 1)
+    pictures = image_folders.read(path, side, 1 if colour == "grey" else 3, name)
+    image_folders.check(pictures, path, 1)
     if len(pictures.labels) < LEAST:
         raise DataError(f"{path} holds {pictures.found()}: to draw such images it takes {LEAST} different ones")
     if colour == "auto" and bool((pictures.images == pictures.images[:, :1]).all()):
@@ -99,29 +97,29 @@ def measure(sampler: ImageSampler, pictures: Pictures) -> dict[str, Any]:
 def train(chosen: Options, config: ConditionalConfig, argv: Sequence[str] | None) -> None:
     """Read, play, measure, publish."""
     pictures = read(chosen.own["images"], chosen.own["size"], chosen.own["colour"], chosen.name)
-    folders.report(pictures)
-    processes.say("they are grey" if pictures.images.shape[1] == 1 else "they are coloured")
+    image_folders.report(pictures)
+    distributed.say("they are grey" if pictures.images.shape[1] == 1 else "they are coloured")
     run = Run(chosen, config, argv, pictures.sha256)
     run.write("left-out.txt", "".join(f"{remark}\n" for remark in pictures.remarks))
     learn = pictures.split()[0]
     images, labels = pictures.images[learn].to(chosen.device), pictures.labels[learn].to(chosen.device)
-    config = replace(config, batch=processes.even(min(config.batch, len(learn))))
+    config = replace(config, batch=distributed.even(min(config.batch, len(learn))))
     sizes = ConditionalSizes(config.latent, len(pictures.classes), channels=images.shape[1], image=images.shape[-1])
 
     def trial() -> Callable[[int], object]:
-        other = conditional.Game(config, chosen.device, copy.deepcopy(sizes))
+        other = conditional_gan.Game(config, chosen.device, copy.deepcopy(sizes))
         real = images[: config.batch].float() / 127.5 - 1
         return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
 
     per_epoch = len(learn) // config.batch
-    epochs = budget.epochs(run, per_epoch, config.epochs, trial)
+    epochs = time_budget.epochs(run, per_epoch, config.epochs, trial)
     torch.manual_seed(chosen.seed)  # the same weights, whether steps were timed or not
     average = max(0.0, min(config.average, 1 - 20 / (epochs * per_epoch)))  # not older than the training
-    game = conditional.Game(replace(config, average=average), chosen.device, sizes)
+    game = conditional_gan.Game(replace(config, average=average), chosen.device, sizes)
     play(run, game, images, labels, config, epochs)
-    if processes.rank() == 0:
-        publish(run, pictures, conditional.settle(game.average.module))
-    processes.leave()
+    if distributed.rank() == 0:
+        publish(run, pictures, conditional_gan.settle(game.average.module))
+    distributed.leave()
 
 
 def publish(run: Run, pictures: Pictures, network: Any) -> None:
@@ -147,6 +145,6 @@ def publish(run: Run, pictures: Pictures, network: Any) -> None:
     }
     sampler = run.predictor(ImageSampler, card, network)
     card["metrics"] = measure(sampler, pictures)
-    pixels: np.ndarray = sampler.predict([conditional.rows(sampler, 10)])[0]
+    pixels: np.ndarray = sampler.predict([conditional_gan.rows(sampler, 10)])[0]
     samples = save_sheet(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from training.loops import distributed as processes
+from training.loops import distributed
 from training.run import Run
 
 LEAST_STEPS, MOST_STEPS = 3, 12  # that are timed ...
@@ -26,12 +26,12 @@ def epochs(run: Run, per_epoch: int, otherwise: int, begin: Callable[[], Callabl
     if minutes is None:
         return otherwise
     path = run.folder / "budget.json"
-    if not processes.from_first(path.exists):
+    if not distributed.from_first(path.exists):
         seconds = max(1e-5, round(_seconds(begin()), 5))
         found = max(1, int(minutes * 60 * SPARE / (per_epoch * seconds)))
         told = {"minutes": minutes, "seconds_of_a_step": seconds, "steps_of_an_epoch": per_epoch}
-        processes.from_first(lambda: _keep(run, {**told, "epochs": found}))
-    kept: int = processes.from_first(lambda: json.loads(path.read_text())["epochs"])
+        distributed.from_first(lambda: _keep(run, {**told, "epochs": found}))
+    kept: int = distributed.from_first(lambda: json.loads(path.read_text())["epochs"])
     return kept
 
 
@@ -53,8 +53,8 @@ def _seconds(step: Callable[[int], object]) -> float:
     """The median time of a step, after one to warm up; that of the first process, in all of them."""
     step(0)
     taken: list[float] = []
-    while processes.from_first(lambda: len(taken) < LEAST_STEPS or (sum(taken) < ENOUGH and len(taken) < MOST_STEPS)):
+    while distributed.from_first(lambda: len(taken) < LEAST_STEPS or (sum(taken) < ENOUGH and len(taken) < MOST_STEPS)):
         begun = time.perf_counter()
         step(len(taken) + 1)
         taken.append(time.perf_counter() - begun)
-    return processes.from_first(lambda: statistics.median(taken))
+    return distributed.from_first(lambda: statistics.median(taken))

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline
 from app.api.inference import choose
 from app.api.openapi import described
@@ -88,7 +88,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         cards = map(registry.card, registry.shelves)
         return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
 
-    @routes.post("/forecast", openapi_extra=described(Question, examples.SERIES))
+    @routes.post("/forecast", openapi_extra=described(Question, openapi.SERIES))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with quantiles."""
         until = deadline(request, settings.request_seconds)

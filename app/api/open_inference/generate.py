@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline, in_time
 from app.api.inference import choose
 from app.api.open_inference.decode import LONGEST_ID
 from app.api.open_inference.models import TEXT_PARAMETERS, own, sooner
 from app.api.open_inference.paths import TextModel, asked, on
 from app.api.request import NAMES, Reading, checked, json_bytes, json_response, read_object
-from app.api.routes import generate_text as texts
+from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.errors import BadValue, shown
 from app.serving.loader import Live
@@ -36,14 +36,14 @@ BODY = {
 MOST = "max_characters"  # which other servers of texts call max_tokens
 NAMED = {"text_input": "prompt", "max_tokens": MOST}  # as the native endpoint has them
 EXTRA = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": BODY, "example": examples.GENERATE}}}
+    "requestBody": {"required": True, "content": {"application/json": {"schema": BODY, "example": openapi.GENERATE}}}
 }
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``generate`` and ``generate_stream`` of every model of texts, with the limits of the settings."""
-    prompts = texts.bounded(settings)
-    limit = json_bytes(settings.max_body_bytes, texts.ESCAPED * settings.max_prompt_characters)
+    prompts = generate_text.bounded(settings)
+    limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, registry.parsing)
     most = settings.max_prompt_characters + NAMES
 
@@ -62,7 +62,9 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         until = sooner(given, until)
         body = _checked(given, prompts)
         live.engine.admit(1)
-        (text,), _ = await in_time(request, registry.parsing, len(body.prompt), texts.begun, live.predictor, body)
+        (text,), _ = await in_time(
+            request, registry.parsing, len(body.prompt), generate_text.begun, live.predictor, body
+        )
         return live, text, told, until
 
     @on(routes, "POST", "/generate", openapi_extra=EXTRA)
@@ -83,7 +85,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
 
 async def _events(live: Live, text: Continuation, told: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(texts.grown(live, [text])) as growth:
+    async with aclosing(generate_text.grown(live, [text])) as growth:
         async for (piece,) in growth:
             yield event({**told, "text_output": piece.text, **(_end(text) if piece.finished else {})})
 
@@ -120,7 +122,7 @@ def _given(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
     return given
 
 
-def _checked(given: dict[str, Any], prompts: type[texts.Prompt]) -> texts.Prompt:
+def _checked(given: dict[str, Any], prompts: type[generate_text.Prompt]) -> generate_text.Prompt:
     """That as a body of the native endpoint. Raises BadValue, which names fields as they came."""
     parameters = {MOST if name == "max_tokens" else name: value for name, value in given.items()}
     prompt = parameters.pop("text_input")

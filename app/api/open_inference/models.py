@@ -18,8 +18,7 @@ from torch import Tensor
 from app.api.open_inference.decode import Inference, Spec
 from app.api.request import NAMES, PACKED, checked
 from app.api.responses import NEVER
-from app.api.routes import forecast as series
-from app.api.routes import generate_text as texts
+from app.api.routes import forecast, generate_text
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.settings import Settings
@@ -40,12 +39,12 @@ class Limits:
     """The settings, and the bodies of the native endpoints with them, whose sentences are also those of parameters."""
 
     settings: Settings
-    prompts: type[texts.Prompt]
-    histories: type[series.History]
+    prompts: type[generate_text.Prompt]
+    histories: type[forecast.History]
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
-        return cls(settings, texts.bounded(settings), series.bounded(settings))
+        return cls(settings, generate_text.bounded(settings), forecast.bounded(settings))
 
 
 class Pixels:
@@ -94,8 +93,8 @@ class Prompts:
         self.parameters = TEXT_PARAMETERS
         self.bodies = limits.prompts
         self.most = limits.settings.max_prompt_characters
-        self.commas = self.values + self.most + texts.LONGEST_STOP + NAMES  # also those of the texts
-        self.bytes = texts.ESCAPED * self.most
+        self.commas = self.values + self.most + generate_text.LONGEST_STOP + NAMES  # also those of the texts
+        self.bytes = generate_text.ESCAPED * self.most
 
     def items(self, request: Inference) -> list[Continuation]:
         given = own(request.head.parameters, self.parameters)
@@ -107,7 +106,7 @@ class Prompts:
         if (length := sum(map(len, prompts))) > self.most:
             raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.most:,}", "prompt")
         bodies = [checked({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
-        return [text for body in bodies for text in texts.begun(self.predictor, body, extras)[0]]
+        return [text for body in bodies for text in generate_text.begun(self.predictor, body, extras)[0]]
 
     def _extras(self) -> Extras:
         size = len(self.predictor.vocabulary)
@@ -148,9 +147,9 @@ class Histories:
         values = request.tensors["values"].astype(np.float64)
         if len(odd := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
             raise BadValue(f"values has {odd[0]}; allowed is from -1e300 to 1e300", "values")
-        return series.parsed(self.live, self._body(request, values.tolist()), self.settings)
+        return forecast.parsed(self.live, self._body(request, values.tolist()), self.settings)
 
-    def _body(self, request: Inference, values: list[Any]) -> series.History:
+    def _body(self, request: Inference, values: list[Any]) -> forecast.History:
         given = own(request.head.parameters, self.parameters)
         if isinstance(levels := given.get("levels"), str):
             try:
@@ -163,7 +162,7 @@ class Histories:
         return body.model_copy(update={"values": values})
 
     def answers(self, request: Inference, items: list[Any], found: list[Any]) -> Outputs:
-        told = series.results(self.live, items, found, self._body(request, []).levels)
+        told = forecast.results(self.live, items, found, self._body(request, []).levels)
         mean = np.array([each["mean"] for each in told])
         bounds = {
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline
 from app.api.headers import head
 from app.api.open_inference import generate, repository, statistics
@@ -151,7 +151,7 @@ def _config(live: Live, model: TensorModel) -> dict[str, Any]:
 
 def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     settings, parsing = limits.settings, registry.parsing
-    schema = {"schema": schema_of(Head), "example": examples.TENSORS}
+    schema = {"schema": schema_of(Head), "example": openapi.TENSORS}
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": schema, "application/octet-stream": binary}
 

@@ -16,10 +16,10 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline, in_time
 from app.api.inference import choose
-from app.api.openai import images as generations
+from app.api.openai import images
 from app.api.openapi import described
 from app.api.request import (
     NAMES,
@@ -34,7 +34,7 @@ from app.api.request import (
     read_json,
 )
 from app.api.responses import FAILURES, NEVER
-from app.api.routes import generate_text as texts
+from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.engine.executor import Lane
 from app.errors import BadValue, shown
@@ -73,7 +73,7 @@ class Completion(Body):
     logit_bias: dict[str, Bias] | None = Field(None, description="by character id", max_length=1000)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    stop: texts.Stops | None = None
+    stop: generate_text.Stops | None = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -158,19 +158,19 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
     _completions(routes, registry, settings)
-    generations.add(routes, registry, settings)
+    images.add(routes, registry, settings)
     return routes
 
 
 def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    parsing, prompts = registry.parsing, texts.bounded(settings)
+    parsing, prompts = registry.parsing, generate_text.bounded(settings)
     bodies = limited(Completion, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
-    limit = json_bytes(settings.max_body_bytes, texts.ESCAPED * settings.max_prompt_characters)
+    limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + texts.STOPS * texts.LONGEST_STOP + 1000 + NAMES
+    most = settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + 1000 + NAMES
 
     @routes.post(
-        "/completions", openapi_extra=described(bodies, examples.COMPLETION), responses={200: {"content": STREAM}}
+        "/completions", openapi_extra=described(bodies, openapi.COMPLETION), responses={200: {"content": STREAM}}
     )
     async def complete(request: Request) -> Response:
         """OpenAI's completions: streamed or not, of one prompt or several."""
@@ -213,7 +213,7 @@ def _check(body: Completion) -> None:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 
 
-def _begun(live: Live, body: Completion, prompts: type[texts.Prompt], settings: Settings) -> Answer:
+def _begun(live: Live, body: Completion, prompts: type[generate_text.Prompt], settings: Settings) -> Answer:
     """The texts of a request, ready to be continued. Raises BadValue."""
     predictor = live.predictor
     assert isinstance(predictor, TextContinuer)
@@ -233,7 +233,7 @@ def _begun(live: Live, body: Completion, prompts: type[texts.Prompt], settings: 
     for prompt in found:
         native = checked({"prompt": prompt, **_native(body)}, prompts)
         notes = Notes(body.logprobs or 0) if noting and prompt else None
-        begun, _ = texts.begun(predictor, native, extras, notes)
+        begun, _ = generate_text.begun(predictor, native, extras, notes)
         choices += [Choice(text, prompt, prompt if body.echo else "", notes) for text in begun]
     told = {
         "id": f"cmpl-{secrets.token_hex(12)}",
@@ -300,7 +300,7 @@ async def _events(answer: Answer, parsing: Lane) -> AsyncGenerator[bytes, None]:
     counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
     blank: dict[str, Any] = {"usage": None} if counting else {}
 
-    def told(pieces: Sequence[texts.Piece]) -> bytes:
+    def told(pieces: Sequence[generate_text.Piece]) -> bytes:
         events = []
         for piece in pieces:
             new = "" if answer.body.max_tokens == 0 else piece.text
@@ -308,7 +308,7 @@ async def _events(answer: Answer, parsing: Lane) -> AsyncGenerator[bytes, None]:
             events.append(event({**answer.told, "choices": [choice], **blank}))
         return b"".join(events)
 
-    async with aclosing(texts.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
+    async with aclosing(generate_text.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
         async for pieces in growth:
             size = sum(answer.size(answer.choices[one.place], len(one.text), one.begin == 0) for one in pieces)
             yield await parsing.finish_if_long(size, told, pieces)

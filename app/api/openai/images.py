@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline
 from app.api.inference import choose
 from app.api.openai.prompt_labels import wanted
@@ -46,7 +46,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     bodies = limited(Generation, n={"le": settings.max_samples})
     reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
 
-    @routes.post("/images/generations", openapi_extra=described(bodies, examples.GENERATION))
+    @routes.post("/images/generations", openapi_extra=described(bodies, openapi.GENERATION))
     async def generate(request: Request) -> Response:
         """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
         until = deadline(request, settings.request_seconds)

@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response
 from torch import Tensor
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline, in_time
 from app.api.headers import head
 from app.api.inference import choose
@@ -107,7 +107,7 @@ def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
     raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    bodies = described(images, examples.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
+    bodies = described(images, openapi.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
     return {**bodies, **described_query(ClassifyQuery)}
 
 

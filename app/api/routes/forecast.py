@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline
 from app.api.inference import choose
 from app.api.openapi import described
@@ -65,7 +65,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     reading = Reading(limit, settings.body_seconds, parsing)
     most = settings.max_series_values + settings.max_series + NAMES
 
-    @routes.post("/series/forecast", openapi_extra=described(histories, examples.HISTORY), responses=gives(Forecasts))
+    @routes.post("/series/forecast", openapi_extra=described(histories, openapi.HISTORY), responses=gives(Forecasts))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)

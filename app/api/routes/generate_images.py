@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline
 from app.api.headers import head
 from app.api.inference import choose
@@ -54,7 +54,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     @routes.post(
         "/images/sample",
-        openapi_extra=described(draws, examples.DRAW),
+        openapi_extra=described(draws, openapi.DRAW),
         responses=gives(Samples, {kind: {"schema": BINARY} for kind in WALKS[1:]}),
     )
     async def sample(request: Request) -> Response:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from app.api import openapi as examples
+from app.api import openapi
 from app.api.deadline import Patience, deadline, in_time
 from app.api.inference import choose
 from app.api.openapi import described
@@ -97,7 +97,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     most = settings.max_prompt_characters + STOPS * LONGEST_STOP + NAMES  # commas, also those of the stop strings
 
     @routes.post(
-        "/text/continue", openapi_extra=described(prompts, examples.PROMPT), responses=gives(Continuations, STREAM)
+        "/text/continue", openapi_extra=described(prompts, openapi.PROMPT), responses=gives(Continuations, STREAM)
     )
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""

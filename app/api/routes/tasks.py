@@ -5,10 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.api.responses import FAILURES
-from app.api.routes import classify as images
-from app.api.routes import forecast as series
-from app.api.routes import generate_images as samples
-from app.api.routes import generate_text as texts
+from app.api.routes import classify, forecast, generate_images, generate_text
 from app.serving.registry import Registry
 from app.settings import Settings
 
@@ -16,6 +13,6 @@ from app.settings import Settings
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["tasks"], responses=FAILURES)
-    for task in (images, texts, series, samples):
+    for task in (classify, generate_text, forecast, generate_images):
         task.add(routes, registry, settings)
     return routes
