@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.admission import Door
+from app.engine.admission import AdmissionControl
 from app.engine.batcher import Batcher
 from app.engine.executor import Lane
 from app.errors import InferenceFailed, NotReady, Overloaded
@@ -448,8 +448,8 @@ def no_time(items: Sequence[int]) -> float:
 
 
 def test_when_to_come_back_is_what_waits_over_what_is_computed() -> None:
-    door = Door("m", None, 8)
-    door.enter(None, 8)
+    door = AdmissionControl("m", None, 8)
+    door.add(None, 8)
     for rate, seconds in ((0.0, 1), (100.0, 1), (2.0, 6), (0.01, 60)):
         with pytest.raises(Overloaded) as refusal:
             door.admit(4, rate)

@@ -17,7 +17,7 @@ from test_batcher import Seen, soon
 from test_service import until
 
 from app import key_file
-from app.engine.admission import Door, caller
+from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Lane
 from app.engine.fair_queue import Line
@@ -102,10 +102,10 @@ def test_those_who_are_gone_are_forgotten() -> None:
 
 
 def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room() -> None:
-    door = Door("m", Seen(), 100)
+    door = AdmissionControl("m", Seen(), 100)
 
     def fill(who: str) -> int:
-        caller.set(who)
+        current_caller.set(who)
         own = 0
         while True:
             try:
@@ -113,16 +113,16 @@ def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room(
             except Overloaded as refused:
                 told = refused.message
                 break
-            door.enter(who, 1)
+            door.add(who, 1)
             own += 1
         assert f"{own} of them of {who}" in told
         return own
 
     async def check() -> None:
         assert [fill("a"), fill("b"), fill("c"), fill("d")] == [50, 25, 13, 6]
-        door.leave("a", 50)
+        door.remove("a", 50)
         assert door.waiting == 44
-        caller.set(None)
+        current_caller.set(None)
         door.admit(100 - door.waiting, 0.0)
         with pytest.raises(Overloaded):
             door.admit(101 - door.waiting, 0.0)
@@ -143,7 +143,7 @@ def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
         ask = ask_with(lane)
 
         async def one(who: str) -> None:
-            caller.set(who)
+            current_caller.set(who)
             while done.total() < answers:
                 try:
                     await ask()

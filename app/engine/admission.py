@@ -8,25 +8,26 @@ from contextvars import ContextVar
 from app.engine.observer import Watch
 from app.errors import NotReady, Overloaded
 
-caller: ContextVar[str | None] = ContextVar("caller", default=None)  # whose request it is, where keys are in use
+# The name of the API key of the current request, or None without API keys.
+current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 
 
-class Door:
+class AdmissionControl:
     """The way into the queue of one model, or of ``name``, where ``waiting`` rows wait; ``watch`` is told of refusals.
 
     It is closed once, when the service stops.
     """
 
-    def __init__(self, name: str, watch: Watch | None, most: int) -> None:
+    def __init__(self, name: str, observer: Watch | None, max_rows: int) -> None:
         self.name = name
         self.closed = False
         self.waiting = 0
-        self.refused = 0  # requests for which there was no room, so far
-        self._of: dict[str, int] = {}  # waiting rows of each caller who has a key
-        self._watch = watch
-        self._most = most
+        self.rejected = 0  # requests for which there was no room, so far
+        self._waiting_by_caller: dict[str, int] = {}  # waiting rows of each caller who has a key
+        self._observer = observer
+        self._max_rows = max_rows
 
-    def admit(self, wanted: int, rate: float) -> None:
+    def admit(self, rows: int, rows_per_second: float) -> None:
         """Let ``wanted`` rows join the waiting ones; ``rate`` is in rows a second, 0 while it is unknown.
 
         An empty queue takes whatever the limits of a request let through. Of callers with keys, each may have as many
@@ -37,37 +38,37 @@ class Door:
         the rows do not fit.
         """
         if self.closed:
-            self._refused("stopping")
+            self._report_rejection("stopping")
             raise NotReady(f"{self.name} is stopping")
         if not self.waiting:
             return
-        who = caller.get()
-        own = 0 if who is None else self._of.get(who, 0)
-        if self.waiting + own + wanted > self._most:
-            self.refused += 1
-            self._refused("queue_full")
-            seconds = math.ceil((self.waiting + wanted) / rate) if rate else 1
+        who = current_caller.get()
+        own = 0 if who is None else self._waiting_by_caller.get(who, 0)
+        if self.waiting + own + rows > self._max_rows:
+            self.rejected += 1
+            self._report_rejection("queue_full")
+            seconds = math.ceil((self.waiting + rows) / rows_per_second) if rows_per_second else 1
             theirs = "" if who is None else f", {own} of them of {who}"
             raise Overloaded(
-                f"the queue of {self.name} is full: {self.waiting} of {self._most} rows wait{theirs}, "
-                f"{wanted} more were sent",
+                f"the queue of {self.name} is full: {self.waiting} of {self._max_rows} rows wait{theirs}, "
+                f"{rows} more were sent",
                 min(max(seconds, 1), 60),
             )
 
-    def _refused(self, reason: str) -> None:
-        if self._watch:
-            self._watch.refused(reason)
+    def _report_rejection(self, reason: str) -> None:
+        if self._observer:
+            self._observer.refused(reason)
 
-    def enter(self, who: str | None, rows: int) -> None:
+    def add(self, caller: str | None, rows: int) -> None:
         """So many rows of a caller wait from now on."""
         self.waiting += rows
-        if who is not None:
-            self._of[who] = self._of.get(who, 0) + rows
+        if caller is not None:
+            self._waiting_by_caller[caller] = self._waiting_by_caller.get(caller, 0) + rows
 
-    def leave(self, who: str | None, rows: int) -> None:
+    def remove(self, caller: str | None, rows: int) -> None:
         """They wait no longer, so that their room is free."""
         self.waiting -= rows
-        if who is not None:
-            self._of[who] -= rows
-            if not self._of[who]:
-                del self._of[who]
+        if caller is not None:
+            self._waiting_by_caller[caller] -= rows
+            if not self._waiting_by_caller[caller]:
+                del self._waiting_by_caller[caller]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from app.engine.admission import Door, caller
+from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import Failing
 from app.engine.executor import Lane
 from app.engine.fair_queue import Line
@@ -63,7 +63,7 @@ class Batcher(Generic[Item, Answer]):
         self._lane = lane
         self.watch = watch
         self._batch_rows = batch_rows
-        self._door = Door(name, watch, queue_rows)
+        self._admission = AdmissionControl(name, watch, queue_rows)
         self._queue: Line[Entry[Item, Answer]] = Line()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
@@ -73,11 +73,11 @@ class Batcher(Generic[Item, Answer]):
     @property
     def load(self) -> tuple[int, int]:
         """How many rows wait, and how many are computed."""
-        return self._door.waiting, sum(entry.rows for entry in self._running)
+        return self._admission.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:
         """Raises NotReady or Overloaded when so many rows would not be let in now."""
-        self._door.admit(rows, self._rate)
+        self._admission.admit(rows, self._rate)
 
     async def submit(self, items: Sequence[Item]) -> list[Answer]:
         """Queue all items or none, and wait for their answers.
@@ -86,13 +86,13 @@ class Batcher(Generic[Item, Answer]):
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), current_caller.get()
         entries = [
             Entry(item, count, loop.create_future(), who, account) for item, count in zip(items, rows, strict=True)
         ]
         for entry in entries:
             self._queue.append(entry)
-        self._door.enter(who, sum(rows))
+        self._admission.add(who, sum(rows))
         if self._draining is None:
             self._draining = loop.create_task(self._drain())
         try:
@@ -107,7 +107,7 @@ class Batcher(Generic[Item, Answer]):
     def _leave(self, entry: Entry[Item, Answer]) -> None:
         """It waits no longer, so that its room in the queue is free."""
         entry.waits = False
-        self._door.leave(entry.caller, entry.rows)
+        self._admission.remove(entry.caller, entry.rows)
 
     async def _drain(self) -> None:
         try:
@@ -172,7 +172,7 @@ class Batcher(Generic[Item, Answer]):
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what waits, and after ``seconds`` tell those still waiting."""
-        self._door.closed = True
+        self._admission.closed = True
         if self._draining:
             await asyncio.wait([self._draining], timeout=seconds)
         for entry in (*self._running, *self._queue):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
-from app.engine.admission import Door, caller
+from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import Line
 
 SMALL = 10_000  # characters or values: half a millisecond
@@ -46,7 +46,7 @@ class Lane:
     def __init__(self, name: str, threads: int = 1, at_once: float = 0.0, most: int = 0) -> None:
         self.name = name
         self._at_once = at_once
-        self._door = Door("what is to be read", None, most) if most else None
+        self._admission = AdmissionControl("what is to be read", None, most) if most else None
         self._free = self._count = threads
         self._line: Line[Turn] = Line()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -57,8 +57,8 @@ class Lane:
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Compute on a thread. Raises whatever the function raises, and Overloaded when too many jobs wait."""
-        if self._door and not self._free:
-            self._door.admit(1, 0.0)
+        if self._admission and not self._free:
+            self._admission.admit(1, 0.0)
         return await self.finish(function, *args, **kwargs)
 
     async def finish(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -90,9 +90,9 @@ class Lane:
         if self._free:
             self._free -= 1
             return
-        turn = Turn(loop.create_future(), caller.get() if self._door else None)
-        if self._door:
-            self._door.enter(turn.caller, 1)
+        turn = Turn(loop.create_future(), current_caller.get() if self._admission else None)
+        if self._admission:
+            self._admission.add(turn.caller, 1)
         self._line.append(turn)
         try:
             await turn.begins
@@ -103,8 +103,8 @@ class Lane:
                 self._leave()
             raise
         finally:
-            if self._door:
-                self._door.leave(turn.caller, 1)
+            if self._admission:
+                self._admission.remove(turn.caller, 1)
 
     def _leave(self) -> None:
         """A thread is free for whoever is next."""

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from app.engine.admission import Door, caller
+from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import Failing
 from app.engine.executor import Lane
 from app.engine.fair_queue import Line
@@ -94,7 +94,7 @@ class TextEngine(Generic[Text]):
         self._lane = lane
         self.watch = watch
         self._rows = rows
-        self._door = Door(name, watch, queue_rows)
+        self._admission = AdmissionControl(name, watch, queue_rows)
         self._waiting: Line[Row[Text]] = Line()
         self._running: list[Row[Text]] = []
         self._silent: list[Row[Text]] = []  # those that run without a character so far
@@ -110,11 +110,11 @@ class TextEngine(Generic[Text]):
     @property
     def load(self) -> tuple[int, int]:
         """How many texts wait, and how many run."""
-        return self._door.waiting, len(self._running)
+        return self._admission.waiting, len(self._running)
 
     def admit(self, texts: int) -> None:
         """Raises NotReady or Overloaded when so many texts would not be let in now."""
-        self._door.admit(texts, self._rows / self._pace)
+        self._admission.admit(texts, self._rows / self._pace)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
         """Queue all texts or none, and wait until each is finished.
@@ -149,7 +149,7 @@ class TextEngine(Generic[Text]):
 
     def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
         self.admit(len(texts))
-        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), caller.get()
+        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), current_caller.get()
         rows = [Row(text, loop.create_future(), grown, who, account) for text in texts]
         for row in rows:
             self._queue(row)
@@ -167,7 +167,7 @@ class TextEngine(Generic[Text]):
 
     def _leave_queue(self, row: Row[Text]) -> None:
         row.waits = False
-        self._door.leave(row.caller, 1)
+        self._admission.remove(row.caller, 1)
 
     async def _run(self) -> None:
         self._note_turn(0.0)
@@ -215,7 +215,7 @@ class TextEngine(Generic[Text]):
 
     def _queue(self, row: Row[Text]) -> None:
         row.waits = True
-        self._door.enter(row.caller, 1)
+        self._admission.add(row.caller, 1)
         self._waiting.append(row)
 
     def _leave(self) -> None:
@@ -277,8 +277,8 @@ class TextEngine(Generic[Text]):
         begun, others = time.perf_counter(), self._others()
         long = others > LONG
         seconds = min(others, LONGEST) if long else self._turn_seconds
-        if self._refused != self._door.refused:
-            self._refused, seconds = self._door.refused, max(seconds, CROWDED)
+        if self._refused != self._admission.rejected:
+            self._refused, seconds = self._admission.rejected, max(seconds, CROWDED)
         silent = [text for text in texts if long and not text.written]
         try:
             self._step(texts)
@@ -320,7 +320,7 @@ class TextEngine(Generic[Text]):
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""
-        self._door.closed = True
+        self._admission.closed = True
         if self._stepping:
             await asyncio.wait([self._stepping], timeout=seconds)
         for row in (*self._waiting, *self._running):

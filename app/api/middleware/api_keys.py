@@ -17,7 +17,7 @@ from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.middleware.shared_counters import SharedCounts
-from app.engine.admission import caller
+from app.engine.admission import current_caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.key_file import Key, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hidden
@@ -64,7 +64,7 @@ class Keyed:
         except QuartetError as error:
             await self.failure(error)(scope, receive, send)
             return
-        caller.set(key.name)  # for this request's task alone
+        current_caller.set(key.name)  # for this request's task alone
         await self.app(scope, receive, send)
 
     async def _count(self, key: Key) -> None:
