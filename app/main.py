@@ -176,7 +176,9 @@ def main() -> None:
 def serve(server: Listening | Worker) -> None:
     """Until it is told to stop."""
     server.run()
-    if server.registry.lane.busy or server.registry.parsing.busy:  # its thread would be waited for, and hangs
+    if (
+        server.registry.executor.busy or server.registry.parse_executor.busy
+    ):  # its thread would be waited for, and hangs
         os._exit(0)
 
 

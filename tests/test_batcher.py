@@ -12,7 +12,7 @@ import pytest
 
 from app.engine.admission import AdmissionControl
 from app.engine.batcher import Batcher
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.errors import InferenceFailed, NotReady, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -83,8 +83,8 @@ class Gate:
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Lane]:
-    lane = Lane("test")
+async def lane() -> AsyncIterator[Executor]:
+    lane = Executor("test")
     yield lane
     lane.close()
 
@@ -94,7 +94,7 @@ def soon(items: Sequence[Any]) -> float:
     return 0.001
 
 
-def batcher(gate: Gate, lane: Lane, seen: Seen | None = None, batch_rows: int = 4, queue_rows: int = 8) -> Any:
+def batcher(gate: Gate, lane: Executor, seen: Seen | None = None, batch_rows: int = 4, queue_rows: int = 8) -> Any:
     return Batcher("m", gate.predict, lambda item: 1, soon, lane, seen or Seen(), batch_rows, queue_rows)
 
 
@@ -105,7 +105,7 @@ async def start(*coroutines: Any) -> list[asyncio.Task[Any]]:
     return tasks
 
 
-async def test_idle_means_instant_and_busy_means_full(lane: Lane) -> None:
+async def test_idle_means_instant_and_busy_means_full(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
     first = await start(engine.submit([1]))
@@ -116,7 +116,7 @@ async def test_idle_means_instant_and_busy_means_full(lane: Lane) -> None:
     assert gate.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
-async def test_limits_count_rows_and_a_larger_item_goes_alone(lane: Lane) -> None:
+async def test_limits_count_rows_and_a_larger_item_goes_alone(lane: Executor) -> None:
     gate = Gate()
     engine: Any = Batcher("m", gate.predict, lambda item: item, soon, lane, Seen(), batch_rows=4, queue_rows=99)
     first = await start(engine.submit([1]))
@@ -127,7 +127,7 @@ async def test_limits_count_rows_and_a_larger_item_goes_alone(lane: Lane) -> Non
     assert gate.batches == [[1], [3], [2], [9], [1, 1]]
 
 
-async def test_only_the_guilty_item_gets_the_error(lane: Lane) -> None:
+async def test_only_the_guilty_item_gets_the_error(lane: Executor) -> None:
     gate, seen = Gate(), Seen()
     engine = batcher(gate, lane, seen)
     first = await start(engine.submit([1]))
@@ -141,7 +141,7 @@ async def test_only_the_guilty_item_gets_the_error(lane: Lane) -> None:
     assert await engine.submit([5]) == [10]
 
 
-async def test_a_wrong_number_of_answers_fails_the_callers_and_not_the_engine(lane: Lane) -> None:
+async def test_a_wrong_number_of_answers_fails_the_callers_and_not_the_engine(lane: Executor) -> None:
     right = threading.Event()
 
     def predict(items: Sequence[int]) -> list[int]:
@@ -154,7 +154,7 @@ async def test_a_wrong_number_of_answers_fails_the_callers_and_not_the_engine(la
     assert await engine.submit([1, 2]) == [1, 2]
 
 
-async def test_a_full_queue_refuses_exactly_the_surplus_and_says_when_to_come_back(lane: Lane) -> None:
+async def test_a_full_queue_refuses_exactly_the_surplus_and_says_when_to_come_back(lane: Executor) -> None:
     gate, seen = Gate(), Seen()
     engine = batcher(gate, lane, seen, queue_rows=8)
     first = await start(engine.submit([0]))
@@ -171,7 +171,7 @@ async def test_a_full_queue_refuses_exactly_the_surplus_and_says_when_to_come_ba
     assert seen.refusals == 3
 
 
-async def test_a_request_is_queued_whole_or_not_at_all(lane: Lane) -> None:
+async def test_a_request_is_queued_whole_or_not_at_all(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane, queue_rows=4)
     tasks = await start(engine.submit([0]))
@@ -183,7 +183,7 @@ async def test_a_request_is_queued_whole_or_not_at_all(lane: Lane) -> None:
     assert isinstance(answers[2], Overloaded)
 
 
-async def test_an_abandoned_item_is_not_computed(lane: Lane) -> None:
+async def test_an_abandoned_item_is_not_computed(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
     tasks = await start(engine.submit([1]))
@@ -197,7 +197,7 @@ async def test_an_abandoned_item_is_not_computed(lane: Lane) -> None:
     assert gate.batches == [[1], [3]]
 
 
-async def test_who_leaves_while_it_is_computed_is_left_alone_and_the_others_have_their_answers(lane: Lane) -> None:
+async def test_who_leaves_while_it_is_computed_is_left_alone_and_the_others_have_their_answers(lane: Executor) -> None:
     gate, seen = Gate(), Seen()
     engine = batcher(gate, lane, seen)
     alone = await start(engine.submit([1]))
@@ -217,7 +217,7 @@ async def test_who_leaves_while_it_is_computed_is_left_alone_and_the_others_have
     assert await engine.submit([5]) == [10]
 
 
-async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
+async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
     tasks = await start(engine.submit([1]))
@@ -234,7 +234,7 @@ async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
 
 
 async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_callers() -> None:
-    lane, gate, done = Lane("parse", most=3), Gate(), list[int]()
+    lane, gate, done = Executor("parse", max_waiting=3), Gate(), list[int]()
     (running,) = await start(lane.run(gate.predict, [0]))
     await gate.busy()
     waiting = await start(*(lane.run(done.append, number) for number in range(5)))
@@ -244,7 +244,7 @@ async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_call
             await task
     waiting[1].cancel()
     (late,) = await start(lane.run(done.append, 9))
-    (last,) = await start(lane.finish(done.append, 10))  # what was let in is not refused at its end
+    (last,) = await start(lane.run_admitted(done.append, 10))  # what was let in is not refused at its end
     running.cancel()  # its thread is not free before it has ended
     await asyncio.sleep(0)
     assert not done
@@ -256,34 +256,34 @@ async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_call
 
 
 async def test_a_job_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
-    lane, gate = Lane("parse", most=3), Gate()
+    lane, gate = Executor("parse", max_waiting=3), Gate()
     (running,) = await start(lane.run(gate.predict, [0]))
     await gate.busy()
     gone, other = await start(lane.run(int), lane.run(int))
-    leave = lane._leave
+    leave = lane._release
 
     def leaving() -> None:
         leave()
         gone.cancel()  # before it could begin
 
-    lane._leave = leaving  # type: ignore[method-assign]
+    lane._release = leaving  # type: ignore[method-assign]
     gate.open.set()
     await running
     assert await other == 0
     assert gone.cancelled()
-    lane._leave = leave  # type: ignore[method-assign]
+    lane._release = leave  # type: ignore[method-assign]
     assert await lane.run(int) == 0
     lane.close()
 
 
 async def test_a_thread_that_nobody_waits_for_any_more_is_known_to_compute() -> None:
     """Else a process that is told to stop would wait for it at its end."""
-    lane, gate = Lane("test"), Gate()
+    lane, gate = Executor("test"), Gate()
     (running,) = await start(lane.run(gate.predict, [0]))
     await gate.busy()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert lane.unanswered() == 0
+    assert lane.oldest_job_seconds() == 0
     assert lane.busy
     gate.open.set()
     await lane.run(int)
@@ -293,7 +293,7 @@ async def test_a_thread_that_nobody_waits_for_any_more_is_known_to_compute() -> 
 
 
 async def test_a_lane_that_is_closed_leaves_nobody_waiting() -> None:
-    lane, gate = Lane("parse", most=3), Gate()
+    lane, gate = Executor("parse", max_waiting=3), Gate()
     running, waiting = await start(lane.run(gate.predict, [0]), lane.run(int))
     await gate.busy()
     lane.close()
@@ -304,19 +304,19 @@ async def test_a_lane_that_is_closed_leaves_nobody_waiting() -> None:
 
 
 async def test_what_takes_far_longer_than_expected_holds_the_event_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.executor.OVERRUN", 0.0)
-    lane, where = Lane("test", at_once=1.0), list[int]()
+    monkeypatch.setattr("app.engine.executor.INLINE_OVERRUN_SECONDS", 0.0)
+    lane, where = Executor("test", inline_seconds=1.0), list[int]()
     for _ in range(3):
-        await lane.timed(0.001, lambda: where.append(threading.get_ident()))
+        await lane.run_timed(0.001, lambda: where.append(threading.get_ident()))
     assert where[0] == threading.get_ident()
     assert threading.get_ident() not in where[1:]
-    monkeypatch.setattr("app.engine.executor.DISTRUST", 0.0)
+    monkeypatch.setattr("app.engine.executor.NO_INLINE_SECONDS", 0.0)
     with pytest.raises(ZeroDivisionError):
-        await lane.timed(0.001, lambda: 1 / 0)
+        await lane.run_timed(0.001, lambda: 1 / 0)
     lane.close()
 
 
-async def test_the_wait_that_is_told_counts_what_others_compute(lane: Lane) -> None:
+async def test_the_wait_that_is_told_counts_what_others_compute(lane: Executor) -> None:
     gate, other = Gate(), Gate()
     gate.open.set()
     engine = batcher(gate, lane)
@@ -331,7 +331,7 @@ async def test_the_wait_that_is_told_counts_what_others_compute(lane: Lane) -> N
     assert engine._rate >= 0.9 / (time.monotonic() - begun)
 
 
-async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
+async def test_a_busy_model_delays_another_by_one_forward(lane: Executor) -> None:
     gate, other = Gate(), Gate()
     order: list[str] = []
 
@@ -350,7 +350,7 @@ async def test_a_busy_model_delays_another_by_one_forward(lane: Lane) -> None:
 
 
 async def test_what_is_computed_at_once_delays_another_model_by_one_forward_too() -> None:
-    lane = Lane("at once", at_once=1.0)
+    lane = Executor("at once", inline_seconds=1.0)
     order: list[str] = []
 
     def note(name: str) -> Any:
@@ -365,7 +365,7 @@ async def test_what_is_computed_at_once_delays_another_model_by_one_forward_too(
 
 
 async def test_what_should_take_long_is_not_computed_on_the_event_loop() -> None:
-    lane = Lane("both", at_once=0.5)
+    lane = Executor("both", inline_seconds=0.5)
     threads: list[str] = []
 
     def predict(items: Sequence[float]) -> list[float]:
@@ -378,7 +378,7 @@ async def test_what_should_take_long_is_not_computed_on_the_event_loop() -> None
     lane.close()
 
 
-async def test_stopping_finishes_what_waits_and_refuses_what_comes(lane: Lane) -> None:
+async def test_stopping_finishes_what_waits_and_refuses_what_comes(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
     tasks = await start(engine.submit([1]))
@@ -390,7 +390,7 @@ async def test_stopping_finishes_what_waits_and_refuses_what_comes(lane: Lane) -
     assert await asyncio.gather(*tasks) == [[2], [4], None]
 
 
-async def test_stopping_tells_those_whom_a_hung_network_leaves_waiting(lane: Lane) -> None:
+async def test_stopping_tells_those_whom_a_hung_network_leaves_waiting(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
     tasks = await start(engine.submit([1]))
@@ -402,23 +402,23 @@ async def test_stopping_tells_those_whom_a_hung_network_leaves_waiting(lane: Lan
         assert isinstance(answer, NotReady)
 
 
-async def test_the_lane_tells_how_long_it_has_not_answered(lane: Lane) -> None:
+async def test_the_lane_tells_how_long_it_has_not_answered(lane: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, lane)
-    assert lane.unanswered() < 0.01
+    assert lane.oldest_job_seconds() < 0.01
     tasks = await start(engine.submit([1]))
     await gate.busy()
-    before = lane.unanswered()
+    before = lane.oldest_job_seconds()
     await asyncio.to_thread(threading.Event().wait, 0.05)
-    assert lane.unanswered() >= before + 0.05
+    assert lane.oldest_job_seconds() >= before + 0.05
     gate.open.set()
     await asyncio.gather(*tasks)
-    assert lane.unanswered() < 0.01
+    assert lane.oldest_job_seconds() < 0.01
 
 
 async def test_who_comes_between_two_batches_is_answered_before_the_next() -> None:
     """Computed on the event loop itself: a turn of it for each stage of a request would be a batch for each."""
-    lane, batches, told = Lane("test", at_once=1.0), list[int](), list[int]()
+    lane, batches, told = Executor("test", inline_seconds=1.0), list[int](), list[int]()
 
     async def come() -> None:
         await other.submit([1])

@@ -19,8 +19,8 @@ from test_service import until
 from app import key_file
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
-from app.engine.executor import Lane
-from app.engine.fair_queue import Line
+from app.engine.executor import Executor
+from app.engine.fair_queue import FairQueue
 from app.engine.text_engine import TextEngine
 from app.errors import Overloaded
 
@@ -33,13 +33,13 @@ class Item:
 
 
 def order(*items: Item) -> str:
-    line: Line[Item] = Line()
+    line: FairQueue[Item] = FairQueue()
     for item in items:
         line.append(item)
     assert len(line) == len(items)
     taken = ""
     while line:
-        first = line.first()
+        first = line.peek()
         assert line.pop() is first
         taken += first.caller or "-"
     return taken
@@ -49,7 +49,7 @@ def test_callers_are_taken_in_turn_and_each_one_in_order() -> None:
     assert order(*[Item("a")] * 4, *[Item("b")] * 2, Item("c")) == "abcabaa"
     assert order(*[Item(None)] * 3) == "---"
     items = [Item(who, number=i) for i, who in enumerate("aabbab")]
-    line: Line[Item] = Line()
+    line: FairQueue[Item] = FairQueue()
     for item in items:
         line.append(item)
     taken = [line.pop() for _ in items]
@@ -62,7 +62,7 @@ def test_what_counts_is_rows_not_requests() -> None:
 
 
 def test_who_comes_late_is_neither_punished_nor_paid_for_having_waited() -> None:
-    line: Line[Item] = Line()
+    line: FairQueue[Item] = FairQueue()
     for _ in range(100):
         line.append(Item("a"))
     for _ in range(50):
@@ -73,7 +73,7 @@ def test_who_comes_late_is_neither_punished_nor_paid_for_having_waited() -> None
 
 
 def test_what_nobody_waits_for_any_more_leaves_and_costs_its_caller_nothing() -> None:
-    line: Line[Item] = Line()
+    line: FairQueue[Item] = FairQueue()
     gone, kept = [Item("a", rows=9) for _ in range(50)], [Item(who) for who in "aabb"]
     for item in (*gone, *kept):
         line.append(item)
@@ -82,23 +82,23 @@ def test_what_nobody_waits_for_any_more_leaves_and_costs_its_caller_nothing() ->
     assert len(line) == 4
     assert "".join(line.pop().caller or "" for _ in kept) == "abab"
     assert not line._queues
-    assert not line._due
+    assert not line._virtual_start
     line.discard(kept[0])
 
 
 def test_those_who_are_gone_are_forgotten() -> None:
-    line: Line[Item] = Line()
+    line: FairQueue[Item] = FairQueue()
     for i in range(5000):
         line.append(Item(f"k{i}"))
         line.pop()
-    assert not line._due
+    assert not line._virtual_start
     line.append(Item("always", rows=3))
     for i in range(5000):
         line.append(Item("always", rows=3))
         line.append(Item(f"k{i}"))
         line.pop()
         line.pop()
-    assert len(line._due) < 1000
+    assert len(line._virtual_start) < 1000
 
 
 def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room() -> None:
@@ -139,7 +139,7 @@ def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
     async def run() -> Counter[str]:
         done: Counter[str] = Counter()
         answered = asyncio.Condition()
-        lane = Lane("test")
+        lane = Executor("test")
         ask = ask_with(lane)
 
         async def one(who: str) -> None:
@@ -164,7 +164,7 @@ def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
 
 
 def test_of_one_shot_answers_each_key_gets_its_half_within_a_tenth() -> None:
-    def ask_with(lane: Lane) -> Any:
+    def ask_with(lane: Executor) -> Any:
         engine = Batcher("m", list, lambda item: 1, soon, lane, Seen(), batch_rows=8, queue_rows=64)
         return lambda: engine.submit([1])
 
@@ -173,10 +173,10 @@ def test_of_one_shot_answers_each_key_gets_its_half_within_a_tenth() -> None:
 
 
 def test_of_what_is_read_on_threads_each_key_gets_its_half_within_a_tenth() -> None:
-    lanes = list[Lane]()
+    lanes = list[Executor]()
 
-    def ask_with(_: Lane) -> Any:
-        lanes.append(Lane("parse", most=64))
+    def ask_with(_: Executor) -> Any:
+        lanes.append(Executor("parse", max_waiting=64))
         return lambda: lanes[0].run(int)
 
     found = shares(ask_with)
@@ -202,7 +202,7 @@ def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
         for text in texts:
             text.left -= 1
 
-    def ask_with(lane: Lane) -> Any:
+    def ask_with(lane: Executor) -> Any:
         engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), rows=8, queue_rows=64, turn=0)
         return lambda: engine.submit([Countdown(5)])
 

@@ -180,16 +180,16 @@ def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypa
 def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(circuit_breaker.time, "monotonic", lambda: now[0])
-    found = circuit_breaker.Failing()
+    found = circuit_breaker.CircuitBreaker()
     for expected in (False, False, True):
-        found.failed()
-        assert found.now() is expected
-    now[0] += circuit_breaker.FORGET
-    assert not found.now()
-    found.failed()
-    assert found.now()
-    found.worked()
-    assert not found.now()
+        found.record_failure()
+        assert found.is_open() is expected
+    now[0] += circuit_breaker.RESET_SECONDS
+    assert not found.is_open()
+    found.record_failure()
+    assert found.is_open()
+    found.record_success()
+    assert not found.is_open()
 
 
 def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: Held) -> None:

@@ -16,7 +16,7 @@ import torch
 from conftest import publish_tiny
 from test_batcher import Seen, anyio_backend, start  # noqa: F401
 
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.tasks.text_generation import TextContinuer
@@ -62,8 +62,8 @@ class Stepper:
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Lane]:
-    lane = Lane("test")
+async def lane() -> AsyncIterator[Executor]:
+    lane = Executor("test")
     yield lane
     lane.close()
 
@@ -74,11 +74,11 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.text_engine.LOOK", 0.0)
 
 
-def engine_of(stepper: Stepper, lane: Lane, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
+def engine_of(stepper: Stepper, lane: Executor, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
     return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, turn=0)
 
 
-async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
+async def test_a_short_text_does_not_wait_for_a_long_one(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane)
     long, short, waiting = await start(*(engine.submit([Count(steps)]) for steps in (9, 2, 3)))
@@ -94,7 +94,7 @@ async def test_a_short_text_does_not_wait_for_a_long_one(lane: Lane) -> None:
 
 
 async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager(monkeypatch)
     stepper, seen = Stepper(), Seen()
@@ -118,7 +118,9 @@ async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
     assert len(seen.waits) == 5  # each has begun once
 
 
-async def test_texts_of_one_kind_are_written_one_after_the_other(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_texts_of_one_kind_are_written_one_after_the_other(
+    lane: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     eager(monkeypatch)
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
@@ -133,7 +135,7 @@ async def test_texts_of_one_kind_are_written_one_after_the_other(lane: Lane, mon
 
 
 async def test_a_text_that_left_while_it_made_room_does_not_come_back(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager(monkeypatch)
     stepper = Stepper()
@@ -150,7 +152,7 @@ async def test_a_text_that_left_while_it_made_room_does_not_come_back(
     assert engine.load == (0, 0)
 
 
-async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.text_engine.LONGEST", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, seen=seen)
@@ -158,7 +160,7 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeyp
     (task,) = await start(engine.submit([Count(9)]))
     for _ in range(2):
         await asyncio.sleep(0)  # its first step has begun, and holds the lane
-    (other,) = await start(lane.timed(30, time.sleep, 0.3))
+    (other,) = await start(lane.run_timed(30, time.sleep, 0.3))
     stepper.turns.release(99)
     await asyncio.gather(task, other)
     assert seen.batches == [1, 1]  # turns: a step, and all others
@@ -166,7 +168,7 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Lane, monkeyp
 
 
 async def test_long_turns_of_another_model_s_texts_make_none_longer(
-    lane: Lane, monkeypatch: pytest.MonkeyPatch
+    lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.text_engine.LONGEST", 60.0)
     quick, seen = Stepper(threading.Semaphore(99)), Seen()
@@ -182,7 +184,7 @@ def dawdle(text: Count) -> None:
     text.done += 1
 
 
-async def test_while_others_are_refused_a_turn_is_long(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_others_are_refused_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.text_engine.CROWDED", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
@@ -197,7 +199,7 @@ async def test_while_others_are_refused_a_turn_is_long(lane: Lane, monkeypatch: 
     assert len(seen.batches) == 2 + 9  # then nobody was refused any more
 
 
-async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> None:
+async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     gone, waiting = await start(engine.submit([Count(10**9)]), engine.submit([Count(1)]))
@@ -208,7 +210,7 @@ async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Lane) -> N
     assert sum(stepper.sizes) == 2
 
 
-async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(lane: Lane) -> None:
+async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane)
     last, beside, waiting = await start(*(engine.submit([Count(steps)]) for steps in (3, 5, 1)))
@@ -225,7 +227,7 @@ async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(la
     assert [text.done for text in await engine.submit([Count(2)])] == [2]
 
 
-async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
+async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     gone, waiting, kept, closing = await start(
@@ -240,7 +242,7 @@ async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Lane) -> None:
     assert engine.load == (0, 0)
 
 
-async def test_only_the_guilty_text_gets_the_error(lane: Lane) -> None:
+async def test_only_the_guilty_text_gets_the_error(lane: Executor) -> None:
     stepper, seen = Stepper(), Seen()
     stepper.turns.release(999)
     engine = engine_of(stepper, lane, rows=3, seen=seen)
@@ -251,7 +253,7 @@ async def test_only_the_guilty_text_gets_the_error(lane: Lane) -> None:
     assert len(seen.failures) == 1
 
 
-async def test_a_full_queue_refuses_exactly_the_surplus(lane: Lane) -> None:
+async def test_a_full_queue_refuses_exactly_the_surplus(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=2, queue_rows=4)
     running = await start(engine.submit([Count(1)]), engine.submit([Count(1)]))
@@ -266,7 +268,7 @@ async def test_a_full_queue_refuses_exactly_the_surplus(lane: Lane) -> None:
     await asyncio.gather(*running, *waiting[:4])
 
 
-async def test_stopping_finishes_or_tells_everybody(lane: Lane) -> None:
+async def test_stopping_finishes_or_tells_everybody(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     tasks = await start(engine.submit([Count(1)]), engine.submit([Count(1)]), engine.close(10))
@@ -285,7 +287,7 @@ async def test_stopping_finishes_or_tells_everybody(lane: Lane) -> None:
 
 @pytest.mark.parametrize("make_room", [False, True])
 async def test_in_a_crowd_each_text_is_what_it_is_alone(
-    tmp_path: Path, lane: Lane, monkeypatch: pytest.MonkeyPatch, make_room: bool
+    tmp_path: Path, lane: Executor, monkeypatch: pytest.MonkeyPatch, make_room: bool
 ) -> None:
     """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
     if make_room:
@@ -317,7 +319,7 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(
     assert {reason for _, reason in crowd} == {"length", "stop"}
 
 
-async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, lane: Lane) -> None:
+async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, lane: Executor) -> None:
     """Of forty texts through eight rows every other one leaves: while it waits, on its way, or at its last step."""
     continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
 
@@ -351,7 +353,7 @@ async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, 
     assert engine.load == (0, 0)
 
 
-async def test_short_steps_are_taken_several_at_a_time_until_one_text_is_finished(lane: Lane) -> None:
+async def test_short_steps_are_taken_several_at_a_time_until_one_text_is_finished(lane: Executor) -> None:
     stepper, seen = Stepper(), Seen()
     stepper.turns.release(99)
     engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, turn=60)

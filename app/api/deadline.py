@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 
 from app.api.headers import head
-from app.engine.executor import SMALL, Lane
+from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
 
 UNTIL = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
@@ -41,17 +41,17 @@ R = TypeVar("R")
 
 
 async def in_time(
-    request: Request, lane: Lane, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    request: Request, executor: Executor, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
-    """``Lane.run_if_long`` for a request whose body has been read: as long as its caller and its time last.
+    """``Executor.run_if_long`` for a request whose body has been read: as long as its caller and its time last.
 
     Raises whatever the function raises, Overloaded, CallerGone and TimedOut.
     """
     until = request.scope.get(UNTIL)
-    if size <= SMALL or until is None:
-        return await lane.run_if_long(size, function, *args, **kwargs)
+    if size <= INLINE_SIZE or until is None:
+        return await executor.run_or_inline(size, function, *args, **kwargs)
     async with Patience(request, until):
-        return await lane.run(function, *args, **kwargs)
+        return await executor.run(function, *args, **kwargs)
 
 
 class Patience:

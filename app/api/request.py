@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.deadline import UNTIL, in_time
 from app.api.errors import bad_value, unknown_field
 from app.api.headers import head
-from app.engine.executor import SMALL, Lane
+from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
 PACKED = 5  # bytes or pixels that are unpacked in the time of one value
@@ -156,7 +156,7 @@ class Reading:
 
     limit: int
     seconds: float
-    lane: Lane
+    executor: Executor
     fields: int = MOST_FIELDS
 
 
@@ -171,13 +171,15 @@ async def read_json(
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
     content = await read(request, reading.limit, reading.seconds)
-    return await in_time(request, reading.lane, len(content) // PACKED, _parsed, content, most, model, reading.fields)
+    return await in_time(
+        request, reading.executor, len(content) // PACKED, _parsed, content, most, model, reading.fields
+    )
 
 
 async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
     """The body as it is, an object. Raises as ``read_json`` does."""
     content = await read(request, reading.limit, reading.seconds)
-    return await in_time(request, reading.lane, len(content) // PACKED, object_of, content, most, reading.fields)
+    return await in_time(request, reading.executor, len(content) // PACKED, object_of, content, most, reading.fields)
 
 
 def _parsed(content: bytes, most: int, model: type[Model], fields: int = MOST_FIELDS) -> Model:
@@ -266,11 +268,11 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
         return found
 
     try:
-        if len(content) // PACKED <= SMALL:
+        if len(content) // PACKED <= INLINE_SIZE:
             form = await parser.parse()
         else:
             async with asyncio.timeout_at(request.scope.get(UNTIL)):
-                form = await reading.lane.run(parse)
+                form = await reading.executor.run(parse)
         return form
     except TimeoutError as error:
         raise TimedOut("the deadline passed before the form was read; x-request-timeout is in seconds") from error

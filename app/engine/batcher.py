@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
-from app.engine.circuit_breaker import Failing
-from app.engine.executor import Lane
-from app.engine.fair_queue import Line
+from app.engine.circuit_breaker import CircuitBreaker
+from app.engine.executor import Executor
+from app.engine.fair_queue import FairQueue
 from app.engine.futures import abandon, fail, give
 from app.engine.observer import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
@@ -51,7 +51,7 @@ class Batcher(Generic[Item, Answer]):
         predict: Callable[[Sequence[Item]], Sequence[Answer]],
         rows: Callable[[Item], int],
         seconds: Callable[[Sequence[Item]], float],
-        lane: Lane,
+        executor: Executor,
         watch: Watch,
         batch_rows: int,
         queue_rows: int,
@@ -60,15 +60,15 @@ class Batcher(Generic[Item, Answer]):
         self._predict = predict
         self._rows = rows
         self._seconds = seconds
-        self._lane = lane
+        self._executor = executor
         self.watch = watch
         self._batch_rows = batch_rows
         self._admission = AdmissionControl(name, watch, queue_rows)
-        self._queue: Line[Entry[Item, Answer]] = Line()
+        self._queue: FairQueue[Entry[Item, Answer]] = FairQueue()
         self._running: list[Entry[Item, Answer]] = []
         self._draining: asyncio.Task[None] | None = None
         self._rate = 0.0  # rows a second, while any wait
-        self.failing = Failing()
+        self.circuit_breaker = CircuitBreaker()
 
     @property
     def load(self) -> tuple[int, int]:
@@ -116,7 +116,7 @@ class Batcher(Generic[Item, Answer]):
                 await self._run(self._running)
                 self._running = []
                 if self._queue:
-                    await self._lane.give_way()
+                    await self._executor.yield_to_requests()
         finally:
             self._draining = None
 
@@ -124,7 +124,7 @@ class Batcher(Generic[Item, Answer]):
         """The next entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
         batch: list[Entry[Item, Answer]] = []
         rows = 0
-        while self._queue and (not batch or rows + self._queue.first().rows <= self._batch_rows):
+        while self._queue and (not batch or rows + self._queue.peek().rows <= self._batch_rows):
             entry = self._queue.pop()
             self._leave(entry)
             if not entry.answer.done():
@@ -144,7 +144,7 @@ class Batcher(Generic[Item, Answer]):
                         await asyncio.sleep(0)
                 return
             fail(batch[0].answer, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})"))
-            self.failing.failed()
+            self.circuit_breaker.record_failure()
             self.watch.failed(error)
             return
         for entry, answer in zip(batch, answers, strict=True):
@@ -155,10 +155,10 @@ class Batcher(Generic[Item, Answer]):
             return []
         items = [entry.item for entry in batch]
         turn = time.monotonic()
-        answers, seconds = await self._lane.timed(self._seconds(items), self._predict, items)
+        answers, seconds = await self._executor.run_timed(self._seconds(items), self._predict, items)
         if len(answers) != len(batch):
             raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
-        self.failing.worked()
+        self.circuit_breaker.record_success()
         rows = sum(entry.rows for entry in batch)
         ended = time.monotonic()
         for entry in batch:

@@ -8,20 +8,20 @@ from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-FORGET = 256  # callers whose last turn is remembered before those are forgotten that nobody owes anything
+MAX_IDLE_CALLERS = 256  # callers whose last turn is remembered before those are forgotten that nobody owes anything
 
 
-class Waiting(Protocol):
+class Queued(Protocol):
     @property
     def caller(self) -> str | None: ...
     @property
     def rows(self) -> int: ...
 
 
-Item = TypeVar("Item", bound=Waiting)
+Item = TypeVar("Item", bound=Queued)
 
 
-class Line(Generic[Item]):
+class FairQueue(Generic[Item]):
     """First come, first served among what one caller sends; among callers, rows are shared evenly.
 
     Start-time fair queueing (Goyal, Vin and Cheng 1996): a caller's next item is due when the rows of its items before
@@ -31,8 +31,8 @@ class Line(Generic[Item]):
 
     def __init__(self) -> None:
         self._queues: dict[str | None, deque[Item]] = {}
-        self._due: dict[str | None, int] = {}  # in rows
-        self._now = 0  # when that was due which was taken last
+        self._virtual_start: dict[str | None, int] = {}  # in rows
+        self._virtual_time = 0  # when that was due which was taken last
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -47,21 +47,21 @@ class Line(Generic[Item]):
         queue = self._queues.get(item.caller)
         if queue is None:
             queue = self._queues[item.caller] = deque()
-            self._due[item.caller] = max(self._due.get(item.caller, 0), self._now)
+            self._virtual_start[item.caller] = max(self._virtual_start.get(item.caller, 0), self._virtual_time)
         queue.append(item)
 
-    def first(self) -> Item:
+    def peek(self) -> Item:
         """The next item, which stays."""
-        return self._queues[self._next()][0]
+        return self._queues[self._next_caller()][0]
 
     def pop(self) -> Item:
         """The next item, which leaves."""
-        who = self._next()
+        who = self._next_caller()
         queue = self._queues[who]
         item = queue.popleft()
-        self._now = self._due[who]
-        self._due[who] += item.rows
-        self._tidy(who)
+        self._virtual_time = self._virtual_start[who]
+        self._virtual_start[who] += item.rows
+        self._forget_idle(who)
         return item
 
     def discard(self, item: Item) -> None:
@@ -70,23 +70,25 @@ class Line(Generic[Item]):
         if queue is not None:
             with suppress(ValueError):
                 queue.remove(item)
-            self._tidy(item.caller)
+            self._forget_idle(item.caller)
 
-    def _tidy(self, who: str | None) -> None:
+    def _forget_idle(self, who: str | None) -> None:
         """Keep no empty queue, and no turn of a caller whom nobody owes anything."""
         if self._queues[who]:
             return
         del self._queues[who]
         if not self._queues:  # nobody was kept waiting
-            self._due.clear()
-            self._now = 0
-        elif len(self._due) > FORGET:
-            self._due = {one: due for one, due in self._due.items() if due > self._now or one in self._queues}
+            self._virtual_start.clear()
+            self._virtual_time = 0
+        elif len(self._virtual_start) > MAX_IDLE_CALLERS:
+            self._virtual_start = {
+                one: due for one, due in self._virtual_start.items() if due > self._virtual_time or one in self._queues
+            }
 
     def clear(self) -> None:
         self._queues.clear()
 
-    def _next(self) -> str | None:
+    def _next_caller(self) -> str | None:
         if len(self._queues) == 1:
             return next(iter(self._queues))
-        return min(self._queues, key=self._due.__getitem__)
+        return min(self._queues, key=self._virtual_start.__getitem__)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
-from app.engine.circuit_breaker import Failing
-from app.engine.executor import Lane
-from app.engine.fair_queue import Line
+from app.engine.circuit_breaker import CircuitBreaker
+from app.engine.executor import Executor
+from app.engine.fair_queue import FairQueue
 from app.engine.futures import abandon, fail, give
 from app.engine.observer import ACCOUNT, Account, Watch
 from app.errors import InferenceFailed, NotReady
@@ -81,7 +81,7 @@ class TextEngine(Generic[Text]):
         name: str,
         step: Callable[[Sequence[Text]], None],
         seconds: Callable[[int], float],
-        lane: Lane,
+        executor: Executor,
         watch: Watch,
         rows: int,
         queue_rows: int,
@@ -91,11 +91,11 @@ class TextEngine(Generic[Text]):
         self._turn_seconds = turn
         self._step = step
         self._seconds = seconds
-        self._lane = lane
+        self._executor = executor
         self.watch = watch
         self._rows = rows
         self._admission = AdmissionControl(name, watch, queue_rows)
-        self._waiting: Line[Row[Text]] = Line()
+        self._waiting: FairQueue[Row[Text]] = FairQueue()
         self._running: list[Row[Text]] = []
         self._silent: list[Row[Text]] = []  # those that run without a character so far
         self._done: list[Row[Text]] = []  # those that are finished and not reported yet
@@ -105,7 +105,7 @@ class TextEngine(Generic[Text]):
         self._written = 0.0  # by the lane, until then
         self._refused = 0  # by the door, when the last turn began
         self._looked = 0.0  # for somebody who could make room
-        self.failing = Failing()
+        self.circuit_breaker = CircuitBreaker()
 
     @property
     def load(self) -> tuple[int, int]:
@@ -175,7 +175,7 @@ class TextEngine(Generic[Text]):
             while self._join():
                 await self._advance(self._running)
                 self._leave()
-                await self._lane.give_way()
+                await self._executor.yield_to_requests()
         finally:
             self._stepping = None
             self._report()
@@ -290,23 +290,23 @@ class TextEngine(Generic[Text]):
             self._note_turn(time.perf_counter() - begun)
 
     def _note_turn(self, seconds: float) -> None:
-        self._lane.written += seconds
-        self._turned, self._written = time.perf_counter(), self._lane.written
+        self._executor.text_seconds += seconds
+        self._turned, self._written = time.perf_counter(), self._executor.text_seconds
 
     def _others(self) -> float:
         """For how many seconds all else has had its turn: the event loop, and other models in the lane.
 
         But not texts of another model: each would have as long a turn as the other, and both ever longer ones.
         """
-        return time.perf_counter() - self._turned - (self._lane.written - self._written)
+        return time.perf_counter() - self._turned - (self._executor.text_seconds - self._written)
 
     async def _advance(self, rows: list[Row[Text]]) -> None:
         """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
         try:
             texts = [row.text for row in rows]
             expected = self._seconds(len(rows)) if self._others() <= LONG else LONGEST
-            _, seconds = await self._lane.timed(expected, self._turn, texts)
-            self.failing.worked()
+            _, seconds = await self._executor.run_timed(expected, self._turn, texts)
+            self.circuit_breaker.record_success()
             self.watch.computed(len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
@@ -315,7 +315,7 @@ class TextEngine(Generic[Text]):
                     await asyncio.sleep(0)
             elif not rows[0].answer.done():
                 fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
-                self.failing.failed()
+                self.circuit_breaker.record_failure()
                 self.watch.failed(error)
 
     async def close(self, seconds: float) -> None:

@@ -120,7 +120,7 @@ class Listening(Server):
     watchdog: Watchdog | None = None
 
     async def on_tick(self, counter: int) -> bool:
-        if self.watchdog and self.registry.lane.unanswered() < self.settings.hang_seconds:
+        if self.watchdog and self.registry.executor.oldest_job_seconds() < self.settings.hang_seconds:
             self.watchdog.well()
         return await super().on_tick(counter)
 
@@ -204,7 +204,7 @@ class Worker(Server):
             self._tell("stopping")
 
     async def on_tick(self, counter: int) -> bool:
-        if self.registry.lane.unanswered() < self._hang_seconds:
+        if self.registry.executor.oldest_job_seconds() < self._hang_seconds:
             word = "unwell" if self.registry.problems() else "busy"
             self._tell(f"{word} {len(self.server_state.tasks)}")
         return await super().on_tick(counter)

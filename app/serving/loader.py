@@ -16,7 +16,7 @@ import torch
 
 from app import store
 from app.engine.batcher import Batcher
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.engine.observer import Watcher
 from app.engine.text_engine import TextEngine
 from app.settings import Settings, SettingsError
@@ -79,7 +79,7 @@ class Loader:
 
     settings: Settings
     watch: Watcher
-    lane: Lane
+    executor: Executor
     device: torch.device
 
     def load(self, name: str, number: int, aside: bool = False) -> Live | Broken:
@@ -111,7 +111,7 @@ class Loader:
         size = sum(tensor.nbytes for tensor in version.tensors.values())
         if isinstance(predictor, TextContinuer):
             pace, rows, watch = predictor.pace, settings.text_rows, self.watch.of(card.name, card.version)
-            engine = TextEngine(_label(card), predictor.step, pace, self.lane, watch, rows, settings.queue_rows)
+            engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)
             return Live(card, predictor, engine, bytes=size)
         explainer = None
         if isinstance(predictor, ImageClassifier):
@@ -124,7 +124,7 @@ class Loader:
             compute,
             predictor.rows,
             predictor.seconds,
-            self.lane,
+            self.executor,
             self.watch.of(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,

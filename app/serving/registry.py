@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import store
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.engine.observer import Key, Watch
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.serving.loader import Broken, Live
@@ -29,13 +29,13 @@ class Asleep(NotReady):
 class Registry(Stock):
     """The stock, and who of it answers whom. Raises as ``Stock`` does."""
 
-    parsing: Lane = field(init=False)
+    parse_executor: Executor = field(init=False)
     stopping: bool = False
     reported: set[Watch] = field(default_factory=set)  # those that may have been told of rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parsing = Lane("parse", self.settings.parse_threads, most=self.settings.queue_rows)
+        self.parse_executor = Executor("parse", self.settings.parse_threads, max_waiting=self.settings.queue_rows)
 
     def pick(self, task: Task, model: str | None, request_id: str = "") -> Live:
         """The version that serves a request: of a name, a name@version, or the task's default for None.
@@ -123,10 +123,12 @@ class Registry(Stock):
             return ["the service is stopping"]
         if not self.live:
             return ["no whole model in the store"]
-        silent = self.lane.unanswered()
+        silent = self.executor.oldest_job_seconds()
         if silent > min(self.settings.silent_seconds, self.settings.hang_seconds):
             return [f"the engine has not answered for {silent:.0f} s"]
-        return [f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.failing.now()]
+        return [
+            f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.circuit_breaker.is_open()
+        ]
 
     def report(self) -> None:
         """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
@@ -146,5 +148,5 @@ class Registry(Stock):
         self.stopping = True
         self.stop_loading()
         await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
-        self.lane.close()
-        self.parsing.close()
+        self.executor.close()
+        self.parse_executor.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from weakref import WeakSet
 
 from app import store
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.engine.observer import Key, Watcher
 from app.serving.loader import Broken, Engine, Live, Loader, find_device, find_store
 from app.serving.model_cache import Memory
@@ -33,7 +33,7 @@ class Stock:
 
     settings: Settings
     watch: Watcher
-    lane: Lane = field(init=False)
+    executor: Executor = field(init=False)
     memory: Memory = field(init=False)
     shelves: dict[str, Shelf] = field(default_factory=dict)
     defaults: dict[Task, str] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class Stock:
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
-        self.lane = Lane("compute", at_once=self.settings.at_once_seconds)
+        self.executor = Executor("compute", inline_seconds=self.settings.at_once_seconds)
         self.memory = Memory(self.watch, self.settings.model_bytes)
         find_store(self.settings.store)
-        self._loader = Loader(self.settings, self.watch, self.lane, self.device)
+        self._loader = Loader(self.settings, self.watch, self.executor, self.device)
         self._survey = Survey()
         self._failed: dict[Key, Broken] = {}  # versions that could not be loaded
         self._refused: list[Broken] = []  # entries of defaults.json

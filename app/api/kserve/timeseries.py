@@ -76,7 +76,7 @@ class Question(Body):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=FAILURES)
-    parsing, histories = registry.parsing, series.bounded(settings)
+    parsing, histories = registry.parse_executor, series.bounded(settings)
     limit = json_bytes(settings.max_body_bytes, series.DIGITS * settings.max_series_values)
     fields = max(MOST_FIELDS, 6 * settings.max_series + NAMES)
     reading = Reading(limit, settings.body_seconds, parsing, fields)
@@ -103,10 +103,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         live.engine.admit(1)
         async with Patience(request, until):
             where = "inputs.{}.series"
-            items = await parsing.run_if_long(series.size(native), series.parsed, live, native, settings, where)
+            items = await parsing.run_or_inline(series.size(native), series.parsed, live, native, settings, where)
             means = await live.engine.submit(items)
             size = len(items) * native.horizon * (1 + len(body.options.quantiles))
-            return await parsing.finish_if_long(size, _response, live, body, items, means, levels, starts)
+            return await parsing.run_admitted_or_inline(size, _response, live, body, items, means, levels, starts)
 
     return routes
 

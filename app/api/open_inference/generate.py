@@ -44,7 +44,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``generate`` and ``generate_stream`` of every model of texts, with the limits of the settings."""
     prompts = generate_text.bounded(settings)
     limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
-    reading = Reading(limit, settings.body_seconds, registry.parsing)
+    reading = Reading(limit, settings.body_seconds, registry.parse_executor)
     most = settings.max_prompt_characters + NAMES
 
     async def begun(
@@ -63,7 +63,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         body = _checked(given, prompts)
         live.engine.admit(1)
         (text,), _ = await in_time(
-            request, registry.parsing, len(body.prompt), generate_text.begun, live.predictor, body
+            request, registry.parse_executor, len(body.prompt), generate_text.begun, live.predictor, body
         )
         return live, text, told, until
 

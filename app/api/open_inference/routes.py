@@ -74,7 +74,7 @@ def _server(routes: APIRouter, registry: Registry) -> None:
     @routes.get("/health/live")
     async def live() -> Response:
         """503 when the engine has hung for twice `QUARTET_HANG_SECONDS`."""
-        good = registry.lane.unanswered() < 2 * registry.settings.hang_seconds
+        good = registry.executor.oldest_job_seconds() < 2 * registry.settings.hang_seconds
         return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
 
     @routes.get("/health/ready")
@@ -150,7 +150,7 @@ def _config(live: Live, model: TensorModel) -> dict[str, Any]:
 
 
 def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
-    settings, parsing = limits.settings, registry.parsing
+    settings, parsing = limits.settings, registry.parse_executor
     schema = {"schema": schema_of(Head), "example": openapi.TENSORS}
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": schema, "application/octet-stream": binary}
@@ -167,11 +167,11 @@ def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
         coding, length = head(request, b"content-encoding").lower(), head(request, LENGTH)
         size = limit if coding in WINDOWS else len(content) // PACKED
         async with Patience(request, until):
-            found, items = await parsing.run_if_long(size, _parsed, content, coding, length, limit, model)
+            found, items = await parsing.run_or_inline(size, _parsed, content, coding, length, limit, model)
         size = max(size, model.length(items))
         async with Patience(request, sooner(found.head.parameters, until)):
             answers = await live.engine.submit(items)
-            return await parsing.finish_if_long(size, _answered, live, model, found, items, answers)
+            return await parsing.run_admitted_or_inline(size, _answered, live, model, found, items, answers)
 
 
 def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[Inference, Any]:

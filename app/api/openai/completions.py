@@ -36,7 +36,7 @@ from app.api.request import (
 from app.api.responses import FAILURES, NEVER
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
-from app.engine.executor import Lane
+from app.engine.executor import Executor
 from app.errors import BadValue, shown
 from app.serving.loader import Live
 from app.serving.registry import Registry
@@ -163,7 +163,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
 
 def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    parsing, prompts = registry.parsing, generate_text.bounded(settings)
+    parsing, prompts = registry.parse_executor, generate_text.bounded(settings)
     bodies = limited(Completion, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
     limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, parsing)
@@ -185,7 +185,7 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
         async with Patience(request, until):
             await live.engine.submit([choice.text for choice in answer.choices])
             size = sum(answer.size(choice, len(answer.written(choice))) for choice in answer.choices)
-            return await parsing.finish_if_long(size, _whole, answer)
+            return await parsing.run_admitted_or_inline(size, _whole, answer)
 
 
 def _whole(answer: Answer) -> Response:
@@ -295,7 +295,7 @@ def _extras(body: Completion, predictor: TextContinuer) -> Callable[[], Extras] 
     return lambda: Extras(bias, presence, frequency, None if logprobs is None else Notes(logprobs))
 
 
-async def _events(answer: Answer, parsing: Lane) -> AsyncGenerator[bytes, None]:
+async def _events(answer: Answer, parsing: Executor) -> AsyncGenerator[bytes, None]:
     """An event for each piece of a choice, and where it is asked for one that counts."""
     counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
     blank: dict[str, Any] = {"usage": None} if counting else {}
@@ -311,6 +311,6 @@ async def _events(answer: Answer, parsing: Lane) -> AsyncGenerator[bytes, None]:
     async with aclosing(generate_text.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
         async for pieces in growth:
             size = sum(answer.size(answer.choices[one.place], len(one.text), one.begin == 0) for one in pieces)
-            yield await parsing.finish_if_long(size, told, pieces)
+            yield await parsing.run_admitted_or_inline(size, told, pieces)
     if counting:
         yield event({**answer.told, "choices": [], "usage": answer.usage()})

@@ -42,7 +42,7 @@ class Generation(Body):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/generations``, with the limits of the settings."""
-    parsing = registry.parsing
+    parsing = registry.parse_executor
     bodies = limited(Generation, n={"le": settings.max_samples})
     reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
 
@@ -69,9 +69,9 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             return predictor.chosen(labels, seed) if labels else predictor.parse(count, None, seed)
 
         async with Patience(request, until):
-            drawing = await parsing.run_if_long(count * predictor.latent, draw)
+            drawing = await parsing.run_or_inline(count * predictor.latent, draw)
             (pixels,) = await live.engine.submit([drawing])
-            images = await parsing.finish_if_long(pixels.size // PACKED, encoded, pixels)
+            images = await parsing.run_admitted_or_inline(pixels.size // PACKED, encoded, pixels)
         data: list[dict[str, Any]] = [
             {"b64_json": image} | ({} if name is None else {"revised_prompt": name})
             for image, name in zip(images, predictor.names(drawing), strict=True)

@@ -140,7 +140,7 @@ def _look(routes: APIRouter, store: Path) -> None:
 
 
 def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    store, reading = settings.store, Reading(JSON_BYTES, settings.body_seconds, registry.parsing)
+    store, reading = settings.store, Reading(JSON_BYTES, settings.body_seconds, registry.parse_executor)
 
     @routes.post("/models/{name}/activate", openapi_extra=described(Activation, {"version": NEWEST}))
     async def activate(name: str, request: Request) -> Response:

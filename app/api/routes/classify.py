@@ -35,7 +35,7 @@ from app.api.request import (
     read_query,
 )
 from app.api.responses import Classification, answered, gives
-from app.engine.executor import SMALL
+from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -65,7 +65,7 @@ class Images(Body):
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/classify``, with the limits of the settings."""
     images = limited(Images, images={"max_length": settings.max_images})
-    reading = Reading(settings.max_body_bytes, settings.body_seconds, registry.parsing)
+    reading = Reading(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
     @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=gives(Classification))
     async def classify(request: Request) -> Response:
@@ -83,13 +83,15 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         answers: Sequence[list[float]]
         async with Patience(request, until):
             if query.explain:
-                await registry.parsing.run(_check_sizes, files, live.predictor, settings.max_pixels)
+                await registry.parse_executor.run(_check_sizes, files, live.predictor, settings.max_pixels)
             items = await _pixels(files, live.predictor, registry)
             if query.explain:
                 assert live.explainer
                 answers, heats = zip(*await live.explainer.submit(items), strict=True)
                 explanations = [  # one by one: none is begun when nobody waits any more
-                    await registry.parsing.finish(_explanation, file, heat, live.predictor, settings.max_pixels)
+                    await registry.parse_executor.run_admitted(
+                        _explanation, file, heat, live.predictor, settings.max_pixels
+                    )
                     for file, heat in zip(files, heats, strict=True)
                 ]
             else:
@@ -126,7 +128,7 @@ async def _files(request: Request, images: type[Images], settings: Settings, rea
     if kind == "application/json":
         body = await read_json(request, images, reading, settings.max_images + NAMES, ClassifyQuery.model_fields)
         length = sum(map(len, body.images))
-        return await in_time(request, reading.lane, length // PACKED, _of_base64, body.images)
+        return await in_time(request, reading.executor, length // PACKED, _of_base64, body.images)
     if kind != "multipart/form-data":
         return [File(None, await read(request, reading.limit, reading.seconds), "body")]
     form = await read_form(request, reading, settings.max_images)
@@ -155,10 +157,10 @@ async def _pixels(files: list[File], predictor: ImageClassifier, registry: Regis
 
     Raises NotAnImage and TooLarge.
     """
-    parsing, most = registry.parsing, registry.settings.max_pixels
+    parsing, most = registry.parse_executor, registry.settings.max_pixels
     if sum(len(file.content) for file in files) <= SMALL_BYTES and all(plain(file.content) for file in files):
         images = [predictor.open(file.content, most, file.param) for file in files]
-        if sum(image.width * image.height for image in images) <= PACKED * SMALL:
+        if sum(image.width * image.height for image in images) <= PACKED * INLINE_SIZE:
             return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
     return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
 

@@ -60,7 +60,7 @@ class History(Body):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/series/forecast``, with the limits of the settings."""
-    parsing, histories = registry.parsing, bounded(settings)
+    parsing, histories = registry.parse_executor, bounded(settings)
     limit = json_bytes(settings.max_body_bytes, DIGITS * settings.max_series_values)
     reading = Reading(limit, settings.body_seconds, parsing)
     most = settings.max_series_values + settings.max_series + NAMES
@@ -74,10 +74,10 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         assert isinstance(live.predictor, AnyForecaster)
         live.engine.admit(1)
         async with Patience(request, until):
-            items = await parsing.run_if_long(size(body), parsed, live, body, settings)
+            items = await parsing.run_or_inline(size(body), parsed, live, body, settings)
             answers = await live.engine.submit(items)
             length = len(items) * body.horizon * (1 + len(body.levels))
-            return await parsing.finish_if_long(length, _response, live, items, answers, body.levels)
+            return await parsing.run_admitted_or_inline(length, _response, live, items, answers, body.levels)
 
 
 def bounded(settings: Settings) -> type[History]:

@@ -48,7 +48,7 @@ class Draw(Body):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/sample``, with the limits of the settings."""
-    parsing = registry.parsing
+    parsing = registry.parse_executor
     draws = limited(Draw, count={"le": settings.max_samples})
     reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
 
@@ -71,12 +71,12 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         headers = {"x-model": live.id, "x-seed": str(seed)}
         async with Patience(request, until):
             size = body.count * live.predictor.latent
-            drawing = await parsing.run_if_long(size, _drawing, live.predictor, body, seed)
+            drawing = await parsing.run_or_inline(size, _drawing, live.predictor, body, seed)
             (pixels,) = await live.engine.submit([drawing])
             kind = preferred(head(request, b"accept"), SHEETS if body.walk_to is None else WALKS)
             if kind != "application/json":
-                return Response(await parsing.finish(_picture, pixels, kind, body.walk_to), 200, headers, kind)
-            images = await parsing.finish_if_long(pixels.size // PACKED, encoded, pixels)
+                return Response(await parsing.run_admitted(_picture, pixels, kind, body.walk_to), 200, headers, kind)
+            images = await parsing.run_admitted_or_inline(pixels.size // PACKED, encoded, pixels)
         names = live.predictor.names(drawing)
         results = [{"label": name, "image": image} for name, image in zip(names, images, strict=True)]
         return json_response(answered(live, seed=seed, results=results))

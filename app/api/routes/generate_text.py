@@ -91,7 +91,7 @@ class Piece(NamedTuple):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/text/continue``, with the limits of the settings."""
-    parsing, prompts = registry.parsing, bounded(settings)
+    parsing, prompts = registry.parse_executor, bounded(settings)
     limit = json_bytes(settings.max_body_bytes, ESCAPED * settings.max_prompt_characters)
     reading = Reading(limit, settings.body_seconds, parsing)
     most = settings.max_prompt_characters + STOPS * LONGEST_STOP + NAMES  # commas, also those of the stop strings
