@@ -102,7 +102,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     busiest = [route for each in (busy, *others) for route in each.routes]
     direct = Direct(app.build_middleware_stack(), busiest, named=routes.busy(tensors))
     buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    inside = keyed(buffered, settings, counted, errors.response, metrics.limited)
+    inside = keyed(buffered, settings, counted, errors.response, metrics.on_rate_limited)
     app.middleware_stack = telemetry = Telemetry(other_origins(inside, settings), metrics, log, errors.response)
     app.state.refused = telemetry.refused
     return app

@@ -35,30 +35,30 @@ class Seen:
         self.firsts: list[float] = []
         self.gaps: list[float] = []
 
-    def waited(self, members: Sequence[Any]) -> None:
-        self.waits += [member.begun - member.queued for member in members]
+    def on_dequeued(self, members: Sequence[Any]) -> None:
+        self.waits += [member.started_at - member.queued_at for member in members]
 
-    def computed(self, rows: int, seconds: float) -> None:
+    def on_batch(self, rows: int, seconds: float) -> None:
         self.batches.append(rows)
 
-    def served(self, members: Sequence[Any]) -> None:
+    def on_completed(self, members: Sequence[Any]) -> None:
         self.together.append(list(members))
 
-    def first(self, member: Any, seconds: float) -> None:
+    def on_first_token(self, member: Any, seconds: float) -> None:
         self.firsts.append(seconds)
 
-    def between(self, seconds: float) -> None:
+    def on_inter_token(self, seconds: float) -> None:
         self.gaps.append(seconds)
 
-    def refused(self, reason: str) -> None:
+    def on_rejected(self, reason: str) -> None:
         self.refusals += 1
 
-    def failed(self, error: Exception) -> None:
+    def on_failure(self, error: Exception) -> None:
         self.failures.append(error)
 
-    def loaded(self, size: int) -> None: ...
+    def on_loaded(self, size: int) -> None: ...
 
-    def load(self, queued: int, running: int) -> None: ...
+    def on_load(self, queued: int, running: int) -> None: ...
 
 
 class Gate:
@@ -327,8 +327,8 @@ async def test_the_wait_that_is_told_counts_what_others_compute(lane: Executor) 
     await asyncio.to_thread(other.open.wait, 0.1)  # the other's forward takes so long
     other.open.set()
     await asyncio.gather(busy, task)
-    assert engine._rate <= 1 / 0.09
-    assert engine._rate >= 0.9 / (time.monotonic() - begun)
+    assert engine._rows_per_second <= 1 / 0.09
+    assert engine._rows_per_second >= 0.9 / (time.monotonic() - begun)
 
 
 async def test_a_busy_model_delays_another_by_one_forward(lane: Executor) -> None:

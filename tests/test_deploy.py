@@ -40,9 +40,9 @@ def live(serve: Serve) -> dict[str, set[str]]:
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
         seen = list(figures(client))
     metrics = Metrics()
-    metrics.of("m", 1).refused("queue_full")  # what a small test cannot bring about
-    metrics.of("m", 1).failed(ValueError("for its figure"))
-    metrics.limited("alice")
+    metrics.for_version("m", 1).on_rejected("queue_full")  # what a small test cannot bring about
+    metrics.for_version("m", 1).on_failure(ValueError("for its figure"))
+    metrics.on_rate_limited("alice")
     seen += [
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()

@@ -186,24 +186,24 @@ def test_of_what_is_read_on_threads_each_key_gets_its_half_within_a_tenth() -> N
 
 @dataclass
 class Countdown:
-    left: int
+    remaining: int
 
     @property
     def finished(self) -> bool:
-        return self.left <= 0
+        return self.remaining <= 0
 
     @property
-    def written(self) -> int:
-        return 5 - self.left
+    def generated(self) -> int:
+        return 5 - self.remaining
 
 
 def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
     def step(texts: Sequence[Countdown]) -> None:
         for text in texts:
-            text.left -= 1
+            text.remaining -= 1
 
     def ask_with(lane: Executor) -> Any:
-        engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), rows=8, queue_rows=64, turn=0)
+        engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), rows=8, queue_rows=64, step_budget=0)
         return lambda: engine.submit([Countdown(5)])
 
     found = shares(ask_with)

@@ -205,7 +205,7 @@ async def test_figures_of_all_replicas_are_one_page() -> None:
     told = {}
     for replica in ("a", "b"):
         metrics = Metrics()
-        metrics.of("m", 1).computed(3, 0.1)
+        metrics.for_version("m", 1).on_batch(3, 0.1)
         told[replica] = list(metrics.registry.collect())
     families = {family.name: family for family in text_string_to_metric_families(gathered(told).decode())}
     rows = [sample for sample in families["quartet_batch_rows"].samples if sample.name.endswith("_sum")]

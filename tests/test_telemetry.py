@@ -28,7 +28,7 @@ from test_service import figures, until
 from test_workers import serving
 
 from app.observability.access_log import JsonLines
-from app.observability.metrics import GONE, Metrics
+from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
 from app.observability.tracing import tracer
 from app.settings import Settings, SettingsError
 from app.store.files import locked
@@ -144,7 +144,9 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
     with serve(store_seconds=0.02) as client:
         client.post(SAMPLE, json={"count": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
-        *gone, _ = (of("tiny-gan", number) for number in islice(come_and_go(client, tiny_store), GONE + 2))
+        *gone, _ = (
+            of("tiny-gan", number) for number in islice(come_and_go(client, tiny_store), STALE_VERSIONS_PER_SWEEP + 2)
+        )
         until(lambda: not [key for key in figures(client) if key[1:3] in gone])
         seen = figures(client)
         assert seen["quartet_batch_rows_sum", *of("tiny-gan")] >= 3
@@ -152,7 +154,7 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
         held = {
             tuple(sorted(sample.labels.items())) for family in metrics.registry.collect() for sample in family.samples
         }
-        assert len(held.intersection(gone)) < GONE
+        assert len(held.intersection(gone)) < STALE_VERSIONS_PER_SWEEP
 
 
 def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> None:
@@ -167,7 +169,7 @@ def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> N
             return not any('"tiny-gan", "version": "2"' in key for key in there)
 
         versions = come_and_go(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
-        until(lambda: next(versions) > GONE + 2 and forgotten())
+        until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
         seen = figures(client)
         assert seen[asked] == seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 6
         assert seen["quartet_workers",] == 2

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.engine.observer import ACCOUNT
+from app.engine.observer import current_trace
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 
 LONGEST_PARAM = 100  # characters
@@ -25,8 +25,8 @@ def content(error: QuartetError, path: str = "") -> dict[str, Any]:
 
     The account of the request keeps its code.
     """
-    if account := ACCOUNT.get():
-        account.reason = error.code
+    if account := current_trace.get():
+        account.error_code = error.code
     if path == "/v2" or path.startswith("/v2/"):
         return {"error": error.message}
     param = error.param and error.param[:LONGEST_PARAM]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextvars import ContextVar
 
-from app.engine.observer import Watch
+from app.engine.observer import EngineObserver
 from app.errors import NotReady, Overloaded
 
 # The name of the API key of the current request, or None without API keys.
@@ -18,7 +18,7 @@ class AdmissionControl:
     It is closed once, when the service stops.
     """
 
-    def __init__(self, name: str, observer: Watch | None, max_rows: int) -> None:
+    def __init__(self, name: str, observer: EngineObserver | None, max_rows: int) -> None:
         self.name = name
         self.closed = False
         self.waiting = 0
@@ -57,7 +57,7 @@ class AdmissionControl:
 
     def _report_rejection(self, reason: str) -> None:
         if self._observer:
-            self._observer.refused(reason)
+            self._observer.on_rejected(reason)
 
     def add(self, caller: str | None, rows: int) -> None:
         """So many rows of a caller wait from now on."""

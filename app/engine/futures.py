@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
-def give(answer: asyncio.Future[Answer], value: Answer) -> None:
-    if not answer.done():
-        answer.set_result(value)
+def set_result(future: asyncio.Future[Result], value: Result) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
-def fail(answer: asyncio.Future[Any], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
+def set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
 
 
-def abandon(answer: asyncio.Future[Any]) -> None:
+def cancel(future: asyncio.Future[Any]) -> None:
     """Nobody waits for it any more; one that was given stays."""
-    if not answer.cancel() and not answer.cancelled():
-        answer.exception()  # looked at, so that it is not reported as an error that nobody noticed
+    if not future.cancel() and not future.cancelled():
+        future.exception()  # looked at, so that it is not reported as an error that nobody noticed

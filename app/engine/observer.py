@@ -7,11 +7,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Key = tuple[str, int]  # a name and the number of a version
+VersionKey = tuple[str, int]  # a name and the number of a version
 
 
 @dataclass(eq=False, slots=True)
-class Account:
+class RequestTrace:
     """What a request asked of the engines and had from them. Times are those of ``time.monotonic``, 0 before they come.
 
     ``span`` is for whoever traces requests, ``reason`` the code of the failure that was told.
@@ -21,65 +21,67 @@ class Account:
     model: str = ""
     version: int = 0
     rows: int = 0
-    queued: float = 0.0
-    begun: float = 0.0  # the first of its rows to be computed
-    ended: float = 0.0  # the last of them
-    first: float = 0.0  # seconds to the first character of its first text
-    reason: str = ""
+    queued_at: float = 0.0
+    started_at: float = 0.0  # the first of its rows to be computed
+    ended_at: float = 0.0  # the last of them
+    time_to_first_token: float = 0.0  # seconds to the first character of its first text
+    error_code: str = ""
     span: Any = None
 
 
-ACCOUNT: ContextVar[Account | None] = ContextVar("account", default=None)  # of the request that a task works on
+current_trace: ContextVar[RequestTrace | None] = ContextVar(
+    "account", default=None
+)  # of the request that a task works on
 
 
-class Member(Protocol):
+class BatchMember(Protocol):
     """What is queued and then computed with others: rows of a request, and when (``time.monotonic``)."""
 
     rows: int
-    queued: float
-    begun: float
-    ended: float
-    account: Account | None
+    queued_at: float
+    started_at: float
+    ended_at: float
+    trace: RequestTrace | None
 
 
-class Watch(Protocol):
+class EngineObserver(Protocol):
     """Told of the engines of one version."""
 
     @property
-    def key(self) -> Key: ...
+    def key(self) -> VersionKey: ...
 
-    def waited(self, members: Sequence[Any]) -> None:
+    def on_dequeued(self, members: Sequence[Any]) -> None:
         """Members left the queue to be computed: they have ``begun``."""
 
-    def computed(self, rows: int, seconds: float) -> None:
+    def on_batch(self, rows: int, seconds: float) -> None:
         """A forward of ``rows`` rows took so long."""
 
-    def served(self, members: Sequence[Any]) -> None:
+    def on_completed(self, members: Sequence[Any]) -> None:
         """Members were computed together, and have ``ended``."""
 
-    def first(self, member: Any, seconds: float) -> None:
+    def on_first_token(self, member: Any, seconds: float) -> None:
         """The first character of a text came so long after it was queued."""
 
-    def between(self, seconds: float) -> None:
+    def on_inter_token(self, seconds: float) -> None:
         """The mean time between two characters of a text that is finished."""
 
-    def refused(self, reason: str) -> None:
+    def on_rejected(self, reason: str) -> None:
         """A request was not let into the queue: ``queue_full`` or ``stopping``."""
 
-    def failed(self, error: Exception) -> None:
+    def on_failure(self, error: Exception) -> None:
         """The network failed on an input that was good."""
 
-    def loaded(self, size: int) -> None:
+    def on_loaded(self, size: int) -> None:
         """The version holds so many bytes of weights here; 0: it is gone."""
 
-    def load(self, queued: int, running: int) -> None:
+    def on_load(self, queued: int, running: int) -> None:
         """So many rows wait, and so many are computed."""
 
 
-class Watcher(Protocol):
+class ObserverFactory(Protocol):
     """Has a watch for each version."""
 
-    def of(self, model: str, version: int) -> Watch: ...
+    def for_version(self, model: str, version: int) -> EngineObserver: ...
 
-    def versions(self, live: int, broken: int, there: frozenset[Key]) -> None:
+    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
         """So many versions are in memory, and so many cannot be served; ``there`` are all that may yet be told of."""

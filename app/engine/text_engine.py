@@ -17,56 +17,58 @@ from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
 from app.engine.fair_queue import FairQueue
-from app.engine.futures import abandon, fail, give
-from app.engine.observer import ACCOUNT, Account, Watch
+from app.engine.futures import cancel, set_exception, set_result
+from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import InferenceFailed, NotReady
 
-TURN = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
-CROWDED = 0.012  # seconds of a turn after which nobody finds room: to refuse one after each step costs more
-LONG = 0.006  # seconds that all else takes between two turns, from which on a turn lasts as long as that did
-LONGEST = 0.05  # seconds of a turn
-STINT = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
-SHORTER = 4  # times as much has to be left of it: texts of one kind are done soonest one after the other
-LOOK = 0.05  # seconds between two looks at who could make room
-TOGETHER = 128  # texts that are reported as computed together, when the engine is not idle before
+STEP_BUDGET = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
+STEP_BUDGET_REJECTING = (
+    0.012  # seconds of a turn after which nobody finds room: to refuse one after each step costs more
+)
+LONG_GAP = 0.006  # seconds that all else takes between two turns, from which on a turn lasts as long as that did
+MAX_STEP_BUDGET = 0.05  # seconds of a turn
+PREEMPT_AFTER = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
+PREEMPT_RATIO = 4  # times as much has to be left of it: texts of one kind are done soonest one after the other
+PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two looks at who could make room
+REPORT_BATCH = 128  # texts that are reported as computed together, when the engine is not idle before
 
 
-FOLLOWED = 0.0002  # seconds between two tellings of a text, for each text that is followed: see ``_tell``
+NOTIFY_INTERVAL = 0.0002  # seconds between two tellings of a text, for each text that is followed: see ``_tell``
 
 
-class Steppable(Protocol):
+class SteppableText(Protocol):
     @property
     def finished(self) -> bool: ...
 
     @property
-    def written(self) -> int:
+    def generated(self) -> int:
         """Characters so far."""
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Characters that it may yet take."""
 
 
-Text = TypeVar("Text", bound=Steppable)
+Text = TypeVar("Text", bound=SteppableText)
 
 
 @dataclass(eq=False, slots=True)
-class Row(Generic[Text]):
+class TextSequence(Generic[Text]):
     """A text, the future that carries it back when it is finished, and who wants to know that it has grown."""
 
     text: Text
-    answer: asyncio.Future[Text]
-    grown: asyncio.Event | None = None
+    future: asyncio.Future[Text]
+    updated: asyncio.Event | None = None
     caller: str | None = None  # whose key sent it
-    account: Account | None = None  # of the request that it belongs to
-    queued: float = field(default_factory=time.monotonic)
-    begun: float = 0.0
-    first: float = 0.0  # when its first character had come
-    ended: float = 0.0
+    trace: RequestTrace | None = None  # of the request that it belongs to
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float = 0.0
+    first_token_at: float = 0.0  # when its first character had come
+    ended_at: float = 0.0
     rows: int = 1
-    waits: bool = False  # in the queue
-    joined: float = 0.0  # when it began to run, this time
-    told: float = 0.0  # when its follower was woken last
+    waiting: bool = False  # in the queue
+    joined_at: float = 0.0  # when it began to run, this time
+    notified_at: float = 0.0  # when its follower was woken last
 
 
 class TextEngine(Generic[Text]):
@@ -82,29 +84,29 @@ class TextEngine(Generic[Text]):
         step: Callable[[Sequence[Text]], None],
         seconds: Callable[[int], float],
         executor: Executor,
-        watch: Watch,
+        observer: EngineObserver,
         rows: int,
         queue_rows: int,
-        turn: float = TURN,
+        step_budget: float = STEP_BUDGET,
     ) -> None:
         self.name = name
-        self._turn_seconds = turn
+        self._step_budget = step_budget
         self._step = step
         self._seconds = seconds
         self._executor = executor
-        self.watch = watch
+        self.observer = observer
         self._rows = rows
-        self._admission = AdmissionControl(name, watch, queue_rows)
-        self._waiting: FairQueue[Row[Text]] = FairQueue()
-        self._running: list[Row[Text]] = []
-        self._silent: list[Row[Text]] = []  # those that run without a character so far
-        self._done: list[Row[Text]] = []  # those that are finished and not reported yet
-        self._stepping: asyncio.Task[None] | None = None
-        self._pace = 1.0  # seconds from a text's start to its end
-        self._turned = 0.0  # when the last turn ended
-        self._written = 0.0  # by the lane, until then
-        self._refused = 0  # by the door, when the last turn began
-        self._looked = 0.0  # for somebody who could make room
+        self._admission = AdmissionControl(name, observer, queue_rows)
+        self._waiting: FairQueue[TextSequence[Text]] = FairQueue()
+        self._running: list[TextSequence[Text]] = []
+        self._without_token: list[TextSequence[Text]] = []  # those that run without a character so far
+        self._unreported: list[TextSequence[Text]] = []  # those that are finished and not reported yet
+        self._run_task: asyncio.Task[None] | None = None
+        self._seconds_per_text = 1.0  # seconds from a text's start to its end
+        self._last_turn_at = 0.0  # when the last turn ended
+        self._text_seconds = 0.0  # by the lane, until then
+        self._rejected = 0  # by the door, when the last turn began
+        self._preemption_checked_at = 0.0  # for somebody who could make room
         self.circuit_breaker = CircuitBreaker()
 
     @property
@@ -114,59 +116,59 @@ class TextEngine(Generic[Text]):
 
     def admit(self, texts: int) -> None:
         """Raises NotReady or Overloaded when so many texts would not be let in now."""
-        self._admission.admit(texts, self._rows / self._pace)
+        self._admission.admit(texts, self._rows / self._seconds_per_text)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
         """Queue all texts or none, and wait until each is finished.
 
         Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
         """
-        rows = self._enter(texts)
+        rows = self._enqueue_all(texts)
         try:
-            return [await row.answer for row in rows]
+            return [await row.future for row in rows]
         finally:
-            self._abandon(rows)
+            self._cancel(rows)
 
-    async def follow(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
+    async def stream(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
         """The same, but comes back whenever some of the texts have grown, until all are finished.
 
         However slowly it is asked, nothing piles up: who comes late finds the texts longer. Raises as ``submit`` does.
         """
         grown = asyncio.Event()
-        rows = self._enter(texts, grown)
+        rows = self._enqueue_all(texts, grown)
         try:
             open_rows = rows
             while open_rows:
                 await grown.wait()
                 grown.clear()
-                done = [row for row in open_rows if row.answer.done()]
+                done = [row for row in open_rows if row.future.done()]
                 open_rows = [row for row in open_rows if row not in done]
                 yield  # also what came before a failure
                 for row in done:
-                    row.answer.result()
+                    row.future.result()
         finally:
-            self._abandon(rows)
+            self._cancel(rows)
 
-    def _enter(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[Row[Text]]:
+    def _enqueue_all(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[TextSequence[Text]]:
         self.admit(len(texts))
-        loop, account, who = asyncio.get_running_loop(), ACCOUNT.get(), current_caller.get()
-        rows = [Row(text, loop.create_future(), grown, who, account) for text in texts]
+        loop, account, who = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
+        rows = [TextSequence(text, loop.create_future(), grown, who, account) for text in texts]
         for row in rows:
             self._queue(row)
-        if self._stepping is None:
-            self._stepping = loop.create_task(self._run())
+        if self._run_task is None:
+            self._run_task = loop.create_task(self._run())
         return rows
 
-    def _abandon(self, rows: Sequence[Row[Text]]) -> None:
+    def _cancel(self, rows: Sequence[TextSequence[Text]]) -> None:
         """Nobody waits for these any more: they leave the queue, or the running batch at the next step."""
         for row in rows:
-            abandon(row.answer)
-            if row.waits:
+            cancel(row.future)
+            if row.waiting:
                 self._waiting.discard(row)
-                self._leave_queue(row)
+                self._dequeue(row)
 
-    def _leave_queue(self, row: Row[Text]) -> None:
-        row.waits = False
+    def _dequeue(self, row: TextSequence[Text]) -> None:
+        row.waiting = False
         self._admission.remove(row.caller, 1)
 
     async def _run(self) -> None:
@@ -174,99 +176,101 @@ class TextEngine(Generic[Text]):
         try:
             while self._join():
                 await self._advance(self._running)
-                self._leave()
+                self._complete()
                 await self._executor.yield_to_requests()
         finally:
-            self._stepping = None
+            self._run_task = None
             self._report()
 
-    def _join(self) -> list[Row[Text]]:
+    def _join(self) -> list[TextSequence[Text]]:
         """Let waiting texts take the rows that are free; gives who runs now."""
         now = time.monotonic()
-        self._running = [row for row in self._running if not row.answer.done()]
+        self._running = [row for row in self._running if not row.future.done()]
         if self._waiting and len(self._running) >= self._rows:
-            self._make_room(now)
+            self._preempt(now)
         while self._waiting and len(self._running) < self._rows:
             row = self._waiting.pop()
-            self._leave_queue(row)
-            if row.answer.done():
+            self._dequeue(row)
+            if row.future.done():
                 continue
-            row.joined = now
+            row.joined_at = now
             self._running.append(row)
-            if not row.begun:
-                row.begun = now
-                self._silent.append(row)
-                self.watch.waited([row])
+            if not row.started_at:
+                row.started_at = now
+                self._without_token.append(row)
+                self.observer.on_dequeued([row])
         return self._running
 
-    def _make_room(self, now: float) -> None:
+    def _preempt(self, now: float) -> None:
         """As many as wait leave their rows, of those that have run for a while and are much longer than one that waits.
 
         They are in the queue again: it is bounded, whoever is in it.
         """
-        if now - self._looked < LOOK:
+        if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
             return
-        self._looked = now
-        most = SHORTER * min(row.text.left for row in self._waiting)
-        long = [row for row in self._running if now - row.joined > STINT and row.text.left > most]
+        self._preemption_checked_at = now
+        most = PREEMPT_RATIO * min(row.text.remaining for row in self._waiting)
+        long = [row for row in self._running if now - row.joined_at > PREEMPT_AFTER and row.text.remaining > most]
         for row in long[: len(self._waiting)]:
             self._running.remove(row)
             self._queue(row)
 
-    def _queue(self, row: Row[Text]) -> None:
-        row.waits = True
+    def _queue(self, row: TextSequence[Text]) -> None:
+        row.waiting = True
         self._admission.add(row.caller, 1)
         self._waiting.append(row)
 
-    def _leave(self) -> None:
+    def _complete(self) -> None:
         """Answer the finished texts, and tell whoever follows one."""
         now = time.monotonic()
-        if self._silent:
-            self._listen(now)
+        if self._without_token:
+            self._report_first_tokens(now)
         for row in self._running:
-            if row.text.finished and not row.answer.done():
-                self._pace = 0.8 * self._pace + 0.2 * (now - row.begun)
+            if row.text.finished and not row.future.done():
+                self._seconds_per_text = 0.8 * self._seconds_per_text + 0.2 * (now - row.started_at)
                 self._finish(row, now)
-                give(row.answer, row.text)
-        self._tell(now)
-        self._running = [row for row in self._running if not row.answer.done()]
+                set_result(row.future, row.text)
+        self._notify(now)
+        self._running = [row for row in self._running if not row.future.done()]
         if not self._running:
             self._report()
 
-    def _listen(self, now: float) -> None:
+    def _report_first_tokens(self, now: float) -> None:
         """Report the texts whose first character has come."""
-        for row in self._silent:
-            if row.text.written and not row.answer.done():
-                row.first = now
-                self.watch.first(row, now - row.queued)
-        self._silent = [row for row in self._silent if not (row.first or row.text.finished or row.answer.done())]
+        for row in self._without_token:
+            if row.text.generated and not row.future.done():
+                row.first_token_at = now
+                self.observer.on_first_token(row, now - row.queued_at)
+        self._without_token = [
+            row for row in self._without_token if not (row.first_token_at or row.text.finished or row.future.done())
+        ]
 
-    def _finish(self, row: Row[Text], now: float) -> None:
-        row.ended = now
-        if row.first and row.text.written > 1:
-            self.watch.between((now - row.first) / (row.text.written - 1))
-        self._done.append(row)
-        if row.account:
-            row.account.ended = now
-        if len(self._done) >= TOGETHER:
+    def _finish(self, row: TextSequence[Text], now: float) -> None:
+        row.ended_at = now
+        if row.first_token_at and row.text.generated > 1:
+            self.observer.on_inter_token((now - row.first_token_at) / (row.text.generated - 1))
+        self._unreported.append(row)
+        if row.trace:
+            row.trace.ended_at = now
+        if len(self._unreported) >= REPORT_BATCH:
             self._report()
 
     def _report(self) -> None:
         """Tell which texts were computed together since the engine was idle."""
-        done, self._done = self._done, []
+        done, self._unreported = self._unreported, []
         if done:
-            self.watch.served(done)
+            self.observer.on_completed(done)
 
-    def _tell(self, now: float) -> None:
+    def _notify(self, now: float) -> None:
         """Wake those who follow a text: at its first step and its end, and between the less often the more they are.
 
         To wake everybody and write to every socket at each step would cost more than the step.
         """
-        followed = [row for row in self._running if row.grown]
+        followed = [row for row in self._running if row.updated]
         for row in followed:
-            if row.answer.done() or now - row.told >= FOLLOWED * len(followed):
-                row.told = now
-                row.grown.set()  # type: ignore[union-attr]  # as was asked above
+            if row.future.done() or now - row.notified_at >= NOTIFY_INTERVAL * len(followed):
+                row.notified_at = now
+                row.updated.set()  # type: ignore[union-attr]  # as was asked above
 
     def _turn(self, texts: list[Text]) -> None:
         """A step for all texts, and more until one of them is finished or begins to be written, or the turn is over.
@@ -274,16 +278,16 @@ class TextEngine(Generic[Text]):
         Beside long forwards of other models, or many short ones, it is a long turn: else texts would have a hundredth
         of the time. It is longer, too, while others are refused: the step after what came between is a slow one.
         """
-        begun, others = time.perf_counter(), self._others()
-        long = others > LONG
-        seconds = min(others, LONGEST) if long else self._turn_seconds
-        if self._refused != self._admission.rejected:
-            self._refused, seconds = self._admission.rejected, max(seconds, CROWDED)
-        silent = [text for text in texts if long and not text.written]
+        begun, others = time.perf_counter(), self._seconds_since_turn()
+        long = others > LONG_GAP
+        seconds = min(others, MAX_STEP_BUDGET) if long else self._step_budget
+        if self._rejected != self._admission.rejected:
+            self._rejected, seconds = self._admission.rejected, max(seconds, STEP_BUDGET_REJECTING)
+        silent = [text for text in texts if long and not text.generated]
         try:
             self._step(texts)
             while time.perf_counter() < begun + seconds and not any(text.finished for text in texts):
-                if any(text.written for text in silent):
+                if any(text.generated for text in silent):
                     break
                 self._step(texts)
         finally:
@@ -291,40 +295,42 @@ class TextEngine(Generic[Text]):
 
     def _note_turn(self, seconds: float) -> None:
         self._executor.text_seconds += seconds
-        self._turned, self._written = time.perf_counter(), self._executor.text_seconds
+        self._last_turn_at, self._text_seconds = time.perf_counter(), self._executor.text_seconds
 
-    def _others(self) -> float:
+    def _seconds_since_turn(self) -> float:
         """For how many seconds all else has had its turn: the event loop, and other models in the lane.
 
         But not texts of another model: each would have as long a turn as the other, and both ever longer ones.
         """
-        return time.perf_counter() - self._turned - (self._executor.text_seconds - self._written)
+        return time.perf_counter() - self._last_turn_at - (self._executor.text_seconds - self._text_seconds)
 
-    async def _advance(self, rows: list[Row[Text]]) -> None:
+    async def _advance(self, rows: list[TextSequence[Text]]) -> None:
         """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
         try:
             texts = [row.text for row in rows]
-            expected = self._seconds(len(rows)) if self._others() <= LONG else LONGEST
+            expected = self._seconds(len(rows)) if self._seconds_since_turn() <= LONG_GAP else MAX_STEP_BUDGET
             _, seconds = await self._executor.run_timed(expected, self._turn, texts)
             self.circuit_breaker.record_success()
-            self.watch.computed(len(rows), seconds)
+            self.observer.on_batch(len(rows), seconds)
         except Exception as error:
             if len(rows) > 1:
                 for row in rows:
                     await self._advance([row])
                     await asyncio.sleep(0)
-            elif not rows[0].answer.done():
-                fail(rows[0].answer, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})"))
+            elif not rows[0].future.done():
+                set_exception(
+                    rows[0].future, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})")
+                )
                 self.circuit_breaker.record_failure()
-                self.watch.failed(error)
+                self.observer.on_failure(error)
 
     async def close(self, seconds: float) -> None:
         """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""
         self._admission.closed = True
-        if self._stepping:
-            await asyncio.wait([self._stepping], timeout=seconds)
+        if self._run_task:
+            await asyncio.wait([self._run_task], timeout=seconds)
         for row in (*self._waiting, *self._running):
-            fail(row.answer, NotReady(f"{self.name} stopped before it could answer"))
-            if row.grown:
-                row.grown.set()
+            set_exception(row.future, NotReady(f"{self.name} stopped before it could answer"))
+            if row.updated:
+                row.updated.set()
         self._waiting.clear()

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
-from app.engine.observer import Account
+from app.engine.observer import RequestTrace
 
 access = logging.getLogger("quartet.access")
 
@@ -48,7 +48,7 @@ class AccessLog:
         self._size = 0
         self._second, self._stamp = 0, ""
 
-    def __call__(self, method: str, path: str, route: str, status: int, seconds: float, account: Account) -> None:
+    def __call__(self, method: str, path: str, route: str, status: int, seconds: float, account: RequestTrace) -> None:
         if not access.isEnabledFor(logging.INFO):
             return
         if not self._lines:
@@ -59,7 +59,7 @@ class AccessLog:
         if self._size > TOGETHER:
             self.write()
 
-    def _text(self, method: str, path: str, route: str, status: int, seconds: float, account: Account) -> str:
+    def _text(self, method: str, path: str, route: str, status: int, seconds: float, account: RequestTrace) -> str:
         now = time.time()
         if int(now) != self._second:
             self._second, self._stamp = int(now), time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
@@ -69,7 +69,7 @@ class AccessLog:
             f"{method} {plain} {status} {seconds * 1000:.1f} ms {account.id}\n"
         )
 
-    def _json(self, method: str, path: str, route: str, status: int, seconds: float, account: Account) -> str:
+    def _json(self, method: str, path: str, route: str, status: int, seconds: float, account: RequestTrace) -> str:
         line: dict[str, Any] = {
             "time": _time(time.time()),
             "level": "INFO",
@@ -81,15 +81,15 @@ class AccessLog:
             "status": status,
             "seconds": round(seconds, 6),
         }
-        if account.begun:
+        if account.started_at:
             line |= {"model": account.model, "version": account.version, "rows": account.rows}
-            line["queue_seconds"] = round(account.begun - account.queued, 6)
-        if account.ended:
-            line["compute_seconds"] = round(account.ended - account.begun, 6)
-        if account.first:
-            line["first_seconds"] = round(account.first, 6)
-        if account.reason:
-            line["reason"] = account.reason
+            line["queue_seconds"] = round(account.started_at - account.queued_at, 6)
+        if account.ended_at:
+            line["compute_seconds"] = round(account.ended_at - account.started_at, 6)
+        if account.time_to_first_token:
+            line["first_seconds"] = round(account.time_to_first_token, 6)
+        if account.error_code:
+            line["reason"] = account.error_code
         if account.span:
             line["trace"] = f"{account.span.get_span_context().trace_id:032x}"
         return orjson.dumps(line).decode() + "\n"

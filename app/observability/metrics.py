@@ -27,7 +27,7 @@ from prometheus_client import (
 )
 from prometheus_client.mmap_dict import MmapedDict
 
-from app.engine.observer import Key, Member
+from app.engine.observer import BatchMember, VersionKey
 from app.observability.tracing import Tracer
 from app.store.files import locked
 
@@ -42,10 +42,12 @@ ALIVE = "alive"  # a file in that folder: who counts there holds its lock
 VERSION = ("model", "version")
 REFUSALS = ("queue_full", "stopping")
 DEAD = 0  # stands for all processes that have died, in the names of files
-GONE = 8  # versions whose figures are forgotten at once: all others are counted anew from a file then
+STALE_VERSIONS_PER_SWEEP = (
+    8  # versions whose figures are forgotten at once: all others are counted anew from a file then
+)
 
 
-def harmless(report: Callable[P, None]) -> Callable[P, None]:
+def log_errors(report: Callable[P, None]) -> Callable[P, None]:
     """A report that fails, for want of file descriptors say, is logged: what it tells of goes on."""
 
     @functools.wraps(report)
@@ -68,8 +70,8 @@ class Metrics:
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.tracer = tracer
         self.under_way = 0  # requests; told when it is asked for
-        self._figures: dict[Key, Figures] = {}
-        self._there: frozenset[Key] | None = None  # versions, once they are known
+        self._figures: dict[VersionKey, VersionMetrics] = {}
+        self._there: frozenset[VersionKey] | None = None  # versions, once they are known
         self._lock = threading.Lock()  # versions are loaded on a thread
         self._begin()
 
@@ -111,15 +113,15 @@ class Metrics:
         for figures in self._figures.values():
             figures.bind()
 
-    def of(self, model: str, version: int) -> Figures:
+    def for_version(self, model: str, version: int) -> VersionMetrics:
         """The figures of a version, the same ones each time."""
         with self._lock:
             if (model, version) not in self._figures:
-                self._figures[model, version] = Figures(self, model, version)
+                self._figures[model, version] = VersionMetrics(self, model, version)
             return self._figures[model, version]
 
-    @harmless
-    def answered(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
+    @log_errors
+    def on_response(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
         """A request was answered, or given up; ``reason`` is the code of its failure."""
         key = (route, method, status)
         if key not in self._answered:
@@ -131,23 +133,23 @@ class Metrics:
         if reason or status >= 400:
             self.errors.labels(route, reason or str(status)).inc()
 
-    @harmless
-    def limited(self, key: str) -> None:
+    @log_errors
+    def on_rate_limited(self, key: str) -> None:
         """A request was more than its key may send."""
         self.limits.labels(key).inc()
 
-    @harmless
-    def versions(self, live: int, broken: int, there: frozenset[Key]) -> None:
+    @log_errors
+    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
         self.states.labels("live").set(live)
         self.states.labels("broken").set(broken)
         self.requests_running.set(self.under_way)
         self._there = there
         with self._lock:
             gone = self._figures.keys() - there
-            if len(gone) >= GONE:
+            if len(gone) >= STALE_VERSIONS_PER_SWEEP:
                 self._forget(gone)
 
-    def _forget(self, gone: set[Key]) -> None:
+    def _forget(self, gone: set[VersionKey]) -> None:
         """Take figures of versions out of memory: those of several workers out of this one's files, written anew."""
         for key in gone:
             del self._figures[key]
@@ -172,18 +174,18 @@ class Metrics:
         fresh = file.with_suffix(".fresh")
         kept = MmapedDict(str(fresh))
         for key, value, stamp, _ in MmapedDict.read_all_values_from_file(file):
-            if self._tells(json.loads(key)[2]):
+            if self._is_current(json.loads(key)[2]):
                 kept.write_value(key, value, stamp)
         kept.close()
         return fresh
 
-    def _tells(self, labels: Mapping[str, str]) -> bool:
+    def _is_current(self, labels: Mapping[str, str]) -> bool:
         """Whether a figure with such labels is told: one of no version, or of one that is there."""
         return (
             self._there is None or "version" not in labels or (labels["model"], int(labels["version"])) in self._there
         )
 
-    def page(self) -> bytes:
+    def render(self) -> bytes:
         """All figures of all workers in Prometheus' text format."""
         return generate_latest(self)
 
@@ -205,11 +207,11 @@ class Metrics:
             with locked(Path(os.environ[SHARED])):  # nobody's are moved meanwhile
                 families = list(registry.collect())
         for family in families:
-            family.samples = [sample for sample in family.samples if self._tells(sample.labels)]
+            family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
             yield family
 
 
-class Figures:
+class VersionMetrics:
     """The figures of one version, what its engines tell of, and its part in the accounts of requests."""
 
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
@@ -223,55 +225,55 @@ class Figures:
         self._compute = self._metrics.compute_seconds.labels(*self._labels)
         self._rows = self._metrics.batch_rows.labels(*self._labels)
 
-    @harmless
-    def waited(self, members: Sequence[Member]) -> None:
+    @log_errors
+    def on_dequeued(self, members: Sequence[BatchMember]) -> None:
         observe = self._queue.observe
         for member in members:
-            observe(member.begun - member.queued)
-            if account := member.account:
-                if not account.begun:
+            observe(member.started_at - member.queued_at)
+            if account := member.trace:
+                if not account.started_at:
                     account.model, account.version = self.model, self.version
-                    account.queued, account.begun = member.queued, member.begun
+                    account.queued_at, account.started_at = member.queued_at, member.started_at
                 account.rows += member.rows
 
-    @harmless
-    def computed(self, rows: int, seconds: float) -> None:
+    @log_errors
+    def on_batch(self, rows: int, seconds: float) -> None:
         self._compute.observe(seconds)
         self._rows.observe(rows)
 
-    @harmless
-    def served(self, members: Sequence[Member]) -> None:
+    @log_errors
+    def on_completed(self, members: Sequence[BatchMember]) -> None:
         for member in members:
-            if account := member.account:
-                account.ended = max(account.ended, member.ended)
+            if account := member.trace:
+                account.ended_at = max(account.ended_at, member.ended_at)
         if self._metrics.tracer:
             self._metrics.tracer.computed(self.model, self.version, members)
 
-    @harmless
-    def first(self, member: Member, seconds: float) -> None:
+    @log_errors
+    def on_first_token(self, member: BatchMember, seconds: float) -> None:
         self._metrics.first_seconds.labels(*self._labels).observe(seconds)
-        if member.account and not member.account.first:
-            member.account.first = seconds
+        if member.trace and not member.trace.time_to_first_token:
+            member.trace.time_to_first_token = seconds
 
-    @harmless
-    def between(self, seconds: float) -> None:
+    @log_errors
+    def on_inter_token(self, seconds: float) -> None:
         self._metrics.gap_seconds.labels(*self._labels).observe(seconds)
 
-    @harmless
-    def refused(self, reason: str) -> None:
+    @log_errors
+    def on_rejected(self, reason: str) -> None:
         self._metrics.refusals.labels(*self._labels, reason).inc()
 
-    @harmless
-    def failed(self, error: Exception) -> None:
+    @log_errors
+    def on_failure(self, error: Exception) -> None:
         self._metrics.failures.labels(*self._labels).inc()
         log.error("%s@%s failed", self.model, self.version, exc_info=error)
 
-    @harmless
-    def loaded(self, size: int) -> None:
+    @log_errors
+    def on_loaded(self, size: int) -> None:
         self._metrics.loaded.labels(*self._labels).set(size)
 
-    @harmless
-    def load(self, queued: int, running: int) -> None:
+    @log_errors
+    def on_load(self, queued: int, running: int) -> None:
         self._metrics.queued.labels(*self._labels).set(queued)
         self._metrics.running.labels(*self._labels).set(running)
 
@@ -298,13 +300,13 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     @contextmanager
     def shared() -> Iterator[Callable[[int], None]]:
         with alive, folder:
-            yield bury
+            yield reap
 
     return shared()
 
 
-@harmless
-def bury(process: int) -> None:
+@log_errors
+def reap(process: int) -> None:
     """Add what a process that has died had counted to what those before it had, in one file of each kind.
 
     Else every one that dies would leave files to be read, and to be kept in memory, for ever.

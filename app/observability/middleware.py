@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.engine.observer import ACCOUNT, Account
+from app.engine.observer import RequestTrace, current_trace
 from app.errors import CallerGone, NotReady, QuartetError
 from app.observability.access_log import AccessLog
 from app.observability.metrics import Metrics
@@ -43,8 +43,8 @@ class Telemetry:
             return
         begun = time.perf_counter()
         scope[REQUEST_ID] = request_id = _request_id(scope)
-        account = Account(request_id)
-        ACCOUNT.set(account)
+        account = RequestTrace(request_id)
+        current_trace.set(account)
         added = [(b"x-request-id", request_id.encode()), *GUARDS]
         if tracer := self.metrics.tracer:
             account.span, parent = tracer.begin(scope["method"], scope["headers"])
@@ -77,18 +77,18 @@ class Telemetry:
 
     def refused(self, path: str, error: QuartetError, request_id: str) -> None:
         """What was no HTTP, or too long a head of it, was answered before it was a request."""
-        self.metrics.answered("unknown", "OTHER", error.status, 0.0, error.code)
-        self.log("-", path or "-", "unknown", error.status, 0.0, Account(request_id, reason=error.code))
+        self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
+        self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
-    def _ended(self, scope: Scope, status: int, seconds: float, account: Account) -> None:
+    def _ended(self, scope: Scope, status: int, seconds: float, account: RequestTrace) -> None:
         self.metrics.under_way -= 1
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = _route(scope)
-        self.metrics.answered(route, method, status, seconds, account.reason)
+        self.metrics.on_response(route, method, status, seconds, account.error_code)
         self.log(method, scope["path"], route, status, seconds, account)
         if tracer := self.metrics.tracer:
             names = {"quartet.model": account.model, "quartet.version": account.version, "quartet.rows": account.rows}
-            tracer.end(account.span, method, route, status, names | {"error.type": account.reason})
+            tracer.end(account.span, method, route, status, names | {"error.type": account.error_code})
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from app.engine.observer import Account, Member
+from app.engine.observer import BatchMember, RequestTrace
 from app.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ class Tracer:
             span.set_status(self._trace.StatusCode.ERROR, attributes.get("error.type"))
         span.end()
 
-    def computed(self, model: str, version: int, members: Sequence[Member]) -> None:
+    def computed(self, model: str, version: int, members: Sequence[BatchMember]) -> None:
         """One batch: a span of its own that links to its members, and in each request its wait and its computing."""
-        traced: dict[Account, list[Member]] = {}
+        traced: dict[RequestTrace, list[BatchMember]] = {}
         for member in members:
-            if (account := member.account) and account.span and account.span.get_span_context().trace_flags.sampled:
+            if (account := member.trace) and account.span and account.span.get_span_context().trace_flags.sampled:
                 traced.setdefault(account, []).append(member)
         if not traced:
             return
@@ -74,18 +74,18 @@ class Tracer:
             self._nowhere,
             attributes=names,
             links=[self._trace.Link(request) for request in requests[:LINKS]],
-            start_time=_nanoseconds(min(member.begun for member in members), offset),
+            start_time=_nanoseconds(min(member.started_at for member in members), offset),
         )
         link = [self._trace.Link(batch.get_span_context())]
         for account, own in traced.items():
             parent = self._trace.set_span_in_context(account.span, self._nowhere)
-            begun = _nanoseconds(own[0].begun, offset)
-            waiting = self._tracer.start_span("queue", parent, start_time=_nanoseconds(own[0].queued, offset))
+            begun = _nanoseconds(own[0].started_at, offset)
+            waiting = self._tracer.start_span("queue", parent, start_time=_nanoseconds(own[0].queued_at, offset))
             waiting.end(begun)
             told = {**names, "quartet.rows": sum(member.rows for member in own)}
             computing = self._tracer.start_span("compute", parent, attributes=told, links=link, start_time=begun)
-            computing.end(_nanoseconds(max(member.ended for member in own), offset))
-        batch.end(_nanoseconds(max(member.ended for member in members), offset))
+            computing.end(_nanoseconds(max(member.ended_at for member in own), offset))
+        batch.end(_nanoseconds(max(member.ended_at for member in members), offset))
 
     def close(self) -> None:
         """Send what is left."""

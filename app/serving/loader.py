@@ -17,7 +17,7 @@ import torch
 from app import store
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.engine.observer import Watcher
+from app.engine.observer import ObserverFactory
 from app.engine.text_engine import TextEngine
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
@@ -51,7 +51,7 @@ class Live:
     def follow(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
         """Texts of this version each time they have grown; see ``TextEngine.follow``."""
         assert isinstance(self.engine, TextEngine)
-        return self.engine.follow(texts)
+        return self.engine.stream(texts)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Loader:
     """Makes versions ready for one process: its device, its lane, its limits."""
 
     settings: Settings
-    watch: Watcher
+    watch: ObserverFactory
     executor: Executor
     device: torch.device
 
@@ -110,7 +110,7 @@ class Loader:
         card, settings = version.card, self.settings
         size = sum(tensor.nbytes for tensor in version.tensors.values())
         if isinstance(predictor, TextContinuer):
-            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.of(card.name, card.version)
+            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.for_version(card.name, card.version)
             engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)
             return Live(card, predictor, engine, bytes=size)
         explainer = None
@@ -125,7 +125,7 @@ class Loader:
             predictor.rows,
             predictor.seconds,
             self.executor,
-            self.watch.of(card.name, card.version),
+            self.watch.for_version(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
         )

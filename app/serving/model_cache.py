@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.engine.observer import Watcher
+from app.engine.observer import ObserverFactory
 from app.serving.loader import Live
 
 log = logging.getLogger("quartet")
@@ -16,7 +16,7 @@ log = logging.getLogger("quartet")
 class Memory:
     """Holds versions of at most so many bytes of weights, where ``most`` is not 0."""
 
-    watch: Watcher
+    watch: ObserverFactory
     most: int = 0
     live: dict[str, dict[int, Live]] = field(default_factory=dict)
 
@@ -33,7 +33,7 @@ class Memory:
     def add(self, live: Live, stays: Callable[[Live], bool]) -> None:
         """Hold one more. Past the limit others go, those asked for longest ago first, but none that ``stays``."""
         self.live.setdefault(live.card.name, {})[live.card.version] = live
-        self.watch.of(live.card.name, live.card.version).loaded(live.bytes)
+        self.watch.for_version(live.card.name, live.card.version).on_loaded(live.bytes)
         log.info("%s is in memory", live.id)
         while self.most and self.bytes() > self.most:
             others = [other for other in self.all() if other is not live and not stays(other)]
@@ -48,5 +48,5 @@ class Memory:
         del versions[live.card.version]
         if not versions:
             del self.live[live.card.name]
-        self.watch.of(live.card.name, live.card.version).loaded(0)
+        self.watch.for_version(live.card.name, live.card.version).on_loaded(0)
         log.info("%s is %s", live.id, why)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app import store
 from app.engine.executor import Executor
-from app.engine.observer import Key, Watch
+from app.engine.observer import EngineObserver, VersionKey
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
 from app.serving.loader import Broken, Live
 from app.serving.store_watcher import Stock
@@ -31,7 +31,7 @@ class Registry(Stock):
 
     parse_executor: Executor = field(init=False)
     stopping: bool = False
-    reported: set[Watch] = field(default_factory=set)  # those that may have been told of rows
+    reported: set[EngineObserver] = field(default_factory=set)  # those that may have been told of rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +87,7 @@ class Registry(Stock):
             if isinstance(entry, Live):
                 return entry
 
-    def find(self, model: str, request_id: str = "", param: str = "model") -> Key:
+    def find(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
         """The name and number that ``name`` or ``name@version`` means. Raises UnknownModel and RetiredModel."""
         name, at, number = model.partition("@")
         shelf = self.shelves.get(name)
@@ -104,7 +104,7 @@ class Registry(Stock):
             raise UnknownModel(model, shelf.labels() or self.shelves, param)
         return name, found
 
-    def _default(self, task: Task, request_id: str) -> Key:
+    def _default(self, task: Task, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")
         shelf = self.shelves.get(name)
         number = shelf.serves(request_id) if shelf else None
@@ -135,13 +135,13 @@ class Registry(Stock):
         engines = list(self.engines)
         loads = dict.fromkeys(self.reported, (0, 0))  # also of versions that are gone, this once more
         for engine in engines:
-            queued, running = loads.get(engine.watch, (0, 0))
-            loads[engine.watch] = queued + engine.load[0], running + engine.load[1]
+            queued, running = loads.get(engine.observer, (0, 0))
+            loads[engine.observer] = queued + engine.load[0], running + engine.load[1]
         for watch, load in loads.items():
-            watch.load(*load)
-        self.reported = {engine.watch for engine in engines}
+            watch.on_load(*load)
+        self.reported = {engine.observer for engine in engines}
         there = self.there | {watch.key for watch in loads}
-        self.watch.versions(sum(map(len, self.live.values())), len(self.broken), there)
+        self.watch.on_versions(sum(map(len, self.live.values())), len(self.broken), there)
 
     async def close(self) -> None:
         """Refuse new requests, finish or tell the running ones."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import store
-from app.engine.observer import Key
+from app.engine.observer import VersionKey
 from app.serving.loader import Broken, look
 from app.store import Card, StoreError, rollout
 from app.store.rollout import Rollout
@@ -28,12 +28,14 @@ class Survey:
 
     numbers: dict[str, list[int]] = field(default_factory=dict)
     chosen: dict[str, Rollout] = field(default_factory=dict)
-    cards: dict[Key, Card] = field(default_factory=dict)
+    cards: dict[VersionKey, Card] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
-    failed: dict[Key, Broken] = field(default_factory=dict)  # could not be loaded, and lie there as they did then
+    failed: dict[VersionKey, Broken] = field(
+        default_factory=dict
+    )  # could not be loaded, and lie there as they did then
 
     @classmethod
-    def of(cls, folder: Path, before: Survey, failed: Mapping[Key, Broken]) -> Survey:
+    def of(cls, folder: Path, before: Survey, failed: Mapping[VersionKey, Broken]) -> Survey:
         """Look at the store. A card is read once, for a version never changes; those that are broken, each time.
 
         A choice that cannot be read leaves the one ``before``. Of the versions that have ``failed`` to load, those

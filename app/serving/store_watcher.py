@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from app import store
 from app.engine.executor import Executor
-from app.engine.observer import Key, Watcher
+from app.engine.observer import ObserverFactory, VersionKey
 from app.serving.loader import Broken, Engine, Live, Loader, find_device, find_store
 from app.serving.model_cache import Memory
 from app.serving.store_snapshot import Survey, unloaded
@@ -32,7 +32,7 @@ class Stock:
     """
 
     settings: Settings
-    watch: Watcher
+    watch: ObserverFactory
     executor: Executor = field(init=False)
     memory: Memory = field(init=False)
     shelves: dict[str, Shelf] = field(default_factory=dict)
@@ -46,9 +46,9 @@ class Stock:
         find_store(self.settings.store)
         self._loader = Loader(self.settings, self.watch, self.executor, self.device)
         self._survey = Survey()
-        self._failed: dict[Key, Broken] = {}  # versions that could not be loaded
+        self._failed: dict[VersionKey, Broken] = {}  # versions that could not be loaded
         self._refused: list[Broken] = []  # entries of defaults.json
-        self._coming: dict[Key, asyncio.Task[Live | Broken]] = {}
+        self._coming: dict[VersionKey, asyncio.Task[Live | Broken]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._looked = -math.inf  # when the last look at the store began
@@ -61,7 +61,7 @@ class Stock:
         return self.memory.live
 
     @property
-    def there(self) -> frozenset[Key]:
+    def there(self) -> frozenset[VersionKey]:
         """All versions that lie in the store, or are in memory still."""
         stored = {(name, number) for name, numbers in self._survey.numbers.items() for number in numbers}
         return frozenset(stored | {(live.card.name, live.card.version) for live in self.memory.all()})
@@ -146,7 +146,7 @@ class Stock:
             await self.fetch(*due)
             self._place()
 
-    def _due(self) -> Key | None:
+    def _due(self) -> VersionKey | None:
         """The next version to load before anybody asks: of all names what serves comes first, then the rest."""
         first = set(self.defaults.values())
         names = sorted(self._survey.numbers, key=lambda name: (name not in first, name))

@@ -64,12 +64,12 @@ class Continuation:
         return self.finish_reason is not None
 
     @property
-    def written(self) -> int:
+    def generated(self) -> int:
         """Characters so far."""
         return len(self.text)
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Characters that it may yet take: of its prompt to read, and to draw."""
         return self.prompt.unread + len(self.draws) - len(self.text)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 
 from app.api.inference import choose
-from app.engine.observer import Key
+from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import Live
@@ -47,7 +47,7 @@ async def asked(registry: Registry, request: Request, name: str, until: float) -
     return await choose(request, registry, card.task, f"{found}@{number}", until)
 
 
-def meant(registry: Registry, request: Request, name: str) -> Key:
+def meant(registry: Registry, request: Request, name: str) -> VersionKey:
     """The name and number that a path means, in memory or not. Raises as ``asked`` does, but not TimedOut."""
     version = request.path_params.get("version")
     if version is None:

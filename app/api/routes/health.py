@@ -34,7 +34,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     async def prometheus() -> Response:
         """Prometheus' text format."""
         registry.report()
-        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
 
