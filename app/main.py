@@ -34,7 +34,7 @@ from app.observability.tracing import tracer
 from app.server.supervisor import Supervisor, can_fork, hears_hang_up
 from app.server.system import cores, give_back, memory, one_heap, open_files
 from app.server.uvicorn_server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
-from app.serving.loader import find_device, find_store
+from app.serving.loader import check_store, find_device
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import rollout
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         give_back()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
-        beside = [asyncio.create_task(registry.follow()), asyncio.create_task(_report(registry))]
+        beside = [asyncio.create_task(registry.watch()), asyncio.create_task(_report(registry))]
         yield
         for task in beside:
             task.cancel()
@@ -132,7 +132,7 @@ def layout(settings: Settings) -> tuple[int, int]:
     As many workers as cores, where memory allows: the networks here are small, and two threads on one product give
     less than two products at once (``make bench``). A GPU is one process's own. Raises SettingsError.
     """
-    find_store(settings.store)
+    check_store(settings.store)
     device, available = find_device(settings.device), memory()
     alone = device.type == "cuda" or not can_fork()
     if alone and settings.workers > 1:

@@ -100,7 +100,7 @@ class Replica:
         """Which replica this is, and what it has counted."""
         self.registry.report()
         context = serve.get_replica_context()
-        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.watch.registry.collect())
+        return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.registry.collect())
 
     async def check_health(self) -> None:
         """Raises, so that Ray starts another one, when the engine has hung as ``/health/live`` has it."""

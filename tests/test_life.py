@@ -15,7 +15,7 @@ from test_service import figures, until
 from test_store import rewrite_card, rewrite_weights
 
 from app import store
-from app.serving.loader import Broken, Live, Loader
+from app.serving.loader import LoadedModel, Loader, LoadFailure
 from app.store import rollout
 from app.tasks.image_generation import ImageSampler
 
@@ -78,9 +78,9 @@ def test_a_request_waits_for_a_version_that_comes_but_not_past_its_deadline(
         publish_tiny(tiny_store, NAME)
     load, release = Loader.load, threading.Event()
 
-    def held(self: Loader, name: str, number: int, aside: bool = False) -> Live | Broken:
-        assert not aside or release.wait(30)
-        return load(self, name, number, aside)
+    def held(self: Loader, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+        assert not in_background or release.wait(30)
+        return load(self, name, number, in_background)
 
     monkeypatch.setattr(Loader, "load", held)
     with serve() as client:
@@ -169,7 +169,7 @@ def test_a_version_that_found_no_memory_is_tried_again(
             raise MemoryError
         warm_up(sampler, rows)
 
-    monkeypatch.setattr("app.serving.loader.AGAIN", SOON)
+    monkeypatch.setattr("app.serving.loader.RETRY_SECONDS", SOON)
     monkeypatch.setattr(ImageSampler, "warm_up", scarce)
     with serve(store_seconds=SOON) as client:
         publish_tiny(tiny_store, NAME)

@@ -480,7 +480,7 @@ def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch:
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(Registry, "pick", fail)
+    monkeypatch.setattr(Registry, "resolve", fail)
     answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES]})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] in answer.json()["error"]

@@ -253,7 +253,7 @@ def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeyp
         raise RuntimeError("secret")
 
     with serve() as client:
-        monkeypatch.setattr(Registry, "pick", fail)
+        monkeypatch.setattr(Registry, "resolve", fail)
         answer = client.post("/v1/images/sample", json={})
         assert answer.status_code == 500
         assert answer.headers["x-request-id"] in answer.json()["error"]["message"]

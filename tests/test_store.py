@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from app import store
 from app.networks import KINDS, build
-from app.serving.store_snapshot import Survey
+from app.serving.store_snapshot import StoreSnapshot
 from app.store.files import locked
 
 
@@ -193,11 +193,14 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_followed(
     monkeypatch.setattr(Path, "iterdir", refuses)
     assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
     monkeypatch.setattr(Path, "iterdir", listed)
-    before = Survey.of(tmp_path, Survey(), {})
+    before = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
     monkeypatch.setattr(Path, "iterdir", refuses)
-    assert Survey.of(tmp_path, before, {}).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}  # what was there still is
-    found = Survey.of(tmp_path, Survey(), {})
-    assert [(one.name, one.version, one.reason) for one in found.broken] == [
+    assert StoreSnapshot.scan(tmp_path, before, {}).numbers == {
+        "tiny-cnn": [1],
+        "tiny-gan": [1],
+    }  # what was there still is
+    found = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
+    assert [(one.name, one.version, one.reason) for one in found.failures] == [
         ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
     ]
     assert list(found.cards) == [("tiny-gan", 1)]

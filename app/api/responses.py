@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 
 NEVER = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
 
@@ -97,7 +97,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def answered(live: Live, **rest: Any) -> dict[str, Any]:
+def answered(live: LoadedModel, **rest: Any) -> dict[str, Any]:
     """An answer, and who gave it."""
     return {"model": live.card.name, "version": live.card.version, **rest}
 

@@ -25,16 +25,16 @@ from app.tasks import PREDICTORS, Predictor
 from app.tasks.classification import ImageClassifier
 from app.tasks.text_generation import Continuation, TextContinuer
 
-AGAIN = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
-PASSING = (OSError, MemoryError, torch.OutOfMemoryError)
-LASTING = (FileNotFoundError, NotADirectoryError, PermissionError)
-ASIDE = 10  # niceness of a thread that warms up a version while others are served
+RETRY_SECONDS = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
+TRANSIENT_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
+PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
+BACKGROUND_NICENESS = 10  # niceness of a thread that warms up a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
-Seen = tuple[tuple[int, int], ...]
+FileStamps = tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False)
-class Live:
+class LoadedModel:
     """A version that is in memory: its predictor parses and computes, its engine says when."""
 
     card: Card
@@ -42,20 +42,20 @@ class Live:
     engine: Engine
     explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
     bytes: int = 0  # of its weights
-    used: float = 0.0  # when it was asked for last, on time.monotonic's clock
+    last_used_at: float = 0.0  # when it was asked for last, on time.monotonic's clock
 
     @property
     def id(self) -> str:
         return f"{self.card.name}@{self.card.version}"
 
-    def follow(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
+    def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
         """Texts of this version each time they have grown; see ``TextEngine.follow``."""
         assert isinstance(self.engine, TextEngine)
         return self.engine.stream(texts)
 
 
 @dataclass(frozen=True)
-class Broken:
+class LoadFailure:
     """A version that is not served, and why; ``seen``: its files as they were, for they may be half copied.
 
     ``again``: when to try it again all the same, on time.monotonic's clock: it may not have been the version's fault.
@@ -64,8 +64,8 @@ class Broken:
     name: str
     version: int
     reason: str
-    seen: Seen = ()
-    again: float = math.inf
+    files: FileStamps = ()
+    retry_at: float = math.inf
 
     @property
     def label(self) -> str:
@@ -78,26 +78,26 @@ class Loader:
     """Makes versions ready for one process: its device, its lane, its limits."""
 
     settings: Settings
-    watch: ObserverFactory
+    observers: ObserverFactory
     executor: Executor
     device: torch.device
 
-    def load(self, name: str, number: int, aside: bool = False) -> Live | Broken:
+    def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
         """A version, verified and warmed up, or why it is not; ``aside``: while others are served."""
-        if aside and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), ASIDE)
-        seen = look(self.settings.store, name, number)
+        if in_background and hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+        seen = file_stamps(self.settings.store, name, number)
         try:
             version = store.read(self.settings.store, name, number)
             predictor = self._predictor(version)
-            predictor.warm_up(self._full(version.card))
-            return self._live(version, predictor)
+            predictor.warm_up(self._max_batch_rows(version.card))
+            return self._loaded_model(version, predictor)
         except Exception as error:  # whatever is wrong with one version, the others are served
             told = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-            again = time.monotonic() + AGAIN if _passes(error) else math.inf
-            return Broken(name, number, told, seen, again)
+            again = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
+            return LoadFailure(name, number, told, seen, again)
 
-    def _full(self, card: Card) -> int:
+    def _max_batch_rows(self, card: Card) -> int:
         """The rows of the largest batch that a network will see."""
         return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
 
@@ -106,17 +106,17 @@ class Loader:
             return ImageClassifier(version, self.device, self.settings.views)
         return PREDICTORS[version.card.task](version, self.device)
 
-    def _live(self, version: Version, predictor: Any) -> Live:
+    def _loaded_model(self, version: Version, predictor: Any) -> LoadedModel:
         card, settings = version.card, self.settings
         size = sum(tensor.nbytes for tensor in version.tensors.values())
         if isinstance(predictor, TextContinuer):
-            pace, rows, watch = predictor.pace, settings.text_rows, self.watch.for_version(card.name, card.version)
+            pace, rows, watch = predictor.pace, settings.text_rows, self.observers.for_version(card.name, card.version)
             engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)
-            return Live(card, predictor, engine, bytes=size)
+            return LoadedModel(card, predictor, engine, bytes=size)
         explainer = None
         if isinstance(predictor, ImageClassifier):
             explainer = self._batcher(card, predictor.explain, predictor)
-        return Live(card, predictor, self._batcher(card, predictor.predict, predictor), explainer, bytes=size)
+        return LoadedModel(card, predictor, self._batcher(card, predictor.predict, predictor), explainer, bytes=size)
 
     def _batcher(self, card: Card, compute: Callable[..., Any], predictor: Any) -> Batcher[Any, Any]:
         return Batcher(
@@ -125,20 +125,22 @@ class Loader:
             predictor.rows,
             predictor.seconds,
             self.executor,
-            self.watch.for_version(card.name, card.version),
+            self.observers.for_version(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
         )
 
 
-def _passes(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether a failure may be over in a while: memory, files or the disk were not to be had."""
     if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # as torch says it on the CPU
         return True
-    return any(isinstance(one, PASSING) and not isinstance(one, LASTING) for one in (error, error.__cause__))
+    return any(
+        isinstance(one, TRANSIENT_ERRORS) and not isinstance(one, PERMANENT_ERRORS) for one in (error, error.__cause__)
+    )
 
 
-def look(folder: Path, name: str, number: int) -> Seen:
+def file_stamps(folder: Path, name: str, number: int) -> FileStamps:
     """The sizes and times of a version's files: when they change, so may what is wrong with it."""
     seen = []
     for file in (CARD, WEIGHTS):
@@ -153,21 +155,21 @@ def _label(card: Card) -> str:
     return f"{card.name}@{card.version}"
 
 
-def find_store(folder: Path) -> None:
+def check_store(folder: Path) -> None:
     """Raises SettingsError for a store that is not there."""
     if not folder.is_dir():
         raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
 
 
-def find_device(wanted: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "auto":
+    if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
-    device = torch.device(wanted)
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
         raise SettingsError(
-            f"QUARTET_DEVICE is {wanted!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
+            f"QUARTET_DEVICE is {name!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
         )
     return device

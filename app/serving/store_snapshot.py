@@ -9,12 +9,12 @@ from pathlib import Path
 
 from app import store
 from app.engine.observer import VersionKey
-from app.serving.loader import Broken, look
+from app.serving.loader import LoadFailure, file_stamps
 from app.store import Card, StoreError, rollout
 from app.store.rollout import Rollout
 
 
-def unloaded(folder: Path, name: str) -> bool | None:
+def is_unloaded(folder: Path, name: str) -> bool | None:
     """Whether a model is unloaded, by what was chosen for it alone; None where that cannot be read."""
     try:
         return rollout.read(folder, name).unloaded
@@ -23,19 +23,19 @@ def unloaded(folder: Path, name: str) -> bool | None:
 
 
 @dataclass(frozen=True)
-class Survey:
+class StoreSnapshot:
     """The versions of each name, what was chosen for it, and the cards; what cannot be read is ``broken``."""
 
     numbers: dict[str, list[int]] = field(default_factory=dict)
-    chosen: dict[str, Rollout] = field(default_factory=dict)
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
     cards: dict[VersionKey, Card] = field(default_factory=dict)
-    broken: list[Broken] = field(default_factory=list)
-    failed: dict[VersionKey, Broken] = field(
+    failures: list[LoadFailure] = field(default_factory=list)
+    load_failures: dict[VersionKey, LoadFailure] = field(
         default_factory=dict
     )  # could not be loaded, and lie there as they did then
 
     @classmethod
-    def of(cls, folder: Path, before: Survey, failed: Mapping[VersionKey, Broken]) -> Survey:
+    def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
         """Look at the store. A card is read once, for a version never changes; those that are broken, each time.
 
         A choice that cannot be read leaves the one ``before``. Of the versions that have ``failed`` to load, those
@@ -48,27 +48,27 @@ class Survey:
                 if numbers := store.numbers(folder, name):
                     found.numbers[name] = numbers
             except StoreError as error:  # what was there still is, and all others are followed
-                found.broken.append(Broken(name, 0, str(error)))
-                if name in before.numbers:
-                    found.numbers[name] = before.numbers[name]
+                found.failures.append(LoadFailure(name, 0, str(error)))
+                if name in previous.numbers:
+                    found.numbers[name] = previous.numbers[name]
         for name, numbers in found.numbers.items():
             try:
-                found.chosen[name] = rollout.read(folder, name)
+                found.rollouts[name] = rollout.read(folder, name)
             except StoreError as error:
-                found.chosen[name] = before.chosen.get(name, Rollout())
-                found.broken.append(Broken(f"{name}/{rollout.FILE}", 0, str(error)))
+                found.rollouts[name] = previous.rollouts.get(name, Rollout())
+                found.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
             for number in numbers:
-                found._add(folder, before, name, number)
+                found._add(folder, previous, name, number)
         now = time.monotonic()
-        there = (entry for key, entry in failed.items() if key in found.cards and now < entry.again)
-        found.failed.update(
-            {(one.name, one.version): one for one in there if look(folder, one.name, one.version) == one.seen}
+        there = (entry for key, entry in failed.items() if key in found.cards and now < entry.retry_at)
+        found.load_failures.update(
+            {(one.name, one.version): one for one in there if file_stamps(folder, one.name, one.version) == one.files}
         )
         return found
 
-    def _add(self, folder: Path, before: Survey, name: str, number: int) -> None:
+    def _add(self, folder: Path, before: StoreSnapshot, name: str, number: int) -> None:
         try:
             self.cards[name, number] = before.cards.get((name, number)) or store.read_card(folder / name / str(number))
         except StoreError as error:
-            if number not in self.chosen[name].retired:
-                self.broken.append(Broken(name, number, str(error)))
+            if number not in self.rollouts[name].retired:
+                self.failures.append(LoadFailure(name, number, str(error)))

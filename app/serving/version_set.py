@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from app.store.rollout import Rollout
 
-PARTS = 10_000  # a share is measured in hundredths of a per cent
+SHARE_PARTS = 10_000  # a share is measured in hundredths of a per cent
 
 
 @dataclass(frozen=True)
-class Shelf:
+class VersionSet:
     """A name as it is served; replaced as a whole, so that no request sees half of a change."""
 
     name: str
@@ -25,26 +25,26 @@ class Shelf:
     unloaded: tuple[int, ...] = ()  # that may be asked for once the model is loaded again
 
     @classmethod
-    def of(cls, name: str, found: Sequence[int], chosen: Rollout, broken: Collection[int]) -> Shelf:
+    def build(cls, name: str, stored: Sequence[int], rollout: Rollout, broken: Collection[int]) -> VersionSet:
         """What follows from the versions in the store, from what was chosen, and from what cannot be served."""
-        left = [number for number in found if number not in broken and number not in chosen.retired]
-        if chosen.unloaded:
-            return cls(name, (), tuple(chosen.retired), None, None, unloaded=tuple(left))
-        active = next(iter(chosen.order(left)), None)
-        back = [number for number in chosen.before(active, left) if number in left]
-        canary = chosen.canary if chosen.canary and chosen.canary.version in left else None
+        left = [number for number in stored if number not in broken and number not in rollout.retired]
+        if rollout.unloaded:
+            return cls(name, (), tuple(rollout.retired), None, None, unloaded=tuple(left))
+        active = next(iter(rollout.order(left)), None)
+        back = [number for number in rollout.before(active, left) if number in left]
+        canary = rollout.canary if rollout.canary and rollout.canary.version in left else None
         if canary is None or canary.version == active:
-            return cls(name, tuple(left), tuple(chosen.retired), active, next(iter(back), None))
+            return cls(name, tuple(left), tuple(rollout.retired), active, next(iter(back), None))
         previous = next(iter(back), None)
-        return cls(name, tuple(left), tuple(chosen.retired), active, previous, canary.version, canary.share)
+        return cls(name, tuple(left), tuple(rollout.retired), active, previous, canary.version, canary.share)
 
     @property
-    def kept(self) -> list[int]:
+    def resident(self) -> list[int]:
         """The versions that stay in memory, the most wanted first."""
         wanted = (self.active, self.canary, self.previous)
         return list(dict.fromkeys(number for number in wanted if number is not None))
 
-    def without(self, number: int) -> Shelf:
+    def without(self, number: int) -> VersionSet:
         """The same once a version has turned out to be broken that does not serve."""
         left = tuple(known for known in self.numbers if known != number)
         canary = None if self.canary == number else self.canary
@@ -54,17 +54,17 @@ class Shelf:
         """What may be asked for, as ``name@version``."""
         return [f"{self.name}@{number}" for number in self.numbers]
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Which versions serve, for the log."""
         if self.unloaded:
             return "it is unloaded"
         canary = f", {self.canary} for {self.share:g} % of the requests" if self.canary else ""
         return f"version {self.active} serves{canary}" if self.active else "no version serves"
 
-    def serves(self, request_id: str) -> int | None:
+    def version_for(self, request_id: str) -> int | None:
         """The version for a request that names none: the same one each time that the request comes."""
         if self.canary is None:
             return self.active
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
-        lot = int.from_bytes(digest, "big") % PARTS
-        return self.canary if lot < self.share * PARTS / 100 else self.active
+        lot = int.from_bytes(digest, "big") % SHARE_PARTS
+        return self.canary if lot < self.share * SHARE_PARTS / 100 else self.active

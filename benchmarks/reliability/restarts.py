@@ -81,7 +81,7 @@ def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> Iterator[None]:
 
 
 def outcome(ask: mix.Ask, answer: Answer, right: Any) -> str:
-    """One word of an answer; see ``Seen``."""
+    """One word of an answer; see ``FileStamps``."""
     if answer.status == 0:
         return "lost"
     if mix.same(ask.kind, mix.read(ask, answer), right):

@@ -24,7 +24,7 @@ from app.api.responses import FAILURES
 from app.api.routes import forecast as series
 from app.api.routes.forecast import Value
 from app.errors import BadValue, shown
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 
@@ -85,7 +85,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     @routes.get("/models")
     async def models(request: Request) -> Response:
         """The names of the models that forecast."""
-        cards = map(registry.card, registry.shelves)
+        cards = map(registry.card, registry.version_sets)
         return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
 
     @routes.post("/forecast", openapi_extra=described(Question, openapi.SERIES))
@@ -112,7 +112,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
 
 def _response(
-    live: Live,
+    live: LoadedModel,
     body: Question,
     items: list[Any],
     means: list[Any],

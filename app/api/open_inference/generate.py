@@ -19,7 +19,7 @@ from app.api.request import NAMES, Reading, checked, json_bytes, json_response, 
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.errors import BadValue, shown
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.text_generation import Continuation, TextContinuer
@@ -49,7 +49,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     async def begun(
         request: Request, name: str, until: float, streamed: bool
-    ) -> tuple[Live, Continuation, dict[str, Any], float]:
+    ) -> tuple[LoadedModel, Continuation, dict[str, Any], float]:
         """The text that is asked for, what stands in every answer, and until when. Raises as all reading does."""
         found = await read_object(request, reading, most)
         version = await asked(registry, request, name, until)
@@ -84,7 +84,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         return EventStream(request, _events(live, text, told), until, last=b"", x_model=live.id)
 
 
-async def _events(live: Live, text: Continuation, told: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+async def _events(live: LoadedModel, text: Continuation, told: dict[str, Any]) -> AsyncGenerator[bytes, None]:
     async with aclosing(generate_text.grown(live, [text])) as growth:
         async for (piece,) in growth:
             yield event({**told, "text_output": piece.text, **(_end(text) if piece.finished else {})})

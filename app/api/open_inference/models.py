@@ -20,7 +20,7 @@ from app.api.request import NAMES, PACKED, checked
 from app.api.responses import NEVER
 from app.api.routes import forecast, generate_text
 from app.errors import BadValue, shown
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import Drawing, ImageSampler
@@ -50,7 +50,7 @@ class Limits:
 class Pixels:
     """A classifier: ``image`` in raw pixel units, 0 to 255 -> ``probabilities``."""
 
-    def __init__(self, live: Live, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: Limits) -> None:
         assert isinstance(live.predictor, ImageClassifier)
         predictor = live.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
@@ -80,7 +80,7 @@ class Pixels:
 class Prompts:
     """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
 
-    def __init__(self, live: Live, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: Limits) -> None:
         assert isinstance(live.predictor, TextContinuer)
         self.predictor = live.predictor
         self.inputs = [Spec("prompt", ("BYTES",), (-1,))]
@@ -128,7 +128,7 @@ class Prompts:
 class Histories:
     """A series network: ``values``, NaN where one is missing -> ``mean``, and ``lower`` and ``upper`` of each level."""
 
-    def __init__(self, live: Live, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: Limits) -> None:
         self.live = live
         self.settings = limits.settings
         self.inputs = [Spec("values", FLOATS, (-1, -1))]
@@ -178,7 +178,7 @@ class Histories:
 class Latents:
     """A generator: ``latents`` from N(0, 1), and ``classes`` by index or label -> ``images``."""
 
-    def __init__(self, live: Live, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: Limits) -> None:
         assert isinstance(live.predictor, ImageSampler)
         self.predictor = live.predictor
         sizes = live.predictor.network.sizes
@@ -226,7 +226,7 @@ MODELS: dict[str, type[TensorModel]] = {
 }
 
 
-def tensor_model(live: Live, limits: Limits) -> TensorModel:
+def tensor_model(live: LoadedModel, limits: Limits) -> TensorModel:
     """A version as a model of tensors."""
     return MODELS[live.card.task](live, limits)
 

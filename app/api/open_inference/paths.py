@@ -11,7 +11,7 @@ from app.api.inference import choose
 from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.observability.middleware import REQUEST_ID
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 
 Endpoint = Callable[..., Any]
@@ -31,7 +31,7 @@ def on(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endp
     return add
 
 
-async def asked(registry: Registry, request: Request, name: str, until: float) -> Live:
+async def asked(registry: Registry, request: Request, name: str, until: float) -> LoadedModel:
     """The version that a path means; one that is not in memory is waited for.
 
     Raises BadValue, UnknownModel, RetiredModel, UnloadedModel, TimedOut, and NotReady for a model that is broken.
@@ -43,7 +43,7 @@ async def asked(registry: Registry, request: Request, name: str, until: float) -
         found, number = meant(registry, request, name)
     card = registry.card(found, number)
     if card is None:  # removed a moment ago
-        raise UnknownModel(name, registry.shelves, "name")
+        raise UnknownModel(name, registry.version_sets, "name")
     return await choose(request, registry, card.task, f"{found}@{number}", until)
 
 
@@ -51,11 +51,11 @@ def meant(registry: Registry, request: Request, name: str) -> VersionKey:
     """The name and number that a path means, in memory or not. Raises as ``asked`` does, but not TimedOut."""
     version = request.path_params.get("version")
     if version is None:
-        if name not in registry.shelves and (
-            reasons := [entry.reason for entry in registry.broken if entry.name == name]
+        if name not in registry.version_sets and (
+            reasons := [entry.reason for entry in registry.failures if entry.name == name]
         ):
             raise NotReady(f"model {shown(name)} is not whole: {'; '.join(reasons)}")
-        return registry.find(name, request.scope.get(REQUEST_ID, ""), "name")
+        return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):
         raise BadValue(f"version is {shown(version)}; it should be a number", "version")
-    return registry.find(f"{name}@{version}", param="version")
+    return registry.resolve_name(f"{name}@{version}", param="version")

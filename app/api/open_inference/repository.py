@@ -131,13 +131,13 @@ def _ready(registry: Registry) -> list[dict[str, str]]:
 
 def _others(registry: Registry) -> list[dict[str, str]]:
     """What is not in memory, and what is broken."""
-    found = [_entry(each.name, each.version, each.reason) for each in registry.broken if each.version]
-    for shelf in registry.shelves.values():
+    found = [_entry(each.name, each.version, each.reason) for each in registry.failures if each.version]
+    for shelf in registry.version_sets.values():
         found += [_entry(shelf.name, number, "unloaded") for number in shelf.unloaded]
         found += [
             _entry(shelf.name, number, "not in memory; it is loaded when somebody asks for it")
             for number in shelf.numbers
-            if not registry.memory.get(shelf.name, number)
+            if not registry.cache.get(shelf.name, number)
         ]
     return found
 

@@ -26,7 +26,7 @@ from app.api.openapi import schema_of
 from app.api.request import PACKED, json_bytes, json_response, read
 from app.errors import NotReady
 from app.observability.metrics import Metrics
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 
@@ -95,13 +95,13 @@ def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
     @routes.get("/models")
     async def models() -> Response:
         """The names of all models."""
-        return json_response({"models": sorted(registry.shelves)})
+        return json_response({"models": sorted(registry.version_sets)})
 
     @on(routes, "GET", "")
     async def metadata(request: Request, name: SeriesModel) -> Response:
         """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
         live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
-        model, versions = tensor_model(live, limits), registry.shelves[live.card.name].numbers
+        model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
         told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
         properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
         tensors = {"inputs": _told(model.inputs), "outputs": _told(model.outputs)}
@@ -127,7 +127,7 @@ def _told(specs: list[Spec]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
-def _config(live: Live, model: TensorModel) -> dict[str, Any]:
+def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
     def tensors(specs: list[Spec]) -> list[dict[str, Any]]:
         return [
             {
@@ -183,7 +183,9 @@ def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorM
     return found, model.items(found)
 
 
-def _answered(live: Live, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]) -> Response:
+def _answered(
+    live: LoadedModel, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]
+) -> Response:
     told = {"model_name": live.card.name, "model_version": str(live.card.version)}
     if found.head.id:
         told["id"] = found.head.id

@@ -11,7 +11,7 @@ from app.api.deadline import deadline
 from app.api.open_inference.paths import SeriesModel, asked, on
 from app.api.request import json_response
 from app.observability.metrics import Metrics
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 
 
@@ -31,7 +31,7 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
         return json_response({"model_stats": [_of(live, metrics.totals())]})
 
 
-def _of(live: Live, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
+def _of(live: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
     """The figures of a version, or of all its model's versions where they are not told apart.
 
     ``queue`` counts rows that left the queue, ``compute_infer`` batches; of texts a batch is a turn, and the inferences

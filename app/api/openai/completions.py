@@ -38,7 +38,7 @@ from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.engine.executor import Executor
 from app.errors import BadValue, shown
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.text_generation import Continuation, TextContinuer
@@ -95,7 +95,7 @@ class Choice:
 class Answer:
     """What a request asked for, under way."""
 
-    live: Live
+    live: LoadedModel
     body: Completion
     choices: Sequence[Choice]
     told: dict[str, Any]
@@ -213,7 +213,7 @@ def _check(body: Completion) -> None:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 
 
-def _begun(live: Live, body: Completion, prompts: type[generate_text.Prompt], settings: Settings) -> Answer:
+def _begun(live: LoadedModel, body: Completion, prompts: type[generate_text.Prompt], settings: Settings) -> Answer:
     """The texts of a request, ready to be continued. Raises BadValue."""
     predictor = live.predictor
     assert isinstance(predictor, TextContinuer)

@@ -15,7 +15,7 @@ from app.api.openapi import described
 from app.api.request import NAMES, Body, ModelName, Reading, json_bytes, json_response, limited, read_json
 from app.api.responses import Forecasts, answered, gives
 from app.errors import BadValue, shown
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import AnyForecaster
@@ -92,7 +92,7 @@ def size(body: History) -> int:
     return sum(EACH + length for length in lengths)
 
 
-def parsed(live: Live, body: History, settings: Settings, series_at: str = "values.{}") -> list[Any]:
+def parsed(live: LoadedModel, body: History, settings: Settings, series_at: str = "values.{}") -> list[Any]:
     """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
     assert isinstance(live.predictor, AnyForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
@@ -114,7 +114,7 @@ def level_name(level: float) -> str:
     return repr(level).removesuffix(".0")
 
 
-def results(live: Live, items: list[Any], answers: list[Any], levels: list[float]) -> list[dict[str, Any]]:
+def results(live: LoadedModel, items: list[Any], answers: list[Any], levels: list[float]) -> list[dict[str, Any]]:
     """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
     assert isinstance(live.predictor, AnyForecaster)
     told = []
@@ -127,5 +127,5 @@ def results(live: Live, items: list[Any], answers: list[Any], levels: list[float
     return told
 
 
-def _response(live: Live, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
+def _response(live: LoadedModel, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
     return json_response(answered(live, results=results(live, items, answers, levels)))

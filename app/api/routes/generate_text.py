@@ -18,7 +18,7 @@ from app.api.openapi import described
 from app.api.request import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
 from app.api.responses import Continuations, answered, gives
 from app.api.sse import STREAM, EventStream, event
-from app.serving.loader import Live
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.text_generation import Continuation, TextContinuer
@@ -115,10 +115,10 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         return json_response(answered(live, results=results, unknown_characters=unknown))
 
 
-async def grown(live: Live, texts: Sequence[Continuation]) -> AsyncGenerator[list[Piece], None]:
+async def grown(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[Piece], None]:
     """The new pieces of texts each time some have grown; the last one of each comes when it is finished, even empty."""
     shown, open_texts = [0] * len(texts), set(range(len(texts)))
-    async with aclosing(live.follow(texts)) as growth:
+    async with aclosing(live.stream(texts)) as growth:
         async for _ in growth:
             pieces = []
             for index in sorted(open_texts):
@@ -133,7 +133,7 @@ async def grown(live: Live, texts: Sequence[Continuation]) -> AsyncGenerator[lis
                 yield pieces
 
 
-async def _events(live: Live, texts: list[Continuation], unknown: list[str]) -> AsyncGenerator[bytes, None]:
+async def _events(live: LoadedModel, texts: list[Continuation], unknown: list[str]) -> AsyncGenerator[bytes, None]:
     """An event for each text that has grown, and for each that is finished one that says why."""
     async with aclosing(grown(live, texts)) as growth:
         async for pieces in growth:

@@ -26,8 +26,10 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     async def ready() -> Response:
         """503 when requests should go elsewhere; lists what is not served, and why."""
         problems = registry.problems()
-        broken = [{"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.broken]
-        models = sorted(live.id for versions in registry.live.values() for live in versions.values())
+        broken = [
+            {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
+        ]
+        models = sorted(live.id for versions in registry.loaded.values() for live in versions.values())
         return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
 
     @routes.get("/metrics", response_class=PlainTextResponse)

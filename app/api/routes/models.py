@@ -32,12 +32,12 @@ def router(registry: Registry) -> APIRouter:
         """One model, by `name` or `name@version`."""
         if name in _names(registry):
             return json_response(_model(registry, name))
-        return json_response(_model(registry, *registry.find(name, param="name")))
+        return json_response(_model(registry, *registry.resolve_name(name, param="name")))
 
     @routes.get("/models/{name}/pictures/{file}", response_class=Response, responses=PICTURE)
     async def show_picture(request: Request, name: str, file: PictureName) -> Response:
         """A picture of a model's training: `curves.png` and others, as its `pictures` list them."""
-        found, number = registry.find(name, param="name")
+        found, number = registry.resolve_name(name, param="name")
         card = registry.card(found, number)
         there = registry.pictures(card) if card else {}
         if card is None or file not in there:  # the caller's name is looked up and never part of a path
@@ -50,13 +50,13 @@ def router(registry: Registry) -> APIRouter:
 
 
 def _names(registry: Registry) -> list[str]:
-    return sorted({*registry.shelves, *(entry.name for entry in registry.broken if entry.version)})
+    return sorted({*registry.version_sets, *(entry.name for entry in registry.failures if entry.version)})
 
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
     """OpenAI's keys of a model, and ours."""
-    broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.broken if entry.name == name]
-    card, shelf = registry.card(name, number), registry.shelves.get(name)
+    broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
+    card, shelf = registry.card(name, number), registry.version_sets.get(name)
     if card is None or shelf is None:
         state = "unloaded" if shelf and shelf.unloaded else "broken"
         return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "broken": broken}
@@ -74,7 +74,7 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "canary": {"version": shelf.canary, "share": shelf.share} if shelf.canary else None,
         "previous": shelf.previous,
         "retired": list(shelf.retired),
-        "loaded": sorted(registry.live.get(name, {})),
+        "loaded": sorted(registry.loaded.get(name, {})),
         "default": registry.defaults.get(card.task) == name,
         "device": str(registry.device),
         "inputs": [spec.model_dump() for spec in card.inputs],
