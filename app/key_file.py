@@ -37,7 +37,7 @@ log = logging.getLogger("quartet")
 PREFIX = "quartet-"  # so that a key that lies about is known for one
 BYTES = 32  # of chance in a key: too many to guess, so that a plain hash is enough
 MOST = 1000  # keys in a file: each is compared with what a caller sends
-LOOK = 1.0  # seconds between two looks at the file
+CHECK_INTERVAL = 1.0  # seconds between two looks at the file
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 
 
@@ -46,7 +46,7 @@ class KeysError(Exception):
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """One line: whose key it is, its SHA-256, and how many requests it may send; no limits: as the settings say."""
 
     name: str
@@ -75,9 +75,9 @@ def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
     return limits
 
 
-def parse_keys(text: str) -> list[Key]:
+def parse_keys(text: str) -> list[ApiKey]:
     """The keys of a file's text. Raises KeysError."""
-    keys: list[Key] = []
+    keys: list[ApiKey] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if not words:
@@ -92,7 +92,7 @@ def parse_keys(text: str) -> list[Key]:
             limits = parse_limits(words[2] if len(words) == 3 else "")
         except ValueError:
             raise KeysError(f"line {number}: the limits are not like 600/minute or 600/minute;20/second") from None
-        keys.append(Key(words[0], bytes.fromhex(words[1]), limits))
+        keys.append(ApiKey(words[0], bytes.fromhex(words[1]), limits))
     if len({key.digest for key in keys}) < len(keys):
         raise KeysError("the same key stands in two lines")
     if len(keys) > MOST:
@@ -100,7 +100,7 @@ def parse_keys(text: str) -> list[Key]:
     return keys
 
 
-def read_keys(path: Path) -> list[Key]:
+def read_keys(path: Path) -> list[ApiKey]:
     """The keys of a file. Raises KeysError."""
     try:
         return parse_keys(path.read_text("utf-8"))
@@ -121,9 +121,9 @@ class Keyring:
         self._looked = time.monotonic()
         self._unread = ""  # why the file could not be read the last time
 
-    def find(self, key: str) -> Key | None:
+    def find(self, key: str) -> ApiKey | None:
         """The line of a key. It takes as long whichever it is, and whether there is one: all are compared whole."""
-        self._follow()
+        self._reload()
         sent, found = digest(key), None
         for known in self._keys:
             if hmac.compare_digest(known.digest, sent):
@@ -137,9 +137,9 @@ class Keyring:
             return None
         return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
-    def _follow(self) -> None:
+    def _reload(self) -> None:
         now = time.monotonic()
-        if now - self._looked < LOOK:
+        if now - self._looked < CHECK_INTERVAL:
             return
         self._looked = now
         stamp = self._stamp()

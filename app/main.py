@@ -20,12 +20,12 @@ from packaging.version import Version
 
 from app.api import errors
 from app.api.kserve import timeseries
-from app.api.middleware.api_keys import counts, describe, keyed, let_go
-from app.api.middleware.cors import other_origins
-from app.api.middleware.fast_routes import Direct
+from app.api.middleware.api_keys import close_storage, document_security, limit_storage, with_api_keys
+from app.api.middleware.cors import cors
+from app.api.middleware.fast_routes import FastRoutes
 from app.api.open_inference import routes
 from app.api.openai import completions
-from app.api.request import Buffered
+from app.api.request import BodyLimit
 from app.api.routes import admin, health, models, page, tasks
 from app.observability.access_log import AccessLog, JsonLines
 from app.observability.metrics import Metrics, shared_metrics
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
-    registry, counted = Registry(settings, metrics), shared or counts(settings)
+    registry, counted = Registry(settings, metrics), shared or limit_storage(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -71,7 +71,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
             task.cancel()
         await registry.close()
         if counted:
-            await let_go(counted)
+            await close_storage(counted)
         log.write()
         if metrics.tracer:
             await asyncio.to_thread(metrics.tracer.close)
@@ -96,14 +96,14 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     app.include_router(page.router())
 
     if settings.keys_file:
-        describe(app)
+        document_security(app)
 
     # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
     busiest = [route for each in (busy, *others) for route in each.routes]
-    direct = Direct(app.build_middleware_stack(), busiest, named=routes.busy(tensors))
-    buffered = Buffered(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    inside = keyed(buffered, settings, counted, errors.response, metrics.on_rate_limited)
-    app.middleware_stack = telemetry = Telemetry(other_origins(inside, settings), metrics, log, errors.response)
+    direct = FastRoutes(app.build_middleware_stack(), busiest, named=routes.busy_routes(tensors))
+    buffered = BodyLimit(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    inside = with_api_keys(buffered, settings, counted, errors.error_response, metrics.on_rate_limited)
+    app.middleware_stack = telemetry = Telemetry(cors(inside, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.refused
     return app
 
@@ -193,7 +193,7 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
         }
     )
     tls(settings)
-    listener, shared = listen_at(settings.host, settings.port), counts(settings)
+    listener, shared = listen_at(settings.host, settings.port), limit_storage(settings)
     try:
         figures = shared_metrics()
     except OSError as error:

@@ -13,7 +13,7 @@ from prometheus_client.samples import Sample
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.errors import content, response
+from app.api.errors import error_content, error_response
 from app.api.sse import DONE, event
 from app.errors import NotReady, Overloaded
 
@@ -136,7 +136,7 @@ class Forwarded(Response):
                 return
             except self.full:
                 told = Overloaded("all replicas have as much to do as they may", retry_after=1)
-                await response(told)(scope, receive, send)
+                await error_response(told)(scope, receive, send)
                 return
             except self.lost:
                 if self.whole:
@@ -145,9 +145,9 @@ class Forwarded(Response):
                     break
                 self.held.clear()
         if not self.begun:
-            await response(NotReady("the replicas that were asked died; try again"))(scope, receive, send)
+            await error_response(NotReady("the replicas that were asked died; try again"))(scope, receive, send)
         elif self.streamed:
-            told_in_stream = event(content(NotReady("the replica that wrote this answer died"))) + DONE
+            told_in_stream = event(error_content(NotReady("the replica that wrote this answer died"))) + DONE
             await send({"type": "http.response.body", "body": told_in_stream, "more_body": False})
         else:
             raise ConnectionError("the replica died in the middle of its answer")

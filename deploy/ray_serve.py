@@ -27,8 +27,8 @@ from starlette.responses import Response
 from starlette.types import Message, Scope
 
 from app import store
-from app.api.errors import response
-from app.api.middleware.api_keys import key_of, ring_of
+from app.api.errors import error_response
+from app.api.middleware.api_keys import key_of, load_keyring
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import PREFIX, Settings
@@ -121,7 +121,7 @@ class Ingress:
         settings = Settings()
         self.tasks = tasks
         self.store = settings.store
-        self.ring = ring_of(settings)
+        self.ring = load_keyring(settings)
         self.known: dict[str, str] = {}  # tasks of models
         self.groups = groups
         calls = {name: handle.options(method_name="answer", stream=True) for name, handle in groups.items()}
@@ -137,7 +137,7 @@ class Ingress:
                 if self.ring:
                     key_of(self.ring, request.scope)
             except Unauthorized as error:
-                return response(error)
+                return error_response(error)
             return Response(await self._figures(), media_type=CONTENT_TYPE_LATEST)
         task = task_of(path, self._card)
         return self.forwarded[self.tasks[task] if task else next(iter(self.groups))]()

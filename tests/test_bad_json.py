@@ -20,12 +20,12 @@ from test_workers import serving
 
 from app import store
 from app.api.open_inference import decode
-from app.api.open_inference.decode import WINDOWS, Spec
-from app.api.request import _parsed, limited, preferred
-from app.api.routes.classify import Images
-from app.api.routes.forecast import History
-from app.api.routes.generate_images import Draw
-from app.api.routes.generate_text import Prompt
+from app.api.open_inference.decode import DECOMPRESSORS, TensorSpec
+from app.api.request import _parsed, preferred_media_type, with_limits
+from app.api.routes.classify import ClassifyRequest
+from app.api.routes.forecast import ForecastRequest
+from app.api.routes.generate_images import GenerateImagesRequest
+from app.api.routes.generate_text import GenerateTextRequest
 from app.errors import BadValue, TooLarge
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -242,15 +242,16 @@ QUICK = settings(
 
 @QUICK
 @given(
-    model=st.sampled_from([Images, Prompt, History, Draw]),
+    model=st.sampled_from([ClassifyRequest, GenerateTextRequest, ForecastRequest, GenerateImagesRequest]),
     fields=st.dictionaries(
-        st.sampled_from([*Prompt.model_fields, *History.model_fields, "images", "count", "x"]), JSON
+        st.sampled_from([*GenerateTextRequest.model_fields, *ForecastRequest.model_fields, "images", "count", "x"]),
+        JSON,
     ),
 )
 def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) -> None:
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
     with contextlib.suppress(BadValue):  # and nothing else
-        _parsed(content, 100, limited(model))
+        _parsed(content, 100, with_limits(model))
 
 
 @QUICK
@@ -258,7 +259,7 @@ def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) ->
 def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
         with contextlib.suppress(BadValue):
-            _parsed(text, 100, History)
+            _parsed(text, 100, ForecastRequest)
 
 
 TENSORS = json.dumps({"inputs": [
@@ -281,7 +282,12 @@ LENGTHS = [
     " 3",
     "x",
 ]
-ONLY = [None, Spec("a", ("FP64", "FP32"), (-1, -1)), Spec("b", ("BYTES",), (-1,)), Spec("c", ("UINT8",), (-1, 3, 4, 4))]
+ONLY = [
+    None,
+    TensorSpec("a", ("FP64", "FP32"), (-1, -1)),
+    TensorSpec("b", ("BYTES",), (-1,)),
+    TensorSpec("c", ("UINT8",), (-1, 3, 4, 4)),
+]
 
 
 @QUICK
@@ -290,12 +296,12 @@ ONLY = [None, Spec("a", ("FP64", "FP32"), (-1, -1)), Spec("b", ("BYTES",), (-1,)
     head=st.sampled_from(LENGTHS), only=st.sampled_from(ONLY), coding=st.sampled_from(["", "gzip", "deflate"]),
 )  # fmt: skip
 def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
-    at: int, cut: int, put: bytes, head: str, only: Spec | None, coding: str
+    at: int, cut: int, put: bytes, head: str, only: TensorSpec | None, coding: str
 ) -> None:
     content = BINARY[:at] + put + BINARY[at + cut :]
-    for each in (content, zlib.compress(content, wbits=WINDOWS.get(coding, 15))[: -cut or None]):
+    for each in (content, zlib.compress(content, wbits=DECOMPRESSORS.get(coding, 15))[: -cut or None]):
         with contextlib.suppress(BadValue, TooLarge):  # and nothing else
-            tensors = decode.parsed(decode.unpacked(each, coding, 10_000), head, 1000, 1000, only).tensors
+            tensors = decode.decode_request(decode.decompress(each, coding, 10_000), head, 1000, 1000, only).tensors
             assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
 
 
@@ -324,4 +330,4 @@ def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> 
 )
 def test_any_accept_header_is_read(accept: str) -> None:
     offered = ("application/json", "image/png", "image/webp")
-    assert preferred(accept, offered) in offered
+    assert preferred_media_type(accept, offered) in offered

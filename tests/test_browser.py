@@ -320,7 +320,7 @@ def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, 
 def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
     serve: Serve, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_file, "LOOK", 0.0)
+    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
     file = tmp_path / "keys"
     key = key_file.add(file, "alice")
     with serve(keys_file=file) as client:

@@ -26,8 +26,8 @@ from fastapi.security import HTTPAuthorizationCredentials
 from test_service import figures
 
 from app import key_file
-from app.api.middleware.api_keys import is_open
-from app.api.middleware.shared_counters import SharedCounts
+from app.api.middleware.api_keys import is_public
+from app.api.middleware.shared_counters import SharedCounters
 from app.api.routes import admin
 from app.errors import Unauthorized
 from app.main import create_app
@@ -87,7 +87,7 @@ def test_without_a_key_every_route_is_closed_but_those_that_are_meant_to_be_open
     routes |= {("GET", path) for path in ("/", "/docs", "/openapi.json", "/static-offline-docs/none.js")}
     with serve(keys_file=file) as client:
         for method, path in sorted(routes):
-            assert (client.request(method, path).status_code == 401) is not is_open(path), path
+            assert (client.request(method, path).status_code == 401) is not is_public(path), path
         assert client.get("/health/ready").status_code == 200
         assert client.get("/openapi.json").json()["security"] == [{"bearer": []}, {"key": []}]
         assert client.get("/metrics").status_code == 401
@@ -105,7 +105,7 @@ def test_without_a_file_of_keys_all_is_open(serve: Serve) -> None:
 def test_keys_change_without_a_restart(
     serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(key_file, "LOOK", 0.0)
+    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
     with serve(keys_file=file) as client:
 
         def status(key: str) -> int:
@@ -129,7 +129,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its content is that of before: only the leave to read it has come, or files can be opened again."""
-    monkeypatch.setattr(key_file, "LOOK", 0.0)
+    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
     ring = key_file.Keyring(file)
     reads = key_file.read_keys
     file.write_text("# nobody\n")
@@ -141,7 +141,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     assert caplog.text.count("is not taken over") == 1
 
 
-def refuses(path: Path) -> list[key_file.Key]:
+def refuses(path: Path) -> list[key_file.ApiKey]:
     raise key_file.KeysError("it cannot be read: Permission denied")
 
 
@@ -261,8 +261,8 @@ def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(
 
 
 @pytest.fixture
-def counts() -> SharedCounts:
-    return SharedCounts(slots=8)
+def counts() -> SharedCounters:
+    return SharedCounters(slots=8)
 
 
 COUNT = """
@@ -289,7 +289,7 @@ def test_no_count_is_lost_between_processes() -> None:
     assert done.stdout.strip() == "2000"
 
 
-def test_counts_end_with_their_window_and_make_room(counts: SharedCounts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_end_with_their_window_and_make_room(counts: SharedCounters, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
 

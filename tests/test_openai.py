@@ -15,7 +15,7 @@ import pytest
 from conftest import MORE, TINY, VOCABULARY, Serve, address
 from PIL import Image
 
-from app.api.openai.prompt_labels import wanted
+from app.api.openai.prompt_labels import prompt_labels
 from app.errors import BadValue
 
 KNOWN = VOCABULARY[:-1]
@@ -326,14 +326,14 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
     ],
 )
 def test_numbers_before_plurals_count(prompt: str, drawn: str) -> None:
-    assert "".join(label * times for label, times in wanted(prompt, list("0123456789"), "cgan")) == drawn
+    assert "".join(label * times for label, times in prompt_labels(prompt, list("0123456789"), "cgan")) == drawn
 
 
 def test_labels_may_be_words_and_numbers_may_be_too_large() -> None:
     labels = ["cat", "Dog", "hot dog"]
-    assert wanted("two cats and a dog", labels, "zoo") == [("cat", 2), ("Dog", 1)]
-    assert wanted("Hot dog", labels, "zoo") == [("hot dog", 1)]
+    assert prompt_labels("two cats and a dog", labels, "zoo") == [("cat", 2), ("Dog", 1)]
+    assert prompt_labels("Hot dog", labels, "zoo") == [("hot dog", 1)]
     for prompt in ("ten", "a bird", "7", "²", "cats 10", "9" * 500):
         with pytest.raises(BadValue, match="zoo cannot draw"):
-            wanted(prompt, labels, "zoo")
-    assert wanted("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]
+            prompt_labels(prompt, labels, "zoo")
+    assert prompt_labels("9" * 500 + " cats", labels, "zoo") == [("cat", 10**5)]

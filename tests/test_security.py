@@ -25,7 +25,7 @@ from test_bad_input import spoken
 from test_workers import ask, serving
 
 from app import key_file, store
-from app.api.middleware.cors import other_origins
+from app.api.middleware.cors import cors
 from app.main import create_app
 from app.observability.middleware import GUARDS
 from app.server import http_protocol
@@ -72,7 +72,7 @@ def test_no_other_site_may_call_unless_it_is_named(serve: Serve, tmp_path: Path)
 @pytest.mark.parametrize("origins", ["a.example", "https://a.example/", "https://a.example, ftp://b"])
 def test_a_wrong_origin_is_refused_by_name(origins: str) -> None:
     with pytest.raises(SettingsError, match="QUARTET_CORS_ORIGINS is "):
-        other_origins(None, Settings(cors_origins=origins))  # type: ignore[arg-type]
+        cors(None, Settings(cors_origins=origins))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

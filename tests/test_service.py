@@ -25,7 +25,7 @@ from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
 from prometheus_client.parser import text_string_to_metric_families
 from test_store import rewrite_card
 
-from app.api.request import preferred
+from app.api.request import preferred_media_type
 from app.main import create_app
 from app.serving.loader import find_device
 from app.settings import Settings, SettingsError
@@ -361,7 +361,9 @@ def test_a_wrong_start_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
     + [("application/json, image/png;q=0.1", False), ("image/png;q=x, application/json;q=0.5", True)],
 )
 def test_an_accept_header_is_read_as_the_standard_says(accept: str, png: bool) -> None:
-    assert preferred(accept, ("application/json", "image/png")) == ("image/png" if png else "application/json")
+    assert preferred_media_type(accept, ("application/json", "image/png")) == (
+        "image/png" if png else "application/json"
+    )
 
 
 def test_of_several_kinds_the_most_wanted_is_given() -> None:
@@ -370,7 +372,7 @@ def test_of_several_kinds_the_most_wanted_is_given() -> None:
         ("image/webp", 2), ("image/*", 1), ("image/webp;q=0.8, image/png;q=0.3", 2), ("*/*;q=0.1, image/webp", 2),
         ("text/html", 0), ("image/webp;q=0, */*", 0),
     ):  # fmt: skip
-        assert preferred(accept, offered) == offered[kind]
+        assert preferred_media_type(accept, offered) == offered[kind]
 
 
 def test_two_applications_live_side_by_side(tiny_store: Path) -> None:

@@ -15,13 +15,13 @@ import pytest
 from conftest import IMAGES, Serve
 from PIL import Image
 
-from app.api.responses import Classification, Continuations, Forecasts, Samples
+from app.api.responses import ClassifyResponse, ForecastResponse, ImagesResponse, TextResponse
 
 ANSWERS = {
-    "/v1/images/classify": Classification,
-    "/v1/text/continue": Continuations,
-    "/v1/series/forecast": Forecasts,
-    "/v1/images/sample": Samples,
+    "/v1/images/classify": ClassifyResponse,
+    "/v1/text/continue": TextResponse,
+    "/v1/series/forecast": ForecastResponse,
+    "/v1/images/sample": ImagesResponse,
 }
 FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]

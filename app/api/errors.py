@@ -20,7 +20,7 @@ from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
 LONGEST_PARAM = 100  # characters
 
 
-def content(error: QuartetError, path: str = "") -> dict[str, Any]:
+def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
     """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape.
 
     The account of the request keeps its code.
@@ -33,31 +33,31 @@ def content(error: QuartetError, path: str = "") -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 
-class Refusal(Response):
+class ErrorResponse(Response):
     """The answer to a request that failed, in the shape of the protocol that the request came by."""
 
     def __init__(self, error: QuartetError, path: str = "") -> None:
-        super().__init__(orjson.dumps(content(error, path)), error.status, error.headers(), "application/json")
+        super().__init__(orjson.dumps(error_content(error, path)), error.status, error.headers(), "application/json")
         self.error = error
         self.path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] != self.path and scope["path"].startswith("/v2"):
-            await Refusal(self.error, scope["path"])(scope, receive, send)
+            await ErrorResponse(self.error, scope["path"])(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
 
-def response(error: QuartetError) -> Response:
+def error_response(error: QuartetError) -> Response:
     """The answer to a request that failed."""
-    return Refusal(error)
+    return ErrorResponse(error)
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:
     return BadValue(f"there is no field {shown(name)}; there are: {', '.join(known)}", name)
 
 
-def bad_value(errors: Sequence[Mapping[str, Any]]) -> BadValue:
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     """The first of pydantic's findings as a sentence that names the field, what came and what is allowed."""
     first = errors[0]
     place = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # the last two tag unions
@@ -75,26 +75,28 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(QuartetError)
     async def of_ours(request: Request, error: QuartetError) -> Response:
-        return response(error)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def of_a_query(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] != "extra_forbidden":
-            return response(bad_value(error.errors()))
+            return error_response(validation_error(error.errors()))
         queries = [field.field_info.annotation for field in request.scope["route"].dependant.query_params]
         known = [name for query in queries for name in getattr(query, "model_fields", {})]
-        return response(unknown_field(str(first["loc"][-1]), known))
+        return error_response(unknown_field(str(first["loc"][-1]), known))
 
     @app.exception_handler(HTTPException)
     async def of_starlette(request: Request, error: HTTPException) -> Response:
         path, headers = request.scope["path"], error.headers or {}  # request.url is none where the query is not UTF-8
         if error.status_code == HTTPStatus.NOT_FOUND:
-            return response(NotFound(f"there is nothing at {shown(path)}; /docs shows what there is"))
+            return error_response(NotFound(f"there is nothing at {shown(path)}; /docs shows what there is"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allow = headers.get("allow") or headers.get("Allow") or ""
-            return response(MethodNotAllowed(f"{shown(path)} does not take {request.method}; allowed: {allow}", allow))
-        return response(BadValue(str(error.detail)))
+            return error_response(
+                MethodNotAllowed(f"{shown(path)} does not take {request.method}; allowed: {allow}", allow)
+            )
+        return error_response(BadValue(str(error.detail)))
 
     @app.exception_handler(Exception)
     async def of_nobody(request: Request, error: Exception) -> Response:

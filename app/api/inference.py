@@ -10,7 +10,9 @@ from app.serving.registry import Registry
 from app.store import Task
 
 
-async def choose(request: Request, registry: Registry, task: Task, model: str | None, until: float) -> LoadedModel:
+async def resolve_model(
+    request: Request, registry: Registry, task: Task, model: str | None, until: float
+) -> LoadedModel:
     """The version that serves a request; one that is not in memory is waited for. Raises as ``Registry.reach`` does.
 
     While a canary is tried, the request's id decides: who sends the same ``x-request-id`` again, as in a second try,

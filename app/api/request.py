@@ -21,36 +21,36 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.deadline import UNTIL, in_time
-from app.api.errors import bad_value, unknown_field
-from app.api.headers import head
+from app.api.deadline import DEADLINE, run_before_deadline
+from app.api.errors import unknown_field, validation_error
+from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
 
-PACKED = 5  # bytes or pixels that are unpacked in the time of one value
+BYTES_PER_VALUE = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
-NAMES = 64  # commas that a body may have besides those of its values or its prompt
-MOST_FIELDS = 2000  # of all objects of a body
-SEEDS = 2**53  # so that a seed survives every JSON reader
+EXTRA_COMMAS = 64  # commas that a body may have besides those of its values or its prompt
+MAX_FIELDS = 2000  # of all objects of a body
+MAX_SEED = 2**53  # so that a seed survives every JSON reader
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
 BINARY = {"type": "string", "format": "binary"}
 
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
     str | None, Field(description="`name` or `name@version`; by default the task's own", max_length=200)
 ]
 
-Model = TypeVar("Model", bound="Body")
+Model = TypeVar("Model", bound="RequestBody")
 Query = TypeVar("Query", bound=BaseModel)
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """A JSON body: unknown fields are refused, and no value is made of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
+def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     """The model with the limits of the settings on its fields, so that they stand in the OpenAPI document too."""
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
@@ -59,12 +59,12 @@ def limited(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-def json_bytes(most: int, content: int) -> int:
+def max_json_bytes(most: int, content: int) -> int:
     """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
     return min(most, JSON_BYTES + content)
 
 
-class Buffered:
+class BodyLimit:
     """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them.
 
     The bodies of ``spooled`` paths are not held, but written to the disk as they come.
@@ -98,21 +98,21 @@ class Buffered:
             self.held -= held
 
 
-async def read(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
+async def read_body(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
     """The whole body, in one of ``codings`` or as it is.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds`` or
     is not whole when the request's time is over, CallerGone, and BadValue when it is compressed in another way.
     """
-    coding = head(request, b"content-encoding", "identity")
+    coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
         allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
         raise BadValue(f"content-encoding is {shown(coding)}; {allowed}", "content-encoding")
-    announced = head(request, b"content-length")
+    announced = header(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
     length, pieces, loop = 0, [], asyncio.get_running_loop()
-    until = request.scope.get(UNTIL, math.inf)
+    until = request.scope.get(DEADLINE, math.inf)
     try:
         async with asyncio.timeout_at(min(loop.time() + seconds, until)) as pause:
             while True:
@@ -145,11 +145,11 @@ def read_query(request: Request, model: type[Query]) -> Query:
     try:
         return model.model_validate(dict(found))
     except ValidationError as error:
-        raise bad_value(error.errors(include_url=False)) from None
+        raise validation_error(error.errors(include_url=False)) from None
 
 
 @dataclass(frozen=True)
-class Reading:
+class BodyReader:
     """How bodies are read: ``limit`` bytes and ``fields`` at most, with pauses of so many ``seconds``; large ones are
     parsed in a lane.
     """
@@ -157,11 +157,11 @@ class Reading:
     limit: int
     seconds: float
     executor: Executor
-    fields: int = MOST_FIELDS
+    fields: int = MAX_FIELDS
 
 
 async def read_json(
-    request: Request, model: type[Model], reading: Reading, most: int, queries: Collection[str] = ()
+    request: Request, model: type[Model], reading: BodyReader, most: int, queries: Collection[str] = ()
 ) -> Model:
     """The body as a model, whatever its Content-Type says; ``queries`` are the query parameters that may stand beside.
 
@@ -170,23 +170,25 @@ async def read_json(
     for name in request.query_params:
         if name not in queries:
             raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
-    content = await read(request, reading.limit, reading.seconds)
-    return await in_time(
-        request, reading.executor, len(content) // PACKED, _parsed, content, most, model, reading.fields
+    content = await read_body(request, reading.limit, reading.seconds)
+    return await run_before_deadline(
+        request, reading.executor, len(content) // BYTES_PER_VALUE, _parsed, content, most, model, reading.fields
     )
 
 
-async def read_object(request: Request, reading: Reading, most: int) -> dict[str, Any]:
+async def read_object(request: Request, reading: BodyReader, most: int) -> dict[str, Any]:
     """The body as it is, an object. Raises as ``read_json`` does."""
-    content = await read(request, reading.limit, reading.seconds)
-    return await in_time(request, reading.executor, len(content) // PACKED, object_of, content, most, reading.fields)
+    content = await read_body(request, reading.limit, reading.seconds)
+    return await run_before_deadline(
+        request, reading.executor, len(content) // BYTES_PER_VALUE, parse_object, content, most, reading.fields
+    )
 
 
-def _parsed(content: bytes, most: int, model: type[Model], fields: int = MOST_FIELDS) -> Model:
-    return checked(object_of(content, most, fields), model)
+def _parsed(content: bytes, most: int, model: type[Model], fields: int = MAX_FIELDS) -> Model:
+    return validate(parse_object(content, most, fields), model)
 
 
-def object_of(content: bytes, most: int, fields: int = MOST_FIELDS) -> dict[str, Any]:
+def parse_object(content: bytes, most: int, fields: int = MAX_FIELDS) -> dict[str, Any]:
     """A body with at most so many commas and fields as an object; an empty one has nothing in it. Raises BadValue."""
     if (commas := content.count(b",")) > most:
         raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
@@ -199,7 +201,7 @@ def object_of(content: bytes, most: int, fields: int = MOST_FIELDS) -> dict[str,
     if (colons := _colons(content)) > fields:  # each of them may be wrong, and would be told of
         raise BadValue(f"the body has {colons:,} fields; allowed are {fields:,}")
     if colons > _fields(found):  # a field that another of its name has replaced has left its colon
-        _refuse_twice(content)
+        _reject_duplicates(content)
     return found
 
 
@@ -217,7 +219,7 @@ def _fields(found: Any) -> int:
     return sum(map(_fields, found)) if isinstance(found, list) and found and isinstance(found[0], dict) else 0
 
 
-def checked(found: dict[str, Any], model: type[Model]) -> Model:
+def validate(found: dict[str, Any], model: type[Model]) -> Model:
     """Named values as a model. Raises BadValue."""
     for name in found:  # before pydantic, which would note every one of a million
         if name not in model.model_fields:
@@ -225,18 +227,18 @@ def checked(found: dict[str, Any], model: type[Model]) -> Model:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        raise bad_value(error.errors(include_url=False)) from None
+        raise validation_error(error.errors(include_url=False)) from None
 
 
-def _refuse_twice(content: bytes) -> None:
+def _reject_duplicates(content: bytes) -> None:
     """Raises BadValue for JSON in which a field of an object comes more than once."""
     try:
-        json.loads(content, object_pairs_hook=_once, parse_int=str, parse_float=str)
+        json.loads(content, object_pairs_hook=_unique_fields, parse_int=str, parse_float=str)
     except ValueError as error:  # such as what only the faster parser takes
         raise BadValue(f"the body is not JSON: {error}") from None
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The fields of an object, each of which may come once: of two values, nobody could say which is meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -246,13 +248,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-async def read_form(request: Request, reading: Reading, files: int) -> FormData:
+async def read_form(request: Request, reading: BodyReader, files: int) -> FormData:
     """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, BadValue and TimedOut."""
-    kind = head(request, b"content-type")
+    kind = header(request, b"content-type")
     charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in CHARSETS:
         raise BadValue(f"content-type has the charset {shown(charset)}; names in a form are in utf-8", "content-type")
-    content = await read(request, reading.limit, reading.seconds)
+    content = await read_body(request, reading.limit, reading.seconds)
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield content
@@ -268,10 +270,10 @@ async def read_form(request: Request, reading: Reading, files: int) -> FormData:
         return found
 
     try:
-        if len(content) // PACKED <= INLINE_SIZE:
+        if len(content) // BYTES_PER_VALUE <= INLINE_SIZE:
             form = await parser.parse()
         else:
-            async with asyncio.timeout_at(request.scope.get(UNTIL)):
+            async with asyncio.timeout_at(request.scope.get(DEADLINE)):
                 form = await reading.executor.run(parse)
         return form
     except TimeoutError as error:
@@ -294,7 +296,7 @@ def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
             file.close()
 
 
-def preferred(accept: str, offered: Sequence[str]) -> str:
+def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
     """Which of the media types an Accept header (RFC 9110, 12.5.1) prefers; the first of those that it likes as much,
     and of all where it likes none.
     """

@@ -8,100 +8,100 @@ from pydantic import BaseModel, ConfigDict
 
 from app.serving.loader import LoadedModel
 
-NEVER = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
+MIN_LOG_PROBABILITY = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
 
 
-class Answer(BaseModel):
+class ResponseModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Prediction(Answer):
+class Prediction(ResponseModel):
     label: str
     index: int
     probability: float
 
 
-class Classified(Answer):
+class ImageResult(ResponseModel):
     filename: str | None
     predictions: list[Prediction]
     explanation: str | None = None
 
 
-class Classification(Answer):
+class ClassifyResponse(ResponseModel):
     model: str
     version: int
-    results: list[Classified]
+    results: list[ImageResult]
 
 
-class Continued(Answer):
+class TextResult(ResponseModel):
     text: str
     finish_reason: Literal["length", "stop"]
     seed: int
 
 
-class Continuations(Answer):
+class TextResponse(ResponseModel):
     model: str
     version: int
-    results: list[Continued]
+    results: list[TextResult]
     unknown_characters: list[str]
 
 
-class Interval(Answer):
+class Interval(ResponseModel):
     lower: list[float]
     upper: list[float]
 
 
-class Forecast(Answer):
+class SeriesForecast(ResponseModel):
     mean: list[float]
     median: list[float]
     intervals: dict[str, Interval]
     seasonality: int | None
 
 
-class Forecasts(Answer):
+class ForecastResponse(ResponseModel):
     model: str
     version: int
-    results: list[Forecast]
+    results: list[SeriesForecast]
 
 
-class Sample(Answer):
+class GeneratedImage(ResponseModel):
     label: str | None
     image: str
 
 
-class Samples(Answer):
+class ImagesResponse(ResponseModel):
     model: str
     version: int
     seed: int
-    results: list[Sample]
+    results: list[GeneratedImage]
 
 
-class Failure(Answer):
+class ErrorDetail(ResponseModel):
     message: str
     type: str
     param: str | None
     code: str
 
 
-class Failed(Answer):
-    error: Failure
+class ErrorBody(ResponseModel):
+    error: ErrorDetail
 
 
-FAILURES: dict[int | str, dict[str, Any]] = {
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {
-        "model": Failed,
+        "model": ErrorBody,
         "description": "400 a bad value, 401 no key, 404 an unknown model, 413 too large, 415 not an image, "
         "429 a full queue or a limit reached",
     },
-    "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
+    "5XX": {"model": ErrorBody, "description": "503 not ready, 504 the deadline passed"},
 }
 
 
-def answered(live: LoadedModel, **rest: Any) -> dict[str, Any]:
+def with_model(live: LoadedModel, **rest: Any) -> dict[str, Any]:
     """An answer, and who gave it."""
     return {"model": live.card.name, "version": live.card.version, **rest}
 
 
-def gives(model: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
+def success_response(model: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
     """What a good answer looks like, for OpenAPI."""
     return {200: {"model": model, "content": content or {}}}

@@ -7,19 +7,19 @@ from typing import IO
 
 from fastapi import Request
 
-from app.api.headers import head
+from app.api.headers import header
 from app.errors import CallerGone, TooLarge, TooSlow
 
 TOGETHER = 2**20  # bytes that are written at a time: each time costs a change of threads
 
 
-async def spool(request: Request, file: IO[bytes], limit: int, seconds: float) -> None:
+async def spooled_body(request: Request, file: IO[bytes], limit: int, seconds: float) -> None:
     """Write the body to a file, and go back to its beginning.
 
     Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds``,
     CallerGone, and OSError when there is no room for it.
     """
-    announced = head(request, b"content-length")
+    announced = header(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
     length, pieces, more = 0, bytearray(), True

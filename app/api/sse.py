@@ -12,14 +12,14 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.api.deadline import Patience
-from app.api.errors import content, response
+from app.api.deadline import Deadline
+from app.api.errors import error_content, error_response
 from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}  # for OpenAPI
 DONE = b"data: [DONE]\n\n"
-FAREWELL = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
+MAX_CLOSE_SECONDS = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
 
 
 def event(data: object) -> bytes:
@@ -55,7 +55,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
         try:
-            async with aclosing(self.events) as events, Patience(self.request, self.until):
+            async with aclosing(self.events) as events, Deadline(self.request, self.until):
                 async for piece in events:
                     await self._send(send, piece)
                 await self._send(send, self.last, more=False)
@@ -72,11 +72,11 @@ class EventStream(Response):
             log.exception("a stream failed")
             failure = QuartetError("the service failed; its log tells more")
         if not self.begun:
-            await response(failure)(scope, receive, send)
+            await error_response(failure)(scope, receive, send)
             return
         try:
-            async with asyncio.timeout(FAREWELL):
-                await self._send(send, event(content(failure, scope["path"])) + self.last, more=False)
+            async with asyncio.timeout(MAX_CLOSE_SECONDS):
+                await self._send(send, event(error_content(failure, scope["path"])) + self.last, more=False)
         except TimeoutError:
             raise CallerGone("the caller reads no longer") from None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.errors import Refusal
+from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError
 from app.observability.middleware import GUARDS
 
@@ -199,7 +199,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # none before the request line is whole
-        answer, request_id = Refusal(error, path), uuid.uuid4().hex
+        answer, request_id = ErrorResponse(error, path), uuid.uuid4().hex
         if not self.running or self.running.response_complete:  # else that is a request, and is counted as one
             self.app.state.refused(path, error, request_id)  # of ``app.main``
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]

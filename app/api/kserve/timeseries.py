@@ -16,11 +16,21 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline
-from app.api.inference import choose
-from app.api.openapi import described
-from app.api.request import MOST_FIELDS, NAMES, Body, ModelName, Reading, checked, json_bytes, json_response, read_json
-from app.api.responses import FAILURES
+from app.api.deadline import Deadline, deadline
+from app.api.inference import resolve_model
+from app.api.openapi import request_body
+from app.api.request import (
+    EXTRA_COMMAS,
+    MAX_FIELDS,
+    BodyReader,
+    ModelName,
+    RequestBody,
+    json_response,
+    max_json_bytes,
+    read_json,
+    validate,
+)
+from app.api.responses import ERROR_RESPONSES
 from app.api.routes import forecast as series
 from app.api.routes.forecast import Value
 from app.errors import BadValue, shown
@@ -53,7 +63,7 @@ def _apart(quantile: float) -> float:
 Quantile = Annotated[float, Field(gt=0, lt=1), AfterValidator(_apart)]
 
 
-class Input(Body):
+class TimeSeriesInput(RequestBody):
     type: Literal["univariate_time_series"]
     name: str = Field("", max_length=200)
     series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
@@ -61,26 +71,26 @@ class Input(Body):
     start_timestamp: str | None = Field(None, description="when the first value was taken, ISO 8601", max_length=100)
 
 
-class Options(Body):
+class ForecastOptions(RequestBody):
     horizon: int = Field(ge=1)
     quantiles: list[Quantile] = Field([], max_length=10)
 
 
-class Question(Body):
+class TimeSeriesRequest(RequestBody):
     model: ModelName = None
-    inputs: Annotated[list[Input], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
-    options: Options
+    inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
+    options: ForecastOptions
     metadata: dict[str, Any] | None = Field(None, description="not looked at")
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=FAILURES)
-    parsing, histories = registry.parse_executor, series.bounded(settings)
-    limit = json_bytes(settings.max_body_bytes, series.DIGITS * settings.max_series_values)
-    fields = max(MOST_FIELDS, 6 * settings.max_series + NAMES)
-    reading = Reading(limit, settings.body_seconds, parsing, fields)
-    most = settings.max_series_values + 8 * settings.max_series + NAMES
+    routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
+    parsing, histories = registry.parse_executor, series.request_model(settings)
+    limit = max_json_bytes(settings.max_body_bytes, series.BYTES_PER_NUMBER * settings.max_series_values)
+    fields = max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS)
+    reading = BodyReader(limit, settings.body_seconds, parsing, fields)
+    most = settings.max_series_values + 8 * settings.max_series + EXTRA_COMMAS
 
     @routes.get("/models")
     async def models(request: Request) -> Response:
@@ -88,22 +98,22 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         cards = map(registry.card, registry.version_sets)
         return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
 
-    @routes.post("/forecast", openapi_extra=described(Question, openapi.SERIES))
+    @routes.post("/forecast", openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with quantiles."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, Question, reading, most)
-        live = await choose(request, registry, "forecast", body.model, until)
+        body = await read_json(request, TimeSeriesRequest, reading, most)
+        live = await resolve_model(request, registry, "forecast", body.model, until)
         if len(body.inputs) > settings.max_series:
             raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
         starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
         levels = sorted({level for level in map(_level, body.options.quantiles) if level})
-        options = checked({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
+        options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
         native = options.model_copy(update={"values": [each.series for each in body.inputs]})
         live.engine.admit(1)
-        async with Patience(request, until):
+        async with Deadline(request, until):
             where = "inputs.{}.series"
-            items = await parsing.run_or_inline(series.size(native), series.parsed, live, native, settings, where)
+            items = await parsing.run_or_inline(series.size(native), series.parse_series, live, native, settings, where)
             means = await live.engine.submit(items)
             size = len(items) * native.horizon * (1 + len(body.options.quantiles))
             return await parsing.run_admitted_or_inline(size, _response, live, body, items, means, levels, starts)
@@ -113,7 +123,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
 def _response(
     live: LoadedModel,
-    body: Question,
+    body: TimeSeriesRequest,
     items: list[Any],
     means: list[Any],
     levels: list[float],
@@ -144,7 +154,7 @@ def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
     return interval["lower" if quantile < 0.5 else "upper"]
 
 
-def _start(given: Input, param: str) -> str | None:
+def _start(given: TimeSeriesInput, param: str) -> str | None:
     """When the first forecast is for, where the series says when it begins. Raises BadValue."""
     if given.start_timestamp is None:
         return None

@@ -16,22 +16,24 @@ from limits.errors import StorageError
 from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.middleware.shared_counters import SharedCounts
+from app.api.middleware.shared_counters import SharedCounters
 from app.engine.admission import current_caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
-from app.key_file import Key, Keyring, KeysError, parse_limits
+from app.key_file import ApiKey, Keyring, KeysError, parse_limits
 from app.settings import Settings, SettingsError, hidden
 
 log = logging.getLogger("quartet")
 
 # What a browser or a load balancer asks for before it could know a key, and what has a key of its own.
-OPEN = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
-OPEN_UNDER = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
+PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
+PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-AWAY = 5.0  # seconds without a count once it could not be had: to wait for each would cost every caller a second
+STORAGE_RETRY_SECONDS = (
+    5.0  # seconds without a count once it could not be had: to wait for each would cost every caller a second
+)
 
 
-class Keyed:
+class ApiKeys:
     """Lets requests with a key of the ring through, as many as it may send, and says to the engines whose they are.
 
     ``limits`` are for keys that have none of their own; ``limited`` is told of each that was over its limit.
@@ -55,7 +57,7 @@ class Keyed:
         self.away = 0.0  # until when counts are not asked for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if scope["type"] != "http" or is_public(scope["path"]):
             await self.app(scope, receive, send)
             return
         try:
@@ -67,7 +69,7 @@ class Keyed:
         current_caller.set(key.name)  # for this request's task alone
         await self.app(scope, receive, send)
 
-    async def _count(self, key: Key) -> None:
+    async def _count(self, key: ApiKey) -> None:
         """Raises LimitReached. Where the counts cannot be had (Redis is away) nobody is held up for long: it is logged,
         and for a while they are not asked for.
         """
@@ -79,17 +81,19 @@ class Keyed:
                     continue
                 end, _ = await self.limiter.get_window_stats(limit, key.name)
             except (StorageError, OSError) as error:
-                log.error("limits are not counted for %.0f s: %s", AWAY, type(error).__name__)
-                self.away = time.monotonic() + AWAY
+                log.error("limits are not counted for %.0f s: %s", STORAGE_RETRY_SECONDS, type(error).__name__)
+                self.away = time.monotonic() + STORAGE_RETRY_SECONDS
                 return
             self.limited(key.name)
             seconds = max(1, math.ceil(end - time.time()))
-            raise LimitReached(f"{key.name} may send {told(limit)}; the next from {seconds} s from now", seconds)
+            raise LimitReached(
+                f"{key.name} may send {describe_limits(limit)}; the next from {seconds} s from now", seconds
+            )
 
 
-def is_open(path: str) -> bool:
+def is_public(path: str) -> bool:
     """Whether no key is asked for: health, the documentation and the page, and what has a key of its own."""
-    return path in OPEN or path.startswith(OPEN_UNDER)
+    return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)
 
 
 def sent_key(scope: Scope) -> str | None:
@@ -102,7 +106,7 @@ def sent_key(scope: Scope) -> str | None:
     return other or None
 
 
-def key_of(ring: Keyring, scope: Scope) -> Key:
+def key_of(ring: Keyring, scope: Scope) -> ApiKey:
     """Whose key a request carries. Raises MissingKey and Unauthorized, which never show what came."""
     sent = sent_key(scope)
     if sent is None:
@@ -113,7 +117,7 @@ def key_of(ring: Keyring, scope: Scope) -> Key:
     return found
 
 
-def describe(app: FastAPI) -> None:
+def document_security(app: FastAPI) -> None:
     """Have the OpenAPI document say how a key is sent, so that clients and the page at ``/docs`` can ask for it."""
     plain = app.openapi
 
@@ -127,18 +131,18 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's own documentation has it
 
 
-def told(limit: RateLimitItem) -> str:
+def describe_limits(limit: RateLimitItem) -> str:
     """``600 requests per minute``."""
     span = limit.GRANULARITY.name if limit.multiples == 1 else f"{limit.multiples} {limit.GRANULARITY.name}s"
     return f"{limit.amount:,} requests per {span}"
 
 
-def counts(settings: Settings) -> Storage | None:
+def limit_storage(settings: Settings) -> Storage | None:
     """Where requests are counted, to be made before workers are forked; None without keys. Raises SettingsError."""
     if settings.keys_file is None:
         return None
     if settings.key_counts == "memory":
-        return SharedCounts()
+        return SharedCounters()
     try:
         found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
@@ -148,13 +152,13 @@ def counts(settings: Settings) -> Storage | None:
     return found
 
 
-async def let_go(counted: Storage) -> None:
+async def close_storage(counted: Storage) -> None:
     """End the connections that counting has opened (a Redis'): their event loop could not be closed with them."""
     if bridge := getattr(counted, "bridge", None):
         await bridge.get_connection().aclose()
 
 
-def ring_of(settings: Settings) -> Keyring | None:
+def load_keyring(settings: Settings) -> Keyring | None:
     """The keys of those who may call; none where nobody needs one. Raises SettingsError."""
     if settings.keys_file is None:
         return None
@@ -164,7 +168,7 @@ def ring_of(settings: Settings) -> Keyring | None:
         raise SettingsError(f"QUARTET_KEYS_FILE is {str(settings.keys_file)!r}: {error}") from None
 
 
-def keyed(
+def with_api_keys(
     app: ASGIApp,
     settings: Settings,
     shared: Storage | None,
@@ -172,7 +176,7 @@ def keyed(
     limited: Callable[[str], None],
 ) -> ASGIApp:
     """The application behind its keys; without a file of keys itself. Raises SettingsError."""
-    ring = ring_of(settings)
+    ring = load_keyring(settings)
     if ring is None:
         return app
     try:
@@ -180,4 +184,4 @@ def keyed(
     except ValueError:
         raise SettingsError(f"QUARTET_KEY_LIMIT is {settings.key_limit!r}: it is not like 600/minute") from None
     assert shared is not None
-    return Keyed(app, ring, limits, shared, failure, limited)
+    return ApiKeys(app, ring, limits, shared, failure, limited)

@@ -7,12 +7,17 @@ from starlette.types import ASGIApp
 
 from app.settings import Settings, SettingsError
 
-SENT = ("authorization", "x-api-key", "x-request-id", "x-request-timeout")  # headers that a page may send ...
-SEEN = ("x-request-id", "x-model", "x-seed", "retry-after")  # ... and see
+ALLOWED_HEADERS = (
+    "authorization",
+    "x-api-key",
+    "x-request-id",
+    "x-request-timeout",
+)  # headers that a page may send ...
+EXPOSED_HEADERS = ("x-request-id", "x-model", "x-seed", "retry-after")  # ... and see
 HOUR = 3600
 
 
-def other_origins(app: ASGIApp, settings: Settings) -> ASGIApp:
+def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
     """The application as the named origins may call it; with none named itself. Raises SettingsError."""
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     for origin in origins:
@@ -22,4 +27,4 @@ def other_origins(app: ASGIApp, settings: Settings) -> ASGIApp:
             )
     if not origins:
         return app
-    return CORSMiddleware(app, origins, ("GET", "POST"), SENT, expose_headers=SEEN, max_age=HOUR)
+    return CORSMiddleware(app, origins, ("GET", "POST"), ALLOWED_HEADERS, expose_headers=EXPOSED_HEADERS, max_age=HOUR)

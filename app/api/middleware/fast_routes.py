@@ -9,13 +9,13 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.errors import response
+from app.api.errors import error_response
 from app.errors import QuartetError
 
-PLACES = {3: "name", 5: "version"}  # of parameters in paths such as /v2/models/NAME/versions/NUMBER/infer
+PARAMETER_POSITIONS = {3: "name", 5: "version"}  # of parameters in paths such as /v2/models/NAME/versions/NUMBER/infer
 
 
-class Direct:
+class FastRoutes:
     """Calls the endpoint of a route whose path has no parameters with the request as its only argument.
 
     ``named`` are routes whose paths name a model at one of ``PLACES``; their endpoints take that name. All else goes
@@ -42,7 +42,7 @@ class Direct:
         try:
             answer = await route.endpoint(Request(scope, receive, send), **named)
         except QuartetError as error:
-            answer = response(error)
+            answer = error_response(error)
         await answer(scope, receive, send)
 
     def _of_a_model(self, scope: Scope) -> tuple[APIRoute | None, dict[str, str]]:
@@ -51,7 +51,7 @@ class Direct:
         route = self.named.get((scope["method"], _pattern(parts)))
         if route is None:
             return None, {}
-        found = {PLACES[i]: part for i, part in enumerate(parts) if i in PLACES}
+        found = {PARAMETER_POSITIONS[i]: part for i, part in enumerate(parts) if i in PARAMETER_POSITIONS}
         if not all(found.values()):  # what is empty is no parameter
             return None, {}
         scope["path_params"] = found
@@ -72,4 +72,4 @@ def _by_method(routes: Sequence[BaseRoute]) -> list[tuple[str, APIRoute]]:
 
 def _pattern(parts: Sequence[str]) -> tuple[str, ...]:
     """A path without what stands at ``PLACES``."""
-    return tuple("" if i in PLACES else part for i, part in enumerate(parts))
+    return tuple("" if i in PARAMETER_POSITIONS else part for i, part in enumerate(parts))

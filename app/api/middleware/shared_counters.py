@@ -27,7 +27,7 @@ def _nameless() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-class SharedCounts(Storage):
+class SharedCounters(Storage):
     """``limits``' own storage in memory counts for one process. This one counts for all that are forked after it was
     made: a table in shared memory, under a lock that the system takes back from a process that dies.
 

@@ -18,16 +18,16 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from app.api.errors import bad_value
-from app.api.request import object_of
+from app.api.errors import validation_error
+from app.api.request import parse_object
 from app.errors import BadValue, TooLarge, shown
 
 NUMPY = {
     "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-LENGTH = b"inference-header-content-length"
-WINDOWS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each coding (RFC 9110, 8.4.1)
+JSON_LENGTH_HEADER = b"inference-header-content-length"
+DECOMPRESSORS = {"gzip": 31, "deflate": 15}  # zlib's wbits for each coding (RFC 9110, 8.4.1)
 ALLOWED: dict[str, set[type]] = {"BOOL": {bool}, "BYTES": {str}, **{name: {int} for name in NUMPY if "INT" in name}}
 MOST = 8  # tensors in a request, and dimensions of a tensor
 LONGEST_ID = 1000  # characters
@@ -47,13 +47,13 @@ def _plain(value: object) -> object:
 Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_plain)]]
 
 
-class Loose(BaseModel):
+class OpenModel(BaseModel):
     """Part of a request. Fields of other servers, which clients send unasked, are not looked at."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class Input(Loose):
+class RequestInput(OpenModel):
     name: str = Field(max_length=200)
     shape: list[Annotated[int, Field(ge=0)]] = Field(max_length=MOST)
     datatype: Datatype
@@ -61,30 +61,30 @@ class Input(Loose):
     data: Any = None
 
 
-class Output(Loose):
+class RequestedOutput(OpenModel):
     name: str = Field(max_length=200)
     parameters: Parameters = {}
 
 
-class Head(Loose):
+class InferenceRequest(OpenModel):
     """The JSON part of a request."""
 
     id: str = Field("", max_length=LONGEST_ID)
     parameters: Parameters = {}
-    inputs: list[Input] = Field(min_length=1, max_length=MOST)
-    outputs: list[Output] | None = Field(None, max_length=MOST)
+    inputs: list[RequestInput] = Field(min_length=1, max_length=MOST)
+    outputs: list[RequestedOutput] | None = Field(None, max_length=MOST)
 
 
 @dataclass(frozen=True)
-class Inference:
+class DecodedRequest:
     """A request, and its inputs by name: arrays, of BYTES with objects in them."""
 
-    head: Head
+    body: InferenceRequest
     tensors: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """A tensor of a model: the datatypes it is taken in, the first of which is told, and its shape.
 
     -1 varies; the first dimension counts the rows of the request.
@@ -101,11 +101,11 @@ class Spec:
         return len(own) == len(shape) and all(mine in (-1, theirs) for mine, theirs in zip(own, shape, strict=True))
 
 
-def unpacked(content: bytes, coding: str, limit: int) -> bytes:
+def decompress(content: bytes, coding: str, limit: int) -> bytes:
     """A body as it was before it was compressed. Raises BadValue, and TooLarge past ``limit`` bytes."""
-    if coding not in WINDOWS:
+    if coding not in DECOMPRESSORS:
         return content
-    stream = zlib.decompressobj(WINDOWS[coding])
+    stream = zlib.decompressobj(DECOMPRESSORS[coding])
     try:
         found = stream.decompress(content, limit + 1)
     except zlib.error as error:
@@ -117,21 +117,21 @@ def unpacked(content: bytes, coding: str, limit: int) -> bytes:
     return found
 
 
-def parsed(content: bytes, head: str, most: int, commas: int, only: Spec | None) -> Inference:
+def decode_request(content: bytes, head: str, most: int, commas: int, only: TensorSpec | None) -> DecodedRequest:
     """A body whose JSON part is ``head`` bytes long; empty: all of it, 0: none, the body is the input ``only``.
 
     ``most``: how many values all inputs may have; ``commas``: how many the JSON part may have. Raises BadValue.
     """
     if head and not (head.isascii() and head.isdigit() and len(head) < 12 and int(head) <= len(content)):
         told = f"inference-header-content-length is {shown(head)}; the body has {len(content):,} bytes"
-        raise BadValue(told, LENGTH.decode())
+        raise BadValue(told, JSON_LENGTH_HEADER.decode())
     if head and not int(head):
         return _raw(content, only)
     length = int(head) if head else len(content)
-    found = Inference(_head(content[:length], commas), {})
+    found = DecodedRequest(_head(content[:length], commas), {})
     rest = memoryview(content)[length:]
     left = most
-    for i, given in enumerate(found.head.inputs):
+    for i, given in enumerate(found.body.inputs):
         count = math.prod(given.shape)
         if not 1 <= count <= left:
             raise BadValue(
@@ -146,14 +146,14 @@ def parsed(content: bytes, head: str, most: int, commas: int, only: Spec | None)
     return found
 
 
-def _head(content: bytes, most: int) -> Head:
+def _head(content: bytes, most: int) -> InferenceRequest:
     try:
-        return Head.model_validate(object_of(content, most))
+        return InferenceRequest.model_validate(parse_object(content, most))
     except ValidationError as error:
-        raise bad_value(error.errors(include_url=False)) from None
+        raise validation_error(error.errors(include_url=False)) from None
 
 
-def _raw(content: bytes, only: Spec | None) -> Inference:
+def _raw(content: bytes, only: TensorSpec | None) -> DecodedRequest:
     """A body that is one input and nothing else: one row, all outputs binary."""
     if only is None or only.shape.count(-1) > 2:  # the rows, and one more
         raise BadValue("a body without JSON is for models with one input that varies in no more than one dimension")
@@ -168,13 +168,14 @@ def _raw(content: bytes, only: Spec | None) -> Inference:
             raise BadValue(f"unexpected size for input {only.name!r}: {len(content):,} bytes, expected {expected}")
         shape = [1, *(count if size == -1 else size for size in inner)]
         tensor = np.frombuffer(content, NUMPY[datatype]).reshape(shape)
-    given = Input(name=only.name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
-    return Inference(
-        Head(id="", outputs=None, inputs=[given], parameters={"binary_data_output": True}), {only.name: tensor}
+    given = RequestInput(name=only.name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
+    return DecodedRequest(
+        InferenceRequest(id="", outputs=None, inputs=[given], parameters={"binary_data_output": True}),
+        {only.name: tensor},
     )
 
 
-def _tensor(given: Input, i: int, rest: memoryview) -> tuple[np.ndarray, memoryview]:
+def _tensor(given: RequestInput, i: int, rest: memoryview) -> tuple[np.ndarray, memoryview]:
     """An input as an array, and the binary data behind it."""
     size = given.parameters.get("binary_data_size")
     if "shared_memory_region" in given.parameters:
@@ -192,7 +193,7 @@ def _tensor(given: Input, i: int, rest: memoryview) -> tuple[np.ndarray, memoryv
     return _of_bytes(given, rest[:size]), rest[size:]
 
 
-def _of_json(given: Input, i: int) -> np.ndarray:
+def _of_json(given: RequestInput, i: int) -> np.ndarray:
     """Data flat or nested, row-major. Raises BadValue for what is no such value, and for a wrong count."""
     name, datatype, shape = f"inputs.{i}.data", given.datatype, given.shape
     if datatype == "FP16":
@@ -232,7 +233,7 @@ def _flat(data: Any, name: str, shape: Sequence[int]) -> list[Any]:
     return values
 
 
-def _of_bytes(given: Input, content: memoryview) -> np.ndarray:
+def _of_bytes(given: RequestInput, content: memoryview) -> np.ndarray:
     """Binary data. Raises BadValue for a wrong size."""
     count = math.prod(given.shape)
     if given.datatype == "BYTES":
@@ -245,7 +246,7 @@ def _of_bytes(given: Input, content: memoryview) -> np.ndarray:
     return np.frombuffer(content, NUMPY[given.datatype]).reshape(given.shape)
 
 
-def _strings(given: Input, content: memoryview, count: int) -> list[bytes]:
+def _strings(given: RequestInput, content: memoryview, count: int) -> list[bytes]:
     found: list[bytes] = []
     at = 0
     while at < len(content) and len(found) < count:

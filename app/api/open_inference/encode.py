@@ -10,11 +10,11 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from app.api.open_inference.decode import LENGTH, NUMPY, Head, Parameters, Spec
+from app.api.open_inference.decode import JSON_LENGTH_HEADER, NUMPY, InferenceRequest, Parameters, TensorSpec
 from app.errors import BadValue, shown
 
 
-def wanted(head: Head, known: Mapping[str, Spec]) -> dict[str, Parameters]:
+def requested_outputs(head: InferenceRequest, known: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
     """The outputs that a request asks for, each with its parameters; all when it names none. Raises BadValue."""
     _check_binary("binary_data_output", head.parameters)
     if not head.outputs:
@@ -36,7 +36,7 @@ def _check_binary(name: str, parameters: Parameters) -> None:
         raise BadValue(f"{name} is {shown(given)}; it should be a boolean", name)
 
 
-def _check_classes(best: Any, spec: Spec) -> None:
+def _check_classes(best: Any, spec: TensorSpec) -> None:
     """Raises BadValue for an output without classes, and for what is no number of them."""
     if not spec.labels:
         raise BadValue(f"output {spec.name!r} has no classes", "outputs")
@@ -44,12 +44,12 @@ def _check_classes(best: Any, spec: Spec) -> None:
         raise BadValue(f"classification is {shown(best)}; it should be a number of classes from 1 on", "outputs")
 
 
-def response(
-    answer: dict[str, Any], head: Head, outputs: Mapping[str, np.ndarray], specs: Mapping[str, Spec]
+def encode_response(
+    answer: dict[str, Any], head: InferenceRequest, outputs: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]
 ) -> Response:
     """The answer with its outputs, in JSON or binary as each is asked for. Raises BadValue."""
     told, tail = [], []
-    for name, parameters in wanted(head, specs).items():
+    for name, parameters in requested_outputs(head, specs).items():
         array, datatype = outputs[name], specs[name].datatypes[0]
         if (best := parameters.get("classification")) is not None:
             array, datatype = _classes(array, best, specs[name]), "BYTES"
@@ -66,7 +66,7 @@ def response(
     first = orjson.dumps({**answer, "outputs": told}, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tail:
         return Response(first, media_type="application/json")
-    headers = {LENGTH.decode(): str(len(first))}
+    headers = {JSON_LENGTH_HEADER.decode(): str(len(first))}
     return Response(b"".join([first, *tail]), 200, headers, "application/octet-stream")
 
 
@@ -76,7 +76,7 @@ def _packed(array: np.ndarray, datatype: str) -> bytes:
     return np.ascontiguousarray(array, NUMPY[datatype]).tobytes()
 
 
-def _classes(array: np.ndarray, best: Any, spec: Spec) -> np.ndarray:
+def _classes(array: np.ndarray, best: Any, spec: TensorSpec) -> np.ndarray:
     """Values [N, classes] -> the ``best`` largest of each row as ``value:index:label``, [N, best]."""
     order = np.argsort(-array, axis=1, kind="stable")[:, :best]
     rows = [

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline, in_time
-from app.api.inference import choose
+from app.api.deadline import Deadline, deadline, run_before_deadline
+from app.api.inference import resolve_model
 from app.api.open_inference.decode import LONGEST_ID
-from app.api.open_inference.models import TEXT_PARAMETERS, own, sooner
-from app.api.open_inference.paths import TextModel, asked, on
-from app.api.request import NAMES, Reading, checked, json_bytes, json_response, read_object
+from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
+from app.api.open_inference.paths import TextModel, add_routes, model_in_path
+from app.api.request import EXTRA_COMMAS, BodyReader, json_response, max_json_bytes, read_object, validate
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.errors import BadValue, shown
@@ -36,47 +36,52 @@ BODY = {
 MOST = "max_characters"  # which other servers of texts call max_tokens
 NAMED = {"text_input": "prompt", "max_tokens": MOST}  # as the native endpoint has them
 EXTRA = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": BODY, "example": openapi.GENERATE}}}
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": BODY, "example": openapi.V2_GENERATE_EXAMPLE}},
+    }
 }
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``generate`` and ``generate_stream`` of every model of texts, with the limits of the settings."""
-    prompts = generate_text.bounded(settings)
-    limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
-    reading = Reading(limit, settings.body_seconds, registry.parse_executor)
-    most = settings.max_prompt_characters + NAMES
+    prompts = generate_text.request_model(settings)
+    limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
+    reading = BodyReader(limit, settings.body_seconds, registry.parse_executor)
+    most = settings.max_prompt_characters + EXTRA_COMMAS
 
     async def begun(
         request: Request, name: str, until: float, streamed: bool
     ) -> tuple[LoadedModel, Continuation, dict[str, Any], float]:
         """The text that is asked for, what stands in every answer, and until when. Raises as all reading does."""
         found = await read_object(request, reading, most)
-        version = await asked(registry, request, name, until)
-        live = await choose(request, registry, "continue", version.id, until)  # refused when it is for another task
+        version = await model_in_path(registry, request, name, until)
+        live = await resolve_model(
+            request, registry, "continue", version.id, until
+        )  # refused when it is for another task
         assert isinstance(live.predictor, TextContinuer)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
         if identity := _identity(found):
             told["id"] = identity
         given = _given(found, streamed)
-        until = sooner(given, until)
+        until = earlier_deadline(given, until)
         body = _checked(given, prompts)
         live.engine.admit(1)
-        (text,), _ = await in_time(
-            request, registry.parse_executor, len(body.prompt), generate_text.begun, live.predictor, body
+        (text,), _ = await run_before_deadline(
+            request, registry.parse_executor, len(body.prompt), generate_text.start_texts, live.predictor, body
         )
         return live, text, told, until
 
-    @on(routes, "POST", "/generate", openapi_extra=EXTRA)
+    @add_routes(routes, "POST", "/generate", openapi_extra=EXTRA)
     async def generate(request: Request, name: TextModel) -> Response:
         """Go on with a text; `text_output` is the continuation alone."""
         until = deadline(request, settings.request_seconds)
         live, text, told, until = await begun(request, name, until, streamed=False)
-        async with Patience(request, until):
+        async with Deadline(request, until):
             await live.engine.submit([text])
         return json_response({**told, "text_output": text.text, **_end(text)})
 
-    @on(routes, "POST", "/generate_stream", openapi_extra=EXTRA, responses={200: {"content": STREAM}})
+    @add_routes(routes, "POST", "/generate_stream", openapi_extra=EXTRA, responses={200: {"content": STREAM}})
     async def generate_stream(request: Request, name: TextModel) -> Response:
         """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
         until = deadline(request, settings.request_seconds)
@@ -85,7 +90,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
 
 async def _events(live: LoadedModel, text: Continuation, told: dict[str, Any]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(generate_text.grown(live, [text])) as growth:
+    async with aclosing(generate_text.deltas(live, [text])) as growth:
         async for (piece,) in growth:
             yield event({**told, "text_output": piece.text, **(_end(text) if piece.finished else {})})
 
@@ -122,12 +127,14 @@ def _given(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
     return given
 
 
-def _checked(given: dict[str, Any], prompts: type[generate_text.Prompt]) -> generate_text.Prompt:
+def _checked(
+    given: dict[str, Any], prompts: type[generate_text.GenerateTextRequest]
+) -> generate_text.GenerateTextRequest:
     """That as a body of the native endpoint. Raises BadValue, which names fields as they came."""
     parameters = {MOST if name == "max_tokens" else name: value for name, value in given.items()}
     prompt = parameters.pop("text_input")
     try:
-        return checked({"prompt": prompt, **own(parameters, TEXT_PARAMETERS)}, prompts)
+        return validate({"prompt": prompt, **model_parameters(parameters, TEXT_PARAMETERS)}, prompts)
     except BadValue as error:
         theirs = next((name for name in given if NAMED.get(name) == error.param), None)
         if theirs is None or error.param is None:

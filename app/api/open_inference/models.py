@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.api.open_inference.decode import Inference, Spec
-from app.api.request import NAMES, PACKED, checked
-from app.api.responses import NEVER
+from app.api.open_inference.decode import DecodedRequest, TensorSpec
+from app.api.request import BYTES_PER_VALUE, EXTRA_COMMAS, validate
+from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes import forecast, generate_text
 from app.errors import BadValue, shown
 from app.serving.loader import LoadedModel
@@ -30,46 +30,46 @@ from app.tasks.token_sampling import Extras, Notes
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
 Outputs = dict[str, np.ndarray]
-FAR = 1000.0  # standard deviations: no latent lies there, and beyond it a network's sums overflow
-OURS = ("binary_data_output", "timeout", "priority", "headers")  # of the protocol, for every model
+MAX_LATENT = 1000.0  # standard deviations: no latent lies there, and beyond it a network's sums overflow
+PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # of the protocol, for every model
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestModels:
     """The settings, and the bodies of the native endpoints with them, whose sentences are also those of parameters."""
 
     settings: Settings
-    prompts: type[generate_text.Prompt]
-    histories: type[forecast.History]
+    text_request: type[generate_text.GenerateTextRequest]
+    forecast_request: type[forecast.ForecastRequest]
 
     @classmethod
-    def of(cls, settings: Settings) -> Limits:
-        return cls(settings, generate_text.bounded(settings), forecast.bounded(settings))
+    def build(cls, settings: Settings) -> RequestModels:
+        return cls(settings, generate_text.request_model(settings), forecast.request_model(settings))
 
 
-class Pixels:
+class ClassifierTensors:
     """A classifier: ``image`` in raw pixel units, 0 to 255 -> ``probabilities``."""
 
-    def __init__(self, live: LoadedModel, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
         assert isinstance(live.predictor, ImageClassifier)
         predictor = live.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
-        self.inputs = [Spec("image", ("UINT8", "FP32"), shape)]
+        self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
         labels = predictor.labels
-        self.outputs = [Spec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
+        self.outputs = [TensorSpec("probabilities", ("FP64",), (-1, len(labels)), labels=labels)]
         self.rows = limits.settings.max_images
         self.values = self.rows * predictor.channels * predictor.side**2
-        self.commas, self.bytes = self.values + NAMES, 0
+        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
 
-    def items(self, request: Inference) -> list[Tensor]:
+    def items(self, request: DecodedRequest) -> list[Tensor]:
         pixels = request.tensors["image"]
         if pixels.dtype != np.uint8 and not ((pixels >= 0) & (pixels <= 255)).all():
             odd = pixels[~((pixels >= 0) & (pixels <= 255))][0]
             raise BadValue(f"image has {odd}; pixels are from 0 to 255", "image")
         return list(torch.from_numpy(pixels.copy()).unbind(0))
 
-    def answers(self, request: Inference, items: Sequence[Tensor], found: Sequence[list[float]]) -> Outputs:
+    def answers(self, request: DecodedRequest, items: Sequence[Tensor], found: Sequence[list[float]]) -> Outputs:
         return {"probabilities": np.array(found)}
 
     def length(self, items: Sequence[Tensor]) -> int:
@@ -77,80 +77,80 @@ class Pixels:
         return len(items) * self.outputs[0].shape[1]
 
 
-class Prompts:
+class TextTensors:
     """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
 
-    def __init__(self, live: LoadedModel, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
         assert isinstance(live.predictor, TextContinuer)
         self.predictor = live.predictor
-        self.inputs = [Spec("prompt", ("BYTES",), (-1,))]
+        self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
         known = live.predictor.vocabulary
         self.outputs = [
-            Spec("text", ("BYTES",), (-1,)),
-            Spec("log_probabilities", ("FP64",), (-1, len(known)), labels=known),
+            TensorSpec("text", ("BYTES",), (-1,)),
+            TensorSpec("log_probabilities", ("FP64",), (-1, len(known)), labels=known),
         ]
         self.rows = self.values = limits.settings.max_texts
         self.parameters = TEXT_PARAMETERS
-        self.bodies = limits.prompts
+        self.bodies = limits.text_request
         self.most = limits.settings.max_prompt_characters
-        self.commas = self.values + self.most + generate_text.LONGEST_STOP + NAMES  # also those of the texts
-        self.bytes = generate_text.ESCAPED * self.most
+        self.commas = self.values + self.most + generate_text.LONGEST_STOP + EXTRA_COMMAS  # also those of the texts
+        self.bytes = generate_text.BYTES_PER_CHARACTER * self.most
 
-    def items(self, request: Inference) -> list[Continuation]:
-        given = own(request.head.parameters, self.parameters)
+    def items(self, request: DecodedRequest) -> list[Continuation]:
+        given = model_parameters(request.body.parameters, self.parameters)
         prompts = [_text(prompt) for prompt in request.tensors["prompt"].reshape(-1)]
-        asked = {output.name for output in request.head.outputs or ()}
+        asked = {output.name for output in request.body.outputs or ()}
         if asked == {"log_probabilities"}:
             given = {"max_characters": 1, **given}
         extras = self._extras if not asked or "log_probabilities" in asked else None
         if (length := sum(map(len, prompts))) > self.most:
             raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.most:,}", "prompt")
-        bodies = [checked({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
-        return [text for body in bodies for text in generate_text.begun(self.predictor, body, extras)[0]]
+        bodies = [validate({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
+        return [text for body in bodies for text in generate_text.start_texts(self.predictor, body, extras)[0]]
 
     def _extras(self) -> Extras:
         size = len(self.predictor.vocabulary)
         return Extras(np.zeros(size), notes=Notes(size, most=1))
 
-    def answers(self, request: Inference, items: Sequence[Continuation], found: Sequence[Continuation]) -> Outputs:
+    def answers(self, request: DecodedRequest, items: Sequence[Continuation], found: Sequence[Continuation]) -> Outputs:
         outputs = {"text": np.array([text.text.encode() for text in found], dtype=object)}
         notes = [text.extras.notes for text in found if text.extras and text.extras.notes]
-        logs = np.full((len(notes), len(self.predictor.vocabulary)), NEVER)
+        logs = np.full((len(notes), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
         for row, noted in zip(logs, notes, strict=True):
             for index, value in noted.likeliest[0]:
-                row[index] = max(value, NEVER)
+                row[index] = max(value, MIN_LOG_PROBABILITY)
         return {**outputs, "log_probabilities": logs}
 
     def length(self, items: Sequence[Continuation]) -> int:
         return sum(len(text.draws) for text in items) + len(items) * len(self.predictor.vocabulary)
 
 
-class Histories:
+class ForecasterTensors:
     """A series network: ``values``, NaN where one is missing -> ``mean``, and ``lower`` and ``upper`` of each level."""
 
-    def __init__(self, live: LoadedModel, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
         self.live = live
         self.settings = limits.settings
-        self.inputs = [Spec("values", FLOATS, (-1, -1))]
+        self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
         self.outputs = [
-            Spec("mean", ("FP64",), (-1, -1)),
-            Spec("lower", ("FP64",), (-1, -1, -1)),
-            Spec("upper", ("FP64",), (-1, -1, -1)),
+            TensorSpec("mean", ("FP64",), (-1, -1)),
+            TensorSpec("lower", ("FP64",), (-1, -1, -1)),
+            TensorSpec("upper", ("FP64",), (-1, -1, -1)),
         ]
         self.rows = limits.settings.max_series
         self.values = limits.settings.max_series_values
-        self.commas, self.bytes = self.values + NAMES, 0
+        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters = ("horizon", "levels", "seasonality")
-        self.bodies = limits.histories
+        self.bodies = limits.forecast_request
 
-    def items(self, request: Inference) -> list[Any]:
+    def items(self, request: DecodedRequest) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
         if len(odd := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
             raise BadValue(f"values has {odd[0]}; allowed is from -1e300 to 1e300", "values")
-        return forecast.parsed(self.live, self._body(request, values.tolist()), self.settings)
+        return forecast.parse_series(self.live, self._body(request, values.tolist()), self.settings)
 
-    def _body(self, request: Inference, values: list[Any]) -> forecast.History:
-        given = own(request.head.parameters, self.parameters)
+    def _body(self, request: DecodedRequest, values: list[Any]) -> forecast.ForecastRequest:
+        given = model_parameters(request.body.parameters, self.parameters)
         if isinstance(levels := given.get("levels"), str):
             try:
                 given["levels"] = [float(level) for level in levels.split(",") if level.strip()]
@@ -158,10 +158,10 @@ class Histories:
                 raise BadValue(f"levels is {shown(levels)}; it should be like '80,95'", "levels") from None
         elif levels is not None:
             given["levels"] = [levels]
-        body = checked({"values": [], **given}, self.bodies)
+        body = validate({"values": [], **given}, self.bodies)
         return body.model_copy(update={"values": values})
 
-    def answers(self, request: Inference, items: list[Any], found: list[Any]) -> Outputs:
+    def answers(self, request: DecodedRequest, items: list[Any], found: list[Any]) -> Outputs:
         told = forecast.results(self.live, items, found, self._body(request, []).levels)
         mean = np.array([each["mean"] for each in told])
         bounds = {
@@ -175,27 +175,27 @@ class Histories:
         return sum(item.horizon for item in items) * 5
 
 
-class Latents:
+class GeneratorTensors:
     """A generator: ``latents`` from N(0, 1), and ``classes`` by index or label -> ``images``."""
 
-    def __init__(self, live: LoadedModel, limits: Limits) -> None:
+    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
         assert isinstance(live.predictor, ImageSampler)
         self.predictor = live.predictor
         sizes = live.predictor.network.sizes
-        self.inputs = [Spec("latents", FLOATS, (-1, sizes.latent))]
+        self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
         if live.predictor.labels:
-            self.inputs.append(Spec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
-        self.outputs = [Spec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
+            self.inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
+        self.outputs = [TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
         self.rows = limits.settings.max_samples
         self.values = self.rows * (sizes.latent + 1)
-        self.commas, self.bytes = self.values + NAMES, 0
+        self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
 
-    def items(self, request: Inference) -> list[Drawing]:
+    def items(self, request: DecodedRequest) -> list[Drawing]:
         latents = request.tensors["latents"].astype(np.float64)
-        if not (np.abs(latents) <= FAR).all():
-            odd = latents[~(np.abs(latents) <= FAR)][0]
-            raise BadValue(f"latents has {odd}; allowed is from -{FAR:g} to {FAR:g}", "latents")
+        if not (np.abs(latents) <= MAX_LATENT).all():
+            odd = latents[~(np.abs(latents) <= MAX_LATENT)][0]
+            raise BadValue(f"latents has {odd}; allowed is from -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
         classes = request.tensors.get("classes")
         return [Drawing(latents, None if classes is None else self._indices(classes.reshape(-1)))]
 
@@ -210,31 +210,31 @@ class Latents:
                 )
         return np.array([known[given] for given in classes.tolist()], dtype=np.int64)
 
-    def answers(self, request: Inference, items: Sequence[Drawing], found: Sequence[np.ndarray]) -> Outputs:
+    def answers(self, request: DecodedRequest, items: Sequence[Drawing], found: Sequence[np.ndarray]) -> Outputs:
         return {"images": found[0]}
 
     def length(self, items: Sequence[Drawing]) -> int:
-        return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // PACKED
+        return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
 
 
-TensorModel = Pixels | Prompts | Histories | Latents
+TensorModel = ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
 MODELS: dict[str, type[TensorModel]] = {
-    "classify": Pixels,
-    "continue": Prompts,
-    "forecast": Histories,
-    "sample": Latents,
+    "classify": ClassifierTensors,
+    "continue": TextTensors,
+    "forecast": ForecasterTensors,
+    "sample": GeneratorTensors,
 }
 
 
-def tensor_model(live: LoadedModel, limits: Limits) -> TensorModel:
+def tensor_model(live: LoadedModel, limits: RequestModels) -> TensorModel:
     """A version as a model of tensors."""
     return MODELS[live.card.task](live, limits)
 
 
-def fit(model: TensorModel, request: Inference) -> None:
+def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
     """Raises BadValue for a request whose inputs or parameters are not the model's."""
     specs = {spec.name: spec for spec in model.inputs}
-    for given in request.head.inputs:
+    for given in request.body.inputs:
         if given.name not in specs:
             raise BadValue(f"there is no input {shown(given.name)}; there are: {', '.join(specs)}", "inputs")
         spec, shape = specs[given.name], request.tensors[given.name].shape
@@ -251,10 +251,10 @@ def fit(model: TensorModel, request: Inference) -> None:
     rows = {name: len(tensor) for name, tensor in request.tensors.items()}
     if len(set(rows.values())) > 1:
         raise BadValue(f"inputs have {shown(rows)} rows, expected as many in each", "inputs")
-    own(request.head.parameters, model.parameters)
+    model_parameters(request.body.parameters, model.parameters)
 
 
-def sooner(parameters: Mapping[str, Any], until: float) -> float:
+def earlier_deadline(parameters: Mapping[str, Any], until: float) -> float:
     """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
     stated = parameters.get("timeout", 0)
     if type(stated) is not int or stated < 0:
@@ -263,11 +263,11 @@ def sooner(parameters: Mapping[str, Any], until: float) -> float:
     return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
 
 
-def own(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
     """The parameters that are the model's own. Raises BadValue for one that is nobody's."""
     for name in parameters:
-        if name not in (*known, *OURS) and not name.startswith("triton_"):
-            told = f"there is no parameter {shown(name)} here; there are: {', '.join((*known, *OURS))}"
+        if name not in (*known, *PROTOCOL_PARAMETERS) and not name.startswith("triton_"):
+            told = f"there is no parameter {shown(name)} here; there are: {', '.join((*known, *PROTOCOL_PARAMETERS))}"
             raise BadValue(told, "parameters")
     return {name: value for name, value in parameters.items() if name in known}
 

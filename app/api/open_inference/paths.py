@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
-from app.api.inference import choose
+from app.api.inference import resolve_model
 from app.engine.observer import VersionKey
 from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
 from app.observability.middleware import REQUEST_ID
@@ -19,7 +19,7 @@ SeriesModel = Annotated[str, Path(description="`name` or `name@version`", exampl
 TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
 
 
-def on(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endpoint], Endpoint]:
+def add_routes(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endpoint], Endpoint]:
     """A decorator for an endpoint of a model: ``/models/{name}`` and the path, and the same of one version."""
 
     def add(endpoint: Endpoint) -> Endpoint:
@@ -31,23 +31,23 @@ def on(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endp
     return add
 
 
-async def asked(registry: Registry, request: Request, name: str, until: float) -> LoadedModel:
+async def model_in_path(registry: Registry, request: Request, name: str, until: float) -> LoadedModel:
     """The version that a path means; one that is not in memory is waited for.
 
     Raises BadValue, UnknownModel, RetiredModel, UnloadedModel, TimedOut, and NotReady for a model that is broken.
     """
     try:
-        found, number = meant(registry, request, name)
+        found, number = version_in_path(registry, request, name)
     except UnloadedModel:
         await registry.recheck(name.partition("@")[0])  # another process may just have been told to load it
-        found, number = meant(registry, request, name)
+        found, number = version_in_path(registry, request, name)
     card = registry.card(found, number)
     if card is None:  # removed a moment ago
         raise UnknownModel(name, registry.version_sets, "name")
-    return await choose(request, registry, card.task, f"{found}@{number}", until)
+    return await resolve_model(request, registry, card.task, f"{found}@{number}", until)
 
 
-def meant(registry: Registry, request: Request, name: str) -> VersionKey:
+def version_in_path(registry: Registry, request: Request, name: str) -> VersionKey:
     """The name and number that a path means, in memory or not. Raises as ``asked`` does, but not TimedOut."""
     version = request.path_params.get("version")
     if version is None:

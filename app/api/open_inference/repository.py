@@ -17,11 +17,11 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
 from app.api.deadline import deadline
-from app.api.errors import bad_value
-from app.api.open_inference.decode import Loose
-from app.api.open_inference.paths import asked
+from app.api.errors import validation_error
+from app.api.open_inference.decode import OpenModel
+from app.api.open_inference.paths import model_in_path
 from app.api.openapi import schema_of
-from app.api.request import NAMES, json_bytes, json_response, object_of, read
+from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, shown
 from app.serving.registry import Registry
@@ -32,11 +32,11 @@ from app.store.rollout import Rollout
 B = TypeVar("B", bound=BaseModel)
 
 
-class Index(Loose):
+class Index(OpenModel):
     ready: bool = Field(False, description="only versions that are ready")
 
 
-class Change(Loose):
+class Change(OpenModel):
     parameters: dict[str, Any] = Field({}, description="`unload_dependents` changes nothing: no model has any")
 
 
@@ -79,7 +79,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         until = deadline(request, settings.request_seconds)
         _check((await _body(request, Change, settings)).parameters)
         await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
-        live = await asked(registry, request, name, until)
+        live = await model_in_path(registry, request, name, until)
         return json_response({"name": live.card.name, "version": str(live.card.version), "load": True})
 
     @routes.post("/repository/models/{name}/unload", **guarded)
@@ -118,11 +118,11 @@ def _check(parameters: dict[str, Any]) -> None:
 async def _body(request: Request, kind: type[B], settings: Settings) -> B:
     """A body that may be empty. Raises BadValue."""
     deadline(request, settings.request_seconds)
-    content = await read(request, json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
+    content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
-        return kind.model_validate(object_of(content, NAMES))
+        return kind.model_validate(parse_object(content, EXTRA_COMMAS))
     except ValidationError as error:
-        raise bad_value(error.errors(include_url=False)) from None
+        raise validation_error(error.errors(include_url=False)) from None
 
 
 def _ready(registry: Registry) -> list[dict[str, str]]:

@@ -15,15 +15,23 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline
-from app.api.headers import head
+from app.api.deadline import Deadline, deadline
+from app.api.headers import header
 from app.api.open_inference import generate, repository, statistics
-from app.api.open_inference.decode import LENGTH, WINDOWS, Head, Inference, Spec, parsed, unpacked
-from app.api.open_inference.encode import response, wanted
-from app.api.open_inference.models import Limits, TensorModel, fit, sooner, tensor_model
-from app.api.open_inference.paths import SeriesModel, asked, on
+from app.api.open_inference.decode import (
+    DECOMPRESSORS,
+    JSON_LENGTH_HEADER,
+    DecodedRequest,
+    InferenceRequest,
+    TensorSpec,
+    decode_request,
+    decompress,
+)
+from app.api.open_inference.encode import encode_response, requested_outputs
+from app.api.open_inference.models import RequestModels, TensorModel, check_inputs, earlier_deadline, tensor_model
+from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.openapi import schema_of
-from app.api.request import PACKED, json_bytes, json_response, read
+from app.api.request import BYTES_PER_VALUE, json_response, max_json_bytes, read_body
 from app.errors import NotReady
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
@@ -40,15 +48,18 @@ TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and
 VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
 
 
-class Failed(BaseModel):
+class InferenceError(BaseModel):
     """Every failure under /v2."""
 
     error: str
 
 
 FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Failed, "description": "400 a bad value, 404 an unknown model, 413 too large, 429 a full queue"},
-    "5XX": {"model": Failed, "description": "503 not ready, 504 the deadline passed"},
+    "4XX": {
+        "model": InferenceError,
+        "description": "400 a bad value, 404 an unknown model, 413 too large, 429 a full queue",
+    },
+    "5XX": {"model": InferenceError, "description": "503 not ready, 504 the deadline passed"},
 }
 
 
@@ -57,7 +68,7 @@ def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: 
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     _server(routes, registry)
     statistics.add(routes, registry, metrics)  # before the models, for its path looks like one called "stats"
-    limits = Limits.of(settings)
+    limits = RequestModels.build(settings)
     _models(routes, registry, limits)
     _infer(routes, registry, limits)
     generate.add(routes, registry, settings)
@@ -65,7 +76,7 @@ def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: 
     return routes
 
 
-def busy(routes: APIRouter) -> list[BaseRoute]:
+def busy_routes(routes: APIRouter) -> list[BaseRoute]:
     """Those by which networks are asked."""
     return [route for route in routes.routes if getattr(route, "path", "").endswith(BUSY)]
 
@@ -91,44 +102,44 @@ def _server(routes: APIRouter, registry: Registry) -> None:
         return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
 
 
-def _models(routes: APIRouter, registry: Registry, limits: Limits) -> None:
+def _models(routes: APIRouter, registry: Registry, limits: RequestModels) -> None:
     @routes.get("/models")
     async def models() -> Response:
         """The names of all models."""
         return json_response({"models": sorted(registry.version_sets)})
 
-    @on(routes, "GET", "")
+    @add_routes(routes, "GET", "")
     async def metadata(request: Request, name: SeriesModel) -> Response:
         """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
-        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
         model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
         told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
         properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
-        tensors = {"inputs": _told(model.inputs), "outputs": _told(model.outputs)}
+        tensors = {"inputs": _metadata(model.inputs), "outputs": _metadata(model.outputs)}
         return json_response({**told, **tensors, "properties": properties})
 
-    @on(routes, "GET", "/config")
+    @add_routes(routes, "GET", "/config")
     async def config(request: Request, name: SeriesModel) -> Response:
         """A model's configuration as Triton tells it."""
-        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
         return json_response(_config(live, tensor_model(live, limits)))
 
-    @on(routes, "GET", "/ready")
+    @add_routes(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
         await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
-        live = await asked(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
         return json_response({"name": live.card.name, "ready": True})
 
 
-def _told(specs: list[Spec]) -> list[dict[str, Any]]:
+def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
 def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
-    def tensors(specs: list[Spec]) -> list[dict[str, Any]]:
+    def tensors(specs: list[TensorSpec]) -> list[dict[str, Any]]:
         return [
             {
                 "name": spec.name,
@@ -149,45 +160,45 @@ def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
     }
 
 
-def _infer(routes: APIRouter, registry: Registry, limits: Limits) -> None:
+def _infer(routes: APIRouter, registry: Registry, limits: RequestModels) -> None:
     settings, parsing = limits.settings, registry.parse_executor
-    schema = {"schema": schema_of(Head), "example": openapi.TENSORS}
+    schema = {"schema": schema_of(InferenceRequest), "example": openapi.INFER_EXAMPLE}
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": schema, "application/octet-stream": binary}
 
-    @on(routes, "POST", "/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
+    @add_routes(routes, "POST", "/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
     async def infer(request: Request, name: SeriesModel) -> Response:
         """Tensors in, tensors out: in JSON or, behind it, binary; the body may be compressed (gzip, deflate)."""
         until = deadline(request, settings.request_seconds)
-        live = await asked(registry, request, name, until)
+        live = await model_in_path(registry, request, name, until)
         live.engine.admit(1)
         model = tensor_model(live, limits)
-        limit = json_bytes(settings.max_body_bytes, VALUE_BYTES * model.values + model.bytes)
-        content = await read(request, limit, settings.body_seconds, tuple(WINDOWS))
-        coding, length = head(request, b"content-encoding").lower(), head(request, LENGTH)
-        size = limit if coding in WINDOWS else len(content) // PACKED
-        async with Patience(request, until):
+        limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * model.values + model.bytes)
+        content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
+        coding, length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
+        size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
+        async with Deadline(request, until):
             found, items = await parsing.run_or_inline(size, _parsed, content, coding, length, limit, model)
         size = max(size, model.length(items))
-        async with Patience(request, sooner(found.head.parameters, until)):
+        async with Deadline(request, earlier_deadline(found.body.parameters, until)):
             answers = await live.engine.submit(items)
             return await parsing.run_admitted_or_inline(size, _answered, live, model, found, items, answers)
 
 
-def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[Inference, Any]:
+def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[DecodedRequest, Any]:
     """A body as a request of the model, and its items. Raises BadValue and TooLarge."""
     only = model.inputs[0] if len(model.inputs) == 1 else None
-    found = parsed(unpacked(content, coding, limit), length, model.values, model.commas, only)
-    fit(model, found)
-    wanted(found.head, {spec.name: spec for spec in model.outputs})
+    found = decode_request(decompress(content, coding, limit), length, model.values, model.commas, only)
+    check_inputs(model, found)
+    requested_outputs(found.body, {spec.name: spec for spec in model.outputs})
     return found, model.items(found)
 
 
 def _answered(
-    live: LoadedModel, model: Any, found: Inference, items: Sequence[Any], answers: Sequence[Any]
+    live: LoadedModel, model: Any, found: DecodedRequest, items: Sequence[Any], answers: Sequence[Any]
 ) -> Response:
     told = {"model_name": live.card.name, "model_version": str(live.card.version)}
-    if found.head.id:
-        told["id"] = found.head.id
+    if found.body.id:
+        told["id"] = found.body.id
     outputs = model.answers(found, items, answers)
-    return response(told, found.head, outputs, {spec.name: spec for spec in model.outputs})
+    return encode_response(told, found.body, outputs, {spec.name: spec for spec in model.outputs})

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.deadline import deadline
-from app.api.open_inference.paths import SeriesModel, asked, on
+from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.request import json_response
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
@@ -24,10 +24,10 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
         totals = metrics.totals()
         return json_response({"model_stats": [_of(live, totals) for live in registry.all()]})
 
-    @on(routes, "GET", "/stats")
+    @add_routes(routes, "GET", "/stats")
     async def statistics(request: Request, name: SeriesModel) -> Response:
         """The same of one model."""
-        live = await asked(registry, request, name, deadline(request, registry.settings.request_seconds))
+        live = await model_in_path(registry, request, name, deadline(request, registry.settings.request_seconds))
         return json_response({"model_stats": [_of(live, metrics.totals())]})
 
 

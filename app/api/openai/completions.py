@@ -17,23 +17,23 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline, in_time
-from app.api.inference import choose
+from app.api.deadline import Deadline, deadline, run_before_deadline
+from app.api.inference import resolve_model
 from app.api.openai import images
-from app.api.openapi import described
+from app.api.openapi import request_body
 from app.api.request import (
-    NAMES,
-    Body,
+    EXTRA_COMMAS,
+    BodyReader,
     ModelName,
-    Reading,
+    RequestBody,
     Seed,
-    checked,
-    json_bytes,
     json_response,
-    limited,
+    max_json_bytes,
     read_json,
+    validate,
+    with_limits,
 )
-from app.api.responses import FAILURES, NEVER
+from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.engine.executor import Executor
@@ -54,12 +54,12 @@ Ids = {"type": "array", "items": {"type": "integer"}}
 PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [Text, Ids]}}, Ids, {"type": "null"}]}
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestBody):
     include_usage: bool = Field(False, description="count the characters in a last event of their own")
     include_obfuscation: bool = Field(False, description="not done; taken because clients send it")
 
 
-class Completion(Body):
+class CompletionRequest(RequestBody):
     model: ModelName = None
     prompt: Any = Field(None, description="one or several texts, or lists of character ids", json_schema_extra=PROMPT)
     max_tokens: int | None = Field(None, ge=0, description="characters; 16 by default, 0 only with echo")
@@ -82,7 +82,7 @@ class Completion(Body):
 
 
 @dataclass(frozen=True)
-class Choice:
+class CompletionChoice:
     """A text, the prompt as it is told before it, and the notes of that."""
 
     text: Continuation
@@ -92,19 +92,19 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CompletionBuilder:
     """What a request asked for, under way."""
 
     live: LoadedModel
-    body: Completion
-    choices: Sequence[Choice]
+    body: CompletionRequest
+    choices: Sequence[CompletionChoice]
     told: dict[str, Any]
 
-    def written(self, choice: Choice) -> str:
+    def written(self, choice: CompletionChoice) -> str:
         """The text without what was drawn only because at least one character is."""
         return "" if self.body.max_tokens == 0 else choice.text.text
 
-    def size(self, choice: Choice, characters: int, first: bool = True) -> int:
+    def size(self, choice: CompletionChoice, characters: int, first: bool = True) -> int:
         """How long it takes to tell so many characters of a choice, and what is echoed, in values."""
         told = characters + (len(choice.echoed) if first else 0)
         return told if self.body.logprobs is None else NOTED * told
@@ -117,7 +117,7 @@ class Answer:
         reason = choice.text.finish_reason if finished else None
         return {"index": index, "text": first + new, "logprobs": told, "finish_reason": reason}
 
-    def _logprobs(self, choice: Choice, first: str, begin: int, new: str) -> dict[str, list[Any]]:
+    def _logprobs(self, choice: CompletionChoice, first: str, begin: int, new: str) -> dict[str, list[Any]]:
         assert choice.text.extras
         notes = choice.text.extras.notes
         assert notes
@@ -140,7 +140,7 @@ class Answer:
     def _best(self, character: str, value: float, likeliest: list[tuple[int, float]]) -> dict[str, float]:
         assert isinstance(self.live.predictor, TextContinuer)
         vocabulary = self.live.predictor.vocabulary
-        found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > NEVER}
+        found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > MIN_LOG_PROBABILITY}
         return {**found, character: _finite(value)}
 
     def usage(self) -> dict[str, int]:
@@ -151,44 +151,48 @@ class Answer:
 
 
 def _finite(value: float) -> float:
-    return max(round(value, 8), NEVER)
+    return max(round(value, 8), MIN_LOG_PROBABILITY)
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     _completions(routes, registry, settings)
     images.add(routes, registry, settings)
     return routes
 
 
 def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    parsing, prompts = registry.parse_executor, generate_text.bounded(settings)
-    bodies = limited(Completion, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
-    limit = json_bytes(settings.max_body_bytes, generate_text.ESCAPED * settings.max_prompt_characters)
-    reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + 1000 + NAMES
+    parsing, prompts = registry.parse_executor, generate_text.request_model(settings)
+    bodies = with_limits(CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
+    limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
+    reading = BodyReader(limit, settings.body_seconds, parsing)
+    most = settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + 1000 + EXTRA_COMMAS
 
     @routes.post(
-        "/completions", openapi_extra=described(bodies, openapi.COMPLETION), responses={200: {"content": STREAM}}
+        "/completions",
+        openapi_extra=request_body(bodies, openapi.COMPLETION_EXAMPLE),
+        responses={200: {"content": STREAM}},
     )
     async def complete(request: Request) -> Response:
         """OpenAI's completions: streamed or not, of one prompt or several."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, bodies, reading, most)
-        live = await choose(request, registry, "continue", body.model, until)
+        live = await resolve_model(request, registry, "continue", body.model, until)
         _check(body)
         live.engine.admit(body.n or 1)
-        answer = await in_time(request, parsing, _length(body.prompt), _begun, live, body, prompts, settings)
+        answer = await run_before_deadline(
+            request, parsing, _length(body.prompt), _begun, live, body, prompts, settings
+        )
         if body.stream:
             return EventStream(request, _events(answer, parsing), until, x_model=live.id)
-        async with Patience(request, until):
+        async with Deadline(request, until):
             await live.engine.submit([choice.text for choice in answer.choices])
             size = sum(answer.size(choice, len(answer.written(choice))) for choice in answer.choices)
             return await parsing.run_admitted_or_inline(size, _whole, answer)
 
 
-def _whole(answer: Answer) -> Response:
+def _whole(answer: CompletionBuilder) -> Response:
     choices = [answer.choice(index, 0, answer.written(choice), True) for index, choice in enumerate(answer.choices)]
     return json_response({**answer.told, "choices": choices, "usage": answer.usage()})
 
@@ -200,7 +204,7 @@ def _length(prompt: Any) -> int:
     return len(prompt) if isinstance(prompt, str) else 0
 
 
-def _check(body: Completion) -> None:
+def _check(body: CompletionRequest) -> None:
     """Raises BadValue for fields that do not go together."""
     if body.best_of not in (None, body.n or 1):
         n = body.n or 1
@@ -213,7 +217,9 @@ def _check(body: Completion) -> None:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 
 
-def _begun(live: LoadedModel, body: Completion, prompts: type[generate_text.Prompt], settings: Settings) -> Answer:
+def _begun(
+    live: LoadedModel, body: CompletionRequest, prompts: type[generate_text.GenerateTextRequest], settings: Settings
+) -> CompletionBuilder:
     """The texts of a request, ready to be continued. Raises BadValue."""
     predictor = live.predictor
     assert isinstance(predictor, TextContinuer)
@@ -231,10 +237,10 @@ def _begun(live: LoadedModel, body: Completion, prompts: type[generate_text.Prom
         raise BadValue(f"{why}; allowed are {settings.max_prompt_characters:,}", "n")
     choices = []
     for prompt in found:
-        native = checked({"prompt": prompt, **_native(body)}, prompts)
+        native = validate({"prompt": prompt, **_native(body)}, prompts)
         notes = Notes(body.logprobs or 0) if noting and prompt else None
-        begun, _ = generate_text.begun(predictor, native, extras, notes)
-        choices += [Choice(text, prompt, prompt if body.echo else "", notes) for text in begun]
+        begun, _ = generate_text.start_texts(predictor, native, extras, notes)
+        choices += [CompletionChoice(text, prompt, prompt if body.echo else "", notes) for text in begun]
     told = {
         "id": f"cmpl-{secrets.token_hex(12)}",
         "object": "text_completion",
@@ -242,10 +248,10 @@ def _begun(live: LoadedModel, body: Completion, prompts: type[generate_text.Prom
         "model": live.card.name,
         "system_fingerprint": live.id,
     }
-    return Answer(live, body, choices, told)
+    return CompletionBuilder(live, body, choices, told)
 
 
-def _native(body: Completion) -> dict[str, Any]:
+def _native(body: CompletionRequest) -> dict[str, Any]:
     """The fields of the native endpoint, but for the prompt."""
     given = {
         "max_characters": 16 if body.max_tokens is None else max(body.max_tokens, 1),
@@ -280,7 +286,7 @@ def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
     return "".join([vocabulary[index] for index in prompt])
 
 
-def _extras(body: Completion, predictor: TextContinuer) -> Callable[[], Extras] | None:
+def _extras(body: CompletionRequest, predictor: TextContinuer) -> Callable[[], Extras] | None:
     """What makes the extras of each text; None when the request asks for none. Raises BadValue."""
     presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
     if body.logprobs is None and not body.logit_bias and not presence and not frequency:
@@ -295,12 +301,12 @@ def _extras(body: Completion, predictor: TextContinuer) -> Callable[[], Extras] 
     return lambda: Extras(bias, presence, frequency, None if logprobs is None else Notes(logprobs))
 
 
-async def _events(answer: Answer, parsing: Executor) -> AsyncGenerator[bytes, None]:
+async def _events(answer: CompletionBuilder, parsing: Executor) -> AsyncGenerator[bytes, None]:
     """An event for each piece of a choice, and where it is asked for one that counts."""
     counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
     blank: dict[str, Any] = {"usage": None} if counting else {}
 
-    def told(pieces: Sequence[generate_text.Piece]) -> bytes:
+    def told(pieces: Sequence[generate_text.TextDelta]) -> bytes:
         events = []
         for piece in pieces:
             new = "" if answer.body.max_tokens == 0 else piece.text
@@ -308,7 +314,7 @@ async def _events(answer: Answer, parsing: Executor) -> AsyncGenerator[bytes, No
             events.append(event({**answer.told, "choices": [choice], **blank}))
         return b"".join(events)
 
-    async with aclosing(generate_text.grown(answer.live, [choice.text for choice in answer.choices])) as growth:
+    async with aclosing(generate_text.deltas(answer.live, [choice.text for choice in answer.choices])) as growth:
         async for pieces in growth:
             size = sum(answer.size(answer.choices[one.place], len(one.text), one.begin == 0) for one in pieces)
             yield await parsing.run_admitted_or_inline(size, told, pieces)

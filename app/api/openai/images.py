@@ -11,19 +11,30 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline
-from app.api.inference import choose
-from app.api.openai.prompt_labels import wanted
-from app.api.openapi import described
-from app.api.request import NAMES, PACKED, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
-from app.api.routes.generate_images import encoded
+from app.api.deadline import Deadline, deadline
+from app.api.inference import resolve_model
+from app.api.openai.prompt_labels import prompt_labels
+from app.api.openapi import request_body
+from app.api.request import (
+    BYTES_PER_VALUE,
+    EXTRA_COMMAS,
+    BodyReader,
+    ModelName,
+    RequestBody,
+    Seed,
+    json_response,
+    max_json_bytes,
+    read_json,
+    with_limits,
+)
+from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, shown
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.image_generation import Drawing, ImageSampler
 
 
-class Generation(Body):
+class ImageGenerationRequest(RequestBody):
     prompt: str = Field(
         description='what to draw: "three sevens and a 2", a label, or "digits" for any', max_length=1000
     )
@@ -43,19 +54,19 @@ class Generation(Body):
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/generations``, with the limits of the settings."""
     parsing = registry.parse_executor
-    bodies = limited(Generation, n={"le": settings.max_samples})
-    reading = Reading(json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
+    bodies = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
+    reading = BodyReader(max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
 
-    @routes.post("/images/generations", openapi_extra=described(bodies, openapi.GENERATION))
+    @routes.post("/images/generations", openapi_extra=request_body(bodies, openapi.IMAGE_GENERATION_EXAMPLE))
     async def generate(request: Request) -> Response:
         """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
         until = deadline(request, settings.request_seconds)
-        body = await read_json(request, bodies, reading, NAMES + 1000)
-        live = await choose(request, registry, "sample", body.model, until)
+        body = await read_json(request, bodies, reading, EXTRA_COMMAS + 1000)
+        live = await resolve_model(request, registry, "sample", body.model, until)
         predictor = live.predictor
         assert isinstance(predictor, ImageSampler)
         _check(body, predictor)
-        named, n = wanted(body.prompt, predictor.labels, live.card.name), body.n or 1
+        named, n = prompt_labels(body.prompt, predictor.labels, live.card.name), body.n or 1
         count = sum(times for _, times in named) * n if named else n
         if not count:
             raise BadValue(f"prompt is {shown(body.prompt)}; it asks for no image", "prompt")
@@ -68,10 +79,10 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         def draw() -> Drawing:
             return predictor.chosen(labels, seed) if labels else predictor.parse(count, None, seed)
 
-        async with Patience(request, until):
+        async with Deadline(request, until):
             drawing = await parsing.run_or_inline(count * predictor.latent, draw)
             (pixels,) = await live.engine.submit([drawing])
-            images = await parsing.run_admitted_or_inline(pixels.size // PACKED, encoded, pixels)
+            images = await parsing.run_admitted_or_inline(pixels.size // BYTES_PER_VALUE, encode_images, pixels)
         data: list[dict[str, Any]] = [
             {"b64_json": image} | ({} if name is None else {"revised_prompt": name})
             for image, name in zip(images, predictor.names(drawing), strict=True)
@@ -81,7 +92,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         return json_response({"created": int(time.time()), "data": data, **told, **ours})
 
 
-def _check(body: Generation, predictor: ImageSampler) -> None:
+def _check(body: ImageGenerationRequest, predictor: ImageSampler) -> None:
     """Raises BadValue for a form in which there are no images here."""
     if body.response_format not in (None, "b64_json"):
         allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"

@@ -16,14 +16,14 @@ NUMBERS = {
 }
 UNITS = {"pair": 2, "couple": 2, "dozen": 12}
 # what says nothing about which
-BESIDE = {
+IGNORED_WORDS = {
     *("a", "an", "the", "and", "of", "me", "please", "draw", "with", "handwritten"),
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
 MOST = 10**5  # of one label
 
 
-def wanted(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
+def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
     """The labels that a prompt names, in its order, and how many images of each; none when it names nothing at all, as
     "digits" does.
 
@@ -33,7 +33,7 @@ def wanted(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, in
     one, many = _names(labels)
     if prompt.strip().lower() in one:
         return [(one[prompt.strip().lower()], 1)]
-    words = [word for word in _words(prompt) if word not in BESIDE or word in one]
+    words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in one]
     found: list[tuple[str, int]] = []
     count = 1
     for word, following in zip_longest(words, words[1:], fillvalue=""):

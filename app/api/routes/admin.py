@@ -17,10 +17,10 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
 from app.api.deadline import deadline
-from app.api.openapi import described, described_query
-from app.api.request import Body, Reading, json_response, read_json, read_query
-from app.api.responses import FAILURES
-from app.api.spooled_body import spool
+from app.api.openapi import query_parameters, request_body
+from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query
+from app.api.responses import ERROR_RESPONSES
+from app.api.spooled_body import spooled_body
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
@@ -43,7 +43,7 @@ def _number_or_newest(value: object) -> object:
     raise PydanticCustomError("version", "Input should be the number of a version, or 'newest'")
 
 
-class Activation(Body):
+class Activation(RequestBody):
     version: Annotated[Number | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
         description="a version's number, or `newest`: follow the newest"
     )
@@ -52,25 +52,25 @@ class Activation(Body):
     )
 
 
-class Retirement(Body):
+class Retirement(RequestBody):
     version: Number
     undo: bool = Field(False, description="bring it back")
 
 
-class Pair(BaseModel):
+class DiffQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     first: int = Field(1, ge=1, description="a version")
     second: int = Field(2, ge=1, description="another one")
 
 
-class One(BaseModel):
+class VersionQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     version: int = Field(1, ge=1, description="the version to export")
 
 
-class Importing(BaseModel):
+class ImportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     renumber: bool = Field(False, description="give it the next free number instead of its own")
@@ -106,7 +106,7 @@ def guard(key: str) -> Callable[..., Any]:
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
     routes = APIRouter(
-        prefix=PREFIX, tags=["admin"], dependencies=[Depends(guard(key))], responses={"4XX": FAILURES["4XX"]}
+        prefix=PREFIX, tags=["admin"], dependencies=[Depends(guard(key))], responses={"4XX": ERROR_RESPONSES["4XX"]}
     )
     _look(routes, settings.store)
     _choose(routes, registry, settings)
@@ -125,10 +125,10 @@ def _look(routes: APIRouter, store: Path) -> None:
         """One name with all its versions, whole or not."""
         return json_response(await on_store(lambda: catalogue.model(store, name)))
 
-    @routes.get("/models/{name}/diff", openapi_extra=described_query(Pair))
+    @routes.get("/models/{name}/diff", openapi_extra=query_parameters(DiffQuery))
     async def diff(name: str, request: Request) -> Response:
         """Two versions side by side: figures, sizes, data, notes."""
-        pair = read_query(request, Pair)
+        pair = read_query(request, DiffQuery)
         return json_response(
             {"data": await on_store(lambda: catalogue.difference(store, name, pair.first, pair.second))}
         )
@@ -140,9 +140,9 @@ def _look(routes: APIRouter, store: Path) -> None:
 
 
 def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    store, reading = settings.store, Reading(JSON_BYTES, settings.body_seconds, registry.parse_executor)
+    store, reading = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
 
-    @routes.post("/models/{name}/activate", openapi_extra=described(Activation, {"version": NEWEST}))
+    @routes.post("/models/{name}/activate", openapi_extra=request_body(Activation, {"version": NEWEST}))
     async def activate(name: str, request: Request) -> Response:
         """Have a version serve who names none, or try it on a share of them. Within 2 seconds every process does."""
         deadline(request, settings.request_seconds)
@@ -156,7 +156,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         await on_store(lambda: rollout.rollback(store, name))
         return json_response(await on_store(lambda: catalogue.model(store, name)))
 
-    @routes.post("/models/{name}/retire", openapi_extra=described(Retirement, {"version": 1}))
+    @routes.post("/models/{name}/retire", openapi_extra=request_body(Retirement, {"version": 1}))
     async def retire(name: str, request: Request) -> Response:
         """Serve a version no longer, not even by its number; its files stay."""
         deadline(request, settings.request_seconds)
@@ -169,22 +169,22 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
     store, most = settings.store, settings.max_import_bytes
     file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": {"type": "string"}}}}}
 
-    @routes.post("/import", openapi_extra={**file, **described_query(Importing)})
+    @routes.post("/import", openapi_extra={**file, **query_parameters(ImportQuery)})
     async def bring_in(request: Request) -> Response:
         """Add a version from an archive, once all of it is checked."""
-        renumber = read_query(request, Importing).renumber
+        renumber = read_query(request, ImportQuery).renumber
         try:
             with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
-                await spool(request, body, most, settings.body_seconds)
+                await spooled_body(request, body, most, settings.body_seconds)
                 card: Card = await on_store(lambda: archive.bring_in(store, body, most, renumber), otherwise=BadValue)
         except OSError as error:
             raise _not_written(error) from None
         return json_response(await on_store(lambda: catalogue.model(store, card.name)) | {"imported": card.version})
 
-    @routes.get("/models/{name}/export", openapi_extra=described_query(One))
+    @routes.get("/models/{name}/export", openapi_extra=query_parameters(VersionQuery))
     async def export(name: str, request: Request) -> Response:
         """A version as one archive."""
-        version = read_query(request, One).version
+        version = read_query(request, VersionQuery).version
         pieces = await on_store(lambda: archive.export(store, name, version))
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
         return StreamingResponse(pieces, headers=headers, media_type="application/zip")

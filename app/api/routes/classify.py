@@ -16,25 +16,25 @@ from starlette.responses import Response
 from torch import Tensor
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline, in_time
-from app.api.headers import head
-from app.api.inference import choose
-from app.api.openapi import described, described_query
+from app.api.deadline import Deadline, deadline, run_before_deadline
+from app.api.headers import header
+from app.api.inference import resolve_model
+from app.api.openapi import query_parameters, request_body
 from app.api.request import (
     BINARY,
-    NAMES,
-    PACKED,
-    Body,
+    BYTES_PER_VALUE,
+    EXTRA_COMMAS,
+    BodyReader,
     ModelName,
-    Reading,
+    RequestBody,
     json_response,
-    limited,
-    read,
+    read_body,
     read_form,
     read_json,
     read_query,
+    with_limits,
 )
-from app.api.responses import Classification, answered, gives
+from app.api.responses import ClassifyResponse, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.serving.registry import Registry
@@ -56,7 +56,7 @@ class ClassifyQuery(BaseModel):
     )
 
 
-class Images(Body):
+class ClassifyRequest(RequestBody):
     """The same images as in a form, for callers that only speak JSON."""
 
     images: list[str] = Field(description="each a whole image file in base64", min_length=1)
@@ -64,10 +64,12 @@ class Images(Body):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/classify``, with the limits of the settings."""
-    images = limited(Images, images={"max_length": settings.max_images})
-    reading = Reading(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
+    images = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
+    reading = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
-    @routes.post("/images/classify", openapi_extra=_image_bodies(images, settings), responses=gives(Classification))
+    @routes.post(
+        "/images/classify", openapi_extra=_image_bodies(images, settings), responses=success_response(ClassifyResponse)
+    )
     async def classify(request: Request) -> Response:
         """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
 
@@ -75,13 +77,13 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """
         until = deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        live = await choose(request, registry, "classify", query.model, until)
+        live = await resolve_model(request, registry, "classify", query.model, until)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings, reading)
         assert isinstance(live.predictor, ImageClassifier)
         explanations: list[dict[str, Any]] = [{}] * len(files)
         answers: Sequence[list[float]]
-        async with Patience(request, until):
+        async with Deadline(request, until):
             if query.explain:
                 await registry.parse_executor.run(_check_sizes, files, live.predictor, settings.max_pixels)
             items = await _pixels(files, live.predictor, registry)
@@ -101,20 +103,20 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
             {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k), **explanation}
             for file, probabilities, explanation in zip(files, answers, explanations, strict=True)
         ]
-        return json_response(answered(live, results=results))
+        return json_response(with_model(live, results=results))
 
 
-def _image_bodies(images: type[Images], settings: Settings) -> dict[str, Any]:
+def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
     """The three ways to send images, for OpenAPI; the first has an example that works as it stands."""
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
     raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    bodies = described(images, openapi.IMAGES, **{"multipart/form-data": {"schema": form}, **raw})
-    return {**bodies, **described_query(ClassifyQuery)}
+    bodies = request_body(images, openapi.CLASSIFY_EXAMPLE, **{"multipart/form-data": {"schema": form}, **raw})
+    return {**bodies, **query_parameters(ClassifyQuery)}
 
 
 @dataclass(frozen=True)
-class File:
+class ImageFile:
     """An image as it was sent, and how sentences name it."""
 
     name: str | None
@@ -122,25 +124,27 @@ class File:
     param: str
 
 
-async def _files(request: Request, images: type[Images], settings: Settings, reading: Reading) -> list[File]:
+async def _files(
+    request: Request, images: type[ClassifyRequest], settings: Settings, reading: BodyReader
+) -> list[ImageFile]:
     """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
-    kind = head(request, b"content-type").partition(";")[0].strip().lower()
+    kind = header(request, b"content-type").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = await read_json(request, images, reading, settings.max_images + NAMES, ClassifyQuery.model_fields)
+        body = await read_json(request, images, reading, settings.max_images + EXTRA_COMMAS, ClassifyQuery.model_fields)
         length = sum(map(len, body.images))
-        return await in_time(request, reading.executor, length // PACKED, _of_base64, body.images)
+        return await run_before_deadline(request, reading.executor, length // BYTES_PER_VALUE, _of_base64, body.images)
     if kind != "multipart/form-data":
-        return [File(None, await read(request, reading.limit, reading.seconds), "body")]
+        return [ImageFile(None, await read_body(request, reading.limit, reading.seconds), "body")]
     form = await read_form(request, reading, settings.max_images)
     try:
-        files: list[File] = []
+        files: list[ImageFile] = []
         for field, value in form.multi_items():
             if field != "file":
                 raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
             if not isinstance(value, UploadFile):
                 raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
             param = f"file.{len(files)}" if len(form.multi_items()) > 1 else "file"
-            files.append(File(value.filename, await value.read(), param))
+            files.append(ImageFile(value.filename, await value.read(), param))
     finally:
         await form.close()
     if not files:
@@ -148,11 +152,11 @@ async def _files(request: Request, images: type[Images], settings: Settings, rea
     return files
 
 
-def _of_base64(images: list[str]) -> list[File]:
-    return [File(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
+def _of_base64(images: list[str]) -> list[ImageFile]:
+    return [ImageFile(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
 
 
-async def _pixels(files: list[File], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
+async def _pixels(files: list[ImageFile], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
     """The images as items. Small ones are decoded at once: that takes no longer than a change of threads.
 
     Raises NotAnImage and TooLarge.
@@ -160,12 +164,12 @@ async def _pixels(files: list[File], predictor: ImageClassifier, registry: Regis
     parsing, most = registry.parse_executor, registry.settings.max_pixels
     if sum(len(file.content) for file in files) <= SMALL_BYTES and all(plain(file.content) for file in files):
         images = [predictor.open(file.content, most, file.param) for file in files]
-        if sum(image.width * image.height for image in images) <= PACKED * INLINE_SIZE:
+        if sum(image.width * image.height for image in images) <= BYTES_PER_VALUE * INLINE_SIZE:
             return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
     return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
 
 
-def _check_sizes(files: list[File], predictor: ImageClassifier, most: int) -> None:
+def _check_sizes(files: list[ImageFile], predictor: ImageClassifier, most: int) -> None:
     """Raises TooLarge for images that have more pixels in all than one may have, and as ``open`` does.
 
     Those that are explained are all sent back.
@@ -176,7 +180,7 @@ def _check_sizes(files: list[File], predictor: ImageClassifier, most: int) -> No
         raise TooLarge(told, "explain")
 
 
-def _explanation(file: File, heat: np.ndarray, predictor: ImageClassifier, most: int) -> dict[str, Any]:
+def _explanation(file: ImageFile, heat: np.ndarray, predictor: ImageClassifier, most: int) -> dict[str, Any]:
     """An image as it was sent with its heat map over it, as a PNG file in base64."""
     content = overlaid(predictor.open(file.content, most, file.param), heat)
     return {"explanation": base64.b64encode(content).decode()}

@@ -9,19 +9,28 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline
-from app.api.inference import choose
-from app.api.openapi import described
-from app.api.request import NAMES, Body, ModelName, Reading, json_bytes, json_response, limited, read_json
-from app.api.responses import Forecasts, answered, gives
+from app.api.deadline import Deadline, deadline
+from app.api.inference import resolve_model
+from app.api.openapi import request_body
+from app.api.request import (
+    EXTRA_COMMAS,
+    BodyReader,
+    ModelName,
+    RequestBody,
+    json_response,
+    max_json_bytes,
+    read_json,
+    with_limits,
+)
+from app.api.responses import ForecastResponse, success_response, with_model
 from app.errors import BadValue, shown
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import AnyForecaster
 
-EACH = 3000  # values that are read in the time that a series takes besides them
-DIGITS = 26  # bytes that a value can take in JSON
+VALUES_PER_SERIES = 3000  # values that are read in the time that a series takes besides them
+BYTES_PER_NUMBER = 26  # bytes that a value can take in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
@@ -32,7 +41,7 @@ def _one_or_many(value: Any) -> str:
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
-class History(Body):
+class ForecastRequest(RequestBody):
     values: Annotated[
         Annotated[list[Value], Field(fail_fast=True), Tag("one")]
         | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
@@ -47,7 +56,7 @@ class History(Body):
     h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
     level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
 
-    def plain(self) -> Self:
+    def resolved(self) -> Self:
         """The same in our own names. Raises BadValue where a value came by both."""
         given: dict[str, Any] = {}
         for ours, theirs in (("horizon", "h"), ("levels", "level")):
@@ -60,39 +69,45 @@ class History(Body):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/series/forecast``, with the limits of the settings."""
-    parsing, histories = registry.parse_executor, bounded(settings)
-    limit = json_bytes(settings.max_body_bytes, DIGITS * settings.max_series_values)
-    reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_series_values + settings.max_series + NAMES
+    parsing, histories = registry.parse_executor, request_model(settings)
+    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_NUMBER * settings.max_series_values)
+    reading = BodyReader(limit, settings.body_seconds, parsing)
+    most = settings.max_series_values + settings.max_series + EXTRA_COMMAS
 
-    @routes.post("/series/forecast", openapi_extra=described(histories, openapi.HISTORY), responses=gives(Forecasts))
+    @routes.post(
+        "/series/forecast",
+        openapi_extra=request_body(histories, openapi.FORECAST_EXAMPLE),
+        responses=success_response(ForecastResponse),
+    )
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
-        body = (await read_json(request, histories, reading, most)).plain()
-        live = await choose(request, registry, "forecast", body.model, until)
+        body = (await read_json(request, histories, reading, most)).resolved()
+        live = await resolve_model(request, registry, "forecast", body.model, until)
         assert isinstance(live.predictor, AnyForecaster)
         live.engine.admit(1)
-        async with Patience(request, until):
-            items = await parsing.run_or_inline(size(body), parsed, live, body, settings)
+        async with Deadline(request, until):
+            items = await parsing.run_or_inline(size(body), parse_series, live, body, settings)
             answers = await live.engine.submit(items)
             length = len(items) * body.horizon * (1 + len(body.levels))
             return await parsing.run_admitted_or_inline(length, _response, live, items, answers, body.levels)
 
 
-def bounded(settings: Settings) -> type[History]:
+def request_model(settings: Settings) -> type[ForecastRequest]:
     """The body, with the limits of the settings."""
-    return limited(History, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
+    return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
 
 
-def size(body: History) -> int:
+def size(body: ForecastRequest) -> int:
     """How long its series take to be read, in values: in each a season is looked for, and gaps are filled."""
     many = bool(body.values) and isinstance(body.values[0], list)
     lengths = [len(series) for series in body.values if isinstance(series, list)] if many else [len(body.values)]
-    return sum(EACH + length for length in lengths)
+    return sum(VALUES_PER_SERIES + length for length in lengths)
 
 
-def parsed(live: LoadedModel, body: History, settings: Settings, series_at: str = "values.{}") -> list[Any]:
+def parse_series(
+    live: LoadedModel, body: ForecastRequest, settings: Settings, series_at: str = "values.{}"
+) -> list[Any]:
     """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
     assert isinstance(live.predictor, AnyForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
@@ -128,4 +143,4 @@ def results(live: LoadedModel, items: list[Any], answers: list[Any], levels: lis
 
 
 def _response(live: LoadedModel, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
-    return json_response(answered(live, results=results(live, items, answers, levels)))
+    return json_response(with_model(live, results=results(live, items, answers, levels)))

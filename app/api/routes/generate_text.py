@@ -12,11 +12,22 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Patience, deadline, in_time
-from app.api.inference import choose
-from app.api.openapi import described
-from app.api.request import NAMES, SEEDS, Body, ModelName, Reading, Seed, json_bytes, json_response, limited, read_json
-from app.api.responses import Continuations, answered, gives
+from app.api.deadline import Deadline, deadline, run_before_deadline
+from app.api.inference import resolve_model
+from app.api.openapi import request_body
+from app.api.request import (
+    EXTRA_COMMAS,
+    MAX_SEED,
+    BodyReader,
+    ModelName,
+    RequestBody,
+    Seed,
+    json_response,
+    max_json_bytes,
+    read_json,
+    with_limits,
+)
+from app.api.responses import TextResponse, success_response, with_model
 from app.api.sse import STREAM, EventStream, event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -24,7 +35,7 @@ from app.settings import Settings
 from app.tasks.text_generation import Continuation, TextContinuer
 from app.tasks.token_sampling import Extras, Notes
 
-ESCAPED = 12  # bytes that a character can take in JSON
+BYTES_PER_CHARACTER = 12  # bytes that a character can take in JSON
 LONGEST_STOP = 100  # characters
 STOPS = 16
 
@@ -41,7 +52,7 @@ Stops = Annotated[
 ]
 
 
-class Prompt(Body):
+class GenerateTextRequest(RequestBody):
     prompt: str = Field("", description="what the text begins with; empty: from nothing")
     max_characters: int = Field(200, ge=1)
     temperature: float = Field(0.8, ge=0, le=10, description="0 takes the likeliest character each time")
@@ -54,18 +65,21 @@ class Prompt(Body):
     model: ModelName = None
 
 
-def bounded(settings: Settings) -> type[Prompt]:
+def request_model(settings: Settings) -> type[GenerateTextRequest]:
     """The body, with the limits of the settings."""
-    return limited(
-        Prompt,
+    return with_limits(
+        GenerateTextRequest,
         prompt={"max_length": settings.max_prompt_characters},
         max_characters={"le": settings.max_characters},
         n={"le": settings.max_texts},
     )
 
 
-def begun(
-    predictor: TextContinuer, body: Prompt, extras: Callable[[], Extras] | None = None, notes: Notes | None = None
+def start_texts(
+    predictor: TextContinuer,
+    body: GenerateTextRequest,
+    extras: Callable[[], Extras] | None = None,
+    notes: Notes | None = None,
 ) -> tuple[list[Continuation], list[str]]:
     """The texts that a request asks for, ready to be continued, and the characters that the network does not know.
 
@@ -76,11 +90,11 @@ def begun(
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     first = secrets.randbelow(2**32) if body.seed is None else body.seed
     choice = body.max_characters, body.temperature, body.top_k, body.top_p, stop
-    seeds = [(first + i) % SEEDS for i in range(body.n)]
+    seeds = [(first + i) % MAX_SEED for i in range(body.n)]
     return [predictor.begin(prompt, *choice, seed, extras and extras()) for seed in seeds], unknown
 
 
-class Piece(NamedTuple):
+class TextDelta(NamedTuple):
     """What is new of a text: number ``place`` of those that are followed has grown from character ``begin`` on."""
 
     place: int
@@ -91,31 +105,37 @@ class Piece(NamedTuple):
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/text/continue``, with the limits of the settings."""
-    parsing, prompts = registry.parse_executor, bounded(settings)
-    limit = json_bytes(settings.max_body_bytes, ESCAPED * settings.max_prompt_characters)
-    reading = Reading(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + STOPS * LONGEST_STOP + NAMES  # commas, also those of the stop strings
+    parsing, prompts = registry.parse_executor, request_model(settings)
+    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * settings.max_prompt_characters)
+    reading = BodyReader(limit, settings.body_seconds, parsing)
+    most = (
+        settings.max_prompt_characters + STOPS * LONGEST_STOP + EXTRA_COMMAS
+    )  # commas, also those of the stop strings
 
     @routes.post(
-        "/text/continue", openapi_extra=described(prompts, openapi.PROMPT), responses=gives(Continuations, STREAM)
+        "/text/continue",
+        openapi_extra=request_body(prompts, openapi.GENERATE_TEXT_EXAMPLE),
+        responses=success_response(TextResponse, STREAM),
     )
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, reading, most)
-        live = await choose(request, registry, "continue", body.model, until)
+        live = await resolve_model(request, registry, "continue", body.model, until)
         assert isinstance(live.predictor, TextContinuer)
         live.engine.admit(body.n)
-        texts, unknown = await in_time(request, parsing, len(body.prompt), begun, live.predictor, body)
+        texts, unknown = await run_before_deadline(
+            request, parsing, len(body.prompt), start_texts, live.predictor, body
+        )
         if body.stream:
             return EventStream(request, _events(live, texts, unknown), until, x_model=live.id)
-        async with Patience(request, until):
+        async with Deadline(request, until):
             done = await live.engine.submit(texts)
         results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
-        return json_response(answered(live, results=results, unknown_characters=unknown))
+        return json_response(with_model(live, results=results, unknown_characters=unknown))
 
 
-async def grown(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[Piece], None]:
+async def deltas(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
     """The new pieces of texts each time some have grown; the last one of each comes when it is finished, even empty."""
     shown, open_texts = [0] * len(texts), set(range(len(texts)))
     async with aclosing(live.stream(texts)) as growth:
@@ -127,7 +147,7 @@ async def grown(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenera
                 if finished:
                     open_texts.remove(index)
                 if new or finished:
-                    pieces.append(Piece(index, shown[index], new, finished))
+                    pieces.append(TextDelta(index, shown[index], new, finished))
                 shown[index] += len(new)
             if pieces:
                 yield pieces
@@ -135,7 +155,7 @@ async def grown(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenera
 
 async def _events(live: LoadedModel, texts: list[Continuation], unknown: list[str]) -> AsyncGenerator[bytes, None]:
     """An event for each text that has grown, and for each that is finished one that says why."""
-    async with aclosing(grown(live, texts)) as growth:
+    async with aclosing(deltas(live, texts)) as growth:
         async for pieces in growth:
             events = []
             for piece in pieces:

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from app.api.request import json_response
-from app.api.responses import FAILURES
-from app.api.routes.page import kept
+from app.api.responses import ERROR_RESPONSES
+from app.api.routes.page import cached_response
 from app.errors import NotFound, shown
 from app.serving.registry import Registry
 
@@ -20,7 +20,7 @@ PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, 
 
 
 def router(registry: Registry) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["models"], responses={"4XX": FAILURES["4XX"]})
+    routes = APIRouter(prefix="/v1", tags=["models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
 
     @routes.get("/models")
     async def list_models() -> Response:
@@ -44,7 +44,7 @@ def router(registry: Registry) -> APIRouter:
             known = ", ".join(there) or "none"
             raise NotFound(f"{found}@{number} has no picture {shown(file)}; there are: {known}", "file")
         content = await asyncio.to_thread(there[file].read_bytes)
-        return kept(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
+        return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 
     return routes
 

@@ -45,7 +45,7 @@ def router() -> APIRouter:
     tags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
 
     def answer(request: Request, name: str) -> Response:
-        return kept(request, files[name], TYPES[Path(name).suffix], tags[name])
+        return cached_response(request, files[name], TYPES[Path(name).suffix], tags[name])
 
     @routes.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
@@ -64,7 +64,7 @@ def router() -> APIRouter:
     return routes
 
 
-def kept(request: Request, content: bytes, kind: str, tag: str) -> Response:
+def cached_response(request: Request, content: bytes, kind: str, tag: str) -> Response:
     """Content that a browser keeps and asks about each time: 304 when it has what bears this ``tag``.
 
     ``tag`` changes whenever the content does (RFC 9110, 13.1.2).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.api.responses import FAILURES
+from app.api.responses import ERROR_RESPONSES
 from app.api.routes import classify, forecast, generate_images, generate_text
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -12,7 +12,7 @@ from app.settings import Settings
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=FAILURES)
+    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=ERROR_RESPONSES)
     for task in (classify, generate_text, forecast, generate_images):
         task.add(routes, registry, settings)
     return routes
