@@ -21,8 +21,8 @@ from app import store
 from app.main import create_server
 from app.networks import KINDS, build
 from app.settings import Settings
-from app.tasks.image_generation import Drawing, ImageSampler
-from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.image_generation import ImageSampler, LatentBatch
+from app.tasks.text_generation import Continuation, TextGenerator
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"
@@ -150,7 +150,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     """Every generator of a service that is started from now on. It is let go at the end, whatever the test did."""
     held, predict = Held(), ImageSampler.predict
 
-    def holding(self: ImageSampler, items: Sequence[Drawing]) -> list[np.ndarray]:
+    def holding(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
         held.hold(sum(map(len, items)))
         return predict(self, items)
 
@@ -165,13 +165,13 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Of a service that is started from now on, with ``at_once_seconds=0``.
     """
-    step = TextContinuer.step
+    step = TextGenerator.step
 
-    def slowly(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+    def slowly(self: TextGenerator, texts: Sequence[Continuation]) -> None:
         time.sleep(0.005)
         step(self, texts)
 
-    monkeypatch.setattr(TextContinuer, "step", slowly)
+    monkeypatch.setattr(TextGenerator, "step", slowly)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from test_bad_input import CLASSIFY, PNG, bomb, refused, still_serves
 from test_bad_json import QUICK, harmless
 
 from app.errors import NotAnImage, TooLarge
-from app.tasks.classification import ImageClassifier, overlaid
+from app.tasks.classification import ImageClassifier, overlay_heat_map
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
@@ -165,7 +165,7 @@ def test_no_explanation_is_begun_that_nobody_waits_for(tiny: httpx.Client, monke
     def slowly(image: Image.Image, heat: np.ndarray) -> bytes:
         begun.append(image)
         time.sleep(0.2)
-        return overlaid(image, heat)
+        return overlay_heat_map(image, heat)
 
     monkeypatch.setattr("app.api.routes.classify.overlaid", slowly)
     files, headers = [("file", ("a.png", PNG))] * 8, {"x-request-timeout": "0.3"}

@@ -15,7 +15,7 @@ from app import store
 from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
-from app.tasks.classification import Decoder, ImageClassifier, overlaid
+from app.tasks.classification import ImageClassifier, ImageDecoder, overlay_heat_map
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from training.loops.airbench import whiten
 
@@ -151,7 +151,7 @@ def test_deep_shades_are_those_of_eight_bits_when_read_and_when_explained(
     content, expected = saved(deep, "TIFF"), classifier.parse(saved(plain))
     assert np.abs(classifier.parse(content).numpy().astype(int) - expected.numpy()).max() <= 2
     heat = np.zeros((4, 4), np.float32)
-    files = [overlaid(Image.open(io.BytesIO(one)), heat) for one in (content, saved(plain))]
+    files = [overlay_heat_map(Image.open(io.BytesIO(one)), heat) for one in (content, saved(plain))]
     over, same = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
     assert np.abs(over - same).max() <= 2
 
@@ -180,10 +180,10 @@ def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera lay on its side
     picture = Image.open(io.BytesIO(image_bytes("JPEG", size=(60, 40), exif=exif)))
-    over = Image.open(io.BytesIO(overlaid(picture, heat)))
+    over = Image.open(io.BytesIO(overlay_heat_map(picture, heat)))
     assert (over.format, over.mode, over.size) == ("PNG", "RGB", (40, 60))
     grey = Image.open(io.BytesIO(image_bytes("PNG", "L", size=(50, 50))))
-    changed = np.abs(np.asarray(Image.open(io.BytesIO(overlaid(grey, heat))), float)
+    changed = np.abs(np.asarray(Image.open(io.BytesIO(overlay_heat_map(grey, heat))), float)
                      - np.asarray(grey.convert("RGB"), float)).sum(axis=2)  # fmt: skip
     assert changed[:10, :10].mean() > 50
     assert changed[30:, 30:].max() == 0
@@ -195,9 +195,9 @@ def test_row_by_row_a_heat_map_lies_where_it_lies_at_once(
 ) -> None:
     heat = np.random.default_rng(0).random((5, 7), np.float32)
     content = image_bytes("PNG", mode, size)
-    whole = np.asarray(Image.open(io.BytesIO(overlaid(Image.open(io.BytesIO(content)), heat))), float)
+    whole = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
     monkeypatch.setattr("app.tasks.classification.BAND", 1000)
-    rows = np.asarray(Image.open(io.BytesIO(overlaid(Image.open(io.BytesIO(content)), heat))), float)
+    rows = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
     assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels, and then coloured
 
 
@@ -288,7 +288,9 @@ def test_label_smoothing_is_taken_out_of_the_answers(whitened: WhitenedNet) -> N
 @torch.no_grad()
 def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> None:
     network = store.read(ROOT / "models_store", "cifar10-whitened", 1).network()
-    images = torch.stack([Decoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))])
+    images = torch.stack(
+        [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
+    )
     before, before_views = probabilities(network(images)), probabilities(network.views(images))
     network.halve()
     after = probabilities(network(images))
@@ -307,7 +309,7 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
     store.publish(tmp_path, card, whitened.state_dict())
     for can, fast in ((True, True), (True, False), (False, True)):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda can=can: can)
-        monkeypatch.setattr("app.tasks.latency_model._halves_convolutions", lambda fast=fast: fast)
+        monkeypatch.setattr("app.tasks.latency_model._bfloat16_is_faster", lambda fast=fast: fast)
         dtype = torch.bfloat16 if can and fast else torch.float32
         classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype

@@ -23,14 +23,14 @@ from app.networks.lstm import SeriesLSTM
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler
-from app.tasks.text_generation import TextContinuer
-from app.tasks.window_forecasting import SeriesForecaster
+from app.tasks.text_generation import TextGenerator
+from app.tasks.window_forecasting import WindowForecaster
 
 LINE = [float(i % 7) for i in range(20)]
 ASKED: dict[str, tuple[type, str, str, dict[str, Any]]] = {
     "tiny-cnn": (ImageClassifier, "predict", "/v1/images/classify", {"content": image_bytes()}),
-    "tiny-rnn": (TextContinuer, "step", "/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 3}}),
-    "tiny-lstm": (SeriesForecaster, "predict", "/v1/series/forecast", {"json": {"values": LINE, "horizon": 3}}),
+    "tiny-rnn": (TextGenerator, "step", "/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 3}}),
+    "tiny-lstm": (WindowForecaster, "predict", "/v1/series/forecast", {"json": {"values": LINE, "horizon": 3}}),
     "tiny-gan": (ImageSampler, "predict", "/v1/images/sample", {"json": {"count": 2, "seed": 1}}),
 }
 

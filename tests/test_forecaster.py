@@ -14,8 +14,8 @@ from app import store
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
 from app.tasks.forecasting import SCORES, SHARES, GlobalForecaster
-from app.tasks.quantile_forecast import NORMAL, Outlook
-from app.tasks.seasonality import SEASONS, filled, medians, season_of
+from app.tasks.quantile_forecast import NORMAL, QuantileForecast
+from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
 
@@ -194,18 +194,18 @@ def test_a_season_is_found_in_noise_and_on_a_trend(season: int) -> None:
         profile = random.normal(size=season)
         time = np.arange(5 * season + 40)
         values = profile[time % season] + 0.4 * random.normal(size=len(time)) + 0.02 * time
-        assert season_of(1e6 + values) == season
-        assert season_of(-1e-9 * values) == season
+        assert detect_season(1e6 + values) == season
+        assert detect_season(-1e-9 * values) == season
 
 
 @pytest.mark.parametrize("season", [2, 5, 6, 9, 10, 30, 36, 48, 96, 130])
 def test_any_other_season_is_found_too_and_not_its_neighbour_among_the_usual_ones(season: int) -> None:
     time = np.arange(6 * season + 40)
     wave = np.sin(2 * np.pi * time / season + 0.3) if season > 2 else time % 2 * 1.0
-    assert season_of(wave) == season
+    assert detect_season(wave) == season
     for seed in range(5):
         random = np.random.default_rng(seed)
-        found = season_of(wave + 0.2 * random.normal(size=len(time)) + 0.01 * time)
+        found = detect_season(wave + 0.2 * random.normal(size=len(time)) + 0.01 * time)
         assert abs(found - season) <= season // 24
 
 
@@ -253,23 +253,23 @@ def test_no_season_is_found_where_there_is_none() -> None:
         random = np.random.default_rng(seed)
         noise = random.normal(size=300)
         slow = np.sin(np.arange(300) / 50)
-        found += [season_of(given) for given in (noise, noise.cumsum(), slow + 0.2 * noise, slow)]
+        found += [detect_season(given) for given in (noise, noise.cumsum(), slow + 0.2 * noise, slow)]
     assert np.mean(np.array(found) > 1) < 0.05
-    assert [season_of(np.array(given, float)) for given in ([3] * 50, range(50), [0, 1], [7])] == [1, 1, 1, 1]
+    assert [detect_season(np.array(given, float)) for given in ([3] * 50, range(50), [0, 1], [7])] == [1, 1, 1, 1]
 
 
 def test_gaps_are_filled_on_the_line_and_with_the_season() -> None:
     line = 2 * np.arange(40.0) + 10
     gaps = line.copy()
     gaps[[3, 20, 21]] = np.nan
-    assert filled(gaps, 1).tolist() == line.tolist()
+    assert fill_missing(gaps, 1).tolist() == line.tolist()
     time = np.arange(96)
     daily = 5 * np.sin(2 * np.pi * time / 24) + 0.1 * time
     gaps = daily.copy()
     gaps[40:52] = np.nan
-    assert np.abs(filled(gaps, 24) - daily).max() < 1.0
-    assert np.abs(filled(gaps, 1) - daily).max() > 3
-    assert np.isfinite(filled(np.array([np.nan] * 10 + [1.0]), 4)).all()
+    assert np.abs(fill_missing(gaps, 24) - daily).max() < 1.0
+    assert np.abs(fill_missing(gaps, 1) - daily).max() > 3
+    assert np.isfinite(fill_missing(np.array([np.nan] * 10 + [1.0]), 4)).all()
 
 
 @pytest.mark.parametrize("season", [2, 7, 24, 60])
@@ -278,7 +278,9 @@ def test_medians_of_all_places_of_a_season_are_those_of_each(season: int) -> Non
     values[np.random.default_rng(season).random(100) < 0.5] = np.nan
     values[3::season] = np.nan
     each = [values[place::season][~np.isnan(values[place::season])] for place in range(season)]
-    assert medians(values, season).tolist() == [float(np.median(known)) if len(known) else 0.0 for known in each]
+    assert seasonal_medians(values, season).tolist() == [
+        float(np.median(known)) if len(known) else 0.0 for known in each
+    ]
 
 
 def test_any_numbers_become_quantiles_in_order() -> None:
@@ -289,7 +291,7 @@ def test_any_numbers_become_quantiles_in_order() -> None:
 
 def test_intervals_of_any_level_lie_between_and_beyond_the_quantiles_as_normal_errors_do() -> None:
     normal = (3 + 2 * SCORES)[None].repeat(4, axis=0)
-    outlook = Outlook(normal[:, MEDIAN], normal[:, MEDIAN], SCORES, normal)
+    outlook = QuantileForecast(normal[:, MEDIAN], normal[:, MEDIAN], SCORES, normal)
     for level in (0.001, 30, 60, 80, 87.3, 95, 99.9, 99.99999999999999):
         lower, upper = outlook.interval(level)
         assert upper == pytest.approx(3 - 2 * NORMAL.inv_cdf(0.5 - level / 200))

@@ -33,7 +33,7 @@ from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import Settings, SettingsError
 from app.tasks.classification import ImageClassifier
-from app.tasks.text_generation import TextContinuer
+from app.tasks.text_generation import TextGenerator
 
 SAMPLE, GOOD = "/v1/images/sample", {"count": 1, "seed": 1}
 
@@ -384,20 +384,20 @@ def test_what_callers_send_is_in_no_log(
     caplog.set_level(logging.DEBUG)
     secret, admin_key = "s3cr3t" * 5, "adm1n" * 5
     picture, broken = image_bytes() + secret.encode(), threading.Event()
-    works = ImageClassifier.predict, TextContinuer.step
+    works = ImageClassifier.predict, TextGenerator.step
 
     def predict(self: ImageClassifier, items: Sequence[Any]) -> Any:
         if broken.is_set():
             raise ValueError("whatever it was")
         return works[0](self, items)
 
-    def step(self: TextContinuer, texts: Sequence[Any]) -> None:
+    def step(self: TextGenerator, texts: Sequence[Any]) -> None:
         if broken.is_set():
             raise ValueError("whatever it was")
         works[1](self, texts)
 
     monkeypatch.setattr(ImageClassifier, "predict", predict)
-    monkeypatch.setattr(TextContinuer, "step", step)
+    monkeypatch.setattr(TextGenerator, "step", step)
     with serve(log=log, admin_key=admin_key) as client:
         for expected in (200, 500):
             answers = [

@@ -12,7 +12,7 @@ from conftest import publish_tiny
 
 from app.errors import BadValue
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.tasks.window_forecasting import SeriesForecaster
+from app.tasks.window_forecasting import WindowForecaster
 
 
 def test_free_running_equals_reading_each_forecast_back() -> None:
@@ -36,11 +36,11 @@ def test_free_running_equals_reading_each_forecast_back() -> None:
 
 
 @pytest.fixture
-def forecaster(tmp_path: Path) -> SeriesForecaster:
-    return SeriesForecaster(publish_tiny(tmp_path, "tiny-lstm"), torch.device("cpu"))
+def forecaster(tmp_path: Path) -> WindowForecaster:
+    return WindowForecaster(publish_tiny(tmp_path, "tiny-lstm"), torch.device("cpu"))
 
 
-def test_a_batch_of_any_mix_is_what_each_is_alone(forecaster: SeriesForecaster) -> None:
+def test_a_batch_of_any_mix_is_what_each_is_alone(forecaster: WindowForecaster) -> None:
     chance = np.random.default_rng(0)
     items = [forecaster.parse((chance.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
     for item, together in zip(items, forecaster.predict(items), strict=True):
@@ -62,7 +62,7 @@ def test_a_network_knows_series_like_the_one_it_learnt_from() -> None:
 @pytest.mark.parametrize("shift", [0.0, 1e5])
 @pytest.mark.parametrize("factor", [1e-5, 1.0, 3.0, 1e6])
 def test_shift_and_scale_of_a_strange_series_shift_and_scale_its_forecast(
-    forecaster: SeriesForecaster, shift: float, factor: float
+    forecaster: WindowForecaster, shift: float, factor: float
 ) -> None:
     values = 1e3 * np.random.default_rng(1).normal(size=30)
     (plain,) = forecaster.predict([forecaster.parse(values.tolist(), 5)])
@@ -70,7 +70,7 @@ def test_shift_and_scale_of_a_strange_series_shift_and_scale_its_forecast(
     assert (moved - shift) / factor == pytest.approx(plain, rel=1e-4)
 
 
-def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: SeriesForecaster) -> None:
+def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: WindowForecaster) -> None:
     item = forecaster.parse([0.0, 1.0] * 10, 12)
     widths = forecaster.half_widths(item, 95)
     assert widths[:3] == pytest.approx(1.96 * np.array([0.1, 0.2, 0.3]) * item.scale, rel=1e-3)
@@ -81,7 +81,7 @@ def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: Se
     assert (nearly_all > widths).all()
 
 
-def test_a_series_too_short_or_unknown_is_refused_by_name(forecaster: SeriesForecaster) -> None:
+def test_a_series_too_short_or_unknown_is_refused_by_name(forecaster: WindowForecaster) -> None:
     with pytest.raises(BadValue, match=r"values\.3 has 9 values; tiny-lstm needs at least 10"):
         forecaster.parse([1.0] * 9, 1, "values.3")
     with pytest.raises(BadValue, match="only missing values"):

@@ -489,17 +489,17 @@ def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch:
 
 
 def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.tasks.window_forecasting import SeriesForecaster
+    from app.tasks.window_forecasting import WindowForecaster
 
-    entered, leave, predict = threading.Event(), threading.Event(), SeriesForecaster.predict
+    entered, leave, predict = threading.Event(), threading.Event(), WindowForecaster.predict
 
-    def held(self: SeriesForecaster, items: Any) -> Any:
+    def held(self: WindowForecaster, items: Any) -> Any:
         if items[0].horizon == 7:  # not while it is warmed up
             entered.set()
             assert leave.wait(30)
         return predict(self, items)
 
-    monkeypatch.setattr(SeriesForecaster, "predict", held)  # before the engine takes it
+    monkeypatch.setattr(WindowForecaster, "predict", held)  # before the engine takes it
     with serve(at_once_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
         body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
         asked = [pool.submit(infer, service, "tiny-lstm", body)]

@@ -243,17 +243,17 @@ def test_a_full_queue_is_tried_again_by_the_client(client: openai.OpenAI, monkey
 def test_a_failure_on_the_way_is_raised_and_a_certain_one_not_tried_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from app.tasks.text_generation import Continuation, TextContinuer
+    from app.tasks.text_generation import Continuation, TextGenerator
 
-    step, tries = TextContinuer.step, []
+    step, tries = TextGenerator.step, []
 
-    def fail(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+    def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
         if any(len(text.text) == 5 for text in texts):
             tries.append(len(texts))
             raise RuntimeError("secret")
         step(self, texts)
 
-    monkeypatch.setattr(TextContinuer, "step", fail)  # before the engine takes it
+    monkeypatch.setattr(TextGenerator, "step", fail)  # before the engine takes it
     with serve() as service, openai.OpenAI(base_url=f"http://{address(service)}/v1", api_key="none") as client:
         with pytest.raises(openai.InternalServerError, match="failed on this text"):
             complete(client)

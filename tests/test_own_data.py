@@ -21,7 +21,7 @@ from PIL import Image
 
 from app import store
 from app.networks import build
-from app.tasks.classification import Decoder
+from app.tasks.classification import ImageDecoder
 from training import cnn, gan, lstm, rnn
 from training import run as running
 from training.data import image_folders, shapes, texts
@@ -222,7 +222,7 @@ def test_any_size_and_mode_is_read_as_the_service_reads_it(tmp_path: Path) -> No
     assert pictures.classes == ["1", "CMYK", "I16", "L", "P", "RGBA"]
     for image, label in zip(pictures.images, pictures.labels, strict=True):
         content = (tmp_path / "all" / pictures.classes[label] / "a.tiff").read_bytes()
-        assert torch.equal(image, Decoder(3, 32).parse(content))
+        assert torch.equal(image, ImageDecoder(3, 32).parse(content))
 
 
 def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:

@@ -16,21 +16,21 @@ from conftest import VOCABULARY, publish_tiny
 
 from app.networks import build
 from app.networks.rnn import PACKED, Packed
-from app.tasks.latency_model import LEAST, Pace, padded, steady
-from app.tasks.text_generation import AHEAD, READ_SECONDS, Continuation, TextContinuer
-from app.tasks.token_sampling import Choice, Extras, Notes
+from app.tasks.latency_model import MIN_ROWS, LatencyModel, batch_invariant, pad
+from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator
+from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions
 
 PIECE = 60  # characters that a step reads
 
 
 @pytest.fixture
-def continuer(tmp_path: Path) -> TextContinuer:
-    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
-    continuer.pace = continuer.reading = Pace(READ_SECONDS / PIECE, 0.0)
+def continuer(tmp_path: Path) -> TextGenerator:
+    continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    continuer.latency = continuer.reading = LatencyModel(PREFILL_SECONDS / PIECE, 0.0)
     return continuer
 
 
-def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
+def begin(continuer: TextGenerator, prompt: str, **choice: Any) -> Continuation:
     settings: dict[str, Any] = {
         "max_characters": 40,
         "temperature": 1.0,
@@ -42,20 +42,20 @@ def begin(continuer: TextContinuer, prompt: str, **choice: Any) -> Continuation:
     return continuer.begin(continuer.parse(prompt)[0], **{**settings, **choice})
 
 
-def reading(continuer: TextContinuer, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+def reading(continuer: TextGenerator, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
     """One reading of a whole prompt: logits [1, T, vocabulary] and the state after it."""
     characters = torch.from_numpy(continuer.parse(prompt)[0].characters.astype(int))
     with torch.inference_mode():
         return continuer.network(characters.unsqueeze(0), continuer.network.zero_state(1))
 
 
-def finish(continuer: TextContinuer, text: Continuation) -> Continuation:
+def finish(continuer: TextGenerator, text: Continuation) -> Continuation:
     while not text.finished:
         continuer.step([text])
     return text
 
 
-def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(continuer: TextContinuer) -> None:
+def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(continuer: TextGenerator) -> None:
     prompt, unknown = continuer.parse("aéb東é")
     assert unknown == sorted("é東")
     assert [VOCABULARY[index] for index in prompt.characters] == ["a", "<unk>", "b", "<unk>", "<unk>"]
@@ -64,7 +64,7 @@ def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(contin
         assert (read.characters.tolist(), unknown) == ([0], [])
 
 
-def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextContinuer) -> None:
+def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * (3 * PIECE // 12) + "a"
     text = begin(continuer, prompt)
     steps = 0
@@ -77,7 +77,7 @@ def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer:
     assert text.text == ""
 
 
-def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continuer: TextContinuer) -> None:
+def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continuer: TextGenerator) -> None:
     texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
     drawing = begin(continuer, "a")
     for _ in range(20):  # one beside the text that is drawn, and one more in half of its time
@@ -127,22 +127,22 @@ def test_packed_weights_keep_kernels_for_few_numbers_of_rows_and_answer_each_row
     monkeypatch.setattr(packed, "_product", counted)
     whole = packed(x)
     assert torch.allclose(whole, torch.tanh(x @ weight.T + bias), atol=1e-4)
-    assert all(torch.allclose(packed(padded(x[:rows], 1))[:rows], whole[:rows], atol=1e-6) for rows in range(1, 122))
+    assert all(torch.allclose(packed(pad(x[:rows], 1))[:rows], whole[:rows], atol=1e-6) for rows in range(1, 122))
     assert sizes <= {1, 2, 4, 6, 8, 16, 32}
 
 
 def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
     rows = torch.rand(9, 3)
-    assert steady(lambda rows: rows * 2, rows)
-    assert not steady(lambda rows: rows * len(rows), rows)
-    assert steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows)
-    assert not steady(lambda rows: rows * (1 if len(rows) > 3 else 2), rows, 1)
-    assert torch.equal(padded(rows)[:9], rows)
-    assert [len(padded(rows[:count], 1)) for count in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
-    assert padded(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (LEAST - 1)]
+    assert batch_invariant(lambda rows: rows * 2, rows)
+    assert not batch_invariant(lambda rows: rows * len(rows), rows)
+    assert batch_invariant(lambda rows: rows * (1 if len(rows) > 3 else 2), rows)
+    assert not batch_invariant(lambda rows: rows * (1 if len(rows) > 3 else 2), rows, 1)
+    assert torch.equal(pad(rows)[:9], rows)
+    assert [len(pad(rows[:count], 1)) for count in (1, 2, 3, 8, 9)] == [1, 2, 4, 8, 16]
+    assert pad(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (MIN_ROWS - 1)]
 
 
-def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_is_doubled_only_when_it_must_be(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     single = finish(continuer, begin(continuer, "abc")).text
     monkeypatch.setattr("app.tasks.text_generation.steady", lambda *_: False)
     continuer.warm_up(8)
@@ -150,18 +150,18 @@ def test_the_network_is_doubled_only_when_it_must_be(continuer: TextContinuer, m
     assert finish(continuer, begin(continuer, "abc")).text == single
 
 
-def test_a_text_longer_than_the_random_numbers_at_hand_goes_on(continuer: TextContinuer) -> None:
-    text = finish(continuer, begin(continuer, "a", max_characters=3 * AHEAD + 1))
-    assert text.draws.shape == (len(text.text),)
+def test_a_text_longer_than_the_random_numbers_at_hand_goes_on(continuer: TextGenerator) -> None:
+    text = finish(continuer, begin(continuer, "a", max_characters=3 * UNIFORMS_AHEAD + 1))
+    assert text.uniforms.shape == (len(text.text),)
     expected, read = "", "a"
-    for uniform in text.draws:
+    for uniform in text.uniforms:
         logits, _ = reading(continuer, read)
         drawn_index = drawn(logits[0, -1, :-1].double().tolist(), [uniform])[0]
         expected, read = expected + VOCABULARY[drawn_index], read + VOCABULARY[drawn_index]
     assert text.text == expected
 
 
-def test_a_step_that_fails_can_be_taken_again(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_can_be_taken_again(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finish(continuer, begin(continuer, "ab")).text
     text = begin(continuer, "ab")
     for _ in range(5):
@@ -173,7 +173,7 @@ def test_a_step_that_fails_can_be_taken_again(continuer: TextContinuer, monkeypa
     assert finish(continuer, text).text == whole
 
 
-def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextContinuer) -> None:
+def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextGenerator) -> None:
     text = begin(continuer, "a", stop=("abc", "ca"), max_characters=9)
     settled = []
     for character in "xabac":
@@ -184,7 +184,7 @@ def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextContin
     assert (text.settled, text.finish_reason) == ("xaba", "stop")
 
 
-def test_texts_that_continue_one_prompt_read_it_once(continuer: TextContinuer) -> None:
+def test_texts_that_continue_one_prompt_read_it_once(continuer: TextGenerator) -> None:
     prompt, _ = continuer.parse("abc" * 100)
     settings: tuple[Any, ...] = (10, 1.0, None, None, ())
     texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
@@ -199,12 +199,12 @@ def test_texts_that_continue_one_prompt_read_it_once(continuer: TextContinuer) -
     assert [text.text for text in texts] == alone
 
 
-def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextContinuer) -> None:
+def test_a_top_k_beyond_the_vocabulary_keeps_all_of_it(continuer: TextGenerator) -> None:
     texts = [finish(continuer, begin(continuer, "a", top_k=k)).text for k in (None, 2**70)]
     assert texts[0] == texts[1]
 
 
-def test_greedy_text_follows_the_likeliest_character(continuer: TextContinuer) -> None:
+def test_greedy_text_follows_the_likeliest_character(continuer: TextGenerator) -> None:
     text = finish(continuer, begin(continuer, "abc", temperature=0.0, max_characters=10)).text
     read = "abc"
     for character in text:
@@ -213,13 +213,13 @@ def test_greedy_text_follows_the_likeliest_character(continuer: TextContinuer) -
         read += character
 
 
-def test_the_unknown_character_is_never_written(continuer: TextContinuer) -> None:
+def test_the_unknown_character_is_never_written(continuer: TextGenerator) -> None:
     with torch.inference_mode():
         continuer.network.head.bias[-1] = 100.0  # the network wants nothing else
     assert "<unk>" not in finish(continuer, begin(continuer, "a", max_characters=200)).text
 
 
-def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextContinuer) -> None:
+def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextGenerator) -> None:
     whole = finish(continuer, begin(continuer, "a"))
     assert (len(whole.text), whole.finish_reason) == (40, "length")
     stop = whole.text[10:12]
@@ -227,7 +227,7 @@ def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextConti
     assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
 
 
-def test_a_seed_is_a_text_and_another_seed_another(continuer: TextContinuer) -> None:
+def test_a_seed_is_a_text_and_another_seed_another(continuer: TextGenerator) -> None:
     texts = [finish(continuer, begin(continuer, "a", seed=seed)).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -237,7 +237,7 @@ def drawn(logits: list[float], uniforms: Sequence[float], **choice: Any) -> list
     count = len(uniforms)
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": len(logits), "top_p": 1.0, **choice}
     arrays = {name: np.array([value] * count) for name, value in settings.items()}
-    return Choice(**arrays, vocabulary=len(logits))(np.array([logits] * count), np.array(uniforms)).tolist()
+    return Sampler(**arrays, vocabulary=len(logits))(np.array([logits] * count), np.array(uniforms)).tolist()
 
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]
@@ -271,7 +271,7 @@ def test_an_impossible_character_is_never_drawn() -> None:
     assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
 
 
-def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextContinuer) -> None:
+def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextGenerator) -> None:
     chance = random.Random(0)
     text = begin(continuer, "a")
     for _ in range(5000):
@@ -281,21 +281,21 @@ def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextContinue
         assert text.settled == text.text[: len(text.text) - max(held, default=0)]
 
 
-def steered(continuer: TextContinuer, **more: Any) -> Extras:
+def steered(continuer: TextGenerator, **more: Any) -> SamplingOptions:
     bias = np.zeros(len(continuer.vocabulary))
     for index, value in more.pop("bias", {}).items():
         bias[index] = value
-    return Extras(bias, **more)
+    return SamplingOptions(bias, **more)
 
 
-def test_extras_beside_plain_texts_change_neither(continuer: TextContinuer) -> None:
+def test_extras_beside_plain_texts_change_neither(continuer: TextGenerator) -> None:
     def texts() -> list[Continuation]:
         asked = [
             None,
             steered(continuer, bias={3: 2.0}),
             None,
-            steered(continuer, presence=0.5, frequency=0.3, notes=Notes(3)),
-            steered(continuer, notes=Notes(0)),
+            steered(continuer, presence=0.5, frequency=0.3, notes=LogProbs(3)),
+            steered(continuer, notes=LogProbs(0)),
         ]
         return [begin(continuer, "ab", max_characters=30 * i + 80, seed=i, extras=each) for i, each in enumerate(asked)]
 
@@ -313,14 +313,14 @@ def test_extras_beside_plain_texts_change_neither(continuer: TextContinuer) -> N
     assert plain.text == alone[4].text  # to note is not to change
 
 
-def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextContinuer) -> None:
-    extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, notes=Notes(2))
-    text = finish(continuer, begin(continuer, "abc", extras=extras, max_characters=2 * AHEAD))
+def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextGenerator) -> None:
+    extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, notes=LogProbs(2))
+    text = finish(continuer, begin(continuer, "abc", extras=extras, max_characters=2 * UNIFORMS_AHEAD))
     written, read = "", "abc"
-    for at, uniform in enumerate(text.draws):
+    for at, uniform in enumerate(text.uniforms):
         logits = reading(continuer, read)[0][0, -1, :-1].double()
         assert extras.notes
-        assert extras.notes.chosen[at] == pytest.approx(
+        assert extras.notes.tokens[at] == pytest.approx(
             float(logits.log_softmax(0)[VOCABULARY.index(text.text[at])]), abs=1e-5
         )
         best, second = logits.log_softmax(0).topk(2).indices.tolist()
@@ -333,23 +333,23 @@ def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextContinuer) -
     assert text.text == written
 
 
-def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextContinuer) -> None:
+def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * 20
     noted, _ = continuer.parse(prompt)
-    noted.notes = Notes(1)
+    noted.notes = LogProbs(1)
     texts = [continuer.begin(noted, 3, 1.0, None, None, (), seed) for seed in (1, 2)]
     beside = begin(continuer, "a", max_characters=30)  # read on beside it, then by itself
     while not all(text.finished for text in (*texts, beside)):
         continuer.step([text for text in (*texts, beside) if not text.finished])
     logits = reading(continuer, prompt)[0][0, :-1, :-1].double().log_softmax(1)
     expected = [float(logs[VOCABULARY.index(character)]) for logs, character in zip(logits, prompt[1:], strict=True)]
-    assert noted.notes.chosen == pytest.approx(expected, abs=1e-5)
+    assert noted.notes.tokens == pytest.approx(expected, abs=1e-5)
     assert [best[0][0] for best in noted.notes.likeliest] == logits.argmax(1).tolist()
 
 
-def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextContinuer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     def text() -> Continuation:
-        return begin(continuer, "ab", extras=steered(continuer, frequency=0.5, notes=Notes(1)))
+        return begin(continuer, "ab", extras=steered(continuer, frequency=0.5, notes=LogProbs(1)))
 
     whole, broken = finish(continuer, text()), text()
     for _ in range(5):
@@ -363,10 +363,10 @@ def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextContinuer, mo
     assert broken.extras
     assert whole.extras
     assert broken.extras.counts.tolist() == whole.extras.counts.tolist()
-    assert broken.extras.counts.sum() == len(broken.text) == len(broken.extras.notes.chosen)  # type: ignore[union-attr]
+    assert broken.extras.counts.sum() == len(broken.text) == len(broken.extras.notes.tokens)  # type: ignore[union-attr]
 
 
-def test_a_finished_text_leaves_no_circle_behind(continuer: TextContinuer) -> None:
+def test_a_finished_text_leaves_no_circle_behind(continuer: TextGenerator) -> None:
     """The collector counts objects, not the tensors that they hold: what waits for it grew by 47 KB a text."""
     texts = [begin(continuer, "abc", max_characters=length) for length in (2, 5)]
     first = weakref.ref(texts[0])

@@ -19,7 +19,7 @@ from test_service import figures, until
 from app.api.routes import generate_text as texts
 from app.api.sse import EventStream
 from app.errors import BadValue
-from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.text_generation import Continuation, TextGenerator
 
 PATH = "/v1/text/continue"
 LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
@@ -65,14 +65,14 @@ def test_what_is_wrong_before_the_first_character_has_a_status(serve: Serve) -> 
 
 
 def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = TextContinuer.step
+    step = TextGenerator.step
 
-    def fail(self: TextContinuer, texts: Sequence[Continuation]) -> None:
+    def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
         if any(len(text.text) == 5 and text.seed == 7 for text in texts):
             raise RuntimeError("secret")
         step(self, texts)
 
-    monkeypatch.setattr(TextContinuer, "step", fail)
+    monkeypatch.setattr(TextGenerator, "step", fail)
     with serve() as client:
         *before, last = events(client, {"max_characters": 50, "seed": 7})
         whole = events(client, {"max_characters": 5, "seed": 7})

@@ -19,7 +19,7 @@ from test_batcher import Seen, anyio_backend, start  # noqa: F401
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
-from app.tasks.text_generation import TextContinuer
+from app.tasks.text_generation import TextGenerator
 
 pytestmark = pytest.mark.anyio
 
@@ -292,7 +292,7 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(
     """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
     if make_room:
         eager(monkeypatch)
-    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
     chance = random.Random(0)
 
     def text(seed: int) -> Any:
@@ -309,7 +309,7 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(
             continuer.step([one])
         alone.append((one.text, one.finish_reason))
 
-    engine: Any = TextEngine("m", continuer.step, continuer.pace, lane, Seen(), 8, 99)
+    engine: Any = TextEngine("m", continuer.step, continuer.latency, lane, Seen(), 8, 99)
     tasks = []
     for begin in range(0, 60, 3):
         tasks += await start(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
@@ -321,7 +321,7 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(
 
 async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, lane: Executor) -> None:
     """Of forty texts through eight rows every other one leaves: while it waits, on its way, or at its last step."""
-    continuer = TextContinuer(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
 
     def text(seed: int) -> Any:
         prompt, _ = continuer.parse("abc" * (seed % 5))

@@ -25,7 +25,7 @@ from app import store
 from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
-from app.tasks.image_generation import Drawing, ImageSampler
+from app.tasks.image_generation import ImageSampler, LatentBatch
 from training.data import datasets
 from training.loops import conditional_gan
 from training.loops import gan_finetune as drawn
@@ -93,13 +93,13 @@ def features_of(judge: ImageClassifier, images: Tensor) -> Tensor:
         return torch.cat([judge.network.features(batch).cpu() for batch in images.to(judge.device).split(500)])
 
 
-def judged(sampler: ImageSampler, images: datasets.Images) -> Drawing:
+def judged(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
     """The samples that are judged, of seed 0; their labels are those of as many training images, drawn at random."""
     drawing = sampler.parse(JUDGED, None, 0)
     if drawing.classes is None:
         return drawing
     some = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(1))[:JUDGED]
-    return Drawing(drawing.latents[: len(some)], images.train_labels[some].numpy())
+    return LatentBatch(drawing.latents[: len(some)], images.train_labels[some].numpy())
 
 
 def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:

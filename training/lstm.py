@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster
-from app.tasks.window_forecasting import SeriesForecaster
+from app.tasks.window_forecasting import WindowForecaster
 from training.data import datasets
 from training.loops import forecaster as strong
 from training.loops import forecaster_finetune
@@ -126,7 +126,7 @@ TUNED = TunedConfig(
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
-def one_step(forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int) -> np.ndarray:
+def one_step(forecaster: WindowForecaster, series: datasets.Sine, begin: int, end: int) -> np.ndarray:
     """Forecasts of the values [begin, end), each from all values before it."""
     values = series.values.tolist()
     answers = forecaster.predict([forecaster.parse(values[:i], 1) for i in range(begin, end)])
@@ -134,7 +134,7 @@ def one_step(forecaster: SeriesForecaster, series: datasets.Sine, begin: int, en
 
 
 def free_running(
-    forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int
+    forecaster: WindowForecaster, series: datasets.Sine, begin: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """From every start in [begin, end - 50]: forecasts, actual and noiseless values, each [starts, 50]."""
     values = series.values.tolist()
@@ -144,7 +144,7 @@ def free_running(
     return forecasts, series.values.numpy()[places], series.noiseless.numpy()[places]
 
 
-def evaluate(forecaster: SeriesForecaster | GlobalForecaster) -> dict[str, Any]:
+def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
     """The metrics of a published network: on the last fifth of the sine and on fresh noise there, or on M4."""
     if isinstance(forecaster, GlobalForecaster):
         return strong.evaluate(forecaster)
@@ -179,14 +179,14 @@ def evaluate(forecaster: SeriesForecaster | GlobalForecaster) -> dict[str, Any]:
     }
 
 
-def residuals(forecaster: SeriesForecaster, series: datasets.Sine, begin: int, end: int) -> list[float]:
+def residuals(forecaster: WindowForecaster, series: datasets.Sine, begin: int, end: int) -> list[float]:
     """The root mean square error of each of 50 steps ahead on the validation part, in units of the scale."""
     forecasts, future, _ = free_running(forecaster, series, begin, end)
     scale = float(forecaster.network.scale)
     return [round(float(error), 4) for error in np.sqrt(np.mean((forecasts - future) ** 2, axis=0)) / scale]
 
 
-def draw_samples(path: Path, forecaster: SeriesForecaster) -> Path:
+def draw_samples(path: Path, forecaster: WindowForecaster) -> Path:
     """Actual against predicted on the test part, one step ahead and free-running with its intervals."""
     from matplotlib.figure import Figure
 
@@ -304,8 +304,8 @@ def publish(run: Run, config: Config, series: datasets.Sine, network: Any) -> No
         "notes": f"The last {config.validation} values of the training part validated; weights averaged over steps.",
     }
     held_out = series.split - config.validation
-    card["residuals"] = residuals(run.predictor(SeriesForecaster, card, network), series, held_out, series.split)
-    forecaster = run.predictor(SeriesForecaster, card, network)
+    card["residuals"] = residuals(run.predictor(WindowForecaster, card, network), series, held_out, series.split)
+    forecaster = run.predictor(WindowForecaster, card, network)
     card["metrics"] = evaluate(forecaster)
     samples = draw_samples(run.folder / "samples.png", forecaster)
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})

@@ -27,7 +27,7 @@ from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.store import UNKNOWN
 from app.tasks.latency_model import fast_bfloat16
-from app.tasks.text_generation import TextContinuer
+from app.tasks.text_generation import TextGenerator
 from training.data import datasets, texts
 from training.evaluation.language_model import (
     PLACES,
@@ -90,7 +90,7 @@ __all__ = ["encode", "held_apart", "main", "stream_loss", "vocabulary_of", "wind
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}
 
 
-def evaluate(continuer: TextContinuer) -> dict[str, Any]:
+def evaluate(continuer: TextGenerator) -> dict[str, Any]:
     """The metrics of a published network, on the test part of its text."""
     return measure(continuer, getattr(datasets, next(iter(continuer.card.data)))())
 
@@ -287,7 +287,7 @@ def publish(
         "vocabulary": vocabulary,
         **card,
     }
-    continuer = run.predictor(TextContinuer, card, network)
+    continuer = run.predictor(TextGenerator, card, network)
     card["metrics"] = measure(continuer, text)
     samples = draw_samples(run.folder / "samples.png", continuer, prompts)
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})

@@ -23,7 +23,7 @@ from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
 from app.tasks import PREDICTORS, Predictor
 from app.tasks.classification import ImageClassifier
-from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.text_generation import Continuation, TextGenerator
 
 RETRY_SECONDS = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
 TRANSIENT_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
@@ -109,8 +109,12 @@ class Loader:
     def _loaded_model(self, version: Version, predictor: Any) -> LoadedModel:
         card, settings = version.card, self.settings
         size = sum(tensor.nbytes for tensor in version.tensors.values())
-        if isinstance(predictor, TextContinuer):
-            pace, rows, watch = predictor.pace, settings.text_rows, self.observers.for_version(card.name, card.version)
+        if isinstance(predictor, TextGenerator):
+            pace, rows, watch = (
+                predictor.latency,
+                settings.text_rows,
+                self.observers.for_version(card.name, card.version),
+            )
             engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)
             return LoadedModel(card, predictor, engine, bytes=size)
         explainer = None

@@ -16,22 +16,22 @@ from app.store import Task, Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.image_generation import ImageSampler
-from app.tasks.text_generation import TextContinuer
-from app.tasks.window_forecasting import SeriesForecaster
+from app.tasks.text_generation import TextGenerator
+from app.tasks.window_forecasting import WindowForecaster
 
-AnyForecaster = SeriesForecaster | GlobalForecaster
-Predictor = ImageClassifier | TextContinuer | AnyForecaster | ImageSampler
+AnyForecaster = WindowForecaster | GlobalForecaster
+Predictor = ImageClassifier | TextGenerator | AnyForecaster | ImageSampler
 
 
 def forecaster_of(version: Version, device: torch.device) -> AnyForecaster:
     """The predictor of a series network: one for any series, or the workshop's for its own."""
     network = KINDS.get(version.card.kind, (None,))[0]
-    return (GlobalForecaster if network is Forecaster else SeriesForecaster)(version, device)
+    return (GlobalForecaster if network is Forecaster else WindowForecaster)(version, device)
 
 
 PREDICTORS: dict[Task, Callable[[Version, torch.device], Predictor]] = {
     "classify": ImageClassifier,
-    "continue": TextContinuer,
+    "continue": TextGenerator,
     "forecast": forecaster_of,
     "sample": ImageSampler,
 }

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from app.errors import NotAnImage, TooLarge
 from app.networks.cnn import probabilities
 from app.store import StoreError, Version
-from app.tasks.latency_model import Pace, fast_bfloat16, finite
+from app.tasks.latency_model import LatencyModel, check_finite, fast_bfloat16
 
 ORIENTATION = 0x0112  # the EXIF tag ...
 TILE = (322, 323)  # the TIFF tags for its width and height
@@ -40,7 +40,7 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")  # a caller's odd tags are nobody's concern
 
 
-class Decoder:
+class ImageDecoder:
     """Files of images to pixels [channels, side, side], grey (1) or RGB (3)."""
 
     def __init__(self, channels: int, side: int) -> None:
@@ -117,7 +117,7 @@ class Decoder:
         return image if image.mode == mode else image.convert(mode)
 
 
-class ImageClassifier(Decoder):
+class ImageClassifier(ImageDecoder):
     """A CNN of the store. ``labels`` are in the order of its logits; with ``views`` it looks at each image several
     times, moved and mirrored, if it is one that can.
     """
@@ -135,7 +135,7 @@ class ImageClassifier(Decoder):
             self.network.halve()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
         self.views = views and hasattr(self.network, "views")
-        self.pace = Pace(0.0, 0.0)
+        self.latency = LatencyModel(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
@@ -143,7 +143,7 @@ class ImageClassifier(Decoder):
             pixels = torch.stack(list(items)).to(self.device)
             logits = self.network.views(pixels) if self.views else self.network(pixels)
             found = probabilities(logits)
-            finite(float(found.sum()), "probabilities")
+            check_finite(float(found.sum()), "probabilities")
             answers: list[list[float]] = found.tolist()
         return answers
 
@@ -167,7 +167,7 @@ class ImageClassifier(Decoder):
             heat = F.relu((slopes.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             likely = probabilities(self.network.calibrated(scores) if seen is None else seen)
-            finite(float(likely.sum() + heat.sum()), "probabilities or heat")
+            check_finite(float(likely.sum() + heat.sum()), "probabilities or heat")
             found: list[list[float]] = likely.tolist()
         return list(zip(found, heat.cpu().numpy(), strict=True))
 
@@ -177,18 +177,18 @@ class ImageClassifier(Decoder):
 
     def seconds(self, items: Sequence[Tensor]) -> float:
         """How long a batch should take."""
-        return self.pace(len(items))
+        return self.latency(len(items))
 
-    def trial(self, rows: int) -> None:
+    def dummy_run(self, rows: int) -> None:
         """Compute so many images of no meaning: to warm up, and to be timed."""
         self.predict([torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows)
 
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
-        self.pace = Pace.measure(self.trial, rows)
+        self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
-def plain(content: bytes) -> bool:
+def is_simple_image(content: bytes) -> bool:
     """Whether an image costs no more than its bytes and its pixels do: no TIFF, whose tiles may be larger than the
     picture, and no PNG with compressed texts or colour profiles, which are unpacked before anything is known of it.
     """
@@ -231,7 +231,7 @@ def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
     return Image.fromarray(found)
 
 
-def overlaid(image: Image.Image, heat: np.ndarray) -> bytes:
+def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
     """An opened image with a heat map [h, w] of 0 to 1 laid over it -> a PNG file of the image's own size, upright.
 
     Band by band it takes the memory of two pictures, where all at once took that of four.

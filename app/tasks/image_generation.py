@@ -16,15 +16,15 @@ from torch import Tensor
 
 from app.errors import BadValue, shown
 from app.store import StoreError, Version
-from app.tasks.latency_model import Pace, padded, steady
+from app.tasks.latency_model import LatencyModel, batch_invariant, pad
 
-TOGETHER = 64  # images in one matrix product, however many are drawn: more would be computed in another order
+MAX_BATCH = 64  # images in one matrix product, however many are drawn: more would be computed in another order
 FRAME = 80  # milliseconds of an image in an animated file
 COLOURS = {1: 0, 3: 2}  # PNG's colour types, by channels
 
 
 @dataclass(frozen=True)
-class Drawing:
+class LatentBatch:
     """What a request wants drawn: latents [count, latent], and class indices [count] where the network has classes."""
 
     latents: np.ndarray
@@ -51,9 +51,9 @@ class ImageSampler:
             raise StoreError(f"{version.label}: labels are {len(self.labels)}, expected {expected}: one for each class")
         self.dtype = torch.float32
         self.latent: int = self.network.sizes.latent
-        self.pace = Pace(0.0, 0.0)
+        self.latency = LatencyModel(0.0, 0.0)
 
-    def parse(self, count: int, label: str | None, seed: int) -> Drawing:
+    def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
         """What to draw. Image i of a seed is the same for every count. Raises BadValue.
 
         Without a label each ten (or as many as there are labels) in a row are one of each, in an order of their own;
@@ -68,33 +68,33 @@ class ImageSampler:
             return self.chosen([label] * count, seed)
         latents = self._latents(count, seed)
         if not self.labels:
-            return Drawing(latents)
+            return LatentBatch(latents)
         rounds = math.ceil(count / len(self.labels))
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
-        return Drawing(latents, order.reshape(-1)[:count])
+        return LatentBatch(latents, order.reshape(-1)[:count])
 
-    def chosen(self, labels: Sequence[str], seed: int) -> Drawing:
+    def chosen(self, labels: Sequence[str], seed: int) -> LatentBatch:
         """An image of each label, with the latents that image i of the seed always has."""
         indices = {label: index for index, label in enumerate(self.labels)}
-        return Drawing(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
+        return LatentBatch(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
 
     def _latents(self, count: int, seed: int) -> np.ndarray:
         return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
-    def names(self, item: Drawing) -> list[str | None]:
+    def names(self, item: LatentBatch) -> list[str | None]:
         """The label of each image."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
-    def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> Drawing:
+    def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:
         """What to draw on the way from the first image of one seed to the first one of another. Raises BadValue.
 
         Without a label all have that of the first.
         """
         start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
         latents = arc(start.latents[0], end.latents[0], count)
-        return Drawing(latents, None if start.classes is None else start.classes.repeat(count))
+        return LatentBatch(latents, None if start.classes is None else start.classes.repeat(count))
 
-    def predict(self, items: Sequence[Drawing]) -> list[np.ndarray]:
+    def predict(self, items: Sequence[LatentBatch]) -> list[np.ndarray]:
         """What to draw, of each request -> pixels [count, channels, side, side] of each, uint8."""
         latents = torch.from_numpy(np.concatenate([item.latents for item in items])).to(self.device, self.dtype)
         inputs = [latents]
@@ -102,33 +102,33 @@ class ImageSampler:
             classes = [item.classes for item in items if item.classes is not None]
             inputs.append(torch.from_numpy(np.concatenate(classes)).to(self.device))
         with torch.inference_mode():
-            parts = zip(*(rows.split(TOGETHER) for rows in inputs), strict=True)
+            parts = zip(*(rows.split(MAX_BATCH) for rows in inputs), strict=True)
             pixels = torch.cat([self._pixels(*part) for part in parts]).cpu().numpy()
         return np.split(pixels, np.cumsum([len(item) for item in items])[:-1])
 
     def _pixels(self, *inputs: Tensor) -> Tensor:
-        return self.network.pixels(*map(padded, inputs))[: len(inputs[0])]
+        return self.network.pixels(*map(pad, inputs))[: len(inputs[0])]
 
-    def rows(self, item: Drawing) -> int:
+    def rows(self, item: LatentBatch) -> int:
         """How much of a batch an item takes."""
         return len(item)
 
-    def seconds(self, items: Sequence[Drawing]) -> float:
+    def seconds(self, items: Sequence[LatentBatch]) -> float:
         """How long a batch should take."""
-        return self.pace(sum(map(len, items)))
+        return self.latency(sum(map(len, items)))
 
-    def trial(self, rows: int) -> None:
+    def dummy_run(self, rows: int) -> None:
         """Compute so many images of no meaning: to warm up, and to be timed."""
         self.predict([self.parse(rows, None, 0)])
 
     def warm_up(self, rows: int) -> None:
         """Choose the precision; compute alone, in a full batch and between, and measure it."""
-        latents = torch.randn(TOGETHER, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
-        classes = [torch.arange(TOGETHER, device=self.device) % len(self.labels)] if self.labels else []
-        if not steady(lambda rows: self.network(rows, *(each[: len(rows)] for each in classes)), latents):
+        latents = torch.randn(MAX_BATCH, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
+        classes = [torch.arange(MAX_BATCH, device=self.device) % len(self.labels)] if self.labels else []
+        if not batch_invariant(lambda rows: self.network(rows, *(each[: len(rows)] for each in classes)), latents):
             self.dtype = torch.float64
             self.network = self.network.double()
-        self.pace = Pace.measure(self.trial, rows)
+        self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:

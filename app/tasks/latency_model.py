@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LONG = 0.05  # seconds; what takes longer is not timed again: the first time is near enough
-TRIES = 7  # of each precision, in turns: the least counts
-FASTER = 0.8  # of the time of single precision is what half of it is taken for
-LEAST = 4  # rows: with fewer, many matrix kernels take other paths and round otherwise
+SLOW_BATCH_SECONDS = 0.05  # seconds; what takes longer is not timed again: the first time is near enough
+TIMING_ROUNDS = 7  # of each precision, in turns: the least counts
+BFLOAT16_TIME_RATIO = 0.8  # of the time of single precision is what half of it is taken for
+MIN_ROWS = 4  # rows: with fewer, many matrix kernels take other paths and round otherwise
 
 
 @dataclass(frozen=True)
-class Pace:
+class LatencyModel:
     """Seconds that a batch takes: measured alone and full, and on the line between."""
 
-    alone: float
-    each: float  # for every row after the first
+    single_row: float
+    per_row: float  # for every row after the first
 
     def __call__(self, rows: int) -> float:
-        return self.alone + (rows - 1) * self.each
+        return self.single_row + (rows - 1) * self.per_row
 
     @classmethod
-    def measure(cls, compute: Callable[[int], object], rows: int) -> Pace:
+    def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
         """Warm up with 1, 2, 4 ... ``rows`` rows, and time the first and the last."""
         sizes = [1]
         while sizes[-1] < rows:
             sizes.append(min(2 * sizes[-1], rows))
         taken = [_seconds(compute, size) for size in sizes]  # the first of a size costs more than those after it
         alone, full = (
-            min(_seconds(compute, size) for _ in range(2)) if first < LONG else first
+            min(_seconds(compute, size) for _ in range(2)) if first < SLOW_BATCH_SECONDS else first
             for size, first in ((1, taken[0]), (rows, taken[-1]))
         )
         return cls(alone, max(full - alone, 0.0) / max(rows - 1, 1))
@@ -48,22 +48,22 @@ def _seconds(compute: Callable[[int], object], rows: int) -> float:
     return time.perf_counter() - begun
 
 
-def fitting(rows: int, least: int = 1) -> int:
+def padded_rows(rows: int, min_rows: int = 1) -> int:
     """How many rows to compute for so many: one, or two, four, six, or a multiple of 8.
 
     For every other number the kernels are made anew, and kept.
     """
-    rows = max(rows, least)
+    rows = max(rows, min_rows)
     return rows if rows == 1 else -(-rows // 2) * 2 if rows <= 8 else -(-rows // 8) * 8
 
 
-def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEAST) -> bool:
+def batch_invariant(compute: Callable[[Tensor], Tensor], inputs: Tensor, min_rows: int = MIN_ROWS) -> bool:
     """Whether each row of ``compute(inputs)`` stays the same to the last bit with fewer rows beside it.
 
     In single precision this hangs on the processor's matrix kernels, so it is tried with every number of rows that is
     computed, from ``least`` on. Where it does not hold, double precision keeps the difference too small to be seen.
     """
-    sizes = {fitting(rows) for rows in range(least, len(inputs) + 1)}
+    sizes = {padded_rows(rows) for rows in range(min_rows, len(inputs) + 1)}
     with torch.inference_mode():
         whole = compute(inputs)
         return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in sorted(sizes) if rows < len(inputs))
@@ -71,11 +71,11 @@ def steady(compute: Callable[[Tensor], Tensor], inputs: Tensor, least: int = LEA
 
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether products in bfloat16 are faster than those in float32."""
-    return device.type == "cuda" or (torch.cpu._is_avx512_bf16_supported() and _halves_convolutions())
+    return device.type == "cuda" or (torch.cpu._is_avx512_bf16_supported() and _bfloat16_is_faster())
 
 
 @cache
-def _halves_convolutions() -> bool:
+def _bfloat16_is_faster() -> bool:
     """Whether a convolution takes clearly less time in bfloat16: that a processor has the instructions does not say so.
 
     Measured for all of ``cifar10-whitened``: 0.5 of the time on an AMD EPYC, 1.5 on an Intel Xeon without AMX.
@@ -87,15 +87,15 @@ def _halves_convolutions() -> bool:
             x, weight = torch.ones(8, 320, 7, 7, dtype=dtype), torch.ones(320, 320, 3, 3, dtype=dtype)  # draws nothing
             x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
             calls[dtype] = partial(F.conv2d, x, weight, padding=1)
-        for _ in range(TRIES):
+        for _ in range(TIMING_ROUNDS):
             for dtype, call in calls.items():
                 begun = time.perf_counter()
                 call()
                 best[dtype] = min(best[dtype], time.perf_counter() - begun)
-    return best[torch.bfloat16] < FASTER * best[torch.float32]
+    return best[torch.bfloat16] < BFLOAT16_TIME_RATIO * best[torch.float32]
 
 
-def finite(total: float, what: str) -> None:
+def check_finite(total: float, what: str) -> None:
     """``total`` is the sum of what a network gave. Raises ArithmeticError when any of it is not a number: the weights
     are finite, so that is a fault of the machine, and no answer.
     """
@@ -103,7 +103,7 @@ def finite(total: float, what: str) -> None:
         raise ArithmeticError(f"{what} are not finite")
 
 
-def padded(rows: Tensor, least: int = LEAST) -> Tensor:
+def pad(rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
     """As many rows as are computed for them: zeros are added."""
-    missing = fitting(len(rows), least) - len(rows)
+    missing = padded_rows(len(rows), min_rows) - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -11,7 +11,7 @@ NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
-class Outlook:
+class QuantileForecast:
     """The coming values of a series, in its units.
 
     ``quantiles`` [horizon, Q] belong to ``scores`` [Q], ascending: how many standard deviations from the middle each

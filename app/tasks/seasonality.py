@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of a day, weeks, hours of a week
-LOOKED_AT = 1344  # values: eight weeks of hours
+MAX_VALUES = 1344  # values: eight weeks of hours
 NEARLY = 0.7  # of the strongest season: a part of it that is so strong is taken, for multiples are strong as well
 SAME, STRAIGHT = 1e-13, 1e-9  # of its largest value, of its spread: so much is rounding alone
 LIMIT = 1.645  # standard deviations: one-sided, 95 % sure, as in the M4 competition
@@ -14,7 +14,7 @@ OTHER_LEAST, OTHER_OUT = 0.5, 0.25  # autocorrelation of a season that is none o
 # by: of so many, one or another is strong by chance
 
 
-def season_of(values: np.ndarray) -> int:
+def detect_season(values: np.ndarray) -> int:
     """The number of values [T] after which a series repeats itself, or 1.
 
     A season must pass M4's test of its autocorrelation, and the autocorrelation half a season before and after must
@@ -22,7 +22,7 @@ def season_of(values: np.ndarray) -> int:
     looked at first; any other must be a peak of the autocorrelation and stronger: else its neighbour among the usual
     ones would be found in its place.
     """
-    recent = values[-LOOKED_AT:]
+    recent = values[-MAX_VALUES:]
     count = len(recent)
     largest = np.abs(recent).max() or 1.0  # so that no square overflows or vanishes
     recent = recent / largest - (recent / largest).mean()
@@ -80,7 +80,7 @@ def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float
     return float(pairs[season])
 
 
-def filled(values: np.ndarray, season: int) -> np.ndarray:
+def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
     """values [T] with NaN where one is missing -> the same without gaps.
 
     They are on the line between their neighbours, and with a season as far above or below it as is usual at their
@@ -91,13 +91,13 @@ def filled(values: np.ndarray, season: int) -> np.ndarray:
     line = np.interp(places, known, values[known])
     if season == 1 or len(known) == len(values):
         return line
-    smooth = _smoothed(line, season)
+    smooth = _smooth(line, season)
     above = np.where(np.isnan(values), np.nan, values - smooth)
-    usual = medians(above, season)[places % season]
+    usual = seasonal_medians(above, season)[places % season]
     return np.where(np.isnan(values), np.interp(places, known, values[known] - usual[known]) + usual, values)
 
 
-def _smoothed(x: np.ndarray, season: int) -> np.ndarray:
+def _smooth(x: np.ndarray, season: int) -> np.ndarray:
     """The mean of one season around each value; at the ends, of what there is of it."""
     sums = np.concatenate([[0.0], x.cumsum()])
     places = np.arange(len(x))
@@ -105,7 +105,7 @@ def _smoothed(x: np.ndarray, season: int) -> np.ndarray:
     return (sums[end] - sums[begin]) / (end - begin)
 
 
-def medians(x: np.ndarray, season: int) -> np.ndarray:
+def seasonal_medians(x: np.ndarray, season: int) -> np.ndarray:
     """x [T] with NaN where it is unknown -> the median of what is known at each place of the season, [season]; 0 where
     nothing is.
     """

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from app.store import UNKNOWN, StoreError, Version
-from app.tasks.latency_model import LEAST, Pace, finite, padded, steady
-from app.tasks.token_sampling import Choice, ExtraRows, Extras, Notes, log_probabilities, note
+from app.tasks.latency_model import MIN_ROWS, LatencyModel, batch_invariant, check_finite, pad
+from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-READ_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
-READ_SHARE = 1.0  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
-MOST_READ = 256  # characters of a prompt in one step
-AHEAD = 64  # characters for which a drawing has its random numbers ready
+PREFILL_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
+PREFILL_SHARE = 1.0  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
+MAX_PREFILL = 256  # characters of a prompt in one step
+UNIFORMS_AHEAD = 64  # characters for which a drawing has its random numbers ready
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Prompt:
     characters: np.ndarray
     state: Tensor
     read: int = 0
-    notes: Notes | None = None
+    notes: LogProbs | None = None
 
     @property
     def unread(self) -> int:
@@ -43,17 +43,17 @@ class Continuation:
     """One text under way. ``draws`` are its random numbers, one for each character."""
 
     prompt: Prompt
-    draws: np.ndarray
+    uniforms: np.ndarray
     temperature: float
     top_k: int
     top_p: float
     stop: tuple[str, ...]
     seed: int
-    extras: Extras | None = None
+    extras: SamplingOptions | None = None
     text: str = ""
     finish_reason: str | None = None
     last: int = field(init=False)
-    drawing: Drawing | None = None  # where it is drawn, once its prompt is read ...
+    drawing: DecodeBatch | None = None  # where it is drawn, once its prompt is read ...
     row: int = 0  # ... and which row of it
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Continuation:
     @property
     def remaining(self) -> int:
         """Characters that it may yet take: of its prompt to read, and to draw."""
-        return self.prompt.unread + len(self.draws) - len(self.text)
+        return self.prompt.unread + len(self.uniforms) - len(self.text)
 
     @property
     def state(self) -> Tensor:
@@ -99,40 +99,40 @@ class Continuation:
                 self.text, self.finish_reason = text[: -len(stop)], "stop"
                 return
         self.text = text
-        if len(text) == len(self.draws):
+        if len(text) == len(self.uniforms):
             self.finish_reason = "length"
 
 
-class Drawing:
+class DecodeBatch:
     """Texts that are drawn together: row i of everything is text i. Made anew when a text joins or leaves."""
 
     def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
         self.texts = [ref(text) for text in texts]  # each text knows its drawing: a circle would outlive its answer
         self.state = torch.stack([text.state for text in texts])  # [N, layers, hidden]
         self.characters = torch.tensor([text.last for text in texts], device=device)  # [N]
-        self.choose = Choice(
+        self.choose = Sampler(
             np.array([text.temperature for text in texts]),
             np.array([text.top_k for text in texts]),
             np.array([text.top_p for text in texts]),
             vocabulary,
         )
-        self.extras = ExtraRows(texts) if any(text.extras for text in texts) else None
-        self.uniform = np.zeros((AHEAD, len(texts)))  # one row for each character to come
+        self.extras = OptionRows(texts) if any(text.extras for text in texts) else None
+        self.uniform = np.zeros((UNIFORMS_AHEAD, len(texts)))  # one row for each character to come
         for i, text in enumerate(texts):
-            coming = text.draws[len(text.text) : len(text.text) + AHEAD]
+            coming = text.uniforms[len(text.text) : len(text.text) + UNIFORMS_AHEAD]
             self.uniform[: len(coming), i] = coming
         self.drawn = 0
         for i, text in enumerate(texts):
             text.drawing, text.row = self, i
 
-    def draws(self, texts: Sequence[Continuation]) -> bool:
+    def uniforms(self, texts: Sequence[Continuation]) -> bool:
         """Whether it can go on for just these texts."""
         pairs = zip(self.texts, texts, strict=False)
         same = len(texts) == len(self.texts) and all(known() is text for known, text in pairs)
-        return same and self.drawn < AHEAD
+        return same and self.drawn < UNIFORMS_AHEAD
 
 
-class TextContinuer:
+class TextGenerator:
     """A character RNN of the store.
 
     A seed gives the same text whatever else is running: where the processor's rounding depends on how many texts are
@@ -157,9 +157,11 @@ class TextContinuer:
         self.network = network.to(device)
         self.steps = self.network.steps()
         self.blank = self.network.zero_state(1)[0]  # what a text begins from, [layers, hidden]
-        self.least = LEAST  # rows that are computed together: fewer are padded
-        self.pace = self.reading = Pace(READ_SECONDS / MOST_READ, 0.0)  # of a step that draws, and of one that reads
-        self._drawing: Drawing | None = None
+        self.least = MIN_ROWS  # rows that are computed together: fewer are padded
+        self.latency = self.reading = LatencyModel(
+            PREFILL_SECONDS / MAX_PREFILL, 0.0
+        )  # of a step that draws, and of one that reads
+        self._drawing: DecodeBatch | None = None
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
         """What a text begins with -> its prompt, never empty, and which characters the network does not know.
@@ -180,7 +182,7 @@ class TextContinuer:
         top_p: float | None,
         stop: Sequence[str],
         seed: int,
-        extras: Extras | None = None,
+        extras: SamplingOptions | None = None,
     ) -> Continuation:
         """A text that waits to be continued. All its random numbers follow from ``seed``."""
         draws = np.random.Generator(np.random.Philox(seed)).random(max_characters)
@@ -194,26 +196,26 @@ class TextContinuer:
         drawing = [text for text in texts if text.prompt not in reading] if reading else texts
         with torch.inference_mode():
             if reading:
-                share = READ_SHARE * self.pace(len(drawing)) if drawing else READ_SECONDS
-                self._read(reading, min(share, READ_SECONDS))
+                share = PREFILL_SHARE * self.latency(len(drawing)) if drawing else PREFILL_SECONDS
+                self._prefill(reading, min(share, PREFILL_SECONDS))
             if drawing:
-                self._draw(drawing, [prompt for prompt in reading if prompt.unread])
+                self._sample(drawing, [prompt for prompt in reading if prompt.unread])
 
-    def _read(self, prompts: list[Prompt], seconds: float) -> None:
+    def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
         """The same number of characters of each, as many as the time allows and the shortest has."""
         noting = any(prompt.notes for prompt in prompts)
-        pace = self.pace if noting else self.reading  # to note a character costs what drawing one does
-        most = max(1, min(int(seconds / pace(len(prompts))), MOST_READ))
+        pace = self.latency if noting else self.reading  # to note a character costs what drawing one does
+        most = max(1, min(int(seconds / pace(len(prompts))), MAX_PREFILL))
         count = min(most, *(prompt.unread for prompt in prompts))
         pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
         state = torch.stack([prompt.state for prompt in prompts])
         likely = []
         for characters in torch.from_numpy(pieces).to(self.device).unbind(1):
             above, state = self._after(characters, state)
-            likely.append(self._likely(prompts, above) if noting else None)
+            likely.append(self._restrict(prompts, above) if noting else None)
         _keep(prompts, state, likely)
 
-    def _likely(self, prompts: Sequence[Prompt], above: Tensor) -> np.ndarray | None:
+    def _restrict(self, prompts: Sequence[Prompt], above: Tensor) -> np.ndarray | None:
         """What was read of the prompts -> log-probabilities of what comes next in those of which it is noted."""
         rows = [row for row, prompt in enumerate(prompts) if prompt.notes]
         return log_probabilities(self._logits(above[rows])) if rows else None
@@ -223,21 +225,21 @@ class TextContinuer:
 
         Raises ArithmeticError.
         """
-        logits = self.steps.logits(padded(above, self.least))[: len(above)].cpu().numpy().astype(np.float64)
-        finite(float(logits.sum()), "logits")
+        logits = self.steps.logits(pad(above, self.least))[: len(above)].cpu().numpy().astype(np.float64)
+        check_finite(float(logits.sum()), "logits")
         logits[:, self.unknown] = -np.inf
         return logits
 
     def _after(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """``steps.read`` of characters [N] and state [N, layers, hidden], in no fewer rows than it needs."""
-        above, state = self.steps.read(padded(characters, self.least), padded(state, self.least))
+        above, state = self.steps.read(pad(characters, self.least), pad(state, self.least))
         return above[: len(characters)], state[: len(characters)]
 
-    def _draw(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
+    def _sample(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
         """A character of each text, and one that is read of each of the prompts: beside the others it costs little."""
         drawing = self._drawing
-        if drawing is None or not drawing.draws(texts):
-            drawing = self._drawing = Drawing(texts, len(self.vocabulary), self.device)
+        if drawing is None or not drawing.uniforms(texts):
+            drawing = self._drawing = DecodeBatch(texts, len(self.vocabulary), self.device)
         characters, state, count = drawing.characters, drawing.state, len(texts)
         if prompts:
             coming = torch.tensor([int(prompt.characters[prompt.read]) for prompt in prompts], device=self.device)
@@ -249,7 +251,7 @@ class TextContinuer:
             likely = extras.likely(logits)
             extras.steer(logits)
         drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
-        in_prompts = self._likely(prompts, above[count:]) if prompts else None
+        in_prompts = self._restrict(prompts, above[count:]) if prompts else None
         # nothing has changed before this line: a step that fails can be taken again
         if extras:
             extras.take(drawn, likely)
@@ -262,7 +264,7 @@ class TextContinuer:
         if all(text.finished for text in texts):
             self._drawing = None
 
-    def trial(self, rows: int, characters: int) -> list[Continuation]:
+    def dummy_run(self, rows: int, characters: int) -> list[Continuation]:
         """So many texts of no meaning, whose ``step`` is to be timed, so many times."""
         prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(rows)]
         return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
@@ -279,16 +281,16 @@ class TextContinuer:
             above, state = self.steps.read(characters[: len(state)], state)
             return torch.cat([self.steps.logits(above), state.flatten(1)], dim=1)
 
-        if steady(computed, states, 1):
+        if batch_invariant(computed, states, 1):
             self.least = 1
-        elif not steady(computed, states, self.least):
+        elif not batch_invariant(computed, states, self.least):
             self.steps, self.least = self.network.double().steps(), 1
             self.blank = self.blank.double()
         del self.network
 
-        self.pace = Pace.measure(lambda count: self.step(self.trial(count, 1)), rows)
+        self.latency = LatencyModel.measure(lambda count: self.step(self.dummy_run(count, 1)), rows)
         with torch.inference_mode():
-            self.reading = Pace.measure(
+            self.reading = LatencyModel.measure(
                 lambda count: self._after(characters[:count], states[:count].to(self.blank.dtype)), rows
             )
 
@@ -299,7 +301,7 @@ def _keep(prompts: Sequence[Prompt], state: Tensor, likely: Sequence[np.ndarray 
     for step, logs in enumerate(likely):
         if logs is not None:
             following = np.array([prompt.characters[prompt.read + step + 1] for prompt, _ in noted])
-            note([notes for _, notes in noted], logs, following)
+            record_log_probs([notes for _, notes in noted], logs, following)
     for prompt, own in zip(prompts, state.unbind(0), strict=True):
         prompt.state = own
         prompt.read += len(likely)

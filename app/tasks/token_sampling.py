@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 
-class Choice:
+class Sampler:
     """How to draw one index from each row of logits; every argument is [N].
 
     Temperature 0 is greedy. Top-k keeps the k likeliest (Fan et al. 2018), top-p the smallest set of likeliest
@@ -49,7 +49,7 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Notes:
+class LogProbs:
     """How likely characters were, in their order: the log-probability of each, and the ``top`` likeliest in its place,
     as (index, log-probability), likeliest first. At least the first ``most`` are noted, where there are so many.
 
@@ -57,14 +57,14 @@ class Notes:
     so its probability is 0 and those of the others sum to 1.
     """
 
-    top: int
-    most: int = sys.maxsize
-    chosen: list[float] = field(default_factory=list)
+    ranks: int
+    top: int = sys.maxsize
+    tokens: list[float] = field(default_factory=list)
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
-class Extras:
+class SamplingOptions:
     """What few texts ask for. ``bias`` [V] is added to the logits; for each character that the text has written already
     ``presence`` is taken off them, and ``frequency`` for each time that it has (OpenAI's definitions).
     """
@@ -72,22 +72,22 @@ class Extras:
     bias: np.ndarray
     presence: float = 0.0
     frequency: float = 0.0
-    notes: Notes | None = None
+    notes: LogProbs | None = None
     counts: np.ndarray = field(init=False)  # [V], of the characters written; a row of whatever draws it
 
     def __post_init__(self) -> None:
         self.counts = np.zeros_like(self.bias)
 
 
-class Asking(Protocol):
+class HasOptions(Protocol):
     @property
-    def extras(self) -> Extras | None: ...
+    def extras(self) -> SamplingOptions | None: ...
 
 
-class ExtraRows:
+class OptionRows:
     """The texts of a drawing that ask for extras, all at once; no row depends on another. M are they, of N texts."""
 
-    def __init__(self, texts: Sequence[Asking]) -> None:
+    def __init__(self, texts: Sequence[HasOptions]) -> None:
         asked = [(row, text.extras) for row, text in enumerate(texts) if text.extras]
         self.rows = np.array([row for row, _ in asked])
         self.bias = np.stack([extras.bias for _, extras in asked])  # [M, V]
@@ -97,7 +97,7 @@ class ExtraRows:
         for (_, extras), counts in zip(asked, self.counts, strict=True):
             extras.counts = counts
         noting = [(row, extras.notes) for row, extras in asked if extras.notes]
-        noting = [(row, notes) for row, notes in noting if len(notes.chosen) < notes.most]
+        noting = [(row, notes) for row, notes in noting if len(notes.tokens) < notes.top]
         self.notes = [notes for _, notes in noting]
         self.noted = np.array([row for row, _ in noting], dtype=np.int64)
 
@@ -113,8 +113,8 @@ class ExtraRows:
     def take(self, drawn: np.ndarray, likely: np.ndarray) -> None:
         """Count and note the characters drawn, [N], with what ``likely`` gave."""
         self.counts[np.arange(len(self.rows)), drawn[self.rows]] += 1
-        note(self.notes, likely, drawn[self.noted])
-        left = [i for i, notes in enumerate(self.notes) if len(notes.chosen) < notes.most]
+        record_log_probs(self.notes, likely, drawn[self.noted])
+        left = [i for i, notes in enumerate(self.notes) if len(notes.tokens) < notes.top]
         if len(left) < len(self.notes):  # what nobody asked for is not noted
             self.notes, self.noted = [self.notes[i] for i in left], self.noted[left]
 
@@ -126,11 +126,11 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     return logs
 
 
-def note(notes: Sequence[Notes], likely: np.ndarray, characters: np.ndarray) -> None:
+def record_log_probs(notes: Sequence[LogProbs], likely: np.ndarray, characters: np.ndarray) -> None:
     """Note one character of each text, [N], with log-probabilities [N, V]."""
-    most = max((each.top for each in notes), default=0)
+    most = max((each.ranks for each in notes), default=0)
     order = np.argsort(-likely, axis=1, kind="stable")[:, :most].tolist() if most else [[]] * len(notes)
     rows = zip(notes, likely, characters.tolist(), order, strict=True)
     for each, logs, character, best in rows:
-        each.chosen.append(float(logs[character]))
-        each.likeliest.append([(index, float(logs[index])) for index in best[: each.top]])
+        each.tokens.append(float(logs[character]))
+        each.likeliest.append([(index, float(logs[index])) for index in best[: each.ranks]])

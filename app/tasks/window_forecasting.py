@@ -11,15 +11,15 @@ import torch
 
 from app.errors import BadValue, shown
 from app.store import StoreError, Version
-from app.tasks.latency_model import Pace, finite
-from app.tasks.quantile_forecast import Outlook
+from app.tasks.latency_model import LatencyModel, check_finite
+from app.tasks.quantile_forecast import QuantileForecast
 
 USUAL = 48  # steps ahead, when the pace is measured
 SCORES = np.array([-1.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
-class Series:
+class ScaledSeries:
     """A series ready to be forecast: its last window [window], the units it is read in, and how far to go."""
 
     window: np.ndarray
@@ -28,7 +28,7 @@ class Series:
     horizon: int
 
 
-class SeriesForecaster:
+class WindowForecaster:
     """A series LSTM of the store. ``residuals`` are its measured errors per step ahead, in units of the scale."""
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -39,12 +39,12 @@ class SeriesForecaster:
         self.device = device
         self.residuals = np.maximum.accumulate(np.array(card.residuals))  # no step is surer than one before it
         self.network = version.network().to(device)
-        self.pace = Pace(0.0, 0.0)
+        self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
 
     def parse(
         self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
-    ) -> Series:
+    ) -> ScaledSeries:
         """A series, None where a value is missing -> an item. Missing values lie on the line between their neighbours.
 
         Raises BadValue for a series that is too short or has no value at all, and for a seasonality: it reads none.
@@ -60,7 +60,7 @@ class SeriesForecaster:
             raise BadValue(f"{param} has only missing values; at least one must be known", param)
         series = np.interp(np.arange(len(series)), known, series[known])
         location, scale = self._units(series)
-        return Series(series[-self.minimum :], location, scale, horizon)
+        return ScaledSeries(series[-self.minimum :], location, scale, horizon)
 
     def _units(self, series: np.ndarray) -> tuple[float, float]:
         """The location and scale to read a series [T] in.
@@ -76,7 +76,7 @@ class SeriesForecaster:
         unit = series / largest
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
-    def predict(self, items: Sequence[Series]) -> list[np.ndarray]:
+    def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
         """Items -> the forecast [horizon] of each, which is the mean and, its errors being symmetric, the median."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
@@ -85,42 +85,42 @@ class SeriesForecaster:
             windows /= np.where(scale > 0, scale, 1.0)[:, None]
             read = torch.from_numpy(windows).float().to(self.device)
             standardised = self.network(read, max(item.horizon for item in items))
-        finite(float(standardised.double().sum()), "forecasts")
+        check_finite(float(standardised.double().sum()), "forecasts")
         forecasts = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
         return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
 
-    def half_widths(self, item: Series, level: float) -> np.ndarray:
+    def half_widths(self, item: ScaledSeries, level: float) -> np.ndarray:
         """Half the width [horizon] of the interval that holds ``level`` per cent, from the measured residuals.
 
         Beyond the last measured step the error grows with the square root of the distance, as a random walk's does.
         """
         return -NormalDist().inv_cdf(0.5 - level / 200) * self._deviation(item)
 
-    def outlook(self, item: Series, mean: np.ndarray) -> Outlook:
+    def forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
         """What ``predict`` gave for an item, as the service answers: with normal errors around it."""
         deviation = self._deviation(item)
         quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
-        return Outlook(mean, mean, SCORES, quantiles)
+        return QuantileForecast(mean, mean, SCORES, quantiles)
 
-    def _deviation(self, item: Series) -> np.ndarray:
+    def _deviation(self, item: ScaledSeries) -> np.ndarray:
         measured = len(self.residuals)
         steps = np.arange(1, item.horizon + 1)
         deviation = self.residuals[np.minimum(steps, measured) - 1] * np.sqrt(np.maximum(1.0, steps / measured))
         return deviation * item.scale
 
-    def rows(self, item: Series) -> int:
+    def rows(self, item: ScaledSeries) -> int:
         """How much of a batch an item takes."""
         return 1
 
-    def seconds(self, items: Sequence[Series]) -> float:
+    def seconds(self, items: Sequence[ScaledSeries]) -> float:
         """How long a batch should take: as long as its longest forecast."""
         steps = self.minimum + max(item.horizon for item in items)
-        return self.pace(len(items)) * steps / (self.minimum + USUAL)
+        return self.latency(len(items)) * steps / (self.minimum + USUAL)
 
-    def trial(self, rows: int) -> None:
+    def dummy_run(self, rows: int) -> None:
         """Compute so many series of no meaning: to warm up, and to be timed."""
-        self.predict([Series(np.zeros(self.minimum), 0.0, 1.0, USUAL)] * rows)
+        self.predict([ScaledSeries(np.zeros(self.minimum), 0.0, 1.0, USUAL)] * rows)
 
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
-        self.pace = Pace.measure(self.trial, rows)
+        self.latency = LatencyModel.measure(self.dummy_run, rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from app.errors import QuartetError
-from app.tasks.classification import Decoder
+from app.tasks.classification import ImageDecoder
 from training.data.datasets import DataError
 from training.loops import distributed
 
@@ -183,7 +183,7 @@ def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
 
 def _decoded(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
     """The pixels of each file, or why there are none."""
-    decoder = Decoder(channels, side)
+    decoder = ImageDecoder(channels, side)
 
     def decode(file: Path) -> Tensor | str:
         try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from app.tasks.forecasting import SHORTEST
+from app.tasks.forecasting import MIN_VALUES
 
 FURTHER = 0.25  # weight in the loss of steps beyond the horizon that a kind is judged by
 SHORTENED = 0.15  # of the windows begin later than they could
@@ -70,7 +70,7 @@ class Windows:
         random = torch.rand(5, len(kinds), generator=generator, dtype=torch.float64)
         series = self.firsts[kinds] + (random[0] * self.counts[kinds]).long()
         until = self.lengths[series] - self.judged[kinds] * held_out
-        first = (self.seasons[kinds] + 2).clamp(min=SHORTEST)  # where it can end at the earliest
+        first = (self.seasons[kinds] + 2).clamp(min=MIN_VALUES)  # where it can end at the earliest
         reach = (until - self.judged[kinds] - first).clamp(min=0)
         ago = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
         ends = (first + reach - (ago * (reach + 1)).long()).minimum(until - 1)

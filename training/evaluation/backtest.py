@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.tasks.forecasting import SCORES, SHORTEST
-from app.tasks.quantile_forecast import Outlook
+from app.tasks.forecasting import MIN_VALUES, SCORES
+from app.tasks.quantile_forecast import QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables import Series, Table
 from training.evaluation import forecasting
@@ -20,7 +20,9 @@ VALIDATED, MOST_VALIDATED = 0.2, 12  # the same of what validates
 RECENT = 1000  # values before an origin that are handed to a forecaster; none reads more
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
-Method = Callable[[Sequence[np.ndarray], int, int], list[Outlook]]  # pasts, season, horizon -> what follows each
+Method = Callable[
+    [Sequence[np.ndarray], int, int], list[QuantileForecast]
+]  # pasts, season, horizon -> what follows each
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def cut(table: Table, horizon: int) -> list[Parts]:
 
     What is learnt from must hold a season, a horizon and two values. Raises DataError when no series is left.
     """
-    least = max(table.season + 2, SHORTEST) + horizon
+    least = max(table.season + 2, MIN_VALUES) + horizon
     found = []
     for series in table.series:
         count = len(series.values)
@@ -105,13 +107,13 @@ def origins(parts: Sequence[Parts], season: int, horizon: int, stage: Literal["v
     return Origins(past, np.stack(actual), np.array(usual), season, len(parts))
 
 
-def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Outlook]:
+def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
     """The last season again and again, with normal errors that grow by the root of the seasons ahead."""
     found = []
     for values in past:
         middle = forecasting.seasonal_naive(values, season, horizon)
         deviation = np.std(values[season:] - values[:-season]) * np.sqrt(np.arange(horizon) // season + 1)
-        found.append(Outlook(middle, middle, SCORES, middle[:, None] + deviation[:, None] * SCORES, season))
+        found.append(QuantileForecast(middle, middle, SCORES, middle[:, None] + deviation[:, None] * SCORES, season))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.store import UNKNOWN
-from app.tasks.text_generation import TextContinuer
+from app.tasks.text_generation import TextGenerator
 from training.data import datasets
 from training.run import metric, saved
 
@@ -70,7 +70,7 @@ def stream_loss(network: Any, characters: Tensor) -> float:
     return total / (len(characters) - 1)
 
 
-def measure(continuer: TextContinuer, text: datasets.Text) -> dict[str, Any]:
+def measure(continuer: TextGenerator, text: datasets.Text) -> dict[str, Any]:
     """The metrics of a published network on the test part of a text."""
     characters = encode(text.test, continuer.vocabulary).to(continuer.device)
     split = f"the last 10 % of the text, {len(text.test):,} characters"
@@ -82,7 +82,7 @@ def measure(continuer: TextContinuer, text: datasets.Text) -> dict[str, Any]:
     }
 
 
-def continued(continuer: TextContinuer, prompt: str, seed: int, characters: int = 400) -> str:
+def continued(continuer: TextGenerator, prompt: str, seed: int, characters: int = 400) -> str:
     """A prompt and its continuation, as the service gives it at temperature 0.8."""
     begun, _ = continuer.parse(prompt)
     text = continuer.begin(begun, characters, 0.8, None, None, (), seed)
@@ -91,7 +91,7 @@ def continued(continuer: TextContinuer, prompt: str, seed: int, characters: int 
     return prompt + text.text
 
 
-def draw_samples(path: Path, continuer: TextContinuer, prompts: Sequence[str]) -> Path:
+def draw_samples(path: Path, continuer: TextGenerator, prompts: Sequence[str]) -> Path:
     """Three continuations as a picture, and as text beside it."""
     from matplotlib.figure import Figure
 

@@ -23,7 +23,7 @@ import torch
 from app import store
 from app.store import files
 from app.tasks import PREDICTORS
-from app.tasks.text_generation import TextContinuer
+from app.tasks.text_generation import TextGenerator
 
 SECONDS = 0.5  # for which something is repeated ...
 LEAST = 5  # ... and how often at least
@@ -66,10 +66,10 @@ def processor() -> str:
 
 
 def _once(predictor: Any, rows: int) -> Callable[[], Any]:
-    if isinstance(predictor, TextContinuer):
-        texts = predictor.trial(rows, STEPS)
+    if isinstance(predictor, TextGenerator):
+        texts = predictor.dummy_run(rows, STEPS)
         return lambda: predictor.step(texts)
-    return lambda: predictor.trial(rows)
+    return lambda: predictor.dummy_run(rows)
 
 
 def _median(compute: Callable[[], Any]) -> float:

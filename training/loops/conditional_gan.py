@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
-from app.tasks.image_generation import Drawing, ImageSampler
+from app.tasks.image_generation import ImageSampler, LatentBatch
 from training import cnn
 from training.data import datasets
 from training.data.image_batches import accuracy_of
@@ -146,11 +146,11 @@ def settle(network: ConditionalGenerator, batches: int | None = None, size: int 
     return network.eval()
 
 
-def rows(sampler: ImageSampler, each: int) -> Drawing:
+def rows(sampler: ImageSampler, each: int) -> LatentBatch:
     """A row for each label, all rows of the same latents."""
     drawn = [sampler.parse(each, label, 0) for label in sampler.labels]
     classes = np.arange(len(drawn)).repeat(each)
-    return Drawing(np.concatenate([drawing.latents for drawing in drawn]), classes)
+    return LatentBatch(np.concatenate([drawing.latents for drawing in drawn]), classes)
 
 
 def accuracies(labels: Tensor, guesses: Tensor, classes: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
 from app.tasks.forecasting import GlobalForecaster
-from app.tasks.quantile_forecast import Outlook
+from app.tasks.quantile_forecast import QuantileForecast
 from app.tasks.seasonality import SEASONS
 from training.data import datasets
 from training.data.synthetic_series import synthetic
@@ -43,7 +43,7 @@ class Shown:
     name: str
     past: np.ndarray
     actual: np.ndarray
-    answer: Outlook
+    answer: QuantileForecast
 
 
 def kinds(config: StrongConfig, seed: int) -> list[Kind]:
@@ -180,14 +180,14 @@ def widening(network: Any, windows: Windows) -> Tensor:
     return found
 
 
-def outlooks(forecaster: GlobalForecaster, past: list[np.ndarray], season: int, horizon: int) -> list[Outlook]:
+def outlooks(forecaster: GlobalForecaster, past: list[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
     """The forecasts of many series, as the service gives them."""
     items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values in past]
     return [outlook for at in range(0, len(items), 64) for outlook in forecaster.predict(items[at : at + 64])]
 
 
 def figures(
-    name: str, past: list[np.ndarray], actual: np.ndarray, season: int, answers: list[Outlook]
+    name: str, past: list[np.ndarray], actual: np.ndarray, season: int, answers: list[QuantileForecast]
 ) -> dict[str, float]:
     """How good forecasts of series [N, horizon] are."""
     usual = np.array([forecasting.usual_step(values, season) for values in past])

@@ -22,7 +22,7 @@ from app.errors import BadValue, shown
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.text_generation import Continuation, TextContinuer
+from app.tasks.text_generation import Continuation, TextGenerator
 
 BODY = {
     "type": "object",
@@ -59,7 +59,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         live = await resolve_model(
             request, registry, "continue", version.id, until
         )  # refused when it is for another task
-        assert isinstance(live.predictor, TextContinuer)
+        assert isinstance(live.predictor, TextGenerator)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
         if identity := _identity(found):
             told["id"] = identity

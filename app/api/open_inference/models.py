@@ -23,9 +23,9 @@ from app.errors import BadValue, shown
 from app.serving.loader import LoadedModel
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier
-from app.tasks.image_generation import Drawing, ImageSampler
-from app.tasks.text_generation import Continuation, TextContinuer
-from app.tasks.token_sampling import Extras, Notes
+from app.tasks.image_generation import ImageSampler, LatentBatch
+from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
@@ -81,7 +81,7 @@ class TextTensors:
     """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
 
     def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
-        assert isinstance(live.predictor, TextContinuer)
+        assert isinstance(live.predictor, TextGenerator)
         self.predictor = live.predictor
         self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
         known = live.predictor.vocabulary
@@ -108,9 +108,9 @@ class TextTensors:
         bodies = [validate({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
         return [text for body in bodies for text in generate_text.start_texts(self.predictor, body, extras)[0]]
 
-    def _extras(self) -> Extras:
+    def _extras(self) -> SamplingOptions:
         size = len(self.predictor.vocabulary)
-        return Extras(np.zeros(size), notes=Notes(size, most=1))
+        return SamplingOptions(np.zeros(size), notes=LogProbs(size, top=1))
 
     def answers(self, request: DecodedRequest, items: Sequence[Continuation], found: Sequence[Continuation]) -> Outputs:
         outputs = {"text": np.array([text.text.encode() for text in found], dtype=object)}
@@ -122,7 +122,7 @@ class TextTensors:
         return {**outputs, "log_probabilities": logs}
 
     def length(self, items: Sequence[Continuation]) -> int:
-        return sum(len(text.draws) for text in items) + len(items) * len(self.predictor.vocabulary)
+        return sum(len(text.uniforms) for text in items) + len(items) * len(self.predictor.vocabulary)
 
 
 class ForecasterTensors:
@@ -191,13 +191,13 @@ class GeneratorTensors:
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters: tuple[str, ...] = ()
 
-    def items(self, request: DecodedRequest) -> list[Drawing]:
+    def items(self, request: DecodedRequest) -> list[LatentBatch]:
         latents = request.tensors["latents"].astype(np.float64)
         if not (np.abs(latents) <= MAX_LATENT).all():
             odd = latents[~(np.abs(latents) <= MAX_LATENT)][0]
             raise BadValue(f"latents has {odd}; allowed is from -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
         classes = request.tensors.get("classes")
-        return [Drawing(latents, None if classes is None else self._indices(classes.reshape(-1)))]
+        return [LatentBatch(latents, None if classes is None else self._indices(classes.reshape(-1)))]
 
     def _indices(self, classes: np.ndarray) -> np.ndarray:
         labels = self.predictor.labels
@@ -210,10 +210,10 @@ class GeneratorTensors:
                 )
         return np.array([known[given] for given in classes.tolist()], dtype=np.int64)
 
-    def answers(self, request: DecodedRequest, items: Sequence[Drawing], found: Sequence[np.ndarray]) -> Outputs:
+    def answers(self, request: DecodedRequest, items: Sequence[LatentBatch], found: Sequence[np.ndarray]) -> Outputs:
         return {"images": found[0]}
 
-    def length(self, items: Sequence[Drawing]) -> int:
+    def length(self, items: Sequence[LatentBatch]) -> int:
         return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
 
 

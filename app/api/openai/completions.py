@@ -41,8 +41,8 @@ from app.errors import BadValue, shown
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.text_generation import Continuation, TextContinuer
-from app.tasks.token_sampling import Extras, Notes
+from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 NOTED = 80  # values that are told in the time of one character with its log-probabilities
 SURE = 1e-12  # instead of top_p 0: only the likeliest is left
@@ -88,7 +88,7 @@ class CompletionChoice:
     text: Continuation
     prompt: str
     echoed: str
-    notes: Notes | None
+    notes: LogProbs | None
 
 
 @dataclass(frozen=True)
@@ -122,23 +122,23 @@ class CompletionBuilder:
         notes = choice.text.extras.notes
         assert notes
         end, offset = begin + len(new), 0 if first else len(choice.echoed) + begin
-        chosen: list[float | None] = list(map(_finite, notes.chosen[begin:end]))
+        chosen: list[float | None] = list(map(_finite, notes.tokens[begin:end]))
         best: list[dict[str, float] | None] = [
             self._best(character, value, likeliest)
             for character, value, likeliest in zip(
-                new, notes.chosen[begin:end], notes.likeliest[begin:end], strict=True
+                new, notes.tokens[begin:end], notes.likeliest[begin:end], strict=True
             )
         ]
         if first and choice.notes:
-            before = zip(first[1:], choice.notes.chosen, choice.notes.likeliest, strict=True)
-            chosen = [None, *map(_finite, choice.notes.chosen), *chosen]
+            before = zip(first[1:], choice.notes.tokens, choice.notes.likeliest, strict=True)
+            chosen = [None, *map(_finite, choice.notes.tokens), *chosen]
             best = [None, *(self._best(*each) for each in before), *best]
         tokens = list(first + new)
         offsets = list(range(offset, offset + len(tokens)))
         return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": best, "text_offset": offsets}
 
     def _best(self, character: str, value: float, likeliest: list[tuple[int, float]]) -> dict[str, float]:
-        assert isinstance(self.live.predictor, TextContinuer)
+        assert isinstance(self.live.predictor, TextGenerator)
         vocabulary = self.live.predictor.vocabulary
         found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > MIN_LOG_PROBABILITY}
         return {**found, character: _finite(value)}
@@ -222,7 +222,7 @@ def _begun(
 ) -> CompletionBuilder:
     """The texts of a request, ready to be continued. Raises BadValue."""
     predictor = live.predictor
-    assert isinstance(predictor, TextContinuer)
+    assert isinstance(predictor, TextGenerator)
     found, n = _prompts(body.prompt, predictor), body.n or 1
     if len(found) * n > settings.max_texts:
         raise BadValue(
@@ -238,7 +238,7 @@ def _begun(
     choices = []
     for prompt in found:
         native = validate({"prompt": prompt, **_native(body)}, prompts)
-        notes = Notes(body.logprobs or 0) if noting and prompt else None
+        notes = LogProbs(body.logprobs or 0) if noting and prompt else None
         begun, _ = generate_text.start_texts(predictor, native, extras, notes)
         choices += [CompletionChoice(text, prompt, prompt if body.echo else "", notes) for text in begun]
     told = {
@@ -262,7 +262,7 @@ def _native(body: CompletionRequest) -> dict[str, Any]:
     return {**given, "top_k": body.top_k, "stop": body.stop or None, "seed": body.seed}
 
 
-def _prompts(prompt: Any, predictor: TextContinuer) -> list[str]:
+def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
     """What may be one text or several, of characters or of their ids. Raises BadValue."""
     if prompt is None or isinstance(prompt, str):
         return [prompt or ""]
@@ -286,7 +286,7 @@ def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
     return "".join([vocabulary[index] for index in prompt])
 
 
-def _extras(body: CompletionRequest, predictor: TextContinuer) -> Callable[[], Extras] | None:
+def _extras(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], SamplingOptions] | None:
     """What makes the extras of each text; None when the request asks for none. Raises BadValue."""
     presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
     if body.logprobs is None and not body.logit_bias and not presence and not frequency:
@@ -298,7 +298,7 @@ def _extras(body: CompletionRequest, predictor: TextContinuer) -> Callable[[], E
             raise BadValue(told, "logit_bias")
         bias[int(key)] = value
     logprobs = body.logprobs
-    return lambda: Extras(bias, presence, frequency, None if logprobs is None else Notes(logprobs))
+    return lambda: SamplingOptions(bias, presence, frequency, None if logprobs is None else LogProbs(logprobs))
 
 
 async def _events(answer: CompletionBuilder, parsing: Executor) -> AsyncGenerator[bytes, None]:

@@ -31,7 +31,7 @@ from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, shown
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.image_generation import Drawing, ImageSampler
+from app.tasks.image_generation import ImageSampler, LatentBatch
 
 
 class ImageGenerationRequest(RequestBody):
@@ -76,7 +76,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         live.engine.admit(count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
 
-        def draw() -> Drawing:
+        def draw() -> LatentBatch:
             return predictor.chosen(labels, seed) if labels else predictor.parse(count, None, seed)
 
         async with Deadline(request, until):

@@ -39,7 +39,7 @@ from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, shown
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.classification import ImageClassifier, overlaid, plain
+from app.tasks.classification import ImageClassifier, is_simple_image, overlay_heat_map
 
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once
 
@@ -162,7 +162,7 @@ async def _pixels(files: list[ImageFile], predictor: ImageClassifier, registry: 
     Raises NotAnImage and TooLarge.
     """
     parsing, most = registry.parse_executor, registry.settings.max_pixels
-    if sum(len(file.content) for file in files) <= SMALL_BYTES and all(plain(file.content) for file in files):
+    if sum(len(file.content) for file in files) <= SMALL_BYTES and all(is_simple_image(file.content) for file in files):
         images = [predictor.open(file.content, most, file.param) for file in files]
         if sum(image.width * image.height for image in images) <= BYTES_PER_VALUE * INLINE_SIZE:
             return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
@@ -182,7 +182,7 @@ def _check_sizes(files: list[ImageFile], predictor: ImageClassifier, most: int) 
 
 def _explanation(file: ImageFile, heat: np.ndarray, predictor: ImageClassifier, most: int) -> dict[str, Any]:
     """An image as it was sent with its heat map over it, as a PNG file in base64."""
-    content = overlaid(predictor.open(file.content, most, file.param), heat)
+    content = overlay_heat_map(predictor.open(file.content, most, file.param), heat)
     return {"explanation": base64.b64encode(content).decode()}
 
 

@@ -134,7 +134,7 @@ def results(live: LoadedModel, items: list[Any], answers: list[Any], levels: lis
     assert isinstance(live.predictor, AnyForecaster)
     told = []
     for item, answer in zip(items, answers, strict=True):
-        outlook = live.predictor.outlook(item, answer)
+        outlook = live.predictor.forecast(item, answer)
         bounds = [dict(zip(("lower", "upper"), outlook.interval(level), strict=True)) for level in levels]
         intervals = dict(zip(map(level_name, levels), bounds, strict=True))
         season = outlook.seasonality

@@ -32,7 +32,7 @@ from app.api.request import (
 from app.api.responses import ImagesResponse, success_response, with_model
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.image_generation import Drawing, ImageSampler, animated, png, sheet
+from app.tasks.image_generation import ImageSampler, LatentBatch, animated, png, sheet
 
 SHEETS = ("application/json", "image/png")
 WALKS = (*SHEETS, "image/apng", "image/webp")
@@ -86,7 +86,7 @@ def _picture(pixels: np.ndarray, kind: str, walk_to: int | None) -> bytes:
     return png(sheet(pixels), level=6) if walk_to is None else animated(pixels, kind)
 
 
-def _drawing(sampler: ImageSampler, body: GenerateImagesRequest, seed: int) -> Drawing:
+def _drawing(sampler: ImageSampler, body: GenerateImagesRequest, seed: int) -> LatentBatch:
     """What a request wants drawn. Raises BadValue."""
     if body.walk_to is None:
         return sampler.parse(body.count, body.label, seed)

@@ -32,8 +32,8 @@ from app.api.sse import STREAM, EventStream, event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.text_generation import Continuation, TextContinuer
-from app.tasks.token_sampling import Extras, Notes
+from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 BYTES_PER_CHARACTER = 12  # bytes that a character can take in JSON
 LONGEST_STOP = 100  # characters
@@ -76,10 +76,10 @@ def request_model(settings: Settings) -> type[GenerateTextRequest]:
 
 
 def start_texts(
-    predictor: TextContinuer,
+    predictor: TextGenerator,
     body: GenerateTextRequest,
-    extras: Callable[[], Extras] | None = None,
-    notes: Notes | None = None,
+    extras: Callable[[], SamplingOptions] | None = None,
+    notes: LogProbs | None = None,
 ) -> tuple[list[Continuation], list[str]]:
     """The texts that a request asks for, ready to be continued, and the characters that the network does not know.
 
@@ -122,7 +122,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, reading, most)
         live = await resolve_model(request, registry, "continue", body.model, until)
-        assert isinstance(live.predictor, TextContinuer)
+        assert isinstance(live.predictor, TextGenerator)
         live.engine.admit(body.n)
         texts, unknown = await run_before_deadline(
             request, parsing, len(body.prompt), start_texts, live.predictor, body
