@@ -48,7 +48,7 @@ class UnknownModel(NotFound):
 
     def __init__(self, name: str, known: Iterable[str], param: str | None = "model") -> None:
         super().__init__(
-            f"model {shown(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param
+            f"model {quote_value(name)} is not served here; there are: {', '.join(sorted(known)) or 'none'}", param
         )
 
 
@@ -195,7 +195,7 @@ class TooSlow(QuartetError):
     code = "too_slow"
 
 
-def shown(value: object, longest: int = 60) -> str:
+def quote_value(value: object, longest: int = 60) -> str:
     """A caller's value as it may stand in a sentence: quoted, on one line, cut before it costs anything."""
     if isinstance(value, str) and len(value) > longest:
         return f"{value[:longest]!r}… ({len(value):,} characters)"

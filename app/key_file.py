@@ -30,7 +30,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
-from app.store.files import locked
+from app.store.files import file_lock
 
 log = logging.getLogger("quartet")
 
@@ -162,7 +162,7 @@ def add(path: Path, name: str, limits: str = "") -> str:
     Raises KeysError when the file, the name or the limits are wrong, and OSError when it cannot be written.
     """
     key, path = new_key(), path.resolve()
-    with locked(path.parent):  # else of two that are made at once one would be lost
+    with file_lock(path.parent):  # else of two that are made at once one would be lost
         before = path.read_text("utf-8") if path.exists() else ""
         text = before + ("" if before.endswith("\n") or not before else "\n")
         text += " ".join([name, digest(key).hex(), limits]).rstrip() + "\n"

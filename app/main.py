@@ -27,13 +27,22 @@ from app.api.open_inference import routes
 from app.api.openai import completions
 from app.api.request import BodyLimit
 from app.api.routes import admin, health, models, page, tasks
-from app.observability.access_log import AccessLog, JsonLines
+from app.observability.access_log import AccessLog, JsonFormatter
 from app.observability.metrics import Metrics, shared_metrics
-from app.observability.middleware import Telemetry
-from app.observability.tracing import tracer
-from app.server.supervisor import Supervisor, can_fork, hears_hang_up
-from app.server.system import cores, give_back, memory, one_heap, open_files
-from app.server.uvicorn_server import Listening, Watchdog, Worker, announce, leave, leave_without, listen_at, tls
+from app.observability.middleware import RequestTelemetry
+from app.observability.tracing import create_tracer
+from app.server.supervisor import Supervisor, can_fork, handles_sighup
+from app.server.system import available_memory, cores, raise_file_limit, single_arena, trim_heap
+from app.server.uvicorn_server import (
+    ListeningServer,
+    Watchdog,
+    WorkerServer,
+    announce,
+    exit_if_orphaned,
+    exit_on_signal,
+    listen_at,
+    tls_context,
+)
 from app.serving.loader import check_store, find_device
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
@@ -55,14 +64,14 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(tracer(settings.traces)), AccessLog(settings.log)
+    metrics, log = Metrics(create_tracer(settings.traces)), AccessLog(settings.log)
     registry, counted = Registry(settings, metrics), shared or limit_storage(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await registry.load()
         gc.collect()
-        give_back()
+        trim_heap()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
         beside = [asyncio.create_task(registry.watch()), asyncio.create_task(_report(registry))]
@@ -103,8 +112,8 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     direct = FastRoutes(app.build_middleware_stack(), busiest, named=routes.busy_routes(tensors))
     buffered = BodyLimit(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     inside = with_api_keys(buffered, settings, counted, errors.error_response, metrics.on_rate_limited)
-    app.middleware_stack = telemetry = Telemetry(cors(inside, settings), metrics, log, errors.error_response)
-    app.state.refused = telemetry.refused
+    app.middleware_stack = telemetry = RequestTelemetry(cors(inside, settings), metrics, log, errors.error_response)
+    app.state.refused = telemetry.on_refused
     return app
 
 
@@ -121,19 +130,19 @@ async def _report(registry: Registry) -> None:
         await asyncio.sleep(REPORT_SECONDS)
 
 
-def create_server(settings: Settings) -> Listening:
+def create_server(settings: Settings) -> ListeningServer:
     """The application behind its sockets. Raises as ``create_app`` does."""
-    return Listening(create_app(settings), settings)
+    return ListeningServer(create_app(settings), settings)
 
 
-def layout(settings: Settings) -> tuple[int, int]:
+def plan_workers(settings: Settings) -> tuple[int, int]:
     """How many workers, and how many threads each computes with: all cores are used, and none twice.
 
     As many workers as cores, where memory allows: the networks here are small, and two threads on one product give
     less than two products at once (``make bench``). A GPU is one process's own. Raises SettingsError.
     """
     check_store(settings.store)
-    device, available = find_device(settings.device), memory()
+    device, available = find_device(settings.device), available_memory()
     alone = device.type == "cuda" or not can_fork()
     if alone and settings.workers > 1:
         why = "a GPU is one process's own" if can_fork() else "this system cannot share them"
@@ -151,16 +160,16 @@ def main() -> None:
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     if settings.log == "json":
-        logging.getLogger().handlers[0].setFormatter(JsonLines())
-    workers, threads = layout(settings)
-    open_files()
-    one_heap()
+        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
+    workers, threads = plan_workers(settings)
+    raise_file_limit()
+    single_arena()
     if workers > 1:
-        sys.exit(supervise(settings, workers, threads))
+        sys.exit(run_supervisor(settings, workers, threads))
     for number in (signal.SIGTERM, signal.SIGINT):  # before it serves; and uvicorn, once drained, raises it again
-        signal.signal(number, leave)
-    if hears := hears_hang_up():
-        signal.signal(signal.SIGHUP, leave)
+        signal.signal(number, exit_on_signal)
+    if hears := handles_sighup():
+        signal.signal(signal.SIGHUP, exit_on_signal)
     server = create_server(settings.model_copy(update={"threads": threads}))
 
     def hang_up(*_: object) -> None:
@@ -170,10 +179,10 @@ def main() -> None:
     if hears:
         signal.signal(signal.SIGHUP, hang_up)
     server.watchdog = Watchdog(settings.hang_seconds)
-    serve(server)
+    run_server(server)
 
 
-def serve(server: Listening | Worker) -> None:
+def run_server(server: ListeningServer | WorkerServer) -> None:
     """Until it is told to stop."""
     server.run()
     if (
@@ -182,7 +191,7 @@ def serve(server: Listening | Worker) -> None:
         os._exit(0)
 
 
-def supervise(settings: Settings, workers: int, threads: int) -> int:
+def run_supervisor(settings: Settings, workers: int, threads: int) -> int:
     """Serve with several workers until told to stop. Gives the exit status. Raises SettingsError."""
     buffered, rows = settings.max_buffered_bytes, settings.queue_rows
     own = settings.model_copy(
@@ -192,7 +201,7 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
             "queue_rows": max(1, rows // workers),
         }
     )
-    tls(settings)
+    tls_context(settings)
     listener, shared = listen_at(settings.host, settings.port), limit_storage(settings)
     try:
         figures = shared_metrics()
@@ -202,8 +211,8 @@ def supervise(settings: Settings, workers: int, threads: int) -> int:
         parent, seconds = os.getpid(), 2 * settings.stop_seconds + 5  # for what runs, for the engines, and to spare
 
         def work(channel: socket.socket) -> None:
-            leave_without(parent, seconds)
-            serve(Worker(create_app(own, shared), own, channel))
+            exit_if_orphaned(parent, seconds)
+            run_server(WorkerServer(create_app(own, shared), own, channel))
 
         return Supervisor(
             listener,

@@ -125,9 +125,9 @@ class Settings(BaseSettings):
 
 def _sentence(detail: Any) -> str:
     variable = PREFIX + re.sub(r"^QUARTET_", "", str(detail["loc"][0]), flags=re.IGNORECASE).upper()
-    return f"{variable} is {hidden(repr(detail['input']))}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{variable} is {hide_password(repr(detail['input']))}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def hidden(text: str) -> str:
+def hide_password(text: str) -> str:
     """A text without the name and the password that an address in it may have."""
     return re.sub("//.*@", "//***@", text)

@@ -145,7 +145,7 @@ class Ingress:
     def _card(self, name: str) -> str | None:
         """The task of a model; none when there is no such model."""
         if name not in self.known:
-            for found, number in store.versions(self.store):
+            for found, number in store.all_versions(self.store):
                 with suppress(StoreError):  # the replicas say what is wrong with it
                     self.known[found] = store.read_card(self.store / found / str(number)).task
         return self.known.get(name)

@@ -27,7 +27,7 @@ from app.tasks.text_generation import Continuation, TextGenerator
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"
 TEST: dict[str, Any] = {"port": 0, "threads": 1, "stop_seconds": 1}
-VOCABULARY = [*"\n abcdefghij", store.UNKNOWN]
+VOCABULARY = [*"\n abcdefghij", store.UNKNOWN_CHARACTER]
 
 TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "tiny-cnn": ("classify", "lenet", {"conv": [2, 3], "hidden": [8, 8]}, {"labels": list("abcdefghij")}),
@@ -76,7 +76,7 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict
 def publish_tiny(folder: Path, name: str) -> store.Version:
     """One more version of a tiny network, with weights of its own."""
     task, kind, sizes, more = {**TINY, **MORE}[name]
-    torch.manual_seed(len(list(store.versions(folder))) if folder.exists() else 0)
+    torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
     return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
 
 

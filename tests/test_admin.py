@@ -67,7 +67,7 @@ def test_the_store_can_be_looked_at(admin: httpx.Client) -> None:
 def test_a_version_goes_out_and_comes_in(admin: httpx.Client, tiny_store: Path, tmp_path: Path) -> None:
     answer = admin.get("/v1/admin/models/tiny-gan/export?version=2")
     assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
-    assert answer.content == b"".join(archive.export(tiny_store, "tiny-gan", 2))
+    assert answer.content == b"".join(archive.export_version(tiny_store, "tiny-gan", 2))
     taken = admin.post("/v1/admin/import", content=answer.content)
     assert (taken.status_code, taken.json()["error"]["message"]) == (409, "tiny-gan@2 is in the store already")
     assert admin.post("/v1/admin/import?renumber=true", content=answer.content).json()["imported"] == 4
@@ -83,7 +83,7 @@ def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_st
             413,
             "the body has 200,000 bytes; allowed are 100,000",
         )
-        content = b"".join(archive.export(tiny_store, "tiny-gan", 1))
+        content = b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
         assert client.post("/v1/admin/import", content=content, headers=ADMIN).status_code == 409  # it was read
 
 
@@ -155,4 +155,4 @@ def test_publishing_goes_on_beside_the_key(admin: httpx.Client, tiny_store: Path
     publish_tiny(tiny_store, "tiny-gan")
     until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
     assert served(admin) == 2  # what is published waits
-    assert store.read(tiny_store, "tiny-gan", 4).card.version == 4
+    assert store.read_version(tiny_store, "tiny-gan", 4).card.version == 4

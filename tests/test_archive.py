@@ -18,7 +18,7 @@ from test_rollout import run
 
 from app import store
 from app.store import archive
-from app.store.rollout import Refused, contents
+from app.store.rollout import RolloutRefused, stored_versions
 
 NAME = "tiny-gan"
 PNG = b"\x89PNG\r\n\x1a\n..."
@@ -29,7 +29,7 @@ def packed(tmp_path: Path) -> bytes:
     """A version with a picture, as an archive."""
     folder = publish_tiny(tmp_path / "first", NAME).folder
     (folder / "curves.png").write_bytes(PNG)
-    return b"".join(archive.export(tmp_path / "first", NAME, 1))
+    return b"".join(archive.export_version(tmp_path / "first", NAME, 1))
 
 
 @pytest.fixture
@@ -42,26 +42,26 @@ def other(tmp_path: Path) -> Path:
 def bring_in(folder: Path, content: bytes, most: int = 10**6, renumber: bool = False) -> store.Card:
     with tempfile.TemporaryFile() as file:  # which fails in other ways than memory does
         file.write(content)
-        return archive.bring_in(folder, file, most, renumber)
+        return archive.import_archive(folder, file, most, renumber)
 
 
 def test_what_goes_out_comes_in_elsewhere(packed: bytes, other: Path, tmp_path: Path) -> None:
     assert bring_in(other, packed).version == 1
     for file in ("model.safetensors", "card.json", "curves.png"):
         assert (other / NAME / "1" / file).read_bytes() == (tmp_path / "first" / NAME / "1" / file).read_bytes()
-    assert store.defaults(other) == {"sample": NAME}
+    assert store.read_defaults(other) == {"sample": NAME}
     assert sorted(path.name for path in other.iterdir()) == ["defaults.json", NAME]
 
 
 def test_a_number_that_is_taken_is_refused_or_the_next_one_given(packed: bytes, other: Path) -> None:
     bring_in(other, packed)
-    with pytest.raises(Refused, match=r"^tiny-gan@1 is in the store already$"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@1 is in the store already$"):
         bring_in(other, packed)
     assert bring_in(other, packed, renumber=True).version == 2
-    store.read(other, NAME, 2).network()
+    store.read_version(other, NAME, 2).network()
     (other / NAME / "1").rename(other / NAME / "5")
     (other / NAME / "2").rename(other / NAME / "1")
-    with pytest.raises(Refused, match="is in the store already, and is another one"):
+    with pytest.raises(RolloutRefused, match="is in the store already, and is another one"):
         bring_in(other, packed)
 
 
@@ -185,7 +185,7 @@ def test_what_is_no_version_is_refused_and_leaves_nothing(
 ) -> None:
     with pytest.raises(store.StoreError, match=sentence):
         bring_in(other, change(packed))
-    assert contents(other) == {}
+    assert stored_versions(other) == {}
     assert list(other.iterdir()) == []
 
 

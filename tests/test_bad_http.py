@@ -22,7 +22,7 @@ from test_bad_json import NAMES, harmless
 from test_service import figures, until
 
 from app.api import request as bodies
-from app.server.http_protocol import OneWrite
+from app.server.http_protocol import CoalescingTransport
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",
           "/v1/models/tiny-cnn": "GET", "/health/live": "GET", "/health/ready": "GET", "/metrics": "GET"}  # fmt: skip
@@ -238,7 +238,7 @@ GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 )
 def test_what_is_short_leaves_in_one_piece(written: list[bytes], calls: list[bytes]) -> None:
     wire = Wire()
-    answer = OneWrite(wire)
+    answer = CoalescingTransport(wire)
     for data in written:
         answer.write(data)
     answer.close()

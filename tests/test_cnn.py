@@ -160,7 +160,7 @@ def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
     store.publish(tmp_path, card, whitened.state_dict())
-    classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"), views=True)
+    classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"), views=True)
     images = list(noise_images(3))
     for (likely, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
         assert likely == pytest.approx(alone, abs=1e-6)
@@ -168,7 +168,7 @@ def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_
 
 
 def test_every_example_has_something_that_speaks_for_its_label() -> None:
-    version = store.read(ROOT / "models_store", "cifar10-whitened", 1)
+    version = store.read_version(ROOT / "models_store", "cifar10-whitened", 1)
     classifier = ImageClassifier(version, torch.device("cpu"))
     images = [classifier.parse(path.read_bytes()) for path in sorted((IMAGES / "cifar10").glob("*.png"))]
     assert all(heat.max() == 1 for _, heat in classifier.explain(images))
@@ -287,7 +287,7 @@ def test_label_smoothing_is_taken_out_of_the_answers(whitened: WhitenedNet) -> N
 
 @torch.no_grad()
 def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> None:
-    network = store.read(ROOT / "models_store", "cifar10-whitened", 1).network()
+    network = store.read_version(ROOT / "models_store", "cifar10-whitened", 1).network()
     images = torch.stack(
         [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
     )
@@ -311,7 +311,7 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda can=can: can)
         monkeypatch.setattr("app.tasks.latency_model._bfloat16_is_faster", lambda fast=fast: fast)
         dtype = torch.bfloat16 if can and fast else torch.float32
-        classifier = ImageClassifier(store.read(tmp_path, "w", 1), torch.device("cpu"))
+        classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype
         ((likely, heat),) = classifier.explain(list(noise_images(1)))
         assert likely == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
@@ -320,7 +320,7 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
 
 def test_weights_lie_as_they_are_computed_with() -> None:
     """Else they are copied at each call."""
-    classifier = ImageClassifier(store.read(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
+    classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
     for group in classifier.network.groups:
         for weight in (group.conv1.weight, group.conv2.weight):
             assert weight.is_contiguous(memory_format=torch.channels_last)

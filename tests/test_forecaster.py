@@ -27,7 +27,7 @@ def forecaster(tmp_path: Path) -> GlobalForecaster:
 
 @pytest.fixture(scope="module")
 def shipped_forecaster() -> GlobalForecaster:
-    return GlobalForecaster(store.read(ROOT / "models_store", "series-lstm", 1), torch.device("cpu"))
+    return GlobalForecaster(store.read_version(ROOT / "models_store", "series-lstm", 1), torch.device("cpu"))
 
 
 def series(seed: int, count: int = 60) -> np.ndarray:

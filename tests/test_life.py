@@ -96,7 +96,9 @@ def test_a_request_waits_for_a_version_that_comes_but_not_past_its_deadline(
 def test_past_the_limit_what_was_asked_for_longest_ago_is_unloaded(serve: Serve, tiny_store: Path) -> None:
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
-    sizes = {name: sum(tensor.nbytes for tensor in store.read(tiny_store, name, 1).tensors.values()) for name in TINY}
+    sizes = {
+        name: sum(tensor.nbytes for tensor in store.read_version(tiny_store, name, 1).tensors.values()) for name in TINY
+    }
     one = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
         earlier = samplers(1)  # of other tests, where nobody has swept them up

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from app import main
-from app.server.system import cores, memory
+from app.server.system import available_memory, cores
 from app.settings import Settings, SettingsError
 
 
@@ -34,13 +34,13 @@ def test_a_container_has_the_cores_of_its_quota(tmp_path: Path) -> None:
 
 def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
-    assert memory(tmp_path, meminfo) is None
+    assert available_memory(tmp_path, meminfo) is None
     meminfo.write_text("MemTotal:        2048 kB\nMemFree:         1 kB\n")
-    assert memory(tmp_path, meminfo) == 2 * 2**20
+    assert available_memory(tmp_path, meminfo) == 2 * 2**20
     (tmp_path / "memory.max").write_text("max")
-    assert memory(tmp_path, meminfo) == 2 * 2**20
+    assert available_memory(tmp_path, meminfo) == 2 * 2**20
     (tmp_path / "memory.max").write_text("1048576")
-    assert memory(tmp_path, meminfo) == 2**20
+    assert available_memory(tmp_path, meminfo) == 2**20
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_workers_and_threads_fill_the_cores_once(
     monkeypatch.setattr(main, "memory", lambda: machine["memory"])
     monkeypatch.setattr(main, "can_fork", lambda: machine["can_fork"])
     monkeypatch.setattr(main, "find_device", lambda wanted: torch.device(machine["device"]))
-    assert main.layout(Settings(store=tmp_path, **chosen)) == expected
+    assert main.plan_workers(Settings(store=tmp_path, **chosen)) == expected
 
 
 def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "find_device", lambda wanted: torch.device("cuda:0"))
     with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: a GPU is one process's own; allowed are 0, 1"):
-        main.layout(Settings(store=tmp_path, workers=2))
+        main.plan_workers(Settings(store=tmp_path, workers=2))
 
 
 HEAPS = """

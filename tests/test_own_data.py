@@ -86,7 +86,7 @@ def test_own_data_become_a_version_that_evaluation_confirms(
     stem: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(stem)
-    card = store.read(place / "models_store", "mine", 1).card
+    card = store.read_version(place / "models_store", "mine", 1).card
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
     assert len(digest) == 64
@@ -125,7 +125,7 @@ def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resume
     assert not (place / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
-    whole, resumed = (store.read(place / "models_store", name, 1).tensors for name in ("whole", "mine"))
+    whole, resumed = (store.read_version(place / "models_store", name, 1).tensors for name in ("whole", "mine"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
@@ -159,7 +159,7 @@ def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("published") == 1
-    one, two = (store.read(place / "models_store", name, 1) for name in ("one", "two"))
+    one, two = (store.read_version(place / "models_store", name, 1) for name in ("one", "two"))
     assert "torchrun --nproc-per-node 2" in two.card.command
     begun = beginning(stem, one, place)
     moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun)
@@ -172,7 +172,7 @@ def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch
     torch.manual_seed(0)
     if stem in ("cnn", "lstm"):
         base = "cifar10-whitened" if stem == "cnn" else "series-lstm"
-        begun = store.read(place / "models_store", base, 1).tensors
+        begun = store.read_version(place / "models_store", base, 1).tensors
     elif stem == "rnn":
         config = dataclasses.replace(rnn.PRESETS["own"], hidden=8, layers=1)
         begun = rnn.begun(config, version.card.sizes["vocabulary"]).state_dict()
@@ -362,7 +362,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
-    base = store.read(place / "models_store", "cifar10-whitened", 1)
+    base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", side)
     network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
@@ -373,7 +373,7 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
 
 
 def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
-    base = store.read(place / "models_store", "cifar10-whitened", 1)
+    base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", 32)
     network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
     learner = cnn_finetune.Learner(cnn.OWN, network, torch.ones(3), "cpu", tuned=True)
@@ -421,13 +421,13 @@ def test_files_are_one_text_whatever_their_line_breaks(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("grüße", "utf-8")
     text = texts.read([tmp_path / "a", tmp_path / "b"])
     assert text.train + text.test == "one\ntwo\n" * 2000 + "grüße\n"
-    assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN]
+    assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN_CHARACTER]
 
 
 def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN]
+    vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN_CHARACTER]
     sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
     card = tiny_card("other", "continue", "character-rnn", sizes, {"vocabulary": vocabulary})
     base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())

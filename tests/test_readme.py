@@ -105,14 +105,14 @@ def test_the_speeds_are_those_of_the_cards() -> None:
     rows = re.findall(r"^\| `([a-z0-9-]+)@(\d+)` \| ([\d.]+) \| ([\d,]+) \|", README, re.MULTILINE)
     stated = {(name, int(number)): (float(alone), int(each.replace(",", ""))) for name, number, alone, each in rows}
     speeds = {(name, number): store.read_card(ROOT / "models_store" / name / str(number)).speed for name, number in
-              store.versions(ROOT / "models_store")}  # fmt: skip
+              store.all_versions(ROOT / "models_store")}  # fmt: skip
     assert stated == {key: speed and (speed.milliseconds, speed.per_second) for key, speed in speeds.items()}
     assert {speed and speed.rows for speed in speeds.values()} == {64}
 
 
 def test_the_measured_figures_are_those_of_the_cards() -> None:
     cards = [store.read_card(ROOT / "models_store" / name / str(number)) for name, number in
-             store.versions(ROOT / "models_store")]  # fmt: skip
+             store.all_versions(ROOT / "models_store")]  # fmt: skip
     newest = {card.name: card.version for card in cards}  # of the others the version stands behind the name
     rows = re.findall(r"^\| `([a-z0-9-]+(?:@\d+)?)` \| `([a-z0-9_]+)` \| ([\d.,]+) \|", README, re.MULTILINE)
     stated = {(name, metric): value for name, metric, value in rows}

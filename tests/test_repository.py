@@ -196,7 +196,7 @@ def test_the_command_line_does_the_same(two: Path, capsys: pytest.CaptureFixture
     assert run(capsys, two, "load", NAME) == (0, "tiny-cgan@2 serves, the newest\n", "")
     rollout.unload(two, NAME)
     assert not rollout.activate(two, NAME, 1).unloaded  # who has a version serve wants it served
-    with pytest.raises(rollout.Refused, match="tiny-gan is the default for the task 'sample'"):
+    with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):
         rollout.unload(two, "tiny-gan")
     rollout.unload(two, NAME)
     assert rollout.rollback(two, NAME).unloaded  # what was chosen is another question

@@ -144,7 +144,7 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
 
 def test_the_network_is_doubled_only_when_it_must_be(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     single = finish(continuer, begin(continuer, "abc")).text
-    monkeypatch.setattr("app.tasks.text_generation.steady", lambda *_: False)
+    monkeypatch.setattr("app.tasks.text_generation.batch_invariant", lambda *_: False)
     continuer.warm_up(8)
     assert continuer.blank.dtype == torch.float64
     assert finish(continuer, begin(continuer, "abc")).text == single

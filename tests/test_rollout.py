@@ -15,7 +15,7 @@ from test_store import rewrite_weights
 from app import store
 from app.cli import models
 from app.store import StoreError, rollout
-from app.store.rollout import Missing, Refused, activate, retire, rollback, serving
+from app.store.rollout import RolloutRefused, VersionNotFound, activate, retire, rollback, serving
 
 NAME = "tiny-gan"
 
@@ -70,7 +70,7 @@ def test_a_canary_ends_with_a_rollback_or_serves_with_an_activation(three: Path)
         "active": 3,
         "canary": {"version": 2, "share": 12.5},
     }
-    with pytest.raises(Refused, match="tiny-gan@2 is the canary"):
+    with pytest.raises(RolloutRefused, match="tiny-gan@2 is the canary"):
         retire(three, NAME, 2)
     assert rollback(three, NAME).canary is None
     assert serves(three) == 3
@@ -80,30 +80,30 @@ def test_a_canary_ends_with_a_rollback_or_serves_with_an_activation(three: Path)
 
 
 def test_a_retired_version_serves_no_more_and_its_files_stay(three: Path) -> None:
-    with pytest.raises(Refused, match="tiny-gan@3 is the active version"):
+    with pytest.raises(RolloutRefused, match="tiny-gan@3 is the active version"):
         retire(three, NAME, 3)
     retire(three, NAME, 2)
-    assert store.read(three, NAME, 2).card.version == 2
-    with pytest.raises(Refused, match="tiny-gan@2 is retired"):
+    assert store.read_version(three, NAME, 2).card.version == 2
+    with pytest.raises(RolloutRefused, match="tiny-gan@2 is retired"):
         activate(three, NAME, 2)
     assert rollback(three, NAME).active == 1  # past the retired one
-    with pytest.raises(Refused, match="is not retired"):
+    with pytest.raises(RolloutRefused, match="is not retired"):
         retire(three, NAME, 3, undo=True)
     retire(three, NAME, 2, undo=True)
     assert activate(three, NAME, 2).active == 2
 
 
 REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
-    (lambda folder: activate(folder, NAME, 9), Missing, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
-    (lambda folder: activate(folder, "other", 1), Missing, "no model 'other' in the store; there are: tiny-gan"),
-    (lambda folder: activate(folder, "../up", 1), Missing, r"'\.\./up' cannot be a model's name"),
-    (lambda folder: activate(folder, NAME, 1, share=0), Refused, "the share is 0; it should be more than 0"),
-    (lambda folder: activate(folder, NAME, 1, share=float("nan")), Refused, "the share is nan"),
-    (lambda folder: activate(folder, NAME, 3, share=5), Refused, "tiny-gan@3 serves already"),
-    (lambda folder: activate(folder, NAME, "newest", share=5), Refused, "the newest version cannot be a canary"),
-    (lambda folder: retire(folder, NAME, 9), Missing, "there is no tiny-gan@9"),
+    (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
+    (lambda folder: activate(folder, "other", 1), VersionNotFound, "no model 'other' in the store; there are: tiny-gan"),
+    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"'\.\./up' cannot be a model's name"),
+    (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "the share is 0; it should be more than 0"),
+    (lambda folder: activate(folder, NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
+    (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "tiny-gan@3 serves already"),
+    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "the newest version cannot be a canary"),
+    (lambda folder: retire(folder, NAME, 9), VersionNotFound, "there is no tiny-gan@9"),
     (lambda folder: (spoil(folder, 1), activate(folder, NAME, 1)), StoreError, "8 values that are not finite"),
-    (lambda folder: (spoil(folder, 1), spoil(folder, 2), rollback(folder, NAME)), Refused, "has no previous version"),
+    (lambda folder: (spoil(folder, 1), spoil(folder, 2), rollback(folder, NAME)), RolloutRefused, "has no previous version"),
 ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from test_workers import ask, serving
 from app import key_file, store
 from app.api.middleware.cors import cors
 from app.main import create_app
-from app.observability.middleware import GUARDS
+from app.observability.middleware import SECURITY_HEADERS
 from app.server import http_protocol
 from app.settings import Settings, SettingsError
 
@@ -42,7 +42,7 @@ def test_every_answer_tells_browsers_what_not_to_do(serve: Serve) -> None:
             client.post(SAMPLE, json={"count": 0}), client.post(CONTINUE, json={"max_characters": 2, "stream": True}),
         ]  # fmt: skip
         for answer in answers:
-            for name, value in GUARDS:
+            for name, value in SECURITY_HEADERS:
                 assert answer.headers.get_list(name.decode()) == [value.decode()], answer.url
         head = spoken(client, b"HELLO\r\n\r\n").lower()
     assert b"x-content-type-options: nosniff\r\n" in head
@@ -125,7 +125,7 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
 
 
 def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
-    from app.server.uvicorn_server import tls
+    from app.server.uvicorn_server import tls_context
 
     cert, key = certificate
     (tmp_path / "wrong.pem").write_text("s3cr3t")
@@ -136,10 +136,10 @@ def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certi
         {"tls_cert": cert, "tls_key": tmp_path / "wrong.pem"},
     ):
         with pytest.raises(SettingsError, match="QUARTET_TLS_CERT is ") as refusal:
-            tls(Settings(**settings))
+            tls_context(Settings(**settings))
         assert "s3cr3t" not in str(refusal.value)
     with pytest.raises(SettingsError, match="QUARTET_TLS_CERT has to be set too"):
-        tls(Settings(tls_key=key))
+        tls_context(Settings(tls_key=key))
 
 
 class Bomb:
@@ -251,10 +251,10 @@ def test_a_pickle_in_the_store_is_refused_as_what_it_is_not(
         card["weights_sha256"] = hashlib.sha256(content).hexdigest()  # as one who may write there would
         (version.folder / store.CARD).write_text(json.dumps(card))
         with pytest.raises(store.StoreError, match="is not a safetensors file"):
-            store.read(folder, card["name"], 1)
+            store.read_version(folder, card["name"], 1)
         (version.folder / store.CARD).write_bytes(content)
         with pytest.raises(store.StoreError):
-            store.read(folder, card["name"], 1)
+            store.read_version(folder, card["name"], 1)
     assert not crater.exists()
 
 
@@ -326,7 +326,7 @@ def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monk
 
 def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads slowly is."""
-    monkeypatch.setattr("app.server.http_protocol.STALLED", 0.3)
+    monkeypatch.setattr("app.server.http_protocol.STALLED_WRITE_SECONDS", 0.3)
     ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with serve() as client:
         address, length = (client.base_url.host, client.base_url.port or 0), len(client.get("/openapi.json").content)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from app import store
 from app.networks import KINDS, build
 from app.serving.store_snapshot import StoreSnapshot
-from app.store.files import locked
+from app.store.files import file_lock
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:
@@ -50,7 +50,7 @@ def test_what_is_loaded_is_what_was_published(kind: str, tmp_path: Path) -> None
     network = build(kind, sizes)
     card = tiny_card("one", KINDS[kind][2], kind, sizes, {})
     store.publish(tmp_path, card, network.state_dict())
-    loaded = store.read(tmp_path, "one", 1).network()
+    loaded = store.read_version(tmp_path, "one", 1).network()
     assert loaded.sizes == type(loaded.sizes)(**json.loads((tmp_path / "one" / "1" / "card.json").read_text())["sizes"])
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[key])
@@ -58,8 +58,8 @@ def test_what_is_loaded_is_what_was_published(kind: str, tmp_path: Path) -> None
 
 def test_versions_count_up_and_the_first_of_a_task_is_its_default(tmp_path: Path) -> None:
     assert [publish_tiny(tmp_path, "tiny-gan").card.version for _ in range(3)] == [1, 2, 3]
-    assert list(store.versions(tmp_path)) == [("tiny-gan", 1), ("tiny-gan", 2), ("tiny-gan", 3)]
-    assert store.defaults(tmp_path) == {"sample": "tiny-gan"}
+    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1), ("tiny-gan", 2), ("tiny-gan", 3)]
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan"}
 
 
 def test_a_version_that_would_be_broken_is_not_published(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_broken_version_is_refused_with_what_is_wrong(
     folder = publish_tiny(tmp_path, "tiny-gan").folder
     damage(folder)
     with pytest.raises(store.StoreError, match=sentence):
-        store.read(tmp_path, "tiny-gan", 1).network()
+        store.read_version(tmp_path, "tiny-gan", 1).network()
 
 
 def test_a_pickle_in_place_of_the_weights_is_not_opened(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_pickle_in_place_of_the_weights_is_not_opened(tmp_path: Path) -> None:
     torch.save({"layers.0.bias": torch.ones(8)}, folder / store.WEIGHTS)
     rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
     with pytest.raises(store.StoreError, match="not a safetensors file"):
-        store.read(tmp_path, "tiny-gan", 1)
+        store.read_version(tmp_path, "tiny-gan", 1)
 
 
 def test_leftovers_of_a_killed_publisher_are_not_versions(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_leftovers_of_a_killed_publisher_are_not_versions(tmp_path: Path) -> Non
     shutil.copytree(tmp_path / "tiny-gan", tmp_path / ".publish-x" / "tiny-gan")
     (tmp_path / "tiny-gan" / "latest").mkdir()
     (tmp_path / "tiny-gan" / "02").mkdir()
-    assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
+    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
 
 
 PUBLISHER = """
@@ -145,17 +145,19 @@ def test_publishers_side_by_side_get_versions_of_their_own(tmp_path: Path) -> No
     commands = [[sys.executable, "-c", PUBLISHER, str(tmp_path)]] * 2
     processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
     assert [process.wait(120) for process in processes] == [0, 0]
-    assert [number for _, number in store.versions(tmp_path)] == [1, 2, 3, 4, 5, 6]
-    for _, number in store.versions(tmp_path):
-        store.read(tmp_path, "tiny-gan", number).network()
+    assert [number for _, number in store.all_versions(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    for _, number in store.all_versions(tmp_path):
+        store.read_version(tmp_path, "tiny-gan", number).network()
 
 
 def test_the_shipped_store_is_whole() -> None:
-    found = [store.read(ROOT / "models_store", *version) for version in store.versions(ROOT / "models_store")]
+    found = [
+        store.read_version(ROOT / "models_store", *version) for version in store.all_versions(ROOT / "models_store")
+    ]
     assert {version.card.task for version in found} == {"classify", "continue", "forecast", "sample"}
     for version in found:
         version.network()
-    assert set(store.defaults(ROOT / "models_store").values()) <= {version.card.name for version in found}
+    assert set(store.read_defaults(ROOT / "models_store").values()) <= {version.card.name for version in found}
 
 
 def test_what_a_killed_publisher_left_goes_with_the_next_one(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_what_a_killed_publisher_left_goes_with_the_next_one(tmp_path: Path) -> 
         (tmp_path / left / "tiny-gan" / "1").mkdir(parents=True)
     for left in (".publish-dead", ".publish-busy"):
         os.utime(tmp_path / left, (0, 0))
-    with locked(tmp_path / ".publish-busy"):  # as long as its process lives
+    with file_lock(tmp_path / ".publish-busy"):  # as long as its process lives
         publish_tiny(tmp_path, "tiny-gan")
     assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}
 
@@ -171,7 +173,7 @@ def test_what_a_killed_publisher_left_goes_with_the_next_one(tmp_path: Path) -> 
 def test_to_read_a_version_takes_no_compiler() -> None:
     script = (
         "import sys; from pathlib import Path; from app import store; "
-        "[store.read(Path('models_store'), *version).network() for version in store.versions(Path('models_store'))]; "
+        "[store.read_version(Path('models_store'), *version).network() for version in store.all_versions(Path('models_store'))]; "
         "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -191,7 +193,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_other_from_being_followed(
         return listed(self)
 
     monkeypatch.setattr(Path, "iterdir", refuses)
-    assert list(store.versions(tmp_path)) == [("tiny-gan", 1)]
+    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
     monkeypatch.setattr(Path, "iterdir", listed)
     before = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
     monkeypatch.setattr(Path, "iterdir", refuses)

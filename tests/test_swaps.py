@@ -132,7 +132,7 @@ def test_whatever_is_killed_in_the_middle_leaves_the_store_whole(
 ) -> None:
     publish_tiny(tiny_store, "tiny-gan")
     packed = tmp_path / "gan.zip"
-    packed.write_bytes(b"".join(archive.export(tiny_store, "tiny-gan", 1)))
+    packed.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-gan", 1)))
     for what in ("publish", "import", "activate"):
         command = [sys.executable, "-c", NURSERY, str(tiny_store), what, str(KILLS), str(packed)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=600)
@@ -168,7 +168,7 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
     publish_tiny(tiny_store, "tiny-gan")
     rollout.activate(tiny_store, "tiny-gan", 2)
     packed = tmp_path / "gan.zip"
-    packed.write_bytes(b"".join(archive.export(tiny_store, "tiny-cnn", 1)))
+    packed.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-cnn", 1)))
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
         before = sorted(disk.rglob("*"))
         filler = disk.parent / "filler"
@@ -201,7 +201,7 @@ def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
         with serve(store=disk, admin_key="k" * 32) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
-            assert content == b"".join(archive.export(tiny_store, "tiny-gan", 1))
+            assert content == b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
             for path, sent in (
                 ("import", {"content": content}),
                 ("models/tiny-gan/activate", {"json": {"version": 1}}),
@@ -212,4 +212,4 @@ def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
                     "the store cannot be written: Read-only file system",
                 )
             assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
-    assert store.defaults(tiny_store)["sample"] == "tiny-gan"
+    assert store.read_defaults(tiny_store)["sample"] == "tiny-gan"

@@ -27,11 +27,11 @@ from prometheus_client.mmap_dict import MmapedDict
 from test_service import figures, until
 from test_workers import serving
 
-from app.observability.access_log import JsonLines
+from app.observability.access_log import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
-from app.observability.tracing import tracer
+from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
-from app.store.files import locked
+from app.store.files import file_lock
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)  # bytes of tiny-gan: latent 4, hidden 8, 28 x 28 pixels, with their biases
@@ -211,7 +211,7 @@ def test_other_lines_are_json_too_with_their_traceback() -> None:
         raise ValueError("zwölf\n")
     except ValueError:
         record = logging.LogRecord("quartet", logging.ERROR, "", 0, "%s fails", ("it",), sys.exc_info())
-    line = JsonLines().format(record)
+    line = JsonFormatter().format(record)
     assert "\n" not in line
     told = json.loads(line)
     assert (told["level"], told["logger"], told["message"]) == ("ERROR", "quartet", "it fails")
@@ -307,13 +307,13 @@ def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
     assert done.stdout.strip() == "False"
     with serve() as client:
         assert "traceparent" not in client.get("/health/live", headers={"traceparent": PARENT}).headers
-    assert tracer("") is None
+    assert create_tracer("") is None
 
 
 def test_traces_without_opentelemetry_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"needs the extra \[tracing\]"):
-        tracer("http://localhost:4318")
+        create_tracer("http://localhost:4318")
 
 
 def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_pat
         "from app.observability.metrics import shared_metrics\n"
         "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
     )
-    with locked(tmp_path / "quartet-1-busy" / "alive"):
+    with file_lock(tmp_path / "quartet-1-busy" / "alive"):
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,

@@ -137,7 +137,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
     assert not (models / name).exists()
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
 
-    whole, resumed = (store.read(folder, name, 1) for folder in (others, models))
+    whole, resumed = (store.read_version(folder, name, 1) for folder in (others, models))
     assert whole.tensors.keys() == resumed.tensors.keys()
     for key, tensor in whole.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
@@ -147,7 +147,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 
     (killed / "finished").unlink()  # as if it had been killed just after it published
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
-    assert [number for other, number in store.versions(models) if other == name] == [1]
+    assert [number for other, number in store.all_versions(models) if other == name] == [1]
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
@@ -160,7 +160,7 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     folder = only(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
-    card = store.read(models, name, 1).card
+    card = store.read_version(models, name, 1).card
     assert card.command.startswith(f"python -m {script.__name__} ")
     assert card.seed == 3
     assert "--seed 3" in card.command
@@ -171,7 +171,7 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     assert card.speed.milliseconds > 0
     assert speed.told(card.speed.model_dump(), card.task) in capsys.readouterr().out
     assert speed.main([name, "--store", str(models), "--write"]) == 0
-    again = store.read(models, name, 1).card
+    again = store.read_version(models, name, 1).card
     assert f"{name}@1: {speed.told(again.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
     assert {**again.model_dump(), "speed": None} == {**card.model_dump(), "speed": None}
 
@@ -395,7 +395,7 @@ def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: py
 
 def test_the_vocabulary_ends_with_the_unknown_character() -> None:
     vocabulary = rnn.vocabulary_of("banana")
-    assert vocabulary == ["a", "b", "n", store.UNKNOWN]
+    assert vocabulary == ["a", "b", "n", store.UNKNOWN_CHARACTER]
     assert rnn.encode("bax", vocabulary).tolist() == [1, 0, 3]
 
 

@@ -64,7 +64,7 @@ def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.C
     train()
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("Tuning helped: a quantile loss of 0.")
-    version = store.read(place / "models_store", "sales", 1)
+    version = store.read_version(place / "models_store", "sales", 1)
     card = version.card
     losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
     assert losses == sorted(losses)
@@ -123,7 +123,7 @@ def test_what_tests_is_not_learnt_from_nor_looked_at_before(place: Path) -> None
     changed = [np.concatenate([one[:92], one[92:] * 3]) for one in values]  # of 120 values 28 test
     written(place / "sales.csv", north=changed[0], south=changed[1])
     train("--force")
-    first, second = (store.read(place / "models_store", "sales", 1), place / "models_store" / "sales" / "2")
+    first, second = (store.read_version(place / "models_store", "sales", 1), place / "models_store" / "sales" / "2")
     assert not second.exists()  # the same weights, so that there is nothing to publish
     runs = sorted((place / "runs" / "sales").iterdir())
     cards = [json.loads((folder / "card.json").read_text()) for folder in runs]

@@ -22,8 +22,8 @@ from conftest import ROOT
 from test_service import figures
 
 from app.main import create_app
-from app.server.supervisor import HANDED, can_fork
-from app.server.uvicorn_server import Worker, listen_at
+from app.server.supervisor import CONNECTION_MESSAGE, can_fork
+from app.server.uvicorn_server import WorkerServer, listen_at
 from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
 
@@ -55,7 +55,7 @@ def children(process: int) -> set[int]:
     return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
-class Parting(Worker):
+class Parting(WorkerServer):
     """One that ends each connection as soon as it has it."""
 
     def protocol(self) -> Any:
@@ -154,11 +154,11 @@ def test_all_connections_that_wait_are_taken_in_one_turn_of_the_loop(tiny_store:
         callers: list[socket.socket] = []
         with ours, channel, socket.create_server(("127.0.0.1", 0)) as listener:
             worker = Parting(create_app(settings), settings, channel)
-            worker.takes()
+            worker.accepting()
             for _ in range(20):
                 callers.append(socket.create_connection(listener.getsockname()))
                 with listener.accept()[0] as connection:
-                    socket.send_fds(ours, [HANDED], [connection.fileno()])
+                    socket.send_fds(ours, [CONNECTION_MESSAGE], [connection.fileno()])
             turns = 0
             while len(worker.arriving) < len(callers) and turns < 100:
                 await asyncio.sleep(0)

@@ -150,12 +150,12 @@ def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
 
 def load_judge(models: Path, device: str, version: int | None = None) -> ImageClassifier:
     """A version of the judge, by default the one that serves."""
-    if not models.exists() or JUDGE not in rollout.contents(models):
+    if not models.exists() or JUDGE not in rollout.stored_versions(models):
         raise SystemExit(f"{JUDGE} is not in {models}: run `python -m training.cnn --preset digits` first")
     serves = version or rollout.serving(models, JUDGE, rollout.read(models, JUDGE))
     if serves is None:
         raise SystemExit(f"no version of {JUDGE} in {models} is whole: `python -m app.models verify` says why")
-    return ImageClassifier(store.read(models, JUDGE, serves), torch.device(device))
+    return ImageClassifier(store.read_version(models, JUDGE, serves), torch.device(device))
 
 
 def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def _check_own(
 
 def _name(text: str) -> str:
     try:
-        name: str = TypeAdapter(store.Name).validate_python(text)
+        name: str = TypeAdapter(store.ModelName).validate_python(text)
     except ValidationError:
         allowed = "small letters, digits and hyphens, at most 64, no hyphen first"
         raise argparse.ArgumentTypeError(f"{text!r} cannot be a name; allowed are {allowed}") from None
@@ -163,14 +163,14 @@ def origin(options: Options, kinds: Sequence[str]) -> store.Version | None:
     if named == "scratch":
         return None
     name, _, number = named.partition("@")
-    known = list(store.versions(options.store)) if options.store.is_dir() else []
+    known = list(store.all_versions(options.store)) if options.store.is_dir() else []
     numbers = [own for other, own in known if other == name]
     if not numbers or (number and number not in map(str, numbers)):
         there = ", ".join(dict.fromkeys(other for other, _ in known)) or "nothing"
         raise DataError(f"--from {named}: not in {options.store}, which holds {there}; or begin --from scratch")
     try:
         serves = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
-        version = rollout.checked(options.store, name, serves or max(numbers))
+        version = rollout.check_version(options.store, name, serves or max(numbers))
     except store.StoreError as error:
         raise DataError(f"--from {named}: {error}") from error
     if version.card.kind not in kinds:

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
-from app.store import UNKNOWN
+from app.store import UNKNOWN_CHARACTER
 from app.tasks.latency_model import fast_bfloat16
 from app.tasks.text_generation import TextGenerator
 from training.data import datasets, texts
@@ -270,7 +270,7 @@ def own_card(chosen: Options, config: Config, text: datasets.Text, base: store.V
         | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
         "notes": (
             f"{begin}{watched if config.validation else 'Weights averaged over steps. '}"
-            f"Characters that come up less than {chosen.own['rarest']} times are {UNKNOWN}."
+            f"Characters that come up less than {chosen.own['rarest']} times are {UNKNOWN_CHARACTER}."
         ),
     }
 

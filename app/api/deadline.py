@@ -12,7 +12,7 @@ from fastapi import Request
 
 from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TimedOut, shown
+from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
 DISCONNECT_CHECK_SECONDS = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
@@ -29,7 +29,7 @@ def deadline(request: Request, max_seconds: float) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        told = f"x-request-timeout is {shown(stated)}; it should be a number of seconds greater than 0"
+        told = f"x-request-timeout is {quote_value(stated)}; it should be a number of seconds greater than 0"
         raise BadValue(told, "x-request-timeout")
     until = asyncio.get_running_loop().time() + min(seconds, max_seconds)
     request.scope[DEADLINE] = until  # which its body must keep too

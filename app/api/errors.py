@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.engine.observer import current_trace
-from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, shown
+from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, quote_value
 
 LONGEST_PARAM = 100  # characters
 
@@ -54,7 +54,7 @@ def error_response(error: QuartetError) -> Response:
 
 
 def unknown_field(name: str, known: Iterable[str]) -> BadValue:
-    return BadValue(f"there is no field {shown(name)}; there are: {', '.join(known)}", name)
+    return BadValue(f"there is no field {quote_value(name)}; there are: {', '.join(known)}", name)
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
@@ -66,7 +66,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)
     return BadValue(
-        f"{param} is {shown(first['input'])}; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}", param
+        f"{param} is {quote_value(first['input'])}; {re.sub(r'^[A-Z][a-z]+ should', 'it should', message)}", param
     )
 
 
@@ -90,11 +90,11 @@ def install(app: FastAPI) -> None:
     async def of_starlette(request: Request, error: HTTPException) -> Response:
         path, headers = request.scope["path"], error.headers or {}  # request.url is none where the query is not UTF-8
         if error.status_code == HTTPStatus.NOT_FOUND:
-            return error_response(NotFound(f"there is nothing at {shown(path)}; /docs shows what there is"))
+            return error_response(NotFound(f"there is nothing at {quote_value(path)}; /docs shows what there is"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             allow = headers.get("allow") or headers.get("Allow") or ""
             return error_response(
-                MethodNotAllowed(f"{shown(path)} does not take {request.method}; allowed: {allow}", allow)
+                MethodNotAllowed(f"{quote_value(path)} does not take {request.method}; allowed: {allow}", allow)
             )
         return error_response(BadValue(str(error.detail)))
 

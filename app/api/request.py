@@ -25,7 +25,7 @@ from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
 from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, shown
+from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, quote_value
 
 BYTES_PER_VALUE = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
@@ -107,7 +107,7 @@ async def read_body(request: Request, limit: int, seconds: float, codings: Colle
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
         allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
-        raise BadValue(f"content-encoding is {shown(coding)}; {allowed}", "content-encoding")
+        raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
     announced = header(request, b"content-length")
     if announced.isdigit() and int(announced) > limit:
         raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
@@ -169,7 +169,7 @@ async def read_json(
     """
     for name in request.query_params:
         if name not in queries:
-            raise BadValue(f"there is no query parameter {shown(name)} here; it belongs into the body", name)
+            raise BadValue(f"there is no query parameter {quote_value(name)} here; it belongs into the body", name)
     content = await read_body(request, reading.limit, reading.seconds)
     return await run_before_deadline(
         request, reading.executor, len(content) // BYTES_PER_VALUE, _parsed, content, most, model, reading.fields
@@ -197,7 +197,7 @@ def parse_object(content: bytes, most: int, fields: int = MAX_FIELDS) -> dict[st
     except ValueError as error:
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise BadValue(f"the body is {shown(found)}; it should be an object")
+        raise BadValue(f"the body is {quote_value(found)}; it should be an object")
     if (colons := _colons(content)) > fields:  # each of them may be wrong, and would be told of
         raise BadValue(f"the body has {colons:,} fields; allowed are {fields:,}")
     if colons > _fields(found):  # a field that another of its name has replaced has left its colon
@@ -244,7 +244,7 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadValue(f"{shown(name)} came more than once", name)
+        raise BadValue(f"{quote_value(name)} came more than once", name)
     return found
 
 
@@ -253,7 +253,9 @@ async def read_form(request: Request, reading: BodyReader, files: int) -> FormDa
     kind = header(request, b"content-type")
     charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in CHARSETS:
-        raise BadValue(f"content-type has the charset {shown(charset)}; names in a form are in utf-8", "content-type")
+        raise BadValue(
+            f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
+        )
     content = await read_body(request, reading.limit, reading.seconds)
 
     async def whole() -> AsyncGenerator[bytes, None]:

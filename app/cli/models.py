@@ -110,7 +110,7 @@ def _version_or_newest(text: str) -> int | Literal["newest"]:
 def _list(chosen: argparse.Namespace) -> None:
     for name in chosen.names:
         rollout.numbers(chosen.store, name)  # one that is not there is told
-    rows = [row for row in catalogue.models(chosen.store) if not chosen.names or row["name"] in chosen.names]
+    rows = [row for row in catalogue.list_models(chosen.store) if not chosen.names or row["name"] in chosen.names]
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
         task = f"{row['task'] or 'none is whole'}{' (default)' if row['default'] else ''}"
@@ -130,7 +130,7 @@ def _canary(row: dict[str, Any]) -> str:
 
 
 def _show(chosen: argparse.Namespace) -> None:
-    row = catalogue.model(chosen.store, chosen.name)
+    row = catalogue.describe_model(chosen.store, chosen.name)
     table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "FIGURES")]
     for version in row["versions"]:
         if version["problem"]:
@@ -177,7 +177,7 @@ def _load(chosen: argparse.Namespace) -> None:
 
 
 def _changed(chosen: argparse.Namespace, changed: Rollout) -> None:
-    row = next(row for row in catalogue.models(chosen.store) if row["name"] == chosen.name)
+    row = next(row for row in catalogue.list_models(chosen.store) if row["name"] == chosen.name)
     retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
     print(json.dumps(row) if chosen.json else f"{_told(chosen.name, row)}{retired}")
 
@@ -197,7 +197,7 @@ def _verify(chosen: argparse.Namespace) -> int:
 
 
 def _diff(chosen: argparse.Namespace) -> None:
-    rows = catalogue.difference(chosen.store, chosen.name, chosen.first, chosen.second)
+    rows = catalogue.diff(chosen.store, chosen.name, chosen.first, chosen.second)
     table: list[Row] = [("", f"{chosen.name}@{chosen.first}", f"{chosen.name}@{chosen.second}", "")]
     table += [(row["what"], row["first"], row["second"], _change(row["first"], row["second"])) for row in rows]
     _print(chosen, rows, table)
@@ -217,8 +217,8 @@ def _import(chosen: argparse.Namespace) -> None:
         most = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > most:
             raise archive.BadArchive(f"{chosen.file} has {size:,} bytes; allowed are {most:,}")
-        card = archive.bring_in(chosen.store, file, most, chosen.renumber)
-    row = next(row for row in catalogue.models(chosen.store) if row["name"] == card.name)
+        card = archive.import_archive(chosen.store, file, most, chosen.renumber)
+    row = next(row for row in catalogue.list_models(chosen.store) if row["name"] == card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if chosen.json else f"{label} is in the store; {_told(card.name, row)}")
 
@@ -228,10 +228,10 @@ def _export(chosen: argparse.Namespace) -> None:
     try:
         version = _version(number)
     except argparse.ArgumentTypeError:
-        raise rollout.Missing(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
+        raise rollout.VersionNotFound(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
     if chosen.file.exists():
-        raise rollout.Refused(f"{chosen.file} is there already")
-    pieces = archive.export(chosen.store, name, version)
+        raise rollout.RolloutRefused(f"{chosen.file} is there already")
+    pieces = archive.export_version(chosen.store, name, version)
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=chosen.file.parent) as scratch:
             whole = Path(scratch) / chosen.file.name

@@ -17,11 +17,13 @@ from app.engine.observer import RequestTrace
 
 access = logging.getLogger("quartet.access")
 
-GATHER = 0.2  # seconds ...
-TOGETHER = 3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
+FLUSH_SECONDS = 0.2  # seconds ...
+FLUSH_CHARACTERS = (
+    3500  # ... or characters of log lines: what is shorter than a page is not torn by another process's lines
+)
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Each record as one line of JSON with the keys of the access log, a traceback inside it."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -52,11 +54,11 @@ class AccessLog:
         if not access.isEnabledFor(logging.INFO):
             return
         if not self._lines:
-            asyncio.get_running_loop().call_later(GATHER, self.write)
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.write)
         line = self._line(method, path, route, status, seconds, account)
         self._lines.append(line)
         self._size += len(line)
-        if self._size > TOGETHER:
+        if self._size > FLUSH_CHARACTERS:
             self.write()
 
     def _text(self, method: str, path: str, route: str, status: int, seconds: float, account: RequestTrace) -> str:

@@ -29,7 +29,7 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from app.engine.observer import BatchMember, VersionKey
 from app.observability.tracing import Tracer
-from app.store.files import locked
+from app.store.files import file_lock
 
 P = ParamSpec("P")
 log = logging.getLogger("quartet")
@@ -204,7 +204,7 @@ class Metrics:
         if SHARED in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)
-            with locked(Path(os.environ[SHARED])):  # nobody's are moved meanwhile
+            with file_lock(Path(os.environ[SHARED])):  # nobody's are moved meanwhile
                 families = list(registry.collect())
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
@@ -286,13 +286,13 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     """
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
     for left in Path(parent).glob(f"quartet-*/{ALIVE}"):  # by a service that was killed, and all its workers
-        with suppress(OSError), locked(left, wait=False):
+        with suppress(OSError), file_lock(left, wait=False):
             shutil.rmtree(left.parent, ignore_errors=True)
     folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
     alive = ExitStack()
     held = Path(folder.name, f"{ALIVE}.new")
     held.touch()
-    alive.enter_context(locked(held))  # until the last process is gone that was forked from this one
+    alive.enter_context(file_lock(held))  # until the last process is gone that was forked from this one
     held.rename(held.with_name(ALIVE))
     os.environ[SHARED] = folder.name
     values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
@@ -313,7 +313,7 @@ def reap(process: int) -> None:
     """
     multiprocess.mark_process_dead(process)
     folder = Path(os.environ[SHARED])
-    with locked(folder):
+    with file_lock(folder):
         for own in folder.glob(f"*_{process}.db"):
             every = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
             fresh = every.with_suffix(".fresh")

@@ -19,14 +19,14 @@ from app.observability.metrics import Metrics
 
 log = logging.getLogger("quartet")
 REQUEST_ID = "quartet.request_id"  # in the scope of a request
-GUARDS = (  # what browsers are told not to do with any answer
+SECURITY_HEADERS = (  # what browsers are told not to do with any answer
     (b"x-content-type-options", b"nosniff"),  # take it for another type than it says
     (b"x-frame-options", b"DENY"),  # show it in another page's frame
     (b"referrer-policy", b"no-referrer"),  # tell others where they came from
 )
 
 
-class Telemetry:
+class RequestTelemetry:
     """Gives each request its id and account, counts and times it, logs one line, and traces it where that is wanted."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Telemetry:
         scope[REQUEST_ID] = request_id = _request_id(scope)
         account = RequestTrace(request_id)
         current_trace.set(account)
-        added = [(b"x-request-id", request_id.encode()), *GUARDS]
+        added = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
         if tracer := self.metrics.tracer:
             account.span, parent = tracer.begin(scope["method"], scope["headers"])
             added += [(b"traceparent", parent)] if parent else []
@@ -75,7 +75,7 @@ class Telemetry:
         finally:
             self._ended(scope, status, time.perf_counter() - begun, account)
 
-    def refused(self, path: str, error: QuartetError, request_id: str) -> None:
+    def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
         """What was no HTTP, or too long a head of it, was answered before it was a request."""
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))

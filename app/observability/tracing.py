@@ -92,7 +92,7 @@ class Tracer:
         self._provider.shutdown()
 
 
-def tracer(address: str) -> Tracer | None:
+def create_tracer(address: str) -> Tracer | None:
     """One that sends to the collector at ``address``, such as ``http://localhost:4318``; none for an empty one.
 
     Raises SettingsError when OpenTelemetry is not installed.

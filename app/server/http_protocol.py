@@ -14,10 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError
-from app.observability.middleware import GUARDS
+from app.observability.middleware import SECURITY_HEADERS
 
 HEAD_SECONDS = 30.0  # for a head to come whole, and for the first one of a connection to begin
-STALLED = 60.0  # seconds in which a caller has to read something of what waits to be sent
+STALLED_WRITE_SECONDS = 60.0  # seconds in which a caller has to read something of what waits to be sent
 HEAD_BYTES = 64 * 1024  # of the request line and the headers, as h11 has it; the faster parser has no limit of its own
 
 
@@ -27,7 +27,7 @@ class HeadTooLarge(QuartetError):
     code = "head_too_large"
 
 
-class OneWrite:
+class CoalescingTransport:
     """The transport of one answer. A head that says how long its body is waits for the body's first piece, and both
     leave in one call of the system: as two they cost twice as much here, and wake the caller twice.
     """
@@ -59,7 +59,7 @@ class OneWrite:
         return bool(self.transport.is_closing())
 
 
-class BoundedHttp(HttpToolsProtocol):
+class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's faster HTTP protocol, for heads of a size that is sane; what is short leaves in one piece."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -74,19 +74,19 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn's own narrowing
-        self._wait()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.in_head:
             self.head_bytes += len(data)
         super().data_received(data)
         if self.in_head and self.head_bytes > HEAD_BYTES:
-            self._refuse_head()
+            self._reject_head()
         elif self.patience is None and ((self.in_head and self.head_bytes) or self._answered()):
-            self._wait()
+            self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
+        self._stop_timer()
         self._reads()
         if self.running and not self.running.response_complete:  # with another request behind it, uvicorn forgets it
             self.running.disconnected = True
@@ -111,7 +111,7 @@ class BoundedHttp(HttpToolsProtocol):
             else:
                 self.transport.abort()
 
-        self.unread = self.loop.call_later(STALLED, look)
+        self.unread = self.loop.call_later(STALLED_WRITE_SECONDS, look)
 
     def _unsent(self) -> int:
         """Bytes that wait here, and those that wait in the system until the caller has taken others."""
@@ -141,19 +141,19 @@ class BoundedHttp(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self.header_bytes += len(name) + len(value) + 4
         if self.header_bytes > HEAD_BYTES:
-            self._refuse_head()
+            self._reject_head()
             return
         if self.in_head:  # what comes behind a body is none of the request's (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self.in_head = False
-        self._wait_no_more()
+        self._stop_timer()
         if self.transport.is_closing():  # refused
             return
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # whose answer has no body to wait for
-            self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]  # of it nothing else is asked
+            self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # of it nothing else is asked
         if not self.pipeline:  # else it waits until the one before it is answered
             self.running = self.cycle
         if self.last and self.cycle:
@@ -172,10 +172,10 @@ class BoundedHttp(HttpToolsProtocol):
         """Whether nothing is under way: what came is the rest of a body that was answered before it was whole."""
         return bool(self.cycle and self.cycle.response_complete)
 
-    def _wait(self) -> None:
+    def _start_timer(self) -> None:
         self.patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
-    def _wait_no_more(self) -> None:
+    def _stop_timer(self) -> None:
         if self.patience is not None:
             self.patience.cancel()
             self.patience = None
@@ -190,12 +190,12 @@ class BoundedHttp(HttpToolsProtocol):
                 return
             running.disconnected = True  # its own body is wrong, and nothing more of it will come
             running.message_event.set()
-        self._refuse(BadValue(f"the request is not HTTP as it should be: {msg.strip()}"))
+        self._reject(BadValue(f"the request is not HTTP as it should be: {msg.strip()}"))
 
-    def _refuse_head(self) -> None:
-        self._refuse(HeadTooLarge(f"the request's head has more than {HEAD_BYTES:,} bytes, which are allowed"))
+    def _reject_head(self) -> None:
+        self._reject(HeadTooLarge(f"the request's head has more than {HEAD_BYTES:,} bytes, which are allowed"))
 
-    def _refuse(self, error: QuartetError) -> None:
+    def _reject(self, error: QuartetError) -> None:
         if self.transport.is_closing():
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # none before the request line is whole
@@ -204,6 +204,6 @@ class BoundedHttp(HttpToolsProtocol):
             self.app.state.refused(path, error, request_id)  # of ``app.main``
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
         lines.append(f"x-request-id: {request_id}")
-        lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *GUARDS)]
+        lines += [f"{name.decode()}: {value.decode()}" for name, value in (*answer.raw_headers, *SECURITY_HEADERS)]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(answer.body))
         self.transport.close()

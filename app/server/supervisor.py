@@ -25,26 +25,26 @@ from multiprocessing.context import ForkProcess
 
 log = logging.getLogger("quartet")
 
-HANDED = b"c"  # goes with the connection that a worker is given
-SHED = b"s"  # asks a worker to close a connection after its next answer
+CONNECTION_MESSAGE = b"c"  # goes with the connection that a worker is given
+RELEASE_MESSAGE = b"s"  # asks a worker to close a connection after its next answer
 BACKLOG = 2048
 TICK = 0.25  # seconds
 PAUSED = 2.0  # seconds between two ticks, from which on the process was stopped meanwhile
 LOADING = 60.0  # seconds that a new worker may take until it is ready
-CROWDED = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
+MAX_PENDING = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
 UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
 AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
 
 
 @dataclass(eq=False)
-class Worker:
+class WorkerProcess:
     """A process, the socket to it, and what it has told of itself."""
 
     process: ForkProcess
     channel: socket.socket
     started: float = field(default_factory=time.monotonic)
-    heard: float = field(default_factory=time.monotonic)
+    last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
     leaving: bool = False  # it was told to stop, by whom ever
     unwell: bool = False  # it cannot answer as it should, and says so
@@ -83,7 +83,7 @@ class Supervisor:
         self._stop_seconds = stop_seconds
         self._ready = ready
         self._died = died
-        self._workers: list[Worker] = []
+        self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._accepting = False
         self._serving = False
@@ -103,36 +103,36 @@ class Supervisor:
         waking, told = socket.socketpair()
         for end in (waking, told):
             end.setblocking(False)
-        self._selector.register(waking, selectors.EVENT_READ, lambda: self._told(waking))
+        self._selector.register(waking, selectors.EVENT_READ, lambda: self._on_signal(waking))
         signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if hears_hang_up() else [])):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if handles_sighup() else [])):
             signal.signal(number, lambda *_: None)
         try:
             while self._stopping is None or self._workers:
-                self._staff()
+                self._spawn_missing()
                 for key, _ in self._selector.select(TICK):
                     key.data()
                 self._offer_again()
-                self._look()
+                self._check_workers()
         except BaseException:  # else the others would go on listening for nobody
             self._kill()
             raise
         return self._status
 
-    def _staff(self) -> None:
+    def _spawn_missing(self) -> None:
         """Start the workers that are missing."""
         while self._stopping is None and len(self._workers) < self._count and time.monotonic() >= self._start_after:
             try:
-                worker = self._begin()
+                worker = self._spawn()
             except OSError as error:  # no memory, processes or files are left: there may be later
                 log.error("a worker cannot be started: %s", error)
                 self._wait(time.monotonic())
                 return
             ours = worker.channel
             self._workers.append(worker)
-            self._selector.register(ours, selectors.EVENT_READ, lambda worker=worker: self._hear(worker))
+            self._selector.register(ours, selectors.EVENT_READ, lambda worker=worker: self._receive(worker))
 
-    def _begin(self) -> Worker:
+    def _spawn(self) -> WorkerProcess:
         """A new process. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
@@ -147,7 +147,7 @@ class Supervisor:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         ours.setblocking(False)
-        return Worker(process, ours)
+        return WorkerProcess(process, ours)
 
     def _wait(self, now: float) -> None:
         """Start none for a while, and the next time for longer."""
@@ -168,7 +168,7 @@ class Supervisor:
             held.close()
         self._work(channel)
 
-    def _hear(self, worker: Worker) -> None:
+    def _receive(self, worker: WorkerProcess) -> None:
         """What a worker tells: ``ready``, ``busy N`` or ``unwell N`` requests, ``left N`` connections; a line each."""
         try:
             content = worker.channel.recv(4096)
@@ -182,7 +182,7 @@ class Supervisor:
                 self._selector.unregister(worker.channel)
             return
         *lines, worker.words = (worker.words + content).split(b"\n")
-        worker.heard = time.monotonic()
+        worker.last_heartbeat = time.monotonic()
         for line in lines:
             word, _, number = line.partition(b" ")
             if word == b"ready":
@@ -228,7 +228,7 @@ class Supervisor:
             if self._hand_over(connection, ready):
                 connection.close()
             else:
-                self._pending = connection, time.monotonic() + CROWDED
+                self._pending = connection, time.monotonic() + MAX_PENDING
                 self._stop_accepting()
                 return
 
@@ -245,12 +245,12 @@ class Supervisor:
             self._pending = None
             self._accept_when_ready()
 
-    def _hand_over(self, connection: socket.socket, workers: list[Worker]) -> bool:
+    def _hand_over(self, connection: socket.socket, workers: list[WorkerProcess]) -> bool:
         """Give a connection to the one with least to do; False when none can take more now."""
         now = time.monotonic()
-        for worker in sorted(workers, key=lambda one: (now - one.heard > self._silent_seconds, one.load())):
+        for worker in sorted(workers, key=lambda one: (now - one.last_heartbeat > self._silent_seconds, one.load())):
             try:
-                socket.send_fds(worker.channel, [HANDED], [connection.fileno()])
+                socket.send_fds(worker.channel, [CONNECTION_MESSAGE], [connection.fileno()])
             except OSError as error:  # one that takes no more will be found hung
                 if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it is gone, and will be buried
                     worker.ready = False
@@ -260,31 +260,33 @@ class Supervisor:
             return True
         return False
 
-    def _look(self) -> None:
+    def _check_workers(self) -> None:
         """Bury the dead, end the hung, and even out what the workers have."""
         now = time.monotonic()
         if (paused := now - self._looked) > PAUSED:  # the whole service was: nobody could tell anything
             for worker in self._workers:
-                worker.heard += paused
+                worker.last_heartbeat += paused
         self._looked = now
         for worker in list(self._workers):
             if worker.process.exitcode is not None:
-                self._bury(worker, now)
+                self._reap(worker, now)
             elif self._stopping is None and not worker.leaving and self._hangs(worker, now):
-                log.error("worker %s has not answered for %.0f s: ended", worker.process.pid, now - worker.heard)
+                log.error(
+                    "worker %s has not answered for %.0f s: ended", worker.process.pid, now - worker.last_heartbeat
+                )
                 worker.process.kill()
                 worker.ready, worker.leaving = False, True
         if self._stopping is not None and now - self._stopping > self._stop_seconds:
             self._kill()
-        self._even_out(now)
+        self._rebalance(now)
 
-    def _hangs(self, worker: Worker, now: float) -> bool:
+    def _hangs(self, worker: WorkerProcess, now: float) -> bool:
         """Whether it is silent for too long; before it is ready it tells nothing, and the first may take their time."""
         if worker.ready:
-            return now - worker.heard > self._hang_seconds
+            return now - worker.last_heartbeat > self._hang_seconds
         return self._serving and now - worker.started > max(LOADING, 2 * self._hang_seconds)
 
-    def _bury(self, worker: Worker, now: float) -> None:
+    def _reap(self, worker: WorkerProcess, now: float) -> None:
         self._workers.remove(worker)
         with contextlib.suppress(KeyError):
             self._selector.unregister(worker.channel)
@@ -302,7 +304,7 @@ class Supervisor:
         else:
             self._pause = AGAIN[0]
 
-    def _even_out(self, now: float) -> None:
+    def _rebalance(self, now: float) -> None:
         """When a worker has long had many more connections than another, as after a replacement, let some come again.
 
         For a moment that is nothing: callers come and go.
@@ -315,9 +317,9 @@ class Supervisor:
         elif now - self._even > UNEVEN:
             self._even = now
             with contextlib.suppress(OSError):
-                max(ready, key=lambda worker: worker.connections).channel.send(SHED * surplus)
+                max(ready, key=lambda worker: worker.connections).channel.send(RELEASE_MESSAGE * surplus)
 
-    def _told(self, waking: socket.socket) -> None:
+    def _on_signal(self, waking: socket.socket) -> None:
         """A signal came."""
         for number in waking.recv(64):
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -354,7 +356,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def hears_hang_up() -> bool:
+def handles_sighup() -> bool:
     """Whether the end of a terminal is to stop the service: not under ``nohup``, nor where there is no such signal."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 

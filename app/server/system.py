@@ -22,7 +22,7 @@ def cores(cgroup: Path = CGROUP) -> int:
     return max(count, 1)
 
 
-def memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Bytes of memory that may be used in all; None when the system does not tell."""
     words = _words(meminfo)
     total = [int(words[words.index("MemTotal:") + 1]) * 1024] if "MemTotal:" in words else []
@@ -37,7 +37,7 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def open_files() -> None:
+def raise_file_limit() -> None:
     """Let this process and its children have as many files and connections open as it may: often that is not so."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
@@ -46,7 +46,7 @@ def open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def one_heap() -> None:
+def single_arena() -> None:
     """Have all threads that are still to come take memory from one heap: glibc gives each its own, and what is free in
     one is of no use to the others. Nobody here waits for its lock, and two workers take 45 to 85 MiB less.
     """
@@ -54,7 +54,7 @@ def one_heap() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Have the C library return memory that is free to the system: warming up takes much that serving does not need."""
     with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 
-from app.server.http_protocol import BoundedHttp
-from app.server.supervisor import HANDED, SHED, listen
+from app.server.http_protocol import BoundedHttpProtocol
+from app.server.supervisor import CONNECTION_MESSAGE, RELEASE_MESSAGE, listen
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
@@ -42,8 +42,8 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address
             timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
-            http=BoundedHttp,
-            **tls(settings),
+            http=BoundedHttpProtocol,
+            **tls_context(settings),
         )
         super().__init__(config)
         self.settings = settings
@@ -51,18 +51,18 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.started:
-            leave()
+            exit_on_signal()
         self.registry.stopping = True
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
 
 
-def leave(*_: object) -> NoReturn:
+def exit_on_signal(*_: object) -> NoReturn:
     """End the process, with status 0: nobody is served, and a thread that reads weights would be waited for."""
     os._exit(0)
 
 
-def leave_without(parent: int, seconds: float) -> None:
+def exit_if_orphaned(parent: int, seconds: float) -> None:
     """End this process when the one that started it has been gone for so many seconds. It finishes what it has before
     that, by itself; but one that hangs would stay for ever.
     """
@@ -88,7 +88,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._heard = 0.0
 
-    def well(self) -> None:
+    def heartbeat(self) -> None:
         """All is well; with the first time it begins to watch."""
         self._heard = time.monotonic()
         if not self._thread.is_alive() and not self._over.is_set():
@@ -111,7 +111,7 @@ class Watchdog:
                 os._exit(1)
 
 
-class Listening(Server):
+class ListeningServer(Server):
     """Prints its address once it answers there: with port 0 nobody could know it before.
 
     Alone in its process, it may have a ``watchdog``; a worker is watched by the process that listens.
@@ -121,7 +121,7 @@ class Listening(Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self.watchdog and self.registry.executor.oldest_job_seconds() < self.settings.hang_seconds:
-            self.watchdog.well()
+            self.watchdog.heartbeat()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -148,7 +148,7 @@ def listen_at(host: str, port: int) -> socket.socket:
         raise SettingsError(f"{address}: cannot listen there: {getattr(error, 'strerror', None) or error}") from None
 
 
-def tls(settings: Settings) -> dict[str, Any]:
+def tls_context(settings: Settings) -> dict[str, Any]:
     """What uvicorn is told to serve HTTPS; nothing for HTTP. Raises SettingsError for files that cannot be used."""
     cert, key = settings.tls_cert, settings.tls_key
     if cert is None:
@@ -170,7 +170,7 @@ def announce(listener: socket.socket, settings: Settings) -> None:
     print(f"Quartet serves on {address} - open it in a browser, or see {address}/docs", flush=True)
 
 
-class Worker(Server):
+class WorkerServer(Server):
     """Takes connections from a ``channel`` and tells over it how it is; see ``app.server.supervisor``."""
 
     def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
@@ -186,12 +186,12 @@ class Worker(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.takes()
-        self._tell("ready")
+        self.accepting()
+        self._send_status("ready")
 
-    def takes(self) -> None:
+    def accepting(self) -> None:
         """From now on connections are taken."""
-        asyncio.get_running_loop().add_reader(self._channel, self._take_all)
+        asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """However often it is told: what runs is finished. To end a worker at once is for the process that listens,
@@ -199,36 +199,36 @@ class Worker(Server):
         """
         if sig == signal.SIGTERM:
             if not self.started:
-                leave()
+                exit_on_signal()
             self.registry.stopping = self.should_exit = True
-            self._tell("stopping")
+            self._send_status("stopping")
 
     async def on_tick(self, counter: int) -> bool:
         if self.registry.executor.oldest_job_seconds() < self._hang_seconds:
             word = "unwell" if self.registry.problems() else "busy"
-            self._tell(f"{word} {len(self.server_state.tasks)}")
+            self._send_status(f"{word} {len(self.server_state.tasks)}")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._take_all()  # what was handed over before the other side knew
+        self._accept_all()  # what was handed over before the other side knew
         asyncio.get_running_loop().remove_reader(self._channel)
         if self.arriving:
             await asyncio.wait(self.arriving, timeout=1)  # TLS may wait for a caller who says nothing
         await super().shutdown(sockets)
 
-    def _tell(self, line: str) -> None:
+    def _send_status(self, line: str) -> None:
         """A line about this worker, and how many connections have ended."""
         with contextlib.suppress(OSError):
             gone = self._left
             self._channel.send(f"{line}\nleft {gone}\n".encode())
             self._left -= gone
 
-    def _take_all(self) -> None:
+    def _accept_all(self) -> None:
         """All that has come: a reading brings one connection, and between two turns of a busy loop lie milliseconds."""
-        while self._take():
+        while self._accept():
             pass
 
-    def _take(self) -> bool:
+    def _accept(self) -> bool:
         """Connections that were handed over, and requests to part with some. Gives whether there were any."""
         loop = asyncio.get_running_loop()
         try:
@@ -241,15 +241,17 @@ class Worker(Server):
             loop.remove_reader(self._channel)
             self.handle_exit(signal.SIGTERM, None)
             return False
-        if lost := content.count(HANDED) - len(descriptors):
+        if lost := content.count(CONNECTION_MESSAGE) - len(descriptors):
             log.error("%s connections are lost: too many files are open (see ulimit -n)", lost)
             self._left += lost
         for descriptor in descriptors:
             task = loop.create_task(self._connect(socket.socket(fileno=descriptor)))
             self.arriving.add(task)
             task.add_done_callback(self.arriving.discard)
-        surplus = content.count(SHED)
-        for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttp)][:surplus]:
+        surplus = content.count(RELEASE_MESSAGE)
+        for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttpProtocol)][
+            :surplus
+        ]:
             connection.last = True
         return True
 
@@ -263,12 +265,12 @@ class Worker(Server):
             await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **secured)
             return
         connection.close()
-        self._leave()
+        self._exit()
 
-    def protocol(self) -> BoundedHttp:
-        protocol = BoundedHttp(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())
-        protocol.left = self._leave
+    def protocol(self) -> BoundedHttpProtocol:
+        protocol = BoundedHttpProtocol(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())
+        protocol.left = self._exit
         return protocol
 
-    def _leave(self) -> None:
+    def _exit(self) -> None:
         self._left += 1

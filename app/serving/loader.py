@@ -88,7 +88,7 @@ class Loader:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
         seen = file_stamps(self.settings.store, name, number)
         try:
-            version = store.read(self.settings.store, name, number)
+            version = store.read_version(self.settings.store, name, number)
             predictor = self._predictor(version)
             predictor.warm_up(self._max_batch_rows(version.card))
             return self._loaded_model(version, predictor)

@@ -11,7 +11,7 @@ from pathlib import Path
 from app import store
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, VersionKey
-from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, shown
+from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.loader import LoadedModel, LoadFailure
 from app.serving.store_watcher import StoreWatcher
 from app.store import Card, Task
@@ -55,7 +55,7 @@ class Registry(StoreWatcher):
         if card.task != task:
             fitting = [known for known in self.version_sets if (other := self.card(known)) and other.task == task]
             raise BadValue(
-                f"model {shown(model)} is for the task {card.task!r}, not {task!r}; "
+                f"model {quote_value(model)} is for the task {card.task!r}, not {task!r}; "
                 f"for that there are: {', '.join(fitting) or 'none'}",
                 "model",
             )
@@ -96,12 +96,14 @@ class Registry(StoreWatcher):
         if shelf is None:
             raise UnknownModel(model, self.version_sets, param)
         if shelf.unloaded:
-            raise UnloadedModel(f"model {shown(name)} is unloaded, until somebody loads it", param)
+            raise UnloadedModel(f"model {quote_value(name)} is unloaded, until somebody loads it", param)
         found = shelf.version_for(request_id)
         if at:
             found = int(number) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None
             if found in shelf.retired:
-                raise RetiredModel(f"model {shown(model)} is retired; there are: {', '.join(shelf.labels())}", param)
+                raise RetiredModel(
+                    f"model {quote_value(model)} is retired; there are: {', '.join(shelf.labels())}", param
+                )
         if found is None or found not in shelf.numbers:
             raise UnknownModel(model, shelf.labels() or self.version_sets, param)
         return name, found
@@ -117,7 +119,7 @@ class Registry(StoreWatcher):
 
     def pictures(self, card: Card) -> dict[str, Path]:
         """The pictures of a version's training, by file name."""
-        return store.pictures(self.settings.store, card.name, card.version)
+        return store.version_pictures(self.settings.store, card.name, card.version)
 
     def problems(self) -> list[str]:
         """Why this process should get no requests: empty when it is ready."""

@@ -43,9 +43,9 @@ class StoreSnapshot:
         come to be tried again.
         """
         found = cls()
-        for name in store.names(folder):
+        for name in store.model_names(folder):
             try:
-                if numbers := store.numbers(folder, name):
+                if numbers := store.version_numbers(folder, name):
                     found.numbers[name] = numbers
             except StoreError as error:  # what was there still is, and all others are followed
                 found.failures.append(LoadFailure(name, 0, str(error)))

@@ -183,7 +183,7 @@ class StoreWatcher:
         before = self.version_sets.get(name)
         if number == shelf.active and before and before.active and self.cache.get(name, before.active):
             return True  # in place of the one that served until now
-        return self.cache.bytes() + store.size(self.settings.store, name, number) <= most
+        return self.cache.bytes() + store.weights_size(self.settings.store, name, number) <= most
 
     def load_version(self, name: str, number: int) -> asyncio.Task[LoadedModel | LoadFailure]:
         """The loading of a version, which all who want it share."""
@@ -228,7 +228,7 @@ class StoreWatcher:
         """What serves each task; an entry that cannot is refused, and a file that cannot be read changes nothing."""
         reasons: list[str] = []
         try:
-            found = store.defaults(self.settings.store)
+            found = store.read_defaults(self.settings.store)
         except StoreError as error:
             found, reasons = self.defaults, [str(error)]
         for task, name in list(found.items()):

@@ -30,8 +30,8 @@ class VersionSet:
         left = [number for number in stored if number not in broken and number not in rollout.retired]
         if rollout.unloaded:
             return cls(name, (), tuple(rollout.retired), None, None, unloaded=tuple(left))
-        active = next(iter(rollout.order(left)), None)
-        back = [number for number in rollout.before(active, left) if number in left]
+        active = next(iter(rollout.preference(left)), None)
+        back = [number for number in rollout.previous_versions(active, left) if number in left]
         canary = rollout.canary if rollout.canary and rollout.canary.version in left else None
         if canary is None or canary.version == active:
             return cls(name, tuple(left), tuple(rollout.retired), active, next(iter(back), None))

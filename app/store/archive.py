@@ -19,8 +19,8 @@ from typing import IO, cast
 
 from app import store
 from app.store import CARD, WEIGHTS, StoreError
-from app.store.files import scratch
-from app.store.rollout import Refused, checked, contents, shortened
+from app.store.files import scratch_folder
+from app.store.rollout import RolloutRefused, check_version, shorten, stored_versions
 
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -57,9 +57,9 @@ class _Sink:
         return taken
 
 
-def export(models: Path, name: str, version: int) -> Iterator[bytes]:
+def export_version(models: Path, name: str, version: int) -> Iterator[bytes]:
     """A whole version as one archive, piece by piece. Raises Missing, and StoreError for one that is not whole."""
-    folder = checked(models, name, version).folder
+    folder = check_version(models, name, version).folder
     pictures = sorted(path.name for path in folder.iterdir() if PICTURE.fullmatch(path.name))
     return _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
 
@@ -76,7 +76,7 @@ def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
     yield sink.take()
 
 
-def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -> store.Card:
+def import_archive(models: Path, file: IO[bytes], most: int, renumber: bool = False) -> store.Card:
     """Publish the version of an archive, under its own name and number, or with ``renumber`` under the next one.
 
     ``most``: bytes that it may have unpacked. Raises BadArchive, Refused when the store has another version of this
@@ -90,7 +90,7 @@ def bring_in(models: Path, file: IO[bytes], most: int, renumber: bool = False) -
     with archive:
         entries = _entries(archive, most)
         card = _card(archive, entries[CARD])
-        with scratch(models) as aside:
+        with scratch_folder(models) as aside:
             folder = aside / card.name / str(card.version)
             folder.mkdir(parents=True)
             _unpack(archive, entries, folder, most)
@@ -127,7 +127,7 @@ def _entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
     for entry in archive.infolist():
         name = entry.filename
         if name not in (CARD, WEIGHTS) and not PICTURE.fullmatch(name):
-            raise BadArchive(f"entry {shortened(name)}: allowed are {CARD}, {WEIGHTS} and pictures such as curves.png")
+            raise BadArchive(f"entry {shorten(name)}: allowed are {CARD}, {WEIGHTS} and pictures such as curves.png")
         if name in found:
             raise BadArchive(f"entry {name!r} is there twice")
         mode = entry.external_attr >> 16
@@ -186,13 +186,13 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
 
 def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
     """Make the unpacked version visible, under the number that it is to have."""
-    known = contents(models).get(card.name, [])
+    known = stored_versions(models).get(card.name, [])
     if not renumber:
         if card.version in known or not store.place(models, folder):
-            raise Refused(_taken(models, card))
+            raise RolloutRefused(_taken(models, card))
         return card
     while True:
-        number = max(contents(models).get(card.name, []), default=0) + 1
+        number = max(stored_versions(models).get(card.name, []), default=0) + 1
         content = json.loads((folder / CARD).read_bytes()) | {"version": number}
         (folder / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
         folder = folder.rename(folder.parent / str(number))

@@ -8,13 +8,13 @@ from typing import Any
 
 from app import store
 from app.store import StoreError, rollout
-from app.store.rollout import Rollout, checked, contents, serving
+from app.store.rollout import Rollout, check_version, serving, stored_versions
 
 
-def models(folder: Path) -> list[dict[str, Any]]:
+def list_models(folder: Path) -> list[dict[str, Any]]:
     """A row for each name: its task, and which versions serve."""
-    defaults = store.defaults(folder)
-    return [_model(folder, name, defaults) for name in contents(folder)]
+    defaults = store.read_defaults(folder)
+    return [_model(folder, name, defaults) for name in stored_versions(folder)]
 
 
 def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str, Any]:
@@ -23,10 +23,10 @@ def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str
         chosen = rollout.read(folder, name)
     except StoreError as error:
         problem = str(error)
-    numbers = contents(folder)[name]
+    numbers = stored_versions(folder)[name]
     active = serving(folder, name, chosen)
     task = store.read_card(folder / name / str(active)).task if active else None
-    back = [number for number in chosen.before(active, numbers) if number in numbers]
+    back = [number for number in chosen.previous_versions(active, numbers) if number in numbers]
     return {
         "name": name,
         "task": task,
@@ -44,10 +44,10 @@ def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str
     }
 
 
-def model(folder: Path, name: str) -> dict[str, Any]:
+def describe_model(folder: Path, name: str) -> dict[str, Any]:
     """A name with all its versions. Raises Missing."""
     rollout.numbers(folder, name)
-    row = _model(folder, name, store.defaults(folder))
+    row = _model(folder, name, store.read_defaults(folder))
     return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
 
 
@@ -62,7 +62,7 @@ def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
     elif number == row["previous"]:
         role = "previous"
     try:
-        card = checked(folder, name, number).card
+        card = check_version(folder, name, number).card
     except StoreError as error:
         return {"version": number, "role": role, "problem": str(error)}
     return {
@@ -84,11 +84,11 @@ def size(folder: Path, name: str, number: int) -> int:
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:
     """Each file that could be wrong, in order, with what is wrong with it: nothing, when ``problem`` is empty."""
-    yield _looked_at("defaults.json", lambda: store.defaults(folder))
-    for name, numbers in contents(folder).items():
+    yield _looked_at("defaults.json", lambda: store.read_defaults(folder))
+    for name, numbers in stored_versions(folder).items():
         yield _looked_at(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
-            yield _looked_at(f"{name}@{number}", lambda name=name, number=number: checked(folder, name, number))
+            yield _looked_at(f"{name}@{number}", lambda name=name, number=number: check_version(folder, name, number))
 
 
 def _looked_at(what: str, look: Any) -> dict[str, Any]:
@@ -102,12 +102,12 @@ def _looked_at(what: str, look: Any) -> dict[str, Any]:
 ALIKE = ("task", "kind", "title", "created", "seed", "command", "commit", "hardware", "minutes", "notes")
 
 
-def difference(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
+def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
     """Two versions side by side: a row for each figure, size, data set and word of their cards, equal or not.
 
     Raises Missing, and StoreError for a version that is not whole.
     """
-    one, other = (checked(folder, name, number) for number in (first, second))
+    one, other = (check_version(folder, name, number) for number in (first, second))
     sides = [_facts(version) | {"bytes": size(folder, name, version.card.version)} for version in (one, other)]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
     return [{"what": key, "first": sides[0].get(key), "second": sides[1].get(key)} for key in keys]

@@ -15,7 +15,7 @@ LEFT_OVER = 60.0  # seconds; between making a scratch folder and locking it lies
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """One process at a time for a folder; the system unlocks what a killed process has locked. Writes nothing.
 
     Raises BlockingIOError when another one has it and ``wait`` is false.
@@ -31,7 +31,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scratch(store: Path) -> Iterator[Path]:
+def scratch_folder(store: Path) -> Iterator[Path]:
     """A folder in the store that no reader looks at, and that is gone afterwards.
 
     What killed processes have left of theirs goes too: nobody holds its lock any more.
@@ -39,17 +39,17 @@ def scratch(store: Path) -> Iterator[Path]:
     for left in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > LEFT_OVER:
-                with locked(left, wait=False):
+                with file_lock(left, wait=False):
                     shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=store))
     try:
-        with locked(folder):
+        with file_lock(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Give a file other content by one rename. Its folder is ``locked``, for what is renamed has always one name."""
     new = path.with_name(f".{path.name}.new")
     try:

@@ -25,52 +25,52 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
-from app.store import Name, Number, StoreError, Strict
-from app.store.files import locked, replace
+from app.store import ModelName, StoreError, StrictModel, VersionNumber
+from app.store.files import file_lock, replace_file
 
 FILE = "active.json"
 NEWEST: Literal["newest"] = "newest"
 Share = Annotated[float, Field(gt=0, lt=100)]
-_name: TypeAdapter[str] = TypeAdapter(Name)
+_name: TypeAdapter[str] = TypeAdapter(ModelName)
 
 
-class Missing(StoreError):
+class VersionNotFound(StoreError):
     """There is no such name or version."""
 
 
-class Refused(StoreError):
+class RolloutRefused(StoreError):
     """It is there, but what was asked for does not fit to what is served."""
 
 
-class Canary(Strict):
+class Canary(StrictModel):
     """A version that gets ``share`` per cent of the requests that name no version."""
 
-    version: Number
+    version: VersionNumber
     share: Share
 
 
-class Rollout(Strict):
+class Rollout(StrictModel):
     """What was chosen for a name."""
 
-    active: Number | None = None
-    previous: Number | None = None
+    active: VersionNumber | None = None
+    previous: VersionNumber | None = None
     canary: Canary | None = None
-    retired: list[Number] = Field(default_factory=list)
+    retired: list[VersionNumber] = Field(default_factory=list)
     unloaded: bool = False
     changed: str = ""
     by: str = ""
 
-    def order(self, numbers: Iterable[int]) -> list[int]:
+    def preference(self, numbers: Iterable[int]) -> list[int]:
         """The versions that may serve when the caller names none: the first whole one of them does."""
         left = [number for number in sorted(numbers, reverse=True) if number not in self.retired]
         chosen = [number for number in (self.active, self.previous) if number in left] if self.active else []
         return list(dict.fromkeys([*chosen, *left]))
 
-    def before(self, active: int | None, numbers: Iterable[int]) -> list[int]:
+    def previous_versions(self, active: int | None, numbers: Iterable[int]) -> list[int]:
         """The versions that ``rollback`` may go to, best first: the previous one, or else those below the newest."""
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
-        return [number for number in self.order(numbers) if active is not None and number < active]
+        return [number for number in self.preference(numbers) if active is not None and number < active]
 
 
 def read(models: Path, name: str) -> Rollout:
@@ -89,10 +89,10 @@ def read(models: Path, name: str) -> Rollout:
         raise StoreError(f"{name}/{FILE}: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
 
 
-def contents(models: Path) -> dict[str, list[int]]:
+def stored_versions(models: Path) -> dict[str, list[int]]:
     """All names and their versions, in order, whole or not."""
     found: dict[str, list[int]] = {}
-    for name, number in store.versions(models):
+    for name, number in store.all_versions(models):
         found.setdefault(name, []).append(number)
     return found
 
@@ -102,33 +102,33 @@ def numbers(models: Path, name: str) -> list[int]:
     try:
         _name.validate_python(name)
     except ValidationError:
-        raise Missing(f"{shortened(name)} cannot be a model's name: small letters, digits and hyphens") from None
-    found = contents(models)
+        raise VersionNotFound(f"{shorten(name)} cannot be a model's name: small letters, digits and hyphens") from None
+    found = stored_versions(models)
     if name not in found:
-        raise Missing(f"there is no model {name!r} in the store; there are: {', '.join(found) or 'none'}")
+        raise VersionNotFound(f"there is no model {name!r} in the store; there are: {', '.join(found) or 'none'}")
     return found[name]
 
 
-def shortened(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as it may stand in a sentence."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def checked(models: Path, name: str, version: int) -> store.Version:
+def check_version(models: Path, name: str, version: int) -> store.Version:
     """A version that is there and whole. Raises Missing, and StoreError with what is wrong."""
     known = numbers(models, name)
     if version not in known:
-        raise Missing(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
-    found = store.read(models, name, version)
+        raise VersionNotFound(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
+    found = store.read_version(models, name, version)
     found.network()
     return found
 
 
-def whole(models: Path, name: str, version: int) -> bool:
+def is_whole(models: Path, name: str, version: int) -> bool:
     """Whether a version could be served."""
     try:
-        checked(models, name, version)
+        check_version(models, name, version)
     except StoreError:
         return False
     return True
@@ -136,7 +136,7 @@ def whole(models: Path, name: str, version: int) -> bool:
 
 def serving(models: Path, name: str, rollout: Rollout) -> int | None:
     """The version that serves when the caller names none; None when no version is whole."""
-    return next((one for one in rollout.order(numbers(models, name)) if whole(models, name, one)), None)
+    return next((one for one in rollout.preference(numbers(models, name)) if is_whole(models, name, one)), None)
 
 
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
@@ -146,25 +146,25 @@ def activate(models: Path, name: str, version: int | Literal["newest"], share: f
     and StoreError for a version that is not whole.
     """
     if not 0 < share <= 100:
-        raise Refused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
+        raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
     if version == NEWEST:
         if share < 100:
-            raise Refused("the newest version cannot be a canary; name one by its number")
+            raise RolloutRefused("the newest version cannot be a canary; name one by its number")
         return _change(models, name, "activate newest", lambda old: Rollout(retired=old.retired))
     command = f"activate {version}" + (f" --share {share:g}" if share < 100 else "")
     return _change(models, name, command, lambda old: _activated(models, name, old, version, share))
 
 
 def _activated(models: Path, name: str, old: Rollout, version: int, share: float) -> Rollout:
-    checked(models, name, version)
+    check_version(models, name, version)
     if version in old.retired:
-        raise Refused(f"{name}@{version} is retired; `retire --undo` brings it back")
+        raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` brings it back")
     now = serving(models, name, old)
-    previous = next(iter(old.before(now, numbers(models, name))), None)
+    previous = next(iter(old.previous_versions(now, numbers(models, name))), None)
     if share == 100:
         return Rollout(active=version, previous=previous if now == version else now, retired=old.retired)
     if now == version:
-        raise Refused(f"{name}@{version} serves already; a canary is another version than the active one")
+        raise RolloutRefused(f"{name}@{version} serves already; a canary is another version than the active one")
     return Rollout(active=now, previous=previous, canary=Canary(version=version, share=share), retired=old.retired)
 
 
@@ -181,11 +181,11 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
     if old.canary is not None:
         return old.model_copy(update={"canary": None})
     now = serving(models, name, old)
-    candidates = old.before(now, numbers(models, name))
-    target = next((one for one in candidates if whole(models, name, one)), None)
+    candidates = old.previous_versions(now, numbers(models, name))
+    target = next((one for one in candidates if is_whole(models, name, one)), None)
     if target is None:
         why = f"; {name}@{candidates[0]} is not whole" if candidates else ""
-        raise Refused(f"{name} has no previous version to go back to{why}; activate one by its number")
+        raise RolloutRefused(f"{name} has no previous version to go back to{why}; activate one by its number")
     return Rollout(active=target, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
 
 
@@ -201,15 +201,15 @@ def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout
 def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) -> Rollout:
     known = numbers(models, name)
     if version not in known:
-        raise Missing(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
+        raise VersionNotFound(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
     if undo:
         if version not in old.retired:
-            raise Refused(f"{name}@{version} is not retired")
+            raise RolloutRefused(f"{name}@{version} is not retired")
         return old.model_copy(update={"retired": [one for one in old.retired if one != version]})
     if version == old.active or version == serving(models, name, old):
-        raise Refused(f"{name}@{version} is the active version; activate another one first")
+        raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:
-        raise Refused(f"{name}@{version} is the canary; `rollback` ends it")
+        raise RolloutRefused(f"{name}@{version} is the canary; `rollback` ends it")
     kept = None if old.previous == version else old.previous
     return old.model_copy(update={"previous": kept, "retired": sorted({*old.retired, version})})
 
@@ -223,9 +223,11 @@ def unload(models: Path, name: str) -> Rollout:
 
 
 def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
-    for task, known in store.defaults(models).items():
+    for task, known in store.read_defaults(models).items():
         if known == name:
-            raise Refused(f"{name} is the default for the task {task!r}; it stays until defaults.json names another")
+            raise RolloutRefused(
+                f"{name} is the default for the task {task!r}; it stays until defaults.json names another"
+            )
     return old.model_copy(update={"unloaded": True})
 
 
@@ -244,22 +246,22 @@ def load(models: Path, name: str) -> Rollout:
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:
     """Write another choice: one at a time, by one rename."""
     numbers(models, name)  # before a name becomes a path
-    with locked(models / name):
+    with file_lock(models / name):
         chosen = choose(read(models, name)).model_copy(
             update={"changed": datetime.now(UTC).isoformat(timespec="seconds"), "by": command}
         )
-        replace(models / name / FILE, json.dumps(chosen.model_dump(), indent=2) + "\n")
+        replace_file(models / name / FILE, json.dumps(chosen.model_dump(), indent=2) + "\n")
     return chosen
 
 
-def kept(found: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
+def resident_versions(found: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
     """The versions that stay in memory: what serves, the canary, and where ``rollback`` leads to, in this order."""
     if rollout.unloaded:
         return []
     left = [number for number in found if number not in rollout.retired and number not in broken]
-    serves = rollout.order(left)[:1]
+    serves = rollout.preference(left)[:1]
     canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in left else []
-    previous = [one for one in rollout.before(serves[0], left) if one in left][:1] if serves else []
+    previous = [one for one in rollout.previous_versions(serves[0], left) if one in left][:1] if serves else []
     return list(dict.fromkeys([*serves, *canary, *previous]))
 
 
@@ -270,10 +272,10 @@ def worker_bytes(models: Path, most: int = 0) -> int:
     and what torch takes once it computes (measured: 100 MiB).
     """
     weights = 0
-    for name, found in contents(models).items():
+    for name, found in stored_versions(models).items():
         try:
             chosen = read(models, name)
         except StoreError:
             chosen = Rollout()
-        weights += sum(store.size(models, name, number) for number in kept(found, chosen))
+        weights += sum(store.weights_size(models, name, number) for number in resident_versions(found, chosen))
     return 100 * 2**20 + 2 * (min(weights, most) if most else weights)

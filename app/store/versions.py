@@ -29,14 +29,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from app.networks import KINDS, build
-from app.store.files import locked, replace, scratch, sync
+from app.store.files import file_lock, replace_file, scratch_folder, sync
 
 Task = Literal["classify", "continue", "forecast", "sample"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-Number = Annotated[int, Field(ge=1, lt=10**9)]
-WIDE = 2**63
-Whole = Annotated[int, Field(ge=-WIDE, lt=WIDE)]
-UNKNOWN = "<unk>"
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
+INT64_LIMIT = 2**63
+Int64 = Annotated[int, Field(ge=-INT64_LIMIT, lt=INT64_LIMIT)]
+UNKNOWN_CHARACTER = "<unk>"
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
@@ -58,37 +58,37 @@ class StoreError(Exception):
     """A version that cannot be used: the sentence names the file, the key, what was found and what was expected."""
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _a_time(text: str) -> str:
+def _timestamp(text: str) -> str:
     with suppress(OverflowError):
         datetime.fromisoformat(text).timestamp()  # of the year 1 there is none
         return text
     raise ValueError("it is no time that can be told in seconds")
 
 
-def _carried(value: Any) -> Any:
+def _json_safe(value: Any) -> Any:
     """What can be written as JSON again, wherever it lies."""
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _carried(each)
-    if isinstance(value, int) and not -WIDE <= value < WIDE:
+        _json_safe(each)
+    if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
         raise ValueError("a whole number should be one of 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number should be finite")
     return value
 
 
-class TensorSpec(Strict):
+class TensorSpec(StrictModel):
     """A tensor as callers see it; -1 is a dimension that varies."""
 
     name: str
     dtype: str
-    shape: list[Whole]
+    shape: list[Int64]
 
 
-class Metric(Strict):
+class Metric(StrictModel):
     """A measured figure. ``decimals``: how many of its digits are stated, so how far a new measurement may be off."""
 
     value: Annotated[float, Field(strict=False)]
@@ -96,24 +96,24 @@ class Metric(Strict):
     decimals: int = Field(4, ge=0, le=17)
 
 
-class Speed(Strict):
+class Speed(StrictModel):
     """How fast one thread is. A figure of a machine more than of a network: ``hardware`` says of which."""
 
     milliseconds: Annotated[float, Field(strict=False)]  # for one image, character or series alone
     per_second: Annotated[float, Field(strict=False)]  # of them, in batches of ``rows``
-    rows: Whole
+    rows: Int64
     hardware: str
 
 
-class Card(Strict):
+class Card(StrictModel):
     """All that is needed to use a version's weights, and all that is known of how they came about."""
 
-    name: Name
-    version: Number
+    name: ModelName
+    version: VersionNumber
     task: Task
     title: str
     kind: str
-    sizes: Annotated[dict[str, Any], AfterValidator(_carried)]
+    sizes: Annotated[dict[str, Any], AfterValidator(_json_safe)]
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     labels: list[str] | None = None
@@ -121,19 +121,19 @@ class Card(Strict):
     residuals: list[float] | None = None
     metrics: dict[str, Metric]
     data: dict[str, str]
-    seed: Whole
+    seed: Int64
     command: str
     commit: str
     versions: dict[str, str]
     hardware: str
     minutes: float
-    created: Annotated[str, AfterValidator(_a_time)]
+    created: Annotated[str, AfterValidator(_timestamp)]
     notes: str
     weights_sha256: str
     speed: Speed | None = None
 
 
-class Unfilled(TorchFunctionMode):
+class SkipInit(TorchFunctionMode):
     """Initialisers leave tensors as they are: on the meta device there is nothing to fill, and to try brings in torch's
     compiler, for a second and 67 MiB of every process.
     """
@@ -170,7 +170,7 @@ class Version:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
                 raise StoreError(f"{self.label}/{CARD}: {key} is {count}, and there are {len(self.tensors)} tensors")
         try:
-            with torch.device("meta"), Unfilled():
+            with torch.device("meta"), SkipInit():
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }
@@ -188,12 +188,12 @@ class Version:
         return network.eval().requires_grad_(False)
 
 
-def names(store: Path) -> list[str]:
+def model_names(store: Path) -> list[str]:
     """The folders of the store, in order, whatever is in them."""
     return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def numbers(store: Path, name: str) -> list[int]:
+def version_numbers(store: Path, name: str) -> list[int]:
     """The versions of a name, in order, whole or not. Raises StoreError for a folder that cannot be read."""
     try:
         entries = [path.name for path in (store / name).iterdir()]
@@ -204,11 +204,11 @@ def numbers(store: Path, name: str) -> list[int]:
     return sorted(int(entry) for entry in entries if re.fullmatch(r"[1-9]\d{0,8}", entry))
 
 
-def versions(store: Path) -> Iterator[tuple[str, int]]:
+def all_versions(store: Path) -> Iterator[tuple[str, int]]:
     """Name and version of all that is published, whole or not, in order; nothing of folders that cannot be read."""
-    for name in names(store):
+    for name in model_names(store):
         with suppress(StoreError):
-            yield from ((name, number) for number in numbers(store, name))
+            yield from ((name, number) for number in version_numbers(store, name))
 
 
 def parse_card(content: bytes, path: str) -> Card:
@@ -234,7 +234,7 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def read(store: Path, name: str, version: int) -> Version:
+def read_version(store: Path, name: str, version: int) -> Version:
     """One version, verified. Raises StoreError with the file, the key, what was found and what was expected."""
     folder = store / name / str(version)
     card = read_card(folder)
@@ -252,8 +252,8 @@ def read(store: Path, name: str, version: int) -> Version:
         raise StoreError(f"{path} is not a safetensors file: {error}") from error
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            known = ", ".join(map(_plain_name, DTYPES))
-            raise StoreError(f"{path}: tensor {key!r} is of {_plain_name(tensor.dtype)}, expected one of {known}")
+            known = ", ".join(map(_dtype_name, DTYPES))
+            raise StoreError(f"{path}: tensor {key!r} is of {_dtype_name(tensor.dtype)}, expected one of {known}")
         finite = torch.isfinite(tensor.float())  # as it is computed with: a larger one of float64 is none there
         if not bool(finite.all()):
             bad = int((~finite).sum())
@@ -261,17 +261,17 @@ def read(store: Path, name: str, version: int) -> Version:
     return Version(folder, card, tensors)
 
 
-def _plain_name(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def size(store: Path, name: str, version: int) -> int:
+def weights_size(store: Path, name: str, version: int) -> int:
     """The bytes of a version's weights file; 0 when there is none."""
     path = store / name / str(version) / WEIGHTS
     return path.stat().st_size if path.is_file() else 0
 
 
-def pictures(store: Path, name: str, version: int) -> dict[str, Path]:
+def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:
     """The pictures that lie beside a published version, by file name, such as ``curves.png``."""
     try:
         paths = sorted((store / name / str(version)).iterdir())
@@ -280,7 +280,7 @@ def pictures(store: Path, name: str, version: int) -> dict[str, Path]:
     return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
-def defaults(store: Path) -> dict[Task, str]:
+def read_defaults(store: Path) -> dict[Task, str]:
     """The model that serves each task when the caller names none. Raises StoreError."""
     path = store / "defaults.json"
     if not path.exists():
@@ -304,15 +304,15 @@ def publish(
     Becomes the task's default when the task has none. Raises StoreError, and leaves nothing behind, when the
     version would not be whole; OSError when the store cannot be written.
     """
-    name, weights = str(card["name"]), save(_plain(tensors))
+    name, weights = str(card["name"]), save(_contiguous(tensors))
     store.mkdir(parents=True, exist_ok=True)
     number, placed = 0, False
     while not placed:
-        number = max((number for known, number in versions(store) if known == name), default=0) + 1
+        number = max((number for known, number in all_versions(store) if known == name), default=0) + 1
         whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         text = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
         parse_card(text, f"the card of {name!r}")  # before a name becomes a path
-        with scratch(store) as aside:
+        with scratch_folder(store) as aside:
             folder = aside / name / str(number)
             folder.mkdir(parents=True)
             (folder / WEIGHTS).write_bytes(weights)
@@ -320,7 +320,7 @@ def publish(
             for file, source in (files or {}).items():
                 shutil.copyfile(source, folder / file)
             placed = place(store, folder)
-    return read(store, name, number)
+    return read_version(store, name, number)
 
 
 def place(store: Path, folder: Path) -> bool:
@@ -330,7 +330,7 @@ def place(store: Path, folder: Path) -> bool:
     meantime. Raises StoreError when it is not whole.
     """
     name, number = folder.parent.name, folder.name
-    version = read(folder.parent.parent, name, int(number))
+    version = read_version(folder.parent.parent, name, int(number))
     version.network()
     for path in (*folder.iterdir(), folder):
         path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))  # whoever serves is often another user
@@ -346,21 +346,21 @@ def place(store: Path, folder: Path) -> bool:
         raise
     sync(store / name)
     sync(store)
-    if version.card.task not in defaults(store):
+    if version.card.task not in read_defaults(store):
         set_default(store, version.card.task, name)
     return True
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """The sha256 that weights have once they are published."""
-    return hashlib.sha256(save(_plain(tensors))).hexdigest()
+    return hashlib.sha256(save(_contiguous(tensors))).hexdigest()
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def set_default(store: Path, task: Task, name: str) -> None:
     """Make a model the one that serves its task, by one rename."""
-    with locked(store):
-        replace(store / "defaults.json", json.dumps({**defaults(store), task: name}, indent=2) + "\n")
+    with file_lock(store):
+        replace_file(store / "defaults.json", json.dumps({**read_defaults(store), task: name}, indent=2) + "\n")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.store import Version
 from app.tasks.latency_model import LatencyModel, check_finite
@@ -66,7 +66,8 @@ class GlobalForecaster:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {MIN_VALUES}", param)
         if seasonality is not None and seasonality > LONGEST_SEASON:
             raise BadValue(
-                f"seasonality is {shown(seasonality)}; {self.card.name} takes seasons of up to {LONGEST_SEASON} values",
+                f"seasonality is {quote_value(seasonality)}; "
+                f"{self.card.name} takes seasons of up to {LONGEST_SEASON} values",
                 "seasonality",
             )
         series = np.array(values, dtype=np.float64)

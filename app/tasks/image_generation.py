@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.store import StoreError, Version
 from app.tasks.latency_model import LatencyModel, batch_invariant, pad
 
@@ -63,7 +63,7 @@ class ImageSampler:
             allowed = (
                 f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
             )
-            raise BadValue(f"label is {shown(label)}; {allowed}", "label")
+            raise BadValue(f"label is {quote_value(label)}; {allowed}", "label")
         if label is not None:
             return self.chosen([label] * count, seed)
         latents = self._latents(count, seed)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.store import UNKNOWN, StoreError, Version
+from app.store import UNKNOWN_CHARACTER, StoreError, Version
 from app.tasks.latency_model import MIN_ROWS, LatencyModel, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
@@ -143,12 +143,14 @@ class TextGenerator:
         card = version.card
         network = version.network()
         expected = network.sizes.vocabulary
-        if not card.vocabulary or card.vocabulary[-1] != UNKNOWN or len(set(card.vocabulary)) != expected:
+        if not card.vocabulary or card.vocabulary[-1] != UNKNOWN_CHARACTER or len(set(card.vocabulary)) != expected:
             raise StoreError(
-                f"{version.label}/card.json: vocabulary must be {expected} distinct entries, {UNKNOWN} last"
+                f"{version.label}/card.json: vocabulary must be {expected} distinct entries, {UNKNOWN_CHARACTER} last"
             )
         if any(len(entry) != 1 for entry in card.vocabulary[:-1]):
-            raise StoreError(f"{version.label}/card.json: vocabulary must be single characters, and {UNKNOWN}")
+            raise StoreError(
+                f"{version.label}/card.json: vocabulary must be single characters, and {UNKNOWN_CHARACTER}"
+            )
         self.card = card
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}

@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.store import StoreError, Version
 from app.tasks.latency_model import LatencyModel, check_finite
 from app.tasks.quantile_forecast import QuantileForecast
@@ -50,7 +50,7 @@ class WindowForecaster:
         Raises BadValue for a series that is too short or has no value at all, and for a seasonality: it reads none.
         """
         if seasonality is not None:
-            told = f"seasonality is {shown(seasonality)}; {self.card.name} has none, so leave it out"
+            told = f"seasonality is {quote_value(seasonality)}; {self.card.name} has none, so leave it out"
             raise BadValue(told, "seasonality")
         if len(values) < self.minimum:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)

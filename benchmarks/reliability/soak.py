@@ -90,7 +90,7 @@ async def swap(folder: Path, seen: Seen, until: float, every: float) -> None:
         await asyncio.sleep(min(every, max(0.0, until - time.monotonic())))
         if time.monotonic() >= until:
             return
-        version = store.read(folder, SWAPPED, number)
+        version = store.read_version(folder, SWAPPED, number)
         card = {
             key: value for key, value in version.card.model_dump().items() if key not in ("version", "weights_sha256")
         }

@@ -188,7 +188,7 @@ def all_ready(server: Server, shipped: Path) -> None:
     """Raises SystemExit when one that calls itself ready does not serve all networks."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
-    expected = [f"{name}@{version}" for name, version in store.versions(shipped)]
+    expected = [f"{name}@{version}" for name, version in store.all_versions(shipped)]
     if sorted(models) != sorted(expected):
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
 

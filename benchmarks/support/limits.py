@@ -41,7 +41,9 @@ class Limit:
 
 
 def newest(folder: Path, model: str) -> store.Version:
-    return store.read(folder, model, max(number for name, number in store.versions(folder) if name == model))
+    return store.read_version(
+        folder, model, max(number for name, number in store.all_versions(folder) if name == model)
+    )
 
 
 def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:

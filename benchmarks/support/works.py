@@ -185,7 +185,7 @@ def works(folder: Path) -> dict[str, Work]:
 
 def strong_cnn(folder: Path) -> str | None:
     """A classifier of colour images that is not one of the workshop's size, if the store has one."""
-    for name in dict.fromkeys(name for name, _ in store.versions(folder)):
+    for name in dict.fromkeys(name for name, _ in store.all_versions(folder)):
         if name not in WEAK and newest(folder, name).card.task == "classify":
             return name
     return None

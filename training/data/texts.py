@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from app import store
-from app.store import UNKNOWN
+from app.store import UNKNOWN_CHARACTER
 from training.data.datasets import DataError, Text
 from training.loops import distributed
 
@@ -35,7 +35,7 @@ def read(paths: Sequence[Path]) -> Text:
 
 def vocabulary_of(text: str, least: int) -> list[str]:
     """The characters that come up ``least`` times or more, sorted, and ``<unk>`` for all others."""
-    return [*sorted(character for character, count in Counter(text).items() if count >= least), UNKNOWN]
+    return [*sorted(character for character, count in Counter(text).items() if count >= least), UNKNOWN_CHARACTER]
 
 
 def prompts(text: str) -> list[str]:
@@ -56,7 +56,7 @@ def report(text: Text, vocabulary: Sequence[str]) -> None:
     if rare:
         shown = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
-        distributed.say(f"  too rare to learn, so {UNKNOWN}: {shown}{more}")
+        distributed.say(f"  too rare to learn, so {UNKNOWN_CHARACTER}: {shown}{more}")
 
 
 def check_known(base: store.Version, text: str) -> None:

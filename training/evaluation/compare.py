@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(argv)
     serves = rollout.serving(chosen.store, chosen.model, rollout.read(chosen.store, chosen.model))
     assert serves is not None, f"no version of {chosen.model} is whole"
-    forecaster = GlobalForecaster(store.read(chosen.store, chosen.model, serves), torch.device("cpu"))
+    forecaster = GlobalForecaster(store.read_version(chosen.store, chosen.model, serves), torch.device("cpu"))
     methods: dict[str, Method] = {
         f"{chosen.model}@{serves}": served(forecaster),
         "seasonal naive": naive,

@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     chosen = parser.parse_args(argv)
     wrong = found = absent = 0
-    for name, number in store.versions(chosen.store):
+    for name, number in store.all_versions(chosen.store):
         if chosen.names and name not in chosen.names:
             continue
-        version = store.read(chosen.store, name, number)
+        version = store.read_version(chosen.store, name, number)
         try:
             own = own_data(version.card, chosen.store)
         except DataError as error:

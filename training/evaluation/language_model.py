@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.store import UNKNOWN
+from app.store import UNKNOWN_CHARACTER
 from app.tasks.text_generation import TextGenerator
 from training.data import datasets
 from training.run import metric, saved
@@ -23,7 +23,7 @@ PLACES = 10  # where characters are held out: the end of the text alone is one p
 
 def vocabulary_of(text: str) -> list[str]:
     """The characters of a text, sorted, and ``<unk>`` for all others."""
-    return [*sorted(set(text)), UNKNOWN]
+    return [*sorted(set(text)), UNKNOWN_CHARACTER]
 
 
 def encode(text: str, vocabulary: Sequence[str]) -> Tensor:

@@ -94,16 +94,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, default=Path("models_store"))
     parser.add_argument("--write", action="store_true", help="note the figures on the cards")
     chosen = parser.parse_args(argv)
-    for name, number in store.versions(chosen.store):
+    for name, number in store.all_versions(chosen.store):
         if chosen.names and name not in chosen.names:
             continue
-        version = store.read(chosen.store, name, number)
+        version = store.read_version(chosen.store, name, number)
         speed = measure(PREDICTORS[version.card.task](version, torch.device("cpu")), processor())
         print(f"{name}@{number}: {told(speed, version.card.task)}", flush=True)
         if chosen.write:
             path = version.folder / store.CARD
             card = json.loads(path.read_text(encoding="utf-8")) | {"speed": speed}
-            files.replace(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+            files.replace_file(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 

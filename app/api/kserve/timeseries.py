@@ -33,7 +33,7 @@ from app.api.request import (
 from app.api.responses import ERROR_RESPONSES
 from app.api.routes import forecast as series
 from app.api.routes.forecast import Value
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -162,7 +162,7 @@ def _start(given: TimeSeriesInput, param: str) -> str | None:
         begin = datetime.fromisoformat(given.start_timestamp)
         return _later(begin, given.frequency, len(given.series)).isoformat()
     except (ValueError, OverflowError):
-        told = f"{param}.start_timestamp is {shown(given.start_timestamp)}; it should be a time in ISO 8601"
+        told = f"{param}.start_timestamp is {quote_value(given.start_timestamp)}; it should be a time in ISO 8601"
         raise BadValue(f"{told} from which {len(given.series):,} steps can be counted", param) from None
 
 

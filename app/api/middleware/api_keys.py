@@ -20,7 +20,7 @@ from app.api.middleware.shared_counters import SharedCounters
 from app.engine.admission import current_caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.key_file import ApiKey, Keyring, KeysError, parse_limits
-from app.settings import Settings, SettingsError, hidden
+from app.settings import Settings, SettingsError, hide_password
 
 log = logging.getLogger("quartet")
 
@@ -147,7 +147,7 @@ def limit_storage(settings: Settings) -> Storage | None:
         found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
         why = type(error).__name__ if "@" in settings.key_counts else error  # it may quote a part of the password
-        raise SettingsError(f"QUARTET_KEY_COUNTS is {hidden(repr(settings.key_counts))}: {why}") from None
+        raise SettingsError(f"QUARTET_KEY_COUNTS is {hide_password(repr(settings.key_counts))}: {why}") from None
     assert isinstance(found, Storage)
     return found
 

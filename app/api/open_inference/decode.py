@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.errors import validation_error
 from app.api.request import parse_object
-from app.errors import BadValue, TooLarge, shown
+from app.errors import BadValue, TooLarge, quote_value
 
 NUMPY = {
     "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
@@ -123,7 +123,7 @@ def decode_request(content: bytes, head: str, most: int, commas: int, only: Tens
     ``most``: how many values all inputs may have; ``commas``: how many the JSON part may have. Raises BadValue.
     """
     if head and not (head.isascii() and head.isdigit() and len(head) < 12 and int(head) <= len(content)):
-        told = f"inference-header-content-length is {shown(head)}; the body has {len(content):,} bytes"
+        told = f"inference-header-content-length is {quote_value(head)}; the body has {len(content):,} bytes"
         raise BadValue(told, JSON_LENGTH_HEADER.decode())
     if head and not int(head):
         return _raw(content, only)
@@ -135,10 +135,10 @@ def decode_request(content: bytes, head: str, most: int, commas: int, only: Tens
         count = math.prod(given.shape)
         if not 1 <= count <= left:
             raise BadValue(
-                f"inputs.{i}.shape is {shown(given.shape)}; allowed are 1 to {most:,} values in all", "inputs"
+                f"inputs.{i}.shape is {quote_value(given.shape)}; allowed are 1 to {most:,} values in all", "inputs"
             )
         if given.name in found.tensors:
-            raise BadValue(f"inputs.{i}.name is {shown(given.name)}, which came before", "inputs")
+            raise BadValue(f"inputs.{i}.name is {quote_value(given.name)}, which came before", "inputs")
         left -= count
         found.tensors[given.name], rest = _tensor(given, i, rest)
     if rest:
@@ -186,7 +186,7 @@ def _tensor(given: RequestInput, i: int, rest: memoryview) -> tuple[np.ndarray, 
         return _of_json(given, i), rest
     if type(size) is not int or not 0 <= size <= len(rest):
         raise BadValue(
-            f"unexpected size for input {shown(given.name)}: binary_data_size {shown(size)}, "
+            f"unexpected size for input {quote_value(given.name)}: binary_data_size {quote_value(size)}, "
             f"left are {len(rest):,} bytes",
             "inputs",
         )
@@ -202,10 +202,10 @@ def _of_json(given: RequestInput, i: int) -> np.ndarray:
     allowed = ALLOWED.get(datatype, {int, float, type(None)})  # null is a missing value, as NaN is in binary data
     for kind in set(map(type, values)) - allowed:
         odd = next(value for value in values if type(value) is kind)
-        raise BadValue(f"{name} has {shown(odd)}; it should be {datatype} only", "inputs")
+        raise BadValue(f"{name} has {quote_value(odd)}; it should be {datatype} only", "inputs")
     if len(values) != math.prod(shape):
         raise BadValue(
-            f"{name} has {len(values):,} values; its shape {shown(shape)} has {math.prod(shape):,}", "inputs"
+            f"{name} has {len(values):,} values; its shape {quote_value(shape)} has {math.prod(shape):,}", "inputs"
         )
     try:
         if datatype == "BYTES":
@@ -219,7 +219,7 @@ def _of_json(given: RequestInput, i: int) -> np.ndarray:
 def _flat(data: Any, name: str, shape: Sequence[int]) -> list[Any]:
     """A list flat or nested as ``shape`` is -> a flat one."""
     if not isinstance(data, list):
-        raise BadValue(f"{name} is {shown(data)}; it should be a list", "inputs")
+        raise BadValue(f"{name} is {quote_value(data)}; it should be a list", "inputs")
     sizes, values = [len(data)], data
     while values and isinstance(values[0], list):
         if set(map(type, values)) != {list} or len(set(map(len, values))) != 1:
@@ -229,7 +229,7 @@ def _flat(data: Any, name: str, shape: Sequence[int]) -> list[Any]:
             break
         values = list(chain.from_iterable(values))
     if len(sizes) > 1 and sizes != list(shape):
-        raise BadValue(f"{name} is nested as {shown(sizes)}; its shape is {shown(list(shape))}", "inputs")
+        raise BadValue(f"{name} is nested as {quote_value(sizes)}; its shape is {quote_value(list(shape))}", "inputs")
     return values
 
 
@@ -241,7 +241,8 @@ def _of_bytes(given: RequestInput, content: memoryview) -> np.ndarray:
     expected = count * np.dtype(NUMPY[given.datatype]).itemsize
     if len(content) != expected:
         raise BadValue(
-            f"unexpected size for input {shown(given.name)}: {len(content):,} bytes, expected {expected:,}", "inputs"
+            f"unexpected size for input {quote_value(given.name)}: {len(content):,} bytes, expected {expected:,}",
+            "inputs",
         )
     return np.frombuffer(content, NUMPY[given.datatype]).reshape(given.shape)
 
@@ -254,5 +255,7 @@ def _strings(given: RequestInput, content: memoryview, count: int) -> list[bytes
         found.append(bytes(content[at + 4 : at + 4 + length]))
         at += 4 + length
     if at != len(content) or len(found) != count:
-        raise BadValue(f"unexpected size for input {shown(given.name)}: its data are not {count:,} strings", "inputs")
+        raise BadValue(
+            f"unexpected size for input {quote_value(given.name)}: its data are not {count:,} strings", "inputs"
+        )
     return found

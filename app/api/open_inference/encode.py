@@ -11,7 +11,7 @@ import orjson
 from starlette.responses import Response
 
 from app.api.open_inference.decode import JSON_LENGTH_HEADER, NUMPY, InferenceRequest, Parameters, TensorSpec
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 
 
 def requested_outputs(head: InferenceRequest, known: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
@@ -21,7 +21,7 @@ def requested_outputs(head: InferenceRequest, known: Mapping[str, TensorSpec]) -
         return {name: {} for name in known}
     for i, output in enumerate(head.outputs):
         if output.name not in known:
-            raise BadValue(f"there is no output {shown(output.name)}; there are: {', '.join(known)}", "outputs")
+            raise BadValue(f"there is no output {quote_value(output.name)}; there are: {', '.join(known)}", "outputs")
         if any(output.name == other.name for other in head.outputs[:i]):
             raise BadValue(f"output {output.name!r} came more than once", "outputs")
         _check_binary("binary_data", output.parameters)
@@ -33,7 +33,7 @@ def requested_outputs(head: InferenceRequest, known: Mapping[str, TensorSpec]) -
 def _check_binary(name: str, parameters: Parameters) -> None:
     """Raises BadValue for what neither asks for bytes nor for JSON."""
     if not isinstance(given := parameters.get(name, False), bool):
-        raise BadValue(f"{name} is {shown(given)}; it should be a boolean", name)
+        raise BadValue(f"{name} is {quote_value(given)}; it should be a boolean", name)
 
 
 def _check_classes(best: Any, spec: TensorSpec) -> None:
@@ -41,7 +41,7 @@ def _check_classes(best: Any, spec: TensorSpec) -> None:
     if not spec.labels:
         raise BadValue(f"output {spec.name!r} has no classes", "outputs")
     if type(best) is not int or best < 1:
-        raise BadValue(f"classification is {shown(best)}; it should be a number of classes from 1 on", "outputs")
+        raise BadValue(f"classification is {quote_value(best)}; it should be a number of classes from 1 on", "outputs")
 
 
 def encode_response(

@@ -18,7 +18,7 @@ from app.api.open_inference.paths import TextModel, add_routes, model_in_path
 from app.api.request import EXTRA_COMMAS, BodyReader, json_response, max_json_bytes, read_object, validate
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -103,7 +103,7 @@ def _identity(found: dict[str, Any]) -> str:
     """What the caller calls the request, taken out of the body; perhaps nothing. Raises BadValue."""
     given = found.pop("id", "")
     if not isinstance(given, str) or len(given) > LONGEST_ID:
-        raise BadValue(f"id is {shown(given)}; it should be a text of at most {LONGEST_ID:,} characters", "id")
+        raise BadValue(f"id is {quote_value(given)}; it should be a text of at most {LONGEST_ID:,} characters", "id")
     return given
 
 
@@ -113,15 +113,15 @@ def _given(found: dict[str, Any], streamed: bool) -> dict[str, Any]:
         raise BadValue("text_input is missing", "text_input")
     nested = found.pop("parameters", {})
     if not isinstance(nested, dict):
-        raise BadValue(f"parameters is {shown(nested)}; it should be an object", "parameters")
+        raise BadValue(f"parameters is {quote_value(nested)}; it should be an object", "parameters")
     for name in nested:
         if name in found:
-            raise BadValue(f"{shown(name)} came beside text_input and in parameters; send one of them", name)
+            raise BadValue(f"{quote_value(name)} came beside text_input and in parameters; send one of them", name)
     given = {**found, **nested}
     if (stream := given.pop("stream", streamed)) is not streamed:
         other = "generate" if streamed else "generate_stream"
         told = f"for that there is {other}" if isinstance(stream, bool) else "it should be a boolean"
-        raise BadValue(f"stream is {shown(stream)}; {told}", "stream")
+        raise BadValue(f"stream is {quote_value(stream)}; {told}", "stream")
     if "max_tokens" in given and "max_characters" in given:
         raise BadValue("max_tokens is another name of max_characters; send one of them", "max_tokens")
     return given

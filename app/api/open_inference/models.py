@@ -19,7 +19,7 @@ from app.api.open_inference.decode import DecodedRequest, TensorSpec
 from app.api.request import BYTES_PER_VALUE, EXTRA_COMMAS, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes import forecast, generate_text
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier
@@ -155,7 +155,7 @@ class ForecasterTensors:
             try:
                 given["levels"] = [float(level) for level in levels.split(",") if level.strip()]
             except ValueError:
-                raise BadValue(f"levels is {shown(levels)}; it should be like '80,95'", "levels") from None
+                raise BadValue(f"levels is {quote_value(levels)}; it should be like '80,95'", "levels") from None
         elif levels is not None:
             given["levels"] = [levels]
         body = validate({"values": [], **given}, self.bodies)
@@ -206,7 +206,8 @@ class GeneratorTensors:
         for given in classes.tolist():
             if given not in known:
                 raise BadValue(
-                    f"classes has {shown(given)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}", "classes"
+                    f"classes has {quote_value(given)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}",
+                    "classes",
                 )
         return np.array([known[given] for given in classes.tolist()], dtype=np.int64)
 
@@ -236,7 +237,7 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
     specs = {spec.name: spec for spec in model.inputs}
     for given in request.body.inputs:
         if given.name not in specs:
-            raise BadValue(f"there is no input {shown(given.name)}; there are: {', '.join(specs)}", "inputs")
+            raise BadValue(f"there is no input {quote_value(given.name)}; there are: {', '.join(specs)}", "inputs")
         spec, shape = specs[given.name], request.tensors[given.name].shape
         if given.datatype not in spec.datatypes:
             allowed = ", ".join(spec.datatypes)
@@ -250,7 +251,7 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
         raise BadValue(f"input {missing[0]!r} is missing; there are: {', '.join(specs)}", "inputs")
     rows = {name: len(tensor) for name, tensor in request.tensors.items()}
     if len(set(rows.values())) > 1:
-        raise BadValue(f"inputs have {shown(rows)} rows, expected as many in each", "inputs")
+        raise BadValue(f"inputs have {quote_value(rows)} rows, expected as many in each", "inputs")
     model_parameters(request.body.parameters, model.parameters)
 
 
@@ -258,7 +259,7 @@ def earlier_deadline(parameters: Mapping[str, Any], until: float) -> float:
     """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
     stated = parameters.get("timeout", 0)
     if type(stated) is not int or stated < 0:
-        raise BadValue(f"timeout is {shown(stated)}; it should be a whole number of microseconds", "timeout")
+        raise BadValue(f"timeout is {quote_value(stated)}; it should be a whole number of microseconds", "timeout")
     now = asyncio.get_running_loop().time()
     return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
 
@@ -267,7 +268,8 @@ def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dic
     """The parameters that are the model's own. Raises BadValue for one that is nobody's."""
     for name in parameters:
         if name not in (*known, *PROTOCOL_PARAMETERS) and not name.startswith("triton_"):
-            told = f"there is no parameter {shown(name)} here; there are: {', '.join((*known, *PROTOCOL_PARAMETERS))}"
+            allowed = ", ".join((*known, *PROTOCOL_PARAMETERS))
+            told = f"there is no parameter {quote_value(name)} here; there are: {allowed}"
             raise BadValue(told, "parameters")
     return {name: value for name, value in parameters.items() if name in known}
 
@@ -277,4 +279,4 @@ def _text(prompt: bytes) -> str:
     try:
         return prompt.decode()
     except UnicodeDecodeError as error:
-        raise BadValue(f"prompt has {shown(prompt)}, which is not UTF-8: {error.reason}", "prompt") from None
+        raise BadValue(f"prompt has {quote_value(prompt)}, which is not UTF-8: {error.reason}", "prompt") from None

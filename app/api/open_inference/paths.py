@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Request
 
 from app.api.inference import resolve_model
 from app.engine.observer import VersionKey
-from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, shown
+from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_value
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -54,8 +54,8 @@ def version_in_path(registry: Registry, request: Request, name: str) -> VersionK
         if name not in registry.version_sets and (
             reasons := [entry.reason for entry in registry.failures if entry.name == name]
         ):
-            raise NotReady(f"model {shown(name)} is not whole: {'; '.join(reasons)}")
+            raise NotReady(f"model {quote_value(name)} is not whole: {'; '.join(reasons)}")
         return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):
-        raise BadValue(f"version is {shown(version)}; it should be a number", "version")
+        raise BadValue(f"version is {quote_value(version)}; it should be a number", "version")
     return registry.resolve_name(f"{name}@{version}", param="version")

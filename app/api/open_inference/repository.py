@@ -23,7 +23,7 @@ from app.api.open_inference.paths import model_in_path
 from app.api.openapi import schema_of
 from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body
 from app.api.routes.admin import guard, on_store
-from app.errors import BadValue, Conflict, NotEnabled, shown
+from app.errors import BadValue, Conflict, NotEnabled, quote_value
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
@@ -90,7 +90,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         """
         await _body(request, Change, settings)
         if "@" in name:
-            told = f"name is {shown(name)}; a model is unloaded with all its versions, and `retire` is for one of them"
+            told = f"name is {quote_value(name)}; all versions of a model are unloaded together, `retire` is for one"
             raise BadValue(told, "name")
         await _change(registry, lambda: rollout.unload(settings.store, name))
         return json_response({"name": name, "unload": True})
@@ -109,7 +109,7 @@ def _check(parameters: dict[str, Any]) -> None:
     for name in parameters:
         if name == "config" or name.startswith("file:"):
             raise BadValue(
-                f"there is a parameter {shown(name)}; a model is loaded as it lies in the store: its card is its "
+                f"there is a parameter {quote_value(name)}; a model is loaded as it lies in the store: its card is its "
                 "configuration, and files come by /v1/admin/import",
                 "parameters",
             )

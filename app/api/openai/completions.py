@@ -37,7 +37,7 @@ from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY
 from app.api.routes import generate_text
 from app.api.sse import STREAM, EventStream, event
 from app.engine.executor import Executor
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -208,9 +208,11 @@ def _check(body: CompletionRequest) -> None:
     """Raises BadValue for fields that do not go together."""
     if body.best_of not in (None, body.n or 1):
         n = body.n or 1
-        raise BadValue(f"best_of is {shown(body.best_of)}; it should be {n} as n is: all are given", "best_of")
+        raise BadValue(f"best_of is {quote_value(body.best_of)}; it should be {n} as n is: all are given", "best_of")
     if body.suffix:
-        raise BadValue(f"suffix is {shown(body.suffix)}; the network reads forwards only, so leave it out", "suffix")
+        raise BadValue(
+            f"suffix is {quote_value(body.suffix)}; the network reads forwards only, so leave it out", "suffix"
+        )
     if body.stream_options and not body.stream:
         raise BadValue("stream_options are given without stream", "stream_options")
     if body.max_tokens == 0 and not body.echo:
@@ -267,7 +269,9 @@ def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
     if prompt is None or isinstance(prompt, str):
         return [prompt or ""]
     if not isinstance(prompt, list) or not prompt:
-        raise BadValue(f"prompt is {shown(prompt)}; it should be a text, or a list of texts or character ids", "prompt")
+        raise BadValue(
+            f"prompt is {quote_value(prompt)}; it should be a text, or a list of texts or character ids", "prompt"
+        )
     if type(prompt[0]) is int:
         prompt = [prompt]
     return [_prompt(each, predictor.vocabulary[: predictor.unknown]) for each in prompt]
@@ -277,11 +281,11 @@ def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
-        raise BadValue(f"prompt has {shown(prompt)}; it should be a text or a list of character ids", "prompt")
+        raise BadValue(f"prompt has {quote_value(prompt)}; it should be a text or a list of character ids", "prompt")
     for index in prompt:
         if type(index) is not int or not 0 <= index < len(vocabulary):
             raise BadValue(
-                f"prompt has {shown(index)}: out of vocabulary; ids are 0 to {len(vocabulary) - 1}", "prompt"
+                f"prompt has {quote_value(index)}: out of vocabulary; ids are 0 to {len(vocabulary) - 1}", "prompt"
             )
     return "".join([vocabulary[index] for index in prompt])
 
@@ -294,7 +298,7 @@ def _extras(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], S
     bias = np.zeros(len(predictor.vocabulary))
     for key, value in (body.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < predictor.unknown):
-            told = f"logit_bias has {shown(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}"
+            told = f"logit_bias has {quote_value(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}"
             raise BadValue(told, "logit_bias")
         bias[int(key)] = value
     logprobs = body.logprobs

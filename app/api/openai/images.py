@@ -28,7 +28,7 @@ from app.api.request import (
     with_limits,
 )
 from app.api.routes.generate_images import encode_images
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
@@ -69,7 +69,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         named, n = prompt_labels(body.prompt, predictor.labels, live.card.name), body.n or 1
         count = sum(times for _, times in named) * n if named else n
         if not count:
-            raise BadValue(f"prompt is {shown(body.prompt)}; it asks for no image", "prompt")
+            raise BadValue(f"prompt is {quote_value(body.prompt)}; it asks for no image", "prompt")
         if count > settings.max_samples:  # before there is a list of so many
             raise BadValue(f"the prompt asks for {count:,} images; allowed are {settings.max_samples:,}", "prompt")
         labels = [label for label, times in named for _ in range(times)] * n
@@ -96,9 +96,11 @@ def _check(body: ImageGenerationRequest, predictor: ImageSampler) -> None:
     """Raises BadValue for a form in which there are no images here."""
     if body.response_format not in (None, "b64_json"):
         allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"
-        raise BadValue(f"response_format is {shown(body.response_format)}; {allowed}", "response_format")
+        raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
     if body.size not in (None, "auto", _size(predictor)):
-        raise BadValue(f"size is {shown(body.size)}; {predictor.card.name} draws {_size(predictor)}, or 'auto'", "size")
+        raise BadValue(
+            f"size is {quote_value(body.size)}; {predictor.card.name} draws {_size(predictor)}, or 'auto'", "size"
+        )
 
 
 def _size(predictor: ImageSampler) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 
 NUMBERS = {
     word: value
@@ -48,9 +48,9 @@ def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[
         elif word.isdigit() and all(figure in one for figure in word):
             found += [(one[figure], 1) for figure in word]
         else:
-            known = f"cannot draw {shown(word)}; there are: {', '.join(labels)}"
+            known = f"cannot draw {quote_value(word)}; there are: {', '.join(labels)}"
             free = "draws without labels, so nothing can be chosen; ask it for 'digits'"
-            raise BadValue(f"prompt is {shown(prompt)}; {model} {known if labels else free}", "prompt")
+            raise BadValue(f"prompt is {quote_value(prompt)}; {model} {known if labels else free}", "prompt")
     return found
 
 

@@ -24,8 +24,8 @@ from app.api.spooled_body import spooled_body
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
-from app.store import Card, Number, StoreError, archive, catalogue, rollout
-from app.store.rollout import NEWEST, Missing, Refused
+from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollout
+from app.store.rollout import NEWEST, RolloutRefused, VersionNotFound
 
 PREFIX = "/v1/admin"
 SPOOLED = f"{PREFIX}/import"  # its bodies go to the disk, and are not held in memory
@@ -44,7 +44,7 @@ def _number_or_newest(value: object) -> object:
 
 
 class Activation(RequestBody):
-    version: Annotated[Number | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
+    version: Annotated[VersionNumber | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
         description="a version's number, or `newest`: follow the newest"
     )
     share: float = Field(
@@ -53,7 +53,7 @@ class Activation(RequestBody):
 
 
 class Retirement(RequestBody):
-    version: Number
+    version: VersionNumber
     undo: bool = Field(False, description="bring it back")
 
 
@@ -118,20 +118,18 @@ def _look(routes: APIRouter, store: Path) -> None:
     @routes.get("/models")
     async def list_store() -> Response:
         """All names in the store: which versions serve, are tried, are retired."""
-        return json_response({"data": await on_store(lambda: catalogue.models(store))})
+        return json_response({"data": await on_store(lambda: catalogue.list_models(store))})
 
     @routes.get("/models/{name}")
     async def show_versions(name: str) -> Response:
         """One name with all its versions, whole or not."""
-        return json_response(await on_store(lambda: catalogue.model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.get("/models/{name}/diff", openapi_extra=query_parameters(DiffQuery))
     async def diff(name: str, request: Request) -> Response:
         """Two versions side by side: figures, sizes, data, notes."""
         pair = read_query(request, DiffQuery)
-        return json_response(
-            {"data": await on_store(lambda: catalogue.difference(store, name, pair.first, pair.second))}
-        )
+        return json_response({"data": await on_store(lambda: catalogue.diff(store, name, pair.first, pair.second))})
 
     @routes.get("/verify")
     async def verify() -> Response:
@@ -148,13 +146,13 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reading, COMMAS)
         await on_store(lambda: rollout.activate(store, name, body.version, body.share))
-        return json_response(await on_store(lambda: catalogue.model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.post("/models/{name}/rollback")
     async def roll_back(name: str) -> Response:
         """End the canary, or else have the previous version serve again."""
         await on_store(lambda: rollout.rollback(store, name))
-        return json_response(await on_store(lambda: catalogue.model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.post("/models/{name}/retire", openapi_extra=request_body(Retirement, {"version": 1}))
     async def retire(name: str, request: Request) -> Response:
@@ -162,7 +160,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reading, COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
-        return json_response(await on_store(lambda: catalogue.model(store, name)))
+        return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
 
 def _carry(routes: APIRouter, settings: Settings) -> None:
@@ -176,16 +174,20 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
         try:
             with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
                 await spooled_body(request, body, most, settings.body_seconds)
-                card: Card = await on_store(lambda: archive.bring_in(store, body, most, renumber), otherwise=BadValue)
+                card: Card = await on_store(
+                    lambda: archive.import_archive(store, body, most, renumber), otherwise=BadValue
+                )
         except OSError as error:
             raise _not_written(error) from None
-        return json_response(await on_store(lambda: catalogue.model(store, card.name)) | {"imported": card.version})
+        return json_response(
+            await on_store(lambda: catalogue.describe_model(store, card.name)) | {"imported": card.version}
+        )
 
     @routes.get("/models/{name}/export", openapi_extra=query_parameters(VersionQuery))
     async def export(name: str, request: Request) -> Response:
         """A version as one archive."""
         version = read_query(request, VersionQuery).version
-        pieces = await on_store(lambda: archive.export(store, name, version))
+        pieces = await on_store(lambda: archive.export_version(store, name, version))
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
         return StreamingResponse(pieces, headers=headers, media_type="application/zip")
 
@@ -194,9 +196,9 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
     """Do what works on the store, on a thread. Its failures become those that a caller can see."""
     try:
         return await asyncio.to_thread(work)
-    except Missing as error:
+    except VersionNotFound as error:
         raise NotFound(str(error), "name") from None
-    except Refused as error:
+    except RolloutRefused as error:
         raise Conflict(str(error)) from None
     except StoreError as error:
         raise otherwise(str(error)) from None

@@ -36,7 +36,7 @@ from app.api.request import (
 )
 from app.api.responses import ClassifyResponse, success_response, with_model
 from app.engine.executor import INLINE_SIZE
-from app.errors import BadValue, NotAnImage, TooLarge, shown
+from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier, is_simple_image, overlay_heat_map
@@ -140,9 +140,11 @@ async def _files(
         files: list[ImageFile] = []
         for field, value in form.multi_items():
             if field != "file":
-                raise BadValue(f"there is no form field {shown(field)}; the images go into 'file'", field)
+                raise BadValue(f"there is no form field {quote_value(field)}; the images go into 'file'", field)
             if not isinstance(value, UploadFile):
-                raise BadValue(f"file is the text {shown(value)}; send the image as a file, with a filename", "file")
+                raise BadValue(
+                    f"file is the text {quote_value(value)}; send the image as a file, with a filename", "file"
+                )
             param = f"file.{len(files)}" if len(form.multi_items()) > 1 else "file"
             files.append(ImageFile(value.filename, await value.read(), param))
     finally:
@@ -190,7 +192,7 @@ def _decoded(text: str, param: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise NotAnImage(f"{param} is {shown(text)}; it should be an image file in base64", param) from error
+        raise NotAnImage(f"{param} is {quote_value(text)}; it should be an image file in base64", param) from error
 
 
 def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from app.api.request import (
     with_limits,
 )
 from app.api.responses import ForecastResponse, success_response, with_model
-from app.errors import BadValue, shown
+from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -118,7 +118,7 @@ def parse_series(
     if (count := sum(map(len, series))) > settings.max_series_values:
         raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
     if len(set(body.levels)) < len(body.levels):
-        raise BadValue(f"levels is {shown(body.levels)}; each may come once", "levels")
+        raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
     parse, season = live.predictor.parse, body.seasonality
     names = [series_at.format(i) if many else "values" for i in range(len(series))]
     return [parse(values, body.horizon, name, season) for name, values in zip(names, series, strict=True)]

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.api.request import json_response
 from app.api.responses import ERROR_RESPONSES
 from app.api.routes.page import cached_response
-from app.errors import NotFound, shown
+from app.errors import NotFound, quote_value
 from app.serving.registry import Registry
 
 PictureName = Annotated[str, Path(examples=["curves.png"])]
@@ -42,7 +42,7 @@ def router(registry: Registry) -> APIRouter:
         there = registry.pictures(card) if card else {}
         if card is None or file not in there:  # the caller's name is looked up and never part of a path
             known = ", ".join(there) or "none"
-            raise NotFound(f"{found}@{number} has no picture {shown(file)}; there are: {known}", "file")
+            raise NotFound(f"{found}@{number} has no picture {quote_value(file)}; there are: {known}", "file")
         content = await asyncio.to_thread(there[file].read_bytes)
         return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.errors import NotFound, shown
+from app.errors import NotFound, quote_value
 
 FOLDER = Path(__file__).parents[2] / "web"
 TYPES = {
@@ -58,7 +58,7 @@ def router() -> APIRouter:
     async def part(request: Request, file: str) -> Response:
         """A script, style or picture of the page."""
         if file not in files:  # the caller's name is looked up and never part of a path
-            raise NotFound(f"the page has no part {shown(file)}")
+            raise NotFound(f"the page has no part {quote_value(file)}")
         return answer(request, file)
 
     return routes
