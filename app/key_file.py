@@ -1,6 +1,6 @@
 """Who may use the service: a file with a line for each key, read again when it changes. No key itself is stored.
 
-    # name   sha256 of the key      limits, where they differ from QUARTET_KEY_LIMIT
+    # name   sha256 of the key      limits, where they differ from QUARTET_RATE_LIMIT
     alice    9f86d081884c7d65...    600/minute
     alice    60303ae22b998861...    600/minute;20/second
     batch    fd61a03af4f77d87...

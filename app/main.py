@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
-    metrics, log = Metrics(create_tracer(settings.traces)), AccessLog(settings.log)
+    metrics, log = Metrics(create_tracer(settings.otlp_endpoint)), AccessLog(settings.log_format)
     registry, counted = Registry(settings, metrics), shared or limit_storage(settings)
 
     @asynccontextmanager
@@ -159,7 +159,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
 def main() -> None:
     settings = Settings()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if settings.log == "json":
+    if settings.log_format == "json":
         logging.getLogger().handlers[0].setFormatter(JsonFormatter())
     workers, threads = plan_workers(settings)
     raise_file_limit()
@@ -178,7 +178,7 @@ def main() -> None:
 
     if hears:
         signal.signal(signal.SIGHUP, hang_up)
-    server.watchdog = Watchdog(settings.hang_seconds)
+    server.watchdog = Watchdog(settings.liveness_timeout_seconds)
     run_server(server)
 
 
@@ -208,7 +208,10 @@ def run_supervisor(settings: Settings, workers: int, threads: int) -> int:
     except OSError as error:
         raise SettingsError(f"QUARTET_WORKERS is {workers}: they need a folder for their figures: {error}") from None
     with figures as forget:
-        parent, seconds = os.getpid(), 2 * settings.stop_seconds + 5  # for what runs, for the engines, and to spare
+        parent, seconds = (
+            os.getpid(),
+            2 * settings.shutdown_grace_seconds + 5,
+        )  # for what runs, for the engines, and to spare
 
         def work(channel: socket.socket) -> None:
             exit_if_orphaned(parent, seconds)
@@ -218,9 +221,9 @@ def run_supervisor(settings: Settings, workers: int, threads: int) -> int:
             listener,
             work=work,
             count=workers,
-            silent_seconds=settings.silent_seconds,
-            hang_seconds=settings.hang_seconds,
-            stop_seconds=seconds,
+            unready_after_seconds=settings.unready_after_seconds,
+            liveness_timeout_seconds=settings.liveness_timeout_seconds,
+            shutdown_grace_seconds=seconds,
             ready=lambda: announce(listener, settings),
             died=forget,
         ).run()

@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     store: Path = Field(Path("models_store"), description="folder of the trained networks")
-    store_seconds: float = Field(
+    store_poll_seconds: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="seconds between two looks at the store; 0: only at the start"
     )
     model_bytes: int = Field(
@@ -42,13 +42,13 @@ class Settings(BaseSettings):
         description="processes that serve; 0: one for each core, as memory allows, up to 16; 1 on a GPU",
     )
     threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: cores divided by workers")
-    views: bool = Field(False, description="look at each image several times, where the network can: surer and slower")
+    tta: bool = Field(False, description="look at each image several times, where the network can: surer and slower")
     parse_threads: Count = Field(2, description="images that are decoded at a time")
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
     )
-    log: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
-    traces: str = Field(
+    log_format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
+    otlp_endpoint: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
         description="address of an OTLP collector for traces, such as `http://localhost:4318`; empty: none",
@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     max_import_bytes: Count = Field(2 * 2**30, description="bytes of an archive that is imported, packed and unpacked")
 
     keys_file: Path | None = Field(None, description="file of API keys (`python -m app.keys`); none: open to all")
-    key_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")
-    key_counts: str = Field(
+    rate_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")
+    rate_limit_storage: str = Field(
         "memory", pattern="^(memory|rediss?://.+)$", description="where they are counted: `memory`, or a `redis://` URL"
     )
     cors_origins: str = Field(
@@ -94,21 +94,21 @@ class Settings(BaseSettings):
     queue_rows: Count = Field(
         2048, description="rows that may wait for one model, shared by the workers; past that, 429"
     )
-    text_rows: Count = Field(128, description="texts that are continued together, in one worker")
-    at_once_seconds: float = Field(
+    max_running_texts: Count = Field(128, description="texts that are continued together, in one worker")
+    inline_seconds: float = Field(
         0.004,
         ge=0,
         le=0.05,
         description="a batch that should take no longer is computed on the event loop itself; 0: none; texts, while "
         "others are refused, three times as long",
     )
-    silent_seconds: Seconds = Field(
+    unready_after_seconds: Seconds = Field(
         5, description="seconds without an answer of an engine after which readiness is off"
     )
-    hang_seconds: float = Field(  # what it is told by comes ten times a second
+    liveness_timeout_seconds: float = Field(  # what it is told by comes ten times a second
         30, ge=0.3, allow_inf_nan=False, description="seconds without an answer after which an engine counts as hung"
     )
-    stop_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
+    shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
 
     def __init__(self, **values: Any) -> None:
         known = {PREFIX + name.upper() for name in type(self).model_fields}

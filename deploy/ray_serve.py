@@ -105,7 +105,7 @@ class Replica:
     async def check_health(self) -> None:
         """Raises, so that Ray starts another one, when the engine has hung as ``/health/live`` has it."""
         silent = self.registry.lane.unanswered()
-        if silent > 2 * self.registry.settings.hang_seconds:
+        if silent > 2 * self.registry.settings.liveness_timeout_seconds:
             raise RuntimeError(f"the engine has not answered for {silent:.0f} s")
 
     async def __del__(self) -> None:
@@ -201,9 +201,9 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
             "downscale_delay_s": group.downscale_seconds,
         },
         health_check_period_s=5,
-        health_check_timeout_s=settings.hang_seconds,
+        health_check_timeout_s=settings.liveness_timeout_seconds,
         graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.request_seconds + settings.stop_seconds,
+        graceful_shutdown_timeout_s=settings.request_seconds + settings.shutdown_grace_seconds,
     )
     return deployment.bind(threads | shared | own)
 

@@ -26,7 +26,7 @@ from app.tasks.text_generation import Continuation, TextGenerator
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "tests" / "images"
-TEST: dict[str, Any] = {"port": 0, "threads": 1, "stop_seconds": 1}
+TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1}
 VOCABULARY = [*"\n abcdefghij", store.UNKNOWN_CHARACTER]
 
 TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -163,7 +163,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes five milliseconds: a text of 4,000 characters does not end while a test waits for it.
 
-    Of a service that is started from now on, with ``at_once_seconds=0``.
+    Of a service that is started from now on, with ``inline_seconds=0``.
     """
     step = TextGenerator.step
 

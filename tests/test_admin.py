@@ -25,7 +25,7 @@ def admin(serve: Serve, tiny_store: Path) -> Iterator[httpx.Client]:
     """A service with a key and three versions of a name, and a client that has the key."""
     publish_tiny(tiny_store, "tiny-gan")
     publish_tiny(tiny_store, "tiny-gan")
-    with serve(store_seconds=0.02, admin_key=KEY) as client:
+    with serve(store_poll_seconds=0.02, admin_key=KEY) as client:
         client.headers.update(ADMIN)
         yield client
 

@@ -47,7 +47,7 @@ def live(serve: Serve) -> dict[str, set[str]]:
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()
         for sample in family.samples
-        if sample.name in ("quartet_refusals_total", "quartet_failures_total", "quartet_limited_total")
+        if sample.name in ("quartet_rejected_requests_total", "quartet_failures_total", "quartet_rate_limited_total")
     ]
     names: dict[str, set[str]] = {"up": {"job", "instance"}}
     for name, *labels in (one for one in seen if not str(one[0]).endswith("_created")):
@@ -196,7 +196,7 @@ def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
             assert not security["allowPrivilegeEscalation"]
             assert security["capabilities"] == {"drop": ["ALL"]}
     pod = documents("deployment.yaml")[0]["spec"]["template"]["spec"]
-    grace = 2 * Settings().stop_seconds + 5
+    grace = 2 * Settings().shutdown_grace_seconds + 5
     sleep = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] >= sleep + grace
     assert documents("kserve.yaml")[1]["spec"]["predictor"]["timeout"] >= grace

@@ -212,7 +212,7 @@ def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
 
 def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: Held) -> None:
     heavy, light = key_file.add(tmp_path / "keys", "heavy"), key_file.add(tmp_path / "keys", "light")
-    with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, at_once_seconds=0) as client:
+    with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, inline_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"
 
         def ask(key: str) -> httpx.Response:

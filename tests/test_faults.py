@@ -193,8 +193,8 @@ def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.Monk
 
 
 def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: Held) -> None:
-    assert Settings().silent_seconds <= 5  # the truth within five seconds, by default
-    with serve(silent_seconds=0.2, at_once_seconds=0) as client, ThreadPoolExecutor(12) as callers:
+    assert Settings().unready_after_seconds <= 5  # the truth within five seconds, by default
+    with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as callers:
         held.armed.set()
 
         def ask(model: str) -> httpx.Response:

@@ -221,15 +221,17 @@ def test_wrong_settings_of_keys_are_refused_by_name(tmp_path: Path, file: Path, 
     (tmp_path / "store").mkdir()
     for settings, sentence in (
         ({"keys_file": tmp_path / "none"}, "QUARTET_KEYS_FILE is .*: it cannot be read: No such file"),
-        ({"keys_file": file, "key_limit": "often"}, "QUARTET_KEY_LIMIT is 'often'"),
+        ({"keys_file": file, "rate_limit": "often"}, "QUARTET_RATE_LIMIT is 'often'"),
     ):
         with pytest.raises(SettingsError, match=sentence):
             create_app(Settings(store=tmp_path / "store", threads=1, **settings))
-    with pytest.raises(SettingsError, match="QUARTET_KEY_COUNTS is 'disk'"):
-        Settings(key_counts="disk")
+    with pytest.raises(SettingsError, match="QUARTET_RATE_LIMIT_STORAGE is 'disk'"):
+        Settings(rate_limit_storage="disk")
     address = "redis://user:s3cr/3t@127.0.0.1:port"
-    with pytest.raises(SettingsError, match=r"QUARTET_KEY_COUNTS is 'redis://\*\*\*@127.0.0.1:port'") as refusal:
-        create_app(Settings(store=tmp_path / "store", threads=1, keys_file=file, key_counts=address))
+    with pytest.raises(
+        SettingsError, match=r"QUARTET_RATE_LIMIT_STORAGE is 'redis://\*\*\*@127.0.0.1:port'"
+    ) as refusal:
+        create_app(Settings(store=tmp_path / "store", threads=1, keys_file=file, rate_limit_storage=address))
     assert "s3cr" not in str(refusal.value)
 
 
@@ -240,7 +242,7 @@ def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(
         key_file.add(file, "c"),
     )
     again, other = key_file.add(file, "alice", "3/hour"), key_file.add(file, "other")
-    with serve(keys_file=file, key_limit="4/hour") as client:
+    with serve(keys_file=file, rate_limit="4/hour") as client:
 
         def statuses(key: str, times: int) -> list[int]:
             return [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(times)]
@@ -257,7 +259,7 @@ def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(
         assert client.get("/health/live", headers=bearer(alice)).status_code == 200
         client.headers.update(bearer(other))
         samples = figures(client)
-    assert samples["quartet_limited_total", ("key", "alice")] == 5
+    assert samples["quartet_rate_limited_total", ("key", "alice")] == 5
 
 
 @pytest.fixture
@@ -336,7 +338,10 @@ def redis(tmp_path: Path) -> Iterator[str]:
 def test_services_that_share_a_redis_count_together(serve: Serve, file: Path, redis: str) -> None:
     """As replicas and pods do."""
     key = key_file.add(file, "alice", "3/hour")
-    with serve(keys_file=file, key_counts=redis) as one, serve(keys_file=file, key_counts=redis) as other:
+    with (
+        serve(keys_file=file, rate_limit_storage=redis) as one,
+        serve(keys_file=file, rate_limit_storage=redis) as other,
+    ):
         statuses = [each.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for each in (one, other) * 3]
     assert statuses == [200, 200, 200, 429, 429, 429]
 
@@ -346,7 +351,7 @@ def test_nobody_is_held_up_when_counts_cannot_be_had(
 ) -> None:
     pytest.importorskip("redis")
     key = key_file.add(file, "alice", "1/hour")
-    with serve(keys_file=file, key_counts="redis://127.0.0.1:9") as client:
+    with serve(keys_file=file, rate_limit_storage="redis://127.0.0.1:9") as client:
         assert [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(3)] == [200] * 3
     assert caplog.text.count("limits are not counted") == 1
 
@@ -398,7 +403,7 @@ def test_what_callers_send_is_in_no_log(
 
     monkeypatch.setattr(ImageClassifier, "predict", predict)
     monkeypatch.setattr(TextGenerator, "step", step)
-    with serve(log=log, admin_key=admin_key) as client:
+    with serve(log_format=log, admin_key=admin_key) as client:
         for expected in (200, 500):
             answers = [
                 client.post("/v1/text/continue", json={"prompt": secret, "max_characters": 2, "stop": secret}),

@@ -39,7 +39,7 @@ def described(client: httpx.Client, name: str = NAME) -> dict[str, object]:
 def test_a_canary_has_its_share_and_a_second_try_the_same_version(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, NAME)
     rollout.activate(tiny_store, NAME, 1)
-    with serve(store_seconds=SOON) as client:
+    with serve(store_poll_seconds=SOON) as client:
         assert {ask(client, request_id=f"r{i}") for i in range(20)} == {1}
         rollout.activate(tiny_store, NAME, 2, share=25)
         until(lambda: described(client)["canary"] == {"version": 2, "share": 25.0})
@@ -127,7 +127,7 @@ def test_a_half_copied_version_is_served_once_it_is_whole(serve: Serve, tiny_sto
     publish_tiny(tmp_path / "elsewhere", NAME)
     whole = publish_tiny(tmp_path / "elsewhere", NAME).folder
     weights, copy = (whole / store.WEIGHTS).read_bytes(), tiny_store / NAME / "2"
-    with serve(store_seconds=SOON) as client:
+    with serve(store_poll_seconds=SOON) as client:
         copy.mkdir()
         until(lambda: "card.json cannot be read" in client.get("/health/ready").text)
         (copy / store.CARD).write_bytes((whole / store.CARD).read_bytes())
@@ -149,7 +149,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_says_why(
     rollout.activate(tiny_store, "tiny-cnn", 1)
     rewrite_card(tiny_store / "tiny-cnn" / "2", labels=["one"])
     rollout.activate(tiny_store, "tiny-cnn", 2)  # its weights fit: only the service finds out
-    with serve(store_seconds=SOON) as client:
+    with serve(store_poll_seconds=SOON) as client:
         folder.rename(tiny_store / NAME / "2")
         until(lambda: described(client)["broken"] != [])
         (entry,) = described(client)["broken"]  # type: ignore[misc]
@@ -173,7 +173,7 @@ def test_a_version_that_found_no_memory_is_tried_again(
 
     monkeypatch.setattr("app.serving.loader.RETRY_SECONDS", SOON)
     monkeypatch.setattr(ImageSampler, "warm_up", scarce)
-    with serve(store_seconds=SOON) as client:
+    with serve(store_poll_seconds=SOON) as client:
         publish_tiny(tiny_store, NAME)
         until(lambda: ask(client) == 2)
         assert tried.count(2) == 2
@@ -184,7 +184,7 @@ def test_a_choice_that_cannot_be_read_changes_nothing_while_serving(serve: Serve
     publish_tiny(tiny_store, NAME)
     rollout.activate(tiny_store, NAME, 1)
     file = tiny_store / NAME / rollout.FILE
-    with serve(store_seconds=SOON) as client:
+    with serve(store_poll_seconds=SOON) as client:
         file.write_text("{")
         until(lambda: "tiny-gan/active.json" in client.get("/health/ready").text)
         assert ask(client) == 1
@@ -196,7 +196,7 @@ def test_a_choice_that_cannot_be_read_changes_nothing_while_serving(serve: Serve
 def test_a_retired_version_finishes_what_it_was_asked(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, "tiny-rnn")
     body = {"prompt": "a", "max_characters": 1500, "n": 16, "stream": True, "model": "tiny-rnn@1"}
-    with serve(store_seconds=SOON) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
+    with serve(store_poll_seconds=SOON) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
         pieces = answer.iter_bytes()
         begun = next(pieces)
         rollout.retire(tiny_store, "tiny-rnn", 1)

@@ -264,7 +264,7 @@ def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -
 def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000}
     url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "1"}
-    with serve(at_once_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
+    with serve(inline_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
         assert answer.status_code == 200
         lines = [line for line in answer.iter_lines() if line]
     last = json.loads(lines[-1].removeprefix("data: "))
@@ -373,7 +373,7 @@ def test_a_timeout_may_be_longer_than_any_number_of_seconds(tiny: httpx.Client) 
 @pytest.mark.usefixtures("slow")
 def test_a_timeout_holds_for_texts_too(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000, "parameters": {"timeout": 300_000}}
-    with serve(at_once_seconds=0) as client:
+    with serve(inline_seconds=0) as client:
         assert client.post("/v2/models/tiny-rnn/generate", json=body).status_code == 504
         *_, last = client.post("/v2/models/tiny-rnn/generate_stream", json=body).text.split("data: ")
     assert "deadline" in json.loads(last)["error"]
@@ -500,7 +500,7 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
         return predict(self, items)
 
     monkeypatch.setattr(WindowForecaster, "predict", held)  # before the engine takes it
-    with serve(at_once_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
+    with serve(inline_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
         body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
         asked = [pool.submit(infer, service, "tiny-lstm", body)]
         assert entered.wait(30)

@@ -120,7 +120,7 @@ def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
     ("path", "body", "status", "sentence"),
     [
         ("tiny-gan/unload", {}, 409, "tiny-gan is the default for the task 'sample'; it stays until defaults.json"),
-        ("tiny-cgan@1/unload", {}, 400, "a model is unloaded with all its versions, and `retire` is for one of them"),
+        ("tiny-cgan@1/unload", {}, 400, "all versions of a model are unloaded together, `retire` is for one"),
         ("nothing/unload", {}, 404, "there is no model 'nothing' in the store; there are: tiny-cgan, "),
         ("nothing/load", {}, 404, "there is no model 'nothing' in the store"),
         ("tiny-cgan@7/load", {}, 404, "model 'tiny-cgan@7' is not served here; there are: tiny-cgan@1, tiny-cgan@2"),
@@ -163,16 +163,16 @@ def test_without_the_admin_key_nothing_is_changed(serve: Serve, two: Path, tmp_p
 
 
 def test_a_service_that_does_not_follow_its_store_says_so(serve: Serve, two: Path) -> None:
-    with serve(admin_key=KEY, store_seconds=0) as client:
+    with serve(admin_key=KEY, store_poll_seconds=0) as client:
         refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN)
-        assert (refused.status_code, refused.json()["error"][:26]) == (409, "QUARTET_STORE_SECONDS is 0")
+        assert (refused.status_code, refused.json()["error"][:26]) == (409, "QUARTET_STORE_POLL_SECONDS is 0")
     assert not rollout.read(two, NAME).unloaded
 
 
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_every_process_says_the_same_at_once(two: Path) -> None:
     path = f"/v2/models/{NAME}"
-    with serving(two, store_seconds=60, admin_key=KEY) as several:  # none would look by itself
+    with serving(two, store_poll_seconds=60, admin_key=KEY) as several:  # none would look by itself
         callers = [httpx.Client(base_url=several.url, timeout=60) for _ in range(4)]  # dealt out to both workers
         for _ in range(2):
             for change, ready in (("unload", 404), ("load", 200)):

@@ -90,7 +90,7 @@ def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, held: Held) -> None:
-    with serve(hang_seconds=0.3, at_once_seconds=0) as client, ThreadPoolExecutor(1) as caller:
+    with serve(liveness_timeout_seconds=0.3, inline_seconds=0) as client, ThreadPoolExecutor(1) as caller:
         held.armed.set()
         answer = caller.submit(httpx.post, f"{client.base_url}/v1/images/sample", json={}, timeout=60)
         assert held.entered.wait(30)
@@ -121,7 +121,7 @@ def test_a_caller_who_hangs_up_frees_what_it_held(serve: Serve) -> None:
 
 
 def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: Held) -> None:
-    with serve(queue_rows=8, at_once_seconds=0) as client, ThreadPoolExecutor(9) as callers:
+    with serve(queue_rows=8, inline_seconds=0) as client, ThreadPoolExecutor(9) as callers:
         held.armed.set()
 
         def ask() -> Future[httpx.Response]:
@@ -137,7 +137,9 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: 
             assert int(answer.headers["retry-after"]) >= 1
             assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
         assert (
-            figures(client)["quartet_refusals_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")]
+            figures(client)[
+                "quartet_rejected_requests_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")
+            ]
             == 6
         )
         held.release.set()
@@ -145,7 +147,7 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: 
 
 
 def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve, held: Held) -> None:
-    with serve(at_once_seconds=0) as client, ThreadPoolExecutor(1) as caller:
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as caller:
         held.armed.set()
 
         def ask(seconds: str) -> httpx.Response:
@@ -173,7 +175,7 @@ def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_ro
         return caller
 
     of = ("model", "tiny-gan"), ("version", "1")
-    with serve(at_once_seconds=0) as client, ThreadPoolExecutor(1) as other:
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as other:
         before = client.post("/v1/images/sample", json={"count": 3, "seed": 1}).json()
         held.armed.set()
         runs = asks(client)
@@ -312,7 +314,7 @@ def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:
         ("QUARTET_PORT", "http", "QUARTET_PORT is 'http': input should be a valid integer"),
         ("QUARTET_PORT", "70000", "QUARTET_PORT is '70000': input should be less than or equal to 65535"),
         ("QUARTET_MAX_IMAGES", "0", "QUARTET_MAX_IMAGES is '0': input should be greater than or equal to 1"),
-        ("QUARTET_HANG_SECONDS", "nan", "QUARTET_HANG_SECONDS is 'nan'"),
+        ("QUARTET_LIVENESS_TIMEOUT_SECONDS", "nan", "QUARTET_LIVENESS_TIMEOUT_SECONDS is 'nan'"),
         ("QUARTET_DEVICE", "tpu", "QUARTET_DEVICE is 'tpu'"),
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
     ],
@@ -429,7 +431,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
     body = {"prompt": "abc", "max_characters": 50, "seed": 1}
-    with serve(store_seconds=0.02) as client:
+    with serve(store_poll_seconds=0.02) as client:
         first = client.post("/v1/text/continue", json=body).json()
         seen, stop = [first], threading.Event()
 
@@ -463,7 +465,7 @@ def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp
 
 def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) -> None:
     file = tiny_store / "defaults.json"
-    with serve(store_seconds=0.02) as client:
+    with serve(store_poll_seconds=0.02) as client:
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
         file.write_text('{"classify": "tiny-cnn"}')
         until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)

@@ -70,7 +70,7 @@ def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
 
 
 def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
-    with serving(tiny_store, hang_seconds=0.3, stop_seconds=10) as service:
+    with serving(tiny_store, liveness_timeout_seconds=0.3, shutdown_grace_seconds=10) as service:
         caller = stream(service, 4000)
         service.process.send_signal(signal.SIGTERM)
         with caller, caller.makefile("rb") as answer:
@@ -101,7 +101,7 @@ def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> Non
 
 
 def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: Path) -> None:
-    with serving(tiny_store, before=HANGS, own_group=True, stop_seconds=0.1, at_once_seconds=0.05) as service:
+    with serving(tiny_store, before=HANGS, own_group=True, shutdown_grace_seconds=0.1, inline_seconds=0.05) as service:
         workers, caller = service.workers, service.connect()
         caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
         service.process.kill()
@@ -112,7 +112,7 @@ def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
-    with serving(tiny_store, workers=workers, stop_seconds=60) as service:
+    with serving(tiny_store, workers=workers, shutdown_grace_seconds=60) as service:
         processes, caller = service.workers, service.connect()
         caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
         service.process.send_signal(signal.SIGTERM)
@@ -146,7 +146,7 @@ def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) ->
             return False
         return True
 
-    with begin(tiny_store, workers=workers, stop_seconds=60) as process:
+    with begin(tiny_store, workers=workers, shutdown_grace_seconds=60) as process:
         try:
             until(loads)
             until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
@@ -202,7 +202,7 @@ def _until_unready(store: Path, workers: int) -> float:
         except OSError:
             return False
 
-    with serving(store, workers=workers, stop_seconds=20) as service:
+    with serving(store, workers=workers, shutdown_grace_seconds=20) as service:
         kept = [service.connect() for _ in range(4)]
         assert all(map(ready, kept))
         caller = stream(service, 4000)  # so that it does not just end
@@ -220,7 +220,7 @@ def _until_unready(store: Path, workers: int) -> float:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, workers: int) -> None:
-    with serving(tiny_store, before=HANGS, workers=workers, stop_seconds=1, at_once_seconds=0) as service:
+    with serving(tiny_store, before=HANGS, workers=workers, shutdown_grace_seconds=1, inline_seconds=0) as service:
         processes = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
@@ -234,7 +234,7 @@ def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, worke
 
 
 def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> None:
-    with serving(tiny_store, stop_seconds=1) as service, socket.socket() as caller:
+    with serving(tiny_store, shutdown_grace_seconds=1) as service, socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         url, body = httpx.URL(service.url), b'{"prompt": "a", "max_characters": 4000, "n": 16, "stream": true}'
         caller.connect((url.host, url.port or 0))

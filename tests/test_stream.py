@@ -98,7 +98,7 @@ def test_what_nobody_foresaw_is_an_event_too(serve: Serve, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("slow")
 def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
-    with serve(at_once_seconds=0) as client:
+    with serve(inline_seconds=0) as client:
         *before, last = events(client, LONG, **{"x-request-timeout": "1"})
         assert before
         assert last["error"]["code"] == "deadline_exceeded"
@@ -126,7 +126,7 @@ def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
 def test_a_stop_on_the_way_is_an_event(serve: Serve) -> None:
     came = threading.Event()
     lines: list[str] = []
-    with serve(at_once_seconds=0) as client:
+    with serve(inline_seconds=0) as client:
 
         def follow() -> None:
             url = f"{client.base_url}{PATH}"

@@ -57,7 +57,7 @@ def test_versions_change_under_load_without_a_failed_or_mixed_up_answer(
 ) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, NAME)
-    with serving(tiny_store, store_seconds=0.5) as service:
+    with serving(tiny_store, store_poll_seconds=0.5) as service:
         url = f"{service.url}/v1/text/continue"
         known = [httpx.post(url, json={**BODY, "model": f"{NAME}@{number}"}, timeout=60).json() for number in (1, 2, 3)]
         expected = {str(one["version"]): one["results"][0]["text"] for one in known}
@@ -178,7 +178,7 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
             publish_tiny(disk, "tiny-cnn")
         status, _, error = run(capsys, disk, "activate", "tiny-gan", "1")
         assert (status, error) == (1, "error: the store cannot be written: No space left on device\n")
-        with serve(store=disk, admin_key="k" * 32, store_seconds=0.02) as client:
+        with serve(store=disk, admin_key="k" * 32, store_poll_seconds=0.02) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             told = client.post("/v1/admin/import?renumber=true", content=packed.read_bytes())
             assert (told.status_code, told.json()["error"]["code"]) == (507, "store_not_writable")

@@ -47,14 +47,14 @@ def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 40, "n": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
         seen = figures(client)
-    assert seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 4
-    assert seen["quartet_text_gap_seconds_count", *of("tiny-rnn")] == 3  # one character has no gap
+    assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 4
+    assert seen["quartet_inter_token_seconds_count", *of("tiny-rnn")] == 3  # one character has no gap
     answered = ("method", "POST"), ("route", CONTINUE), ("status", "200")
-    assert 0 < seen["quartet_text_gap_seconds_sum", *of("tiny-rnn")] < seen["quartet_request_seconds_sum", *answered]
+    assert 0 < seen["quartet_inter_token_seconds_sum", *of("tiny-rnn")] < seen["quartet_request_seconds_sum", *answered]
 
 
 def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tiny_store: Path) -> None:
-    with serve(store_seconds=0.02) as client:
+    with serve(store_poll_seconds=0.02) as client:
         size = figures(client)["quartet_loaded_bytes", *of("tiny-gan")]
         assert size == SIZE
         newer = publish_tiny(tiny_store, "tiny-gan").folder
@@ -66,7 +66,7 @@ def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tin
 
 
 def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, held: Held) -> None:
-    with serve(at_once_seconds=0) as client, ThreadPoolExecutor(3) as callers:
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as callers:
         held.armed.set()
 
         def ask() -> Future[httpx.Response]:
@@ -87,7 +87,7 @@ def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, he
 
 @pytest.mark.usefixtures("slow")
 def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
-    with serve(at_once_seconds=0) as client:
+    with serve(inline_seconds=0) as client:
         client.post(SAMPLE, json={"count": 0})
         client.post(SAMPLE, json={"model": "none"})
         client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "1"})
@@ -141,7 +141,7 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
 ) -> None:
     metrics = Metrics()
     monkeypatch.setattr("app.main.Metrics", lambda tracer: metrics)
-    with serve(store_seconds=0.02) as client:
+    with serve(store_poll_seconds=0.02) as client:
         client.post(SAMPLE, json={"count": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
         *gone, _ = (
@@ -150,7 +150,7 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
         until(lambda: not [key for key in figures(client) if key[1:3] in gone])
         seen = figures(client)
         assert seen["quartet_batch_rows_sum", *of("tiny-gan")] >= 3
-        assert seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 1
+        assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 1
         held = {
             tuple(sorted(sample.labels.items())) for family in metrics.registry.collect() for sample in family.samples
         }
@@ -158,7 +158,10 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
 
 
 def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> None:
-    with serving(tiny_store, store_seconds=0.02) as service, httpx.Client(base_url=service.url, timeout=60) as client:
+    with (
+        serving(tiny_store, store_poll_seconds=0.02) as service,
+        httpx.Client(base_url=service.url, timeout=60) as client,
+    ):
         for _ in range(6):
             assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
         asked = "quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "200")
@@ -171,7 +174,7 @@ def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> N
         versions = come_and_go(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
         until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
         seen = figures(client)
-        assert seen[asked] == seen["quartet_text_first_seconds_count", *of("tiny-rnn")] == 6
+        assert seen[asked] == seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 6
         assert seen["quartet_workers",] == 2
         assert seen["quartet_loaded_bytes", *of("tiny-gan")] == 2 * SIZE
         assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
@@ -188,7 +191,7 @@ def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
 
 
 def test_the_log_is_json_where_that_is_wanted(serve: Serve, lines: Any) -> None:
-    with serve(log="json") as client:
+    with serve(log_format="json") as client:
         client.post(f"{CLASSIFY}?model=tiny-cnn", files=[("file", ("x.png", image_bytes()))] * 3)
         client.post(CONTINUE, json={"prompt": "a", "max_characters": 5, "n": 2}, headers={"x-request-id": "mine"})
         client.post(SAMPLE, json={"count": 0})
@@ -219,8 +222,8 @@ def test_other_lines_are_json_too_with_their_traceback() -> None:
 
 
 def test_a_log_that_is_no_kind_is_refused() -> None:
-    for wrong in ({"log": "xml"}, {"traces": "localhost:4318"}):
-        with pytest.raises(SettingsError, match=r"QUARTET_(LOG|TRACES) is"):
+    for wrong in ({"log_format": "xml"}, {"otlp_endpoint": "localhost:4318"}):
+        with pytest.raises(SettingsError, match=r"QUARTET_(LOG_FORMAT|OTLP_ENDPOINT) is"):
             Settings(**wrong)  # type: ignore[arg-type]
 
 
@@ -266,7 +269,7 @@ def attributes(span: Span) -> dict[str, Any]:
 
 
 def test_a_request_its_wait_its_batch_and_its_computing_are_traced(serve: Serve, collector: Collector) -> None:
-    with serve(traces=f"http://127.0.0.1:{collector.server_port}") as client:
+    with serve(otlp_endpoint=f"http://127.0.0.1:{collector.server_port}") as client:
         answer = client.post(SAMPLE, json={"count": 4}, headers={"traceparent": PARENT})
         given = answer.headers["traceparent"].split("-")
         assert given[:2] == PARENT.split("-")[:2]

@@ -79,7 +79,7 @@ def begin(
         "workers": 2,
         "threads": 1,
         "log_level": "warning",
-        "stop_seconds": 20,  # more than what runs takes, on a slow machine too
+        "shutdown_grace_seconds": 20,  # more than what runs takes, on a slow machine too
         **settings,
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
@@ -225,7 +225,7 @@ def test_the_figures_of_workers_that_died_are_kept_in_one_place(tiny_store: Path
 
 
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
-    with serving(tiny_store, hang_seconds=0.5) as service:
+    with serving(tiny_store, liveness_timeout_seconds=0.5) as service:
         before = service.workers
         os.kill(min(before), signal.SIGSTOP)
         until(lambda: min(before) not in service.workers and len(service.workers) == 2)
@@ -244,7 +244,7 @@ ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0
 @pytest.mark.parametrize("at_once", [0, 0.05])
 def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Path, at_once: float) -> None:
     """On a thread, and on the event loop itself."""
-    with serving(tiny_store, before=HANGS, workers=1, hang_seconds=0.5, at_once_seconds=at_once) as service:
+    with serving(tiny_store, before=HANGS, workers=1, liveness_timeout_seconds=0.5, inline_seconds=at_once) as service:
         assert httpx.post(f"{service.url}/v1/images/sample", json={"count": 2}).status_code == 200
         with contextlib.suppress(httpx.HTTPError):
             httpx.post(f"{service.url}/v1/images/sample", json={"count": 7}, timeout=SECONDS)
@@ -253,7 +253,9 @@ def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Pat
 
 def test_a_worker_that_hangs_at_once_is_given_no_connections_until_it_is_replaced(tiny_store: Path) -> None:
     """Its event loop computes small batches itself: it can tell nobody anything, and its own callers are hung up on."""
-    with serving(tiny_store, before=HANGS, silent_seconds=0.2, hang_seconds=4, at_once_seconds=0.05) as service:
+    with serving(
+        tiny_store, before=HANGS, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
+    ) as service:
         before = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
@@ -337,7 +339,9 @@ def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Pa
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pause_of_the_whole_service_ends_nothing(tiny_store: Path, workers: int) -> None:
     """As of a container that is frozen: it is longer than a hang may be."""
-    with serving(tiny_store, own_group=True, workers=workers, hang_seconds=0.5, log_level="error") as service:
+    with serving(
+        tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=0.5, log_level="error"
+    ) as service:
         before = service.workers
         os.killpg(service.process.pid, signal.SIGSTOP)
         time.sleep(2.5)

@@ -96,14 +96,16 @@ class Metrics:
         self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", *VERSION)
         self.compute_seconds = histogram("compute_seconds", "One forward of a batch", *VERSION)
         self.batch_rows = histogram("batch_rows", "Rows in one forward", *VERSION, buckets=ROWS)
-        self.first_seconds = histogram("text_first_seconds", "From queueing to a text's first character", *VERSION)
-        self.gap_seconds = histogram(
-            "text_gap_seconds", "Between two characters of a text, mean of each text", *VERSION, buckets=GAPS
+        self.first_token_seconds = histogram(
+            "time_to_first_token_seconds", "From queueing to a text's first character", *VERSION
+        )
+        self.inter_token_seconds = histogram(
+            "inter_token_seconds", "Between two characters of a text, mean of each text", *VERSION, buckets=GAPS
         )
         self.queued = gauge("queued_rows", "Rows that wait for a batch", *VERSION)
         self.running = gauge("running_rows", "Rows that are computed", *VERSION)
-        self.refusals = counter("refusals_total", "Requests that a queue did not take", *VERSION, "reason")
-        self.limits = counter("limited_total", "Requests over the limit of their key", "key")
+        self.rejected = counter("rejected_requests_total", "Requests that a queue did not take", *VERSION, "reason")
+        self.rate_limited = counter("rate_limited_total", "Requests over the limit of their key", "key")
         self.failures = counter("failures_total", "Inputs that a network failed on", *VERSION)
         self.loaded = gauge("loaded_bytes", "Bytes of the weights that are loaded, in all workers", *VERSION)
         self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
@@ -136,7 +138,7 @@ class Metrics:
     @log_errors
     def on_rate_limited(self, key: str) -> None:
         """A request was more than its key may send."""
-        self.limits.labels(key).inc()
+        self.rate_limited.labels(key).inc()
 
     @log_errors
     def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
@@ -163,11 +165,20 @@ class Metrics:
             self._begin()
             return
         for model, version in gone:
-            for metric in (self.queue_seconds, self.compute_seconds, self.batch_rows, self.first_seconds,
-                           self.gap_seconds, self.queued, self.running, self.failures, self.loaded):  # fmt: skip
+            for metric in (
+                self.queue_seconds,
+                self.compute_seconds,
+                self.batch_rows,
+                self.first_token_seconds,
+                self.inter_token_seconds,
+                self.queued,
+                self.running,
+                self.failures,
+                self.loaded,
+            ):
                 metric.remove(model, str(version))
             for reason in REFUSALS:
-                self.refusals.remove(model, str(version), reason)
+                self.rejected.remove(model, str(version), reason)
 
     def _without_gone(self, file: Path) -> Path:
         """A copy of a file of figures with those alone that are told."""
@@ -251,17 +262,17 @@ class VersionMetrics:
 
     @log_errors
     def on_first_token(self, member: BatchMember, seconds: float) -> None:
-        self._metrics.first_seconds.labels(*self._labels).observe(seconds)
+        self._metrics.first_token_seconds.labels(*self._labels).observe(seconds)
         if member.trace and not member.trace.time_to_first_token:
             member.trace.time_to_first_token = seconds
 
     @log_errors
     def on_inter_token(self, seconds: float) -> None:
-        self._metrics.gap_seconds.labels(*self._labels).observe(seconds)
+        self._metrics.inter_token_seconds.labels(*self._labels).observe(seconds)
 
     @log_errors
     def on_rejected(self, reason: str) -> None:
-        self._metrics.refusals.labels(*self._labels, reason).inc()
+        self._metrics.rejected.labels(*self._labels, reason).inc()
 
     @log_errors
     def on_failure(self, error: Exception) -> None:

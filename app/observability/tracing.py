@@ -1,6 +1,6 @@
 """OpenTelemetry traces: a span for each request, its wait and its computing, and one for each batch.
 
-No request pays for it, and none of it is imported from here, unless ``QUARTET_TRACES`` names a collector.
+No request pays for it, and none of it is imported from here, unless ``QUARTET_OTLP_ENDPOINT`` names a collector.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def create_tracer(address: str) -> Tracer | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise SettingsError(f"QUARTET_TRACES needs the extra [tracing] ({error.name} is missing)") from None
+        raise SettingsError(f"QUARTET_OTLP_ENDPOINT needs the extra [tracing] ({error.name} is missing)") from None
     resource = Resource.create()  # with what OpenTelemetry's variables say
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "quartet"}))

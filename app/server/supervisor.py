@@ -60,8 +60,8 @@ class WorkerProcess:
 class Supervisor:
     """``work`` runs a worker: it is given its end of a socket, over which connections come, and tells its state.
 
-    A worker that has told nothing for ``silent_seconds`` is given connections only when all others are no better, after
-    ``hang_seconds`` it is replaced. At a stop, workers have ``stop_seconds``.
+    A worker without a heartbeat for ``unready_after_seconds`` gets connections only when no other worker is better.
+    After ``liveness_timeout_seconds`` it is replaced. At a stop, workers have ``shutdown_grace_seconds``.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class Supervisor:
         listener: socket.socket,
         work: Callable[[socket.socket], None],
         count: int,
-        silent_seconds: float,
-        hang_seconds: float,
-        stop_seconds: float,
+        unready_after_seconds: float,
+        liveness_timeout_seconds: float,
+        shutdown_grace_seconds: float,
         ready: Callable[[], None],
         died: Callable[[int], None],
     ) -> None:
         self._listener = listener
         self._work = work
         self._count = count
-        self._silent_seconds = silent_seconds
-        self._hang_seconds = hang_seconds
-        self._stop_seconds = stop_seconds
+        self._silent_seconds = unready_after_seconds
+        self._hang_seconds = liveness_timeout_seconds
+        self._stop_seconds = shutdown_grace_seconds
         self._ready = ready
         self._died = died
         self._workers: list[WorkerProcess] = []

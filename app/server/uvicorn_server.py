@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
             ws="none",
             server_header=False,
             proxy_headers=False,  # nothing looks at the caller's address
-            timeout_graceful_shutdown=math.ceil(settings.stop_seconds),
+            timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
             http=BoundedHttpProtocol,
             **tls_context(settings),
         )
@@ -120,7 +120,7 @@ class ListeningServer(Server):
     watchdog: Watchdog | None = None
 
     async def on_tick(self, counter: int) -> bool:
-        if self.watchdog and self.registry.executor.oldest_job_seconds() < self.settings.hang_seconds:
+        if self.watchdog and self.registry.executor.oldest_job_seconds() < self.settings.liveness_timeout_seconds:
             self.watchdog.heartbeat()
         return await super().on_tick(counter)
 
@@ -177,7 +177,7 @@ class WorkerServer(Server):
         super().__init__(app, settings)
         channel.setblocking(False)
         self._channel = channel
-        self._hang_seconds = settings.hang_seconds
+        self._hang_seconds = settings.liveness_timeout_seconds
         self._left = 0  # connections that have ended since it was told
         self.arriving: set[asyncio.Task[None]] = set()
 

@@ -99,11 +99,11 @@ class Loader:
 
     def _max_batch_rows(self, card: Card) -> int:
         """The rows of the largest batch that a network will see."""
-        return self.settings.text_rows if card.task == "continue" else self.settings.batch_rows
+        return self.settings.max_running_texts if card.task == "continue" else self.settings.batch_rows
 
     def _predictor(self, version: Version) -> Predictor:
         if version.card.task == "classify":
-            return ImageClassifier(version, self.device, self.settings.views)
+            return ImageClassifier(version, self.device, self.settings.tta)
         return PREDICTORS[version.card.task](version, self.device)
 
     def _loaded_model(self, version: Version, predictor: Any) -> LoadedModel:
@@ -112,7 +112,7 @@ class Loader:
         if isinstance(predictor, TextGenerator):
             pace, rows, watch = (
                 predictor.latency,
-                settings.text_rows,
+                settings.max_running_texts,
                 self.observers.for_version(card.name, card.version),
             )
             engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)

@@ -128,7 +128,7 @@ class Registry(StoreWatcher):
         if not self.loaded:
             return ["no whole model in the store"]
         silent = self.executor.oldest_job_seconds()
-        if silent > min(self.settings.silent_seconds, self.settings.hang_seconds):
+        if silent > min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds):
             return [f"the engine has not answered for {silent:.0f} s"]
         return [
             f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.circuit_breaker.is_open()
@@ -151,6 +151,6 @@ class Registry(StoreWatcher):
         """Refuse new requests, finish or tell the running ones."""
         self.stopping = True
         self.stop_loading()
-        await asyncio.gather(*(engine.close(self.settings.stop_seconds) for engine in list(self.engines)))
+        await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self.engines)))
         self.executor.close()
         self.parse_executor.close()

@@ -41,7 +41,7 @@ class StoreWatcher:
 
     def __post_init__(self) -> None:
         self.device = find_device(self.settings.device)
-        self.executor = Executor("compute", inline_seconds=self.settings.at_once_seconds)
+        self.executor = Executor("compute", inline_seconds=self.settings.inline_seconds)
         self.cache = ModelCache(self.observers, self.settings.model_bytes)
         check_store(self.settings.store)
         self._loader = Loader(self.settings, self.observers, self.executor, self.device)
@@ -86,8 +86,8 @@ class StoreWatcher:
         New versions are read and warmed up on a thread of low priority, then served from one request to the next;
         requests under way finish on the version that they began with.
         """
-        while self.settings.store_seconds:
-            await asyncio.sleep(self.settings.store_seconds)
+        while self.settings.store_poll_seconds:
+            await asyncio.sleep(self.settings.store_poll_seconds)
             await self.refresh()
 
     async def refresh(self) -> None:
@@ -97,7 +97,7 @@ class StoreWatcher:
         """
         asked = time.monotonic()
         async with self._scan_lock:
-            if self._scanned_at > asked or not self.settings.store_seconds:
+            if self._scanned_at > asked or not self.settings.store_poll_seconds:
                 return
             self._scanned_at = time.monotonic()
             try:

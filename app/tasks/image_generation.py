@@ -65,7 +65,7 @@ class ImageSampler:
             )
             raise BadValue(f"label is {quote_value(label)}; {allowed}", "label")
         if label is not None:
-            return self.chosen([label] * count, seed)
+            return self.for_labels([label] * count, seed)
         latents = self._latents(count, seed)
         if not self.labels:
             return LatentBatch(latents)
@@ -73,7 +73,7 @@ class ImageSampler:
         order = np.random.Generator(np.random.Philox([seed, 1])).random((rounds, len(self.labels))).argsort(axis=1)
         return LatentBatch(latents, order.reshape(-1)[:count])
 
-    def chosen(self, labels: Sequence[str], seed: int) -> LatentBatch:
+    def for_labels(self, labels: Sequence[str], seed: int) -> LatentBatch:
         """An image of each label, with the latents that image i of the seed always has."""
         indices = {label: index for index, label in enumerate(self.labels)}
         return LatentBatch(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))

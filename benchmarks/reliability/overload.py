@@ -101,7 +101,11 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
-        server.environment = {**server.environment, "QUARTET_QUEUE_ROWS": str(QUEUE), "QUARTET_TEXT_ROWS": str(QUEUE)}
+        server.environment = {
+            **server.environment,
+            "QUARTET_QUEUE_ROWS": str(QUEUE),
+            "QUARTET_MAX_RUNNING_TEXTS": str(QUEUE),
+        }
         server.start()
         try:
             found = asyncio.run(measure(server.port, options.seconds, options.times, options.rounds))

@@ -241,7 +241,7 @@ def main() -> None:
         for number in range(SERVICES):
             service = servers.ours(folder, ROOT / "models_store", "1x1")
             service.log = folder / f"{number}.log"
-            service.environment = {**service.environment, "QUARTET_STOP_SECONDS": str(STOP_SECONDS)}
+            service.environment = {**service.environment, "QUARTET_SHUTDOWN_GRACE_SECONDS": str(STOP_SECONDS)}
             services.append(service)
         one = servers.ours(folder, ROOT / "models_store", "2x1")
         try:

@@ -141,13 +141,17 @@ def limit_storage(settings: Settings) -> Storage | None:
     """Where requests are counted, to be made before workers are forked; None without keys. Raises SettingsError."""
     if settings.keys_file is None:
         return None
-    if settings.key_counts == "memory":
+    if settings.rate_limit_storage == "memory":
         return SharedCounters()
     try:
-        found = storage_from_string(f"async+{settings.key_counts}", wrap_exceptions=True, **REDIS)
+        found = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
     except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
-        why = type(error).__name__ if "@" in settings.key_counts else error  # it may quote a part of the password
-        raise SettingsError(f"QUARTET_KEY_COUNTS is {hide_password(repr(settings.key_counts))}: {why}") from None
+        why = (
+            type(error).__name__ if "@" in settings.rate_limit_storage else error
+        )  # it may quote a part of the password
+        raise SettingsError(
+            f"QUARTET_RATE_LIMIT_STORAGE is {hide_password(repr(settings.rate_limit_storage))}: {why}"
+        ) from None
     assert isinstance(found, Storage)
     return found
 
@@ -180,8 +184,8 @@ def with_api_keys(
     if ring is None:
         return app
     try:
-        limits = parse_limits(settings.key_limit)
+        limits = parse_limits(settings.rate_limit)
     except ValueError:
-        raise SettingsError(f"QUARTET_KEY_LIMIT is {settings.key_limit!r}: it is not like 600/minute") from None
+        raise SettingsError(f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}: it is not like 600/minute") from None
     assert shared is not None
     return ApiKeys(app, ring, limits, shared, failure, limited)

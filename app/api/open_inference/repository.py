@@ -98,8 +98,8 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
 
 async def _change(registry: Registry, change: Callable[[], Rollout]) -> None:
     """Write it into the store and follow that at once. Raises Conflict, and as ``on_store`` does."""
-    if not registry.settings.store_seconds:
-        raise Conflict("QUARTET_STORE_SECONDS is 0: this service looks at its store only at the start")
+    if not registry.settings.store_poll_seconds:
+        raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service looks at its store only at the start")
     await on_store(change)
     await registry.refresh()
 

@@ -84,8 +84,8 @@ def busy_routes(routes: APIRouter) -> list[BaseRoute]:
 def _server(routes: APIRouter, registry: Registry) -> None:
     @routes.get("/health/live")
     async def live() -> Response:
-        """503 when the engine has hung for twice `QUARTET_HANG_SECONDS`."""
-        good = registry.executor.oldest_job_seconds() < 2 * registry.settings.hang_seconds
+        """503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`."""
+        good = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
         return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
 
     @routes.get("/health/ready")

@@ -77,7 +77,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
 
         def draw() -> LatentBatch:
-            return predictor.chosen(labels, seed) if labels else predictor.parse(count, None, seed)
+            return predictor.for_labels(labels, seed) if labels else predictor.parse(count, None, seed)
 
         async with Deadline(request, until):
             drawing = await parsing.run_or_inline(count * predictor.latent, draw)

@@ -18,9 +18,11 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
     @routes.get("/health/live")
     async def live() -> Response:
-        """503 when the engine has hung for twice `QUARTET_HANG_SECONDS`: restart the process."""
+        """503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
         silent = registry.executor.oldest_job_seconds()
-        return _status({"live": silent < 2 * registry.settings.hang_seconds, "seconds_unanswered": round(silent, 3)})
+        return _status(
+            {"live": silent < 2 * registry.settings.liveness_timeout_seconds, "seconds_unanswered": round(silent, 3)}
+        )
 
     @routes.get("/health/ready")
     async def ready() -> Response:
