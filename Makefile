@@ -59,7 +59,7 @@ bench-processes: .venv/train ## training on own data with one process and with t
 	$(BIN)/python -m benchmarks.speed.processes $(ARGS)
 
 swaps: .venv/test ## versions that change under load, and what is killed in the middle: 100 times, 50 times
-	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/test_swaps.py
+	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
 
 soak: .venv/train ## mixed load for 30 minutes: all answers right, nothing grows; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from test_service import figures
-from test_workers import Service, serving, until
+from test_supervisor import Service, serving, until
 
 from app.server.supervisor import can_fork
 from benchmarks.reliability.restarts import proxy_file

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_workers import HANGS, SECONDS, Service, begin, children, serving, until
+from test_supervisor import HANGS, SECONDS, Service, begin, children, serving, until
 
 from app.server.supervisor import can_fork
 

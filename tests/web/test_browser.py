@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import test_workers as workers
+import test_supervisor as workers
 from conftest import IMAGES, ROOT, Serve, publish_tiny
 from test_service import figures, until
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, Serve, publish_tiny
 from test_bad_input import spoken
-from test_workers import ask, serving
+from test_supervisor import ask, serving
 
 from app import key_file, store
 from app.api.middleware.cors import cors

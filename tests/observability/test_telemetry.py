@@ -25,7 +25,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.mmap_dict import MmapedDict
 from test_service import figures, until
-from test_workers import serving
+from test_supervisor import serving
 
 from app.observability.access_log import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics

@@ -13,10 +13,10 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from conftest import Serve, address, publish_tiny
 from test_admin import ADMIN, KEY
-from test_oip import SHAPES, tensors
+from test_open_inference import SHAPES, tensors
 from test_rollout import run
 from test_service import figures
-from test_workers import serving
+from test_supervisor import serving
 from tritonclient.utils import InferenceServerException
 
 from app import key_file

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, Serve, publish_tiny
 from test_rollout import run
 from test_service import until
-from test_workers import SECONDS, serving
+from test_supervisor import SECONDS, serving
 
 from app import store
 from app.server.supervisor import can_fork

@@ -16,7 +16,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, spoken, still_serves
-from test_workers import serving
+from test_supervisor import serving
 
 from app import store
 from app.api.open_inference import decode
