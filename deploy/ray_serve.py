@@ -104,7 +104,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raises, so that Ray starts another one, when the engine has hung as ``/health/live`` has it."""
-        silent = self.registry.lane.unanswered()
+        silent = self.registry.executor.oldest_job_seconds()
         if silent > 2 * self.registry.settings.liveness_timeout_seconds:
             raise RuntimeError(f"the engine has not answered for {silent:.0f} s")
 

@@ -37,11 +37,11 @@ class Count:
         return self.done >= self.steps
 
     @property
-    def written(self) -> int:
+    def generated(self) -> int:
         return self.done
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         return self.steps - self.done
 
 
