@@ -1,1 +1,1 @@
-"""Who runs when. Nothing here knows torch or HTTP: the engine is handed callables."""
+"""Scheduling of computations: admission, queues, batching, threads. The engine imports neither torch nor HTTP code."""

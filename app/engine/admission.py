@@ -1,4 +1,4 @@
-"""Who is let into a queue: the one rule of both engines."""
+"""Admission control for the queues of both engines."""
 
 from __future__ import annotations
 
@@ -8,51 +8,54 @@ from contextvars import ContextVar
 from app.engine.observer import EngineObserver
 from app.errors import NotReady, Overloaded
 
+MAX_RETRY_AFTER = 60  # seconds
+
 # The name of the API key of the current request, or None without API keys.
 current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 
 
 class AdmissionControl:
-    """The way into the queue of one model, or of ``name``, where ``waiting`` rows wait; ``watch`` is told of refusals.
+    """Limits the rows that wait in the queue ``name`` to ``max_rows`` and reports rejections to ``observer``.
 
-    It is closed once, when the service stops.
+    Setting ``closed`` rejects all further requests during shutdown.
     """
 
     def __init__(self, name: str, observer: EngineObserver | None, max_rows: int) -> None:
         self.name = name
         self.closed = False
-        self.waiting = 0
-        self.rejected = 0  # requests for which there was no room, so far
-        self._waiting_by_caller: dict[str, int] = {}  # waiting rows of each caller who has a key
+        self.waiting = 0  # rows
+        self.rejected = 0  # requests rejected so far because the queue was full
+        self._waiting_by_caller: dict[str, int] = {}  # rows by API key
         self._observer = observer
         self._max_rows = max_rows
 
     def admit(self, rows: int, rows_per_second: float) -> None:
-        """Let ``wanted`` rows join the waiting ones; ``rate`` is in rows a second, 0 while it is unknown.
+        """Return if ``rows`` more rows may join the queue now, else raise.
 
-        An empty queue takes whatever the limits of a request let through. Of callers with keys, each may have as many
-        rows waiting as there is room left: alone half of the queue, two in time a third each, and who comes new finds
-        room (dynamic thresholds, Choudhury and Hahne 1998).
+        An empty queue accepts any request. With API keys, a key may occupy as many waiting rows as are free: a single
+        key half of the queue, two keys a third each (dynamic threshold; Choudhury and Hahne 1998).
 
-        Raises NotReady when the service is stopping, and Overloaded, with the seconds until there should be room, when
-        the rows do not fit.
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the rows do not fit; ``retry_after`` (seconds) is estimated from ``rows_per_second``
+                (0: unknown).
         """
         if self.closed:
             self._report_rejection("stopping")
             raise NotReady(f"{self.name} is stopping")
         if not self.waiting:
             return
-        who = current_caller.get()
-        own = 0 if who is None else self._waiting_by_caller.get(who, 0)
+        caller = current_caller.get()
+        own = 0 if caller is None else self._waiting_by_caller.get(caller, 0)
         if self.waiting + own + rows > self._max_rows:
             self.rejected += 1
             self._report_rejection("queue_full")
             seconds = math.ceil((self.waiting + rows) / rows_per_second) if rows_per_second else 1
-            theirs = "" if who is None else f", {own} of them of {who}"
+            share = "" if caller is None else f", {own} of them of {caller}"
             raise Overloaded(
-                f"the queue of {self.name} is full: {self.waiting} of {self._max_rows} rows wait{theirs}, "
+                f"the queue of {self.name} is full: {self.waiting} of {self._max_rows} rows wait{share}, "
                 f"{rows} more were sent",
-                min(max(seconds, 1), 60),
+                min(max(seconds, 1), MAX_RETRY_AFTER),
             )
 
     def _report_rejection(self, reason: str) -> None:
@@ -60,13 +63,13 @@ class AdmissionControl:
             self._observer.on_rejected(reason)
 
     def add(self, caller: str | None, rows: int) -> None:
-        """So many rows of a caller wait from now on."""
+        """Count ``rows`` rows of ``caller`` as waiting."""
         self.waiting += rows
         if caller is not None:
             self._waiting_by_caller[caller] = self._waiting_by_caller.get(caller, 0) + rows
 
     def remove(self, caller: str | None, rows: int) -> None:
-        """They wait no longer, so that their room is free."""
+        """Stop counting ``rows`` rows of ``caller`` as waiting."""
         self.waiting -= rows
         if caller is not None:
             self._waiting_by_caller[caller] -= rows

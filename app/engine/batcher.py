@@ -1,6 +1,7 @@
-"""One-shot requests grouped into one forward, without a timer.
+"""Dynamic batching for requests that need one forward pass.
 
-A batch is what queued up while the last one ran: idle means instant, busy means full.
+There is no batching delay. A request starts immediately when its model is idle. All requests that queue while a batch
+runs form the next batch.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, slots=True)
 class QueueEntry(Generic[Item, Result]):
-    """An item in the queue, how many rows it brings, the future that carries its answer, and whose key sent it."""
+    """One item, its number of rows, and the future of its result. Times are on ``time.monotonic``'s clock."""
 
     item: Item
     rows: int
     future: asyncio.Future[Result]
-    caller: str | None = None
-    trace: RequestTrace | None = None  # of the request that it belongs to
+    caller: str | None = None  # name of the API key
+    trace: RequestTrace | None = None
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     ended_at: float = 0.0
-    waiting: bool = True  # in the queue
+    waiting: bool = True  # whether it is in the queue
 
 
 class Batcher(Generic[Item, Result]):
-    """The queue of one model. ``predict`` takes items and gives as many answers, in order, on the lane; ``rows`` says
-    how many rows an item brings, and ``seconds`` how long a batch of items should take.
+    """Queue and batches of one model.
 
-    ``batch_rows`` bounds a batch, though an item larger than that goes alone; ``queue_rows`` bounds what waits.
+    ``predict`` maps N items to N results in the same order; it runs on ``executor``. ``rows`` returns the number of
+    rows of an item, and ``expected_seconds`` the expected duration of a batch in seconds. A batch has at most
+    ``batch_rows`` rows; a larger item is computed alone. At most ``queue_rows`` rows wait.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Batcher(Generic[Item, Result]):
         name: str,
         predict: Callable[[Sequence[Item]], Sequence[Result]],
         rows: Callable[[Item], int],
-        seconds: Callable[[Sequence[Item]], float],
+        expected_seconds: Callable[[Sequence[Item]], float],
         executor: Executor,
         observer: EngineObserver,
         batch_rows: int,
@@ -59,7 +61,7 @@ class Batcher(Generic[Item, Result]):
         self.name = name
         self._predict = predict
         self._rows = rows
-        self._seconds = seconds
+        self._expected_seconds = expected_seconds
         self._executor = executor
         self.observer = observer
         self._batch_rows = batch_rows
@@ -67,52 +69,62 @@ class Batcher(Generic[Item, Result]):
         self._queue: FairQueue[QueueEntry[Item, Result]] = FairQueue()
         self._running: list[QueueEntry[Item, Result]] = []
         self._drain_task: asyncio.Task[None] | None = None
-        self._rows_per_second = 0.0  # rows a second, while any wait
+        self._rows_per_second = 0.0  # moving average; 0: not measured yet
         self.circuit_breaker = CircuitBreaker()
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many rows wait, and how many are computed."""
+        """The number of waiting rows and of running rows."""
         return self._admission.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:
-        """Raises NotReady or Overloaded when so many rows would not be let in now."""
+        """Return if ``rows`` more rows would be accepted now.
+
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the queue is full.
+        """
         self._admission.admit(rows, self._rows_per_second)
 
     async def submit(self, items: Sequence[Item]) -> list[Result]:
-        """Queue all items or none, and wait for their answers.
+        """Queue all items or none, and return their results in the same order.
 
-        Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the queue is full.
+            InferenceFailed: the network failed on one of the items.
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop, account, who = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
+        loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
         entries = [
-            QueueEntry(item, count, loop.create_future(), who, account) for item, count in zip(items, rows, strict=True)
+            QueueEntry(item, count, loop.create_future(), caller, trace)
+            for item, count in zip(items, rows, strict=True)
         ]
         for entry in entries:
             self._queue.append(entry)
-        self._admission.add(who, sum(rows))
+        self._admission.add(caller, sum(rows))
         if self._drain_task is None:
             self._drain_task = loop.create_task(self._drain())
         try:
             return [await entry.future for entry in entries]
         finally:
-            for entry in entries:  # on failure or hang-up the rest needs no computing
+            for entry in entries:  # after a failure or a disconnect the remaining items are not computed
                 cancel(entry.future)
                 if entry.waiting:
                     self._queue.discard(entry)
                     self._leave(entry)
 
     def _leave(self, entry: QueueEntry[Item, Result]) -> None:
-        """It waits no longer, so that its room in the queue is free."""
+        """Free the entry's place in the queue."""
         entry.waiting = False
         self._admission.remove(entry.caller, entry.rows)
 
     async def _drain(self) -> None:
+        """Run batches until the queue is empty."""
         try:
             while self._queue:
-                self._running = self._take()
+                self._running = self._next_batch()
                 await self._run(self._running)
                 self._running = []
                 if self._queue:
@@ -120,8 +132,8 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._drain_task = None
 
-    def _take(self) -> list[QueueEntry[Item, Result]]:
-        """The next entries that fit into a batch, at least one; entries nobody waits for any more are dropped."""
+    def _next_batch(self) -> list[QueueEntry[Item, Result]]:
+        """Remove and return the next batch: at least one entry, and as many as fit. Cancelled entries are dropped."""
         batch: list[QueueEntry[Item, Result]] = []
         rows = 0
         while self._queue and (not batch or rows + self._queue.peek().rows <= self._batch_rows):
@@ -133,9 +145,12 @@ class Batcher(Generic[Item, Result]):
         return batch
 
     async def _run(self, batch: list[QueueEntry[Item, Result]]) -> None:
-        """One forward; when it fails, one for each, so that only the guilty one is told. Never raises."""
+        """Compute a batch and set its results. Never raises.
+
+        If a batch fails, each entry is computed alone, so that only the failing entry gets the error.
+        """
         try:
-            answers = await self._forward(batch)
+            results = await self._forward(batch)
         except Exception as error:
             if len(batch) > 1:
                 for entry in batch:
@@ -149,31 +164,32 @@ class Batcher(Generic[Item, Result]):
             self.circuit_breaker.record_failure()
             self.observer.on_failure(error)
             return
-        for entry, answer in zip(batch, answers, strict=True):
-            set_result(entry.future, answer)
+        for entry, result in zip(batch, results, strict=True):
+            set_result(entry.future, result)
 
     async def _forward(self, batch: list[QueueEntry[Item, Result]]) -> Sequence[Result]:
+        """Compute a batch, and report and record its timing."""
         if not batch:
             return []
         items = [entry.item for entry in batch]
-        turn = time.monotonic()
-        answers, seconds = await self._executor.run_timed(self._seconds(items), self._predict, items)
-        if len(answers) != len(batch):
-            raise RuntimeError(f"{self.name} gave {len(answers)} answers to {len(batch)} items")
+        submitted_at = time.monotonic()
+        results, seconds = await self._executor.run_timed(self._expected_seconds(items), self._predict, items)
+        if len(results) != len(batch):
+            raise RuntimeError(f"{self.name} returned {len(results)} results for {len(batch)} items")
         self.circuit_breaker.record_success()
         rows = sum(entry.rows for entry in batch)
-        ended = time.monotonic()
+        ended_at = time.monotonic()
         for entry in batch:
-            entry.started_at, entry.ended_at = ended - seconds, ended
+            entry.started_at, entry.ended_at = ended_at - seconds, ended_at
         self.observer.on_dequeued(batch)
         self.observer.on_batch(rows, seconds)
         self.observer.on_completed(batch)
-        measured = rows / max(ended - turn, 1e-6)  # with what other models computed before its turn came
+        measured = rows / max(ended_at - submitted_at, 1e-6)  # includes waiting for other models on the executor
         self._rows_per_second = 0.8 * self._rows_per_second + 0.2 * measured if self._rows_per_second else measured
-        return answers
+        return results
 
     async def close(self, seconds: float) -> None:
-        """Refuse what comes, finish what waits, and after ``seconds`` tell those still waiting."""
+        """Reject new requests and finish queued ones; after ``seconds`` seconds, fail those that are left."""
         self._admission.closed = True
         if self._drain_task:
             await asyncio.wait([self._drain_task], timeout=seconds)

@@ -1,7 +1,7 @@
-"""Where computing happens. All engines of a process compute in one lane, so that they take turns.
+"""Runs blocking functions on threads, or inline on the event loop when they are short.
 
-What takes no longer than it is worth is done at once, on the event loop itself: a change of threads costs 30 to 100
-microseconds each way, and more when both want Python's lock. All else goes to a thread, and the loop stays free.
+All engines of a process share one executor with one thread, so they take turns. A switch to a thread costs 30 to 100
+microseconds each way, and more while both threads want the GIL. Shorter jobs therefore run inline.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import ParamSpec, TypeVar
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import FairQueue
 
-INLINE_SIZE = 10_000  # characters or values: half a millisecond
-INLINE_OVERRUN_SECONDS = (
-    0.25  # seconds on the event loop, of what was expected to be short, after which nothing is believed short
-)
-NO_INLINE_SECONDS = 10.0  # for so many seconds
+INLINE_SIZE = 10_000  # characters or values; parsing so many takes about 0.5 ms
+INLINE_OVERRUN_SECONDS = 0.25  # an inline job that takes longer turns inline execution off ...
+NO_INLINE_SECONDS = 10.0  # ... for so long
 
-REQUEST_STAGES = 4  # turns of the event loop that a short request takes: it is read, queued, computed, answered
+REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, queue, compute, respond
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +29,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A job that waits for a thread."""
+    """A job that waits for a free thread. ``started`` is resolved when the job has its thread."""
 
     started: asyncio.Future[None]
     caller: str | None
@@ -39,92 +37,97 @@ class Ticket:
 
 
 class Executor:
-    """First come, first served. Each engine has at most one job in the lane that computes: none can crowd it.
+    """A thread pool with a queue, first come, first served. Each engine submits one job at a time.
 
-    ``at_once``: seconds that a job may be expected to take and still be done on the event loop. ``most``: how many jobs
-    may wait where they are of requests, and shared by callers with keys as a queue is; 0: they are of engines.
+    Jobs expected to take at most ``inline_seconds`` seconds run on the event loop. If ``max_waiting`` is above 0, at
+    most so many jobs wait, and callers with API keys share the queue fairly. If 0, the queue has no limit.
     """
 
     def __init__(self, name: str, threads: int = 1, inline_seconds: float = 0.0, max_waiting: int = 0) -> None:
         self.name = name
         self._inline_seconds = inline_seconds
-        self._admission = AdmissionControl("what is to be read", None, max_waiting) if max_waiting else None
+        self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._waiting_since: dict[int, float] = {}
+        self._submitted_at: dict[int, float] = {}  # waiting and running jobs, time.monotonic's clock
         self._last_job = 0
-        self.text_seconds = 0.0  # seconds, of all turns of texts so far
-        self._no_inline_until = -math.inf  # until when nothing is done at once
+        self.text_seconds = 0.0  # computing time of all text engines so far, seconds
+        self._no_inline_until = -math.inf  # time.monotonic's clock
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Compute on a thread. Raises whatever the function raises, and Overloaded when too many jobs wait."""
+        """Run the function on a thread.
+
+        Raises:
+            Overloaded: too many jobs wait.
+            Exception: any exception of the function.
+        """
         if self._admission and not self._free_threads:
             self._admission.admit(1, 0.0)
         return await self.run_admitted(function, *args, **kwargs)
 
     async def run_admitted(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same for what ends a request that was let in: it is never refused."""
+        """Run the last job of a request that was admitted: as ``run``, but never rejected."""
         self._last_job += 1
         job, loop = self._last_job, asyncio.get_running_loop()
-        self._waiting_since[job] = time.monotonic()
+        self._submitted_at[job] = time.monotonic()
 
-        def over(_: object) -> None:
+        def release(_: object) -> None:
             try:
                 loop.call_soon_threadsafe(self._release)
-            except RuntimeError:  # the loop is closed: nobody waits
+            except RuntimeError:  # the event loop is closed
                 self._release()
 
         try:
             await self._acquire(loop)
             try:
-                begun = self._pool.submit(function, *args, **kwargs)
-            except BaseException:  # the lane is closed
+                future = self._pool.submit(function, *args, **kwargs)
+            except BaseException:  # the pool is shut down
                 self._release()
                 raise
-            begun.add_done_callback(over)  # also when nobody waits for it any more
-            return await asyncio.wrap_future(begun)
+            future.add_done_callback(release)  # a caller may leave earlier, but the thread is busy until then
+            return await asyncio.wrap_future(future)
         finally:
-            del self._waiting_since[job]
+            del self._submitted_at[job]
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait for a thread that is free."""
+        """Wait for a free thread."""
         if self._free_threads:
             self._free_threads -= 1
             return
-        turn = Ticket(loop.create_future(), current_caller.get() if self._admission else None)
+        ticket = Ticket(loop.create_future(), current_caller.get() if self._admission else None)
         if self._admission:
-            self._admission.add(turn.caller, 1)
-        self._queue.append(turn)
+            self._admission.add(ticket.caller, 1)
+        self._queue.append(ticket)
         try:
-            await turn.started
+            await ticket.started
         except asyncio.CancelledError:
-            if turn.started.cancelled():
-                self._queue.discard(turn)
-            else:  # it had its turn already
+            if ticket.started.cancelled():
+                self._queue.discard(ticket)
+            else:  # cancelled after it had received its thread
                 self._release()
             raise
         finally:
             if self._admission:
-                self._admission.remove(turn.caller, 1)
+                self._admission.remove(ticket.caller, 1)
 
     def _release(self) -> None:
-        """A thread is free for whoever is next."""
+        """Pass a free thread to the next waiting job."""
         while self._queue:
-            turn = self._queue.pop()
-            if not turn.started.done():
-                turn.started.set_result(None)
+            ticket = self._queue.pop()
+            if not ticket.started.done():
+                ticket.started.set_result(None)
                 return
         self._free_threads += 1
 
     async def run_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same, but what has a small size is done at once."""
+        """Run inline if ``size`` (characters or values) is small, else as ``run``."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run(function, *args, **kwargs)
 
     async def run_admitted_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``finish``, but what has a small size is done at once."""
+        """Run inline if ``size`` (characters or values) is small, else as ``run_admitted``."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run_admitted(function, *args, **kwargs)
@@ -132,46 +135,49 @@ class Executor:
     async def run_timed(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
-        """The same for what is expected to take so many seconds; gives also how many it took once its turn had come.
+        """Run inline if ``expected_seconds`` is short and no job waits, else on a thread.
 
-        What is done at once is followed by everybody else's turn, so that the event loop is never held by a queue. When
-        it takes far longer than was expected, nothing is done at once for a while.
+        Returns the result and the function's running time in seconds, without waiting. An inline job that overruns by
+        far turns inline execution off for a while.
         """
 
         def measured() -> tuple[R, float]:
-            begun = time.perf_counter()
-            return function(*args, **kwargs), time.perf_counter() - begun
+            started_at = time.perf_counter()
+            return function(*args, **kwargs), time.perf_counter() - started_at
 
-        begun = time.monotonic()
-        if expected_seconds > self._inline_seconds or self._waiting_since or begun < self._no_inline_until:
+        started_at = time.monotonic()
+        if expected_seconds > self._inline_seconds or self._submitted_at or started_at < self._no_inline_until:
             return await self.run(measured)
         try:
             return measured()
         finally:
-            if (now := time.monotonic()) - begun > INLINE_OVERRUN_SECONDS:
+            if (now := time.monotonic()) - started_at > INLINE_OVERRUN_SECONDS:
                 self._no_inline_until = now + NO_INLINE_SECONDS
 
     @staticmethod
     async def yield_to_requests() -> None:
-        """Between two batches that may have been computed on the event loop: whoever came meanwhile is answered.
+        """Let requests that arrived during an inline batch proceed before the next batch.
 
-        With one turn of the loop for each stage of a request, it would wait for as many batches as it has stages.
+        A single event-loop iteration would delay such a request by one batch for each of its stages.
         """
         for _ in range(REQUEST_STAGES):
             await asyncio.sleep(0)
 
     @property
     def busy(self) -> bool:
-        """Whether a thread computes, for somebody or for nobody any more."""
+        """Whether a thread computes, even if its caller has left."""
         return self._free_threads < self._thread_count
 
     def oldest_job_seconds(self) -> float:
-        """For how many seconds the oldest job has waited or run: 0 when idle, ever more when the thread hangs."""
+        """Return how many seconds ago the oldest unfinished job was submitted; 0 when idle.
+
+        The value grows without limit while a thread hangs.
+        """
         now = time.monotonic()
-        return now - min(self._waiting_since.values(), default=now)
+        return now - min(self._submitted_at.values(), default=now)
 
     def close(self) -> None:
-        """Take no more jobs; the one under way ends on its own."""
-        for turn in self._queue:
-            turn.started.cancel()
+        """Cancel waiting jobs and accept no more. Running functions end on their own."""
+        for ticket in self._queue:
+            ticket.started.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Who waits, and whose turn is next: the oldest; of several callers with keys, each in turn."""
+"""Fair queue: callers with API keys take turns; each caller's items are first in, first out."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-MAX_IDLE_CALLERS = 256  # callers whose last turn is remembered before those are forgotten that nobody owes anything
+MAX_IDLE_CALLERS = 256  # start times kept before those of idle callers are dropped
 
 
 class Queued(Protocol):
+    """An item of a fair queue: the name of its API key (None without keys) and its number of rows."""
+
     @property
     def caller(self) -> str | None: ...
     @property
@@ -22,17 +24,17 @@ Item = TypeVar("Item", bound=Queued)
 
 
 class FairQueue(Generic[Item]):
-    """First come, first served among what one caller sends; among callers, rows are shared evenly.
+    """Start-time fair queueing (Goyal, Vin and Cheng 1996): callers share rows evenly.
 
-    Start-time fair queueing (Goyal, Vin and Cheng 1996): a caller's next item is due when the rows of its items before
-    it were; the one that is due first is next, and who comes new is due now. With one caller, or without keys, that is
-    a plain queue.
+    A caller's next item starts, in virtual time, where its previous item ended: one unit a row. The item with the
+    earliest virtual start is next. A new caller starts at the current virtual time. With one caller or without API
+    keys this is a plain queue.
     """
 
     def __init__(self) -> None:
         self._queues: dict[str | None, deque[Item]] = {}
-        self._virtual_start: dict[str | None, int] = {}  # in rows
-        self._virtual_time = 0  # when that was due which was taken last
+        self._virtual_start: dict[str | None, int] = {}  # virtual start of each caller's next item, in rows
+        self._virtual_time = 0  # virtual start of the item that was popped last, in rows
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -44,6 +46,7 @@ class FairQueue(Generic[Item]):
         return chain.from_iterable(self._queues.values())
 
     def append(self, item: Item) -> None:
+        """Add an item at the end of its caller's queue."""
         queue = self._queues.get(item.caller)
         if queue is None:
             queue = self._queues[item.caller] = deque()
@@ -51,41 +54,44 @@ class FairQueue(Generic[Item]):
         queue.append(item)
 
     def peek(self) -> Item:
-        """The next item, which stays."""
+        """Return the next item without removing it."""
         return self._queues[self._next_caller()][0]
 
     def pop(self) -> Item:
-        """The next item, which leaves."""
-        who = self._next_caller()
-        queue = self._queues[who]
+        """Remove and return the next item."""
+        caller = self._next_caller()
+        queue = self._queues[caller]
         item = queue.popleft()
-        self._virtual_time = self._virtual_start[who]
-        self._virtual_start[who] += item.rows
-        self._forget_idle(who)
+        self._virtual_time = self._virtual_start[caller]
+        self._virtual_start[caller] += item.rows
+        self._forget_idle(caller)
         return item
 
     def discard(self, item: Item) -> None:
-        """An item that nobody waits for any more leaves, if it is here: it takes no room, and its caller nothing."""
+        """Remove an item if it is queued. Its caller is not charged for it."""
         queue = self._queues.get(item.caller)
         if queue is not None:
             with suppress(ValueError):
                 queue.remove(item)
             self._forget_idle(item.caller)
 
-    def _forget_idle(self, who: str | None) -> None:
-        """Keep no empty queue, and no turn of a caller whom nobody owes anything."""
-        if self._queues[who]:
+    def _forget_idle(self, caller: str | None) -> None:
+        """Drop the caller's queue if it is empty, and the start times of idle callers if there are too many."""
+        if self._queues[caller]:
             return
-        del self._queues[who]
-        if not self._queues:  # nobody was kept waiting
+        del self._queues[caller]
+        if not self._queues:
             self._virtual_start.clear()
             self._virtual_time = 0
         elif len(self._virtual_start) > MAX_IDLE_CALLERS:
             self._virtual_start = {
-                one: due for one, due in self._virtual_start.items() if due > self._virtual_time or one in self._queues
+                name: start
+                for name, start in self._virtual_start.items()
+                if start > self._virtual_time or name in self._queues
             }
 
     def clear(self) -> None:
+        """Remove all items."""
         self._queues.clear()
 
     def _next_caller(self) -> str | None:

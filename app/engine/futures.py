@@ -1,4 +1,4 @@
-"""An answer that is owed: it is given once, and whoever stopped waiting for it is left alone."""
+"""Set or cancel a future at most once. A future that is already done, for example cancelled, stays unchanged."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ Result = TypeVar("Result")
 
 
 def set_result(future: asyncio.Future[Result], value: Result) -> None:
+    """Set the result unless the future is done."""
     if not future.done():
         future.set_result(value)
 
 
 def set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    """Set the exception unless the future is done."""
     if not future.done():
         future.set_exception(error)
 
 
 def cancel(future: asyncio.Future[Any]) -> None:
-    """Nobody waits for it any more; one that was given stays."""
+    """Cancel the future unless it is done.
+
+    An exception that is already set is marked as retrieved: asyncio would log it as unhandled.
+    """
     if not future.cancel() and not future.cancelled():
-        future.exception()  # looked at, so that it is not reported as an error that nobody noticed
+        future.exception()

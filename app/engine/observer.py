@@ -1,4 +1,7 @@
-"""What the engines report, and the account of each request that they fill in. Whoever watches gives it the meaning."""
+"""Interfaces through which the engines report measurements, and the trace of one request.
+
+``app/observability`` implements them.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-VersionKey = tuple[str, int]  # a name and the number of a version
+VersionKey = tuple[str, int]  # model name and version number
 
 
 @dataclass(eq=False, slots=True)
 class RequestTrace:
-    """What a request asked of the engines and had from them. Times are those of ``time.monotonic``, 0 before they come.
+    """Measurements of one request. Times are on ``time.monotonic``'s clock; 0 means not yet.
 
-    ``span`` is for whoever traces requests, ``reason`` the code of the failure that was told.
+    ``span`` belongs to the tracing library. ``error_code`` is the code of the error response, or empty.
     """
 
     id: str = ""
@@ -22,20 +25,19 @@ class RequestTrace:
     version: int = 0
     rows: int = 0
     queued_at: float = 0.0
-    started_at: float = 0.0  # the first of its rows to be computed
-    ended_at: float = 0.0  # the last of them
-    time_to_first_token: float = 0.0  # seconds to the first character of its first text
+    started_at: float = 0.0  # when its first row began to be computed
+    ended_at: float = 0.0  # when its last row was computed
+    time_to_first_token: float = 0.0  # seconds until the first character of its first text
     error_code: str = ""
     span: Any = None
 
 
-current_trace: ContextVar[RequestTrace | None] = ContextVar(
-    "account", default=None
-)  # of the request that a task works on
+# The trace of the request that the current asyncio task handles.
+current_trace: ContextVar[RequestTrace | None] = ContextVar("trace", default=None)
 
 
 class BatchMember(Protocol):
-    """What is queued and then computed with others: rows of a request, and when (``time.monotonic``)."""
+    """Rows of one request that are queued and then computed in a batch. Times are on ``time.monotonic``'s clock."""
 
     rows: int
     queued_at: float
@@ -45,43 +47,48 @@ class BatchMember(Protocol):
 
 
 class EngineObserver(Protocol):
-    """Told of the engines of one version."""
+    """Receives the measurements of one version's engines."""
 
     @property
-    def key(self) -> VersionKey: ...
+    def key(self) -> VersionKey:
+        """The version's model name and number."""
 
     def on_dequeued(self, members: Sequence[Any]) -> None:
-        """Members left the queue to be computed: they have ``begun``."""
+        """Members left the queue to be computed: ``started_at`` is set."""
 
     def on_batch(self, rows: int, seconds: float) -> None:
-        """A forward of ``rows`` rows took so long."""
+        """One batch of ``rows`` rows was computed in ``seconds`` seconds."""
 
     def on_completed(self, members: Sequence[Any]) -> None:
-        """Members were computed together, and have ``ended``."""
+        """Members were computed together: ``ended_at`` is set."""
 
     def on_first_token(self, member: Any, seconds: float) -> None:
-        """The first character of a text came so long after it was queued."""
+        """The first character of a text was generated ``seconds`` seconds after the text was queued."""
 
     def on_inter_token(self, seconds: float) -> None:
-        """The mean time between two characters of a text that is finished."""
+        """A text is finished; ``seconds`` is its mean time between two characters."""
 
     def on_rejected(self, reason: str) -> None:
-        """A request was not let into the queue: ``queue_full`` or ``stopping``."""
+        """A request was rejected before queueing; ``reason`` is ``queue_full`` or ``stopping``."""
 
     def on_failure(self, error: Exception) -> None:
-        """The network failed on an input that was good."""
+        """The network failed on a valid input that was computed alone."""
 
     def on_loaded(self, size: int) -> None:
-        """The version holds so many bytes of weights here; 0: it is gone."""
+        """The version now occupies ``size`` bytes of weights in memory; 0: it is unloaded."""
 
     def on_load(self, queued: int, running: int) -> None:
-        """So many rows wait, and so many are computed."""
+        """``queued`` rows wait and ``running`` rows are computed."""
 
 
 class ObserverFactory(Protocol):
-    """Has a watch for each version."""
+    """Creates one observer for each version."""
 
-    def for_version(self, model: str, version: int) -> EngineObserver: ...
+    def for_version(self, model: str, version: int) -> EngineObserver:
+        """Return the version's observer, always the same one."""
 
     def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
-        """So many versions are in memory, and so many cannot be served; ``there`` are all that may yet be told of."""
+        """``live`` versions are in memory, ``broken`` ones cannot be served; only versions in ``there`` are reported.
+
+        Measurements of all other versions may be discarded.
+        """

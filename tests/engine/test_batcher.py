@@ -240,7 +240,7 @@ async def test_jobs_that_wait_for_a_thread_are_bounded_and_leave_with_their_call
     waiting = await start(*(lane.run(done.append, number) for number in range(5)))
     assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
     for task in waiting[3:]:
-        with pytest.raises(Overloaded, match="the queue of what is to be read is full: 3 of 3 rows wait"):
+        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows wait"):
             await task
     waiting[1].cancel()
     (late,) = await start(lane.run(done.append, 9))
