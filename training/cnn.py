@@ -11,82 +11,26 @@ Measured results stand in the README's table and on each card.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
+from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
 from training.data.image_batches import accuracy_of, batches, calibrate, draw_samples, moved, served
 from training.evaluation.calibration import calibrated, figures
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from training.loops import airbench, cnn_finetune
+from training.loops import airbench, classifier, cnn_finetune
 from training.options import Options, options
-from training.run import Run, derive, metric, schedule, set_learning_rate
+from training.run import Run, derive, metric, schedule
 
-
-@dataclass(frozen=True)
-class Config:
-    data: str
-    kind: str
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    average: float  # of the weights over steps: the published ones
-    shift: int  # pixels, at random, each way
-    flip: int  # 1: mirrored at random
-    rotate: float  # degrees, at random, each way
-    validation: int  # images of the training part that are held out
-
-
-@dataclass(frozen=True)
-class StrongConfig:
-    data: str
-    kind: str
-    first: int  # channels of the first group of convolutions
-    later: int  # channels of the second and the third
-    epochs: int
-    batch: int
-    learning_rate: float  # of 1,024 images
-    weight_decay: float  # of 1,024 images
-    label_smoothing: float
-    whiten_epochs: int  # while which the bias of the first layer is learnt
-    shift: int  # pixels, at random, each way
-    validation: int  # images of the training part that are held out, and that the temperatures are fitted on
-
-
-@dataclass(frozen=True)
-class OwnConfig:
-    first: int  # channels of the first group of convolutions, from scratch
-    later: int  # channels of the second and the third, from scratch
-    epochs: int
-    batch: int
-    learning_rate: float  # of the last layer
-    tuned_rate: float  # of what was learnt before
-    fresh_rate: float  # of the other layers, from scratch
-    head: float  # share of the steps in which the last layer learns alone
-    weight_decay: float
-    label_smoothing: float
-    shift: int  # pixels, at random, each way
-    flip: int  # 1: mirrored at random
-    bfloat16: int  # 1: products are computed in it, where that is faster
-
-
-PRESETS = {
-    "workshop": Config("cifar10", "lenet", 150, 512, 4e-3, 5e-4, 0.0, 0.995, 2, 1, 0.0, 5000),
-    "digits": Config("mnist", "digit-net", 8, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 10.0, 5000),
-}
-STRONG = StrongConfig("cifar10", "whitened-net", 96, 320, 22, 1000, 10.0, 0.0153, 0.2, 3, 2, 5000)
-OWN = OwnConfig(64, 256, 20, 64, 1e-2, 5e-4, 2e-3, 0.15, 0.05, 0.1, 2, 1, 1)
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each class, or a CSV of path,label"},
     "--from": {
@@ -105,20 +49,6 @@ TITLES = {
     "whitened-net": "Seven convolutions, the first of which whitens; ten kinds of things in 32 x 32 pixels",
 }
 DAMAGED = 2000  # test images that are also damaged in each of 18 ways
-
-
-def augment(images: Tensor, config: Config) -> Tensor:
-    """uint8 images [N, C, S, S] -> the same, mirrored, rotated and shifted at random; edges are reflected."""
-    count = len(images)
-    if config.rotate:
-        angle = (torch.rand(count) * 2 - 1) * torch.pi / 180 * config.rotate
-        zero = torch.zeros(count)
-        theta = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], dim=1)
-        grid = F.affine_grid(theta.view(count, 2, 3).to(images.device), list(images.shape), align_corners=False)
-        images = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
-    shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1))
-    mirrored = torch.randint(2, (count, 1)) * config.flip == 1
-    return moved(images, shifts, mirrored)
 
 
 def robustness(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
@@ -150,27 +80,7 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     )
 
 
-def update(
-    network: nn.Module,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    config: Config,
-    rate: float,
-) -> Tensor:
-    """One step on uint8 images [N, C, S, S]; gives the loss."""
-    logits = network(augment(images, config))
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    set_learning_rate(optimizer, rate)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    average.update_parameters(network)
-    return loss
-
-
-def learn_averaged(run: Run, config: Config, images: data.Images, device: str) -> nn.Module:
+def learn_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
     """AdamW on a cosine; what is published is an average of the weights over steps."""
     learn, validate = images.held_out(config.validation)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
@@ -184,14 +94,14 @@ def learn_averaged(run: Run, config: Config, images: data.Images, device: str) -
     network.train()
     for step, epoch, batch in batches(run, learn, config.batch, config.epochs):
         rate = config.learning_rate * schedule(step, total)
-        loss = update(network, average, optimizer, train_images[batch], train_labels[batch], config, rate)
+        loss = classifier.update(network, average, optimizer, train_images[batch], train_labels[batch], config, rate)
         if (step + 1) % per_epoch == 0:
             accuracy = accuracy_of(average, train_images[validate], train_labels[validate])
             run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
     return average.module
 
 
-def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: str) -> WhitenedNet:
+def learn_strong(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
     """The recipe of airbench95: Nesterov's method with look-ahead; images mirrored in every other epoch."""
     learn, validate = images.held_out(config.validation)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
@@ -222,20 +132,19 @@ def learn_strong(run: Run, config: StrongConfig, images: data.Images, device: st
     return network
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfig | OwnConfig]:
+def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """What a command line says."""
-    presets: dict[str, Config | StrongConfig | OwnConfig] = {**PRESETS, "strong": STRONG, "own": OWN}
-    return options(__doc__ or "", presets, NAMES, argv, OPTIONS)
+    return options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
-    if isinstance(config, OwnConfig):
+    if isinstance(config, CnnFinetuneConfig):
         cnn_finetune.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
     images: data.Images = getattr(data, config.data)()
-    if isinstance(config, StrongConfig):
+    if isinstance(config, AirbenchConfig):
         network: nn.Module = learn_strong(run, config, images, chosen.device)
         notes = (
             f"{config.validation:,} images of the training part were held out, and the temperatures fitted on them. "

@@ -11,7 +11,7 @@ Measured results stand in the README's table and on each card.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from app.networks.gan import ConditionalSizes, Discriminator, Generator, Generat
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
+from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
 from training.loops import conditional_gan
 from training.loops import gan_finetune as drawn
@@ -37,29 +38,6 @@ JUDGE = "mnist-judge"
 JUDGED = 10_000  # samples, and as many real images
 
 
-@dataclass(frozen=True)
-class Config:
-    latent: int
-    epochs: int
-    batch: int
-    learning_rate: float
-    beta1: float
-    average: float  # of the generator's weights over steps: only the average is sampled from
-    penalty: float  # on the slope of the discriminator at real images (R1, Mescheder et al. 2018)
-    penalty_every: int  # steps
-
-
-@dataclass(frozen=True)
-class ConditionalConfig(Config):
-    reading: float  # weight of the discriminator's reading of real digits, by which its features learn what a digit is
-    legible: float  # weight of that reading in the generator's loss: small, so that it does not draw the clearest only
-
-
-PRESETS: dict[str, Config] = {
-    "workshop": Config(100, 160, 128, 2e-4, 0.0, 0.999, 5.0, 8),
-    "conditional": ConditionalConfig(64, 28, 48, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
-    "own": ConditionalConfig(64, 200, 64, 5e-4, 0.0, 0.999, 0.2, 8, 1.0, 0.1),
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each label, or a CSV of path,label"},
     "--size": {"type": int, "choices": (28, 32), "default": 32, "help": "pixels of a side that are drawn"},
@@ -168,7 +146,7 @@ def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:
 class Game:
     """The two networks, their optimisers, and the generator's average, which is what is published."""
 
-    def __init__(self, config: Config, device: str) -> None:
+    def __init__(self, config: GanConfig, device: str) -> None:
         self.config = config
         self.device = device
         self.generator = Generator(GeneratorSizes(config.latent)).to(device)
@@ -210,15 +188,15 @@ class Game:
         return pixels
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[Options, Config]:
+def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
     """What a command line says."""
-    return options(__doc__ or "", PRESETS, NAMES, argv, OPTIONS)
+    return options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
     if chosen.preset == "own":
-        assert isinstance(config, ConditionalConfig)
+        assert isinstance(config, ConditionalGanConfig)
         drawn.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
@@ -227,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
     judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
 
-    labelled = isinstance(config, ConditionalConfig)
+    labelled = isinstance(config, ConditionalGanConfig)
     kind: Any = conditional_gan.Game if labelled else Game
     game = kind(config, chosen.device)
     play(run, game, real_images, real_labels if labelled else None, config, config.epochs)

@@ -10,7 +10,7 @@ Measured results stand in the README's table and on each card.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.window_forecasting import WindowForecaster
+from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.loops import forecaster as strong
 from training.loops import forecaster_finetune
@@ -32,54 +33,6 @@ from training.run import Run, metric, schedule, set_learning_rate
 AHEAD = 50  # steps of the free-running forecasts that are measured
 
 
-@dataclass(frozen=True)
-class Config:
-    hidden: int
-    window: int  # values read before the first forecast
-    horizon: int  # steps that the network reads its own forecasts for, in training
-    updates: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    jitter: float  # fresh noise on what is read, so that the one realisation is not learnt by heart
-    clip: float  # of the gradient's norm
-    average: float  # of the weights over steps: the published ones
-    validation: int  # values at the end of the training part that are held out
-
-
-@dataclass(frozen=True)
-class StrongConfig:
-    hidden: int
-    layers: int
-    members: int
-    updates: int
-    batch: int  # windows of each member
-    learning_rate: float
-    weight_decay: float
-    dropout: float  # of the summary of what was read
-    mixed: float  # share of windows that are mixed with another
-    invented: float  # share of synthetic windows
-    series: int  # synthetic series of each season
-    clip: float  # of the gradient's norm, of each member
-    average: float  # of the weights over steps: the published ones
-    held_out: float  # share of the updates in which the last horizon of every series is held out
-
-
-@dataclass(frozen=True)
-class TunedConfig:
-    horizon: int  # steps that are learnt and tested; 0: a season, or 12 where there is none
-    epochs: int
-    batch: int  # windows of each member
-    learning_rate: float
-    weight_decay: float
-    dropout: float  # of the summary of what was read
-    mixed: float  # share of windows that are mixed with another
-    clip: float  # of the gradient's norm, of all members
-    average: float  # of the weights over steps: the published ones
-    bfloat16: int  # 1: products are computed in it, where that is faster
-
-
-PRESETS = {"workshop": Config(64, 50, 50, 6000, 32, 3e-3, 1e-2, 0.3, 1.0, 0.995, 160)}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "a column or a row for each series, or a column that names it"},
     "--column": {"metavar": "Y", "nargs": "+", "help": "columns with values; otherwise all that hold numbers"},
@@ -95,34 +48,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--force": {"action": "store_true", "help": "publish also when tuning did not help"},
     "--by-rows": {"action": "store_true", "help": "each row is a series, its first cell the name"},
 }
-STRONG = StrongConfig(
-    hidden=128,
-    layers=1,
-    members=3,
-    updates=3800,
-    batch=256,
-    learning_rate=4e-3,
-    weight_decay=0.01,
-    dropout=0.1,
-    mixed=0.3,
-    invented=0.2,
-    series=400,
-    clip=1.0,
-    average=0.998,
-    held_out=0.75,
-)
-TUNED = TunedConfig(
-    horizon=0,
-    epochs=30,
-    batch=64,
-    learning_rate=5e-4,
-    weight_decay=0.01,
-    dropout=0.1,
-    mixed=0.3,
-    clip=1.0,
-    average=0.98,
-    bfloat16=1,
-)
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
@@ -223,7 +148,7 @@ def update(
     average: AveragedModel,
     optimizer: torch.optim.Optimizer,
     windows: Tensor,
-    config: Config,
+    config: LstmConfig,
     rate: float,
 ) -> tuple[Tensor, Tensor]:
     """One step on standardised windows [N, window + horizon]; gives the one-step and the free-running loss."""
@@ -244,19 +169,18 @@ def update(
     return one, free
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[Options, Config | StrongConfig | TunedConfig]:
+def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig]:
     """What a command line says."""
-    presets: dict[str, Config | StrongConfig | TunedConfig] = {**PRESETS, "strong": STRONG, "own": TUNED}
-    return options(__doc__ or "", presets, NAMES, argv, OPTIONS)
+    return options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen, config = arguments(argv)
-    if isinstance(config, TunedConfig):
+    if isinstance(config, ForecasterFinetuneConfig):
         forecaster_finetune.train(chosen, config, argv)
         return
     run = Run(chosen, config, argv)
-    if isinstance(config, StrongConfig):
+    if isinstance(config, ForecasterConfig):
         strong.train(run, config)
         return
 
@@ -290,7 +214,7 @@ def validation(network: Any, values: Tensor) -> float:
         return F.mse_loss(network(windows, 1)[:, 0], values[network.sizes.window :]).item()
 
 
-def publish(run: Run, config: Config, series: datasets.Sine, network: Any) -> None:
+def publish(run: Run, config: LstmConfig, series: datasets.Sine, network: Any) -> None:
     """Measure the residuals on the validation part, read the test part once, and write the card."""
     card = {
         "task": "forecast",

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ C = TypeVar("C")  # the dataclass of a script's numbers
 class Options:
     """What a caller chooses besides the numbers of the preset."""
 
+    script: str  # module of the command, as in "training.cnn"
     preset: str
     name: str
     seed: int
@@ -46,6 +48,7 @@ class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFo
 
 
 def options(
+    script: str,
     description: str,
     presets: dict[str, C],
     names: dict[str, str],
@@ -57,7 +60,7 @@ def options(
     ``own``: the options by which a script trains on the caller's own data, with the preset "own". The first of them
     says where the data are.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=Help)
+    parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=Help)
     first, own = next(iter(presets)), own or {}
     _add_common(parser, list(presets))
     if own:
@@ -65,9 +68,9 @@ def options(
         for flag, how in own.items():
             data.add_argument(flag, **how)
         data.add_argument("--minutes", type=_minutes, metavar="N", help="fit the epochs to so many minutes")
-    told = _numbers(parser, presets)
+    told = _add_numbers(parser, presets)
     given = vars(parser.parse_args(argv))
-    fields = {field.name for field in dataclasses.fields(Options)} - {"own"}
+    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "own"}
     common = {name: given.pop(name) for name in list(given) if name in fields}
     numbers = {name: given.pop(name) for name in list(given) if name in told}
     if own:
@@ -81,7 +84,7 @@ def options(
     if common["preset"] != "own" and distributed.count() > 1:
         parser.error("several processes train on your own data only: the presets are for one")
     common["device"] = distributed.own_device(common["device"])
-    return Options(**common, own=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
+    return Options(script, **common, own=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
 
 
 def _add_common(parser: argparse.ArgumentParser, presets: list[str]) -> None:
@@ -99,19 +102,22 @@ def _add_common(parser: argparse.ArgumentParser, presets: list[str]) -> None:
     parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="where to publish")
 
 
-def _numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:
-    """Make every number of the presets an option; gives the value of each in the presets that have it."""
-    numbers = parser.add_argument_group("numbers of the preset, to change one; the comments in the script tell of them")
-    told: dict[str, dict[str, Any]] = {}
+def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:
+    """Make every number of the presets an option; return each number's value in the presets that have the number."""
+    group = parser.add_argument_group("hyperparameters", "Each changes one number of the preset.")
+    values: dict[str, dict[str, Any]] = {}
+    help_texts: dict[str, str] = {}
     for preset, config in presets.items():
-        for field in dataclasses.fields(config):  # type: ignore[arg-type]
-            told.setdefault(field.name, {})[preset] = getattr(config, field.name)
-    for name, values in told.items():
-        kind = type(next(iter(values.values())))
+        for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+            values.setdefault(name, {})[preset] = getattr(config, name)
+            help_texts.setdefault(name, *getattr(hint, "__metadata__", ("",)))
+    for name, of_preset in values.items():
+        kind = type(next(iter(of_preset.values())))
         if kind in (int, float):
-            option, text = "--" + name.replace("_", "-"), ", ".join(f"{key} {own}" for key, own in values.items())
-            numbers.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar="N")
-    return told
+            numbers = ", ".join(f"{preset} {value}" for preset, value in of_preset.items())
+            option, text = "--" + name.replace("_", "-"), f"{help_texts[name]} ({numbers})"
+            group.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar="N")
+    return values
 
 
 def _check_own(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from app.networks.rnn import CharacterRNN, StackedRNN
 from app.store import UNKNOWN_CHARACTER
 from app.tasks.latency_model import fast_bfloat16
 from app.tasks.text_generation import TextGenerator
+from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.language_model import (
     PLACES,
@@ -45,31 +46,6 @@ from training.loops.best_weights import Best
 from training.options import Options, options, origin
 from training.run import Run, derive, schedule, set_learning_rate
 
-
-@dataclass(frozen=True)
-class Config:
-    kind: str
-    hidden: int
-    layers: int
-    epochs: int
-    streams: int  # places of the text that are read side by side, the state carried on
-    piece: int  # characters between two updates, and how far back the gradient goes
-    learning_rate: float
-    weight_decay: float
-    clip: float  # of the gradient's norm
-    average: float  # of the weights over steps: the published ones
-    dropout: float  # share left out at random, see training/loops/elman_recurrence.py
-    cold: float  # share of streams whose state starts from zero at a piece, as texts do when served
-    unknown: float  # share of characters read as <unk>, so that it means "some character"
-    validation: float  # share of the training part that is held out, in ten places; 0 once all numbers are chosen
-    bfloat16: bool  # whether products are computed in it, where that is faster; only of a stack
-
-
-PRESETS = {
-    "workshop": Config("character-rnn", 128, 1, 40, 64, 64, 4e-3, 1e-4, 1.0, 0.999, 0.05, 0.05, 0.002, 0.0, False),
-    "strong": Config("stacked-rnn", 640, 3, 40, 64, 128, 1.6e-3, 0.1, 1.0, 0.999, 0.38, 0.03, 0.002, 0.02, True),
-    "own": Config("stacked-rnn", 256, 2, 20, 64, 64, 2e-3, 0.1, 1.0, 0.999, 0.2, 0.03, 0.002, 0.05, True),
-}
 TUNED = 0.3  # of the learning rate, where a network knows another text already
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "UTF-8, one or several"},
@@ -95,7 +71,7 @@ def evaluate(continuer: TextGenerator) -> dict[str, Any]:
     return measure(continuer, getattr(datasets, next(iter(continuer.card.data)))())
 
 
-def begun(config: Config, vocabulary: int) -> Any:
+def begun(config: RnnConfig, vocabulary: int) -> Any:
     """A network with fresh weights."""
     sizes = {"vocabulary": vocabulary, "hidden": config.hidden, "layers": config.layers}
     network = build(config.kind, sizes)
@@ -109,7 +85,7 @@ def begun(config: Config, vocabulary: int) -> Any:
     return network
 
 
-def groups(network: nn.Module, config: Config) -> list[dict[str, Any]]:
+def groups(network: nn.Module, config: RnnConfig) -> list[dict[str, Any]]:
     """The parameters for the optimiser: of the stack, only matrices that read a layer decay, not the recurrent ones."""
     if config.kind == "character-rnn":
         return [{"params": list(network.parameters()), "weight_decay": config.weight_decay}]
@@ -124,7 +100,7 @@ def groups(network: nn.Module, config: Config) -> list[dict[str, Any]]:
 class Lesson(nn.Module):
     """The loss of a network on a piece of text, a mean over its characters."""
 
-    def __init__(self, network: CharacterRNN | StackedRNN, config: Config) -> None:
+    def __init__(self, network: CharacterRNN | StackedRNN, config: RnnConfig) -> None:
         super().__init__()
         self.network, self.dropout = network, config.dropout
         self.low = config.bfloat16 and fast_bfloat16(network.head.weight.device)
@@ -138,7 +114,7 @@ class Lesson(nn.Module):
 class Learner:
     """A network, its average, and how they learn."""
 
-    def __init__(self, network: Any, config: Config, device: str = "cpu") -> None:
+    def __init__(self, network: Any, config: RnnConfig, device: str = "cpu") -> None:
         self.config = config
         self.network = network.to(device)
         self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -163,7 +139,7 @@ class Learner:
         return loss, state.detach()
 
 
-def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], network: Any) -> Any:
+def learn_from(run: Run, config: RnnConfig, learn: Tensor, validate: list[Tensor], network: Any) -> Any:
     """The whole training on characters [N]; gives the averaged network, of own texts as it was when it did best."""
     own, device = run.options.preset == "own", run.options.device
     per_epoch = (len(learn) // config.streams - 1) // config.piece
@@ -199,16 +175,16 @@ def learn_from(run: Run, config: Config, learn: Tensor, validate: list[Tensor], 
     return learner.average.module
 
 
-def piece_at(run: Run, config: Config, learn: Tensor, epoch: int, place: int) -> Tensor:
+def piece_at(run: Run, config: RnnConfig, learn: Tensor, epoch: int, place: int) -> Tensor:
     """The piece [streams, piece + 1] that is read next; every epoch cuts the text elsewhere."""
     start = derive(run.options.seed, "offset", epoch) % len(learn)
     at = start + torch.arange(config.streams).unsqueeze(1) * (len(learn) // config.streams) + place * config.piece
     return learn[(at + torch.arange(config.piece + 1)) % len(learn)]
 
 
-def arguments(argv: Sequence[str] | None) -> tuple[Options, Config]:
+def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """What a command line says."""
-    return options(__doc__ or "", PRESETS, NAMES, argv, OPTIONS)
+    return options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -232,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     publish(run, card, text, vocabulary, network, ("ROMEO:", "First Citizen:\n", "To be, "))
 
 
-def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> None:
+def train_own(chosen: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """The caller's own text: read, learn, measure, publish."""
     base = origin(chosen, ("character-rnn", "stacked-rnn"))
     text = texts.read(chosen.own["text"])
@@ -257,7 +233,7 @@ def train_own(chosen: Options, config: Config, argv: Sequence[str] | None) -> No
     distributed.leave()
 
 
-def own_card(chosen: Options, config: Config, text: datasets.Text, base: store.Version | None) -> dict[str, Any]:
+def own_card(chosen: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None) -> dict[str, Any]:
     """What the card says of a text of the caller's own."""
     names = " ".join(path.name for path in chosen.own["text"])
     begin = f"Begun with {base.card.name} {base.card.version}. " if base else ""

@@ -76,7 +76,7 @@ class Run:
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
         python = ["python"] if distributed.count() == 1 else ["torchrun", "--nproc-per-node", str(distributed.count())]
-        self.command = shlex.join([*python, "-m", _script(config), *(sys.argv[1:] if argv is None else argv)])
+        self.command = shlex.join([*python, "-m", options.script, *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
@@ -277,12 +277,6 @@ def saved(figure: Any, path: Path, dpi: int = 80) -> Path:
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
     """A figure as the card holds it, rounded to the decimals it is stated with."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
-
-
-def _script(config: Any) -> str:
-    """The module of a script, which is also called __main__ while it runs."""
-    spec = sys.modules["__main__"].__spec__
-    return spec.name if type(config).__module__ == "__main__" and spec else type(config).__module__
 
 
 def _commit() -> str:

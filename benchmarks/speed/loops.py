@@ -25,7 +25,9 @@ from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, gan, lstm, rnn
+from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
 from training.data import datasets
+from training.loops import classifier
 from training.run import derive, permutation, schedule
 
 Loop = Iterator[int]  # samples of each step
@@ -33,7 +35,7 @@ Loop = Iterator[int]  # samples of each step
 SEED = 0
 RNN_WINDOW = 30  # the workshop's
 LSTM_WINDOW = 50
-LSTM = lstm.PRESETS["workshop"]
+LSTM = LSTM_WORKSHOP
 LSTM_READ = LSTM.window + LSTM.horizon - 1  # values of a window that ours reads
 
 
@@ -89,7 +91,7 @@ def steps(total: int) -> Iterator[int]:
 
 def workshop_cnn() -> Loop:
     images = datasets.cifar10()
-    learn, _ = images.held_out(cnn.PRESETS["workshop"].validation)
+    learn, _ = images.held_out(CNN_WORKSHOP.validation)
     pictures = Pictures(images.train_images[learn], images.train_labels[learn])
     loader = DataLoader(pictures, batch_size=64, shuffle=True)
     network = workshop_lenet()
@@ -107,7 +109,7 @@ def workshop_cnn() -> Loop:
 
 
 def our_cnn() -> Loop:
-    config = cnn.PRESETS["workshop"]
+    config = CNN_WORKSHOP
     images = datasets.cifar10()
     learn, _ = images.held_out(config.validation)
     network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
@@ -122,7 +124,7 @@ def our_cnn() -> Loop:
             shuffled, order = epoch, learn[permutation(len(learn), SEED, "epoch", epoch)]
         batch = order[place * config.batch : (place + 1) * config.batch]
         x, y = images.train_images[batch], images.train_labels[batch]
-        cnn.update(network, average, optimizer, x, y, config, config.learning_rate * schedule(step, total))
+        classifier.update(network, average, optimizer, x, y, config, config.learning_rate * schedule(step, total))
         yield len(batch)
 
 
@@ -151,7 +153,7 @@ def workshop_gan() -> Loop:
 
 
 def our_gan() -> Loop:
-    config = gan.PRESETS["workshop"]
+    config = GAN_WORKSHOP
     real_images = datasets.mnist().train_images
     game = gan.Game(config, "cpu")
     per_epoch = len(real_images) // config.batch
@@ -192,7 +194,7 @@ def workshop_rnn() -> Loop:
 
 
 def our_rnn() -> Loop:
-    config = rnn.PRESETS["workshop"]
+    config = RNN_WORKSHOP
     learn, kinds = shakespeare()
     network = CharacterRNN(CharacterRNNSizes(kinds, config.hidden))
     nn.init.orthogonal_(network.rnn.all_weights[0][1])

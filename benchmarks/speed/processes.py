@@ -25,7 +25,8 @@ import torch
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
-from training import cnn, lstm, rnn
+from training import rnn
+from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.windows import Kind, Windows
 from training.loops import cnn_finetune, distributed, forecaster_finetune
 from training.run import prepare
@@ -48,7 +49,7 @@ class Work:
 
 def images() -> Step:
     """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
-    config = cnn.OWN
+    config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first, config.later, config.later)))
     learner = cnn_finetune.Learner(config, network, torch.ones(10), "cpu", tuned=False)
     shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
@@ -57,7 +58,7 @@ def images() -> Step:
 
 def characters() -> Step:
     """The stack of Elman layers."""
-    config = rnn.PRESETS["own"]
+    config = RNN_OWN
     learner = rnn.Learner(rnn.begun(config, CHARACTERS), config)
     piece = torch.randint(CHARACTERS, (config.streams, config.piece + 1))
     state = learner.network.zero_state(config.streams // distributed.count())
@@ -69,15 +70,15 @@ def series() -> Step:
     sizes = ForecasterSizes()
     many = list(torch.randn(20, 400, dtype=torch.float64))
     windows = Windows([Kind(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
-    learner = forecaster_finetune.Learner(Forecaster(sizes), windows, lstm.TUNED, 0, "cpu")
-    return lambda step: learner.update(step, lstm.TUNED.learning_rate)
+    learner = forecaster_finetune.Learner(Forecaster(sizes), windows, LSTM_OWN, 0, "cpu")
+    return lambda step: learner.update(step, LSTM_OWN.learning_rate)
 
 
-TEXT = rnn.PRESETS["own"]
+TEXT = RNN_OWN
 WORKS = {
-    "cnn": Work("images", cnn.OWN.batch, images),
+    "cnn": Work("images", CNN_OWN.batch, images),
     "rnn": Work("characters", TEXT.streams * TEXT.piece, characters),
-    "lstm": Work("windows", lstm.TUNED.batch * ForecasterSizes().members, series),
+    "lstm": Work("windows", LSTM_OWN.batch * ForecasterSizes().members, series),
 }
 
 

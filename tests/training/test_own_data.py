@@ -24,6 +24,7 @@ from app.networks import build
 from app.tasks.classification import ImageDecoder
 from training import cnn, gan, lstm, rnn
 from training import run as running
+from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate
@@ -174,7 +175,7 @@ def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch
         base = "cifar10-whitened" if stem == "cnn" else "series-lstm"
         begun = store.read_version(place / "models_store", base, 1).tensors
     elif stem == "rnn":
-        config = dataclasses.replace(rnn.PRESETS["own"], hidden=8, layers=1)
+        config = dataclasses.replace(RNN_OWN, hidden=8, layers=1)
         begun = rnn.begun(config, version.card.sizes["vocabulary"]).state_dict()
     else:
         begun = build(version.card.kind, version.card.sizes).state_dict()
@@ -364,7 +365,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
 def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", side)
-    network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
+    network = cnn_finetune.begun(CNN_OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
     assert state["head.weight"].shape == (3, 8)
     assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
@@ -375,8 +376,8 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
 def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", 32)
-    network = cnn_finetune.begun(cnn.OWN, pictures, pictures.split()[0], base)
-    learner = cnn_finetune.Learner(cnn.OWN, network, torch.ones(3), "cpu", tuned=True)
+    network = cnn_finetune.begun(CNN_OWN, pictures, pictures.split()[0], base)
+    learner = cnn_finetune.Learner(CNN_OWN, network, torch.ones(3), "cpu", tuned=True)
     for step in range(4):
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
         learner.update(pictures.images[:16], pictures.labels[:16], step, 20)

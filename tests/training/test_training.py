@@ -20,11 +20,13 @@ from app import store
 from app.networks import build
 from training import cnn, gan, lstm, rnn
 from training import run as running
+from training.configs import CnnConfig
 from training.data import datasets
 from training.evaluation import evaluate, speed
 from training.evaluation.calibration import fit_temperature
 from training.loops import conditional_gan, elman_recurrence
 from training.loops.airbench import Lookahead, triangle
+from training.loops.classifier import augment
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
@@ -259,22 +261,22 @@ def test_what_is_held_out_is_spread_over_the_text_and_not_learnt() -> None:
 
 
 def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
-    config = cnn.Config("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
+    config = CnnConfig("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     cuts = [padded[0, :, top : top + 8, left : left + 8] for top in range(5) for left in range(5)]
     allowed = [*cuts, *(cut.flip(2) for cut in cuts)]
     torch.manual_seed(0)
     seen = set()
-    for augmented in cnn.augment(image.expand(400, -1, -1, -1), config):
+    for augmented in augment(image.expand(400, -1, -1, -1), config):
         seen.add(next(i for i, candidate in enumerate(allowed) if torch.equal(candidate, augmented)))
     assert len(seen) == 50
 
 
 def test_rotation_by_nothing_is_the_image() -> None:
-    config = cnn.Config("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
+    config = CnnConfig("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
-    assert torch.allclose(cnn.augment(images, config), images.float(), atol=1e-3)
+    assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
 
 
 def test_the_frechet_distance_is_that_of_two_gaussians() -> None:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.latency_model import fast_bfloat16
+from training.configs import CnnFinetuneConfig
 from training.data import image_folders
 from training.data.image_batches import (
     accuracy_of,
@@ -37,9 +38,6 @@ from training.loops import airbench, distributed, time_budget
 from training.options import Options, origin
 from training.run import Run, metric, schedule
 
-if TYPE_CHECKING:
-    from training.cnn import OwnConfig
-
 UNEVEN = 1.5  # times as many images as the smallest class has, from which on classes are weighted
 FITTED = 50  # images that must validate for a temperature to be fitted on them
 TEMPERATURES = (0.4, 2.5)  # a few hundred images that are all read rightly would call for one of 0
@@ -50,7 +48,7 @@ class Lesson(nn.Module):
 
     weights: Tensor
 
-    def __init__(self, network: WhitenedNet, weights: Tensor, config: OwnConfig) -> None:
+    def __init__(self, network: WhitenedNet, weights: Tensor, config: CnnFinetuneConfig) -> None:
         super().__init__()
         self.network = network
         self.smoothing = config.label_smoothing
@@ -72,7 +70,9 @@ class Learner:
     ``tuned``: whether the network knows something already, so that at first the last layer learns alone.
     """
 
-    def __init__(self, config: OwnConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool) -> None:
+    def __init__(
+        self, config: CnnFinetuneConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool
+    ) -> None:
         self.config, self.tuned = config, tuned
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lesson = distributed.together(Lesson(self.network, weights.to(device), config))
@@ -109,7 +109,7 @@ class Learner:
         return loss
 
 
-def begun(config: OwnConfig, pictures: Pictures, learn: Tensor, base: store.Version | None) -> WhitenedNet:
+def begun(config: CnnFinetuneConfig, pictures: Pictures, learn: Tensor, base: store.Version | None) -> WhitenedNet:
     """A network for the classes of these pictures: what ``base`` knows with a new last layer, or nothing yet."""
     side, classes = pictures.images.shape[-1], len(pictures.classes)
     if base is None:
@@ -133,7 +133,7 @@ def class_weights(counts: Sequence[int]) -> Tensor:
     return shares.sum() / (len(shares) * shares)
 
 
-def learn_from(run: Run, config: OwnConfig, pictures: Pictures, base: store.Version | None) -> WhitenedNet:
+def learn_from(run: Run, config: CnnFinetuneConfig, pictures: Pictures, base: store.Version | None) -> WhitenedNet:
     """The whole training; gives the network, with its temperatures where enough images validate."""
     learn, validate, _ = pictures.split()
     device = run.options.device
@@ -179,7 +179,7 @@ def measure(classifier: ImageClassifier, pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def train(chosen: Options, config: OwnConfig, argv: Sequence[str] | None) -> None:
+def train(chosen: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None) -> None:
     """Read, learn, measure, publish."""
     path: Path = chosen.own["images"]
     base = origin(chosen, ("whitened-net",))

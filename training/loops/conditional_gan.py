@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,19 +15,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
 from app.tasks.image_generation import ImageSampler, LatentBatch
-from training import cnn
+from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
 from training.data import datasets
 from training.data.image_batches import accuracy_of
-from training.loops import distributed
+from training.loops import classifier, distributed
 from training.run import metric, permutation, schedule, set_learning_rate
-
-if TYPE_CHECKING:
-    from training.gan import ConditionalConfig
 
 SETTLING = 100  # batches from which the norms' statistics are taken
 LEARNT = 60_000  # samples that a classifier learns from
-# How that classifier learns: a judge of half the width, three epochs, shifted by up to 2 pixels, weights averaged.
-RECIPE = cnn.Config("mnist", "digit-net", 3, 128, 2e-3, 1e-3, 0.0, 0.998, 2, 0, 0.0, 0)
 WIDTHS = (16, 32)
 NEIGHBOURS = 5
 
@@ -57,7 +52,7 @@ def penalty_on(discriminator: ConditionalDiscriminator, real: Tensor, labels: Te
 class Telling(nn.Module):
     """The discriminator's loss, a mean over the images."""
 
-    def __init__(self, discriminator: ConditionalDiscriminator, config: ConditionalConfig) -> None:
+    def __init__(self, discriminator: ConditionalDiscriminator, config: ConditionalGanConfig) -> None:
         super().__init__()
         self.discriminator, self.config = discriminator, config
 
@@ -78,7 +73,7 @@ class Telling(nn.Module):
 class Game:
     """The two networks, their optimisers, and the generator's average, which is what is published."""
 
-    def __init__(self, config: ConditionalConfig, device: str, sizes: ConditionalSizes | None = None) -> None:
+    def __init__(self, config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None) -> None:
         self.config = config
         self.device = device
         sizes = sizes or ConditionalSizes(config.latent)
@@ -179,26 +174,28 @@ def samples_only(sampler: ImageSampler, images: datasets.Images) -> dict[str, An
     """The accuracy on the test part of a classifier that learnt from samples only (Ravuri and Vinyals 2019)."""
     drawing = sampler.parse(LEARNT, None, 1)
     accuracy = learnt_from(torch.from_numpy(sampler.predict([drawing])[0]), torch.as_tensor(drawing.classes), images)
+    config = SAMPLE_CLASSIFIER
     told = (
         f"{images.name} test part, read by a classifier that learnt from {LEARNT:,} samples of seed 1 only: "
-        f"{RECIPE.kind} {WIDTHS}, {RECIPE.epochs} epochs of {RECIPE.batch}, shifts of up to {RECIPE.shift}, seed 0"
+        f"{config.kind} {WIDTHS}, {config.epochs} epochs of {config.batch}, shifts of up to {config.shift}, seed 0"
     )
     return metric(accuracy, told, 3)
 
 
 def learnt_from(learn: Tensor, labels: Tensor, images: datasets.Images) -> float:
-    """The accuracy on the test part of RECIPE's classifier after images [N, 1, 28, 28] and labels [N]."""
+    """The accuracy on the test part of SAMPLE_CLASSIFIER after images [N, 1, 28, 28] and labels [N]."""
+    config = SAMPLE_CLASSIFIER
     torch.manual_seed(0)
-    network = build(RECIPE.kind, {"conv": WIDTHS})
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(RECIPE.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=RECIPE.weight_decay, fused=True)
+    network = build(config.kind, {"conv": WIDTHS})
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     network.train()
-    per_epoch = len(learn) // RECIPE.batch
-    for step in range(RECIPE.epochs * per_epoch):
+    per_epoch = len(learn) // config.batch
+    for step in range(config.epochs * per_epoch):
         epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(learn), 0, "samples", epoch)[place * RECIPE.batch : (place + 1) * RECIPE.batch]
-        rate = RECIPE.learning_rate * schedule(step, RECIPE.epochs * per_epoch)
-        cnn.update(network, average, optimizer, learn[batch], labels[batch], RECIPE, rate)
+        batch = permutation(len(learn), 0, "samples", epoch)[place * config.batch : (place + 1) * config.batch]
+        rate = config.learning_rate * schedule(step, config.epochs * per_epoch)
+        classifier.update(network, average, optimizer, learn[batch], labels[batch], config, rate)
     return accuracy_of(average, images.test_images, images.test_labels)
 
 

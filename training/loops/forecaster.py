@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSiz
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.quantile_forecast import QuantileForecast
 from app.tasks.seasonality import SEASONS
+from training.configs import ForecasterConfig
 from training.data import datasets
 from training.data.synthetic_series import synthetic
 from training.data.windows import Batch, Kind, Windows
 from training.evaluation import forecasting
 from training.run import Run, derive, metric, saved, schedule, set_learning_rate
-
-if TYPE_CHECKING:
-    from training.lstm import StrongConfig
 
 LARGEST = 50  # units that a value may be off the naive path, in the loss
 LONG = 700  # values of a synthetic series
@@ -46,7 +44,7 @@ class Shown:
     answer: QuantileForecast
 
 
-def kinds(config: StrongConfig, seed: int) -> list[Kind]:
+def kinds(config: ForecasterConfig, seed: int) -> list[Kind]:
     """What is learnt from: M4's hourly and weekly series alike, and synthetic ones of every season."""
     real = (1 - config.invented) / 2
     collections = [datasets.m4_hourly(), datasets.m4_weekly()]
@@ -95,7 +93,9 @@ def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> floa
 class Team:
     """The members of a network, each computing its own gradient on a thread of its own: small products share badly."""
 
-    def __init__(self, network: Forecaster, windows: Windows, config: StrongConfig, seed: int, threads: int) -> None:
+    def __init__(
+        self, network: Forecaster, windows: Windows, config: ForecasterConfig, seed: int, threads: int
+    ) -> None:
         self.network, self.windows, self.config, self.seed = network, windows, config, seed
         self.pool = ThreadPoolExecutor(threads, initializer=_alone)
 
@@ -119,7 +119,7 @@ def _alone() -> None:
     torch.set_flush_denormal(True)
 
 
-def learn(run: Run, config: StrongConfig) -> Any:
+def learn(run: Run, config: ForecasterConfig) -> Any:
     """Learn with the last horizons held out, measure the intervals on them, and go on with nothing held out."""
     sizes = ForecasterSizes(hidden=config.hidden, layers=config.layers, members=config.members)
     windows = Windows(kinds(config, run.options.seed), sizes.context, sizes.horizon)
@@ -256,7 +256,7 @@ def draw_samples(path: Path, shown: Sequence[Shown]) -> Path:
     return saved(figure, path)
 
 
-def card_of(sizes: ForecasterSizes, config: StrongConfig) -> dict[str, Any]:
+def card_of(sizes: ForecasterSizes, config: ForecasterConfig) -> dict[str, Any]:
     """All of the card but its metrics."""
     return {
         "task": "forecast",
@@ -277,7 +277,7 @@ def card_of(sizes: ForecasterSizes, config: StrongConfig) -> dict[str, Any]:
     }
 
 
-def train(run: Run, config: StrongConfig) -> None:
+def train(run: Run, config: ForecasterConfig) -> None:
     """Learn, read the test parts once - not at all unless the network is to be published - and write the card."""
     network = learn(run, config)
     card = card_of(network.sizes, config)

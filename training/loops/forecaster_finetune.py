@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes, in_order
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.latency_model import fast_bfloat16
+from training.configs import ForecasterFinetuneConfig
 from training.data import tables
 from training.data.datasets import DataError
 from training.data.tables import Table
@@ -31,9 +32,6 @@ from training.loops.best_weights import Best
 from training.loops.forecaster import Shown, draw_samples, losses, outlooks
 from training.options import Options, origin
 from training.run import Run, derive, schedule, set_learning_rate
-
-if TYPE_CHECKING:
-    from training.lstm import TunedConfig
 
 STEPS = (8, 40)  # of an epoch, at least and at most: then it is validated
 WITHOUT_SEASON = 12  # steps that are learnt and tested, where the caller names none
@@ -93,7 +91,9 @@ class Lesson(nn.Module):
 class Learner:
     """A forecaster, its average, and how they learn: each member from random windows of all series."""
 
-    def __init__(self, network: Forecaster, windows: Windows, config: TunedConfig, seed: int, device: str) -> None:
+    def __init__(
+        self, network: Forecaster, windows: Windows, config: ForecasterFinetuneConfig, seed: int, device: str
+    ) -> None:
         self.windows, self.config, self.seed = windows, config, seed
         self.network = network.to(device).train().requires_grad_(True)
         self.device = torch.device(device)
@@ -147,7 +147,7 @@ class Check:
         return forecasting.quantile_loss(self.tried.actual, found[..., 1:-1].cpu().numpy(), self.tried.usual)
 
 
-def learn_from(run: Run, config: TunedConfig, own: Own) -> Any:
+def learn_from(run: Run, config: ForecasterFinetuneConfig, own: Own) -> Any:
     """The whole training; gives the averaged network as it was when it did best on what validates."""
     options, season = run.options, own.table.season
     network: Any = own.base.network()
@@ -233,7 +233,7 @@ def card_of(own: Own, sizes: ForecasterSizes, sentence: str) -> dict[str, Any]:
     }
 
 
-def train(chosen: Options, config: TunedConfig, argv: Sequence[str] | None) -> None:
+def train(chosen: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
     """Read, learn, measure, publish."""
     own = read(chosen, config.horizon)
     tables.report(own.table)

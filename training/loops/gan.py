@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from app.tasks.image_generation import sheet
+from training.configs import GanConfig
 from training.loops import distributed
 from training.run import Run, permutation
-
-if TYPE_CHECKING:
-    from training.gan import Config
 
 MOST_SHEETS = 25  # pictures of samples that a run leaves, one an epoch or fewer
 
 
-def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: Config, epochs: int) -> None:
+def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: GanConfig, epochs: int) -> None:
     """The whole game on uint8 images [N, C, S, S], of labels [N] where the game has some."""
     run.track(
         generator=game.generator,

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +21,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
-from training import cnn
+from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
 from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
 from training.data.image_folders import Pictures
-from training.loops import conditional_gan, distributed, time_budget
-from training.loops.conditional_gan import RECIPE, WIDTHS
+from training.loops import classifier, conditional_gan, distributed, time_budget
+from training.loops.conditional_gan import WIDTHS
 from training.loops.gan import nearest, play, save_sheet
 from training.options import Options
 from training.run import Run, metric, permutation, schedule
-
-if TYPE_CHECKING:
-    from training.gan import ConditionalConfig
 
 LEAST = 64  # different images in all
 DRAWN = 1000  # samples that are measured
@@ -52,20 +49,20 @@ def read(path: Path, side: int, colour: str, name: str) -> Pictures:
 
 
 def reader(images: Tensor, labels: Tensor, classes: int) -> Any:
-    """RECIPE's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
+    """SAMPLE_CLASSIFIER's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
     torch.manual_seed(0)
     sizes = {"conv": WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
-    network = build(RECIPE.kind, sizes).to(images.device)
+    network = build(SAMPLE_CLASSIFIER.kind, sizes).to(images.device)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=RECIPE.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=SAMPLE_CLASSIFIER.weight_decay, fused=True)
     network.train()
-    size = min(RECIPE.batch, len(images))
+    size = min(SAMPLE_CLASSIFIER.batch, len(images))
     per_epoch = len(images) // size
     for step in range(LESSONS):
         epoch, place = divmod(step, per_epoch)
         batch = permutation(len(images), 0, "reader", epoch)[place * size : (place + 1) * size]
-        rate = RECIPE.learning_rate * schedule(step, LESSONS)
-        cnn.update(network, average, optimizer, images[batch], labels[batch], RECIPE, rate)
+        rate = SAMPLE_CLASSIFIER.learning_rate * schedule(step, LESSONS)
+        classifier.update(network, average, optimizer, images[batch], labels[batch], SAMPLE_CLASSIFIER, rate)
     return average
 
 
@@ -81,20 +78,20 @@ def measure(sampler: ImageSampler, pictures: Pictures) -> dict[str, Any]:
     found = {"nearest_neighbour_ratio": metric(ratio.item(), told, 3)}
     if len(pictures.classes) == 1:
         return found
-    classifier = reader(known, pictures.labels[learn], len(pictures.classes))
+    network = reader(known, pictures.labels[learn], len(pictures.classes))
     asked = torch.as_tensor(drawing.classes)
-    by = f"by a {RECIPE.kind} {WIDTHS} that learnt from {len(learn):,} real images"
+    by = f"by a {SAMPLE_CLASSIFIER.kind} {WIDTHS} that learnt from {len(learn):,} real images"
     return found | {
         "label_accuracy": metric(
-            accuracy_of(classifier, samples, asked), f"{DRAWN:,} samples of seed 0, read as what was asked for {by}", 2
+            accuracy_of(network, samples, asked), f"{DRAWN:,} samples of seed 0, read as what was asked for {by}", 2
         ),
         "label_accuracy_of_real": metric(
-            accuracy_of(classifier, others, pictures.labels[strange]), f"{len(strange):,} other real images, {by}", 2
+            accuracy_of(network, others, pictures.labels[strange]), f"{len(strange):,} other real images, {by}", 2
         ),
     }
 
 
-def train(chosen: Options, config: ConditionalConfig, argv: Sequence[str] | None) -> None:
+def train(chosen: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
     """Read, play, measure, publish."""
     pictures = read(chosen.own["images"], chosen.own["size"], chosen.own["colour"], chosen.name)
     image_folders.report(pictures)

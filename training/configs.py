@@ -1,0 +1,378 @@
+"""Hyperparameters of all trainings: one dataclass per recipe and one table of presets per command.
+
+The first preset of a command is its default. Every number is also an option of the command; the text beside its type is
+the option's help. The preset "own" trains on the caller's own data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class CnnConfig:
+    """AdamW with a cosine schedule; the published weights are an exponential moving average."""
+
+    data: str
+    kind: str
+    epochs: Annotated[int, "passes over the training images"]
+    batch: Annotated[int, "images per step"]
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    label_smoothing: Annotated[float, "label smoothing of the loss"]
+    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    shift: Annotated[int, "largest random shift in pixels, in each direction"]
+    flip: Annotated[int, "1: mirror images at random"]
+    rotate: Annotated[float, "largest random rotation in degrees, in each direction"]
+    validation: Annotated[int, "training images held out for validation"]
+
+
+@dataclass(frozen=True)
+class AirbenchConfig:
+    """The recipe of airbench95: SGD with Nesterov momentum and look-ahead, and a whitening first layer."""
+
+    data: str
+    kind: str
+    first: Annotated[int, "channels of the first group of convolutions"]
+    later: Annotated[int, "channels of the second and third group of convolutions"]
+    epochs: Annotated[int, "passes over the training images"]
+    batch: Annotated[int, "images per step"]
+    learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
+    weight_decay: Annotated[float, "weight decay of the optimizer"]  # per 1,024 images
+    label_smoothing: Annotated[float, "label smoothing of the loss"]
+    whiten_epochs: Annotated[int, "epochs in which the bias of the first layer is trained"]
+    shift: Annotated[int, "largest random shift in pixels, in each direction"]
+    validation: Annotated[int, "training images held out for validation"]  # the temperatures are fitted on them too
+
+
+@dataclass(frozen=True)
+class CnnFinetuneConfig:
+    """Own images: fine-tune a published network (``--from NAME``) or train from scratch (``--from scratch``)."""
+
+    first: Annotated[int, "channels of the first group of convolutions"]  # from scratch
+    later: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
+    epochs: Annotated[int, "passes over the training images"]
+    batch: Annotated[int, "images per step"]
+    learning_rate: Annotated[float, "peak learning rate"]  # of the last layer
+    tuned_rate: Annotated[float, "peak learning rate of the pretrained layers"]
+    fresh_rate: Annotated[float, "peak learning rate of all layers but the last, from scratch"]
+    head: Annotated[float, "share of the steps that train the last layer only, before fine-tuning"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    label_smoothing: Annotated[float, "label smoothing of the loss"]
+    shift: Annotated[int, "largest random shift in pixels, in each direction"]
+    flip: Annotated[int, "1: mirror images at random"]
+    bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """Adam for generator and discriminator; the published generator is an exponential moving average."""
+
+    latent: Annotated[int, "size of the latent vector"]
+    epochs: Annotated[int, "passes over the training images"]
+    batch: Annotated[int, "images per step"]
+    learning_rate: Annotated[float, "peak learning rate"]
+    beta1: Annotated[float, "beta1 of Adam"]
+    average: Annotated[float, "decay of the moving average of the generator's weights, per step"]
+    penalty: Annotated[float, "weight of the R1 gradient penalty"]  # Mescheder et al. 2018
+    penalty_every: Annotated[int, "steps between two gradient penalties"]
+
+
+@dataclass(frozen=True)
+class ConditionalGanConfig(GanConfig):
+    """A GAN with labels: the discriminator also classifies images."""
+
+    reading: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
+    # Small, so that the generator does not draw the clearest images only:
+    legible: Annotated[float, "weight of the generator's loss on the classes of its images"]
+
+
+@dataclass(frozen=True)
+class RnnConfig:
+    """AdamW with a cosine schedule and truncated backpropagation; the published weights are a moving average."""
+
+    kind: str
+    hidden: Annotated[int, "hidden units per layer"]
+    layers: Annotated[int, "recurrent layers"]
+    epochs: Annotated[int, "passes over the text"]
+    streams: Annotated[int, "places of the text that are read in parallel; each carries its state on"]
+    piece: Annotated[int, "characters per step, and how far back the gradient goes"]
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    clip: Annotated[float, "largest norm of the gradient"]
+    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    dropout: Annotated[float, "dropout probability"]  # see training/loops/elman_recurrence.py
+    cold: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
+    unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
+    validation: Annotated[float, "share of the training text held out for validation, in ten places"]
+    bfloat16: bool  # compute in bfloat16 where that is faster; stacked-rnn only
+
+
+@dataclass(frozen=True)
+class LstmConfig:
+    """One series: AdamW with a cosine schedule; the published weights are a moving average."""
+
+    hidden: Annotated[int, "hidden units per layer"]
+    window: Annotated[int, "values read before the first forecast"]
+    horizon: Annotated[int, "steps ahead that are trained"]
+    updates: Annotated[int, "training steps"]
+    batch: Annotated[int, "windows per step"]
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    jitter: Annotated[float, "noise added to the input, so that the one series is not memorised"]
+    clip: Annotated[float, "largest norm of the gradient"]
+    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    validation: Annotated[int, "values at the end of the training part held out for validation"]
+
+
+@dataclass(frozen=True)
+class ForecasterConfig:
+    """One network for any series: an ensemble, trained on M4 and on synthetic series."""
+
+    hidden: Annotated[int, "hidden units per layer"]
+    layers: Annotated[int, "recurrent layers"]
+    members: Annotated[int, "networks of the ensemble"]
+    updates: Annotated[int, "training steps"]
+    batch: Annotated[int, "windows per step"]  # of each member
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    dropout: Annotated[float, "dropout probability, after the encoder"]
+    mixed: Annotated[float, "share of windows that are mixed with another one"]
+    invented: Annotated[float, "share of synthetic windows"]
+    series: Annotated[int, "synthetic series per season"]
+    clip: Annotated[float, "largest norm of the gradient"]  # of each member
+    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    held_out: Annotated[float, "share of the updates in which the last horizon of every series is held out"]
+
+
+@dataclass(frozen=True)
+class ForecasterFinetuneConfig:
+    """Own series: fine-tune a published forecaster."""
+
+    horizon: Annotated[int, "steps ahead that are trained"]  # 0: one season, or 12 steps without a season
+    epochs: Annotated[int, "passes over the series"]
+    batch: Annotated[int, "windows per step"]  # of each member
+    learning_rate: Annotated[float, "peak learning rate"]
+    weight_decay: Annotated[float, "weight decay of the optimizer"]
+    dropout: Annotated[float, "dropout probability, after the encoder"]
+    mixed: Annotated[float, "share of windows that are mixed with another one"]
+    clip: Annotated[float, "largest norm of the gradient"]  # of all members
+    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
+
+
+CNN_WORKSHOP = CnnConfig(
+    data="cifar10",
+    kind="lenet",
+    epochs=150,
+    batch=512,
+    learning_rate=4e-3,
+    weight_decay=5e-4,
+    label_smoothing=0.0,
+    average=0.995,
+    shift=2,
+    flip=1,
+    rotate=0.0,
+    validation=5000,
+)
+CNN_DIGITS = CnnConfig(
+    data="mnist",
+    kind="digit-net",
+    epochs=8,
+    batch=128,
+    learning_rate=2e-3,
+    weight_decay=1e-3,
+    label_smoothing=0.0,
+    average=0.998,
+    shift=2,
+    flip=0,
+    rotate=10.0,
+    validation=5000,
+)
+CNN_STRONG = AirbenchConfig(
+    data="cifar10",
+    kind="whitened-net",
+    first=96,
+    later=320,
+    epochs=22,
+    batch=1000,
+    learning_rate=10.0,
+    weight_decay=0.0153,
+    label_smoothing=0.2,
+    whiten_epochs=3,
+    shift=2,
+    validation=5000,
+)
+CNN_OWN = CnnFinetuneConfig(
+    first=64,
+    later=256,
+    epochs=20,
+    batch=64,
+    learning_rate=1e-2,
+    tuned_rate=5e-4,
+    fresh_rate=2e-3,
+    head=0.15,
+    weight_decay=0.05,
+    label_smoothing=0.1,
+    shift=2,
+    flip=1,
+    bfloat16=1,
+)
+CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
+    "workshop": CNN_WORKSHOP,
+    "digits": CNN_DIGITS,
+    "strong": CNN_STRONG,
+    "own": CNN_OWN,
+}
+# Trained on generated images or as a reference for them: half the width of CNN_DIGITS, three epochs, no rotation.
+SAMPLE_CLASSIFIER = CnnConfig(
+    data="mnist",
+    kind="digit-net",
+    epochs=3,
+    batch=128,
+    learning_rate=2e-3,
+    weight_decay=1e-3,
+    label_smoothing=0.0,
+    average=0.998,
+    shift=2,
+    flip=0,
+    rotate=0.0,
+    validation=0,
+)
+
+GAN_WORKSHOP = GanConfig(
+    latent=100,
+    epochs=160,
+    batch=128,
+    learning_rate=2e-4,
+    beta1=0.0,
+    average=0.999,
+    penalty=5.0,
+    penalty_every=8,
+)
+GAN_CONDITIONAL = ConditionalGanConfig(
+    latent=64,
+    epochs=28,
+    batch=48,
+    learning_rate=5e-4,
+    beta1=0.0,
+    average=0.999,
+    penalty=0.2,
+    penalty_every=8,
+    reading=1.0,
+    legible=0.1,
+)
+GAN_OWN = ConditionalGanConfig(
+    latent=64,
+    epochs=200,
+    batch=64,
+    learning_rate=5e-4,
+    beta1=0.0,
+    average=0.999,
+    penalty=0.2,
+    penalty_every=8,
+    reading=1.0,
+    legible=0.1,
+)
+GAN_PRESETS: dict[str, GanConfig] = {"workshop": GAN_WORKSHOP, "conditional": GAN_CONDITIONAL, "own": GAN_OWN}
+
+RNN_WORKSHOP = RnnConfig(
+    kind="character-rnn",
+    hidden=128,
+    layers=1,
+    epochs=40,
+    streams=64,
+    piece=64,
+    learning_rate=4e-3,
+    weight_decay=1e-4,
+    clip=1.0,
+    average=0.999,
+    dropout=0.05,
+    cold=0.05,
+    unknown=0.002,
+    validation=0.0,
+    bfloat16=False,
+)
+RNN_STRONG = RnnConfig(
+    kind="stacked-rnn",
+    hidden=640,
+    layers=3,
+    epochs=40,
+    streams=64,
+    piece=128,
+    learning_rate=1.6e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    average=0.999,
+    dropout=0.38,
+    cold=0.03,
+    unknown=0.002,
+    validation=0.02,
+    bfloat16=True,
+)
+RNN_OWN = RnnConfig(
+    kind="stacked-rnn",
+    hidden=256,
+    layers=2,
+    epochs=20,
+    streams=64,
+    piece=64,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    average=0.999,
+    dropout=0.2,
+    cold=0.03,
+    unknown=0.002,
+    validation=0.05,
+    bfloat16=True,
+)
+RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "own": RNN_OWN}
+
+LSTM_WORKSHOP = LstmConfig(
+    hidden=64,
+    window=50,
+    horizon=50,
+    updates=6000,
+    batch=32,
+    learning_rate=3e-3,
+    weight_decay=1e-2,
+    jitter=0.3,
+    clip=1.0,
+    average=0.995,
+    validation=160,
+)
+LSTM_STRONG = ForecasterConfig(
+    hidden=128,
+    layers=1,
+    members=3,
+    updates=3800,
+    batch=256,
+    learning_rate=4e-3,
+    weight_decay=0.01,
+    dropout=0.1,
+    mixed=0.3,
+    invented=0.2,
+    series=400,
+    clip=1.0,
+    average=0.998,
+    held_out=0.75,
+)
+LSTM_OWN = ForecasterFinetuneConfig(
+    horizon=0,
+    epochs=30,
+    batch=64,
+    learning_rate=5e-4,
+    weight_decay=0.01,
+    dropout=0.1,
+    mixed=0.3,
+    clip=1.0,
+    average=0.98,
+    bfloat16=1,
+)
+LSTM_PRESETS: dict[str, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig] = {
+    "workshop": LSTM_WORKSHOP,
+    "strong": LSTM_STRONG,
+    "own": LSTM_OWN,
+}
