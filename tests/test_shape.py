@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Container, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from conftest import ROOT
@@ -26,12 +28,24 @@ BESIDE = {  # who imports nothing of a neighbour in the same layer
     "app.engine": ("app.tasks", "app.store", "app.networks", "app.settings"),
     "app.tasks": ("app.engine",),
 }
-OF_TRAINING = ("training", "app.networks", "app.store", "app.tasks", "app.errors")
+TRAINING_LAYERS = (
+    (
+        *("training.configs", "training.options", "training.run", "training.publishing"),
+        *("training.data.datasets", "training.evaluation.speed", "training.loops.distributed"),
+    ),
+    ("training.data", "training.evaluation", "training.loops"),
+    (
+        *("training.cnn", "training.rnn", "training.lstm", "training.gan"),
+        *("training.data.__main__", "training.evaluation.compare", "training.evaluation.evaluate"),
+    ),
+)
+OF_TRAINING = ("app.networks", "app.store", "app.tasks", "app.errors")
 
 
 def layer(name: str) -> int:
     """The layer of the longest prefix that fits."""
-    fitting = [(len(prefix), number) for number, row in enumerate(LAYERS) for prefix in row if within(name, prefix)]
+    rows = TRAINING_LAYERS if within(name, "training") else LAYERS
+    fitting = [(len(prefix), number) for number, row in enumerate(rows) for prefix in row if within(name, prefix)]
     return max(fitting)[1]
 
 
@@ -64,7 +78,7 @@ def test_arrows_point_one_way() -> None:
             continue
         for found in imports(tree):
             if within(found, "training"):
-                fine = within(name, "training")
+                fine = within(name, "training") and layer(found) <= layer(name)
             elif not within(found, "app") or found == "app":
                 continue
             elif within(name, "training"):
@@ -76,6 +90,35 @@ def test_arrows_point_one_way() -> None:
             if not fine:
                 wrong.append(f"{name} -> {found}")
     assert not wrong
+
+
+def test_no_modules_import_each_other() -> None:
+    """The imports of app/ and training/ have no cycle, counting those under TYPE_CHECKING and inside functions."""
+    trees = dict(modules())
+    graph: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        imported = {f"{module}.{alias}" for module, alias in imported_names(tree)}
+        graph[name] = {longest for full in imported if (longest := known_module(full, trees))} - {name}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(f"import cycle: {' -> '.join(error.args[1])}") from None
+
+
+def imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Module and name of each import; the name is empty for ``import module``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def known_module(name: str, known: Container[str]) -> str:
+    """The longest part of a dotted name that is one of the known modules, or nothing."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def test_the_engine_knows_neither_torch_nor_http() -> None:
