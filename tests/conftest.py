@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 
 from app import store
-from app.main import create_server
+from app.main import create_app
 from app.networks import KINDS, build
+from app.server.uvicorn_server import ListeningServer
 from app.settings import Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
@@ -101,7 +102,7 @@ Prepare = Callable[[], Awaitable[None]]
 @contextmanager
 def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
     """The service as it is, behind a real socket, and a client of it. ``prepare`` runs on its event loop first."""
-    server = create_server(settings)
+    server = ListeningServer(create_app(settings), settings)
     started = threading.Event()
     startup = server.startup
 

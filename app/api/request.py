@@ -19,13 +19,12 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
 from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, Overloaded, TimedOut, TooLarge, TooSlow, quote_value
+from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 
 BYTES_PER_VALUE = 5  # bytes or pixels that are unpacked in the time of one value
 JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
@@ -62,40 +61,6 @@ def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
 def max_json_bytes(most: int, content: int) -> int:
     """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
     return min(most, JSON_BYTES + content)
-
-
-class BodyLimit:
-    """Counts the bytes that the bodies of all requests under way hold, and refuses more than ``limit`` of them.
-
-    The bodies of ``spooled`` paths are not held, but written to the disk as they come.
-    """
-
-    def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
-        self.app = app
-        self.limit = limit
-        self.spooled = spooled
-        self.held = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.spooled and scope.get("path") in self.spooled:
-            await self.app(scope, receive, send)
-            return
-        held = 0
-
-        async def receiving() -> Message:
-            nonlocal held
-            message = await receive()
-            length = len(message.get("body", b""))
-            held += length
-            self.held += length
-            if length and self.held > self.limit:
-                raise Overloaded(f"the bodies under way hold more than {self.limit:,} bytes", retry_after=1)
-            return message
-
-        try:
-            await self.app(scope, receiving, send)
-        finally:
-            self.held -= held
 
 
 async def read_body(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:

@@ -243,7 +243,12 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(
 
 def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Serve) -> None:
     with serve(max_buffered_bytes=50_000) as client:
-        refused(client.post(CLASSIFY, content=b" " * 60_000), 429, None, "bodies under way hold more than 50,000 bytes")
+        refused(
+            client.post(CLASSIFY, content=b" " * 60_000),
+            429,
+            None,
+            "all running request bodies together exceed 50,000 bytes",
+        )
         assert client.post(CLASSIFY, content=PNG).status_code == 200
 
 

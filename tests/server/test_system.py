@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from app import main
+from app.server import process
 from app.server.system import available_memory, cores
 from app.settings import Settings, SettingsError
 
@@ -68,27 +68,27 @@ def test_workers_and_threads_fill_the_cores_once(
     expected: tuple[int, int],
 ) -> None:
     machine = {"memory": 2**40, "device": "cpu", "can_fork": True, **machine}
-    monkeypatch.setattr(main, "cores", lambda: machine["cores"])
-    monkeypatch.setattr(main, "memory", lambda: machine["memory"])
-    monkeypatch.setattr(main, "can_fork", lambda: machine["can_fork"])
-    monkeypatch.setattr(main, "find_device", lambda wanted: torch.device(machine["device"]))
-    assert main.plan_workers(Settings(store=tmp_path, **chosen)) == expected
+    monkeypatch.setattr(process, "cores", lambda: machine["cores"])
+    monkeypatch.setattr(process, "available_memory", lambda: machine["memory"])
+    monkeypatch.setattr(process, "can_fork", lambda: machine["can_fork"])
+    monkeypatch.setattr(process, "find_device", lambda wanted: torch.device(machine["device"]))
+    assert process.plan_workers(Settings(store=tmp_path, **chosen)) == expected
 
 
 def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "find_device", lambda wanted: torch.device("cuda:0"))
-    with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: a GPU is one process's own; allowed are 0, 1"):
-        main.plan_workers(Settings(store=tmp_path, workers=2))
+    monkeypatch.setattr(process, "find_device", lambda wanted: torch.device("cuda:0"))
+    with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed are 0, 1"):
+        process.plan_workers(Settings(store=tmp_path, workers=2))
 
 
 HEAPS = """
 import ctypes, sys, threading
-from app.server.system import one_heap
+from app.server.system import single_arena
 library = ctypes.CDLL(None)
 if not hasattr(library, "malloc_info"):
     sys.exit("no glibc")
 if "one" in sys.argv:
-    one_heap()
+    single_arena()
 all_there = threading.Barrier(4)
 def work():
     library.malloc(5000)

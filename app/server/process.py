@@ -1,0 +1,142 @@
+"""The processes of the service: plan the workers, run one server or a supervisor, and handle signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import Protocol
+
+from fastapi import FastAPI
+from limits.aio.storage import Storage
+
+from app.api.middleware.api_keys import limit_storage
+from app.observability.metrics import shared_metrics
+from app.server.supervisor import Supervisor, can_fork, handles_sighup
+from app.server.system import available_memory, cores, raise_file_limit, single_arena
+from app.server.uvicorn_server import (
+    ListeningServer,
+    Watchdog,
+    WorkerServer,
+    announce,
+    exit_if_orphaned,
+    exit_on_signal,
+    listen_at,
+    tls_context,
+)
+from app.serving.loader import check_store, find_device
+from app.settings import Settings, SettingsError
+from app.store import rollout
+
+MAX_WORKERS = 16
+
+
+class AppFactory(Protocol):
+    """Builds the application; all workers count API keys' requests in ``shared``."""
+
+    def __call__(self, settings: Settings, shared: Storage | None = None) -> FastAPI: ...
+
+
+def run_service(settings: Settings, create_app: AppFactory) -> int:
+    """Serve until stopped by a signal: in this process, or in several workers. Returns the exit status.
+
+    Raises:
+        SettingsError: a setting, the device or the store cannot be used.
+    """
+    workers, threads = plan_workers(settings)
+    raise_file_limit()
+    single_arena()
+    if workers > 1:
+        return run_supervisor(settings, create_app, workers, threads)
+    run_alone(settings.model_copy(update={"threads": threads}), create_app)
+    return 0
+
+
+def plan_workers(settings: Settings) -> tuple[int, int]:
+    """The number of workers, and the number of compute threads of each. Each core is used once.
+
+    By default there is one worker per core, as far as memory allows: the networks are small, and two threads in one
+    product achieve less than two products in parallel (``make bench``). A GPU is used by one process.
+
+    Raises:
+        SettingsError: the device or the store cannot be used, or the device allows one worker only.
+    """
+    check_store(settings.store)
+    device, memory = find_device(settings.device), available_memory()
+    single = device.type == "cuda" or not can_fork()
+    if single and settings.workers > 1:
+        reason = "only one process can use a GPU" if can_fork() else "this system cannot fork processes"
+        raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed are 0, 1")
+    worker_bytes = rollout.worker_bytes(settings.store, settings.model_bytes)
+    fitting = cores() if memory is None else int(memory / 2 // worker_bytes)
+    default = 1 if single else max(1, min(cores() // max(settings.threads, 1), fitting, MAX_WORKERS))
+    workers = settings.workers or default
+    return workers, settings.threads or max(1, cores() // workers)
+
+
+def run_alone(settings: Settings, create_app: AppFactory) -> None:
+    """Serve in this process until stopped by SIGTERM, SIGINT or SIGHUP. A signal during start-up exits immediately."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after draining
+        signal.signal(number, exit_on_signal)
+    if stop_on_hangup := handles_sighup():
+        signal.signal(signal.SIGHUP, exit_on_signal)
+    server = ListeningServer(create_app(settings), settings)
+
+    def on_hangup(*_: object) -> None:
+        if not server.should_exit:  # a closing terminal may send more than one SIGHUP
+            signal.raise_signal(signal.SIGTERM)
+
+    if stop_on_hangup:
+        signal.signal(signal.SIGHUP, on_hangup)
+    server.watchdog = Watchdog(settings.liveness_timeout_seconds)
+    run_server(server)
+
+
+def run_server(server: ListeningServer | WorkerServer) -> None:
+    """Run until stopped. If a compute thread still runs then, exit at once: Python would wait for the thread."""
+    server.run()
+    if server.registry.executor.busy or server.registry.parse_executor.busy:
+        os._exit(0)
+
+
+def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:
+    """Serve with several workers until stopped. Returns the exit status.
+
+    Raises:
+        SettingsError: the address, the certificate, the storage of rate limits or shared memory cannot be used.
+    """
+    buffered, rows = settings.max_buffered_bytes, settings.queue_rows
+    worker_settings = settings.model_copy(
+        update={
+            "threads": threads,
+            # Each worker must have room for one body of the allowed size.
+            "max_buffered_bytes": max(buffered // workers, min(buffered, settings.max_body_bytes)),
+            "queue_rows": max(1, rows // workers),
+        }
+    )
+    tls_context(settings)
+    listener, counts = listen_at(settings.host, settings.port), limit_storage(settings)
+    try:
+        metrics_folder = shared_metrics()
+    except OSError as error:
+        raise SettingsError(
+            f"QUARTET_WORKERS is {workers}: workers need a folder for shared metrics: {error}"
+        ) from None
+    with metrics_folder as remove_process:
+        # Requests and then engines may each take the whole grace period; 5 s are added as a margin.
+        parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
+
+        def work(channel: socket.socket) -> None:
+            exit_if_orphaned(parent, stop_seconds)
+            run_server(WorkerServer(create_app(worker_settings, counts), worker_settings, channel))
+
+        return Supervisor(
+            listener,
+            work=work,
+            count=workers,
+            unready_after_seconds=settings.unready_after_seconds,
+            liveness_timeout_seconds=settings.liveness_timeout_seconds,
+            shutdown_grace_seconds=stop_seconds,
+            ready=lambda: announce(listener, settings),
+            died=remove_process,
+        ).run()
