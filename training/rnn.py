@@ -31,14 +31,8 @@ from app.tasks.text_generation import TextGenerator
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.language_model import (
-    PLACES,
-    WINDOW,
     draw_samples,
-    encode,
-    held_apart,
     measure,
-    stream_loss,
-    vocabulary_of,
     window_loss,
 )
 from training.loops import distributed, elman_recurrence, time_budget
@@ -62,7 +56,6 @@ TITLES = {
     "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
     "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
 }
-__all__ = ["encode", "held_apart", "main", "stream_loss", "vocabulary_of", "window_loss"]
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}
 
 
@@ -193,16 +186,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_own(chosen, config, argv)
         return
     text = datasets.tinyshakespeare()
-    vocabulary = vocabulary_of(text.train)
+    vocabulary = texts.vocabulary_of(text.train)
     run = Run(chosen, config, argv)
-    learn, validate = held_apart(encode(text.train, vocabulary).to(chosen.device), config.validation)
+    learn, validate = texts.hold_out(texts.encode(text.train, vocabulary).to(chosen.device), config.validation)
     network = learn_from(run, config, learn, validate, begun(config, len(vocabulary)))
     notes = (
-        f"{config.validation:.0%} of the training part, in {PLACES} places, were not learnt but watched. "
+        f"{config.validation:.0%} of the training part, in {texts.HELD_OUT_PLACES} places, was held out. "
         "Weights averaged over steps."
         if config.validation
-        else "Its numbers were chosen with the last 5 % of the training part held out; then it learnt from all. "
-        "Weights averaged over steps."
+        else "Hyperparameters were chosen with the last 5 % of the training part held out; then it was trained on all "
+        "of it. Weights averaged over steps."
     )
     card = {"title": TITLES[config.kind], "kind": config.kind, "data": {"tinyshakespeare": text.sha256}, "notes": notes}
     publish(run, card, text, vocabulary, network, ("ROMEO:", "First Citizen:\n", "To be, "))
@@ -217,16 +210,16 @@ def train_own(chosen: Options, config: RnnConfig, argv: Sequence[str] | None) ->
     if base:
         texts.check_known(base, text.train)
     run = Run(chosen, config, argv, text.sha256)
-    characters = encode(text.train, vocabulary).to(chosen.device)
-    places = max(1, min(PLACES, int(len(characters) * config.validation) // (4 * WINDOW)))
-    learn, validate = held_apart(characters, config.validation, places)
+    characters = texts.encode(text.train, vocabulary).to(chosen.device)
+    places = max(1, min(texts.HELD_OUT_PLACES, int(len(characters) * config.validation) // (4 * texts.WINDOW)))
+    learn, validate = texts.hold_out(characters, config.validation, places)
     streams = distributed.even(min(config.streams, len(learn) // (4 * config.piece)))
     config = dataclasses.replace(config, streams=streams)
     network: Any = begun(config, len(vocabulary))
     if base:
         config = dataclasses.replace(config, kind=base.card.kind, learning_rate=config.learning_rate * TUNED)
         network = build(base.card.kind, {**base.card.sizes, "vocabulary": len(vocabulary)})
-        network = texts.transplanted(network, vocabulary, base)
+        network = texts.transfer_weights(network, vocabulary, base)
     network = learn_from(run, config, learn, validate, network)
     if distributed.rank() == 0:
         publish(run, own_card(chosen, config, text, base), text, vocabulary, network, texts.prompts(text.test))

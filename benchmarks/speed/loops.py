@@ -26,7 +26,7 @@ from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, gan, lstm, rnn
 from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
-from training.data import datasets
+from training.data import datasets, texts
 from training.loops import classifier
 from training.run import derive, permutation, schedule
 
@@ -172,8 +172,8 @@ def our_gan() -> Loop:
 def shakespeare() -> tuple[Tensor, int]:
     """The characters [T] that the RNN learns from, and how many kinds there are."""
     text = datasets.tinyshakespeare()
-    vocabulary = rnn.vocabulary_of(text.train)
-    characters = rnn.encode(text.train, vocabulary)
+    vocabulary = texts.vocabulary_of(text.train)
+    characters = texts.encode(text.train, vocabulary)
     return characters, len(vocabulary)
 
 

@@ -183,7 +183,7 @@ def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
     told = capsys.readouterr().out
     assert "new: 31 values; with a season of 4 and a horizon of 12 it takes 44 or more" in told
     assert "still: its first 72 values repeat without any change" in told
-    assert "young: 12 values in one stretch; it takes 30" in told
+    assert "young: 12 values; at least 30 are needed" in told
     assert "of 1 series" in store.read_card(place / "models_store" / "sales" / "1").metrics["mase"].split
 
 
@@ -192,11 +192,11 @@ def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
     [
         (["--horizon", "60"], "sales.csv: no series can be learnt from and tested; south: 120 values; with a season"),
         (["--horizon", "-1"], "--horizon is -1; it must be at least 1"),
-        (["--season", "365"], "--season is 365; the forecaster reads seasons of 1 to 168 values"),
-        (["--season", "0"], "--season is 0; the forecaster reads"),
+        (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
+        (["--season", "0"], "--season is 0; allowed are"),
         (["--from", "nobody"], "--from nobody: not in models_store, which holds series-lstm"),
         (["--from", "scratch"], "--from scratch: series are learnt by going on with a network that knows others"),
-        (["--column", "east"], "sales.csv has no column 'east'; there are: day, north, south"),
+        (["--column", "east"], "sales.csv has no column 'east'; its columns are: day, north, south"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_tuned_on_is_refused_before_a_run_begins(place: Path, more: list[str], sentence: str) -> None:

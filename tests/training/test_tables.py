@@ -1,4 +1,4 @@
-"""Own series: whatever a CSV looks like, each value stands at its time, and what was mended is told by row."""
+"""Own series from CSV files: values are placed on the time grid, and repairs are reported with their rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,18 +43,18 @@ def test_a_series_is_found_with_its_step_and_its_season(tmp_path: Path) -> None:
     assert tables.read(weekly(tmp_path), season=3).season == 3
 
 
-def test_gaps_and_duplicates_are_told_by_row_and_mended(tmp_path: Path) -> None:
+def test_gaps_and_duplicates_are_repaired_and_reported_by_row(tmp_path: Path) -> None:
     path = weekly(tmp_path, r4="gone", r9="2024-01-08,n/a", r12="2024-01-11,many", r21="2024-01-19,77", r31="1,2,3")
     table = tables.read(path)
     assert sorted(table.remarks) == sorted(
         [
-            "row 11: sold is 'many', which is not a number: taken as missing",
-            "row 30 has 3 cells, the head has 2: left out",
-            "sold: rows 19 and 20 are both of 2024-01-19: 14.0 and 77.0, the later row counts",
-            "sold: after row 3 (2024-01-02) 1 steps of a day are missing",
-            "sold: after row 20 (2024-01-19) 1 steps of a day are missing",
-            "sold: after row 29 (2024-01-29) 1 steps of a day are missing",
-            "sold: 5 missing values are filled in straight lines",
+            "row 11: sold is 'many', not a number: read as missing",
+            "row 30 has 3 cells, but the header has 2: the row is left out",
+            "sold: rows 19 and 20 have the same time stamp 2024-01-19: 14.0 and 77.0; row 20 is used",
+            "sold: 1 time steps (one per day) are missing after row 3 (2024-01-02)",
+            "sold: 1 time steps (one per day) are missing after row 20 (2024-01-19)",
+            "sold: 1 time steps (one per day) are missing after row 29 (2024-01-29)",
+            "sold: 5 missing values are interpolated",
         ]
     )
     (series,) = table.series
@@ -63,12 +64,14 @@ def test_gaps_and_duplicates_are_told_by_row_and_mended(tmp_path: Path) -> None:
     assert not np.isnan(series.values).any()
 
 
-def test_after_a_long_gap_the_longest_stretch_is_kept(tmp_path: Path) -> None:
+def test_of_a_series_with_a_long_gap_the_longest_part_is_used(tmp_path: Path) -> None:
     table = tables.read(weekly(tmp_path, **{f"r{row}": "gone" for row in range(10, 22)}))
     (series,) = table.series
     assert series.start == "2024-01-21"
     assert len(series.values) == 40
-    assert "sold: 1 gaps of more than 7 steps; of its stretches the longest, 40 values, is kept" in table.remarks
+    assert (
+        "sold: 1 gaps are longer than 7 steps; only the longest part between them, 40 values, is used" in table.remarks
+    )
 
 
 def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_the_step_of_time_stamps_is_found(tmp_path: Path, stamps: list[str], nam
 
 def test_a_stamp_between_two_steps_is_left_out_by_row(tmp_path: Path) -> None:
     table = tables.read(weekly(tmp_path, r9="2024-01-08 00:07,5"))
-    assert "row 9: '2024-01-08 00:07' lies between two steps of a day, or is no time: left out" in table.remarks
+    assert "row 9: '2024-01-08 00:07' lies between two time steps (one per day): the row is left out" in table.remarks
 
 
 def test_a_season_is_found_without_time_stamps_and_not_where_there_is_none(tmp_path: Path) -> None:
@@ -162,13 +165,13 @@ def test_a_column_has_one_kind_of_comma_whatever_stands_between_columns(
     assert table.remarks == []
 
 
-def test_where_nothing_tells_what_the_comma_is_it_is_decimal_between_semicolons(tmp_path: Path) -> None:
+def test_an_ambiguous_comma_is_decimal_in_files_with_semicolons(tmp_path: Path) -> None:
     for delimiter, value in ((";", 1.234), (",", 1234.0)):
         path = written(tmp_path, [f"y{delimiter}z", *([f'"1,234"{delimiter}1', f"999{delimiter}1"] * 20)])
         table = tables.read(path)
         assert table.series[0].values[:2].tolist() == [value, 999]
-        told = f"y: nothing tells whether '1,234' in row 2 has decimals or thousands: read as {value}"
-        assert table.remarks == [told]
+        remark = f"y: '1,234' in row 2 may have decimals or thousands separators; read as {value}"
+        assert table.remarks == [remark]
 
 
 def test_each_row_that_is_a_series_has_one_kind_of_comma(tmp_path: Path) -> None:
@@ -181,7 +184,7 @@ def test_each_row_that_is_a_series_has_one_kind_of_comma(tmp_path: Path) -> None
 @pytest.mark.parametrize("pointed", ["1,234.5", "1,234,567", "0.5"])
 def test_a_column_with_both_kinds_of_comma_is_refused_by_row(tmp_path: Path, pointed: str) -> None:
     path = written(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])
-    with pytest.raises(DataError, match=rf"y is '0,5' in row 42, .* and '{re.escape(pointed)}' in row 43, "):
+    with pytest.raises(DataError, match=rf"y mixes .*'0,5' in row 42\) and .*'{re.escape(pointed)}' in row 43\)"):
         tables.read(path)
     assert [one.name for one in tables.read(path, columns=["z"]).series] == ["z"]
 
@@ -193,7 +196,7 @@ def test_a_column_that_only_numbers_the_rows_is_no_series(tmp_path: Path, name: 
     table = tables.read(written(tmp_path, [f"{name},day,sold", *lines]))
     assert [one.name for one in table.series] == ["sold"]
     assert (table.frequency, table.season) == ("day", 7)
-    assert table.remarks == [f"column {name!r} only numbers the rows: left out, unless --column names it"]
+    assert table.remarks == [f"column {name!r} only numbers the rows: left out; --column {name!r} reads it"]
     named = tables.read(tmp_path / "table.csv", columns=[name, "sold"])
     assert [one.name for one in named.series] == [name, "sold"]
     assert named.remarks == []
@@ -216,29 +219,30 @@ def test_the_index_of_a_table_may_be_its_time(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("lines", "options", "sentence"),
     [
-        ([], {}, "is empty|first row"),
-        (["1,2", "3,4"], {}, "its first row must name the columns, and is 1, 2"),
-        (["a,a", "3,4"], {}, "two columns have the same name"),
+        ([], {}, "is empty"),
+        (["", "a", "1"], {}, "the first row must hold column names, but is empty"),
+        (["1,2", "3,4"], {}, "the first row must hold column names, but holds numbers: 1, 2"),
+        (["a,a", "3,4"], {}, "column names must be unique"),
         (["a,b", "x,y"], {}, "has no column of numbers; its columns are: a, b"),
         (["id,b", "1,x", "2,y"], {}, "has no column of numbers; column 'id' only numbers the rows"),
-        (["a,b", "1,2"], {"columns": ["c"]}, "has no column 'c'; there are: a, b"),
-        (["a", "1", "2"], {}, "no series of 30 values or more; a: 2 values in one stretch"),
-        (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "may be a day and a month or a month and a day"),
+        (["a,b"], {}, "has no rows below its column names: a, b"),
+        (["t,y", "1", "2"], {"time": "t", "columns": ["y"]}, "no row has as many cells as the header, 2; row 3 has 1"),
+        (["a,b", "1,2"], {"columns": ["c"]}, "has no column 'c'; its columns are: a, b"),
+        (["a", "1", "2"], {}, "no series has 30 values or more; a: 2 values; at least 30"),
+        (["t,y", *(f"{i}/{i}/2020,{i}" for i in range(1, 10))], {}, "'1/1/2020' is ambiguous"),
     ],
 )  # fmt: skip
-def test_what_is_no_table_of_series_is_refused(
-    tmp_path: Path, lines: list[str], options: dict[str, list[str]], sentence: str
-) -> None:
+def test_an_unusable_table_is_refused(tmp_path: Path, lines: list[str], options: dict[str, Any], sentence: str) -> None:
     path = written(tmp_path, lines)
     with pytest.raises(DataError, match=sentence):
-        tables.read(path, **options)  # type: ignore[arg-type]
+        tables.read(path, **options)
 
 
 def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
     ends = ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"]
     frequency = time_index.frequency([ends], Path("x"))
     assert frequency.name == "month"
-    assert np.diff([frequency.place(stamp) or 0 for stamp in ends]).tolist() == [1, 1, 1]
+    assert np.diff([frequency.position(stamp) or 0 for stamp in ends]).tolist() == [1, 1, 1]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -253,7 +257,7 @@ def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
     ),
     times=st.integers(1, 3),
 )
-def test_whatever_a_table_looks_like_it_is_read_or_refused_in_a_sentence(
+def test_damaged_tables_are_read_or_refused_with_a_message(
     tmp_path: Path, cut: int, at: int, more: bytes, times: int
 ) -> None:
     path = weekly(tmp_path)

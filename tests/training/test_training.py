@@ -21,8 +21,8 @@ from app.networks import build
 from training import cnn, gan, lstm, rnn
 from training import run as running
 from training.configs import CnnConfig
-from training.data import datasets
-from training.evaluation import evaluate, speed
+from training.data import datasets, texts
+from training.evaluation import evaluate, language_model, speed
 from training.evaluation.calibration import fit_temperature
 from training.loops import conditional_gan, elman_recurrence
 from training.loops.airbench import Lookahead, triangle
@@ -249,15 +249,15 @@ def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
     assert elman_recurrence.dropout(left, 0.0) is left
 
 
-def test_what_is_held_out_is_spread_over_the_text_and_not_learnt() -> None:
+def test_the_validation_part_is_spread_over_the_text_and_not_learnt() -> None:
     characters = torch.arange(100_003)
-    learn, held = rnn.held_apart(characters, 0.05)
+    learn, held = texts.hold_out(characters, 0.05)
     assert [len(part) for part in held] == [500] * 10
     assert torch.equal(torch.cat([learn, *held]).sort().values, characters)
     assert [round(part[250].item() / 10_000, 1) for part in held] == [i + 0.5 for i in range(10)]
-    assert torch.equal(rnn.held_apart(characters, 0.0)[0], characters)
-    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; it takes 257"):
-        rnn.held_apart(characters, 0.005)
+    assert torch.equal(texts.hold_out(characters, 0.0)[0], characters)
+    with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; at least 257"):
+        texts.hold_out(characters, 0.005)
 
 
 def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
@@ -396,9 +396,9 @@ def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: py
 
 
 def test_the_vocabulary_ends_with_the_unknown_character() -> None:
-    vocabulary = rnn.vocabulary_of("banana")
+    vocabulary = texts.vocabulary_of("banana")
     assert vocabulary == ["a", "b", "n", store.UNKNOWN_CHARACTER]
-    assert rnn.encode("bax", vocabulary).tolist() == [1, 0, 3]
+    assert texts.encode("bax", vocabulary).tolist() == [1, 0, 3]
 
 
 def test_the_window_loss_of_a_network_that_knows_nothing_is_that_of_chance() -> None:
@@ -406,5 +406,5 @@ def test_the_window_loss_of_a_network_that_knows_nothing_is_that_of_chance() -> 
     torch.nn.init.zeros_(network.head.weight)
     torch.nn.init.zeros_(network.head.bias)
     characters = torch.randint(10, (2000,))
-    assert rnn.window_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
-    assert rnn.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+    assert language_model.window_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)
+    assert language_model.stream_loss(network, characters) == pytest.approx(2.302585, abs=1e-5)

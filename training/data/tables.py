@@ -1,6 +1,7 @@
-"""The caller's own series: a CSV, wide (a column or a row for each series) or long (a column that names the series).
+"""Your own series: a CSV file is read into evenly spaced series, and every repair is reported with its row.
 
-Time stamps become places on a grid, so that what is missing, what comes twice and what lies between is told by row.
+Layouts: wide (one column per series), rows (one row per series, ``--by-rows``) and long (a column names the series,
+``--group``). Time stamps are optional and may come in any order.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from training.data.datasets import DataError
 from training.data.time_index import Frequency
 from training.loops import distributed
 
-MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}
-NUMBERING = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # columns that may only number the rows
-LEAST = 30  # values of a series
-LONGEST_GAP = 3  # values that are filled in where there is no season to bridge; longer gaps end a stretch
-SHOWN = 12  # remarks on the screen; all are in the run's folder
+MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}  # cells without a value, in any case
+INDEX_NAME = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # of columns that may only number the rows
+MIN_LENGTH = 30  # values of a series
+MAX_GAP = 3  # missing values in a row that are interpolated; one season if that is longer
+MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
+
+Row = tuple[int, list[str]]  # row number in the file, from 1; cells
 
 
 @dataclass(frozen=True)
 class Series:
-    """A series without gaps: values [T], float64, and the time of the first, as the table writes it.
+    """An evenly spaced series without gaps: values float64 [T] and the time stamp of the first value, as written.
 
-    ``known`` [T]: whether the table has a value, or it was filled in.
+    ``known`` bool [T]: False for interpolated values.
     """
 
     name: str
@@ -43,7 +46,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Table:
-    """What a CSV holds. ``season``: steps after which it repeats, or 1; ``remarks``: what was mended or left out."""
+    """The series of a CSV file.
+
+    ``frequency``: name of the time step. ``season``: season length in steps, 1 without a season. ``remarks``: all
+    repairs and omissions.
+    """
 
     name: str
     series: list[Series]
@@ -53,16 +60,16 @@ class Table:
 
     @property
     def sha256(self) -> str:
-        """Of all values in their order, and of the names."""
+        """Digest of the names and values of all series, in order."""
         digest = hashlib.sha256()
-        for one in self.series:
-            digest.update(f"{one.name}\0{len(one.values)}\0".encode() + one.values.tobytes())
+        for series in self.series:
+            digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
         return digest.hexdigest()
 
 
 @dataclass
 class Cells:
-    """The cells of one series as they come: row of the file, time stamp or None, value or None where it is missing."""
+    """The cells of one series in file order: row number, time stamp, and value (None if missing)."""
 
     rows: list[int] = field(default_factory=list)
     stamps: list[str] = field(default_factory=list)
@@ -77,168 +84,195 @@ def read(
     season: int | None = None,
     by_rows: bool = False,
 ) -> Table:
-    """All series of a CSV. ``columns``: those with values, by default all of numbers that do not number the rows.
+    """Read all series of a CSV file.
 
-    ``by_rows``: each row is a series, its first cell the name. Raises DataError.
+    ``columns``: the value columns; by default all numeric columns, except those that only number the rows. ``time``:
+    the column of time stamps; by default the first that holds some. ``group``: the column that names the series of each
+    row. ``season``: the season length in steps; by default estimated. ``by_rows``: each row is a series; its first cell
+    is the name.
+
+    Raises:
+        DataError: the file cannot be read, or holds no series of MIN_LENGTH values.
     """
     if season is not None and not 1 <= season <= LONGEST_SEASON:
-        raise DataError(f"--season is {season}; the forecaster reads seasons of 1 to {LONGEST_SEASON} values")
-    head, rows, delimiter = _rows(path)
+        raise DataError(f"--season is {season}; allowed are 1 (no season) to {LONGEST_SEASON} steps")
+    header, rows, delimiter = _read_rows(path)
     remarks: list[str] = []
     if by_rows:
-        series = {row[0]: _of_row(path, row, head, delimiter, remarks) for _, row in rows}
-        return _table(path, series, None, season, remarks)
+        series = {row[0]: _cells_of_row(path, row, header, delimiter, remarks) for _, row in rows}
+        return _to_table(path, series, None, season, remarks)
     for name in [*(columns or ()), *filter(None, (time, group))]:
-        if name not in head:
-            raise DataError(f"{path} has no column {name!r}; there are: {', '.join(head)}")
-    taken = {*(columns or ()), time, group}
-    numbering = [name for at, name in enumerate(head) if name not in taken and _numbers_rows(at, head, rows)]
-    time = _time_column(head, rows, taken, numbering) if time is None else time  # which may be ""
-    columns = columns or _of_numbers(path, head, rows, {time, group}, numbering, remarks)
+        if name not in header:
+            raise DataError(f"{path} has no column {name!r}; its columns are: {', '.join(header)}")
+    used = {*(columns or ()), time, group}
+    index_columns = [
+        name for at, name in enumerate(header) if name not in used and _only_numbers_rows(at, header, rows)
+    ]
+    time = _time_column(header, rows, used, index_columns) if time is None else time  # "" is a valid name
+    columns = columns or _numeric_columns(path, header, rows, {time, group}, index_columns, remarks)
     commas = {
-        name: _decimal_comma(path, name, _column(head.index(name), head, rows), delimiter, remarks) for name in columns
+        name: _uses_decimal_comma(path, name, _column(header.index(name), header, rows), delimiter, remarks)
+        for name in columns
     }
-    cells = _cells(head, rows, commas, time, group, remarks)
+    cells = _cells_by_series(header, rows, commas, time, group, remarks)
+    if not cells:
+        raise DataError(f"{path}: no row has as many cells as the header, {len(header)}; {remarks[-1]}")
     frequency = time_index.frequency([own.stamps for own in cells.values()], path) if time is not None else None
-    return _table(path, cells, frequency, season, remarks)
+    return _to_table(path, cells, frequency, season, remarks)
 
 
-def _table(
+def _to_table(
     path: Path, cells: dict[str, Cells], frequency: Frequency | None, season: int | None, remarks: list[str]
 ) -> Table:
-    """The series of all cells, on their grid and without gaps."""
-    parts = {name: _on_grid(name, own, frequency, remarks) for name, own in cells.items()}
-    season = season or time_index.season([values for values, _ in parts.values()], frequency)
-    series = []
-    for name, (values, starts) in parts.items():
-        begin, whole = _filled(name, values, max(season, LONGEST_GAP), remarks)
-        known = ~np.isnan(values[begin : begin + len(whole)])
-        if len(whole) < LEAST:
-            remarks.append(f"{name}: {len(whole)} values in one stretch; it takes {LEAST}, so the series is left out")
+    """Put the cells of each series on the time grid, fill gaps, and drop short series."""
+    grids = {name: _on_grid(name, own, frequency, remarks) for name, own in cells.items()}
+    season = season or time_index.season([values for values, _ in grids.values()], frequency)
+    table = []
+    for name, (values, stamps) in grids.items():
+        start, filled = _fill_gaps(name, values, max(season, MAX_GAP), remarks)
+        known = ~np.isnan(values[start : start + len(filled)])
+        if len(filled) < MIN_LENGTH:
+            remarks.append(f"{name}: {len(filled)} values; at least {MIN_LENGTH} are needed, so the series is left out")
             continue
-        series.append(Series(name, whole, starts[begin], known))
-    if not series:
-        raise DataError(f"{path}: no series of {LEAST} values or more; {remarks[-1] if remarks else 'it has no rows'}")
-    return Table(path.name, series, frequency.name if frequency else "step", season, remarks)
+        table.append(Series(name, filled, stamps[start], known))
+    if not table:
+        raise DataError(f"{path}: no series has {MIN_LENGTH} values or more; {remarks[-1]}")
+    return Table(path.name, table, frequency.name if frequency else "step", season, remarks)
 
 
 def report(table: Table) -> None:
-    """Print what was read, and the first of what was mended or left out."""
-    lengths = sorted(len(one.values) for one in table.series)
-    long = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
-    names = ", ".join(one.name for one in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
-    season = f"repeats after {table.season}" if table.season > 1 else "no season"
-    distributed.say(f"{len(table.series):,} series ({names}) of {long} values, one each {table.frequency}; {season}")
-    for remark in table.remarks[:SHOWN]:
+    """Print a summary of the table and its first remarks."""
+    lengths = sorted(len(series.values) for series in table.series)
+    length = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
+    names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
+    season = f"season of {table.season} steps" if table.season > 1 else "no season"
+    count = f"{len(table.series):,} series ({names})"
+    distributed.say(f"{count} of {length} values, one per {table.frequency}; {season}")
+    for remark in table.remarks[:MAX_PRINTED_REMARKS]:
         distributed.say(f"  {remark}")
-    if len(table.remarks) > SHOWN:
-        distributed.say(f"  ... and {len(table.remarks) - SHOWN:,} more, all in remarks.txt of the run's folder")
+    if len(table.remarks) > MAX_PRINTED_REMARKS:
+        more = len(table.remarks) - MAX_PRINTED_REMARKS
+        distributed.say(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
 
 
-def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """The head, each row with its number in the file, counted from 1, and the delimiter, which is found."""
+def _read_rows(path: Path) -> tuple[list[str], list[Row], str]:
+    """The header, the non-empty rows below it, and the delimiter: the most frequent of ``,`` ``;`` tab ``|``."""
     try:
         text = path.read_text("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start:,}") from error
+        raise DataError(
+            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at byte offset {error.start:,}; save it as "
+            "UTF-8"
+        ) from error
     lines = text.splitlines()
-    if not lines:
+    if not text.strip():
         raise DataError(f"{path} is empty")
     delimiter = max(",;\t|", key=lines[0].count)
     try:
-        found = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-    except csv.Error as error:  # such as a cell of more than 131,072 characters
-        raise DataError(f"{path} is no CSV: {error}") from error
-    head = found[0]
-    if all(_is_number(cell) for cell in head):
-        raise DataError(f"{path}: its first row must name the columns, and is {', '.join(head)[:80]}")
-    if len(set(head)) < len(head):
-        raise DataError(f"{path}: two columns have the same name: {', '.join(head)[:80]}")
-    return head, [(number, row) for number, row in enumerate(found[1:], 2) if any(row)], delimiter
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:  # for example a cell of more than 131,072 characters
+        raise DataError(f"{path} is not a CSV file: {error}") from error
+    header = rows[0]
+    if not header:
+        raise DataError(f"{path}: the first row must hold column names, but is empty")
+    if all(_is_number(cell) for cell in header):
+        raise DataError(f"{path}: the first row must hold column names, but holds numbers: {', '.join(header)[:80]}")
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: column names must be unique; the first row is {', '.join(header)[:80]}")
+    numbered = [(number, row) for number, row in enumerate(rows[1:], 2) if any(row)]
+    if not numbered:
+        raise DataError(f"{path} has no rows below its column names: {', '.join(header)[:80]}")
+    return header, numbered, delimiter
 
 
-def _column(at: int, head: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> list[tuple[str, str]]:
-    """The cells of a column with their places, of all rows that are as long as the head."""
-    return [(f"row {number}", row[at]) for number, row in rows if len(row) == len(head)]
+def _column(at: int, header: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(place, cell) of one column, from all rows as long as the header."""
+    return [(f"row {number}", row[at]) for number, row in rows if len(row) == len(header)]
 
 
-def _number(cell: str, comma: bool) -> float | None:
-    """A finite number; else None. ``comma``: it stands before decimals and points between thousands, or else reversed.
+def _parse_number(cell: str, decimal_comma: bool) -> float | None:
+    """A finite number, or None. ``decimal_comma``: 1.234,5 instead of 1,234.5.
 
-    Between thousands are none but groups of three digits after one to three others, the first no zero.
+    Thousands separators must be followed by groups of three digits; the number must not begin with a zero then.
     """
-    mark, between = (",", ".") if comma else (".", ",")
-    if re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{between}]\d{{3}})+([{mark}]\d*)?", cell):
-        cell = cell.replace(between, "")
-    elif between in cell:
+    decimal, thousands = (",", ".") if decimal_comma else (".", ",")
+    if re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{decimal}]\d*)?", cell):
+        cell = cell.replace(thousands, "")
+    elif thousands in cell:
         return None
     try:
-        number = float(cell.replace(mark, "."))
+        number = float(cell.replace(decimal, "."))
     except ValueError:
         return None
     return number if np.isfinite(number) else None
 
 
 def _is_number(cell: str) -> bool:
-    return _number(cell, False) is not None or _number(cell, True) is not None
+    return _parse_number(cell, False) is not None or _parse_number(cell, True) is not None
 
 
-def _decimal_comma(path: Path, name: str, cells: Sequence[tuple[str, str]], delimiter: str, remarks: list[str]) -> bool:
-    """Whether the comma of a series' cells, each with its place, is decimal: decided by those that read one way only.
+def _uses_decimal_comma(
+    path: Path, name: str, cells: Sequence[tuple[str, str]], delimiter: str, remarks: list[str]
+) -> bool:
+    """Whether a series writes 1,5 for one and a half; ``cells``: (place, cell).
 
-    Where all are like 1,234 it is so between semicolons. Raises DataError when cells differ.
+    Unambiguous cells decide. If all are like 1,234 the comma is decimal exactly when semicolons separate the columns.
+
+    Raises:
+        DataError: some cells need a decimal comma, others a decimal point.
     """
-    marked = [(place, cell) for place, cell in cells if ("," in cell or "." in cell) and _is_number(cell)]
-    decimal = [(place, cell) for place, cell in marked if _number(cell, False) is None]
-    pointed = [(place, cell) for place, cell in marked if _number(cell, True) is None]
-    if decimal and pointed:
-        (place, cell), (other, second) = decimal[0], pointed[0]
+    separated = [(place, cell) for place, cell in cells if ("," in cell or "." in cell) and _is_number(cell)]
+    with_comma = [(place, cell) for place, cell in separated if _parse_number(cell, False) is None]
+    with_point = [(place, cell) for place, cell in separated if _parse_number(cell, True) is None]
+    if with_comma and with_point:
+        (comma_place, comma_cell), (point_place, point_cell) = with_comma[0], with_point[0]
         raise DataError(
-            f"{path}: {name} is {cell!r} in {place}, which is a number with a decimal comma only, and {second!r} in "
-            f"{other}, which is one with a decimal point only: write all in one way"
+            f"{path}: {name} mixes decimal commas ({comma_cell!r} in {comma_place}) and decimal points "
+            f"({point_cell!r} in {point_place}); use one of them for all its values"
         )
-    if decimal or pointed:
-        return bool(decimal)
-    commas = [(place, cell) for place, cell in marked if "," in cell]
-    comma = bool(commas) and delimiter == ";"
-    if commas or (marked and delimiter == ";"):
-        place, cell = (commas or marked)[0]
-        told = f"nothing tells whether {cell!r} in {place} has decimals or thousands"
-        remarks.append(f"{name}: {told}: read as {_number(cell, comma)}")
-    return comma
+    if with_comma or with_point:
+        return bool(with_comma)
+    commas = [(place, cell) for place, cell in separated if "," in cell]
+    decimal_comma = bool(commas) and delimiter == ";"
+    if commas or (separated and delimiter == ";"):
+        place, cell = (commas or separated)[0]
+        value = _parse_number(cell, decimal_comma)
+        remarks.append(f"{name}: {cell!r} in {place} may have decimals or thousands separators; read as {value}")
+    return decimal_comma
 
 
-def _is_numeric(at: int, rows: Sequence[tuple[int, list[str]]]) -> bool:
+def _is_numeric(at: int, rows: Sequence[Row]) -> bool:
+    """Whether more than 90 % of a column's non-missing cells are numbers."""
     cells = [row[at] for _, row in rows if len(row) > at and row[at].lower() not in MISSING]
     return bool(cells) and sum(map(_is_number, cells)) > 0.9 * len(cells)
 
 
-def _of_numbers(
+def _numeric_columns(
     path: Path,
-    head: Sequence[str],
-    rows: Sequence[tuple[int, list[str]]],
-    taken: set[str | None],
-    numbering: Sequence[str],
+    header: Sequence[str],
+    rows: Sequence[Row],
+    used: set[str | None],
+    index_columns: Sequence[str],
     remarks: list[str],
 ) -> list[str]:
-    """All columns of numbers but those taken and those that number the rows. Raises DataError when there is none."""
-    aside = [name for name in numbering if name not in taken]
-    remarks += [f"column {name!r} only numbers the rows: left out, unless --column names it" for name in aside]
-    others = [name for name in head if name not in taken and name not in aside]
-    found = [name for name in others if _is_numeric(head.index(name), rows)]
-    if not found:
-        told = "; ".join([f"{path} has no column of numbers", *remarks])
-        raise DataError(f"{told}; its columns are: {', '.join(head)}")
-    return found
+    """All numeric columns except ``used`` and ``index_columns``. Raises DataError if there is none."""
+    left_out = [name for name in index_columns if name not in used]
+    remarks += [f"column {name!r} only numbers the rows: left out; --column {name!r} reads it" for name in left_out]
+    candidates = [name for name in header if name not in used and name not in left_out]
+    numeric = [name for name in candidates if _is_numeric(header.index(name), rows)]
+    if not numeric:
+        reasons = "; ".join([f"{path} has no column of numbers", *remarks])
+        raise DataError(f"{reasons}; its columns are: {', '.join(header)}")
+    return numeric
 
 
-def _numbers_rows(at: int, head: Sequence[str], rows: Sequence[tuple[int, list[str]]]) -> bool:
-    """Whether a column is an index, as pandas writes one: its name says so, or it has none, and it counts."""
-    if not (NUMBERING.fullmatch(head[at]) or (at == 0 and not head[at])):
+def _only_numbers_rows(at: int, header: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Whether a column is a row index, as pandas writes it: consecutive integers under an index name or no name."""
+    if not (INDEX_NAME.fullmatch(header[at]) or (at == 0 and not header[at])):
         return False
-    cells = [cell for _, cell in _column(at, head, rows)]
+    cells = [cell for _, cell in _column(at, header, rows)]
     if len(cells) < 2 or not all(re.fullmatch(r"-?\d{1,15}", cell) for cell in cells):
         return False
     numbers = sorted(map(int, cells))  # rows may come in any order
@@ -246,117 +280,127 @@ def _numbers_rows(at: int, head: Sequence[str], rows: Sequence[tuple[int, list[s
 
 
 def _time_column(
-    head: Sequence[str], rows: Sequence[tuple[int, list[str]]], taken: set[str | None], numbering: Sequence[str]
+    header: Sequence[str], rows: Sequence[Row], used: set[str | None], index_columns: Sequence[str]
 ) -> str | None:
-    """The first column of time stamps not asked for as something else; one of bare years only beside numbers.
+    """The first unused column of time stamps, or None.
 
-    What numbers the rows may be years, where no other column has time stamps.
+    Index columns come last, for they may hold years. The only numeric column holds values, not bare years.
     """
-    others = [name for name in head if name not in taken and name not in numbering]
-    numeric = [name for name in others if _is_numeric(head.index(name), rows)]
-    for name in [*others, *numbering]:
-        cells = [cell for _, cell in _column(head.index(name), head, rows)]
-        some = cells[:50] + cells[-50:]
-        stamps = sum(time_index.is_stamp(cell) for cell in some)
-        if stamps > 0.9 * len(some) and numeric != [name]:
+    candidates = [name for name in header if name not in used and name not in index_columns]
+    numeric = [name for name in candidates if _is_numeric(header.index(name), rows)]
+    for name in [*candidates, *index_columns]:
+        cells = [cell for _, cell in _column(header.index(name), header, rows)]
+        sample = cells[:50] + cells[-50:]
+        stamps = sum(time_index.is_stamp(cell) for cell in sample)
+        if stamps > 0.9 * len(sample) and numeric != [name]:
             return name
     return None
 
 
-def _cells(
-    head: list[str],
-    rows: Sequence[tuple[int, list[str]]],
+def _cells_by_series(
+    header: list[str],
+    rows: Sequence[Row],
     commas: Mapping[str, bool],
     time: str | None,
     group: str | None,
     remarks: list[str],
 ) -> dict[str, Cells]:
-    """The cells of each series, by its name: the column's, the group's, or both. ``commas``: decimal, by column."""
-    found: dict[str, Cells] = {}
+    """The cells of each series by its name: the group, the column, or both.
+
+    ``commas``: whether each value column uses a decimal comma.
+    """
+    series: dict[str, Cells] = {}
     for number, row in rows:
-        if len(row) != len(head):
-            remarks.append(f"row {number} has {len(row)} cells, the head has {len(head)}: left out")
+        if len(row) != len(header):
+            remarks.append(f"row {number} has {len(row)} cells, but the header has {len(header)}: the row is left out")
             continue
-        for column, comma in commas.items():
-            cell = row[head.index(column)]
-            value = _number(cell, comma)
+        for column, decimal_comma in commas.items():
+            cell = row[header.index(column)]
+            value = _parse_number(cell, decimal_comma)
             if value is None and cell.lower() not in MISSING:
-                remarks.append(f"row {number}: {column} is {cell[:40]!r}, which is not a number: taken as missing")
-            own = row[head.index(group)] if group else column
-            own = f"{own} {column}" if group and len(commas) > 1 else own
-            cells = found.setdefault(own, Cells())
+                remarks.append(f"row {number}: {column} is {cell[:40]!r}, not a number: read as missing")
+            name = row[header.index(group)] if group else column
+            name = f"{name} {column}" if group and len(commas) > 1 else name
+            cells = series.setdefault(name, Cells())
             cells.rows.append(number)
-            cells.stamps.append(row[head.index(time)] if time is not None else str(number))
+            cells.stamps.append(row[header.index(time)] if time is not None else str(number))
             cells.values.append(value)
-    return found
+    return series
 
 
-def _of_row(path: Path, row: Sequence[str], head: Sequence[str], delimiter: str, remarks: list[str]) -> Cells:
-    """A series that is a row: what is empty at its end is not missing, but beyond it."""
+def _cells_of_row(path: Path, row: Sequence[str], header: Sequence[str], delimiter: str, remarks: list[str]) -> Cells:
+    """The series of one row. It ends at its last value: empty cells after that are padding."""
     cells = list(row[1:])
     while cells and cells[-1].lower() in MISSING:
         cells.pop()
     placed = [(f"column {at}", cell) for at, cell in enumerate(cells, 2)]
-    comma = _decimal_comma(path, row[0], placed, delimiter, remarks)
-    return Cells(list(range(len(cells))), list(head[1 : len(cells) + 1]), [_number(cell, comma) for cell in cells])
+    comma = _uses_decimal_comma(path, row[0], placed, delimiter, remarks)
+    values = [_parse_number(cell, comma) for cell in cells]
+    return Cells(list(range(len(cells))), list(header[1 : len(cells) + 1]), values)
 
 
 def _on_grid(name: str, cells: Cells, frequency: Frequency | None, remarks: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Values [T] at every step, NaN where there are none, and the stamp of each step that has one."""
+    """One value [T] per time step, NaN if missing, and the time stamp of each ("" if missing)."""
     if frequency is None:
         return np.array([np.nan if value is None else value for value in cells.values]), cells.stamps
-    places: dict[int, tuple[int, str, float | None]] = {}
+    grid: dict[int, tuple[int, str, float | None]] = {}
     for row, stamp, value in zip(cells.rows, cells.stamps, cells.values, strict=True):
-        place = frequency.place(stamp)
-        if place is None:
-            remarks.append(
-                f"row {row}: {stamp!r} lies between two steps of a {frequency.name}, or is no time: left out"
-            )
+        position = frequency.position(stamp)
+        if position is None:
+            between = f"lies between two time steps (one per {frequency.name})"
+            reason = between if time_index.is_stamp(stamp) else "is not a time stamp"
+            remarks.append(f"row {row}: {stamp!r} {reason}: the row is left out")
             continue
-        if place in places:
-            other, _, before = places[place]
-            told = "both are the same" if before == value else f"{before} and {value}, the later row counts"
-            remarks.append(f"{name}: rows {other} and {row} are both of {stamp}: {told}")
-        places[place] = (row, stamp, value)
-    if not places:
+        if position in grid:
+            first_row, _, first_value = grid[position]
+            result = "equal values" if first_value == value else f"{first_value} and {value}; row {row} is used"
+            remarks.append(f"{name}: rows {first_row} and {row} have the same time stamp {stamp}: {result}")
+        grid[position] = (row, stamp, value)
+    if not grid:
         return np.empty(0), []
-    first = min(places)
-    values, stamps = np.full(max(places) - first + 1, np.nan), [""] * (max(places) - first + 1)
-    before = first
-    for place in sorted(places):
-        if place > before + 1:
-            row, stamp, _ = places[before]
+    first = min(grid)
+    values, stamps = np.full(max(grid) - first + 1, np.nan), [""] * (max(grid) - first + 1)
+    previous = first
+    for position in sorted(grid):
+        if position > previous + 1:
+            row, stamp, _ = grid[previous]
             remarks.append(
-                f"{name}: after row {row} ({stamp}) {place - before - 1} steps of a {frequency.name} are missing"
+                f"{name}: {position - previous - 1} time steps (one per {frequency.name}) are missing after row {row} "
+                f"({stamp})"
             )
-        values[place - first] = np.nan if places[place][2] is None else places[place][2]
-        stamps[place - first] = places[place][1]
-        before = place
+        values[position - first] = np.nan if grid[position][2] is None else grid[position][2]
+        stamps[position - first] = grid[position][1]
+        previous = position
     return values, stamps
 
 
-def _filled(name: str, values: np.ndarray, longest: int, remarks: list[str]) -> tuple[int, np.ndarray]:
-    """The longest stretch without a gap of more than ``longest``, smaller ones filled in straight lines; its begin."""
+def _fill_gaps(name: str, values: np.ndarray, max_gap: int, remarks: list[str]) -> tuple[int, np.ndarray]:
+    """Split values [T] at gaps longer than ``max_gap`` and keep the longest part; interpolate shorter gaps.
+
+    Returns the start of that part and its values.
+    """
     known = np.flatnonzero(~np.isnan(values))
     if not len(known):
         return 0, np.empty(0)
-    breaks = np.flatnonzero(np.diff(known) > longest + 1)
+    breaks = np.flatnonzero(np.diff(known) > max_gap + 1)
     edges = zip(np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(known) - 1]]), strict=True)
     first, last = max(((int(known[a]), int(known[b])) for a, b in edges), key=lambda edge: edge[1] - edge[0])
     if len(breaks):
         remarks.append(
-            f"{name}: {len(breaks)} gaps of more than {longest} steps; of its stretches the longest, "
-            f"{last - first + 1:,} values, is kept"
+            f"{name}: {len(breaks)} gaps are longer than {max_gap} steps; only the longest part between them, "
+            f"{last - first + 1:,} values, is used"
         )
     part = values[first : last + 1]
-    holes = np.isnan(part)
-    if holes.any():
-        remarks.append(f"{name}: {int(holes.sum())} missing values are filled in straight lines")
-        part = np.interp(np.arange(len(part)), np.flatnonzero(~holes), part[~holes])
+    missing = np.isnan(part)
+    if missing.any():
+        remarks.append(f"{name}: {int(missing.sum())} missing values are interpolated")
+        part = np.interp(np.arange(len(part)), np.flatnonzero(~missing), part[~missing])
     return first, part
 
 
-def lines(table: Table) -> str:
-    """The series as they are learnt from, a line of JSON for each."""
-    rows = ({"name": one.name, "start": one.start, "values": one.values.tolist()} for one in table.series)
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def to_json_lines(table: Table) -> str:
+    """One JSON object per series: name, start and values."""
+    records = (
+        {"name": series.name, "start": series.start, "values": series.values.tolist()} for series in table.series
+    )
+    return "".join(json.dumps(record) + "\n" for record in records)

@@ -1,4 +1,7 @@
-"""The caller's own texts: files of UTF-8 read as one text, its vocabulary, and a network that knows another's."""
+"""Your own texts: UTF-8 files are read as one text, split, and encoded as character indices.
+
+``transfer_weights`` starts a network for a new vocabulary from a published one.
+"""
 
 from __future__ import annotations
 
@@ -9,81 +12,115 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app import store
 from app.store import UNKNOWN_CHARACTER
 from training.data.datasets import DataError, Text
 from training.loops import distributed
 
-LEAST = 10_000  # characters: a test part of four windows of 256
-KNOWN = 0.5  # share of a text's characters that a network must know to be worth beginning with
+MIN_CHARACTERS = 10_000  # of a text: its test part then holds three evaluation windows
+MIN_KNOWN_SHARE = 0.5  # of a text's characters: a network that knows fewer is no useful start
+WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
+HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone is a single play, unlike the rest
 
 
 def read(paths: Sequence[Path]) -> Text:
-    """The files one after the other: the first 90 % to train on, the last 10 % to test on. Raises DataError.
+    """Concatenate the files; the first 90 % are the training part, the last 10 % the test part.
 
-    A byte order mark is dropped, and line breaks of all kinds are read as one.
+    Byte order marks are dropped and all line breaks become ``\\n``.
+
+    Raises:
+        DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
     """
-    parts = [_decoded(path) for path in paths]
+    parts = [_read_utf8(path) for path in paths]
     text = "".join(part.rstrip("\n") + "\n" for part in parts)
-    if len(text) < LEAST:
-        named = ", ".join(str(path) for path in paths)
-        raise DataError(f"{named}: {len(text):,} characters; it takes {LEAST:,} to learn from and to test on")
+    if len(text) < MIN_CHARACTERS:
+        names = ", ".join(str(path) for path in paths)
+        raise DataError(f"{names}: {len(text):,} characters; at least {MIN_CHARACTERS:,} are needed")
     split = int(len(text) * 0.9)
     return Text(text[:split], text[split:], hashlib.sha256(text.encode()).hexdigest())
 
 
-def vocabulary_of(text: str, least: int) -> list[str]:
-    """The characters that come up ``least`` times or more, sorted, and ``<unk>`` for all others."""
-    return [*sorted(character for character, count in Counter(text).items() if count >= least), UNKNOWN_CHARACTER]
+def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
+    """The sorted characters that occur at least ``min_count`` times, then ``<unk>`` for all other characters."""
+    counts = Counter(text)
+    return [*sorted(character for character, count in counts.items() if count >= min_count), UNKNOWN_CHARACTER]
+
+
+def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
+    """A text -> the vocabulary indices int64 [len(text)] of its characters."""
+    index = {character: i for i, character in enumerate(vocabulary)}
+    return torch.tensor([index.get(character, len(vocabulary) - 1) for character in text])
+
+
+def hold_out(characters: Tensor, share: float, places: int = HELD_OUT_PLACES) -> tuple[Tensor, list[Tensor]]:
+    """Split characters [N] into a training part and ``places`` validation parts, spread evenly over the text.
+
+    The validation parts hold ``share`` of the characters in total.
+    """
+    length, section = int(len(characters) * share / places), len(characters) // places
+    if share and length <= WINDOW:
+        raise SystemExit(
+            f"--validation {share} holds out {length} characters in each of {places} places; "
+            f"at least {WINDOW + 1} are needed, one evaluation window"
+        )
+    sections = [characters[i * section : (i + 1) * section if i < places - 1 else None] for i in range(places)]
+    middle = (section - length) // 2
+    train = torch.cat([part for section in sections for part in (section[:middle], section[middle + length :])])
+    return train, [section[middle : middle + length] for section in sections]
 
 
 def prompts(text: str) -> list[str]:
-    """Three beginnings for samples, from three places of a text, of the start of a line where there is one."""
-    chosen = []
+    """Three prompts of 24 characters from three places of a text, each from the start of a line if possible."""
+    result = []
     for place in (0, len(text) // 3, 2 * len(text) // 3):
-        line = text.find("\n", place, place + 500) + 1 or place
-        chosen.append(text[line : line + 24])
-    return chosen
+        start = text.find("\n", place, place + 500) + 1 or place
+        result.append(text[start : start + 24])
+    return result
 
 
 def report(text: Text, vocabulary: Sequence[str]) -> None:
-    """Print what was read, and which characters are too rare."""
+    """Print the size of a text and its vocabulary, and the characters that are not in the vocabulary."""
     distributed.say(
-        f"{len(text.train) + len(text.test):,} characters; {len(vocabulary) - 1:,} different ones are learnt"
+        f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters"
     )
     rare = Counter(text.train + text.test).keys() - set(vocabulary)
     if rare:
-        shown = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
+        names = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
-        distributed.say(f"  too rare to learn, so {UNKNOWN_CHARACTER}: {shown}{more}")
+        distributed.say(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
 
 
 def check_known(base: store.Version, text: str) -> None:
-    """Say how much of a text's characters a network knows. Raises DataError when it is too little to begin with."""
-    index = set(base.card.vocabulary or [])
-    known = sum(count for character, count in Counter(text).items() if character in index) / len(text)
-    if known < KNOWN:
+    """Print the share of a text's characters that are in the vocabulary of ``base``.
+
+    Raises:
+        DataError: the share is below MIN_KNOWN_SHARE.
+    """
+    vocabulary = set(base.card.vocabulary or [])
+    known = sum(count for character, count in Counter(text).items() if character in vocabulary) / len(text)
+    if known < MIN_KNOWN_SHARE:
         raise DataError(
-            f"--from {base.card.name}: it knows {known:.0%} of the text's characters, and {KNOWN:.0%} are needed; "
-            "leave out --from"
+            f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "
+            f"{MIN_KNOWN_SHARE:.0%} are needed; omit --from to train from scratch"
         )
-    distributed.say(f"{base.card.name} {base.card.version} knows {known:.1%} of the text")
+    distributed.say(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
 
 
-def transplanted(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """The network with all that ``base`` knows; characters that are new to it begin as its ``<unk>``."""
-    before = base.card.vocabulary or []
-    index = {character: place for place, character in enumerate(before)}
-    places = torch.tensor([index.get(character, len(before) - 1) for character in vocabulary])
-    state = dict(base.network().state_dict())
+def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
+    """Copy the weights of ``base`` into ``network``; characters new to ``base`` get the weights of its ``<unk>``."""
+    base_vocabulary = base.card.vocabulary or []
+    index = {character: i for i, character in enumerate(base_vocabulary)}
+    rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
+    weights = dict(base.network().state_dict())
     for key in ("embedding.weight", "head.weight", "head.bias"):
-        state[key] = state[key][places]
-    network.load_state_dict(state)
+        weights[key] = weights[key][rows]
+    network.load_state_dict(weights)
     return network
 
 
-def _decoded(path: Path) -> str:
+def _read_utf8(path: Path) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -92,10 +129,9 @@ def _decoded(path: Path) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        marked = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = "; it begins like UTF-16" if marked else ""
+        hint = "; the file is probably UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
         raise DataError(
             f"{path} is not UTF-8: byte 0x{content[error.start]:02x} in line {line:,}, "
-            f"at {error.start:,} bytes from the start{hint}"
+            f"byte offset {error.start:,}{hint}"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -239,7 +239,7 @@ def train(chosen: Options, config: ForecasterFinetuneConfig, argv: Sequence[str]
     tables.report(own.table)
     run = Run(chosen, config, argv, own.sha256)
     run.write("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
-    run.write("series.jsonl", tables.lines(own.table))
+    run.write("series.jsonl", tables.to_json_lines(own.table))
     network = learn_from(run, config, own)
     if distributed.rank() == 0:
         publish(run, own, network)
