@@ -1,8 +1,7 @@
-"""Continuous batching: texts join and leave the running batch at every step, or every millisecond of short ones.
+"""Continuous batching: texts join and leave the running batch between two turns.
 
-A text waits, runs, and leaves when it is finished or nobody waits for it any more. A short one never waits for a
-long one: where all rows are taken, long ones that have run for a while make room, and go on when it is their turn
-again. What a step does is the decoder's: this file only says whose turn it is.
+A turn is one executor job of one or more steps; each step advances every running text. ``scheduler`` decides which
+texts run, ``step_budget`` how long a turn lasts, and the ``step`` function of the model computes.
 """
 
 from __future__ import annotations
@@ -10,327 +9,225 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
-from app.engine.fair_queue import FairQueue
 from app.engine.futures import cancel, set_exception, set_result
-from app.engine.observer import EngineObserver, RequestTrace, current_trace
+from app.engine.observer import EngineObserver, current_trace
+from app.engine.scheduler import Scheduler, Text, TextSequence
+from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_budget
+from app.engine.text_reporter import TextReporter
 from app.errors import InferenceFailed, NotReady
 
-STEP_BUDGET = 0.001  # seconds; shorter steps are taken several at a time, for what a turn of the event loop costs
-STEP_BUDGET_REJECTING = (
-    0.012  # seconds of a turn after which nobody finds room: to refuse one after each step costs more
-)
-LONG_GAP = 0.006  # seconds that all else takes between two turns, from which on a turn lasts as long as that did
-MAX_STEP_BUDGET = 0.05  # seconds of a turn
-PREEMPT_AFTER = 1.0  # seconds that a text runs before it makes room for a shorter one that waits
-PREEMPT_RATIO = 4  # times as much has to be left of it: texts of one kind are done soonest one after the other
-PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two looks at who could make room
-REPORT_BATCH = 128  # texts that are reported as computed together, when the engine is not idle before
-
-
-NOTIFY_INTERVAL = 0.0002  # seconds between two tellings of a text, for each text that is followed: see ``_tell``
-
-
-class SteppableText(Protocol):
-    @property
-    def finished(self) -> bool: ...
-
-    @property
-    def generated(self) -> int:
-        """Characters so far."""
-
-    @property
-    def remaining(self) -> int:
-        """Characters that it may yet take."""
-
-
-Text = TypeVar("Text", bound=SteppableText)
-
-
-@dataclass(eq=False, slots=True)
-class TextSequence(Generic[Text]):
-    """A text, the future that carries it back when it is finished, and who wants to know that it has grown."""
-
-    text: Text
-    future: asyncio.Future[Text]
-    updated: asyncio.Event | None = None
-    caller: str | None = None  # whose key sent it
-    trace: RequestTrace | None = None  # of the request that it belongs to
-    queued_at: float = field(default_factory=time.monotonic)
-    started_at: float = 0.0
-    first_token_at: float = 0.0  # when its first character had come
-    ended_at: float = 0.0
-    rows: int = 1
-    waiting: bool = False  # in the queue
-    joined_at: float = 0.0  # when it began to run, this time
-    notified_at: float = 0.0  # when its follower was woken last
+NOTIFY_INTERVAL = 0.0002  # seconds between two notifications of a streamed text, times the number of streamed texts
 
 
 class TextEngine(Generic[Text]):
-    """The texts of one model. ``step`` advances each text it is given by a little, on the lane; ``seconds`` says how
-    long a step of so many texts should take.
+    """Queue and running texts of one model.
 
-    ``step`` must leave a text as it was when it raises. At most ``rows`` texts run and ``queue_rows`` wait.
+    ``step`` advances each given text by about one character; it runs on ``executor``. If ``step`` raises, the texts
+    must be unchanged. ``step_seconds`` returns the expected duration in seconds of a step for so many texts. At most
+    ``max_running`` texts run and ``queue_rows`` wait. A turn normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
         self,
         name: str,
         step: Callable[[Sequence[Text]], None],
-        seconds: Callable[[int], float],
+        step_seconds: Callable[[int], float],
         executor: Executor,
         observer: EngineObserver,
-        rows: int,
+        max_running: int,
         queue_rows: int,
-        step_budget: float = STEP_BUDGET,
+        normal_budget: float = STEP_BUDGET,
     ) -> None:
         self.name = name
-        self._step_budget = step_budget
-        self._step = step
-        self._seconds = seconds
-        self._executor = executor
         self.observer = observer
-        self._rows = rows
-        self._admission = AdmissionControl(name, observer, queue_rows)
-        self._waiting: FairQueue[TextSequence[Text]] = FairQueue()
-        self._running: list[TextSequence[Text]] = []
-        self._without_token: list[TextSequence[Text]] = []  # those that run without a character so far
-        self._unreported: list[TextSequence[Text]] = []  # those that are finished and not reported yet
-        self._run_task: asyncio.Task[None] | None = None
-        self._seconds_per_text = 1.0  # seconds from a text's start to its end
-        self._last_turn_at = 0.0  # when the last turn ended
-        self._text_seconds = 0.0  # by the lane, until then
-        self._rejected = 0  # by the door, when the last turn began
-        self._preemption_checked_at = 0.0  # for somebody who could make room
         self.circuit_breaker = CircuitBreaker()
+        self._step = step
+        self._step_seconds = step_seconds
+        self._executor = executor
+        self._max_running = max_running
+        self._normal_budget = normal_budget
+        self._admission = AdmissionControl(name, observer, queue_rows)
+        self._scheduler: Scheduler[Text] = Scheduler(max_running, self._admission)
+        self._reporter: TextReporter[Text] = TextReporter(observer)
+        self._run_task: asyncio.Task[None] | None = None
+        self._seconds_per_text = 1.0  # moving average of the time from a text's start to its end
+        self._turn_ended_at = 0.0  # time.perf_counter's clock
+        self._text_seconds = 0.0  # the executor's ``text_seconds`` at that time
+        self._rejected = 0  # rejected requests when the last turn began
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many texts wait, and how many run."""
-        return self._admission.waiting, len(self._running)
+        """The number of waiting texts and of running texts."""
+        return self._admission.waiting, len(self._scheduler.running)
 
     def admit(self, texts: int) -> None:
-        """Raises NotReady or Overloaded when so many texts would not be let in now."""
-        self._admission.admit(texts, self._rows / self._seconds_per_text)
+        """Return if so many texts would be accepted now.
+
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the queue is full.
+        """
+        self._admission.admit(texts, self._max_running / self._seconds_per_text)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
-        """Queue all texts or none, and wait until each is finished.
+        """Queue all texts or none, and return them when all are finished.
 
-        Raises as ``admit`` does, and InferenceFailed when the network fails on one of them.
+        Raises:
+            NotReady: the service is shutting down.
+            Overloaded: the queue is full.
+            InferenceFailed: the network failed on one of the texts.
         """
-        rows = self._enqueue_all(texts)
+        sequences = self._enqueue(texts)
         try:
-            return [await row.future for row in rows]
+            return [await sequence.future for sequence in sequences]
         finally:
-            self._cancel(rows)
+            self._cancel(sequences)
 
     async def stream(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
-        """The same, but comes back whenever some of the texts have grown, until all are finished.
+        """As ``submit``, but yield whenever some of the texts have new characters, until all are finished.
 
-        However slowly it is asked, nothing piles up: who comes late finds the texts longer. Raises as ``submit`` does.
+        A slow consumer is not queued for: it finds more new characters at its next iteration.
         """
-        grown = asyncio.Event()
-        rows = self._enqueue_all(texts, grown)
+        updated = asyncio.Event()
+        sequences = self._enqueue(texts, updated)
         try:
-            open_rows = rows
-            while open_rows:
-                await grown.wait()
-                grown.clear()
-                done = [row for row in open_rows if row.future.done()]
-                open_rows = [row for row in open_rows if row not in done]
-                yield  # also what came before a failure
-                for row in done:
-                    row.future.result()
+            unfinished = sequences
+            while unfinished:
+                await updated.wait()
+                updated.clear()
+                done = [sequence for sequence in unfinished if sequence.future.done()]
+                unfinished = [sequence for sequence in unfinished if sequence not in done]
+                yield  # before an error is raised: the characters generated before the error are valid
+                for sequence in done:
+                    sequence.future.result()
         finally:
-            self._cancel(rows)
+            self._cancel(sequences)
 
-    def _enqueue_all(self, texts: Sequence[Text], grown: asyncio.Event | None = None) -> list[TextSequence[Text]]:
+    def _enqueue(self, texts: Sequence[Text], updated: asyncio.Event | None = None) -> list[TextSequence[Text]]:
         self.admit(len(texts))
-        loop, account, who = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
-        rows = [TextSequence(text, loop.create_future(), grown, who, account) for text in texts]
-        for row in rows:
-            self._queue(row)
+        loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
+        sequences = [TextSequence(text, loop.create_future(), updated, caller, trace) for text in texts]
+        for sequence in sequences:
+            self._scheduler.add(sequence)
         if self._run_task is None:
             self._run_task = loop.create_task(self._run())
-        return rows
+        return sequences
 
-    def _cancel(self, rows: Sequence[TextSequence[Text]]) -> None:
-        """Nobody waits for these any more: they leave the queue, or the running batch at the next step."""
-        for row in rows:
-            cancel(row.future)
-            if row.waiting:
-                self._waiting.discard(row)
-                self._dequeue(row)
-
-    def _dequeue(self, row: TextSequence[Text]) -> None:
-        row.waiting = False
-        self._admission.remove(row.caller, 1)
+    def _cancel(self, sequences: Sequence[TextSequence[Text]]) -> None:
+        """Cancel unfinished texts: they leave the queue now, or the running batch after the current turn."""
+        for sequence in sequences:
+            cancel(sequence.future)
+            self._scheduler.discard(sequence)
 
     async def _run(self) -> None:
-        self._note_turn(0.0)
+        """Run turns until no text runs or waits."""
+        self._record_turn(0.0)
         try:
-            while self._join():
-                await self._advance(self._running)
+            while self._schedule():
+                await self._advance(self._scheduler.running)
                 self._complete()
                 await self._executor.yield_to_requests()
         finally:
             self._run_task = None
-            self._report()
+            self._reporter.flush()
 
-    def _join(self) -> list[TextSequence[Text]]:
-        """Let waiting texts take the rows that are free; gives who runs now."""
-        now = time.monotonic()
-        self._running = [row for row in self._running if not row.future.done()]
-        if self._waiting and len(self._running) >= self._rows:
-            self._preempt(now)
-        while self._waiting and len(self._running) < self._rows:
-            row = self._waiting.pop()
-            self._dequeue(row)
-            if row.future.done():
-                continue
-            row.joined_at = now
-            self._running.append(row)
-            if not row.started_at:
-                row.started_at = now
-                self._without_token.append(row)
-                self.observer.on_dequeued([row])
-        return self._running
+    def _schedule(self) -> bool:
+        """Choose the texts of the next turn. Returns whether there are any."""
+        self._reporter.started(self._scheduler.schedule(time.monotonic()))
+        return bool(self._scheduler.running)
 
-    def _preempt(self, now: float) -> None:
-        """As many as wait leave their rows, of those that have run for a while and are much longer than one that waits.
+    async def _advance(self, sequences: list[TextSequence[Text]]) -> None:
+        """Compute one turn for all texts. Never raises.
 
-        They are in the queue again: it is bounded, whoever is in it.
+        If the turn fails, each text gets a turn alone, so that only the failing text gets the error.
         """
-        if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
-            return
-        self._preemption_checked_at = now
-        most = PREEMPT_RATIO * min(row.text.remaining for row in self._waiting)
-        long = [row for row in self._running if now - row.joined_at > PREEMPT_AFTER and row.text.remaining > most]
-        for row in long[: len(self._waiting)]:
-            self._running.remove(row)
-            self._queue(row)
-
-    def _queue(self, row: TextSequence[Text]) -> None:
-        row.waiting = True
-        self._admission.add(row.caller, 1)
-        self._waiting.append(row)
-
-    def _complete(self) -> None:
-        """Answer the finished texts, and tell whoever follows one."""
-        now = time.monotonic()
-        if self._without_token:
-            self._report_first_tokens(now)
-        for row in self._running:
-            if row.text.finished and not row.future.done():
-                self._seconds_per_text = 0.8 * self._seconds_per_text + 0.2 * (now - row.started_at)
-                self._finish(row, now)
-                set_result(row.future, row.text)
-        self._notify(now)
-        self._running = [row for row in self._running if not row.future.done()]
-        if not self._running:
-            self._report()
-
-    def _report_first_tokens(self, now: float) -> None:
-        """Report the texts whose first character has come."""
-        for row in self._without_token:
-            if row.text.generated and not row.future.done():
-                row.first_token_at = now
-                self.observer.on_first_token(row, now - row.queued_at)
-        self._without_token = [
-            row for row in self._without_token if not (row.first_token_at or row.text.finished or row.future.done())
-        ]
-
-    def _finish(self, row: TextSequence[Text], now: float) -> None:
-        row.ended_at = now
-        if row.first_token_at and row.text.generated > 1:
-            self.observer.on_inter_token((now - row.first_token_at) / (row.text.generated - 1))
-        self._unreported.append(row)
-        if row.trace:
-            row.trace.ended_at = now
-        if len(self._unreported) >= REPORT_BATCH:
-            self._report()
-
-    def _report(self) -> None:
-        """Tell which texts were computed together since the engine was idle."""
-        done, self._unreported = self._unreported, []
-        if done:
-            self.observer.on_completed(done)
-
-    def _notify(self, now: float) -> None:
-        """Wake those who follow a text: at its first step and its end, and between the less often the more they are.
-
-        To wake everybody and write to every socket at each step would cost more than the step.
-        """
-        followed = [row for row in self._running if row.updated]
-        for row in followed:
-            if row.future.done() or now - row.notified_at >= NOTIFY_INTERVAL * len(followed):
-                row.notified_at = now
-                row.updated.set()  # type: ignore[union-attr]  # as was asked above
-
-    def _turn(self, texts: list[Text]) -> None:
-        """A step for all texts, and more until one of them is finished or begins to be written, or the turn is over.
-
-        Beside long forwards of other models, or many short ones, it is a long turn: else texts would have a hundredth
-        of the time. It is longer, too, while others are refused: the step after what came between is a slow one.
-        """
-        begun, others = time.perf_counter(), self._seconds_since_turn()
-        long = others > LONG_GAP
-        seconds = min(others, MAX_STEP_BUDGET) if long else self._step_budget
-        if self._rejected != self._admission.rejected:
-            self._rejected, seconds = self._admission.rejected, max(seconds, STEP_BUDGET_REJECTING)
-        silent = [text for text in texts if long and not text.generated]
         try:
-            self._step(texts)
-            while time.perf_counter() < begun + seconds and not any(text.finished for text in texts):
-                if any(text.generated for text in silent):
-                    break
-                self._step(texts)
-        finally:
-            self._note_turn(time.perf_counter() - begun)
-
-    def _note_turn(self, seconds: float) -> None:
-        self._executor.text_seconds += seconds
-        self._last_turn_at, self._text_seconds = time.perf_counter(), self._executor.text_seconds
-
-    def _seconds_since_turn(self) -> float:
-        """For how many seconds all else has had its turn: the event loop, and other models in the lane.
-
-        But not texts of another model: each would have as long a turn as the other, and both ever longer ones.
-        """
-        return time.perf_counter() - self._last_turn_at - (self._executor.text_seconds - self._text_seconds)
-
-    async def _advance(self, rows: list[TextSequence[Text]]) -> None:
-        """A turn for all; when it fails, one for each, so that only the guilty one is told. Never raises."""
-        try:
-            texts = [row.text for row in rows]
-            expected = self._seconds(len(rows)) if self._seconds_since_turn() <= LONG_GAP else MAX_STEP_BUDGET
+            texts = [sequence.text for sequence in sequences]
+            expected = expected_seconds(self._step_seconds(len(texts)), self._gap())
             _, seconds = await self._executor.run_timed(expected, self._turn, texts)
             self.circuit_breaker.record_success()
-            self.observer.on_batch(len(rows), seconds)
+            self.observer.on_batch(len(texts), seconds)
         except Exception as error:
-            if len(rows) > 1:
-                for row in rows:
-                    await self._advance([row])
+            if len(sequences) > 1:
+                for sequence in sequences:
+                    await self._advance([sequence])
                     await asyncio.sleep(0)
-            elif not rows[0].future.done():
+            elif not sequences[0].future.done():
                 set_exception(
-                    rows[0].future, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})")
+                    sequences[0].future, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})")
                 )
                 self.circuit_breaker.record_failure()
                 self.observer.on_failure(error)
 
+    def _turn(self, texts: list[Text]) -> None:
+        """Take one step for all texts, and further steps until the budget is used or a text is finished.
+
+        After a long gap the turn also ends when a text has its first character, so that it is sent without delay.
+        """
+        started_at, gap = time.perf_counter(), self._gap()
+        rejected = self._admission.rejected
+        budget = step_budget(self._normal_budget, gap, rejecting=rejected != self._rejected)
+        self._rejected = rejected
+        without_token = [text for text in texts if not text.generated] if is_long(gap) else []
+        try:
+            self._step(texts)
+            while time.perf_counter() < started_at + budget and not any(text.finished for text in texts):
+                if any(text.generated for text in without_token):
+                    break
+                self._step(texts)
+        finally:
+            self._record_turn(time.perf_counter() - started_at)
+
+    def _record_turn(self, seconds: float) -> None:
+        """Record that a turn of ``seconds`` seconds has ended now."""
+        self._executor.text_seconds += seconds
+        self._turn_ended_at, self._text_seconds = time.perf_counter(), self._executor.text_seconds
+
+    def _gap(self) -> float:
+        """Return the seconds that the event loop and other models have used since the last turn.
+
+        Turns of other text engines do not count: two engines would lengthen each other's turns without end.
+        """
+        return time.perf_counter() - self._turn_ended_at - (self._executor.text_seconds - self._text_seconds)
+
+    def _complete(self) -> None:
+        """After a turn: return finished texts and notify the consumers of streamed ones."""
+        now = time.monotonic()
+        self._reporter.first_tokens(now)
+        for sequence in self._scheduler.running:
+            if sequence.text.finished and not sequence.future.done():
+                self._seconds_per_text = 0.8 * self._seconds_per_text + 0.2 * (now - sequence.started_at)
+                self._reporter.finished(sequence, now)
+                set_result(sequence.future, sequence.text)
+        self._notify(now)
+        self._scheduler.drop_done()
+        if not self._scheduler.running:
+            self._reporter.flush()
+
+    def _notify(self, now: float) -> None:
+        """Notify the consumers of streamed texts: at the first turn, at the end, and in between at an interval.
+
+        The interval grows with the number of streamed texts: to wake every consumer and write to every socket after
+        each turn would cost more than the turn.
+        """
+        streamed = [(sequence, sequence.updated) for sequence in self._scheduler.running if sequence.updated]
+        for sequence, updated in streamed:
+            if sequence.future.done() or now - sequence.notified_at >= NOTIFY_INTERVAL * len(streamed):
+                sequence.notified_at = now
+                updated.set()
+
     async def close(self, seconds: float) -> None:
-        """Refuse what comes, finish what runs and waits, and after ``seconds`` tell those still waiting."""
+        """Reject new requests and finish accepted ones; after ``seconds`` seconds, fail those that are left."""
         self._admission.closed = True
         if self._run_task:
             await asyncio.wait([self._run_task], timeout=seconds)
-        for row in (*self._waiting, *self._running):
-            set_exception(row.future, NotReady(f"{self.name} stopped before it could answer"))
-            if row.updated:
-                row.updated.set()
-        self._waiting.clear()
+        for sequence in (*self._scheduler.waiting, *self._scheduler.running):
+            set_exception(sequence.future, NotReady(f"{self.name} stopped before it could answer"))
+            if sequence.updated:
+                sequence.updated.set()
+        self._scheduler.waiting.clear()

@@ -203,7 +203,7 @@ def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
             text.remaining -= 1
 
     def ask_with(lane: Executor) -> Any:
-        engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), rows=8, queue_rows=64, step_budget=0)
+        engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), max_running=8, queue_rows=64, normal_budget=0)
         return lambda: engine.submit([Countdown(5)])
 
     found = shares(ask_with)

@@ -70,12 +70,12 @@ async def lane() -> AsyncIterator[Executor]:
 
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long texts make room at once."""
-    monkeypatch.setattr("app.engine.text_engine.PREEMPT_AFTER", 0.0)
-    monkeypatch.setattr("app.engine.text_engine.PREEMPT_CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr("app.engine.scheduler.PREEMPT_AFTER", 0.0)
+    monkeypatch.setattr("app.engine.scheduler.PREEMPT_CHECK_INTERVAL", 0.0)
 
 
 def engine_of(stepper: Stepper, lane: Executor, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
-    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, step_budget=0)
+    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, normal_budget=0)
 
 
 async def test_a_short_text_does_not_wait_for_a_long_one(lane: Executor) -> None:
@@ -153,7 +153,7 @@ async def test_a_text_that_left_while_it_made_room_does_not_come_back(
 
 
 async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.text_engine.MAX_STEP_BUDGET", 60.0)
+    monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, seen=seen)
 
@@ -170,7 +170,7 @@ async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Executor, mon
 async def test_long_turns_of_another_model_s_texts_make_none_longer(
     lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.engine.text_engine.MAX_STEP_BUDGET", 60.0)
+    monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
     quick, seen = Stepper(threading.Semaphore(99)), Seen()
     slow = TextEngine("slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, Seen(), 1, 4, 0)
     other = asyncio.ensure_future(slow.submit([Count(9)]))
@@ -185,7 +185,7 @@ def dawdle(text: Count) -> None:
 
 
 async def test_while_others_are_refused_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.engine.text_engine.STEP_BUDGET_REJECTING", 60.0)
+    monkeypatch.setattr("app.engine.step_budget.STEP_BUDGET_REJECTING", 60.0)
     stepper, seen = Stepper(), Seen()
     engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
     tasks = await start(engine.submit([Count(9)]))
@@ -342,7 +342,7 @@ async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, 
             if one.seed % 2 and len(one.text) >= one.seed % 23:
                 loop.call_soon_threadsafe(tasks[one.seed].cancel)
 
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), 8, 99, step_budget=0)
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
     await asyncio.sleep(0)
     tasks[39].cancel()  # it still waits
@@ -353,10 +353,13 @@ async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, 
     assert engine.load == (0, 0)
 
 
-async def test_short_steps_are_taken_several_at_a_time_until_one_text_is_finished(lane: Executor) -> None:
+async def test_a_turn_takes_several_short_steps_until_one_text_is_finished(
+    lane: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.step_budget.LONG_GAP", 60.0)  # on a busy machine any gap may be long
     stepper, seen = Stepper(), Seen()
     stepper.turns.release(99)
-    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, step_budget=60)
+    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, normal_budget=60)
     await asyncio.gather(engine.submit([Count(3)]), engine.submit([Count(5)]), engine.submit([Count(4)]))
     assert seen.batches == [2, 2, 1]  # turns: three steps, two with the one that waited, two for that one alone
     assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1]

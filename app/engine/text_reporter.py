@@ -1,0 +1,57 @@
+"""Reports the texts of one text engine to its observer: start, first token, inter-token time, completion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic
+
+from app.engine.observer import EngineObserver
+from app.engine.scheduler import Text, TextSequence
+
+REPORT_BATCH = 128  # finished texts reported together, unless the engine becomes idle earlier
+
+
+class TextReporter(Generic[Text]):
+    """Collects finished texts and reports them in batches: one report for each text would delay the next step."""
+
+    def __init__(self, observer: EngineObserver) -> None:
+        self._observer = observer
+        self._without_token: list[TextSequence[Text]] = []  # running texts without a character so far
+        self._finished: list[TextSequence[Text]] = []  # not reported yet
+
+    def started(self, sequences: Sequence[TextSequence[Text]]) -> None:
+        """Report texts that run for the first time."""
+        if sequences:
+            self._without_token += sequences
+            self._observer.on_dequeued(sequences)
+
+    def first_tokens(self, now: float) -> None:
+        """Report the texts whose first character was generated in the last turn."""
+        if not self._without_token:
+            return
+        for sequence in self._without_token:
+            if sequence.text.generated and not sequence.future.done():
+                sequence.first_token_at = now
+                self._observer.on_first_token(sequence, now - sequence.queued_at)
+        self._without_token = [
+            sequence
+            for sequence in self._without_token
+            if not (sequence.first_token_at or sequence.text.finished or sequence.future.done())
+        ]
+
+    def finished(self, sequence: TextSequence[Text], now: float) -> None:
+        """Report a finished text's mean time between two characters, and its completion with the next batch."""
+        sequence.ended_at = now
+        if sequence.first_token_at and sequence.text.generated > 1:
+            self._observer.on_inter_token((now - sequence.first_token_at) / (sequence.text.generated - 1))
+        self._finished.append(sequence)
+        if sequence.trace:
+            sequence.trace.ended_at = now
+        if len(self._finished) >= REPORT_BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report the finished texts collected so far."""
+        sequences, self._finished = self._finished, []
+        if sequences:
+            self._observer.on_completed(sequences)

@@ -1,0 +1,156 @@
+"""Which texts run, wait and are preempted. No test here waits: time is an argument."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from app.engine.admission import AdmissionControl
+from app.engine.scheduler import PREEMPT_AFTER, PREEMPT_CHECK_INTERVAL, PREEMPT_RATIO, Scheduler, TextSequence
+
+LATE = PREEMPT_AFTER + 0.1  # seconds after which a text may be preempted
+
+
+@dataclass(eq=False)
+class StubText:
+    remaining: int
+    finished: bool = False
+    generated: int = 0
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+class Harness:
+    """A scheduler with two slots, and the texts that were queued."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_running: int = 2) -> None:
+        self.loop = loop
+        self.admission = AdmissionControl("m", None, 99)
+        self.scheduler: Scheduler[StubText] = Scheduler(max_running, self.admission)
+
+    def add(self, *remaining: int, caller: str | None = None) -> list[TextSequence[StubText]]:
+        sequences = [TextSequence(StubText(each), self.loop.create_future(), caller=caller) for each in remaining]
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        return sequences
+
+    def check(self, running: list[TextSequence[StubText]], waiting: list[TextSequence[StubText]]) -> None:
+        assert self.scheduler.running == running
+        assert list(self.scheduler.waiting) == waiting
+        assert [sequence.waiting for sequence in (*running, *waiting)] == [False] * len(running) + [True] * len(waiting)
+        assert self.admission.waiting == len(waiting)
+
+
+@pytest.fixture
+def harness(loop: asyncio.AbstractEventLoop) -> Harness:
+    return Harness(loop)
+
+
+def test_texts_run_in_order_of_arrival_in_the_free_slots(harness: Harness) -> None:
+    first, second, third = harness.add(5, 5, 5)
+    harness.check([], [first, second, third])
+    assert harness.scheduler.schedule(10.0) == [first, second]
+    harness.check([first, second], [third])
+    assert [sequence.started_at for sequence in (first, second, third)] == [10.0, 10.0, 0.0]
+    assert harness.scheduler.schedule(10.1) == []
+
+
+def test_a_finished_text_frees_its_slot_for_the_next(harness: Harness) -> None:
+    first, second, third = harness.add(5, 5, 5)
+    harness.scheduler.schedule(10.0)
+    first.future.set_result(first.text)
+    harness.scheduler.drop_done()
+    harness.check([second], [third])
+    assert harness.scheduler.schedule(10.1) == [third]
+    harness.check([second, third], [])
+
+
+def test_a_cancelled_text_leaves_the_queue_or_its_slot(harness: Harness) -> None:
+    running, other, waiting, last = harness.add(5, 5, 5, 5)
+    harness.scheduler.schedule(10.0)
+    for sequence in (running, waiting):
+        sequence.future.cancel()
+        harness.scheduler.discard(sequence)
+        harness.scheduler.discard(sequence)  # a second time changes nothing
+    harness.check([running, other], [last])
+    assert harness.scheduler.schedule(10.1) == [last]
+    harness.check([other, last], [])
+
+
+def test_a_text_that_failed_in_the_queue_never_runs(harness: Harness) -> None:
+    failed, good = harness.add(5, 5)
+    failed.future.cancel()
+    assert harness.scheduler.schedule(10.0) == [good]
+    harness.check([good], [])
+
+
+def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harness: Harness) -> None:
+    long, longer = harness.add(100, 200)
+    harness.scheduler.schedule(10.0)
+    (short,) = harness.add(10)
+    assert harness.scheduler.schedule(10.0 + LATE) == [short]
+    harness.check([longer, short], [long])
+    short.future.set_result(short.text)
+    assert harness.scheduler.schedule(20.0) == []  # resumed, not started again
+    harness.check([longer, long], [])
+    assert (long.started_at, long.joined_at) == (10.0, 20.0)
+
+
+def test_as_many_texts_are_preempted_as_wait(harness: Harness) -> None:
+    harness.add(100, 200)
+    harness.scheduler.schedule(10.0)
+    short = harness.add(10, 10, 10)
+    assert harness.scheduler.schedule(10.0 + LATE) == short[:2]
+    assert harness.scheduler.running == short[:2]
+
+
+@pytest.mark.parametrize(
+    ("remaining", "seconds"),
+    [
+        (10 * PREEMPT_RATIO, LATE),  # not long enough
+        (10 * PREEMPT_RATIO + 1, PREEMPT_AFTER - 0.1),  # has not run long enough
+    ],
+)
+def test_a_text_is_not_preempted_early_or_by_one_of_similar_length(
+    harness: Harness, remaining: int, seconds: float
+) -> None:
+    running = harness.add(remaining, remaining)
+    harness.scheduler.schedule(10.0)
+    waiting = harness.add(10)
+    assert harness.scheduler.schedule(10.0 + seconds) == []
+    harness.check(running, waiting)
+
+
+def test_no_text_is_preempted_while_a_slot_is_free(harness: Harness) -> None:
+    long = harness.add(100)
+    harness.scheduler.schedule(10.0)
+    short = harness.add(10)
+    assert harness.scheduler.schedule(10.0 + LATE) == short
+    harness.check([*long, *short], [])
+
+
+def test_texts_to_preempt_are_searched_for_at_intervals(harness: Harness) -> None:
+    long = harness.add(100, 100)
+    harness.scheduler.schedule(10.0)
+    waiting = harness.add(100)
+    harness.scheduler.schedule(10.0 + LATE)  # this search finds none
+    waiting += harness.add(10)
+    harness.scheduler.schedule(10.0 + LATE + 0.5 * PREEMPT_CHECK_INTERVAL)
+    harness.check(long, waiting)
+    harness.scheduler.schedule(10.0 + LATE + 1.5 * PREEMPT_CHECK_INTERVAL)
+    assert harness.scheduler.running == waiting
+
+
+def test_callers_with_keys_share_the_slots(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop, max_running=4)
+    heavy, light = harness.add(*[5] * 6, caller="heavy"), harness.add(5, 5, caller="light")
+    harness.scheduler.schedule(10.0)
+    assert sorted(map(id, harness.scheduler.running)) == sorted(map(id, (*heavy[:2], *light)))
