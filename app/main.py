@@ -91,10 +91,10 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     if settings.keys_file:
         document_security(app)
 
-    # Before all else that FastAPI and Starlette put around their routes: what is busy does not pass through it.
+    # The outermost layers: requests to busy routes do not pass through FastAPI's and Starlette's own.
     busiest = [route for each in (busy, *others) for route in each.routes]
-    direct = FastRoutes(app.build_middleware_stack(), busiest, named=routes.busy_routes(tensors))
-    buffered = BodyLimit(direct, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    fast = FastRoutes(app, busiest, named=routes.busy_routes(tensors))
+    buffered = BodyLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     inside = with_api_keys(buffered, settings, counted, errors.error_response, metrics.on_rate_limited)
     app.middleware_stack = telemetry = RequestTelemetry(cors(inside, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused

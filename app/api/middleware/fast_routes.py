@@ -1,69 +1,89 @@
-"""The busy endpoints without the way through the router, which costs more than most of their answers."""
+"""Call the busiest endpoints without FastAPI's router, which costs more time than most of their answers."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
-from fastapi import Request
+import fastapi.routing
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import QuartetError
 
 PARAMETER_POSITIONS = {3: "name", 5: "version"}  # of parameters in paths such as /v2/models/NAME/versions/NUMBER/infer
+IGNORED_INPUTS = {  # what FastAPI's router passes to an endpoint, and the fast path does not
+    "query_params": "query parameters",
+    "header_params": "header parameters",
+    "cookie_params": "cookie parameters",
+    "body_params": "body parameters",
+    "dependencies": "dependencies",
+    "response_param_name": "Response parameter",
+    "background_tasks_param_name": "BackgroundTasks parameter",
+}
 
 
 class FastRoutes:
-    """Calls the endpoint of a route whose path has no parameters with the request as its only argument.
+    """ASGI middleware: call the endpoints of some routes with the request, and pass all other requests to the router.
 
-    ``named`` are routes whose paths name a model at one of ``PLACES``; their endpoints take that name. All else goes
-    on to ``app``, where the same routes stand for the documentation and for what is wrong with a request.
+    ``routes`` have no parameters in their path; their endpoints take the request only. ``named`` are routes with a
+    model's name, and perhaps a version, at ``PARAMETER_POSITIONS``; their endpoints take the request and the name.
+
+    Raises:
+        ValueError: a route relies on something that the fast path ignores, such as a dependency.
     """
 
-    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], named: Sequence[BaseRoute] = ()) -> None:
-        self.app = app
+    def __init__(self, app: FastAPI, routes: Sequence[BaseRoute], named: Sequence[BaseRoute] = ()) -> None:
+        self.router = app.build_middleware_stack()
         self.routes = {(method, route.path): route for method, route in _by_method(routes)}
         self.named = {(method, _pattern(route.path.split("/"))): route for method, route in _by_method(named)}
+        included = _included_routes(app)
+        for route in self.routes.values():
+            _check_route(route, included, {})
+        for route in self.named.values():
+            _check_route(route, included, PARAMETER_POSITIONS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.router(scope, receive, send)
             return
-        named: dict[str, str] = {}
+        arguments: dict[str, str] = {}
         route = self.routes.get((scope["method"], scope["path"]))
         if route is None:
-            route, named = self._of_a_model(scope)
+            route, arguments = self._match_named(scope)
         if route is None:
-            await (self._as_get if scope["method"] == "HEAD" else self.app)(scope, receive, send)
+            await (self._as_get if scope["method"] == "HEAD" else self.router)(scope, receive, send)
             return
         scope["route"] = route
         try:
-            answer = await route.endpoint(Request(scope, receive, send), **named)
+            response = await route.endpoint(Request(scope, receive, send), **arguments)
         except QuartetError as error:
-            answer = error_response(error)
-        await answer(scope, receive, send)
+            response = error_response(error)
+        await response(scope, receive, send)
 
-    def _of_a_model(self, scope: Scope) -> tuple[APIRoute | None, dict[str, str]]:
-        """The route of a path that names a model, whose parameters then stand in the scope, and that name."""
+    def _match_named(self, scope: Scope) -> tuple[APIRoute | None, dict[str, str]]:
+        """The route of a path that names a model, and the endpoint's arguments. Sets ``path_params`` in the scope."""
         parts = scope["path"].split("/", 8)
         route = self.named.get((scope["method"], _pattern(parts)))
         if route is None:
             return None, {}
-        found = {PARAMETER_POSITIONS[i]: part for i, part in enumerate(parts) if i in PARAMETER_POSITIONS}
-        if not all(found.values()):  # what is empty is no parameter
+        parameters = {PARAMETER_POSITIONS[i]: part for i, part in enumerate(parts) if i in PARAMETER_POSITIONS}
+        if not all(parameters.values()):  # the router does not match an empty parameter either
             return None, {}
-        scope["path_params"] = found
-        return route, {"name": found["name"]}
+        scope["path_params"] = parameters
+        return route, {"name": parameters["name"]}
 
     async def _as_get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """HEAD is what GET would say, without its body, which the server leaves out (RFC 9110, 9.3.2)."""
-        inner = {**scope, "method": "GET"}
+        """Answer HEAD as GET. The server leaves the body out (RFC 9110, 9.3.2)."""
+        get_scope = {**scope, "method": "GET"}
         try:
-            await self.app(inner, receive, send)
+            await self.router(get_scope, receive, send)
         finally:
-            scope["route"] = inner.get("route")
+            scope["route"] = get_scope.get("route")
 
 
 def _by_method(routes: Sequence[BaseRoute]) -> list[tuple[str, APIRoute]]:
@@ -71,5 +91,44 @@ def _by_method(routes: Sequence[BaseRoute]) -> list[tuple[str, APIRoute]]:
 
 
 def _pattern(parts: Sequence[str]) -> tuple[str, ...]:
-    """A path without what stands at ``PLACES``."""
+    """The parts of a path, with empty strings at ``PARAMETER_POSITIONS``."""
     return tuple("" if i in PARAMETER_POSITIONS else part for i, part in enumerate(parts))
+
+
+def _included_routes(app: FastAPI) -> dict[tuple[str, str], Any]:
+    """All routes by method and path, as the application serves them: with the dependencies of its routers."""
+    with_context = getattr(fastapi.routing, "iter_route_contexts", list)  # older versions of FastAPI copy the routes
+    routes = list(with_context(app.routes))
+    return {(method, route.path): route for route in routes for method in getattr(route, "methods", None) or ()}
+
+
+def _check_route(route: APIRoute, included: dict[tuple[str, str], Any], positions: dict[int, str]) -> None:
+    """Refuse a route whose answer could differ on the fast path.
+
+    Raises:
+        ValueError: with the route's methods and path, and with what would be ignored.
+    """
+    methods = sorted(route.methods or ())
+    served = included.get((methods[0], route.path))
+    if served is None:
+        raise _refusal(route, "the application does not include it")
+    parameters = {i: part[1:-1] for i, part in enumerate(route.path.split("/")) if part.startswith("{")}
+    if any(positions.get(i) != name for i, name in parameters.items()):
+        raise _refusal(route, "the fast path does not know the parameters of its path")
+    dependant = served.dependant
+    for attribute, name in IGNORED_INPUTS.items():
+        if getattr(dependant, attribute):
+            raise _refusal(route, f"the fast path would ignore its {name}")
+    if getattr(served, "max_body_size", None) is not None:
+        raise _refusal(route, "the fast path would ignore its max_body_size")
+    if not inspect.iscoroutinefunction(route.endpoint):
+        raise _refusal(route, "its endpoint is not a coroutine function")
+    if type(route) is not APIRoute:
+        raise _refusal(route, f"the fast path would ignore its class {type(route).__name__}")
+    for field in dependant.path_params:
+        if field.name != "name" or field.field_info.metadata or field.field_info.annotation is not str:
+            raise _refusal(route, f"the fast path would not check its path parameter {field.name}")
+
+
+def _refusal(route: APIRoute, reason: str) -> ValueError:
+    return ValueError(f"{', '.join(sorted(route.methods or ()))} {route.path} cannot be a fast route: {reason}")
