@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, TEST, serving
+from support.service import ROOT, TEST, serving
 
 from app import store
 from app.cli import models

@@ -8,7 +8,7 @@ from collections.abc import Container, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from conftest import ROOT
+from support.service import ROOT
 
 from app.main import create_app
 from app.settings import PREFIX, Settings

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, Serve, publish_tiny
-from test_service import until
+from support.networks import publish_tiny
+from support.responses import ADMIN, KEY
+from support.service import ROOT, Serve
+from support.waiting import until
 from test_shape import readme_table
 
 from app import store
 from app.main import create_app
 from app.settings import Settings, SettingsError
 from app.store import archive
-
-KEY = "k" * 32
-ADMIN = {"authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, Serve, image_bytes
 from fastapi.security import HTTPAuthorizationCredentials
-from test_service import figures
+from support.images import image_bytes
+from support.responses import figures
+from support.service import ROOT, Serve
 
 from app import key_file
 from app.api.middleware.api_keys import is_public

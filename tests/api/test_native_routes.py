@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import IMAGES, Serve
 from PIL import Image
+from support.service import IMAGES, Serve
 
 from app.api.responses import ClassifyResponse, ForecastResponse, ImagesResponse, TextResponse
 
@@ -249,7 +249,7 @@ def test_every_example_of_the_documentation_works_as_it_stands(shipped: httpx.Cl
 
 
 def test_each_image_comes_with_its_own_label(serve: Serve, tiny_store: Path) -> None:
-    from conftest import publish_tiny
+    from support.networks import publish_tiny
 
     publish_tiny(tiny_store, "tiny-cgan")
     with serve() as client:
@@ -264,7 +264,7 @@ def test_each_image_comes_with_its_own_label(serve: Serve, tiny_store: Path) -> 
 
 
 def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:
-    from conftest import publish_tiny
+    from support.networks import publish_tiny
 
     publish_tiny(tiny_store, "tiny-gan")  # type: ignore[arg-type]
     with serve() as client:

@@ -18,39 +18,13 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from conftest import Serve, address, publish_tiny
-from test_service import figures, until
+from support import tensors as inputs
+from support.networks import publish_tiny
+from support.responses import figures
+from support.service import Serve, address
+from support.tensors import INPUTS, PIXELS, SHAPES, SINE
+from support.waiting import until
 from tritonclient.utils import InferenceServerException
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
-SINE = np.sin(np.arange(60) / 6).reshape(3, 20)
-INPUTS: dict[str, dict[str, tuple[str, np.ndarray]]] = {
-    "tiny-cnn": {"image": ("UINT8", PIXELS)},
-    "tiny-lstm": {"values": ("FP64", SINE)},
-    "tiny-forecaster": {"values": ("FP64", SINE)},
-    "tiny-gan": {"latents": ("FP32", np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32))},
-    "tiny-cgan": {
-        "latents": ("FP64", np.random.default_rng(2).standard_normal((3, 4))),
-        "classes": ("INT64", np.array([2, 0, 1])),
-    },
-    "tiny-rnn": {"prompt": ("BYTES", np.array([b"abc", "é".encode(), b""], dtype=object))},
-}
-SHAPES = {
-    "tiny-cnn": {"probabilities": (3, 10)},
-    "tiny-lstm": {"mean": (3, 24), "lower": (3, 2, 24), "upper": (3, 2, 24)},
-    "tiny-forecaster": {"mean": (3, 24), "lower": (3, 2, 24), "upper": (3, 2, 24)},
-    "tiny-gan": {"images": (3, 1, 28, 28)},
-    "tiny-cgan": {"images": (3, 1, 28, 28)},
-    "tiny-rnn": {"text": (3,), "log_probabilities": (3, 13)},
-}
-
-
-def tensors(name: str, binary: bool, module: Any = triton) -> list[Any]:
-    inputs = []
-    for tensor, (datatype, values) in INPUTS[name].items():
-        inputs.append(module.InferInput(tensor, list(values.shape), datatype))
-        inputs[-1].set_data_from_numpy(values, binary_data=binary)
-    return inputs
 
 
 @pytest.fixture
@@ -104,7 +78,7 @@ def test_every_network_is_a_model_of_tensors(client: triton.InferenceServerClien
         outputs = [triton.InferRequestedOutput(output, binary_data=written) for output in SHAPES[name]]
         answer = client.infer(
             name,
-            tensors(name, read),
+            inputs.tensors(name, read),
             outputs=outputs,
             request_id="mine",
             parameters=parameters,
@@ -134,7 +108,9 @@ def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> No
             assert await client.is_server_ready()
             assert (await client.get_model_metadata("tiny-cnn"))["name"] == "tiny-cnn"
             asked = [
-                client.infer(name, tensors(name, binary, triton_aio)) for name in INPUTS for binary in (True, False)
+                client.infer(name, inputs.tensors(name, binary, triton_aio))
+                for name in INPUTS
+                for binary in (True, False)
             ]
             answers = await asyncio.gather(*asked)
             with pytest.raises(InferenceServerException, match="there is no input 'pixels'"):
@@ -152,8 +128,8 @@ def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> No
 
 def test_classes_come_as_value_index_and_label(client: triton.InferenceServerClient) -> None:
     wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    plain = client.infer("tiny-cnn", tensors("tiny-cnn", True)).as_numpy("probabilities")
-    best = client.infer("tiny-cnn", tensors("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
+    plain = client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True)).as_numpy("probabilities")
+    best = client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
     assert best.shape == (3, 2)
     for row, shares in zip(best, plain, strict=True):
         order = np.argsort(-shares)
@@ -163,7 +139,7 @@ def test_classes_come_as_value_index_and_label(client: triton.InferenceServerCli
             assert float(value) == pytest.approx(shares[index], abs=1e-6)
     with pytest.raises(InferenceServerException, match="output 'images' has no classes"):
         client.infer(
-            "tiny-gan", tensors("tiny-gan", True), outputs=[triton.InferRequestedOutput("images", class_count=1)]
+            "tiny-gan", inputs.tensors("tiny-gan", True), outputs=[triton.InferRequestedOutput("images", class_count=1)]
         )
 
 
@@ -213,8 +189,8 @@ def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient)
         return figures
 
     before = figures("tiny-cnn"), figures("tiny-rnn")
-    client.infer("tiny-cnn", tensors("tiny-cnn", True))
-    client.infer("tiny-rnn", tensors("tiny-rnn", True))
+    client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True))
+    client.infer("tiny-rnn", inputs.tensors("tiny-rnn", True))
     images, texts = figures("tiny-cnn"), figures("tiny-rnn", "1")
     assert images["inference_count"] == before[0]["inference_count"] + 3
     assert images["execution_count"] == before[0]["execution_count"] + 1
@@ -522,7 +498,7 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
             statuses = {"504"}
             while statuses == {"504"}:  # until the second one waits, and leaves no room for three more rows
                 with pytest.raises(InferenceServerException) as refusal:
-                    client.infer("tiny-lstm", tensors("tiny-lstm", True), timeout=20_000)
+                    client.infer("tiny-lstm", inputs.tensors("tiny-lstm", True), timeout=20_000)
                 statuses.add(refusal.value.status())
             assert statuses == {"504", "429"}
             assert "the queue of tiny-lstm@1 is full" in refusal.value.message()

@@ -12,8 +12,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from conftest import MORE, TINY, VOCABULARY, Serve, address
 from PIL import Image
+from support.networks import MORE, TINY, VOCABULARY
+from support.service import Serve, address
 
 from app.api.openai.prompt_labels import prompt_labels
 from app.errors import BadValue

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import image_bytes
 from PIL import Image
+from support.images import image_bytes
 
 
 def tensors(client: httpx.Client, name: str, parameters: dict[str, Any], **inputs: tuple[str, Any]) -> dict[str, Any]:

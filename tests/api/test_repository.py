@@ -11,12 +11,12 @@ import httpx
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from conftest import Serve, address, publish_tiny
-from test_admin import ADMIN, KEY
-from test_open_inference import SHAPES, tensors
-from test_rollout import run
-from test_service import figures
-from test_supervisor import serving
+from support.command_line import run
+from support.networks import publish_tiny
+from support.processes import serving
+from support.responses import ADMIN, KEY, figures
+from support.service import Serve, address
+from support.tensors import SHAPES, tensors
 from tritonclient.utils import InferenceServerException
 
 from app import key_file

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
-from prometheus_client.parser import text_string_to_metric_families
-from test_store import rewrite_card
+from support.images import image_bytes
+from support.networks import publish_tiny, rewrite_card
+from support.responses import figures
+from support.service import ROOT, Held, Serve
+from support.waiting import until
 
 from app.api.request import preferred_media_type
 from app.main import create_app
@@ -200,15 +201,6 @@ def test_a_default_deadline_is_a_setting(serve: Serve) -> None:
         longer = {"x-request-timeout": "100"}
         for headers in ({}, longer):  # nobody may ask for more
             assert client.post("/v1/text/continue", json=body, headers=headers).status_code == 504
-
-
-def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
-    """The samples of /metrics by name and labels."""
-    return {
-        (sample.name, *sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(client.get("/metrics").text)
-        for sample in family.samples
-    }
 
 
 def test_a_default_for_another_task_is_refused(serve: Serve, tiny_store: Path) -> None:
@@ -419,14 +411,6 @@ def test_nothing_holds_the_event_loop(serve: Serve, caplog: pytest.LogCaptureFix
         if not held:
             return
     raise AssertionError(held)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Ask until it holds, or fail."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Serve
 from starlette.requests import Request
-from test_batcher import anyio_backend  # noqa: F401
-from test_service import figures, until
+from support.responses import figures
+from support.service import Serve
+from support.waiting import until
 
 from app.api.routes import generate_text as texts
 from app.api.sse import EventStream

@@ -14,8 +14,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import ROOT, Serve
-from test_service import figures
+from support.responses import figures
+from support.service import ROOT, Serve
 
 from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings

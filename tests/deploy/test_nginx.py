@@ -12,8 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_service import figures
-from test_supervisor import Service, serving, until
+from support.processes import Service, serving
+from support.responses import figures
+from support.waiting import until
 
 from app.server.supervisor import can_fork
 from benchmarks.reliability.restarts import proxy_file

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TEST, image_bytes, publish_tiny
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Receive, Scope, Send
-from test_batcher import anyio_backend  # noqa: F401
+from support.images import image_bytes
+from support.networks import publish_tiny
+from support.service import TEST
 
 from app.main import create_app
 from app.observability.metrics import Metrics

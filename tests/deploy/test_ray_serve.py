@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, TEST
-from test_batcher import anyio_backend  # noqa: F401
+from support.service import ROOT, TEST
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")

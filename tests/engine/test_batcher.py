@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from support.engine import Seen, soon, start
 
 from app.engine.admission import AdmissionControl
 from app.engine.batcher import Batcher
@@ -16,49 +17,6 @@ from app.engine.executor import Executor
 from app.errors import InferenceFailed, NotReady, Overloaded
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-class Seen:
-    """A watch that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.refusals = 0
-        self.failures: list[Exception] = []
-        self.waits: list[float] = []
-        self.together: list[list[Any]] = []
-        self.firsts: list[float] = []
-        self.gaps: list[float] = []
-
-    def on_dequeued(self, members: Sequence[Any]) -> None:
-        self.waits += [member.started_at - member.queued_at for member in members]
-
-    def on_batch(self, rows: int, seconds: float) -> None:
-        self.batches.append(rows)
-
-    def on_completed(self, members: Sequence[Any]) -> None:
-        self.together.append(list(members))
-
-    def on_first_token(self, member: Any, seconds: float) -> None:
-        self.firsts.append(seconds)
-
-    def on_inter_token(self, seconds: float) -> None:
-        self.gaps.append(seconds)
-
-    def on_rejected(self, reason: str) -> None:
-        self.refusals += 1
-
-    def on_failure(self, error: Exception) -> None:
-        self.failures.append(error)
-
-    def on_loaded(self, size: int) -> None: ...
-
-    def on_load(self, queued: int, running: int) -> None: ...
 
 
 class Gate:
@@ -89,20 +47,8 @@ async def lane() -> AsyncIterator[Executor]:
     lane.close()
 
 
-def soon(items: Sequence[Any]) -> float:
-    """How long a batch should take."""
-    return 0.001
-
-
 def batcher(gate: Gate, lane: Executor, seen: Seen | None = None, batch_rows: int = 4, queue_rows: int = 8) -> Any:
     return Batcher("m", gate.predict, lambda item: 1, soon, lane, seen or Seen(), batch_rows, queue_rows)
-
-
-async def start(*coroutines: Any) -> list[asyncio.Task[Any]]:
-    """Run each up to its first wait, in order."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    await asyncio.sleep(0)
-    return tasks
 
 
 async def test_idle_means_instant_and_busy_means_full(lane: Executor) -> None:

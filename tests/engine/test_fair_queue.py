@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Held, Serve
-from test_batcher import Seen, soon
-from test_service import until
+from support.engine import Seen, soon
+from support.service import Held, Serve
+from support.waiting import until
 
 from app import key_file
 from app.engine.admission import AdmissionControl, current_caller

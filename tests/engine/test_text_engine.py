@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import publish_tiny
-from test_batcher import Seen, anyio_backend, start  # noqa: F401
+from support.engine import Seen, start
+from support.networks import publish_tiny
 
 from app.engine.executor import Executor
 from app.engine.text_engine import TextEngine

@@ -20,12 +20,15 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT, Held, Serve, image_bytes, publish_tiny
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.mmap_dict import MmapedDict
-from test_service import figures, until
-from test_supervisor import serving
+from support.images import image_bytes
+from support.networks import publish_tiny
+from support.processes import serving
+from support.responses import figures
+from support.service import ROOT, Held, Serve
+from support.waiting import until
 
 from app.observability.access_log import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics

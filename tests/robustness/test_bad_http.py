@@ -14,12 +14,23 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import Serve
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartParser
-from test_bad_input import CLASSIFY, CONTINUE, FORECAST, PNG, SAMPLE, refused, spoken, still_serves
-from test_bad_json import NAMES, harmless
-from test_service import figures, until
+from support.responses import (
+    CLASSIFY,
+    CONTINUE,
+    FORECAST,
+    NAMES,
+    PNG,
+    SAMPLE,
+    figures,
+    harmless,
+    refused,
+    spoken,
+    still_serves,
+)
+from support.service import Serve
+from support.waiting import until
 
 from app.api import request as bodies
 from app.server.http_protocol import CoalescingTransport

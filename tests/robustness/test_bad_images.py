@@ -8,17 +8,18 @@ import struct
 import time
 import zipfile
 import zlib
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from conftest import TINY, Serve, image_bytes, publish_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_bad_input import CLASSIFY, PNG, bomb, refused, still_serves
-from test_bad_json import QUICK, harmless
+from support.hypothesis_profiles import QUICK
+from support.images import bomb, image_bytes, saved
+from support.networks import TINY, publish_tiny
+from support.responses import CLASSIFY, PNG, harmless, refused, still_serves
+from support.service import Serve
 
 from app.errors import NotAnImage, TooLarge
 from app.tasks.classification import ImageClassifier, overlay_heat_map
@@ -34,12 +35,6 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
 
 def header(width: int, height: int, bits: int = 8, colours: int = 0) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def frames(kind: str) -> bytes:

@@ -15,25 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Serve, image_bytes
 from PIL import Image
+from support.images import bomb, image_bytes
+from support.responses import CLASSIFY, CONTINUE, FORECAST, LINE, PNG, SAMPLE, refused, spoken, still_serves
+from support.service import Serve
 
 from app.server import http_protocol
-
-CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
-FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
-
-
-def bomb(width: int, height: int) -> bytes:
-    """A PNG that announces many pixels in few bytes."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
 
 
 def tiled(side: int) -> bytes:
@@ -44,7 +31,6 @@ def tiled(side: int) -> bytes:
     return (struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4)).ljust(1000, b"\0") + content
 
 
-PNG = image_bytes()
 TIFF = image_bytes("TIFF")
 IMAGES: list[tuple[str, bytes, int, str]] = [
     ("empty", b"", 415, "0 bytes"),
@@ -62,7 +48,6 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; allowed are 100"),
 ]  # fmt: skip
 
-LINE = [float(i % 7) for i in range(20)]
 JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "temperature -1", '{"temperature": -1}', 400, "temperature", "is -1; it should be greater than or equal to 0"),
     (CONTINUE, "temperature NaN", '{"temperature": NaN}', 400, "temperature", "nan; it should be a finite number"),
@@ -137,7 +122,8 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    from conftest import TEST, TINY, publish_tiny, serving
+    from support.networks import TINY, publish_tiny
+    from support.service import TEST, serving
 
     from app.settings import Settings
 
@@ -146,29 +132,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         publish_tiny(folder, name)
     with serving(Settings(store=folder, max_body_bytes=4 * 2**20, **TEST)) as client:
         yield client
-
-
-def refused(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
-    """The answer has the one shape of an error, and says what it should."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-request-id"]
-    error = answer.json()["error"]
-    assert sorted(error) == ["code", "message", "param", "type"]
-    assert error["param"] == param, error
-    assert sentence in error["message"]
-    assert "Traceback" not in error["message"]
-    assert len(error["message"]) < 600
-
-
-def still_serves(client: httpx.Client) -> None:
-    assert client.post(CLASSIFY, content=PNG).status_code == 200
-    assert client.post(CONTINUE, json={"prompt": "abc", "max_characters": 3}).status_code == 200
-    assert client.post(FORECAST, json={"values": LINE}).status_code == 200
-    assert client.post(SAMPLE, json={"count": 1}).status_code == 200
-    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(LINE)], "data": LINE}
-    assert client.post("/v2/models/tiny-lstm/infer", json={"inputs": [tensor]}).status_code == 200
-    assert client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3}).status_code == 200
 
 
 @pytest.mark.parametrize("row", JSON, ids=[f"{row[0].split('/')[-1]}: {row[1]}" for row in JSON])
@@ -315,17 +278,6 @@ def test_what_is_not_http_is_refused_in_the_same_shape(serve: Serve) -> None:
         head, _, content = spoken(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(content)["error"]["code"] == "invalid_value"
-
-
-def spoken(client: httpx.Client, words: bytes) -> bytes:
-    """What the service says to raw bytes, until it closes the connection or has answered in full."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as line:
-        line.settimeout(30)
-        line.sendall(words)
-        heard = b""
-        while not (b"\r\n\r\n" in heard and heard.endswith(b"}")) and (piece := line.recv(65536)):
-            heard += piece
-        return heard
 
 
 def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> None:

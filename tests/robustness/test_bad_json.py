@@ -12,11 +12,12 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from test_bad_input import CLASSIFY, CONTINUE, FORECAST, LINE, SAMPLE, refused, spoken, still_serves
-from test_supervisor import serving
+from support.hypothesis_profiles import QUICK
+from support.processes import serving
+from support.responses import CLASSIFY, CONTINUE, FORECAST, LINE, NAMES, SAMPLE, harmless, refused, spoken, still_serves
+from support.service import ROOT
 
 from app import store
 from app.api.open_inference import decode
@@ -69,24 +70,6 @@ WRONG = [
     '"\\ud83d\\ude00"', '"’; DROP TABLE models; --"', '"{{7*7}}${7*7}%n%s"',
 ]  # fmt: skip
 JSON_TYPE = {"content-type": "application/json"}
-NAMES = [
-    "../etc/passwd", "..\\..\\windows", "/etc/passwd", "tiny-rnn\0", "tiny-rnn\n", " tiny-rnn", "TINY-RNN", "tiny‐rnn",
-    "tіny-rnn", "tiny-rnn@", "tiny-rnn@-1", "tiny-rnn@1@1", "tiny-rnn@١", "tiny-rnn@" + "9" * 150, "@1", "%2e%2e%2f", "",
-    ".", "CON", "defaults.json", "tiny-rnn/1", "😀" * 50,
-]  # fmt: skip
-
-
-def harmless(answer: httpx.Response) -> None:
-    """Never a failure of ours, never a word about our inside, and one shape."""
-    assert answer.status_code < 500, answer.text
-    for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):
-        assert leak not in answer.text.replace("/v1/", "")
-    if answer.status_code >= 400 and answer.request.url.path.startswith("/v2/"):
-        assert list(answer.json()) == ["error"]
-        assert len(answer.json()["error"]) < 700
-    elif answer.status_code >= 400:
-        assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
-        assert len(answer.json()["error"]["message"]) < 700
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -234,9 +217,6 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(max_size=8), inside, max_size=4),
     max_leaves=12,
-)
-QUICK = settings(
-    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 

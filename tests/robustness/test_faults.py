@@ -12,8 +12,11 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import Held, Serve, image_bytes, publish_tiny
-from test_service import figures, until
+from support.images import image_bytes
+from support.networks import publish_tiny
+from support.responses import figures
+from support.service import Held, Serve
+from support.waiting import until
 
 from app.engine import circuit_breaker
 from app.networks.cnn import LeNet
@@ -149,7 +152,7 @@ def test_logits_that_are_no_numbers_are_no_text(serve: Serve, monkeypatch: pytes
 
 
 def client_steps() -> Any:
-    from conftest import TINY
+    from support.networks import TINY
 
     from app.networks import build
 
@@ -167,7 +170,7 @@ def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypa
 
     monkeypatch.setattr(ImageClassifier, "predict", fails_on_white)
     from PIL import Image
-    from test_bad_images import saved
+    from support.images import saved
 
     white = saved(Image.new("RGB", (32, 32), "white"), "PNG")
     with serve() as client:

@@ -20,9 +20,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import ROOT, TINY, Serve, publish_tiny
-from test_bad_input import spoken
-from test_supervisor import ask, serving
+from support.networks import TINY, publish_tiny
+from support.processes import ask, serving
+from support.responses import spoken
+from support.service import ROOT, Serve
 
 from app import key_file, store
 from app.api.middleware.cors import cors

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import ROOT, Serve, publish_tiny
-from test_rollout import run
-from test_service import until
-from test_supervisor import SECONDS, serving
+from support.command_line import run
+from support.networks import publish_tiny
+from support.processes import SECONDS, serving
+from support.service import ROOT, Serve
+from support.waiting import until
 
 from app import store
 from app.server.supervisor import can_fork
@@ -93,7 +94,7 @@ import os, signal, sys, time
 sys.path[:0] = ["tests", "."]
 from pathlib import Path
 import torch
-from conftest import publish_tiny
+from support.networks import publish_tiny
 from app.store import archive, rollout
 torch.set_num_threads(1)
 folder, what, kills, packed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 import httpx
-from conftest import IMAGES, ROOT
+from support.service import IMAGES, ROOT
 
 
 def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_supervisor import HANGS, SECONDS, Service, begin, children, serving, until
+from support.processes import HANGS, SECONDS, Service, begin, children, serving
+from support.waiting import until
 
 from app.server.supervisor import can_fork
 

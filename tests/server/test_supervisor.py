@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import ROOT
-from test_service import figures
+from support.processes import HANGS, SECONDS, ask, serving
+from support.responses import figures
+from support.service import ROOT
+from support.waiting import until
 
 from app.main import create_app
 from app.server.supervisor import CONNECTION_MESSAGE, can_fork
@@ -28,31 +27,6 @@ from app.settings import Settings, SettingsError
 from benchmarks.reliability.restarts import connections
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
-SECONDS = 30  # more than anything here should take
-
-
-class Service:
-    """The service in processes of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
-        self.process = process
-        self.url = url
-
-    @property
-    def workers(self) -> set[int]:
-        return children(self.process.pid)
-
-    def connect(self) -> socket.socket:
-        url = httpx.URL(self.url)
-        return socket.create_connection((url.host, url.port or 0), SECONDS)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(SECONDS)
-
-
-def children(process: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
 class Parting(WorkerServer):
@@ -64,68 +38,6 @@ class Parting(WorkerServer):
                 transport.abort()
 
         return Ending()
-
-
-def begin(
-    store: Path, own_group: bool = False, inside: Sequence[str] = (), before: str = "", **settings: object
-) -> subprocess.Popen[str]:
-    """Start the service, ``inside`` of another command, and do not wait until it serves; ``before``: what is done in
-    the process first.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
-    chosen = {
-        "store": store,
-        "port": 0,
-        "workers": 2,
-        "threads": 1,
-        "log_level": "warning",
-        "shutdown_grace_seconds": 20,  # more than what runs takes, on a slow machine too
-        **settings,
-    }
-    environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
-    return subprocess.Popen(
-        [*inside, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=own_group,
-    )
-
-
-@contextmanager
-def serving(store: Path, own_group: bool = False, before: str = "", **settings: object) -> Iterator[Service]:
-    process = begin(store, own_group, before=before, **settings)
-    try:
-        assert process.stdout
-        address = re.search(r"https?://[\d.:]+", process.stdout.readline())
-        assert address, "it did not start"
-        yield Service(process, address[0])
-    finally:
-        with process:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(SECONDS)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Ask until it holds, or fail."""
-    end = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
-def ask(connection: socket.socket) -> bool:
-    """A small request over a connection that is kept; gives whether it stays open."""
-    connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-    answer = b""
-    while not answer.endswith(b"}"):
-        piece = connection.recv(4096)
-        assert piece, answer
-        answer += piece
-    assert answer.startswith(b"HTTP/1.1 200")
-    return b"connection: close" not in answer.lower()
 
 
 def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
@@ -231,14 +143,6 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
         until(lambda: min(before) not in service.workers and len(service.workers) == 2)
         for _ in range(8):
             assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
-
-
-HANGS = """
-import time
-from app.tasks.image_generation import ImageSampler
-works = ImageSampler.predict
-ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else works(self, items)
-"""
 
 
 @pytest.mark.parametrize("at_once", [0, 0.05])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from support.service import ROOT
 
 from app.server import process
 from app.server.system import available_memory, cores

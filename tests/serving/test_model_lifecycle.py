@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import TINY, Serve, publish_tiny
-from test_service import figures, until
-from test_store import rewrite_card, rewrite_weights
+from support.networks import TINY, publish_tiny, rewrite_card, rewrite_weights
+from support.responses import figures
+from support.service import Serve
+from support.waiting import until
 
 from app import store
 from app.serving.loader import LoadedModel, Loader, LoadFailure

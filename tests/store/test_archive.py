@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import publish_tiny
 from safetensors.torch import load, save
-from test_rollout import run
+from support.command_line import run
+from support.networks import publish_tiny
 
 from app import store
 from app.store import archive

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import publish_tiny
 from safetensors.torch import load_file, save_file
-from test_store import rewrite_weights
+from support.command_line import run
+from support.networks import publish_tiny, rewrite_weights
 
 from app import store
-from app.cli import models
 from app.store import StoreError, rollout
 from app.store.rollout import RolloutRefused, VersionNotFound, activate, retire, rollback, serving
 
@@ -130,15 +129,6 @@ def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) ->
     activate(three, NAME, 1, share=10)
     assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 3 * size
     assert rollout.worker_bytes(three, most=size) == 100 * 2**20 + 2 * size
-
-
-def run(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, str, str]:
-    """The command line: its status and what it prints."""
-    try:
-        status = models.main([words[0], "--store", str(folder), *words[1:]])
-    except SystemExit as ended:  # argparse's own
-        status = int(ended.code or 0)
-    return status, *capsys.readouterr()
 
 
 def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

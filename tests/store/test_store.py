@@ -15,28 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, publish_tiny, tiny_card
-from safetensors.torch import load_file, save_file
+from support.networks import TINY, publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.service import ROOT
 
 from app import store
 from app.networks import KINDS, build
 from app.serving.store_snapshot import StoreSnapshot
 from app.store.files import file_lock
-
-
-def rewrite_card(folder: Path, **changes: object) -> None:
-    card = json.loads((folder / store.CARD).read_text())
-    card.update(changes)
-    (folder / store.CARD).write_text(json.dumps({key: value for key, value in card.items() if value != "drop"}))
-
-
-def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Other weights with a right hash on the card: only their content is wrong."""
-    tensors = load_file(folder / store.WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / store.WEIGHTS)
-    digest = hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest()
-    rewrite_card(folder, weights_sha256=digest)
 
 
 def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
@@ -136,7 +121,7 @@ def test_leftovers_of_a_killed_publisher_are_not_versions(tmp_path: Path) -> Non
 PUBLISHER = """
 import sys; sys.path[:0] = ["tests", "."]
 from pathlib import Path
-from conftest import publish_tiny
+from support.networks import publish_tiny
 for _ in range(3): publish_tiny(Path(sys.argv[1]), "tiny-gan")
 """
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGES, ROOT, image_bytes, publish_tiny, tiny_card
 from PIL import Image
+from support.images import image_bytes
+from support.networks import publish_tiny, tiny_card
+from support.service import IMAGES, ROOT
 
 from app import store
 from app.errors import TooLarge

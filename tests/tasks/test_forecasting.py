@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Serve, publish_tiny
+from support.networks import publish_tiny
+from support.service import ROOT, Serve
 
 from app import store
 from app.errors import BadValue

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MORE, Serve, publish_tiny, tiny_card
 from PIL import Image
+from support.networks import MORE, publish_tiny, tiny_card
+from support.service import Serve
 
 from app import store
 from app.errors import BadValue

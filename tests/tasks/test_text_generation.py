@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCABULARY, publish_tiny
+from support.networks import VOCABULARY, publish_tiny
 
 from app.networks import build
 from app.networks.rnn import PACKED, Packed

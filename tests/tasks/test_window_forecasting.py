@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import publish_tiny
+from support.networks import publish_tiny
 
 from app.errors import BadValue
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from support.service import ROOT
 
 ONE_OF_TWO = """
 import torch

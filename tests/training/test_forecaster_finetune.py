@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FORECASTER, TEST, serving, tiny_card
+from support.networks import FORECASTER, tiny_card
+from support.service import TEST, serving
 
 from app import store
 from app.networks import build

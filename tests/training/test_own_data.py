@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import FORECASTER, ROOT, image_bytes, tiny_card
 from PIL import Image
+from support.images import image_bytes
+from support.networks import FORECASTER, tiny_card
+from support.service import ROOT
 
 from app import store
 from app.networks import build

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import save_file
+from support.service import ROOT
 
 from app import store
 from app.networks import build

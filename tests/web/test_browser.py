@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import test_supervisor as workers
-from conftest import IMAGES, ROOT, Serve, publish_tiny
-from test_service import figures, until
+from support import processes
+from support.networks import publish_tiny
+from support.responses import figures
+from support.service import IMAGES, ROOT, Serve
+from support.waiting import until
 
 from app import key_file
 from app.store import rollout
@@ -298,7 +300,7 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
 
 
 def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, open_page: Open) -> None:
-    with workers.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
+    with processes.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
         page = open_page(client)
         for panel in ("text", "series", "digits"):
             told(page, panel)

@@ -7,7 +7,7 @@ import tomllib
 from fnmatch import fnmatch
 
 import httpx
-from conftest import ROOT, Serve
+from support.service import ROOT, Serve
 
 WEB = ROOT / "app" / "web"
 

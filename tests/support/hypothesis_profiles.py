@@ -1,0 +1,9 @@
+"""Settings of the property tests."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+QUICK = settings(
+    max_examples=80, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)

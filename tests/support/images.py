@@ -1,0 +1,38 @@
+"""Image files for requests."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
+    """A picture of noise in a format and mode."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    noise = np.random.default_rng(0).integers(0, 256, (*reversed(size), channels), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise.squeeze(-1) if channels == 1 else noise, mode=None).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that announces many pixels in few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()

@@ -1,0 +1,86 @@
+"""Tiny networks with random weights, published to a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from app import store
+from app.networks import KINDS, build
+
+VOCABULARY = [*"\n abcdefghij", store.UNKNOWN_CHARACTER]
+
+TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "tiny-cnn": ("classify", "lenet", {"conv": [2, 3], "hidden": [8, 8]}, {"labels": list("abcdefghij")}),
+    "tiny-rnn": (
+        "continue",
+        "character-rnn",
+        {"vocabulary": len(VOCABULARY), "hidden": 8},
+        {"vocabulary": VOCABULARY},
+    ),
+    "tiny-lstm": ("forecast", "series-lstm", {"window": 10, "hidden": 4}, {"residuals": [0.1, 0.2, 0.3]}),
+    "tiny-gan": ("sample", "gan-generator", {"latent": 4, "hidden": [8]}, {}),
+}
+
+# a second network of a task, for the tests that want it
+CONDITIONAL: dict[str, Any] = {"latent": 4, "classes": 3, "widths": [4, 3, 2]}
+
+FORECASTER: dict[str, Any] = {"context": 24, "patch": 12, "horizon": 6, "hidden": 8, "lags": 2, "members": 2}
+
+MORE: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]}),
+    "tiny-forecaster": ("forecast", "forecaster", FORECASTER, {}),
+}
+
+
+def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """A card as the trainings write it."""
+    return {
+        "name": name,
+        "task": task,
+        "title": "untrained, for tests",
+        "kind": kind,
+        "sizes": asdict(KINDS[kind][1](**sizes)),
+        "inputs": [],
+        "outputs": [],
+        "metrics": {},
+        "data": {},
+        "seed": 0,
+        "command": "none",
+        "commit": "none",
+        "versions": {"torch": torch.__version__},
+        "hardware": "none",
+        "minutes": 0.0,
+        "created": "2026-01-01T00:00:00+00:00",
+        "notes": "",
+        **more,
+    }
+
+
+def publish_tiny(folder: Path, name: str) -> store.Version:
+    """One more version of a tiny network, with weights of its own."""
+    task, kind, sizes, more = {**TINY, **MORE}[name]
+    torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
+    return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
+
+
+def rewrite_card(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / store.CARD).read_text())
+    card.update(changes)
+    (folder / store.CARD).write_text(json.dumps({key: value for key, value in card.items() if value != "drop"}))
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Other weights with a right hash on the card: only their content is wrong."""
+    tensors = load_file(folder / store.WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / store.WEIGHTS)
+    digest = hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest()
+    rewrite_card(folder, weights_sha256=digest)

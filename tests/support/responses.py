@@ -1,0 +1,87 @@
+"""Requests to the native endpoints, and checks of what comes back."""
+
+from __future__ import annotations
+
+import socket
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from support.images import image_bytes
+from support.service import ROOT
+
+
+def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
+    """The samples of /metrics by name and labels."""
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
+KEY = "k" * 32
+
+ADMIN = {"authorization": f"Bearer {KEY}"}
+
+CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
+
+FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
+
+PNG = image_bytes()
+
+LINE = [float(i % 7) for i in range(20)]
+
+
+def refused(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
+    """The answer has the one shape of an error, and says what it should."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    error = answer.json()["error"]
+    assert sorted(error) == ["code", "message", "param", "type"]
+    assert error["param"] == param, error
+    assert sentence in error["message"]
+    assert "Traceback" not in error["message"]
+    assert len(error["message"]) < 600
+
+
+def still_serves(client: httpx.Client) -> None:
+    assert client.post(CLASSIFY, content=PNG).status_code == 200
+    assert client.post(CONTINUE, json={"prompt": "abc", "max_characters": 3}).status_code == 200
+    assert client.post(FORECAST, json={"values": LINE}).status_code == 200
+    assert client.post(SAMPLE, json={"count": 1}).status_code == 200
+    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(LINE)], "data": LINE}
+    assert client.post("/v2/models/tiny-lstm/infer", json={"inputs": [tensor]}).status_code == 200
+    assert client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3}).status_code == 200
+
+
+def spoken(client: httpx.Client, words: bytes) -> bytes:
+    """What the service says to raw bytes, until it closes the connection or has answered in full."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as line:
+        line.settimeout(30)
+        line.sendall(words)
+        heard = b""
+        while not (b"\r\n\r\n" in heard and heard.endswith(b"}")) and (piece := line.recv(65536)):
+            heard += piece
+        return heard
+
+
+NAMES = [
+    "../etc/passwd", "..\\..\\windows", "/etc/passwd", "tiny-rnn\0", "tiny-rnn\n", " tiny-rnn", "TINY-RNN", "tiny‐rnn",
+    "tіny-rnn", "tiny-rnn@", "tiny-rnn@-1", "tiny-rnn@1@1", "tiny-rnn@١", "tiny-rnn@" + "9" * 150, "@1", "%2e%2e%2f",
+    "", ".", "CON", "defaults.json", "tiny-rnn/1", "😀" * 50,
+]  # fmt: skip
+
+
+def harmless(answer: httpx.Response) -> None:
+    """Never a failure of ours, never a word about our inside, and one shape."""
+    assert answer.status_code < 500, answer.text
+    for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):
+        assert leak not in answer.text.replace("/v1/", "")
+    if answer.status_code >= 400 and answer.request.url.path.startswith("/v2/"):
+        assert list(answer.json()) == ["error"]
+        assert len(answer.json()["error"]) < 700
+    elif answer.status_code >= 400:
+        assert sorted(answer.json()["error"]) == ["code", "message", "param", "type"]
+        assert len(answer.json()["error"]["message"]) < 700

@@ -1,0 +1,71 @@
+"""The service in this process, behind a real socket, and a client of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.main import create_app
+from app.server.uvicorn_server import ListeningServer
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+IMAGES = ROOT / "tests" / "images"
+
+TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1}
+
+Serve = Callable[..., AbstractContextManager[httpx.Client]]
+
+Prepare = Callable[[], Awaitable[None]]
+
+
+@contextmanager
+def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
+    """The service as it is, behind a real socket, and a client of it. ``prepare`` runs on its event loop first."""
+    server = ListeningServer(create_app(settings), settings)
+    started = threading.Event()
+    startup = server.startup
+
+    async def told(*arguments: Any, **named: Any) -> None:
+        if prepare:
+            await prepare()
+        await startup(*arguments, **named)
+        started.set()
+
+    server.startup = told  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert started.wait(60), "the service did not start"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive(), "the service did not stop"
+
+
+class Held:
+    """A generator that computes nothing from ``armed`` until ``release``; ``batches``: the rows it was given then."""
+
+    def __init__(self) -> None:
+        self.armed, self.entered, self.release = threading.Event(), threading.Event(), threading.Event()
+        self.batches: list[int] = []
+
+    def hold(self, rows: int) -> None:
+        if self.armed.is_set():
+            self.batches.append(rows)
+            self.entered.set()
+            assert self.release.wait(60)
+
+
+def address(client: httpx.Client) -> str:
+    """``host:port`` of a service, for other clients."""
+    return client.base_url.netloc.decode()
