@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from support.networks import MORE, TINY, publish_tiny
-from support.service import ROOT, TEST, Held, Serve, serving
+from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 
 from app.settings import Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
@@ -43,9 +43,9 @@ def serve(tiny_store: Path) -> Serve:
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
     """Every generator of a service that is started from now on. It is let go at the end, whatever the test did."""
-    held, predict = Held(), ImageSampler.predict
+    held, predict = HeldGenerator(), ImageSampler.predict
 
     def holding(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
         held.hold(sum(map(len, items)))

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 from support.networks import publish_tiny
-from support.responses import ADMIN, KEY
+from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import ROOT, Serve
-from support.waiting import until
+from support.waiting import wait_until
 from test_shape import readme_table
 
 from app import store
@@ -24,8 +24,8 @@ def admin(serve: Serve, tiny_store: Path) -> Iterator[httpx.Client]:
     """A service with a key and three versions of a name, and a client that has the key."""
     publish_tiny(tiny_store, "tiny-gan")
     publish_tiny(tiny_store, "tiny-gan")
-    with serve(store_poll_seconds=0.02, admin_key=KEY) as client:
-        client.headers.update(ADMIN)
+    with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
         yield client
 
 
@@ -38,12 +38,12 @@ def test_a_version_is_activated_rolled_back_and_retired(admin: httpx.Client) -> 
     assert served(admin) == 3
     answer = admin.post("/v1/admin/models/tiny-gan/activate", json={"version": 2}).raise_for_status().json()
     assert (answer["active"], answer["previous"], answer["by"]) == (2, 3, "activate 2")
-    until(lambda: served(admin) == 2)
+    wait_until(lambda: served(admin) == 2)
     assert admin.post("/v1/admin/models/tiny-gan/rollback").json()["active"] == 3
-    until(lambda: served(admin) == 3)
+    wait_until(lambda: served(admin) == 3)
     assert admin.post("/v1/admin/models/tiny-gan/retire", json={"version": 1}).json()["retired"] == [1]
     asked = {"count": 1, "model": "tiny-gan@1"}
-    until(lambda: admin.post("/v1/images/sample", json=asked).status_code == 404)
+    wait_until(lambda: admin.post("/v1/images/sample", json=asked).status_code == 404)
     told = admin.post("/v1/images/sample", json=asked).json()["error"]
     assert told["code"] == "model_retired"
     assert told["message"] == "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3"
@@ -70,20 +70,20 @@ def test_a_version_goes_out_and_comes_in(admin: httpx.Client, tiny_store: Path, 
     taken = admin.post("/v1/admin/import", content=answer.content)
     assert (taken.status_code, taken.json()["error"]["message"]) == (409, "tiny-gan@2 is in the store already")
     assert admin.post("/v1/admin/import?renumber=true", content=answer.content).json()["imported"] == 4
-    until(lambda: served(admin) == 4)
+    wait_until(lambda: served(admin) == 4)
     bad = admin.post("/v1/admin/import", content=b"PK")
     assert (bad.status_code, bad.json()["error"]["code"]) == (400, "invalid_value")
 
 
 def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_store: Path) -> None:
-    with serve(admin_key=KEY, max_import_bytes=100_000, max_buffered_bytes=1_000, max_body_bytes=1_000) as client:
-        told = client.post("/v1/admin/import", content=bytes(200_000), headers=ADMIN)
+    with serve(admin_key=ADMIN_KEY, max_import_bytes=100_000, max_buffered_bytes=1_000, max_body_bytes=1_000) as client:
+        told = client.post("/v1/admin/import", content=bytes(200_000), headers=ADMIN_HEADERS)
         assert (told.status_code, told.json()["error"]["message"]) == (
             413,
             "the body has 200,000 bytes; allowed are 100,000",
         )
         content = b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
-        assert client.post("/v1/admin/import", content=content, headers=ADMIN).status_code == 409  # it was read
+        assert client.post("/v1/admin/import", content=content, headers=ADMIN_HEADERS).status_code == 409  # it was read
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_told(admin: httpx.Client, path: str, body: objec
 
 def test_without_the_right_key_nothing_is_told(admin: httpx.Client) -> None:
     before = admin.get("/v1/admin/models").json()
-    for header in ("", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x"):
+    for header in ("", "Bearer", "Bearer wrong", f"Basic {ADMIN_KEY}", f"Bearer {ADMIN_KEY}x"):
         for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
             answer = admin.request(method, f"/v1/admin/{path}", headers={"authorization": header})
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
@@ -122,20 +122,20 @@ def test_without_the_right_key_nothing_is_told(admin: httpx.Client) -> None:
 def test_without_a_key_of_its_own_the_service_has_no_such_routes(serve: Serve) -> None:
     with serve() as client:
         for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
-            assert client.request(method, f"/v1/admin/{path}", headers=ADMIN).status_code == 404
+            assert client.request(method, f"/v1/admin/{path}", headers=ADMIN_HEADERS).status_code == 404
         assert "/v1/admin" not in client.get("/openapi.json").text
 
 
 def test_the_key_may_lie_in_a_file_and_is_refused_when_it_is_short(tmp_path: Path, tiny_store: Path) -> None:
     file = tmp_path / "key"
-    file.write_text(f"{KEY}\n")
+    file.write_text(f"{ADMIN_KEY}\n")
     app = create_app(Settings(store=tiny_store, threads=1, admin_key_file=file))
     assert "/v1/admin/verify" in app.openapi()["paths"]
     file.write_text("short")
     with pytest.raises(SettingsError, match=r"QUARTET_ADMIN_KEY_FILE is '.*key': its content has 5 characters"):
         create_app(Settings(store=tiny_store, threads=1, admin_key_file=file))
     with pytest.raises(SettingsError, match="both set"):
-        create_app(Settings(store=tiny_store, threads=1, admin_key_file=file, admin_key=KEY))  # type: ignore[arg-type]
+        create_app(Settings(store=tiny_store, threads=1, admin_key_file=file, admin_key=ADMIN_KEY))  # type: ignore[arg-type]
     with pytest.raises(SettingsError) as refusal:
         create_app(Settings(store=tiny_store, threads=1, admin_key="tooshort"))  # type: ignore[arg-type]
     assert "tooshort" not in str(refusal.value)
@@ -143,7 +143,7 @@ def test_the_key_may_lie_in_a_file_and_is_refused_when_it_is_short(tmp_path: Pat
 
 def test_the_readme_lists_every_endpoint_of_the_key() -> None:
     stated = {row[0].strip("`") for row in readme_table("The life of a version")}
-    app = create_app(Settings(store=ROOT / "models_store", admin_key=KEY))  # type: ignore[arg-type]
+    app = create_app(Settings(store=ROOT / "models_store", admin_key=ADMIN_KEY))  # type: ignore[arg-type]
     open_to_all = create_app(Settings(store=ROOT / "models_store")).openapi()["paths"]
     paths = {path: methods for path, methods in app.openapi()["paths"].items() if path not in open_to_all}
     assert stated == {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
@@ -152,6 +152,6 @@ def test_the_readme_lists_every_endpoint_of_the_key() -> None:
 def test_publishing_goes_on_beside_the_key(admin: httpx.Client, tiny_store: Path) -> None:
     admin.post("/v1/admin/models/tiny-gan/activate", json={"version": 2}).raise_for_status()
     publish_tiny(tiny_store, "tiny-gan")
-    until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
+    wait_until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
     assert served(admin) == 2  # what is published waits
     assert store.read_version(tiny_store, "tiny-gan", 4).card.version == 4

@@ -23,7 +23,7 @@ import httpx
 import pytest
 from fastapi.security import HTTPAuthorizationCredentials
 from support.images import image_bytes
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import ROOT, Serve
 
 from app import key_file
@@ -259,7 +259,7 @@ def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(
         assert list(client.get("/v2", headers=bearer(alice)).json()) == ["error"]
         assert client.get("/health/live", headers=bearer(alice)).status_code == 200
         client.headers.update(bearer(other))
-        samples = figures(client)
+        samples = metric_samples(client)
     assert samples["quartet_rate_limited_total", ("key", "alice")] == 5
 
 

@@ -20,10 +20,10 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from support import tensors as inputs
 from support.networks import publish_tiny
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import Serve, address
 from support.tensors import INPUTS, PIXELS, SHAPES, SINE
-from support.waiting import until
+from support.waiting import wait_until
 from tritonclient.utils import InferenceServerException
 
 
@@ -78,7 +78,7 @@ def test_every_network_is_a_model_of_tensors(client: triton.InferenceServerClien
         outputs = [triton.InferRequestedOutput(output, binary_data=written) for output in SHAPES[name]]
         answer = client.infer(
             name,
-            inputs.tensors(name, read),
+            inputs.infer_inputs(name, read),
             outputs=outputs,
             request_id="mine",
             parameters=parameters,
@@ -108,7 +108,7 @@ def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> No
             assert await client.is_server_ready()
             assert (await client.get_model_metadata("tiny-cnn"))["name"] == "tiny-cnn"
             asked = [
-                client.infer(name, inputs.tensors(name, binary, triton_aio))
+                client.infer(name, inputs.infer_inputs(name, binary, triton_aio))
                 for name in INPUTS
                 for binary in (True, False)
             ]
@@ -128,8 +128,8 @@ def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> No
 
 def test_classes_come_as_value_index_and_label(client: triton.InferenceServerClient) -> None:
     wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
-    plain = client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True)).as_numpy("probabilities")
-    best = client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
+    plain = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True)).as_numpy("probabilities")
+    best = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
     assert best.shape == (3, 2)
     for row, shares in zip(best, plain, strict=True):
         order = np.argsort(-shares)
@@ -139,7 +139,9 @@ def test_classes_come_as_value_index_and_label(client: triton.InferenceServerCli
             assert float(value) == pytest.approx(shares[index], abs=1e-6)
     with pytest.raises(InferenceServerException, match="output 'images' has no classes"):
         client.infer(
-            "tiny-gan", inputs.tensors("tiny-gan", True), outputs=[triton.InferRequestedOutput("images", class_count=1)]
+            "tiny-gan",
+            inputs.infer_inputs("tiny-gan", True),
+            outputs=[triton.InferRequestedOutput("images", class_count=1)],
         )
 
 
@@ -189,8 +191,8 @@ def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient)
         return figures
 
     before = figures("tiny-cnn"), figures("tiny-rnn")
-    client.infer("tiny-cnn", inputs.tensors("tiny-cnn", True))
-    client.infer("tiny-rnn", inputs.tensors("tiny-rnn", True))
+    client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True))
+    client.infer("tiny-rnn", inputs.infer_inputs("tiny-rnn", True))
     images, texts = figures("tiny-cnn"), figures("tiny-rnn", "1")
     assert images["inference_count"] == before[0]["inference_count"] + 3
     assert images["execution_count"] == before[0]["execution_count"] + 1
@@ -437,7 +439,9 @@ def test_a_path_past_the_router_means_what_the_router_says(tiny: httpx.Client) -
         answer = tiny.post(f"/v2/models/{path}", json={"inputs": [SERIES]})
         assert answer.status_code == status, path
         assert (list(answer.json()) == ["error"]) is (status != 200)
-    routes = {label[1] for name, *labels in figures(tiny) if name == "quartet_requests_total" for label in labels}
+    routes = {
+        label[1] for name, *labels in metric_samples(tiny) if name == "quartet_requests_total" for label in labels
+    }
     assert {"/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"} <= routes
 
 
@@ -490,7 +494,7 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
                 answers.append(infer(service, "tiny-lstm", body))
                 return answers[-1].status_code != 429
 
-            until(let_in)
+            wait_until(let_in)
             return answers[-1]
 
         asked.append(pool.submit(patient))
@@ -498,7 +502,7 @@ def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: 
             statuses = {"504"}
             while statuses == {"504"}:  # until the second one waits, and leaves no room for three more rows
                 with pytest.raises(InferenceServerException) as refusal:
-                    client.infer("tiny-lstm", inputs.tensors("tiny-lstm", True), timeout=20_000)
+                    client.infer("tiny-lstm", inputs.infer_inputs("tiny-lstm", True), timeout=20_000)
                 statuses.add(refusal.value.status())
             assert statuses == {"504", "429"}
             assert "the queue of tiny-lstm@1 is full" in refusal.value.message()

@@ -11,12 +11,12 @@ import httpx
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from support.command_line import run
+from support.command_line import run_models_command
 from support.networks import publish_tiny
 from support.processes import serving
-from support.responses import ADMIN, KEY, figures
+from support.responses import ADMIN_HEADERS, ADMIN_KEY, metric_samples
 from support.service import Serve, address
-from support.tensors import SHAPES, tensors
+from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 
 from app import key_file
@@ -37,7 +37,7 @@ def two(tiny_store: Path) -> Path:
 
 @pytest.fixture
 def service(serve: Serve, two: Path) -> Iterator[httpx.Client]:
-    with serve(admin_key=KEY) as client:
+    with serve(admin_key=ADMIN_KEY) as client:
         yield client
 
 
@@ -51,41 +51,41 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     with triton.InferenceServerClient(address(service)) as client:
         assert "model_repository" in client.get_server_metadata()["extensions"]
         assert states(client) == [("1", "READY", ""), ("2", "READY", "")]
-        client.unload_model(NAME, headers=ADMIN)
+        client.unload_model(NAME, headers=ADMIN_HEADERS)
         assert not client.is_model_ready(NAME)
         assert states(client) == [("1", "UNAVAILABLE", "unloaded"), ("2", "UNAVAILABLE", "unloaded")]
         with pytest.raises(InferenceServerException, match="model 'tiny-cgan' is unloaded, until somebody loads it"):
-            client.infer(NAME, tensors(NAME, True))
+            client.infer(NAME, infer_inputs(NAME, True))
         with pytest.raises(InferenceServerException, match="is unloaded"):
-            client.infer(NAME, tensors(NAME, True), model_version="1")
-        counted = figures(service)
+            client.infer(NAME, infer_inputs(NAME, True), model_version="1")
+        counted = metric_samples(service)
         assert {counted["quartet_loaded_bytes", ("model", NAME), ("version", str(one))] for one in (1, 2)} == {0}
-        client.unload_model(NAME, headers=ADMIN)  # twice is once
-        client.load_model(NAME, headers=ADMIN)
+        client.unload_model(NAME, headers=ADMIN_HEADERS)  # twice is once
+        client.load_model(NAME, headers=ADMIN_HEADERS)
         assert client.is_model_ready(NAME)
         assert ("2", "READY", "") in states(client)
-        assert client.infer(NAME, tensors(NAME, True)).as_numpy("images").shape == SHAPES[NAME]["images"]
-        client.load_model(NAME, headers=ADMIN)
+        assert client.infer(NAME, infer_inputs(NAME, True)).as_numpy("images").shape == SHAPES[NAME]["images"]
+        client.load_model(NAME, headers=ADMIN_HEADERS)
     assert service.post("/v1/images/sample", json=SAMPLE).json() == before
 
 
 def test_so_does_the_asyncio_client(service: httpx.Client) -> None:
     async def tried() -> None:
         async with triton_aio.InferenceServerClient(address(service)) as client:
-            await client.unload_model(NAME, headers=ADMIN, unload_dependents=True)
+            await client.unload_model(NAME, headers=ADMIN_HEADERS, unload_dependents=True)
             assert not await client.is_model_ready(NAME)
             index = await client.get_model_repository_index()
             assert {one["state"] for one in index if one["name"] == NAME} == {"UNAVAILABLE"}
-            await client.load_model(NAME, headers=ADMIN)
+            await client.load_model(NAME, headers=ADMIN_HEADERS)
             assert await client.is_model_ready(NAME)
-            answer = await client.infer(NAME, tensors(NAME, True, triton_aio))
+            answer = await client.infer(NAME, infer_inputs(NAME, True, triton_aio))
             assert answer.as_numpy("images").shape == SHAPES[NAME]["images"]
 
     asyncio.run(tried())
 
 
 def test_all_protocols_refuse_a_model_that_is_unloaded(service: httpx.Client) -> None:
-    service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN).raise_for_status()
+    service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
     refused = service.post("/v1/images/sample", json=SAMPLE)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_unloaded")
     told = service.get(f"/v1/models/{NAME}").json()
@@ -97,9 +97,9 @@ def test_all_protocols_refuse_a_model_that_is_unloaded(service: httpx.Client) ->
 
 def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
     publish_tiny(two, NAME)
-    with serve(admin_key=KEY) as client, triton.InferenceServerClient(address(client)) as asking:
+    with serve(admin_key=ADMIN_KEY) as client, triton.InferenceServerClient(address(client)) as asking:
         assert [state for _, state, _ in states(asking)] == ["UNAVAILABLE", "READY", "READY"]
-        asking.load_model(f"{NAME}@1", headers=ADMIN)
+        asking.load_model(f"{NAME}@1", headers=ADMIN_HEADERS)
         assert [state for _, state, _ in states(asking)] == ["READY", "READY", "READY"]
 
 
@@ -107,10 +107,10 @@ def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
     publish_tiny(two, "tiny-rnn")
     (two / "defaults.json").write_text("{}")
     body = {"prompt": "a", "max_characters": 1500, "n": 16, "stream": True, "model": "tiny-rnn"}
-    with serve(admin_key=KEY) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
+    with serve(admin_key=ADMIN_KEY) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
         pieces = answer.iter_bytes()
         begun = next(pieces)
-        client.post("/v2/repository/models/tiny-rnn/unload", headers=ADMIN).raise_for_status()
+        client.post("/v2/repository/models/tiny-rnn/unload", headers=ADMIN_HEADERS).raise_for_status()
         assert client.get("/v2/models/tiny-rnn/ready").status_code == 404
         content = begun + b"".join(pieces)
     assert content.count(b'"finish_reason":"length"') == 16
@@ -137,7 +137,7 @@ def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
     ],
 )
 def test_what_cannot_be_done_is_told(service: httpx.Client, path: str, body: Any, status: int, sentence: str) -> None:
-    answer = service.post(f"/v2/repository/models/{path}", json=body, headers=ADMIN)
+    answer = service.post(f"/v2/repository/models/{path}", json=body, headers=ADMIN_HEADERS)
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert sentence in answer.json()["error"]
     assert service.get(f"/v2/models/{NAME}/ready").status_code == 200
@@ -147,24 +147,24 @@ def test_without_the_admin_key_nothing_is_changed(serve: Serve, two: Path, tmp_p
     ring: dict[str, Any] = {"keys_file": tmp_path / "keys"}
     known = key_file.add(ring["keys_file"], "alice")
     for settings in ({}, ring):
-        with serve(admin_key=KEY, **settings) as client:
+        with serve(admin_key=ADMIN_KEY, **settings) as client:
             for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {known}"}):
                 for change in ("load", "unload"):
                     answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=headers)
                     assert (answer.status_code, list(answer.json())) == (401, ["error"])
             assert not rollout.read(two, NAME).unloaded
             for change, unloaded in (("unload", True), ("load", False)):  # where callers have keys of their own, too
-                assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN).status_code == 200
+                assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).status_code == 200
                 assert rollout.read(two, NAME).unloaded is unloaded
     with serve() as client:
-        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN)
+        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
         assert (refused.status_code, list(refused.json())) == (403, ["error"])
         assert "/v2/repository/models" not in client.get("/openapi.json").text
 
 
 def test_a_service_that_does_not_follow_its_store_says_so(serve: Serve, two: Path) -> None:
-    with serve(admin_key=KEY, store_poll_seconds=0) as client:
-        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN)
+    with serve(admin_key=ADMIN_KEY, store_poll_seconds=0) as client:
+        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
         assert (refused.status_code, refused.json()["error"][:26]) == (409, "QUARTET_STORE_POLL_SECONDS is 0")
     assert not rollout.read(two, NAME).unloaded
 
@@ -172,17 +172,17 @@ def test_a_service_that_does_not_follow_its_store_says_so(serve: Serve, two: Pat
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
 def test_every_process_says_the_same_at_once(two: Path) -> None:
     path = f"/v2/models/{NAME}"
-    with serving(two, store_poll_seconds=60, admin_key=KEY) as several:  # none would look by itself
+    with serving(two, store_poll_seconds=60, admin_key=ADMIN_KEY) as several:  # none would look by itself
         callers = [httpx.Client(base_url=several.url, timeout=60) for _ in range(4)]  # dealt out to both workers
         for _ in range(2):
             for change, ready in (("unload", 404), ("load", 200)):
-                callers[0].post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN).raise_for_status()
+                callers[0].post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).raise_for_status()
                 assert {caller.get(f"{path}/ready").status_code for caller in callers} == {ready}
                 asked = {caller.post("/v1/images/sample", json=SAMPLE).status_code for caller in callers}
                 assert asked == {ready}
-        callers[0].post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN).raise_for_status()
+        callers[0].post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
         assert {caller.get(f"{path}/ready").status_code for caller in callers} == {404}
-        callers[0].post(f"/v2/repository/models/{NAME}/load", headers=ADMIN).raise_for_status()
+        callers[0].post(f"/v2/repository/models/{NAME}/load", headers=ADMIN_HEADERS).raise_for_status()
         asked = {caller.post("/v1/images/sample", json=SAMPLE).status_code for caller in callers}
         assert asked == {200}  # who is about to be refused looks first
         for caller in callers:
@@ -190,10 +190,10 @@ def test_every_process_says_the_same_at_once(two: Path) -> None:
 
 
 def test_the_command_line_does_the_same(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
+    assert run_models_command(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
     assert rollout.worker_bytes(two) < 101 * 2**20
-    assert "2 (unloaded)" in run(capsys, two, "list", NAME)[1]
-    assert run(capsys, two, "load", NAME) == (0, "tiny-cgan@2 serves, the newest\n", "")
+    assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
+    assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 serves, the newest\n", "")
     rollout.unload(two, NAME)
     assert not rollout.activate(two, NAME, 1).unloaded  # who has a version serve wants it served
     with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):

@@ -22,9 +22,9 @@ import pytest
 import torch
 from support.images import image_bytes
 from support.networks import publish_tiny, rewrite_card
-from support.responses import figures
-from support.service import ROOT, Held, Serve
-from support.waiting import until
+from support.responses import metric_samples
+from support.service import ROOT, HeldGenerator, Serve
+from support.waiting import wait_until
 
 from app.api.request import preferred_media_type
 from app.main import create_app
@@ -90,12 +90,12 @@ def test_an_empty_store_is_not_ready(serve: Serve, tmp_path: Path) -> None:
         assert client.get("/v1/models").json()["data"] == []
 
 
-def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, held: Held) -> None:
+def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, held: HeldGenerator) -> None:
     with serve(liveness_timeout_seconds=0.3, inline_seconds=0) as client, ThreadPoolExecutor(1) as caller:
         held.armed.set()
         answer = caller.submit(httpx.post, f"{client.base_url}/v1/images/sample", json={}, timeout=60)
         assert held.entered.wait(30)
-        until(lambda: client.get("/health/live").status_code == 503)
+        wait_until(lambda: client.get("/health/live").status_code == 503)
         ready = client.get("/health/ready")
         held.release.set()
         assert ready.status_code == 503
@@ -112,16 +112,16 @@ def test_a_caller_who_hangs_up_frees_what_it_held(serve: Serve) -> None:
                 b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
             begun = ("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1"))
-            until(lambda: figures(client).get(begun, 0) >= 16)
+            wait_until(lambda: metric_samples(client).get(begun, 0) >= 16)
         gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-        until(lambda: gone in figures(client))
+        wait_until(lambda: gone in metric_samples(client))
         client.post("/v1/text/continue", json={"prompt": "a", "max_characters": 1}).raise_for_status()
         assert (
-            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 2000
+            metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 2000
         )  # of 4,000 steps
 
 
-def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: Held) -> None:
+def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: HeldGenerator) -> None:
     with serve(queue_rows=8, inline_seconds=0) as client, ThreadPoolExecutor(9) as callers:
         held.armed.set()
 
@@ -131,14 +131,14 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: 
         answers = [ask()]
         assert held.entered.wait(30)
         answers += [ask() for _ in range(8)]
-        until(lambda: sum(answer.done() for answer in answers) == 6)
+        wait_until(lambda: sum(answer.done() for answer in answers) == 6)
         refused = [answer.result() for answer in answers if answer.done()]
         assert [answer.status_code for answer in refused] == [429] * 6
         for answer in refused:
             assert int(answer.headers["retry-after"]) >= 1
             assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
         assert (
-            figures(client)[
+            metric_samples(client)[
                 "quartet_rejected_requests_total", ("model", "tiny-gan"), ("reason", "queue_full"), ("version", "1")
             ]
             == 6
@@ -147,7 +147,7 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: 
         assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
 
 
-def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve, held: Held) -> None:
+def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve, held: HeldGenerator) -> None:
     with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as caller:
         held.armed.set()
 
@@ -165,11 +165,13 @@ def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve
         assert client.post("/v1/text/continue", json=long, headers=short).status_code == 504
         assert client.post("/v1/text/continue", json={"max_characters": 1}).status_code == 200
         assert (
-            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
+            metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
         )  # of 4,000 steps
 
 
-def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_room(serve: Serve, held: Held) -> None:
+def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_room(
+    serve: Serve, held: HeldGenerator
+) -> None:
     def asks(client: httpx.Client) -> socket.socket:
         caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
         caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"count": 5}')
@@ -182,14 +184,14 @@ def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_ro
         runs = asks(client)
         assert held.entered.wait(30)
         waits = asks(client)
-        until(lambda: figures(client)["quartet_queued_rows", *of] == 5)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 5)
         beside = other.submit(client.post, "/v1/images/sample", json={"count": 3, "seed": 1})
-        until(lambda: figures(client)["quartet_queued_rows", *of] == 8)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 8)
         for caller in (runs, waits):
             caller.close()
         gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/images/sample"), ("status", "499"))
-        until(lambda: figures(client).get(gone, 0) == 2)
-        until(lambda: figures(client)["quartet_queued_rows", *of] == 3)
+        wait_until(lambda: metric_samples(client).get(gone, 0) == 2)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 3)
         held.release.set()
         assert beside.result().json() == before
         assert held.batches == [5, 3]  # who waited was not computed
@@ -219,7 +221,7 @@ def test_metrics_count_requests_and_rows(serve: Serve) -> None:
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
         client.get("/v1/hostile/%0Apath")
         assert client.get("/metrics").headers["content-type"].startswith("text/plain")
-        samples = figures(client)
+        samples = metric_samples(client)
     route = ("route", "/v1/images/sample")
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "200")] == 1
     assert samples["quartet_requests_total", ("method", "POST"), route, ("status", "400")] == 1
@@ -428,17 +430,17 @@ def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp
             afterwards.callback(stop.set)
             asking = [callers.submit(ask) for _ in range(2)]
             publish_tiny(tiny_store, "tiny-rnn")
-            until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 2)
+            wait_until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 2)
             assert client.post("/v1/text/continue", json={**body, "model": "tiny-rnn@1"}).json() == first
             aside = publish_tiny(tmp_path / "aside", "tiny-rnn").folder
             (aside / "model.safetensors").write_bytes(b"cut")
             broken = aside.rename(tiny_store / "tiny-rnn" / "3")  # so that nobody sees it whole
-            until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
+            wait_until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
             assert client.get("/v1/models/tiny-rnn").json()["broken"][0]["version"] == 3
             shutil.rmtree(broken)
             shutil.rmtree(tiny_store / "tiny-rnn" / "2")
-            until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 1)
-            until(lambda: client.get("/health/ready").json()["broken"] == [])
+            wait_until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 1)
+            wait_until(lambda: client.get("/health/ready").json()["broken"] == [])
             stop.set()
             for one in asking:
                 one.result()
@@ -452,16 +454,16 @@ def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) 
     with serve(store_poll_seconds=0.02) as client:
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
         file.write_text('{"classify": "tiny-cnn"}')
-        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
+        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
         file.write_text('{"sample": "tiny-gan"}')
-        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
+        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
         file.write_text("{")
-        until(lambda: "defaults.json" in client.get("/health/ready").text)
+        wait_until(lambda: "defaults.json" in client.get("/health/ready").text)
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200  # as before
         file.write_text('{"sample": "tiny-rnn"}')
-        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
+        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
         file.write_text('{"sample": "tiny-gan"}')
-        until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
+        wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
         assert client.get("/health/ready").json()["broken"] == []
 
 
@@ -471,14 +473,16 @@ def test_a_caller_who_leaves_with_another_request_behind_is_noticed(serve: Serve
     with serve() as client:
         with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
             caller.sendall(request + request)
-            until(
+            wait_until(
                 lambda: (
-                    figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0)
+                    metric_samples(client).get(
+                        ("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0
+                    )
                     >= 16
                 )
             )
         gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-        until(lambda: gone in figures(client))
+        wait_until(lambda: gone in metric_samples(client))
 
 
 def test_what_is_no_http_behind_a_request_does_not_spoil_its_answer(serve: Serve) -> None:
@@ -486,9 +490,10 @@ def test_what_is_no_http_behind_a_request_does_not_spoil_its_answer(serve: Serve
     with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
         head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         caller.sendall(head + body)
-        until(
+        wait_until(
             lambda: (
-                figures(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0) >= 16
+                metric_samples(client).get(("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")), 0)
+                >= 16
             )
         )
         caller.sendall(b"\x16\x03\x01 garbage\r\n\r\n")

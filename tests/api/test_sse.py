@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import Serve
-from support.waiting import until
+from support.waiting import wait_until
 
 from app.api.routes import generate_text as texts
 from app.api.sse import EventStream
@@ -103,7 +103,7 @@ def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
         assert before
         assert last["error"]["code"] == "deadline_exceeded"
         assert events(client, {"max_characters": 1})[0]["finish_reason"] == "length"
-        assert figures(client)["quartet_errors_total", ("reason", "deadline_exceeded"), ("route", PATH)] == 1
+        assert metric_samples(client)["quartet_errors_total", ("reason", "deadline_exceeded"), ("route", PATH)] == 1
 
 
 def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
@@ -115,10 +115,10 @@ def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
             )
             assert caller.recv(100).startswith(b"HTTP/1.1 200")
         gone = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
-        until(lambda: gone in figures(client))
+        wait_until(lambda: gone in metric_samples(client))
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
         assert (
-            figures(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
+            metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
         )  # of 4,000 steps
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import ROOT, Serve
 
 from app.observability.metrics import Metrics
@@ -38,7 +38,7 @@ def live(serve: Serve) -> dict[str, set[str]]:
         client.post("/v1/images/sample", json={"count": 5})
         client.post("/v1/images/sample", json={"count": 0})
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
-        seen = list(figures(client))
+        seen = list(metric_samples(client))
     metrics = Metrics()
     metrics.for_version("m", 1).on_rejected("queue_full")  # what a small test cannot bring about
     metrics.for_version("m", 1).on_failure(ValueError("for its figure"))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.processes import Service, serving
-from support.responses import figures
-from support.waiting import until
+from support.processes import ServiceProcess, serving
+from support.responses import metric_samples
+from support.waiting import wait_until
 
 from app.server.supervisor import can_fork
 from benchmarks.reliability.restarts import proxy_file
@@ -43,17 +43,17 @@ def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
             return False
 
     try:
-        until(answers)
+        wait_until(answers)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(30)
 
 
-def answered(service: Service, route: str) -> float:
+def answered(service: ServiceProcess, route: str) -> float:
     """How many requests for a route a service has answered whole."""
     with httpx.Client(base_url=service.url) as client:
-        return figures(client).get(
+        return metric_samples(client).get(
             ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0
         )
 
@@ -83,10 +83,10 @@ def test_a_stream_is_not_held_back_and_a_restart_loses_no_request(tiny_store: Pa
         assert httpx.get(f"{url}/metrics").status_code == 404
         asking = [callers.submit(ask, url) for _ in range(4)]
         try:
-            until(lambda: min(answered(first, SAMPLE), answered(other, SAMPLE)) > 20)
+            wait_until(lambda: min(answered(first, SAMPLE), answered(other, SAMPLE)) > 20)
             assert first.stop() == 0
             with serving(tiny_store, port=one, workers=1) as again:
-                until(lambda: answered(again, SAMPLE) > 20)
+                wait_until(lambda: answered(again, SAMPLE) > 20)
                 stop.set()
                 for asked in asking:
                     asked.result()

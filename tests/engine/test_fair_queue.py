@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from support.engine import Seen, soon
-from support.service import Held, Serve
-from support.waiting import until
+from support.engine import RecordingObserver, one_millisecond
+from support.service import HeldGenerator, Serve
+from support.waiting import wait_until
 
 from app import key_file
 from app.engine.admission import AdmissionControl, current_caller
@@ -102,7 +102,7 @@ def test_those_who_are_gone_are_forgotten() -> None:
 
 
 def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room() -> None:
-    door = AdmissionControl("m", Seen(), 100)
+    door = AdmissionControl("m", RecordingObserver(), 100)
 
     def fill(who: str) -> int:
         current_caller.set(who)
@@ -165,7 +165,9 @@ def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
 
 def test_of_one_shot_answers_each_key_gets_its_half_within_a_tenth() -> None:
     def ask_with(lane: Executor) -> Any:
-        engine = Batcher("m", list, lambda item: 1, soon, lane, Seen(), batch_rows=8, queue_rows=64)
+        engine = Batcher(
+            "m", list, lambda item: 1, one_millisecond, lane, RecordingObserver(), batch_rows=8, queue_rows=64
+        )
         return lambda: engine.submit([1])
 
     found = shares(ask_with)
@@ -203,14 +205,16 @@ def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
             text.remaining -= 1
 
     def ask_with(lane: Executor) -> Any:
-        engine = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), max_running=8, queue_rows=64, normal_budget=0)
+        engine = TextEngine(
+            "m", step, lambda rows: 0.001, lane, RecordingObserver(), max_running=8, queue_rows=64, normal_budget=0
+        )
         return lambda: engine.submit([Countdown(5)])
 
     found = shares(ask_with)
     assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
 
 
-def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: Held) -> None:
+def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: HeldGenerator) -> None:
     heavy, light = key_file.add(tmp_path / "keys", "heavy"), key_file.add(tmp_path / "keys", "light")
     with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, inline_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"
@@ -223,9 +227,9 @@ def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: He
             first = callers.submit(ask, heavy)
             assert held.entered.wait(30)
             flood = [callers.submit(ask, heavy) for _ in range(30)]
-            until(lambda: sum(answer.done() for answer in flood) == 22)  # the surplus: 8 of 16 rows are its own
+            wait_until(lambda: sum(answer.done() for answer in flood) == 22)  # the surplus: 8 of 16 rows are its own
             late = callers.submit(ask, light)
-            until(lambda: _waits(client, light, 9))
+            wait_until(lambda: _waits(client, light, 9))
             held.release.set()
             assert late.result().status_code == 200
             assert first.result().status_code == 200

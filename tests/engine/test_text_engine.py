@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine import Seen, start
+from support.engine import RecordingObserver, start_tasks
 from support.networks import publish_tiny
 
 from app.engine.executor import Executor
@@ -74,14 +74,18 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.scheduler.PREEMPT_CHECK_INTERVAL", 0.0)
 
 
-def engine_of(stepper: Stepper, lane: Executor, rows: int = 2, queue_rows: int = 4, seen: Seen | None = None) -> Any:
-    return TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen or Seen(), rows, queue_rows, normal_budget=0)
+def engine_of(
+    stepper: Stepper, lane: Executor, rows: int = 2, queue_rows: int = 4, seen: RecordingObserver | None = None
+) -> Any:
+    return TextEngine(
+        "m", stepper.step, lambda rows: 0.001, lane, seen or RecordingObserver(), rows, queue_rows, normal_budget=0
+    )
 
 
 async def test_a_short_text_does_not_wait_for_a_long_one(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane)
-    long, short, waiting = await start(*(engine.submit([Count(steps)]) for steps in (9, 2, 3)))
+    long, short, waiting = await start_tasks(*(engine.submit([Count(steps)]) for steps in (9, 2, 3)))
     stepper.turns.release(2)
     await short
     assert not long.done()
@@ -97,10 +101,10 @@ async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
     lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager(monkeypatch)
-    stepper, seen = Stepper(), Seen()
+    stepper, seen = Stepper(), RecordingObserver()
     engine = engine_of(stepper, lane, rows=2, queue_rows=5, seen=seen)
-    long = await start(*(engine.submit([Count(50)]) for _ in range(3)))
-    short = await start(engine.submit([Count(2)]), engine.submit([Count(1)]))
+    long = await start_tasks(*(engine.submit([Count(50)]) for _ in range(3)))
+    short = await start_tasks(engine.submit([Count(2)]), engine.submit([Count(1)]))
     stepper.turns.release(12)
     await asyncio.gather(*short)
     assert not any(task.done() for task in long)
@@ -115,7 +119,7 @@ async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
     assert [text.done for answer in answers[1:] for text in answer] == [50, 50]
     assert engine.load == (0, 0)
     assert max(stepper.sizes) == 2
-    assert len(seen.waits) == 5  # each has begun once
+    assert len(seen.queue_seconds) == 5  # each has begun once
 
 
 async def test_texts_of_one_kind_are_written_one_after_the_other(
@@ -125,7 +129,7 @@ async def test_texts_of_one_kind_are_written_one_after_the_other(
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     texts = [Count(5), Count(4), Count(5)]
-    tasks = await start(*(engine.submit([text]) for text in texts))
+    tasks = await start_tasks(*(engine.submit([text]) for text in texts))
     stepper.turns.release(4)
     while len(stepper.sizes) < 4:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
@@ -141,7 +145,7 @@ async def test_a_text_that_left_while_it_made_room_does_not_come_back(
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
     gone, other = Count(10**9), Count(4)
-    leaving, staying = await start(engine.submit([gone]), engine.submit([other]))
+    leaving, staying = await start_tasks(engine.submit([gone]), engine.submit([other]))
     stepper.turns.release(2)
     while not other.done:  # noqa: ASYNC110  # it runs in the other's place
         await asyncio.sleep(0.001)
@@ -154,13 +158,13 @@ async def test_a_text_that_left_while_it_made_room_does_not_come_back(
 
 async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
-    stepper, seen = Stepper(), Seen()
+    stepper, seen = Stepper(), RecordingObserver()
     engine = engine_of(stepper, lane, seen=seen)
 
-    (task,) = await start(engine.submit([Count(9)]))
+    (task,) = await start_tasks(engine.submit([Count(9)]))
     for _ in range(2):
         await asyncio.sleep(0)  # its first step has begun, and holds the lane
-    (other,) = await start(lane.run_timed(30, time.sleep, 0.3))
+    (other,) = await start_tasks(lane.run_timed(30, time.sleep, 0.3))
     stepper.turns.release(99)
     await asyncio.gather(task, other)
     assert seen.batches == [1, 1]  # turns: a step, and all others
@@ -171,8 +175,10 @@ async def test_long_turns_of_another_model_s_texts_make_none_longer(
     lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
-    quick, seen = Stepper(threading.Semaphore(99)), Seen()
-    slow = TextEngine("slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, Seen(), 1, 4, 0)
+    quick, seen = Stepper(threading.Semaphore(99)), RecordingObserver()
+    slow = TextEngine(
+        "slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, RecordingObserver(), 1, 4, 0
+    )
     other = asyncio.ensure_future(slow.submit([Count(9)]))
     await engine_of(quick, lane, seen=seen).submit([Count(9)])
     assert len(seen.batches) == 9  # turns, of a step each
@@ -186,11 +192,11 @@ def dawdle(text: Count) -> None:
 
 async def test_while_others_are_refused_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.step_budget.STEP_BUDGET_REJECTING", 60.0)
-    stepper, seen = Stepper(), Seen()
+    stepper, seen = Stepper(), RecordingObserver()
     engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
-    tasks = await start(engine.submit([Count(9)]))
+    tasks = await start_tasks(engine.submit([Count(9)]))
     await asyncio.sleep(0)  # it runs
-    tasks += await start(engine.submit([Count(9)]))
+    tasks += await start_tasks(engine.submit([Count(9)]))
     with pytest.raises(Overloaded):
         await engine.submit([Count(1)])
     stepper.turns.release(99)
@@ -202,7 +208,7 @@ async def test_while_others_are_refused_a_turn_is_long(lane: Executor, monkeypat
 async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
-    gone, waiting = await start(engine.submit([Count(10**9)]), engine.submit([Count(1)]))
+    gone, waiting = await start_tasks(engine.submit([Count(10**9)]), engine.submit([Count(1)]))
     await asyncio.sleep(0)  # its first step has begun
     gone.cancel()
     stepper.turns.release(2)
@@ -213,7 +219,7 @@ async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Executor) 
 async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane)
-    last, beside, waiting = await start(*(engine.submit([Count(steps)]) for steps in (3, 5, 1)))
+    last, beside, waiting = await start_tasks(*(engine.submit([Count(steps)]) for steps in (3, 5, 1)))
     stepper.turns.release(2)
     while len(stepper.sizes) < 2:  # noqa: ASYNC110  # its third step and last one has begun
         await asyncio.sleep(0.001)
@@ -230,7 +236,7 @@ async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(la
 async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
-    gone, waiting, kept, closing = await start(
+    gone, waiting, kept, closing = await start_tasks(
         engine.submit([Count(10**9)]), engine.submit([Count(1)]), engine.submit([Count(2)]), engine.close(30)
     )
     gone.cancel()
@@ -243,7 +249,7 @@ async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Executor) -> Non
 
 
 async def test_only_the_guilty_text_gets_the_error(lane: Executor) -> None:
-    stepper, seen = Stepper(), Seen()
+    stepper, seen = Stepper(), RecordingObserver()
     stepper.turns.release(999)
     engine = engine_of(stepper, lane, rows=3, seen=seen)
     texts = [Count(5), Count(5, guilty=True), Count(5)]
@@ -256,9 +262,9 @@ async def test_only_the_guilty_text_gets_the_error(lane: Executor) -> None:
 async def test_a_full_queue_refuses_exactly_the_surplus(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=2, queue_rows=4)
-    running = await start(engine.submit([Count(1)]), engine.submit([Count(1)]))
+    running = await start_tasks(engine.submit([Count(1)]), engine.submit([Count(1)]))
     await asyncio.sleep(0)
-    waiting = await start(*(engine.submit([Count(1)]) for _ in range(7)))
+    waiting = await start_tasks(*(engine.submit([Count(1)]) for _ in range(7)))
     assert [task.done() for task in waiting] == [False] * 4 + [True] * 3
     for task in waiting[4:]:
         error = task.exception()
@@ -271,14 +277,14 @@ async def test_a_full_queue_refuses_exactly_the_surplus(lane: Executor) -> None:
 async def test_stopping_finishes_or_tells_everybody(lane: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, lane, rows=1)
-    tasks = await start(engine.submit([Count(1)]), engine.submit([Count(1)]), engine.close(10))
+    tasks = await start_tasks(engine.submit([Count(1)]), engine.submit([Count(1)]), engine.close(10))
     with pytest.raises(NotReady):
         await engine.submit([Count(1)])
     stepper.turns.release(2)
     await asyncio.gather(*tasks)
 
     other = engine_of(stepper, lane, rows=1)
-    tasks = await start(other.submit([Count(1)]), other.submit([Count(1)]))
+    tasks = await start_tasks(other.submit([Count(1)]), other.submit([Count(1)]))
     await other.close(0.01)
     stepper.turns.release(1)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
@@ -309,10 +315,10 @@ async def test_in_a_crowd_each_text_is_what_it_is_alone(
             continuer.step([one])
         alone.append((one.text, one.finish_reason))
 
-    engine: Any = TextEngine("m", continuer.step, continuer.latency, lane, Seen(), 8, 99)
+    engine: Any = TextEngine("m", continuer.step, continuer.latency, lane, RecordingObserver(), 8, 99)
     tasks = []
     for begin in range(0, 60, 3):
-        tasks += await start(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
+        tasks += await start_tasks(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
         await lane.run(lambda: None)
     crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
     assert crowd == alone
@@ -342,7 +348,7 @@ async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, 
             if one.seed % 2 and len(one.text) >= one.seed % 23:
                 loop.call_soon_threadsafe(tasks[one.seed].cancel)
 
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, Seen(), 8, 99, normal_budget=0)
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, RecordingObserver(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
     await asyncio.sleep(0)
     tasks[39].cancel()  # it still waits
@@ -357,7 +363,7 @@ async def test_a_turn_takes_several_short_steps_until_one_text_is_finished(
     lane: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.step_budget.LONG_GAP", 60.0)  # on a busy machine any gap may be long
-    stepper, seen = Stepper(), Seen()
+    stepper, seen = Stepper(), RecordingObserver()
     stepper.turns.release(99)
     engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, normal_budget=60)
     await asyncio.gather(engine.submit([Count(3)]), engine.submit([Count(5)]), engine.submit([Count(4)]))

@@ -26,9 +26,9 @@ from prometheus_client.mmap_dict import MmapedDict
 from support.images import image_bytes
 from support.networks import publish_tiny
 from support.processes import serving
-from support.responses import figures
-from support.service import ROOT, Held, Serve
-from support.waiting import until
+from support.responses import metric_samples
+from support.service import ROOT, HeldGenerator, Serve
+from support.waiting import wait_until
 
 from app.observability.access_log import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
@@ -49,7 +49,7 @@ def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None
     with serve() as client:
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 40, "n": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
-        seen = figures(client)
+        seen = metric_samples(client)
     assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 4
     assert seen["quartet_inter_token_seconds_count", *of("tiny-rnn")] == 3  # one character has no gap
     answered = ("method", "POST"), ("route", CONTINUE), ("status", "200")
@@ -58,17 +58,17 @@ def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None
 
 def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tiny_store: Path) -> None:
     with serve(store_poll_seconds=0.02) as client:
-        size = figures(client)["quartet_loaded_bytes", *of("tiny-gan")]
+        size = metric_samples(client)["quartet_loaded_bytes", *of("tiny-gan")]
         assert size == SIZE
         newer = publish_tiny(tiny_store, "tiny-gan").folder
-        until(lambda: figures(client).get(("quartet_loaded_bytes", *of("tiny-gan", 2))) == size)
-        assert figures(client)["quartet_versions", ("state", "live")] == 5
+        wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *of("tiny-gan", 2))) == size)
+        assert metric_samples(client)["quartet_versions", ("state", "live")] == 5
         newer.rename(tiny_store / ".gone")
-        until(lambda: ("quartet_loaded_bytes", *of("tiny-gan", 2)) not in figures(client))
-        assert figures(client)["quartet_versions", ("state", "live")] == 4
+        wait_until(lambda: ("quartet_loaded_bytes", *of("tiny-gan", 2)) not in metric_samples(client))
+        assert metric_samples(client)["quartet_versions", ("state", "live")] == 4
 
 
-def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, held: Held) -> None:
+def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, held: HeldGenerator) -> None:
     with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as callers:
         held.armed.set()
 
@@ -78,13 +78,13 @@ def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, he
         answers = [ask()]
         assert held.entered.wait(30)
         answers += [ask() for _ in range(2)]
-        until(lambda: figures(client)["quartet_queued_rows", *of("tiny-gan")] == 10)
-        seen = figures(client)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of("tiny-gan")] == 10)
+        seen = metric_samples(client)
         assert seen["quartet_running_rows", *of("tiny-gan")] == 5
         assert seen["quartet_requests_running",] == 3 + 1  # and the one that asks
         held.release.set()
         assert [answer.result().status_code for answer in answers] == [200] * 3
-        seen = figures(client)
+        seen = metric_samples(client)
         assert (seen["quartet_queued_rows", *of("tiny-gan")], seen["quartet_running_rows", *of("tiny-gan")]) == (0, 0)
 
 
@@ -95,7 +95,7 @@ def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
         client.post(SAMPLE, json={"model": "none"})
         client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "1"})
         client.get("/nothing")
-        seen = figures(client)
+        seen = metric_samples(client)
     for route, reason in (
         (SAMPLE, "invalid_value"),
         (SAMPLE, "model_not_found"),
@@ -108,23 +108,23 @@ def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
 def test_figures_of_several_workers_are_added_and_the_dead_ones_gauges_forgotten(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         with httpx.Client(base_url=service.url) as client:
-            until(lambda: figures(client).get(("quartet_workers",)) == 2)
-            until(lambda: figures(client).get(("quartet_loaded_bytes", *of("tiny-gan"))) == 2 * SIZE)
+            wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
+            wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *of("tiny-gan"))) == 2 * SIZE)
         for _ in range(6):  # on connections of their own, which go to both
             assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}).status_code == 200
         with httpx.Client(base_url=service.url) as client:
-            assert figures(client)["quartet_batch_rows_sum", *of("tiny-gan")] == 18
+            assert metric_samples(client)["quartet_batch_rows_sum", *of("tiny-gan")] == 18
         os.kill(min(service.workers), signal.SIGKILL)
 
         def replaced() -> bool:
             try:
                 with httpx.Client(base_url=service.url) as client:
-                    seen = figures(client)
+                    seen = metric_samples(client)
             except httpx.HTTPError:
                 return False
             return seen.get(("quartet_workers",)) == 2 and seen["quartet_batch_rows_sum", *of("tiny-gan")] == 18
 
-        until(replaced)
+        wait_until(replaced)
 
 
 def come_and_go(client: httpx.Client, store: Path) -> Iterator[int]:
@@ -132,7 +132,7 @@ def come_and_go(client: httpx.Client, store: Path) -> Iterator[int]:
     before = None
     for number in count(2):
         version = publish_tiny(store, "tiny-gan")
-        until(lambda number=number: client.post(SAMPLE, json={"count": 1}).json()["version"] == number)
+        wait_until(lambda number=number: client.post(SAMPLE, json={"count": 1}).json()["version"] == number)
         if before:
             before.folder.rename(store / f".gone-{number}")
         before = version
@@ -150,8 +150,8 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
         *gone, _ = (
             of("tiny-gan", number) for number in islice(come_and_go(client, tiny_store), STALE_VERSIONS_PER_SWEEP + 2)
         )
-        until(lambda: not [key for key in figures(client) if key[1:3] in gone])
-        seen = figures(client)
+        wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in gone])
+        seen = metric_samples(client)
         assert seen["quartet_batch_rows_sum", *of("tiny-gan")] >= 3
         assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 1
         held = {
@@ -175,14 +175,14 @@ def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> N
             return not any('"tiny-gan", "version": "2"' in key for key in there)
 
         versions = come_and_go(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
-        until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
-        seen = figures(client)
+        wait_until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
+        seen = metric_samples(client)
         assert seen[asked] == seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 6
         assert seen["quartet_workers",] == 2
         assert seen["quartet_loaded_bytes", *of("tiny-gan")] == 2 * SIZE
         assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
-        until(lambda: figures(client)[asked] == 7)
-        assert not [key for key in figures(client) if ("version", "2") in key]
+        wait_until(lambda: metric_samples(client)[asked] == 7)
+        assert not [key for key in metric_samples(client) if ("version", "2") in key]
 
 
 @pytest.fixture

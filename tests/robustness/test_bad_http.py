@@ -20,17 +20,17 @@ from support.responses import (
     CLASSIFY,
     CONTINUE,
     FORECAST,
-    NAMES,
+    HOSTILE_NAMES,
     PNG,
     SAMPLE,
-    figures,
-    harmless,
-    refused,
-    spoken,
-    still_serves,
+    assert_harmless,
+    assert_rejected,
+    assert_still_serves,
+    metric_samples,
+    send_raw,
 )
 from support.service import Serve
-from support.waiting import until
+from support.waiting import wait_until
 
 from app.api import request as bodies
 from app.server.http_protocol import CoalescingTransport
@@ -69,12 +69,12 @@ RAW: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", RAW)
 def test_what_is_hardly_http_is_refused(tiny: httpx.Client, name: str) -> None:
-    heard = spoken(tiny, RAW[name])
+    heard = send_raw(tiny, RAW[name])
     head, _, body = heard.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
     assert 400 <= status < 500, heard[:300]
     assert sorted(json.loads(body)["error"]) == ["code", "message", "param", "type"]
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -83,10 +83,10 @@ def test_wrong_methods_are_told_the_right_one(tiny: httpx.Client, path: str) -> 
         if method == ROUTES[path]:
             continue
         answer = tiny.request(method, path)
-        harmless(answer)
+        assert_harmless(answer)
         assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
         assert ROUTES[path] in answer.headers["allow"]
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 PATHS = [
@@ -98,10 +98,10 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
 def test_a_hostile_path_leads_nowhere(tiny: httpx.Client, path: str) -> None:
-    heard = spoken(tiny, b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    heard = send_raw(tiny, b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
     assert heard.split(b" ")[1] in (b"404", b"400"), heard[:300]
     assert b"root:" not in heard
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
@@ -116,11 +116,11 @@ def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
     ]  # fmt: skip
     for headers in abuse:
         for path, body in ((CLASSIFY, PNG), (CONTINUE, b'{"max_characters":1}'), (SAMPLE, b'{"count":1}')):
-            harmless(tiny.post(path, content=body, headers=list(headers.items())))
-        harmless(tiny.get("/v1/models", headers=list(headers.items())))
+            assert_harmless(tiny.post(path, content=body, headers=list(headers.items())))
+        assert_harmless(tiny.get("/v1/models", headers=list(headers.items())))
     many = tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)])
     assert many.status_code in (200, 431)
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
@@ -143,9 +143,9 @@ def test_a_filename_is_only_told_back(tiny: httpx.Client) -> None:
         b" ",
     ):
         answer = tiny.post(CLASSIFY, content=form(b"file", name), headers=FORM)
-        harmless(answer)
+        assert_harmless(answer)
         assert answer.status_code in (200, 400)
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 def typed(charset: str) -> tuple[str, str]:
@@ -158,11 +158,11 @@ def typed(charset: str) -> tuple[str, str]:
 def test_a_form_in_another_charset_is_refused(tiny: httpx.Client, charset: str) -> None:
     body = form(b"file", b"+2AA-\\ud800.png")  # which two of them make half a surrogate of
     told = "names in a form are in utf-8"
-    refused(tiny.post(CLASSIFY, content=body, headers=[typed(charset)]), 400, "content-type", told)
+    assert_rejected(tiny.post(CLASSIFY, content=body, headers=[typed(charset)]), 400, "content-type", told)
     assert (
         tiny.post(CLASSIFY, content=body, headers=[typed(charset), typed("utf-8")]).status_code == 200
     )  # the last one
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 def test_a_form_may_say_that_it_is_in_utf_8(tiny: httpx.Client) -> None:
@@ -180,7 +180,9 @@ def test_a_form_is_read_within_the_time_of_its_request(tiny: httpx.Client, monke
 
     monkeypatch.setattr(MultiPartParser, "parse", slowly)
     body, headers = {"file": ("a.png", PNG + bytes(60_000))}, {"x-request-timeout": "0.1"}
-    refused(tiny.post(CLASSIFY, files=body, headers=headers), 504, None, "the deadline passed before the form was read")
+    assert_rejected(
+        tiny.post(CLASSIFY, files=body, headers=headers), 504, None, "the deadline passed before the form was read"
+    )
 
 
 def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:
@@ -196,8 +198,8 @@ def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:
     ]  # fmt: skip
     for body in bodies:
         answer = tiny.post(CLASSIFY, content=body, headers=FORM)
-        harmless(answer)
-    still_serves(tiny)
+        assert_harmless(answer)
+    assert_still_serves(tiny)
 
 
 def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
@@ -208,12 +210,12 @@ def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
     ]  # fmt: skip
     for query in queries:
         answer = tiny.post(f"{CLASSIFY}?{query}", content=PNG)
-        harmless(answer)
+        assert_harmless(answer)
         assert answer.status_code in (400, 404) or query in ("&&&=&", "="), query
         if len(query) < 1000:
             for path in (CONTINUE, FORECAST, SAMPLE):
-                harmless(tiny.post(f"{path}?{query}", json={}))
-    still_serves(tiny)
+                assert_harmless(tiny.post(f"{path}?{query}", json={}))
+    assert_still_serves(tiny)
 
 
 class Wire:
@@ -265,7 +267,7 @@ def test_an_answer_without_a_body_is_not_waited_for(tiny: httpx.Client) -> None:
 
 
 def test_what_comes_behind_a_body_is_no_header_of_the_request(tiny: httpx.Client) -> None:
-    heard = spoken(
+    heard = send_raw(
         tiny,
         b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nx-request-id: first\r\nTransfer-Encoding: chunked\r\n"
         b'Connection: close\r\n\r\nb\r\n{"count":1}\r\n0\r\nx-request-id: second\r\nx-request-timeout: -1\r\n\r\n',
@@ -277,11 +279,11 @@ def test_what_comes_behind_a_body_is_no_header_of_the_request(tiny: httpx.Client
 def test_what_was_refused_before_it_was_a_request_is_counted(tiny: httpx.Client) -> None:
     def count(status: str) -> float:
         key = ("quartet_requests_total", ("method", "OTHER"), ("route", "unknown"), ("status", status))
-        return figures(tiny).get(key, 0.0)
+        return metric_samples(tiny).get(key, 0.0)
 
     before = count("400"), count("431")
-    assert spoken(tiny, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert spoken(tiny, b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000).startswith(b"HTTP/1.1 431")
+    assert send_raw(tiny, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert send_raw(tiny, b"GET / HTTP/1.1\r\nx: " + b"y" * 70_000).startswith(b"HTTP/1.1 431")
     assert (count("400"), count("431")) == (before[0] + 1, before[1] + 1)
 
 
@@ -302,7 +304,7 @@ def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
         assert reads.wait(30)
         late = client.post(SAMPLE, content=b'{"count": 2' + b" " * 60_000 + b"}", headers={"x-request-timeout": "0.1"})
         held.set()
-        refused(late, 504, None, "the deadline passed")
+        assert_rejected(late, 504, None, "the deadline passed")
         assert len(first.result().json()["results"]) == 3
 
 
@@ -319,18 +321,18 @@ def test_hostile_names_and_wrong_methods_are_harmless_on_every_path(whole: httpx
     named = [path for path in paths if "{" in path]
     assert {path.split("/")[1:3][-1] for path in named} >= {"models", "admin", "repository"}
     for path in named:
-        for name in NAMES:
+        for name in HOSTILE_NAMES:
             for method in paths[path]:
                 asked = re.sub(r"\{\w+\}", quote(name, safe=""), path)
                 answer = whole.request(method.upper(), asked, content=b"{}")
-                harmless(answer)
+                assert_harmless(answer)
                 if name.strip("./"):
                     assert answer.status_code in (400, 404, 405, 409), (method, asked, answer.text)
     for path, methods in paths.items():
         for method in {"get", "put", "post", "patch", "delete"} - set(methods):
             answer = whole.request(method.upper(), path.replace("{name}", "tiny-rnn").replace("{file}", "x.png"))
             assert answer.status_code in (404, 405), (method, path, answer.text)
-    still_serves(whole)
+    assert_still_serves(whole)
 
 
 def test_who_hangs_up_in_the_middle_of_a_body_is_counted_and_what_came_is_forgotten(serve: Serve) -> None:
@@ -340,7 +342,7 @@ def test_who_hangs_up_in_the_middle_of_a_body_is_counted_and_what_came_is_forgot
             with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as caller:
                 head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: 45000\r\n\r\n"
                 caller.sendall(head.encode() + bytes(40_000))
-                until(lambda: figures(client)["quartet_requests_running",] >= 2)  # and the one that asks
-            until(lambda time=time: figures(client).get(gone, 0) == time)
+                wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)  # and the one that asks
+            wait_until(lambda time=time: metric_samples(client).get(gone, 0) == time)
         answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # there is room for it
         assert answer.status_code == 200, answer.text

@@ -16,8 +16,18 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from support.images import bomb, image_bytes
-from support.responses import CLASSIFY, CONTINUE, FORECAST, LINE, PNG, SAMPLE, refused, spoken, still_serves
+from support.images import image_bytes, png_with_size
+from support.responses import (
+    CLASSIFY,
+    CONTINUE,
+    FORECAST,
+    PNG,
+    SAMPLE,
+    SERIES,
+    assert_rejected,
+    assert_still_serves,
+    send_raw,
+)
 from support.service import Serve
 
 from app.server import http_protocol
@@ -41,9 +51,9 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("garbage after the header", PNG[:40] + bytes(1000), 415, ""),
     ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not an image"),
     ("pdf", b"%PDF-1.4 ...", 415, "not an image"),
-    ("a pixel bomb", bomb(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
-    ("a wide bomb", bomb(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
-    ("no pixels", bomb(0, 0), 415, ""),
+    ("a pixel bomb", png_with_size(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
+    ("a wide bomb", png_with_size(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
+    ("no pixels", png_with_size(0, 0), 415, ""),
     ("a tiff with a tile larger than it", tiled(29_984), 413, "tiles of 899,040,256 pixels; allowed are 50,000,000"),
     ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; allowed are 100"),
 ]  # fmt: skip
@@ -92,25 +102,25 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (SAMPLE, "a thousand fields", "{" + ",".join(f'"a{i}":1' for i in range(1000)) + "}", 400, None, "values and names"),
     (FORECAST, "no values", "{}", 400, "values", "values is missing"),
     (FORECAST, "empty body", "", 400, "values", "values is missing"),
-    (FORECAST, "too short", json.dumps({"values": LINE[:9]}), 400, "values", "has 9 values; tiny-lstm needs at least 10"),
+    (FORECAST, "too short", json.dumps({"values": SERIES[:9]}), 400, "values", "has 9 values; tiny-lstm needs at least 10"),
     (FORECAST, "empty series", '{"values": []}', 400, "values", "has 0 values"),
-    (FORECAST, "an empty one of two", json.dumps({"values": [LINE, []]}), 400, "values.1", "has 0 values"),
+    (FORECAST, "an empty one of two", json.dumps({"values": [SERIES, []]}), 400, "values.1", "has 0 values"),
     (FORECAST, "only missing", json.dumps({"values": [None] * 20}), 400, "values", "only missing values"),
-    (FORECAST, "NaN", json.dumps({"values": [*LINE, float("nan")]}), 400, "values.20", "nan; it should be a finite"),
-    (FORECAST, "Infinity", json.dumps({"values": [*LINE, float("inf")]}), 400, "values.20", "inf"),
+    (FORECAST, "NaN", json.dumps({"values": [*SERIES, float("nan")]}), 400, "values.20", "nan; it should be a finite"),
+    (FORECAST, "Infinity", json.dumps({"values": [*SERIES, float("inf")]}), 400, "values.20", "inf"),
     (FORECAST, "1e400", '{"values": [1e400]}', 400, "values.0", "inf"),
     (FORECAST, "1e301", '{"values": [1e301]}', 400, "values.0", "less than or equal to 1e+300"),
-    (FORECAST, "a string", json.dumps({"values": [*LINE, "7"]}), 400, "values.20", "'7'; it should be a valid number"),
-    (FORECAST, "a boolean", json.dumps({"values": [*LINE, True]}), 400, "values.20", "True"),
-    (FORECAST, "mixed depths", json.dumps({"values": [1.0, LINE]}), 400, "values.1", "it should be a valid number"),
-    (FORECAST, "three deep", json.dumps({"values": [[LINE]]}), 400, "values.0.0", "it should be a valid number"),
-    (FORECAST, "horizon 0", json.dumps({"values": LINE, "horizon": 0}), 400, "horizon", "is 0"),
-    (FORECAST, "horizon 10^9", json.dumps({"values": LINE, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
-    (FORECAST, "level 100", json.dumps({"values": LINE, "levels": [100]}), 400, "levels.0", "less than 100"),
-    (FORECAST, "level 0", json.dumps({"values": LINE, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
-    (FORECAST, "twice a level", json.dumps({"values": LINE, "levels": [80, 80.0]}), 400, "levels", "each may come once"),
-    (FORECAST, "a season", json.dumps({"values": LINE, "seasonality": 7}), 400, "seasonality", "leave it out"),
-    (FORECAST, "65 series", json.dumps({"values": [LINE] * 65}), 400, "values", "has 65 series; allowed are 64"),
+    (FORECAST, "a string", json.dumps({"values": [*SERIES, "7"]}), 400, "values.20", "'7'; it should be a valid number"),
+    (FORECAST, "a boolean", json.dumps({"values": [*SERIES, True]}), 400, "values.20", "True"),
+    (FORECAST, "mixed depths", json.dumps({"values": [1.0, SERIES]}), 400, "values.1", "it should be a valid number"),
+    (FORECAST, "three deep", json.dumps({"values": [[SERIES]]}), 400, "values.0.0", "it should be a valid number"),
+    (FORECAST, "horizon 0", json.dumps({"values": SERIES, "horizon": 0}), 400, "horizon", "is 0"),
+    (FORECAST, "horizon 10^9", json.dumps({"values": SERIES, "horizon": 10**9}), 400, "horizon", "less than or equal to 1000"),
+    (FORECAST, "level 100", json.dumps({"values": SERIES, "levels": [100]}), 400, "levels.0", "less than 100"),
+    (FORECAST, "level 0", json.dumps({"values": SERIES, "levels": [80, 0]}), 400, "levels.1", "greater than 0"),
+    (FORECAST, "twice a level", json.dumps({"values": SERIES, "levels": [80, 80.0]}), 400, "levels", "each may come once"),
+    (FORECAST, "a season", json.dumps({"values": SERIES, "seasonality": 7}), 400, "seasonality", "leave it out"),
+    (FORECAST, "65 series", json.dumps({"values": [SERIES] * 65}), 400, "values", "has 65 series; allowed are 64"),
     (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; allowed are 100,000"),
     (SAMPLE, "count 0", '{"count": 0}', 400, "count", "is 0"),
     (SAMPLE, "count 10^9", '{"count": 1000000000}', 400, "count", "less than or equal to 1024"),
@@ -137,54 +147,54 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize("row", JSON, ids=[f"{row[0].split('/')[-1]}: {row[1]}" for row in JSON])
 def test_a_bad_body_is_refused(service: httpx.Client, row: Any) -> None:
     path, _, content, status, param, sentence = row
-    refused(service.post(path, content=content), status, param, sentence)
-    still_serves(service)
+    assert_rejected(service.post(path, content=content), status, param, sentence)
+    assert_still_serves(service)
 
 
 @pytest.mark.parametrize("row", IMAGES, ids=[row[0] for row in IMAGES])
 def test_a_bad_image_is_refused(service: httpx.Client, row: Any) -> None:
     _, content, status, sentence = row
     raw = service.post(CLASSIFY, content=content, headers={"content-type": "image/png"})
-    refused(raw, status, "body", sentence)
-    refused(service.post(CLASSIFY, files={"file": ("a.png", content)}), status, "file", sentence)
+    assert_rejected(raw, status, "body", sentence)
+    assert_rejected(service.post(CLASSIFY, files={"file": ("a.png", content)}), status, "file", sentence)
     two = [("file", ("good.png", PNG)), ("file", ("a.png", content))]
-    refused(service.post(CLASSIFY, files=two), status, "file.1", sentence)
+    assert_rejected(service.post(CLASSIFY, files=two), status, "file.1", sentence)
     coded = {"images": [base64.b64encode(each).decode() for each in (PNG, content)]}
-    refused(service.post(CLASSIFY, json=coded), status, "images.1", sentence)
-    still_serves(service)
+    assert_rejected(service.post(CLASSIFY, json=coded), status, "images.1", sentence)
+    assert_still_serves(service)
 
 
 def test_a_bad_form_is_refused(service: httpx.Client) -> None:
     files = [("file", (f"{i}.png", PNG)) for i in range(17)]
-    refused(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files came; allowed are 16")
-    refused(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
+    assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files came; allowed are 16")
+    assert_rejected(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
     form = {"content-type": "multipart/form-data; boundary=x"}
     text = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nhello\r\n--x--\r\n'
-    refused(service.post(CLASSIFY, content=text, headers=form), 400, "file", "is the text 'hello'")
-    refused(service.post(CLASSIFY, content=b"--x--\r\n", headers=form), 400, "file", "file is missing")
+    assert_rejected(service.post(CLASSIFY, content=text, headers=form), 400, "file", "is the text 'hello'")
+    assert_rejected(service.post(CLASSIFY, content=b"--x--\r\n", headers=form), 400, "file", "file is missing")
     for broken, boundary in ((text[:40], "x"), (b"nonsense", "x"), (text, "y"), (text, "")):
         headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
         assert service.post(CLASSIFY, content=broken, headers=headers).status_code == 400
     assert service.post(CLASSIFY, content=text, headers={"content-type": "multipart/form-data"}).status_code == 400
-    still_serves(service)
+    assert_still_serves(service)
 
 
 def test_bad_base64_is_refused(service: httpx.Client) -> None:
-    refused(
+    assert_rejected(
         service.post(CLASSIFY, json={"images": ["***"]}), 415, "images.0", "'***'; it should be an image file in base64"
     )
-    refused(service.post(CLASSIFY, json={"images": []}), 400, "images", "at least 1 item")
-    refused(service.post(CLASSIFY, json={"images": ["eA=="] * 17}), 400, "images", "at most 16 items")
-    refused(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "images.0", "not an image")
+    assert_rejected(service.post(CLASSIFY, json={"images": []}), 400, "images", "at least 1 item")
+    assert_rejected(service.post(CLASSIFY, json={"images": ["eA=="] * 17}), 400, "images", "at most 16 items")
+    assert_rejected(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "images.0", "not an image")
 
 
 def test_bad_queries_are_refused(service: httpx.Client) -> None:
-    refused(service.post(f"{CLASSIFY}?top_k=0", content=PNG), 400, "top_k", "is '0'; it should be greater")
-    refused(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
-    refused(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
-    refused(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
-    refused(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "there is no field 'one'")
-    refused(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "it belongs into the body")
+    assert_rejected(service.post(f"{CLASSIFY}?top_k=0", content=PNG), 400, "top_k", "is '0'; it should be greater")
+    assert_rejected(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
+    assert_rejected(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
+    assert_rejected(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
+    assert_rejected(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "there is no field 'one'")
+    assert_rejected(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "it belongs into the body")
 
 
 @pytest.mark.parametrize(
@@ -194,19 +204,19 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(
     service: httpx.Client, path: str, limit: int
 ) -> None:
     announced = service.post(path, content=b" " * (limit + 1))
-    refused(announced, 413, None, f"the body has {limit + 1:,} bytes; allowed are {limit:,}")
+    assert_rejected(announced, 413, None, f"the body has {limit + 1:,} bytes; allowed are {limit:,}")
     chunked = service.post(path, content=(b" " * 2**16 for _ in range(100)))
-    refused(chunked, 413, None, f"more than {limit:,} bytes")
+    assert_rejected(chunked, 413, None, f"more than {limit:,} bytes")
     headers = {"content-type": "multipart/form-data; boundary=x"}
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     form = service.post(path, content=(head if i == 0 else b" " * 2**16 for i in range(100)), headers=headers)
-    refused(form, 413, None, f"more than {limit:,} bytes")
-    still_serves(service)
+    assert_rejected(form, 413, None, f"more than {limit:,} bytes")
+    assert_still_serves(service)
 
 
 def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Serve) -> None:
     with serve(max_buffered_bytes=50_000) as client:
-        refused(
+        assert_rejected(
             client.post(CLASSIFY, content=b" " * 60_000),
             429,
             None,
@@ -217,7 +227,7 @@ def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Se
 
 def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
     with serve(body_seconds=0.05) as client:
-        answer = spoken(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        answer = send_raw(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"no byte of the body came for 0.05 seconds" in answer
 
@@ -244,7 +254,7 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(serve: Serve, monkeypa
         for begin, drop in ((b"", b"G"), (b"GET / HTTP/1.1\r\n", b"x: y\r\n"), (b"POST / HTTP/1.1\r\nx-a: ", b"y")):
             heard = dripped(client, begin, drop)
             assert not heard or heard.startswith(b"HTTP/1.1 400 ")  # what is no request, and what was no whole one
-        still_serves(client)
+        assert_still_serves(client)
 
 
 def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_is_over(serve: Serve) -> None:
@@ -262,20 +272,20 @@ def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_
             heard = dripped(client, begin, b" ")
             assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
             assert b"the request's time was over before its body was whole" in heard
-        still_serves(client)
+        assert_still_serves(client)
 
 
 def test_a_head_without_end_is_refused(serve: Serve) -> None:
     with serve() as client:
-        answer = spoken(client, b"GET / HTTP/1.1\r\nHost: x\r\nx-a: " + b"a" * 70_000)
+        answer = send_raw(client, b"GET / HTTP/1.1\r\nHost: x\r\nx-a: " + b"a" * 70_000)
         assert answer.startswith(b"HTTP/1.1 431 ")
         assert b"head has more than 65,536 bytes" in answer
-        still_serves(client)
+        assert_still_serves(client)
 
 
 def test_what_is_not_http_is_refused_in_the_same_shape(serve: Serve) -> None:
     with serve() as client:
-        head, _, content = spoken(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
+        head, _, content = send_raw(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(content)["error"]["code"] == "invalid_value"
 
@@ -292,33 +302,33 @@ def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> 
     ]
     for content, param in many:
         begun = time.perf_counter()
-        refused(service.post(FORECAST, content=content), 400, param, "")
+        assert_rejected(service.post(FORECAST, content=content), 400, param, "")
         assert time.perf_counter() - begun < 1.5
-    still_serves(service)
+    assert_still_serves(service)
 
 
 @pytest.mark.parametrize("stated", ["soon", "0", "-1", "nan", "inf", ""])
 def test_a_deadline_that_is_none_is_refused(service: httpx.Client, stated: str) -> None:
     for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE):
         answer = service.post(path, content=b"{}", headers={"x-request-timeout": stated})
-        refused(answer, 400, "x-request-timeout", "it should be a number of seconds greater than 0")
+        assert_rejected(answer, 400, "x-request-timeout", "it should be a number of seconds greater than 0")
 
 
 def test_a_compressed_body_is_refused_by_the_name_of_its_header(service: httpx.Client) -> None:
     answer = service.post(SAMPLE, content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
-    refused(answer, 400, "content-encoding", "is 'gzip'; send the body as it is")
+    assert_rejected(answer, 400, "content-encoding", "is 'gzip'; send the body as it is")
 
 
 def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -> None:
-    refused(service.get(CLASSIFY), 405, None, "does not take GET; allowed: POST")
+    assert_rejected(service.get(CLASSIFY), 405, None, "does not take GET; allowed: POST")
     assert service.get(CLASSIFY).headers["allow"] == "POST"
-    refused(service.delete("/v1/models"), 405, None, "allowed: GET")
-    refused(service.delete("/v1/models/" + "a" * 10_000), 405, None, "(10,011 characters) does not take DELETE")
-    refused(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
-    refused(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
+    assert_rejected(service.delete("/v1/models"), 405, None, "allowed: GET")
+    assert_rejected(service.delete("/v1/models/" + "a" * 10_000), 405, None, "(10,011 characters) does not take DELETE")
+    assert_rejected(service.get("/v1/nothing"), 404, None, "there is nothing at '/v1/nothing'")
+    assert_rejected(service.get("/v1/models/gpt"), 404, "name", "there are: tiny-cnn")
     for version in ("3", "", "01", "x"):
-        refused(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "there are: tiny-cnn@1")
-    refused(service.get("/v1/models/"), 404, None, "there is nothing at '/v1/models/'")
+        assert_rejected(service.get(f"/v1/models/tiny-cnn@{version}"), 404, "name", "there are: tiny-cnn@1")
+    assert_rejected(service.get("/v1/models/"), 404, None, "there is nothing at '/v1/models/'")
 
 
 GOOD = [
@@ -376,4 +386,4 @@ def test_headers_behind_a_body_are_bounded_too(serve: Serve) -> None:
 def test_a_large_head_in_one_piece_is_refused(serve: Serve) -> None:
     with serve() as client:
         answer = client.get("/health/live", headers={f"x-{i}": "y" * 1000 for i in range(70)})
-        refused(answer, 431, None, "more than 65,536 bytes")
+        assert_rejected(answer, 431, None, "more than 65,536 bytes")

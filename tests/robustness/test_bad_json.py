@@ -14,9 +14,20 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.hypothesis_profiles import QUICK
+from support.hypothesis_profiles import QUICK_PROFILE
 from support.processes import serving
-from support.responses import CLASSIFY, CONTINUE, FORECAST, LINE, NAMES, SAMPLE, harmless, refused, spoken, still_serves
+from support.responses import (
+    CLASSIFY,
+    CONTINUE,
+    FORECAST,
+    HOSTILE_NAMES,
+    SAMPLE,
+    SERIES,
+    assert_harmless,
+    assert_rejected,
+    assert_still_serves,
+    send_raw,
+)
 from support.service import ROOT
 
 from app import store
@@ -33,7 +44,7 @@ GOOD: dict[str, dict[str, Any]] = {
     CLASSIFY: {"images": ["eA=="]},
     CONTINUE: {"prompt": "abc", "max_characters": 2, "temperature": 1.0, "top_k": 3, "top_p": 0.5, "stop": "z",
                "seed": 1, "n": 1, "stream": False, "model": "tiny-rnn"},
-    FORECAST: {"values": LINE, "horizon": 2, "levels": [80.0], "seasonality": None, "model": "tiny-lstm"},
+    FORECAST: {"values": SERIES, "horizon": 2, "levels": [80.0], "seasonality": None, "model": "tiny-lstm"},
     SAMPLE: {"count": 1, "label": None, "seed": 1, "model": "tiny-gan"},
 }  # fmt: skip
 # the other protocols' fields; in theirs a value that nobody looks at may be anything
@@ -48,12 +59,12 @@ OTHERS: dict[str, dict[str, Any]] = {
         "quality": "auto", "background": "auto", "moderation": "auto", "stream": False, "seed": 1, "user": "u",
     },
     "/v1/timeseries/forecast": {
-        "model": "tiny-lstm", "inputs": [{"type": "univariate_time_series", "series": LINE, "frequency": "D"}],
+        "model": "tiny-lstm", "inputs": [{"type": "univariate_time_series", "series": SERIES, "frequency": "D"}],
         "options": {"horizon": 2, "quantiles": [0.5]}, "metadata": {"from": "me"},
     },
     "/v2/models/tiny-lstm/infer": {
         "id": "a", "parameters": {"horizon": 2, "timeout": 60_000_000}, "outputs": [{"name": "mean"}],
-        "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 20], "data": LINE}],
+        "inputs": [{"name": "values", "datatype": "FP64", "shape": [1, 20], "data": SERIES}],
     },
     "/v2/models/tiny-rnn/generate": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
     "/v2/models/tiny-rnn/generate_stream": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
@@ -79,10 +90,10 @@ def test_every_field_of_every_wrong_kind_is_harmless(tiny: httpx.Client, path: s
             rest = json.dumps({name: value for name, value in GOOD[path].items() if name != field})
             body = rest[:-1] + (", " if len(rest) > 2 else "") + f'"{field}": {wrong}}}'
             answer = tiny.post(path, content=body.encode(), headers=JSON_TYPE)
-            harmless(answer)
+            assert_harmless(answer)
             if any(word in wrong for word in ("NaN", "Infinity", "1e999")):
                 assert answer.status_code == 400, (field, wrong)
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 def test_every_field_of_another_protocol_of_every_wrong_kind_is_harmless(tiny: httpx.Client) -> None:
@@ -96,17 +107,17 @@ def test_every_field_of_another_protocol_of_every_wrong_kind_is_harmless(tiny: h
         for field, value in list(part.items()):
             part[field] = "HERE"
             for wrong in WRONG:
-                harmless(tiny.post(path, content=json.dumps(body).replace('"HERE"', wrong, 1).encode()))
+                assert_harmless(tiny.post(path, content=json.dumps(body).replace('"HERE"', wrong, 1).encode()))
             part[field] = value
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 @pytest.mark.parametrize("path", GOOD)
 def test_a_field_that_comes_twice_is_refused(tiny: httpx.Client, path: str) -> None:
     for field, value in GOOD[path].items():
         twice = json.dumps(GOOD[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
-        refused(tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' came more than once")
-    still_serves(tiny)
+        assert_rejected(tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' came more than once")
+    assert_still_serves(tiny)
 
 
 def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
@@ -125,7 +136,7 @@ def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
         answer = tiny.post(path, content=twice)
         assert answer.status_code == 400, answer.text
         assert "came more than once" in answer.text
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
 def test_a_text_that_looks_like_fields_is_none(tiny: httpx.Client) -> None:
@@ -146,22 +157,22 @@ def test_what_is_no_json_object_in_utf_8_is_refused(tiny: httpx.Client, path: st
     ]  # fmt: skip
     for body in bodies:
         answer = tiny.post(path, content=body, headers=JSON_TYPE)
-        harmless(answer)
+        assert_harmless(answer)
         assert answer.status_code in (400, 413), body[:40]
-    still_serves(tiny)
+    assert_still_serves(tiny)
 
 
-@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
 def test_a_hostile_name_is_unknown_or_wrong(tiny: httpx.Client, name: str) -> None:
     for path, good in GOOD.items():
         if path == CLASSIFY:
             answer = tiny.post(path, params={"model": name}, content=b"x")
         else:
             answer = tiny.post(path, json={**good, "model": name})
-        harmless(answer)
+        assert_harmless(answer)
         assert answer.status_code in (400, 404)
-    harmless(tiny.get(f"/v1/models/{quote(name, safe='')}"))
-    still_serves(tiny)
+    assert_harmless(tiny.get(f"/v1/models/{quote(name, safe='')}"))
+    assert_still_serves(tiny)
 
 
 def test_65_537_chunks_are_read(tiny: httpx.Client) -> None:
@@ -169,8 +180,8 @@ def test_65_537_chunks_are_read(tiny: httpx.Client) -> None:
     assert len(body) == 65_537
     pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert spoken(tiny, head + pieces).startswith(b"HTTP/1.1 200")
-    still_serves(tiny)
+    assert send_raw(tiny, head + pieces).startswith(b"HTTP/1.1 200")
+    assert_still_serves(tiny)
 
 
 def flood(url: str, head: bytes, piece: bytes, times: int) -> bytes:
@@ -206,7 +217,7 @@ def test_after_bodies_of_64_megabytes_memory_is_back_at_its_level(tiny_store: Pa
                 chunks = flood(service.url, chunked, b"100000\r\n" + piece + b"\r\n", 64)
                 for heard in (announced, chunks):
                     assert not heard or heard.startswith(b"HTTP/1.1 413"), heard[:200]
-            still_serves(client)
+            assert_still_serves(client)
             return resident(service.process.pid)
 
         first = max(barrage(), barrage())
@@ -220,7 +231,7 @@ JSON = st.recursive(
 )
 
 
-@QUICK
+@QUICK_PROFILE
 @given(
     model=st.sampled_from([ClassifyRequest, GenerateTextRequest, ForecastRequest, GenerateImagesRequest]),
     fields=st.dictionaries(
@@ -234,7 +245,7 @@ def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) ->
         _parsed(content, 100, with_limits(model))
 
 
-@QUICK
+@QUICK_PROFILE
 @given(content=st.binary(max_size=60))
 def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
@@ -270,7 +281,7 @@ ONLY = [
 ]
 
 
-@QUICK
+@QUICK_PROFILE
 @given(
     at=st.integers(0, len(BINARY)), cut=st.integers(0, 60), put=st.binary(max_size=12),
     head=st.sampled_from(LENGTHS), only=st.sampled_from(ONLY), coding=st.sampled_from(["", "gzip", "deflate"]),
@@ -288,14 +299,14 @@ def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
 CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()
 
 
-@QUICK
+@QUICK_PROFILE
 @given(at=st.integers(0, len(CARD)), cut=st.integers(0, 300), put=st.binary(max_size=20))
 def test_any_change_of_a_card_is_a_card_or_a_sentence(at: int, cut: int, put: bytes) -> None:
     with contextlib.suppress(store.StoreError):
         store.parse_card(CARD[:at] + put + CARD[at + cut :], "card.json")
 
 
-@QUICK
+@QUICK_PROFILE
 @given(field=st.sampled_from(sorted(json.loads(CARD))), value=JSON)
 def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> None:
     content = json.dumps({**json.loads(CARD), field: value}).encode("utf-8", "surrogatepass")
@@ -303,7 +314,7 @@ def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> 
         store.parse_card(content, "card.json")
 
 
-@QUICK
+@QUICK_PROFILE
 @given(
     accept=st.text(max_size=40)
     | st.lists(st.sampled_from(["image/png", "*/*", ";q=", ",", "0.5", "nan", " ", "/"])).map("".join)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from support.images import image_bytes
 from support.networks import publish_tiny
-from support.responses import figures
-from support.service import Held, Serve
-from support.waiting import until
+from support.responses import metric_samples
+from support.service import HeldGenerator, Serve
+from support.waiting import wait_until
 
 from app.engine import circuit_breaker
 from app.networks.cnn import LeNet
@@ -82,7 +82,7 @@ def test_every_caller_of_a_broken_network_is_told_and_recovers_with_it(
             broken.clear()
             assert client.post(path, **asked).status_code == good.status_code == 200
             assert client.get("/health/ready").status_code == 200
-        assert figures(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8 * len(faults)
+        assert metric_samples(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8 * len(faults)
 
 
 def all_are_told(client: httpx.Client, model: str) -> None:
@@ -170,9 +170,9 @@ def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypa
 
     monkeypatch.setattr(ImageClassifier, "predict", fails_on_white)
     from PIL import Image
-    from support.images import saved
+    from support.images import save_image
 
-    white = saved(Image.new("RGB", (32, 32), "white"), "PNG")
+    white = save_image(Image.new("RGB", (32, 32), "white"), "PNG")
     with serve() as client:
         for _ in range(5):
             assert client.post("/v1/images/classify", content=white).status_code == 500
@@ -195,7 +195,7 @@ def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.Monk
     assert not found.is_open()
 
 
-def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: Held) -> None:
+def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: HeldGenerator) -> None:
     assert Settings().unready_after_seconds <= 5  # the truth within five seconds, by default
     with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as callers:
         held.armed.set()
@@ -206,11 +206,11 @@ def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve:
 
         answers = [callers.submit(ask, model) for model in ASKED for _ in range(3)]
         assert held.entered.wait(30)
-        until(lambda: client.get("/health/ready").status_code == 503)
+        wait_until(lambda: client.get("/health/ready").status_code == 503)
         assert "has not answered for" in client.get("/health/ready").json()["problems"][0]
         assert client.get("/health/live").status_code == 200  # not yet hung for so long that a restart is due
         assert {answer.result().status_code for answer in answers} <= {200, 504}
         held.release.set()
-        until(lambda: client.get("/health/ready").status_code == 200)
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
         for _, _, path, asked in ASKED.values():
             assert client.post(path, **asked).status_code == 200

@@ -21,8 +21,8 @@ import httpx
 import pytest
 import torch
 from support.networks import TINY, publish_tiny
-from support.processes import ask, serving
-from support.responses import spoken
+from support.processes import request_live, serving
+from support.responses import send_raw
 from support.service import ROOT, Serve
 
 from app import key_file, store
@@ -45,7 +45,7 @@ def test_every_answer_tells_browsers_what_not_to_do(serve: Serve) -> None:
         for answer in answers:
             for name, value in SECURITY_HEADERS:
                 assert answer.headers.get_list(name.decode()) == [value.decode()], answer.url
-        head = spoken(client, b"HELLO\r\n\r\n").lower()
+        head = send_raw(client, b"HELLO\r\n\r\n").lower()
     assert b"x-content-type-options: nosniff\r\n" in head
     assert not [answer for answer in answers if "server" in answer.headers]
 
@@ -114,7 +114,7 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
         for _ in range(4):
             connection = service.connect()
             with trusting.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
-                assert ask(secured)
+                assert request_live(secured)
         each = {"x-api-key": alice, "connection": "close"}  # so that both workers are asked
         with httpx.Client(base_url=service.url, headers=each, verify=trusting, timeout=60) as client:
             statuses = [client.post(SAMPLE, json={"count": 1}).status_code for _ in range(30)]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.command_line import run
+from support.command_line import run_models_command
 from support.networks import publish_tiny
-from support.processes import SECONDS, serving
+from support.processes import TIMEOUT_SECONDS, serving
 from support.service import ROOT, Serve
-from support.waiting import until
+from support.waiting import wait_until
 
 from app import store
 from app.server.supervisor import can_fork
@@ -67,7 +67,7 @@ def test_versions_change_under_load_without_a_failed_or_mixed_up_answer(
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         callers = [subprocess.Popen(command, **pipes) for _ in range(CALLERS)]  # type: ignore[call-overload]
         taken = [swap(tiny_store, url, i) for i in range(SWAPS)]
-        told = [json.loads(caller.communicate(timeout=SECONDS)[0]) for caller in callers]
+        told = [json.loads(caller.communicate(timeout=TIMEOUT_SECONDS)[0]) for caller in callers]
     assert [one["wrong"] for one in told] == [[]] * CALLERS
     assert all(one["answers"] > 0 and set(one["versions"]) <= {"1", "2", "3"} for one in told)
     with capsys.disabled():
@@ -85,7 +85,7 @@ def swap(folder: Path, url: str, turn: int) -> float:
         versions = {httpx.post(url, json=BODY, timeout=60).json()["version"] for _ in range(4)}
         return versions == {chosen.active}
 
-    until(follows)
+    wait_until(follows)
     return time.monotonic() - begun
 
 
@@ -177,7 +177,7 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
             filler.write_bytes(bytes(2 * 2**20))
         with pytest.raises(OSError, match="No space left"):
             publish_tiny(disk, "tiny-cnn")
-        status, _, error = run(capsys, disk, "activate", "tiny-gan", "1")
+        status, _, error = run_models_command(capsys, disk, "activate", "tiny-gan", "1")
         assert (status, error) == (1, "error: the store cannot be written: No space left on device\n")
         with serve(store=disk, admin_key="k" * 32, store_poll_seconds=0.02) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
@@ -189,7 +189,7 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
             assert not [row for row in catalogue.verify(disk) if row["problem"]]
             filler.unlink()
             assert client.post("/v1/admin/models/tiny-gan/activate", json={"version": 1}).status_code == 200
-            until(lambda: client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1)
+            wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1)
 
 
 def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
@@ -197,7 +197,7 @@ def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
 ) -> None:
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk.parent], check=True)
-        status, _, error = run(capsys, disk, "activate", "tiny-gan", "1")
+        status, _, error = run_models_command(capsys, disk, "activate", "tiny-gan", "1")
         assert (status, error) == (1, "error: the store cannot be written: Read-only file system\n")
         with serve(store=disk, admin_key="k" * 32) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.processes import HANGS, SECONDS, Service, begin, children, serving
-from support.waiting import until
+from support.processes import HANG_ON_SEVEN, TIMEOUT_SECONDS, ServiceProcess, children, serving, start_process
+from support.waiting import wait_until
 
 from app.server.supervisor import can_fork
 
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 
 
-def stream(service: Service, characters: int) -> socket.socket:
+def stream(service: ServiceProcess, characters: int) -> socket.socket:
     """A text that is being streamed."""
     caller = service.connect()
     body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
@@ -38,7 +38,7 @@ def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> No
             content = answer.read()
         assert content.count(b'"finish_reason":"length"') == 16
         assert content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
         assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
         with pytest.raises(ConnectionError):
             service.connect()
@@ -55,7 +55,7 @@ def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, numb
         with caller, caller.makefile("rb") as answer:
             content = answer.read()
         assert content.count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
@@ -63,11 +63,11 @@ def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
         before, caller = service.workers, stream(service, 3000)
         for worker in before:
             os.kill(worker, signal.SIGTERM)
-        answers = [httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code for _ in range(20)]
+        answers = [httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code for _ in range(20)]
         assert set(answers) == {200}
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
-        until(lambda: len(service.workers) == 2 and not service.workers & before)
+        wait_until(lambda: len(service.workers) == 2 and not service.workers & before)
 
 
 def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
         service.process.send_signal(signal.SIGTERM)
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -89,7 +89,7 @@ def test_a_closed_terminal_may_say_so_twice(tiny_store: Path, workers: int) -> N
             time.sleep(0.1)  # they come as they come
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> None:
@@ -97,17 +97,19 @@ def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> Non
     with serving(tiny_store, own_group=True, before=ignored) as service:
         before = service.workers
         os.killpg(service.process.pid, signal.SIGHUP)
-        assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+        assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
         assert service.workers == before
 
 
 def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: Path) -> None:
-    with serving(tiny_store, before=HANGS, own_group=True, shutdown_grace_seconds=0.1, inline_seconds=0.05) as service:
+    with serving(
+        tiny_store, before=HANG_ON_SEVEN, own_group=True, shutdown_grace_seconds=0.1, inline_seconds=0.05
+    ) as service:
         workers, caller = service.workers, service.connect()
         caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
         service.process.kill()
-        service.process.wait(SECONDS)
-        until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+        service.process.wait(TIMEOUT_SECONDS)
+        wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
         caller.close()
 
 
@@ -125,7 +127,7 @@ def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
                 return True
             return False
 
-        until(refused)
+        wait_until(refused)
         begun = time.monotonic()
         assert service.stop() == 0
         assert time.monotonic() - begun < 10
@@ -147,13 +149,13 @@ def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) ->
             return False
         return True
 
-    with begin(tiny_store, workers=workers, shutdown_grace_seconds=60) as process:
+    with start_process(tiny_store, workers=workers, shutdown_grace_seconds=60) as process:
         try:
-            until(loads)
-            until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
+            wait_until(loads)
+            wait_until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
             processes, begun = children(process.pid), time.monotonic()
             process.terminate()
-            assert process.wait(SECONDS) == 0
+            assert process.wait(TIMEOUT_SECONDS) == 0
             assert time.monotonic() - begun < 5
             assert not [one for one in processes if Path(f"/proc/{one}").exists()]
             assert process.stdout
@@ -174,12 +176,12 @@ def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported
     begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
     (tmp_path / "torch.py").write_text(begun)  # one that takes its time
     inside = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
-    with begin(tiny_store, workers=1, inside=inside) as process:
+    with start_process(tiny_store, workers=1, inside=inside) as process:
         try:
-            until((tmp_path / "begun").exists)
+            wait_until((tmp_path / "begun").exists)
             (first,) = children(process.pid)
             os.kill(first, signal.SIGTERM)
-            assert process.wait(SECONDS) == 0
+            assert process.wait(TIMEOUT_SECONDS) == 0
         finally:
             process.kill()
 
@@ -209,11 +211,11 @@ def _until_unready(store: Path, workers: int) -> float:
         caller = stream(service, 4000)  # so that it does not just end
         service.process.send_signal(signal.SIGTERM)
         begun = time.monotonic()
-        until(lambda: not any(map(ready, kept)))
+        wait_until(lambda: not any(map(ready, kept)))
         took = time.monotonic() - begun
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
         for connection in kept:
             connection.close()
     return took
@@ -221,7 +223,9 @@ def _until_unready(store: Path, workers: int) -> float:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, workers: int) -> None:
-    with serving(tiny_store, before=HANGS, workers=workers, shutdown_grace_seconds=1, inline_seconds=0) as service:
+    with serving(
+        tiny_store, before=HANG_ON_SEVEN, workers=workers, shutdown_grace_seconds=1, inline_seconds=0
+    ) as service:
         processes = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
@@ -229,7 +233,7 @@ def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, worke
             begun = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
             assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
-        assert service.process.wait(SECONDS) == 0
+        assert service.process.wait(TIMEOUT_SECONDS) == 0
         assert time.monotonic() - begun < 2 * 1 + 5 + 1
         assert not [one for one in processes if Path(f"/proc/{one}").exists()]
 
@@ -256,7 +260,7 @@ def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
         def gone() -> bool:
             return not [one for one in workers if Path(f"/proc/{one}").exists() and " Z " not in status(one)]
 
-        until(gone)
+        wait_until(gone)
 
 
 def status(process: int) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
-from support.processes import HANGS, SECONDS, ask, serving
-from support.responses import figures
+from support.processes import HANG_ON_SEVEN, TIMEOUT_SECONDS, request_live, serving
+from support.responses import metric_samples
 from support.service import ROOT
-from support.waiting import until
+from support.waiting import wait_until
 
 from app.main import create_app
 from app.server.supervisor import CONNECTION_MESSAGE, can_fork
@@ -41,20 +41,20 @@ class Parting(WorkerServer):
 
 
 def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
-    with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=SECONDS) as client:
+    with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
         assert len(service.workers) == 2
         kept = [service.connect() for _ in range(12)]
         for connection in kept:
-            assert ask(connection)
+            assert request_live(connection)
         port = httpx.URL(service.url).port or 0
         held = [connections(worker, port) for worker in service.workers]
         assert sum(held) == 12
         assert min(held) >= 4  # on a busy machine one worker may tell later than the other how little it has to do
         for connection in kept:
-            ask(connection)
+            request_live(connection)
             connection.close()
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
-        assert figures(client)[live] == 24
+        assert metric_samples(client)[live] == 24
 
 
 def test_all_connections_that_wait_are_taken_in_one_turn_of_the_loop(tiny_store: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
         before = service.workers
         kept = [service.connect() for _ in range(4)]
         for connection in kept:
-            ask(connection)
+            request_live(connection)
         port = httpx.URL(service.url).port or 0
         its = connections(min(before), port)
         begun = time.monotonic()
@@ -99,7 +99,7 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
         lost = 0
         for connection in kept:
             try:
-                ask(connection)
+                request_live(connection)
             except (AssertionError, OSError):
                 lost += 1
         assert lost == its > 0
@@ -108,14 +108,14 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
 
         def back() -> bool:
             with service.connect() as connection:
-                ask(connection)
+                request_live(connection)
                 return any(connections(worker, port) for worker in service.workers - before)
 
-        until(back)
+        wait_until(back)
         assert time.monotonic() - begun < 10  # 5, and as many for a busy machine
-        with httpx.Client(base_url=service.url, timeout=SECONDS) as client:
+        with httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
             live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
-            assert figures(client)[live] >= 4 + 2 + 20  # those of the dead one too
+            assert metric_samples(client)[live] >= 4 + 2 + 20  # those of the dead one too
         for connection in kept:
             connection.close()
 
@@ -126,12 +126,12 @@ def test_the_figures_of_workers_that_died_are_kept_in_one_place(tiny_store: Path
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
         for round in range(1, 4):
             for _ in range(6):
-                httpx.get(f"{service.url}/health/live", timeout=SECONDS)
+                httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS)
             victim = min(service.workers)
             os.kill(victim, signal.SIGKILL)
-            until(lambda victim=victim: victim not in service.workers and len(service.workers) == 2)
-            with httpx.Client(base_url=service.url, timeout=SECONDS) as client:
-                assert figures(client)[live] == 6 * round
+            wait_until(lambda victim=victim: victim not in service.workers and len(service.workers) == 2)
+            with httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
+                assert metric_samples(client)[live] == 6 * round
         kept = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.glob("*.db")}
         assert kept <= {"0", *map(str, service.workers)}
 
@@ -140,25 +140,27 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
     with serving(tiny_store, liveness_timeout_seconds=0.5) as service:
         before = service.workers
         os.kill(min(before), signal.SIGSTOP)
-        until(lambda: min(before) not in service.workers and len(service.workers) == 2)
+        wait_until(lambda: min(before) not in service.workers and len(service.workers) == 2)
         for _ in range(8):
-            assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+            assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
 
 
 @pytest.mark.parametrize("at_once", [0, 0.05])
 def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Path, at_once: float) -> None:
     """On a thread, and on the event loop itself."""
-    with serving(tiny_store, before=HANGS, workers=1, liveness_timeout_seconds=0.5, inline_seconds=at_once) as service:
+    with serving(
+        tiny_store, before=HANG_ON_SEVEN, workers=1, liveness_timeout_seconds=0.5, inline_seconds=at_once
+    ) as service:
         assert httpx.post(f"{service.url}/v1/images/sample", json={"count": 2}).status_code == 200
         with contextlib.suppress(httpx.HTTPError):
-            httpx.post(f"{service.url}/v1/images/sample", json={"count": 7}, timeout=SECONDS)
-        assert service.process.wait(SECONDS) == 1
+            httpx.post(f"{service.url}/v1/images/sample", json={"count": 7}, timeout=TIMEOUT_SECONDS)
+        assert service.process.wait(TIMEOUT_SECONDS) == 1
 
 
 def test_a_worker_that_hangs_at_once_is_given_no_connections_until_it_is_replaced(tiny_store: Path) -> None:
     """Its event loop computes small batches itself: it can tell nobody anything, and its own callers are hung up on."""
     with serving(
-        tiny_store, before=HANGS, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
+        tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
     ) as service:
         before = service.workers
         with service.connect() as caller:
@@ -168,14 +170,14 @@ def test_a_worker_that_hangs_at_once_is_given_no_connections_until_it_is_replace
             begun = time.monotonic()
             for connection in kept:  # more than the other worker has to do
                 connection.settimeout(2)
-                assert ask(connection)
+                assert request_live(connection)
             assert time.monotonic() - begun < 2
             for connection in kept:
                 connection.close()
-            caller.settimeout(SECONDS)
+            caller.settimeout(TIMEOUT_SECONDS)
             with contextlib.suppress(ConnectionError):
                 assert caller.recv(1) == b""
-        until(lambda: len(service.workers) == 2 and len(service.workers & before) == 1)
+        wait_until(lambda: len(service.workers) == 2 and len(service.workers & before) == 1)
 
 
 NO_PROCESSES = """
@@ -194,7 +196,7 @@ ForkProcess.start = start
 def test_a_worker_that_cannot_be_started_is_tried_again(tiny_store: Path) -> None:
     with serving(tiny_store, before=NO_PROCESSES, log_level="error") as service:
         assert len(service.workers) == 2
-        assert httpx.get(f"{service.url}/health/ready", timeout=SECONDS).status_code == 200
+        assert httpx.get(f"{service.url}/health/ready", timeout=TIMEOUT_SECONDS).status_code == 200
         assert service.stop() == 0
 
 
@@ -216,14 +218,14 @@ def test_a_worker_that_fails_on_everything_is_given_nothing_while_another_works(
 
         def statuses(count: int) -> list[int]:
             return [
-                httpx.post(f"{service.url}/v1/images/sample", json={"count": 1}, timeout=SECONDS).status_code
+                httpx.post(f"{service.url}/v1/images/sample", json={"count": 1}, timeout=TIMEOUT_SECONDS).status_code
                 for _ in range(count)
             ]
 
         assert set(statuses(4)) == {200}
         (tiny_store / "fails").write_text(str(min(service.workers)))
-        until(lambda: statuses(1) == [500])
-        until(lambda: statuses(8) == [200] * 8)
+        wait_until(lambda: statuses(1) == [500])
+        wait_until(lambda: statuses(8) == [200] * 8)
         assert set(statuses(8)) == {200}
 
 
@@ -236,7 +238,7 @@ def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Pa
         for worker in service.workers:
             os.kill(worker, signal.SIGCONT)
         for connection in kept:
-            ask(connection)
+            request_live(connection)
             connection.close()
 
 
@@ -251,7 +253,7 @@ def test_a_pause_of_the_whole_service_ends_nothing(tiny_store: Path, workers: in
         time.sleep(2.5)
         os.killpg(service.process.pid, signal.SIGCONT)
         for _ in range(20):
-            assert httpx.get(f"{service.url}/health/live", timeout=SECONDS).status_code == 200
+            assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
             time.sleep(0.05)
         assert service.workers == before
         assert service.process.poll() is None
@@ -262,13 +264,13 @@ def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
         kept = [service.connect() for _ in range(12)]
         port = httpx.URL(service.url).port or 0
         for connection in kept:
-            ask(connection)
+            request_live(connection)
         os.kill(min(service.workers), signal.SIGKILL)
 
         def even() -> bool:
             for i, connection in enumerate(kept):
                 try:
-                    stays = ask(connection)
+                    stays = request_live(connection)
                 except (AssertionError, OSError):
                     stays = False
                 if not stays:  # as clients do
@@ -277,7 +279,7 @@ def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
             held = [connections(worker, port) for worker in service.workers]
             return len(held) == 2 and min(held) >= 4
 
-        until(even)
+        wait_until(even)
         for connection in kept:
             connection.close()
 
@@ -291,7 +293,7 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
                 assert connection.recv(100).startswith(b"HTTP/1.1 ")
         kept = [service.connect() for _ in range(12)]
         for connection in kept:
-            ask(connection)
+            request_live(connection)
         port = httpx.URL(service.url).port or 0
         held = [connections(worker, port) for worker in service.workers]
         assert sum(held) == 12
@@ -303,7 +305,7 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
 def test_a_worker_has_room_for_every_body_that_is_allowed(tiny_store: Path) -> None:
     """However little of what all of them may hold is its own part."""
     with serving(tiny_store, max_body_bytes=40_000, max_buffered_bytes=50_000) as service:
-        answer = httpx.post(f"{service.url}/v1/images/classify", content=bytes(39_000), timeout=SECONDS)
+        answer = httpx.post(f"{service.url}/v1/images/classify", content=bytes(39_000), timeout=TIMEOUT_SECONDS)
         assert answer.json()["error"]["code"] == "not_an_image"
 
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import torch
 from support.networks import TINY, publish_tiny, rewrite_card, rewrite_weights
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import Serve
-from support.waiting import until
+from support.waiting import wait_until
 
 from app import store
 from app.serving.loader import LoadedModel, Loader, LoadFailure
@@ -43,20 +43,20 @@ def test_a_canary_has_its_share_and_a_second_try_the_same_version(serve: Serve, 
     with serve(store_poll_seconds=SOON) as client:
         assert {ask(client, request_id=f"r{i}") for i in range(20)} == {1}
         rollout.activate(tiny_store, NAME, 2, share=25)
-        until(lambda: described(client)["canary"] == {"version": 2, "share": 25.0})
+        wait_until(lambda: described(client)["canary"] == {"version": 2, "share": 25.0})
         first = [ask(client, request_id=f"r{i}") for i in range(200)]
         assert 30 <= first.count(2) <= 70
         assert [ask(client, request_id=f"r{i}") for i in range(40)] == first[:40]
         assert ask(client, f"{NAME}@1", request_id=f"r{first.index(2)}") == 1  # who names a version gets it
         assert {ask(client) for _ in range(60)} == {1, 2}  # without an id of their own, too
-        counted = figures(client)
+        counted = metric_samples(client)
         by_version = [
             counted["quartet_queue_seconds_count", ("model", NAME), ("version", str(number))] for number in (1, 2)
         ]
         assert sum(by_version) == 20 + 200 + 40 + 1 + 60
         assert by_version[1] >= first.count(2)
         rollout.rollback(tiny_store, NAME)
-        until(lambda: described(client)["canary"] is None)
+        wait_until(lambda: described(client)["canary"] is None)
         assert {ask(client, request_id=f"r{i}") for i in range(20)} == {1}
 
 
@@ -105,11 +105,11 @@ def test_past_the_limit_what_was_asked_for_longest_ago_is_unloaded(serve: Serve,
         earlier = samplers(1)  # of other tests, where nobody has swept them up
         assert ask(client, f"{NAME}@1") == 1
         assert described(client)["loaded"] == [1, 4]
-        assert figures(client)[one] == sizes[NAME]
+        assert metric_samples(client)[one] == sizes[NAME]
         assert len(samplers(1)) == len(earlier) + 1
         assert ask(client, f"{NAME}@2") == 2
         assert described(client)["loaded"] == [2, 4]
-        assert figures(client)[one] == 0
+        assert metric_samples(client)[one] == 0
         assert len(samplers(1)) == len(earlier)  # its memory is free, without a search for cycles
         assert ask(client, f"{NAME}@1") == 1  # and back on demand
         assert described(client)["loaded"] == [1, 4]
@@ -130,13 +130,13 @@ def test_a_half_copied_version_is_served_once_it_is_whole(serve: Serve, tiny_sto
     weights, copy = (whole / store.WEIGHTS).read_bytes(), tiny_store / NAME / "2"
     with serve(store_poll_seconds=SOON) as client:
         copy.mkdir()
-        until(lambda: "card.json cannot be read" in client.get("/health/ready").text)
+        wait_until(lambda: "card.json cannot be read" in client.get("/health/ready").text)
         (copy / store.CARD).write_bytes((whole / store.CARD).read_bytes())
         (copy / store.WEIGHTS).write_bytes(weights[:200])
-        until(lambda: "sha256 is" in client.get("/health/ready").text)
+        wait_until(lambda: "sha256 is" in client.get("/health/ready").text)
         assert ask(client) == 1
         (copy / store.WEIGHTS).write_bytes(weights)
-        until(lambda: ask(client) == 2)
+        wait_until(lambda: ask(client) == 2)
         assert client.get("/health/ready").json()["broken"] == []
 
 
@@ -152,7 +152,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_says_why(
     rollout.activate(tiny_store, "tiny-cnn", 2)  # its weights fit: only the service finds out
     with serve(store_poll_seconds=SOON) as client:
         folder.rename(tiny_store / NAME / "2")
-        until(lambda: described(client)["broken"] != [])
+        wait_until(lambda: described(client)["broken"] != [])
         (entry,) = described(client)["broken"]  # type: ignore[misc]
         assert entry["reason"] == "tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 values that are not finite, expected none"  # fmt: skip  # noqa: E501
         assert ask(client) == 1
@@ -176,7 +176,7 @@ def test_a_version_that_found_no_memory_is_tried_again(
     monkeypatch.setattr(ImageSampler, "warm_up", scarce)
     with serve(store_poll_seconds=SOON) as client:
         publish_tiny(tiny_store, NAME)
-        until(lambda: ask(client) == 2)
+        wait_until(lambda: ask(client) == 2)
         assert tried.count(2) == 2
         assert client.get("/health/ready").json()["broken"] == []
 
@@ -187,10 +187,10 @@ def test_a_choice_that_cannot_be_read_changes_nothing_while_serving(serve: Serve
     file = tiny_store / NAME / rollout.FILE
     with serve(store_poll_seconds=SOON) as client:
         file.write_text("{")
-        until(lambda: "tiny-gan/active.json" in client.get("/health/ready").text)
+        wait_until(lambda: "tiny-gan/active.json" in client.get("/health/ready").text)
         assert ask(client) == 1
         file.write_text(json.dumps({"active": 2}))
-        until(lambda: ask(client) == 2)
+        wait_until(lambda: ask(client) == 2)
         assert client.get("/health/ready").json()["broken"] == []
 
 
@@ -201,6 +201,6 @@ def test_a_retired_version_finishes_what_it_was_asked(serve: Serve, tiny_store: 
         pieces = answer.iter_bytes()
         begun = next(pieces)
         rollout.retire(tiny_store, "tiny-rnn", 1)
-        until(lambda: client.get("/v1/models/tiny-rnn@1").status_code == 404)
+        wait_until(lambda: client.get("/v1/models/tiny-rnn@1").status_code == 404)
         content = begun + b"".join(pieces)
     assert content.count(b'"finish_reason":"length"') == 16

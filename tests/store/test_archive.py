@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save
-from support.command_line import run
+from support.command_line import run_models_command
 from support.networks import publish_tiny
 
 from app import store
@@ -69,13 +69,15 @@ def test_the_command_line_carries_a_version_from_store_to_store(
     tmp_path: Path, packed: bytes, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "gan.zip"
-    assert run(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file)) == (
+    assert run_models_command(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file)) == (
         0,
         f"{file}: {len(packed):,} bytes\n",
         "",
     )
-    assert run(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file))[0] == 1  # it is there already
-    assert run(capsys, other, "import", str(file))[:2] == (
+    assert (
+        run_models_command(capsys, tmp_path / "first", "export", "tiny-gan@1", str(file))[0] == 1
+    )  # it is there already
+    assert run_models_command(capsys, other, "import", str(file))[:2] == (
         0,
         "tiny-gan@1 is in the store; tiny-gan@1 serves, the newest\n",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.command_line import run
+from support.command_line import run_models_command
 from support.networks import publish_tiny, rewrite_weights
 
 from app import store
@@ -133,7 +133,7 @@ def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) ->
 
 def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = [
-        run(capsys, three, *words.split())[:2]
+        run_models_command(capsys, three, *words.split())[:2]
         for words in (
             "activate tiny-gan 2",
             "activate tiny-gan 3 --share 10",
@@ -149,13 +149,13 @@ def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.Cap
         (0, "tiny-gan@2 serves; retired: 3\n"),
     ]
     assert said[4][0] == 1  # its previous version was retired
-    status, table, _ = run(capsys, three, "list")
+    status, table, _ = run_models_command(capsys, three, "list")
     assert status == 0
     assert [" ".join(line.split()) for line in table.splitlines()] == [
         "NAME TASK ACTIVE CANARY PREVIOUS VERSIONS RETIRED",
         "tiny-gan sample (default) 2 - - 1, 2, 3 3",
     ]
-    _, shown, _ = run(capsys, three, "show", "tiny-gan", "--json")
+    _, shown, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
     assert [version["role"] for version in json.loads(shown)["versions"]] == ["", "active", "retired"]
 
 
@@ -172,15 +172,15 @@ def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.Cap
 def test_the_command_line_refuses_in_one_sentence(
     three: Path, capsys: pytest.CaptureFixture[str], words: str, status: int, sentence: str
 ) -> None:
-    found, out, error = run(capsys, three, *words.split())
+    found, out, error = run_models_command(capsys, three, *words.split())
     assert (found, out) == (status, "")
     assert error.endswith(sentence)
 
 
 def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, three, "verify")[:2] == (0, "3 versions: all are whole\n")
+    assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions: all are whole\n")
     spoil(three, 2)
-    status, out, _ = run(capsys, three, "verify")
+    status, out, _ = run_models_command(capsys, three, "verify")
     assert status == 1
     assert out.startswith(
         "tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 values that are not fin"
@@ -189,11 +189,11 @@ def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest
 
 
 def test_diff_shows_what_differs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, three, "diff", "tiny-gan", "1", "2")
+    status, out, _ = run_models_command(capsys, three, "diff", "tiny-gan", "1", "2")
     rows = [line.split() for line in out.splitlines()]
     assert status == 0
     assert rows[0] == ["tiny-gan@1", "tiny-gan@2"]
     assert ["sizes.latent", "4", "4"] in rows
     tensors = load_file(three / NAME / "2" / store.WEIGHTS)
     save_file({**tensors, "more": torch.ones(3)}, three / NAME / "2" / store.WEIGHTS)
-    assert run(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # a broken one is not compared
+    assert run_models_command(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # a broken one is not compared

@@ -9,7 +9,7 @@ import pytest
 from app.cli import models
 
 
-def run(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, str, str]:
+def run_models_command(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> tuple[int, str, str]:
     """The command line: its status and what it prints."""
     try:
         status = models.main([words[0], "--store", str(folder), *words[1:]])

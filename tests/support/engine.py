@@ -7,35 +7,35 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class Seen:
+class RecordingObserver:
     """A watch that keeps what it is told."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
-        self.refusals = 0
+        self.rejections = 0
         self.failures: list[Exception] = []
-        self.waits: list[float] = []
-        self.together: list[list[Any]] = []
-        self.firsts: list[float] = []
-        self.gaps: list[float] = []
+        self.queue_seconds: list[float] = []
+        self.completed_batches: list[list[Any]] = []
+        self.first_token_seconds: list[float] = []
+        self.inter_token_seconds: list[float] = []
 
     def on_dequeued(self, members: Sequence[Any]) -> None:
-        self.waits += [member.started_at - member.queued_at for member in members]
+        self.queue_seconds += [member.started_at - member.queued_at for member in members]
 
     def on_batch(self, rows: int, seconds: float) -> None:
         self.batches.append(rows)
 
     def on_completed(self, members: Sequence[Any]) -> None:
-        self.together.append(list(members))
+        self.completed_batches.append(list(members))
 
     def on_first_token(self, member: Any, seconds: float) -> None:
-        self.firsts.append(seconds)
+        self.first_token_seconds.append(seconds)
 
     def on_inter_token(self, seconds: float) -> None:
-        self.gaps.append(seconds)
+        self.inter_token_seconds.append(seconds)
 
     def on_rejected(self, reason: str) -> None:
-        self.refusals += 1
+        self.rejections += 1
 
     def on_failure(self, error: Exception) -> None:
         self.failures.append(error)
@@ -45,12 +45,12 @@ class Seen:
     def on_load(self, queued: int, running: int) -> None: ...
 
 
-def soon(items: Sequence[Any]) -> float:
+def one_millisecond(items: Sequence[Any]) -> float:
     """How long a batch should take."""
     return 0.001
 
 
-async def start(*coroutines: Any) -> list[asyncio.Task[Any]]:
+async def start_tasks(*coroutines: Any) -> list[asyncio.Task[Any]]:
     """Run each up to its first wait, in order."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     await asyncio.sleep(0)

@@ -20,7 +20,7 @@ def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (3
     return file.getvalue()
 
 
-def bomb(width: int, height: int) -> bytes:
+def png_with_size(width: int, height: int) -> bytes:
     """A PNG that announces many pixels in few bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -32,7 +32,7 @@ def bomb(width: int, height: int) -> bytes:
     )
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def save_image(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

@@ -16,10 +16,10 @@ import httpx
 
 from support.service import ROOT
 
-SECONDS = 30  # more than anything here should take
+TIMEOUT_SECONDS = 30  # more than anything here should take
 
 
-class Service:
+class ServiceProcess:
     """The service in processes of its own."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
@@ -32,18 +32,18 @@ class Service:
 
     def connect(self) -> socket.socket:
         url = httpx.URL(self.url)
-        return socket.create_connection((url.host, url.port or 0), SECONDS)
+        return socket.create_connection((url.host, url.port or 0), TIMEOUT_SECONDS)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(SECONDS)
+        return self.process.wait(TIMEOUT_SECONDS)
 
 
 def children(process: int) -> set[int]:
     return set(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
 
 
-def begin(
+def start_process(
     store: Path, own_group: bool = False, inside: Sequence[str] = (), before: str = "", **settings: object
 ) -> subprocess.Popen[str]:
     """Start the service, ``inside`` of another command, and do not wait until it serves; ``before``: what is done in
@@ -71,21 +71,21 @@ def begin(
 
 
 @contextmanager
-def serving(store: Path, own_group: bool = False, before: str = "", **settings: object) -> Iterator[Service]:
-    process = begin(store, own_group, before=before, **settings)
+def serving(store: Path, own_group: bool = False, before: str = "", **settings: object) -> Iterator[ServiceProcess]:
+    process = start_process(store, own_group, before=before, **settings)
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())
         assert address, "it did not start"
-        yield Service(process, address[0])
+        yield ServiceProcess(process, address[0])
     finally:
         with process:
             if process.poll() is None:
                 process.terminate()
-                process.wait(SECONDS)
+                process.wait(TIMEOUT_SECONDS)
 
 
-def ask(connection: socket.socket) -> bool:
+def request_live(connection: socket.socket) -> bool:
     """A small request over a connection that is kept; gives whether it stays open."""
     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     answer = b""
@@ -97,7 +97,7 @@ def ask(connection: socket.socket) -> bool:
     return b"connection: close" not in answer.lower()
 
 
-HANGS = """
+HANG_ON_SEVEN = """
 import time
 from app.tasks.image_generation import ImageSampler
 works = ImageSampler.predict

@@ -11,7 +11,7 @@ from support.images import image_bytes
 from support.service import ROOT
 
 
-def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
+def metric_samples(client: httpx.Client) -> dict[tuple[object, ...], float]:
     """The samples of /metrics by name and labels."""
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -20,9 +20,9 @@ def figures(client: httpx.Client) -> dict[tuple[object, ...], float]:
     }
 
 
-KEY = "k" * 32
+ADMIN_KEY = "k" * 32
 
-ADMIN = {"authorization": f"Bearer {KEY}"}
+ADMIN_HEADERS = {"authorization": f"Bearer {ADMIN_KEY}"}
 
 CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 
@@ -30,10 +30,10 @@ FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
 
 PNG = image_bytes()
 
-LINE = [float(i % 7) for i in range(20)]
+SERIES = [float(i % 7) for i in range(20)]
 
 
-def refused(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
+def assert_rejected(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
     """The answer has the one shape of an error, and says what it should."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
@@ -46,17 +46,17 @@ def refused(answer: httpx.Response, status: int, param: str | None, sentence: st
     assert len(error["message"]) < 600
 
 
-def still_serves(client: httpx.Client) -> None:
+def assert_still_serves(client: httpx.Client) -> None:
     assert client.post(CLASSIFY, content=PNG).status_code == 200
     assert client.post(CONTINUE, json={"prompt": "abc", "max_characters": 3}).status_code == 200
-    assert client.post(FORECAST, json={"values": LINE}).status_code == 200
+    assert client.post(FORECAST, json={"values": SERIES}).status_code == 200
     assert client.post(SAMPLE, json={"count": 1}).status_code == 200
-    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(LINE)], "data": LINE}
+    tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(SERIES)], "data": SERIES}
     assert client.post("/v2/models/tiny-lstm/infer", json={"inputs": [tensor]}).status_code == 200
     assert client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3}).status_code == 200
 
 
-def spoken(client: httpx.Client, words: bytes) -> bytes:
+def send_raw(client: httpx.Client, words: bytes) -> bytes:
     """What the service says to raw bytes, until it closes the connection or has answered in full."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as line:
         line.settimeout(30)
@@ -67,14 +67,14 @@ def spoken(client: httpx.Client, words: bytes) -> bytes:
         return heard
 
 
-NAMES = [
+HOSTILE_NAMES = [
     "../etc/passwd", "..\\..\\windows", "/etc/passwd", "tiny-rnn\0", "tiny-rnn\n", " tiny-rnn", "TINY-RNN", "tiny‐rnn",
     "tіny-rnn", "tiny-rnn@", "tiny-rnn@-1", "tiny-rnn@1@1", "tiny-rnn@١", "tiny-rnn@" + "9" * 150, "@1", "%2e%2e%2f",
     "", ".", "CON", "defaults.json", "tiny-rnn/1", "😀" * 50,
 ]  # fmt: skip
 
 
-def harmless(answer: httpx.Response) -> None:
+def assert_harmless(answer: httpx.Response) -> None:
     """Never a failure of ours, never a word about our inside, and one shape."""
     assert answer.status_code < 500, answer.text
     for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):

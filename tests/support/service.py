@@ -52,7 +52,7 @@ def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[http
         assert not thread.is_alive(), "the service did not stop"
 
 
-class Held:
+class HeldGenerator:
     """A generator that computes nothing from ``armed`` until ``release``; ``batches``: the rows it was given then."""
 
     def __init__(self) -> None:

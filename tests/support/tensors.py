@@ -31,7 +31,7 @@ SHAPES = {
 }
 
 
-def tensors(name: str, binary: bool, module: Any = triton) -> list[Any]:
+def infer_inputs(name: str, binary: bool, module: Any = triton) -> list[Any]:
     inputs = []
     for tensor, (datatype, values) in INPUTS[name].items():
         inputs.append(module.InferInput(tensor, list(values.shape), datatype))

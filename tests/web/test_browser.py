@@ -18,9 +18,9 @@ import httpx
 import pytest
 from support import processes
 from support.networks import publish_tiny
-from support.responses import figures
+from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
-from support.waiting import until
+from support.waiting import wait_until
 
 from app import key_file
 from app.store import rollout
@@ -166,7 +166,7 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     page = open_page(shipped)
     told(page, "text")
     gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-    before = figures(shipped).get(gone, 0)
+    before = metric_samples(shipped).get(gone, 0)
     page.locator("#text-most").fill("4000")
     page.evaluate("""() => {
         const written = document.getElementById("text-written");
@@ -177,7 +177,7 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     page.locator("#text .told", has_text="stopped after").wait_for()
     assert 0 < len(page.locator("#text-written").text_content()) < 4000
     assert page.locator("#text-stop").is_disabled()
-    until(lambda: figures(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
+    wait_until(lambda: metric_samples(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
 
 
 def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
