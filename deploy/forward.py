@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi import FastAPI
 from prometheus_client import Metric, generate_latest
@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.errors import error_content, error_response
 from app.api.sse import DONE, event
 from app.errors import NotReady, Overloaded
+from app.tasks import TASKS
 
 CARRIED = (
     "type",
@@ -222,15 +223,4 @@ def task_of(path: str, cards: Callable[[str], str | None]) -> str | None:
     for prefix in ("/v2/models/", "/v2/repository/models/"):
         if path.startswith(prefix):
             return cards(path.removeprefix(prefix).split("/")[0].split("@")[0])
-    found: list[Any] = [task for prefix, task in PATHS.items() if path.startswith(prefix)]
-    return found[0] if found else None
-
-
-PATHS = {
-    "/v1/images/classify": "classify",
-    "/v1/images/": "sample",
-    "/v1/text/": "continue",
-    "/v1/completions": "continue",
-    "/v1/series/": "forecast",
-    "/v1/timeseries/": "forecast",
-}
+    return next((task.name for task in TASKS.values() if path in task.paths), None)

@@ -32,7 +32,8 @@ from app.api.middleware.api_keys import key_of, load_keyring
 from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import PREFIX, Settings
-from app.store import StoreError, Task
+from app.store import StoreError, TaskName
+from app.tasks import TASKS
 from deploy.forward import Forwarded, Hosted, gathered, task_of
 
 LOST = (
@@ -55,7 +56,7 @@ class Group(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tasks: list[Task] = Field(min_length=1)
+    tasks: list[TaskName] = Field(min_length=1)
     least: int = Field(default=1, ge=1)
     most: int = Field(default=4, ge=1)
     requests: float = Field(default=16, gt=0)
@@ -72,8 +73,8 @@ class Layout(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     groups: dict[str, Group] = {
-        "oneshot": Group(tasks=["classify", "forecast", "sample"]),
-        "texts": Group(tasks=["continue"]),
+        "oneshot": Group(tasks=[task.name for task in TASKS.values() if task.engine == "batch"]),
+        "texts": Group(tasks=[task.name for task in TASKS.values() if task.engine == "text"]),
     }
     ingresses: int = Field(default=2, ge=1)
 
@@ -165,7 +166,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """
     layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
-    if sorted(task for task, _ in tasks) != ["classify", "continue", "forecast", "sample"]:
+    if sorted(task for task, _ in tasks) != sorted(TASKS):
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each must be in one of them")
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     shared |= {f"{PREFIX}STORE": str(settings.store.resolve()), f"{PREFIX}WORKERS": "1"}

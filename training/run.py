@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from app import store
-from app.tasks import PREDICTORS
+from app.tasks import TASKS
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, options
@@ -241,7 +241,7 @@ class Run:
         """Print the figures, write card.json to the run folder and, unless it or the caller says no, publish."""
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
-            self.predictor(PREDICTORS[card["task"]], card, network), card["hardware"].partition(", threads")[0]
+            self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
         )
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():

@@ -1,11 +1,12 @@
-"""The networks: plain modules that take raw units and give raw units. They import torch and nothing of ours.
+"""The networks: PyTorch modules that read and return values in their original units. They import torch only.
 
-``KINDS`` is the one table from the kind written on a card to the module, the dataclass of its sizes, and its task.
+``KINDS`` maps the ``kind`` on a model card to the network, the dataclass of its sizes, and its task. Add one line here
+for each new architecture.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -15,20 +16,31 @@ from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, 
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 
-KINDS: dict[str, tuple[type[nn.Module], type[Any], str]] = {
-    "lenet": (LeNet, LeNetSizes, "classify"),
-    "digit-net": (DigitNet, DigitNetSizes, "classify"),
-    "whitened-net": (WhitenedNet, WhitenedNetSizes, "classify"),
-    "character-rnn": (CharacterRNN, CharacterRNNSizes, "continue"),
-    "stacked-rnn": (StackedRNN, StackedRNNSizes, "continue"),
-    "series-lstm": (SeriesLSTM, SeriesLSTMSizes, "forecast"),
-    "forecaster": (Forecaster, ForecasterSizes, "forecast"),
-    "gan-generator": (Generator, GeneratorSizes, "sample"),
-    "conditional-generator": (ConditionalGenerator, ConditionalSizes, "sample"),
+TaskName = Literal["classify", "continue", "forecast", "sample"]
+
+
+class Kind(NamedTuple):
+    """One architecture. ``sizes`` is a dataclass whose fields are the keys of the card's ``sizes``."""
+
+    network: type[nn.Module]
+    sizes: type[Any]
+    task: TaskName
+
+
+KINDS: dict[str, Kind] = {
+    "lenet": Kind(LeNet, LeNetSizes, "classify"),
+    "digit-net": Kind(DigitNet, DigitNetSizes, "classify"),
+    "whitened-net": Kind(WhitenedNet, WhitenedNetSizes, "classify"),
+    "character-rnn": Kind(CharacterRNN, CharacterRNNSizes, "continue"),
+    "stacked-rnn": Kind(StackedRNN, StackedRNNSizes, "continue"),
+    "series-lstm": Kind(SeriesLSTM, SeriesLSTMSizes, "forecast"),
+    "forecaster": Kind(Forecaster, ForecasterSizes, "forecast"),
+    "gan-generator": Kind(Generator, GeneratorSizes, "sample"),
+    "conditional-generator": Kind(ConditionalGenerator, ConditionalSizes, "sample"),
 }
 
 
 def build(kind: str, sizes: dict[str, Any]) -> nn.Module:
-    """A network with fresh weights. Raises KeyError for an unknown kind, TypeError for sizes it does not have."""
+    """Return a network with fresh weights. Raises KeyError for an unknown kind, TypeError for unknown sizes."""
     network, dataclass, _ = KINDS[kind]
     return network(dataclass(**sizes))

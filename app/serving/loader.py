@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
+from typing_extensions import TypeVar
 
 from app import store
 from app.engine.batcher import Batcher
@@ -21,35 +22,35 @@ from app.engine.observer import ObserverFactory
 from app.engine.text_engine import TextEngine
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
-from app.tasks import PREDICTORS, Predictor
-from app.tasks.classification import ImageClassifier
-from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks import TASKS, BatchPredictor, Predictor, Task
+from app.tasks.text_generation import Continuation
 
 RETRY_SECONDS = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
 TRANSIENT_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
 BACKGROUND_NICENESS = 10  # niceness of a thread that warms up a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
+P = TypeVar("P", bound=Predictor, default=Any)
 FileStamps = tuple[tuple[int, int], ...]
 
 
 @dataclass(eq=False)
-class LoadedModel:
-    """A version that is in memory: its predictor parses and computes, its engine says when."""
+class LoadedModel(Generic[P]):
+    """A version in memory: its predictor parses and computes, its engine schedules."""
 
     card: Card
-    predictor: Predictor
+    predictor: P
     engine: Engine
-    explainer: Batcher[Any, Any] | None = None  # of classifiers: the same with heat maps
-    bytes: int = 0  # of its weights
-    last_used_at: float = 0.0  # when it was asked for last, on time.monotonic's clock
+    explainer: Batcher[Any, Any] | None = None  # of tasks that explain: batches of ``predictor.explain``
+    bytes: int = 0  # of the weights
+    last_used_at: float = 0.0  # time of the last request, on time.monotonic's clock
 
     @property
     def id(self) -> str:
         return f"{self.card.name}@{self.card.version}"
 
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
-        """Texts of this version each time they have grown; see ``TextEngine.follow``."""
+        """Yield each time some of the texts have grown; see ``TextEngine.stream``."""
         assert isinstance(self.engine, TextEngine)
         return self.engine.stream(texts)
 
@@ -89,40 +90,32 @@ class Loader:
         seen = file_stamps(self.settings.store, name, number)
         try:
             version = store.read_version(self.settings.store, name, number)
-            predictor = self._predictor(version)
-            predictor.warm_up(self._max_batch_rows(version.card))
-            return self._loaded_model(version, predictor)
+            task = TASKS[version.card.task]
+            options = {name: getattr(self.settings, name) for name in task.options}
+            predictor = task.predictor(version, self.device, **options)
+            predictor.warm_up(self._max_rows(task))
+            return self._loaded_model(task, version, predictor)
         except Exception as error:  # whatever is wrong with one version, the others are served
             told = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             again = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
             return LoadFailure(name, number, told, seen, again)
 
-    def _max_batch_rows(self, card: Card) -> int:
-        """The rows of the largest batch that a network will see."""
-        return self.settings.max_running_texts if card.task == "continue" else self.settings.batch_rows
+    def _max_rows(self, task: Task[Any]) -> int:
+        """Return the rows of the largest batch of a task."""
+        return self.settings.max_running_texts if task.engine == "text" else self.settings.batch_rows
 
-    def _predictor(self, version: Version) -> Predictor:
-        if version.card.task == "classify":
-            return ImageClassifier(version, self.device, self.settings.tta)
-        return PREDICTORS[version.card.task](version, self.device)
-
-    def _loaded_model(self, version: Version, predictor: Any) -> LoadedModel:
-        card, settings = version.card, self.settings
+    def _loaded_model(self, task: Task[Any], version: Version, predictor: Any) -> LoadedModel:
+        card = version.card
         size = sum(tensor.nbytes for tensor in version.tensors.values())
-        if isinstance(predictor, TextGenerator):
-            pace, rows, watch = (
-                predictor.latency,
-                settings.max_running_texts,
-                self.observers.for_version(card.name, card.version),
-            )
-            engine = TextEngine(_label(card), predictor.step, pace, self.executor, watch, rows, settings.queue_rows)
+        if task.engine == "text":
+            observer = self.observers.for_version(card.name, card.version)
+            rows, queue = self._max_rows(task), self.settings.queue_rows
+            engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
             return LoadedModel(card, predictor, engine, bytes=size)
-        explainer = None
-        if isinstance(predictor, ImageClassifier):
-            explainer = self._batcher(card, predictor.explain, predictor)
+        explainer = self._batcher(card, predictor.explain, predictor) if task.explains else None
         return LoadedModel(card, predictor, self._batcher(card, predictor.predict, predictor), explainer, bytes=size)
 
-    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: Any) -> Batcher[Any, Any]:
+    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: BatchPredictor) -> Batcher[Any, Any]:
         return Batcher(
             _label(card),
             compute,

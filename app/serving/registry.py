@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, cast
 
 from app import store
 from app.engine.executor import Executor
@@ -14,7 +15,10 @@ from app.engine.observer import EngineObserver, VersionKey
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.loader import LoadedModel, LoadFailure
 from app.serving.store_watcher import StoreWatcher
-from app.store import Card, Task
+from app.store import Card, TaskName
+from app.tasks import Predictor, Task
+
+P = TypeVar("P", bound=Predictor)
 
 
 class ModelLoading(NotReady):
@@ -37,7 +41,7 @@ class Registry(StoreWatcher):
         super().__post_init__()
         self.parse_executor = Executor("parse", self.settings.parse_threads, max_waiting=self.settings.queue_rows)
 
-    def resolve(self, task: Task, model: str | None, request_id: str = "") -> LoadedModel:
+    def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> LoadedModel[P]:
         """The version that serves a request: of a name, a name@version, or the task's default for None.
 
         While a canary is tried, ``request_id`` decides. Raises UnknownModel, RetiredModel, BadValue when the model is
@@ -46,25 +50,25 @@ class Registry(StoreWatcher):
         if self.stopping:
             raise NotReady("the service is stopping")
         name, number = (
-            self._resolve_default(task, request_id) if model is None else self.resolve_name(model, request_id)
+            self._resolve_default(task.name, request_id) if model is None else self.resolve_name(model, request_id)
         )
         live = self.cache.get(name, number)
         card = live.card if live else self.card(name, number)
         if card is None:  # removed a moment ago
             raise UnknownModel(model or name, self.version_sets)
-        if card.task != task:
-            fitting = [known for known in self.version_sets if (other := self.card(known)) and other.task == task]
+        if card.task != task.name:
+            fitting = [known for known in self.version_sets if (other := self.card(known)) and other.task == task.name]
             raise BadValue(
-                f"model {quote_value(model)} is for the task {card.task!r}, not {task!r}; "
+                f"model {quote_value(model)} is for the task {card.task!r}, not {task.name!r}; "
                 f"for that there are: {', '.join(fitting) or 'none'}",
                 "model",
             )
         if live is None:
             raise ModelLoading(f"{name}@{number}", self.load_version(name, number))
         live.last_used_at = time.monotonic()
-        return live
+        return cast(LoadedModel[P], live)  # the loader made its predictor by the same table
 
-    async def wait_for(self, task: Task, model: str | None, request_id: str, deadline: float) -> LoadedModel:
+    async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
         """As ``pick``, but waits for a version that is not in memory, ``until`` the event loop's clock says so.
 
         Raises TimedOut then. Before an unloaded model is refused, it is looked up once more.
@@ -87,7 +91,7 @@ class Registry(StoreWatcher):
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
             if isinstance(entry, LoadedModel):
-                return entry
+                return cast(LoadedModel[P], entry)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
         """The name and number that ``name`` or ``name@version`` means. Raises UnknownModel and RetiredModel."""
@@ -108,7 +112,7 @@ class Registry(StoreWatcher):
             raise UnknownModel(model, shelf.labels() or self.version_sets, param)
         return name, found
 
-    def _resolve_default(self, task: Task, request_id: str) -> VersionKey:
+    def _resolve_default(self, task: TaskName, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")
         shelf = self.version_sets.get(name)
         number = shelf.version_for(request_id) if shelf else None

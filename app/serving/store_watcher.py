@@ -17,7 +17,7 @@ from app.serving.model_cache import ModelCache
 from app.serving.store_snapshot import StoreSnapshot, is_unloaded
 from app.serving.version_set import VersionSet
 from app.settings import Settings
-from app.store import Card, StoreError, Task
+from app.store import Card, StoreError, TaskName
 
 log = logging.getLogger("quartet")
 IDLE_SECONDS = 300.0  # seconds that a version stays in memory which was asked for by its number alone
@@ -36,7 +36,7 @@ class StoreWatcher:
     executor: Executor = field(init=False)
     cache: ModelCache = field(init=False)
     version_sets: dict[str, VersionSet] = field(default_factory=dict)
-    defaults: dict[Task, str] = field(default_factory=dict)
+    defaults: dict[TaskName, str] = field(default_factory=dict)
     engines: WeakSet[Engine] = field(default_factory=WeakSet)  # also of versions that finish what they were asked
 
     def __post_init__(self) -> None:

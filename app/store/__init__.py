@@ -1,5 +1,6 @@
 """The format of ``models_store/`` on disk: cards, weights, rollout, archives. No pickle is ever loaded from it."""
 
+from app.networks import TaskName
 from app.store.versions import (
     CARD,
     DTYPES,
@@ -16,7 +17,6 @@ from app.store.versions import (
     Speed,
     StoreError,
     StrictModel,
-    Task,
     TensorSpec,
     Version,
     VersionNumber,
@@ -51,7 +51,7 @@ __all__ = [
     "Speed",
     "StoreError",
     "StrictModel",
-    "Task",
+    "TaskName",
     "TensorSpec",
     "Version",
     "VersionNumber",

@@ -17,7 +17,7 @@ def list_models(folder: Path) -> list[dict[str, Any]]:
     return [_model(folder, name, defaults) for name in stored_versions(folder)]
 
 
-def _model(folder: Path, name: str, defaults: dict[store.Task, str]) -> dict[str, Any]:
+def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict[str, Any]:
     chosen, problem = Rollout(), ""
     try:
         chosen = rollout.read(folder, name)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -28,10 +28,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from app.networks import KINDS, build
+from app.networks import KINDS, TaskName, build
 from app.store.files import file_lock, replace_file, scratch_folder, sync
 
-Task = Literal["classify", "continue", "forecast", "sample"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
 VersionNumber = Annotated[int, Field(ge=1, lt=10**9)]
 INT64_LIMIT = 2**63
@@ -110,7 +109,7 @@ class Card(StrictModel):
 
     name: ModelName
     version: VersionNumber
-    task: Task
+    task: TaskName
     title: str
     kind: str
     sizes: Annotated[dict[str, Any], AfterValidator(_json_safe)]
@@ -163,8 +162,8 @@ class Version:
         card = self.card
         if card.kind not in KINDS:
             raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
-        if card.task != KINDS[card.kind][2]:
-            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind][2]!r}")
+        if card.task != KINDS[card.kind].task:
+            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind].task!r}")
         # whatever the sizes say, no memory is taken, and no more modules made, before the weights are seen to fit
         for key in REPEATED:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
@@ -280,7 +279,7 @@ def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:
     return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
-def read_defaults(store: Path) -> dict[Task, str]:
+def read_defaults(store: Path) -> dict[TaskName, str]:
     """The model that serves each task when the caller names none. Raises StoreError."""
     path = store / "defaults.json"
     if not path.exists():
@@ -289,7 +288,7 @@ def read_defaults(store: Path) -> dict[Task, str]:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path.name} cannot be read: {error}") from error
-    tasks = Task.__args__  # type: ignore[attr-defined]
+    tasks = TaskName.__args__  # type: ignore[attr-defined]
     if not isinstance(content, dict) or not all(task in tasks and isinstance(content[task], str) for task in content):
         raise StoreError(f"{path.name}: expected an object from task ({', '.join(tasks)}) to the name of a model")
     return content
@@ -360,7 +359,7 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def set_default(store: Path, task: Task, name: str) -> None:
+def set_default(store: Path, task: TaskName, name: str) -> None:
     """Make a model the one that serves its task, by one rename."""
     with file_lock(store):
         replace_file(store / "defaults.json", json.dumps({**read_defaults(store), task: name}, indent=2) + "\n")

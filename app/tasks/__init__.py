@@ -1,37 +1,97 @@
-"""From what a caller sent to what a network reads, and back: one predictor per stem.
+"""The tasks: how each one turns a caller's input into tensors, and the network's output into results.
 
-``parse`` turns a caller's input into an item and refuses what cannot be used; ``predict`` (or, for text, ``step``)
-turns many items into answers and runs on the compute thread. ``PREDICTORS`` says which one serves which task.
+``TASKS`` has one line per task. The API, the engines, the deployments and the trainings read the table instead of
+knowing the tasks. ``KINDS`` in ``app.networks`` assigns each network to a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-import torch
-
-from app.networks import KINDS
-from app.networks.forecaster import Forecaster
-from app.store import Task, Version
+from app.store import Card, TaskName
 from app.tasks.classification import ImageClassifier
-from app.tasks.forecasting import GlobalForecaster
+from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
+from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
-from app.tasks.window_forecasting import WindowForecaster
-
-AnyForecaster = WindowForecaster | GlobalForecaster
-Predictor = ImageClassifier | TextGenerator | AnyForecaster | ImageSampler
 
 
-def forecaster_of(version: Version, device: torch.device) -> AnyForecaster:
-    """The predictor of a series network: one for any series, or the workshop's for its own."""
-    network = KINDS.get(version.card.kind, (None,))[0]
-    return (GlobalForecaster if network is Forecaster else WindowForecaster)(version, device)
+class Predictor(Protocol):
+    """The part of a predictor that does not depend on its engine."""
+
+    card: Card
+    latency: LatencyModel  # seconds of a batch by its number of rows; measured by ``warm_up``
+
+    def warm_up(self, rows: int) -> None:
+        """Choose the precision, and measure batches of 1 to ``rows`` rows."""
 
 
-PREDICTORS: dict[Task, Callable[[Version, torch.device], Predictor]] = {
-    "classify": ImageClassifier,
-    "continue": TextGenerator,
-    "forecast": forecaster_of,
-    "sample": ImageSampler,
-}
+class BatchPredictor(Predictor, Protocol):
+    """A predictor for ``Batcher``: one call computes a batch of items."""
+
+    def predict(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return one result per item."""
+
+    def rows(self, item: Any) -> int:
+        """Return the number of batch rows that an item takes."""
+
+    def seconds(self, items: Sequence[Any]) -> float:
+        """Return the expected duration of a batch."""
+
+    def dummy_run(self, rows: int) -> None:
+        """Compute a batch of ``rows`` dummy rows."""
+
+
+class ExplainingPredictor(BatchPredictor, Protocol):
+    """A predictor that can also explain its predictions."""
+
+    def explain(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return one prediction and one explanation per item."""
+
+
+class TextPredictor(Predictor, Protocol):
+    """A predictor for ``TextEngine``: one call adds one token to each text."""
+
+    def step(self, texts: Sequence[Any]) -> None:
+        """Add one token to each text whose prompt is read; read on in the other prompts."""
+
+    def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
+        """Return ``rows`` dummy texts of ``characters`` characters each for ``step``."""
+
+
+P = TypeVar("P", bound=Predictor)
+
+
+@dataclass(frozen=True)
+class Task(Generic[P]):
+    """One task.
+
+    Attributes:
+        name: the value of ``task`` on model cards.
+        predictor: makes the predictor of a version: ``predictor(version, device, **options)``.
+        engine: "batch" for a ``BatchPredictor``, "text" for a ``TextPredictor``.
+        unit: what the speed on a card counts.
+        paths: the HTTP paths that only serve this task.
+        options: names of the settings that ``predictor`` takes as keyword arguments.
+        explains: whether the predictor is an ``ExplainingPredictor``.
+    """
+
+    name: TaskName
+    predictor: Callable[..., P]
+    engine: Literal["batch", "text"]
+    unit: str
+    paths: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    explains: bool = False
+
+
+CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",), explains=True)
+GENERATE_TEXT = Task("continue", TextGenerator, "text", "character", ("/v1/text/continue", "/v1/completions"))
+FORECAST: Task[AnyForecaster] = Task(
+    "forecast", load_forecaster, "batch", "forecast", ("/v1/series/forecast", "/v1/timeseries/forecast")
+)
+GENERATE_IMAGES = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"))
+
+TASKS: dict[TaskName, Task[Any]] = {task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES)}

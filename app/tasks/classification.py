@@ -122,7 +122,7 @@ class ImageClassifier(ImageDecoder):
     times, moved and mirrored, if it is one that can.
     """
 
-    def __init__(self, version: Version, device: torch.device, views: bool = False) -> None:
+    def __init__(self, version: Version, device: torch.device, tta: bool = False) -> None:
         card = version.card
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
             raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
@@ -134,14 +134,14 @@ class ImageClassifier(ImageDecoder):
         if device.type == "cpu" and fast_bfloat16(device) and hasattr(self.network, "halve"):
             self.network.halve()
         super().__init__(self.network.sizes.channels, self.network.sizes.image)
-        self.views = views and hasattr(self.network, "views")
+        self.tta = tta and hasattr(self.network, "views")
         self.latency = LatencyModel(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
         """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
         with torch.inference_mode():
             pixels = torch.stack(list(items)).to(self.device)
-            logits = self.network.views(pixels) if self.views else self.network(pixels)
+            logits = self.network.views(pixels) if self.tta else self.network(pixels)
             found = probabilities(logits)
             check_finite(float(found.sum()), "probabilities")
             answers: list[list[float]] = found.tolist()
@@ -157,7 +157,7 @@ class ImageClassifier(ImageDecoder):
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
             maps = self.network.maps(pixels)
-            seen = self.network.views(pixels) if self.views else None
+            seen = self.network.views(pixels) if self.tta else None
         maps.requires_grad_()
         with torch.enable_grad():
             scores = self.network.classified(maps)

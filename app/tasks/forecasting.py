@@ -10,11 +10,14 @@ import numpy as np
 import torch
 
 from app.errors import BadValue, quote_value
+from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
+from app.networks.lstm import SeriesLSTM
 from app.store import Version
 from app.tasks.latency_model import LatencyModel, check_finite
 from app.tasks.quantile_forecast import NORMAL, QuantileForecast
 from app.tasks.seasonality import detect_season, fill_missing
+from app.tasks.window_forecasting import WindowForecaster
 
 MIN_VALUES = 8  # values that a series must have
 LONGEST_SEASON = 168  # values: a week of hours
@@ -125,6 +128,17 @@ class GlobalForecaster:
     def warm_up(self, rows: int) -> None:
         """Compute alone, in a full batch and between, and measure it."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
+
+
+AnyForecaster = GlobalForecaster | WindowForecaster
+WINDOW_NETWORKS = (SeriesLSTM,)  # networks for one kind of series; all others forecast any series
+
+
+def load_forecaster(version: Version, device: torch.device) -> AnyForecaster:
+    """Return the predictor for the network of a version."""
+    kind = KINDS.get(version.card.kind)
+    windowed = kind is not None and issubclass(kind.network, WINDOW_NETWORKS)
+    return (WindowForecaster if windowed else GlobalForecaster)(version, device)
 
 
 def _tail_quantiles(series: np.ndarray) -> np.ndarray:

@@ -266,8 +266,8 @@ class TextGenerator:
         if all(text.finished for text in texts):
             self._drawing = None
 
-    def dummy_run(self, rows: int, characters: int) -> list[Continuation]:
-        """So many texts of no meaning, whose ``step`` is to be timed, so many times."""
+    def dummy_texts(self, rows: int, characters: int) -> list[Continuation]:
+        """Return ``rows`` texts of no meaning that take ``characters`` steps each."""
         prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(rows)]
         return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
 
@@ -290,7 +290,7 @@ class TextGenerator:
             self.blank = self.blank.double()
         del self.network
 
-        self.latency = LatencyModel.measure(lambda count: self.step(self.dummy_run(count, 1)), rows)
+        self.latency = LatencyModel.measure(lambda count: self.step(self.dummy_texts(count, 1)), rows)
         with torch.inference_mode():
             self.reading = LatencyModel.measure(
                 lambda count: self._after(characters[:count], states[:count].to(self.blank.dtype)), rows

@@ -162,7 +162,7 @@ def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
     store.publish(tmp_path, card, whitened.state_dict())
-    classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"), views=True)
+    classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"), tta=True)
     images = list(noise_images(3))
     for (likely, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
         assert likely == pytest.approx(alone, abs=1e-6)

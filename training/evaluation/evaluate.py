@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +20,116 @@ import torch
 
 from app import store
 from app.networks import KINDS
-from app.tasks import PREDICTORS
+from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
-from training.gan import JUDGE, load_judge
+from training.evaluation import language_model
+from training.gan import load_judge
 from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
 
 HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
 LEARNT = {"samples_only_accuracy": 0.004}  # what a training ends at that measures: processors round it elsewhere
-SCRIPTS: dict[str, Any] = {"classify": cnn, "continue": rnn, "forecast": lstm, "sample": gan}
-OWN: dict[str, Any] = {
-    "classify": cnn_finetune,
-    "continue": rnn,
-    "forecast": forecaster_finetune,
-    "sample": gan_finetune,
+
+
+class EvaluationError(Exception):
+    """A version that cannot be measured again."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """How the versions of one training script are measured again.
+
+    Attributes:
+        evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
+        judge: loads the classifier that ``evaluate`` takes as second argument: ``judge(store, device, version)``.
+        read_own: reads the caller's own data of a card from the place that its command names.
+        measure_own: returns the metrics of a predictor on these data.
+    """
+
+    evaluate: Callable[..., dict[str, Any]]
+    judge: Callable[[Path, str, int], Any] | None = None
+    read_own: Callable[[store.Card, Path], Any] | None = None
+    measure_own: Callable[[Any, Any], dict[str, Any]] | None = None
+
+
+def _read_images(card: store.Card, models: Path) -> Any:
+    chosen, _ = cnn.arguments(_command(card)[1])
+    return image_folders.read(chosen.own["images"], chosen.own["size"])
+
+
+def _read_text(card: store.Card, models: Path) -> Any:
+    chosen, _ = rnn.arguments(_command(card)[1])
+    return texts.read(chosen.own["text"])
+
+
+def _read_table(card: store.Card, models: Path) -> Any:
+    """The series, and the version with which the training started."""
+    chosen, config = lstm.arguments(_command(card)[1])
+    base = next(name for name in card.data if "@" in name and ":" not in name)
+    return forecaster_finetune.read(
+        replace(chosen, store=models, own={**chosen.own, "origin": base}),
+        config.horizon,  # type: ignore[union-attr]
+    )
+
+
+def _read_labelled_images(card: store.Card, models: Path) -> Any:
+    chosen, _ = gan.arguments(_command(card)[1])
+    return gan_finetune.read(chosen.own["images"], chosen.own["size"], chosen.own["colour"], chosen.name)
+
+
+# By the module that the command on a card names. Add one line here for each new training script.
+SCRIPTS: dict[str, Script] = {
+    "training.cnn": Script(cnn.evaluate, None, _read_images, cnn_finetune.measure),
+    "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
+    "training.lstm": Script(lstm.evaluate, None, _read_table, forecaster_finetune.measure),
+    "training.gan": Script(gan.evaluate, load_judge, _read_labelled_images, gan_finetune.measure),
 }
 
 
+def _command(card: store.Card) -> tuple[str, list[str]]:
+    """Return the module and the arguments of the command on a card. Raises EvaluationError."""
+    words = shlex.split(card.command)
+    if "-m" not in words[:-1]:
+        raise EvaluationError(f"command is {card.command!r}; expected one such as 'python -m training.cnn'")
+    at = words.index("-m")
+    return words[at + 1], words[at + 2 :]
+
+
+def script_of(card: store.Card) -> Script:
+    """Return the training script that the command on a card names. Raises EvaluationError."""
+    module, _ = _command(card)
+    if module not in SCRIPTS:
+        raise EvaluationError(f"command names the module {module!r}; allowed are {', '.join(SCRIPTS)}")
+    return SCRIPTS[module]
+
+
 def own_data(card: store.Card, models: Path) -> Any:
-    """The caller's own data that a version was trained on, read as its command says; None for a data set of ours.
+    """Return the caller's own data that a version was trained on; None for a built-in data set.
 
-    Those of series come with the version that the training began with.
-
-    Raises DataError when they are not there any more.
+    Raises DataError when the data are no longer there, and EvaluationError for an unknown training script.
     """
     if not any(":" in name for name in card.data):
         return None
-    words = shlex.split(card.command)
-    chosen, config = SCRIPTS[card.task].arguments(words[words.index("-m") + 2 :])
-    own = chosen.own
-    if card.task == "continue":
-        return texts.read(own["text"])
-    if card.task == "forecast":
-        base = next(name for name in card.data if "@" in name and ":" not in name)
-        return forecaster_finetune.read(replace(chosen, store=models, own={**own, "origin": base}), config.horizon)
-    if card.task == "sample":
-        return gan_finetune.read(own["images"], own["size"], own["colour"], chosen.name)
-    return image_folders.read(own["images"], own["size"])
+    script = script_of(card)
+    if script.read_own is None:
+        raise EvaluationError(f"command is {card.command!r}, which trains on no own data")
+    return script.read_own(card, models)
 
 
 def measure(version: store.Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
-    """All metrics of a version, from its stored weights; ``own``: the caller's data it was trained on."""
-    predictor: Any = PREDICTORS[version.card.task](version, torch.device(device))
-    if own is not None:
-        found: dict[str, Any] = OWN[version.card.task].measure(predictor, own)
-    elif version.card.task == "sample":
-        judge = next(int(name.partition("@")[2]) for name in version.card.data if name.startswith(JUDGE))
-        found = gan.evaluate(predictor, load_judge(models, device, judge))
-    else:
-        found = SCRIPTS[version.card.task].evaluate(predictor)
-    return found
+    """Return all metrics of a version, measured with its stored weights; ``own``: what ``own_data`` returned.
+
+    Raises EvaluationError for an unknown training script.
+    """
+    card = version.card
+    script, predictor = script_of(card), TASKS[card.task].predictor(version, torch.device(device))
+    if own is not None and script.measure_own:
+        return script.measure_own(predictor, own)
+    if script.judge is None:
+        return script.evaluate(predictor)
+    number = next(int(name.partition("@")[2]) for name in card.data if "@" in name)
+    return script.evaluate(predictor, script.judge(models, device, number))
 
 
 def sha256_of(name: str, models: Path, own: Any = None) -> str:
@@ -99,6 +158,17 @@ def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
     return lines
 
 
+def check(version: store.Version, models: Path, device: str) -> list[str]:
+    """Measure a version again and return one line per figure; lines of wrong figures or data end with a cross.
+
+    Raises DataError when the caller's own data are no longer there, and EvaluationError for an unknown training script.
+    """
+    own = own_data(version.card, models)
+    changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]
+    lines = [f"  {name:34} is not that of the card ✗" for name in changed]
+    return [*lines, *compare(version.card, measure(version, models, device, own))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
@@ -111,24 +181,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         version = store.read_version(chosen.store, name, number)
         try:
-            own = own_data(version.card, chosen.store)
+            lines = check(version, chosen.store, chosen.device)
+            found += 1
         except DataError as error:
-            print(
-                f"{name}@{number}\n  its data are not here, so its figures are not measured again: {error}", flush=True
-            )
+            lines = [f"  its data are not here, so its figures are not measured again: {error}"]
             absent += 1
-            continue
-        found += 1
-        stated = version.card.data.items()
-        lines = [
-            f"  {name:34} is not that of the card ✗"
-            for name, sha in stated
-            if sha256_of(name, chosen.store, own) != sha
-        ]
-        lines += compare(version.card, measure(version, chosen.store, chosen.device, own))
+        except EvaluationError as error:
+            lines = [f"  not measured: {error} ✗"]
         wrong += sum(line.endswith("✗") for line in lines)
         print(f"{name}@{number}", *lines, sep="\n", flush=True)
-    if not found and not absent:
+    if not found and not absent and not wrong:
         parser.error(f"nothing to measure in {chosen.store}")
     told = f"{wrong} figures are off" if wrong else f"all figures of {found} versions are as their cards say"
     print(f"{told}; {absent} not measured" if absent else told)

@@ -22,14 +22,12 @@ import torch
 
 from app import store
 from app.store import files
-from app.tasks import PREDICTORS
-from app.tasks.text_generation import TextGenerator
+from app.tasks import TASKS
 
 SECONDS = 0.5  # for which something is repeated ...
 LEAST = 5  # ... and how often at least
 ROWS = 64  # of a full batch
 STEPS = 100_000  # characters that a timed text would have
-UNITS = {"classify": "image", "continue": "character", "forecast": "forecast", "sample": "image"}
 
 
 def measure(predictor: Any, hardware: str) -> dict[str, Any]:
@@ -49,9 +47,9 @@ def measure(predictor: Any, hardware: str) -> dict[str, Any]:
     }
 
 
-def told(speed: dict[str, Any], task: str) -> str:
+def told(speed: dict[str, Any], task: store.TaskName) -> str:
     """The same as a sentence."""
-    unit = UNITS[task]
+    unit = TASKS[task].unit
     return (
         f"on one thread {speed['milliseconds']:g} ms for one {unit} alone, {speed['per_second']:,.0f} {unit}s a second "
         f"in batches of {speed['rows']}"
@@ -66,8 +64,8 @@ def processor() -> str:
 
 
 def _once(predictor: Any, rows: int) -> Callable[[], Any]:
-    if isinstance(predictor, TextGenerator):
-        texts = predictor.dummy_run(rows, STEPS)
+    if TASKS[predictor.card.task].engine == "text":
+        texts = predictor.dummy_texts(rows, STEPS)
         return lambda: predictor.step(texts)
     return lambda: predictor.dummy_run(rows)
 
@@ -98,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if chosen.names and name not in chosen.names:
             continue
         version = store.read_version(chosen.store, name, number)
-        speed = measure(PREDICTORS[version.card.task](version, torch.device("cpu")), processor())
+        speed = measure(TASKS[version.card.task].predictor(version, torch.device("cpu")), processor())
         print(f"{name}@{number}: {told(speed, version.card.task)}", flush=True)
         if chosen.write:
             path = version.folder / store.CARD

@@ -37,6 +37,7 @@ from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import FORECAST
 
 SECONDS = {
     **{"second": 1, "S": 1, "minute": 60, "T": 60, "hour": 3600, "H": 3600},
@@ -96,14 +97,14 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def models(request: Request) -> Response:
         """The names of the models that forecast."""
         cards = map(registry.card, registry.version_sets)
-        return json_response(sorted(card.name for card in cards if card and card.task == "forecast"))
+        return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
 
     @routes.post("/forecast", openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with quantiles."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, TimeSeriesRequest, reading, most)
-        live = await resolve_model(request, registry, "forecast", body.model, until)
+        live = await resolve_model(request, registry, FORECAST, body.model, until)
         if len(body.inputs) > settings.max_series:
             raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
         starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]

@@ -22,7 +22,8 @@ from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks import GENERATE_TEXT
+from app.tasks.text_generation import Continuation
 
 BODY = {
     "type": "object",
@@ -57,9 +58,8 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         found = await read_object(request, reading, most)
         version = await model_in_path(registry, request, name, until)
         live = await resolve_model(
-            request, registry, "continue", version.id, until
+            request, registry, GENERATE_TEXT, version.id, until
         )  # refused when it is for another task
-        assert isinstance(live.predictor, TextGenerator)
         told = {"model_name": live.card.name, "model_version": str(live.card.version)}
         if identity := _identity(found):
             told["id"] = identity

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ from app.api.routes import forecast, generate_text
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.settings import Settings
+from app.store import TaskName
 from app.tasks.classification import ImageClassifier
+from app.tasks.forecasting import AnyForecaster
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
@@ -50,8 +52,7 @@ class RequestModels:
 class ClassifierTensors:
     """A classifier: ``image`` in raw pixel units, 0 to 255 -> ``probabilities``."""
 
-    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
-        assert isinstance(live.predictor, ImageClassifier)
+    def __init__(self, live: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
         predictor = live.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
         self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
@@ -80,8 +81,7 @@ class ClassifierTensors:
 class TextTensors:
     """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
 
-    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
-        assert isinstance(live.predictor, TextGenerator)
+    def __init__(self, live: LoadedModel[TextGenerator], limits: RequestModels) -> None:
         self.predictor = live.predictor
         self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
         known = live.predictor.vocabulary
@@ -128,7 +128,7 @@ class TextTensors:
 class ForecasterTensors:
     """A series network: ``values``, NaN where one is missing -> ``mean``, and ``lower`` and ``upper`` of each level."""
 
-    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
+    def __init__(self, live: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
         self.live = live
         self.settings = limits.settings
         self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
@@ -178,8 +178,7 @@ class ForecasterTensors:
 class GeneratorTensors:
     """A generator: ``latents`` from N(0, 1), and ``classes`` by index or label -> ``images``."""
 
-    def __init__(self, live: LoadedModel, limits: RequestModels) -> None:
-        assert isinstance(live.predictor, ImageSampler)
+    def __init__(self, live: LoadedModel[ImageSampler], limits: RequestModels) -> None:
         self.predictor = live.predictor
         sizes = live.predictor.network.sizes
         self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
@@ -219,7 +218,7 @@ class GeneratorTensors:
 
 
 TensorModel = ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
-MODELS: dict[str, type[TensorModel]] = {
+MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]] = {
     "classify": ClassifierTensors,
     "continue": TextTensors,
     "forecast": ForecasterTensors,

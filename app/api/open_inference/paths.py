@@ -13,6 +13,7 @@ from app.errors import BadValue, NotReady, UnknownModel, UnloadedModel, quote_va
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
+from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
 SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
@@ -44,7 +45,7 @@ async def model_in_path(registry: Registry, request: Request, name: str, until: 
     card = registry.card(found, number)
     if card is None:  # removed a moment ago
         raise UnknownModel(name, registry.version_sets, "name")
-    return await resolve_model(request, registry, card.task, f"{found}@{number}", until)
+    return await resolve_model(request, registry, TASKS[card.task], f"{found}@{number}", until)
 
 
 def version_in_path(registry: Registry, request: Request, name: str) -> VersionKey:

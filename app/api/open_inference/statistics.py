@@ -13,6 +13,7 @@ from app.api.request import json_response
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
+from app.tasks import TASKS
 
 
 def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
@@ -56,7 +57,7 @@ def _of(live: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[st
     return {
         "name": live.card.name,
         "version": str(live.card.version),
-        "inference_count": queue["count"] if live.card.task == "continue" else int(total("batch_rows_sum")),
+        "inference_count": queue["count"] if TASKS[live.card.task].engine == "text" else int(total("batch_rows_sum")),
         "execution_count": computing["count"],
         "inference_stats": {**done, **{name: _duration(0, 0) for name in unmeasured}},
         "response_stats": {},

@@ -41,6 +41,7 @@ from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
@@ -95,7 +96,7 @@ class CompletionChoice:
 class CompletionBuilder:
     """What a request asked for, under way."""
 
-    live: LoadedModel
+    live: LoadedModel[TextGenerator]
     body: CompletionRequest
     choices: Sequence[CompletionChoice]
     told: dict[str, Any]
@@ -138,7 +139,6 @@ class CompletionBuilder:
         return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": best, "text_offset": offsets}
 
     def _best(self, character: str, value: float, likeliest: list[tuple[int, float]]) -> dict[str, float]:
-        assert isinstance(self.live.predictor, TextGenerator)
         vocabulary = self.live.predictor.vocabulary
         found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > MIN_LOG_PROBABILITY}
         return {**found, character: _finite(value)}
@@ -178,7 +178,7 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
         """OpenAI's completions: streamed or not, of one prompt or several."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, bodies, reading, most)
-        live = await resolve_model(request, registry, "continue", body.model, until)
+        live = await resolve_model(request, registry, GENERATE_TEXT, body.model, until)
         _check(body)
         live.engine.admit(body.n or 1)
         answer = await run_before_deadline(
@@ -220,11 +220,13 @@ def _check(body: CompletionRequest) -> None:
 
 
 def _begun(
-    live: LoadedModel, body: CompletionRequest, prompts: type[generate_text.GenerateTextRequest], settings: Settings
+    live: LoadedModel[TextGenerator],
+    body: CompletionRequest,
+    prompts: type[generate_text.GenerateTextRequest],
+    settings: Settings,
 ) -> CompletionBuilder:
     """The texts of a request, ready to be continued. Raises BadValue."""
     predictor = live.predictor
-    assert isinstance(predictor, TextGenerator)
     found, n = _prompts(body.prompt, predictor), body.n or 1
     if len(found) * n > settings.max_texts:
         raise BadValue(

@@ -31,6 +31,7 @@ from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import GENERATE_IMAGES
 from app.tasks.image_generation import ImageSampler, LatentBatch
 
 
@@ -62,9 +63,8 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, bodies, reading, EXTRA_COMMAS + 1000)
-        live = await resolve_model(request, registry, "sample", body.model, until)
+        live = await resolve_model(request, registry, GENERATE_IMAGES, body.model, until)
         predictor = live.predictor
-        assert isinstance(predictor, ImageSampler)
         _check(body, predictor)
         named, n = prompt_labels(body.prompt, predictor.labels, live.card.name), body.n or 1
         count = sum(times for _, times in named) * n if named else n

@@ -39,6 +39,7 @@ from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier, is_simple_image, overlay_heat_map
 
 SMALL_BYTES = 32 * 1024  # of images that are looked at at once
@@ -77,10 +78,9 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """
         until = deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        live = await resolve_model(request, registry, "classify", query.model, until)
+        live = await resolve_model(request, registry, CLASSIFY, query.model, until)
         live.engine.admit(1)  # a full queue is told before a body is read
         files = await _files(request, images, settings, reading)
-        assert isinstance(live.predictor, ImageClassifier)
         explanations: list[dict[str, Any]] = [{}] * len(files)
         answers: Sequence[list[float]]
         async with Deadline(request, until):

@@ -27,7 +27,8 @@ from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
-from app.tasks import AnyForecaster
+from app.tasks import FORECAST
+from app.tasks.forecasting import AnyForecaster
 
 VALUES_PER_SERIES = 3000  # values that are read in the time that a series takes besides them
 BYTES_PER_NUMBER = 26  # bytes that a value can take in JSON
@@ -83,8 +84,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Go on with series of numbers, with intervals."""
         until = deadline(request, settings.request_seconds)
         body = (await read_json(request, histories, reading, most)).resolved()
-        live = await resolve_model(request, registry, "forecast", body.model, until)
-        assert isinstance(live.predictor, AnyForecaster)
+        live = await resolve_model(request, registry, FORECAST, body.model, until)
         live.engine.admit(1)
         async with Deadline(request, until):
             items = await parsing.run_or_inline(size(body), parse_series, live, body, settings)
@@ -106,10 +106,9 @@ def size(body: ForecastRequest) -> int:
 
 
 def parse_series(
-    live: LoadedModel, body: ForecastRequest, settings: Settings, series_at: str = "values.{}"
+    live: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings, series_at: str = "values.{}"
 ) -> list[Any]:
     """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
-    assert isinstance(live.predictor, AnyForecaster)
     many = bool(body.values) and isinstance(body.values[0], list)
     series: list[Any] = list(body.values) if many else [body.values]
     field = series_at.partition(".")[0]
@@ -129,9 +128,10 @@ def level_name(level: float) -> str:
     return repr(level).removesuffix(".0")
 
 
-def results(live: LoadedModel, items: list[Any], answers: list[Any], levels: list[float]) -> list[dict[str, Any]]:
+def results(
+    live: LoadedModel[AnyForecaster], items: list[Any], answers: list[Any], levels: list[float]
+) -> list[dict[str, Any]]:
     """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
-    assert isinstance(live.predictor, AnyForecaster)
     told = []
     for item, answer in zip(items, answers, strict=True):
         outlook = live.predictor.forecast(item, answer)
@@ -142,5 +142,5 @@ def results(live: LoadedModel, items: list[Any], answers: list[Any], levels: lis
     return told
 
 
-def _response(live: LoadedModel, items: list[Any], answers: list[Any], levels: list[float]) -> Response:
+def _response(live: LoadedModel[AnyForecaster], items: list[Any], answers: list[Any], levels: list[float]) -> Response:
     return json_response(with_model(live, results=results(live, items, answers, levels)))

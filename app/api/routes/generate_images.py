@@ -32,6 +32,7 @@ from app.api.request import (
 from app.api.responses import ImagesResponse, success_response, with_model
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import GENERATE_IMAGES
 from app.tasks.image_generation import ImageSampler, LatentBatch, animated, png, sheet
 
 SHEETS = ("application/json", "image/png")
@@ -64,8 +65,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, draws, reading, EXTRA_COMMAS + 200)
-        live = await resolve_model(request, registry, "sample", body.model, until)
-        assert isinstance(live.predictor, ImageSampler)
+        live = await resolve_model(request, registry, GENERATE_IMAGES, body.model, until)
         live.engine.admit(body.count)
         seed = secrets.randbelow(2**32) if body.seed is None else body.seed
         headers = {"x-model": live.id, "x-seed": str(seed)}

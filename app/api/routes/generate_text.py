@@ -32,6 +32,7 @@ from app.api.sse import STREAM, EventStream, event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
@@ -121,8 +122,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
         until = deadline(request, settings.request_seconds)
         body = await read_json(request, prompts, reading, most)
-        live = await resolve_model(request, registry, "continue", body.model, until)
-        assert isinstance(live.predictor, TextGenerator)
+        live = await resolve_model(request, registry, GENERATE_TEXT, body.model, until)
         live.engine.admit(body.n)
         texts, unknown = await run_before_deadline(
             request, parsing, len(body.prompt), start_texts, live.predictor, body
