@@ -167,7 +167,7 @@ def test_a_step_that_fails_can_be_taken_again(continuer: TextGenerator, monkeypa
     for _ in range(5):
         continuer.step([text])
     with monkeypatch.context() as patch:
-        patch.setattr("app.tasks.text_generation.Choice.__call__", lambda *_: 1 / 0)
+        patch.setattr("app.tasks.text_generation.Sampler.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([text])
     assert finish(continuer, text).text == whole
@@ -355,7 +355,7 @@ def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, mo
     for _ in range(5):
         continuer.step([broken])
     with monkeypatch.context() as patch:
-        patch.setattr("app.tasks.text_generation.Choice.__call__", lambda *_: 1 / 0)
+        patch.setattr("app.tasks.text_generation.Sampler.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([broken])
     finish(continuer, broken)
