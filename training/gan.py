@@ -21,22 +21,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app import store
 from app.networks.gan import ConditionalSizes, Discriminator, Generator, GeneratorSizes
-from app.store import rollout
 from app.tasks.classification import ImageClassifier
-from app.tasks.image_generation import ImageSampler, LatentBatch
+from app.tasks.image_generation import ImageSampler
 from training.configs import GAN_PRESETS, ConditionalGanConfig, GanConfig
 from training.data import datasets
+from training.evaluation import generation
 from training.loops import conditional_gan
 from training.loops import gan_finetune as drawn
-from training.loops.gan import nearest, play, save_sheet
+from training.loops.gan import play, save_sheet
 from training.options import Options, options
-from training.run import Run, metric, set_learning_rate
-
-JUDGE = "mnist-judge"
-JUDGED = 10_000  # samples, and as many real images
-
+from training.run import Run, set_learning_rate
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each label, or a CSV of path,label"},
@@ -48,92 +43,6 @@ TITLES = {
     "gan-generator": "The workshop's GAN: a generator of linear layers that draws handwritten digits",
     "conditional-generator": "A generator of convolutions that draws the handwritten digit it is asked for",
 }
-
-
-def frechet(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of two sets of features [N, D], each taken for a Gaussian (Heusel et al. 2017), in float64."""
-    means, roots, covariances = [], [], []
-    for features in (first.double(), second.double()):
-        covariance = features.t().cov()
-        values, vectors = torch.linalg.eigh(covariance)
-        means.append(features.mean(dim=0))
-        covariances.append(covariance)
-        roots.append(vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.t())
-    inner = roots[0] @ covariances[1] @ roots[0]
-    overlap = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
-    gap = ((means[0] - means[1]) ** 2).sum()
-    return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
-
-
-def features_of(judge: ImageClassifier, images: Tensor) -> Tensor:
-    """uint8 images [N, 1, 28, 28] -> the judge's features [N, 128]."""
-    with torch.inference_mode():
-        return torch.cat([judge.network.features(batch).cpu() for batch in images.to(judge.device).split(500)])
-
-
-def judged(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
-    """The samples that are judged, of seed 0; their labels are those of as many training images, drawn at random."""
-    drawing = sampler.parse(JUDGED, None, 0)
-    if drawing.classes is None:
-        return drawing
-    some = torch.randperm(len(images.train_labels), generator=torch.Generator().manual_seed(1))[:JUDGED]
-    return LatentBatch(drawing.latents[: len(some)], images.train_labels[some].numpy())
-
-
-def evaluate(sampler: ImageSampler, judge: ImageClassifier) -> dict[str, Any]:
-    """The metrics of a published generator: 10,000 samples of seed 0 against the test part of its data."""
-    images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
-    drawing = judged(sampler, images)
-    fake = torch.from_numpy(sampler.predict([drawing])[0])
-    generator = torch.Generator().manual_seed(0)
-    fake_features = features_of(judge, fake)
-    with torch.inference_mode():
-        classes = judge.network.fc2(fake_features.to(judge.device)).argmax(dim=1).cpu()
-    real_features = features_of(judge, images.test_images)
-    floors = []
-    for _ in range(5):
-        drawn = torch.randperm(len(images.train_images), generator=generator)[:JUDGED]
-        train_features = features_of(judge, images.train_images[drawn])
-        floors.append(frechet(train_features, real_features))
-    floor = float(np.mean(floors))
-    _, strangers = images.held_out(5000)  # the judge did not learn from these, so that they are as strange as the test
-    unseen = frechet(features_of(judge, images.train_images[strangers]), real_features)
-    some = frechet(fake_features[: len(strangers)], real_features)
-    distance = frechet(fake_features, real_features)
-    train = images.train_images
-    ratio = nearest(fake[:2000], train).median() / nearest(images.test_images[:2000], train).median()
-    told = f"{JUDGED:,} samples of seed 0, judged by {judge.card.name} {judge.card.version}"
-    against = f"{told}, against the {images.name} test part"
-    distances = {
-        "frechet_distance": metric(distance, against, 2),
-        "frechet_floor": metric(floor, f"{JUDGED:,} training images against the test part, mean of 5 draws", 2),
-        "frechet_ratio": metric(distance / floor, against, 1),
-        "frechet_distance_5000": metric(some, "the first 5,000 of these samples, against the same", 2),
-        "frechet_floor_5000": metric(unseen, "5,000 training images that the judge never saw, against the same", 2),
-        "nearest_neighbour_ratio": metric(
-            ratio.item(), "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
-        ),
-    }
-    if drawing.classes is not None:
-        features = (fake_features, real_features, train_features)
-        return distances | conditional_gan.figures(
-            sampler, images, torch.from_numpy(drawing.classes), classes, features
-        )
-    shares = classes.bincount(minlength=10) / len(classes)
-    return distances | {
-        "rarest_class": metric(shares.min().item(), told, 3),
-        "commonest_class": metric(shares.max().item(), told, 3),
-    }
-
-
-def load_judge(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """A version of the judge, by default the one that serves."""
-    if not models.exists() or JUDGE not in rollout.stored_versions(models):
-        raise SystemExit(f"{JUDGE} is not in {models}: run `python -m training.cnn --preset digits` first")
-    serves = version or rollout.serving(models, JUDGE, rollout.read(models, JUDGE))
-    if serves is None:
-        raise SystemExit(f"no version of {JUDGE} in {models} is whole: `python -m app.models verify` says why")
-    return ImageClassifier(store.read_version(models, JUDGE, serves), torch.device(device))
 
 
 def penalty_on(discriminator: Discriminator, real: Tensor) -> Tensor:
@@ -203,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     images = datasets.mnist()
     real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
-    judge = load_judge(chosen.store, chosen.device)  # before the training, not after it
+    judge = generation.load_judge(chosen.store, chosen.device)  # before the training, not after it
 
     labelled = isinstance(config, ConditionalGanConfig)
     kind: Any = conditional_gan.Game if labelled else Game
@@ -226,12 +135,12 @@ def publish(run: Run, images: datasets.Images, network: Any, judge: ImageClassif
         "inputs": [latents, {"name": "classes", "dtype": "int64", "shape": [-1]}] if labelled else [latents],
         "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "labels": images.labels if labelled else None,
-        "data": {images.name: images.sha256, f"{JUDGE}@{judge.card.version}": judge.card.weights_sha256},
+        "data": {images.name: images.sha256, f"{generation.JUDGE}@{judge.card.version}": judge.card.weights_sha256},
         "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
     }
     sampler = run.predictor(ImageSampler, card, network)
-    card["metrics"] = evaluate(sampler, judge)
-    drawing = conditional_gan.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
+    card["metrics"] = generation.evaluate(sampler, judge)
+    drawing = generation.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
 

@@ -19,10 +19,10 @@ from app.settings import Settings
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import GlobalForecaster
-from training import gan, lstm, publishing
+from training import lstm, publishing
 from training.data import tables
 from training.data.datasets import DataError
-from training.evaluation import backtest
+from training.evaluation import backtest, generation
 from training.loops import forecaster_finetune
 from training.options import origin
 
@@ -235,16 +235,16 @@ def test_the_judge_that_serves_judges(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         sizes = {"conv": [2, 3]}
-        card = tiny_card(gan.JUDGE, "classify", "digit-net", sizes, {"labels": list("0123456789")})
+        card = tiny_card(generation.JUDGE, "classify", "digit-net", sizes, {"labels": list("0123456789")})
         store.publish(tiny_store, card, build("digit-net", sizes).state_dict())
 
     def judge() -> ImageClassifier:
-        return gan.load_judge(tiny_store, "cpu")
+        return generation.load_judge(tiny_store, "cpu")
 
     assert judge().card.version == 2
-    rollout.activate(tiny_store, gan.JUDGE, 1)
+    rollout.activate(tiny_store, generation.JUDGE, 1)
     assert judge().card.version == 1
-    assert gan.load_judge(tiny_store, "cpu", 2).card.version == 2
+    assert generation.load_judge(tiny_store, "cpu", 2).card.version == 2
 
 
 def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(

@@ -29,7 +29,7 @@ from training import run as running
 from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
-from training.evaluation import evaluate
+from training.evaluation import evaluate, generation
 from training.loops import cnn_finetune, conditional_gan, gan_finetune
 from training.loops.best_weights import Best
 
@@ -64,7 +64,7 @@ OTHER = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in: shapes, a novel, sales, and a store with two tiny networks to begin with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(gan_finetune, "LESSONS", 10)
+    monkeypatch.setattr(generation, "LESSONS", 10)
     monkeypatch.setattr(gan_finetune, "DRAWN", 50)
     monkeypatch.setattr(gan_finetune, "LEAST", 20)
     monkeypatch.setattr(conditional_gan, "SETTLING", 5)
@@ -144,8 +144,9 @@ def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.M
 SEVERAL = """
 import sys
 from training import cnn, gan, lstm, rnn
+from training.evaluation import generation
 from training.loops import conditional_gan as conditional, gan_finetune as drawn
-drawn.LEAST, drawn.DRAWN, drawn.LESSONS, conditional.SETTLING = 20, 50, 10, 5
+drawn.LEAST, drawn.DRAWN, generation.LESSONS, conditional.SETTLING = 20, 50, 10, 5
 {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}[sys.argv[1]].main(sys.argv[2:])
 """
 

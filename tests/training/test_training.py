@@ -22,7 +22,7 @@ from training import cnn, gan, lstm, rnn
 from training import run as running
 from training.configs import CnnConfig
 from training.data import datasets, texts
-from training.evaluation import evaluate, language_model, speed
+from training.evaluation import evaluate, generation, language_model, speed
 from training.evaluation.calibration import fit_temperature
 from training.loops import conditional_gan, elman_recurrence
 from training.loops.airbench import Lookahead, triangle
@@ -88,8 +88,8 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(datasets, "SHA256", {})
-    monkeypatch.setattr(gan, "JUDGED", 200)
-    monkeypatch.setattr(conditional_gan, "LEARNT", 200)
+    monkeypatch.setattr(generation, "JUDGED", 200)
+    monkeypatch.setattr(generation, "LEARNT", 200)
     return folder
 
 
@@ -283,17 +283,17 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     torch.manual_seed(0)
     first = torch.randn(200_000, 3, dtype=torch.float64)
     second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
-    assert gan.frechet(first, first) == pytest.approx(0, abs=1e-9)
-    assert gan.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
+    assert generation.frechet(first, first) == pytest.approx(0, abs=1e-9)
+    assert generation.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
 
 
 def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
     torch.manual_seed(0)
     real, fake = torch.randn(2, 1500, 4)
-    density, coverage = conditional_gan.density_and_coverage(real, fake)
+    density, coverage = generation.density_and_coverage(real, fake)
     assert density == pytest.approx(1, abs=0.1)
     assert coverage > 0.9
-    assert conditional_gan.density_and_coverage(real, fake + 100) == (0, 0)
+    assert generation.density_and_coverage(real, fake + 100) == (0, 0)
 
 
 def test_settled_norms_have_the_statistics_of_what_they_read() -> None:

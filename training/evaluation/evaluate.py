@@ -24,8 +24,7 @@ from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
 from training.data import datasets, image_folders, texts
 from training.data.datasets import DataError
-from training.evaluation import language_model
-from training.gan import load_judge
+from training.evaluation import generation, language_model
 from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
 
 HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
@@ -83,7 +82,7 @@ SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, cnn_finetune.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, None, _read_table, forecaster_finetune.measure),
-    "training.gan": Script(gan.evaluate, load_judge, _read_labelled_images, gan_finetune.measure),
+    "training.gan": Script(generation.evaluate, generation.load_judge, _read_labelled_images, gan_finetune.measure),
 }
 
 

@@ -12,19 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks import build
 from app.networks.gan import ConditionalDiscriminator, ConditionalGenerator, ConditionalSizes
-from app.tasks.image_generation import ImageSampler, LatentBatch
-from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
-from training.data import datasets
-from training.data.image_batches import accuracy_of
-from training.loops import classifier, distributed
-from training.run import metric, permutation, schedule, set_learning_rate
+from training.configs import ConditionalGanConfig
+from training.loops import distributed
+from training.run import set_learning_rate
 
 SETTLING = 100  # batches from which the norms' statistics are taken
-LEARNT = 60_000  # samples that a classifier learns from
-WIDTHS = (16, 32)
-NEIGHBOURS = 5
 
 
 @contextmanager
@@ -139,90 +132,3 @@ def settle(network: ConditionalGenerator, batches: int | None = None, size: int 
             latents = torch.randn(size, network.sizes.latent, generator=generator)
             network(latents.to(device), torch.arange(size, device=device) % network.sizes.classes)
     return network.eval()
-
-
-def rows(sampler: ImageSampler, each: int) -> LatentBatch:
-    """A row for each label, all rows of the same latents."""
-    drawn = [sampler.parse(each, label, 0) for label in sampler.labels]
-    classes = np.arange(len(drawn)).repeat(each)
-    return LatentBatch(np.concatenate([drawing.latents for drawing in drawn]), classes)
-
-
-def accuracies(labels: Tensor, guesses: Tensor, classes: int) -> Tensor:
-    """The share [classes] of the images of each label that are read as such."""
-    right = (labels == guesses).double()
-    return torch.stack([right[labels == label].mean() for label in range(classes)])
-
-
-def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """In how many real images' neighbourhoods a fake one lies, over k; the share of these that have a fake one in them.
-
-    Of features [N, D], k = 5 (Naeem et al. 2020).
-    """
-    reach = torch.cat(
-        [torch.cdist(part, real).kthvalue(NEIGHBOURS + 1, dim=1).values for part in real.split(1000)]
-    )  # to the fifth neighbour that is not itself
-    inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
-    for part in fake.split(1000):
-        within = torch.cdist(part, real) < reach  # [1000, N]
-        inside += int(within.sum())
-        covered |= within.any(dim=0)
-    return inside / NEIGHBOURS / len(fake), covered.double().mean().item()
-
-
-def samples_only(sampler: ImageSampler, images: datasets.Images) -> dict[str, Any]:
-    """The accuracy on the test part of a classifier that learnt from samples only (Ravuri and Vinyals 2019)."""
-    drawing = sampler.parse(LEARNT, None, 1)
-    accuracy = learnt_from(torch.from_numpy(sampler.predict([drawing])[0]), torch.as_tensor(drawing.classes), images)
-    config = SAMPLE_CLASSIFIER
-    told = (
-        f"{images.name} test part, read by a classifier that learnt from {LEARNT:,} samples of seed 1 only: "
-        f"{config.kind} {WIDTHS}, {config.epochs} epochs of {config.batch}, shifts of up to {config.shift}, seed 0"
-    )
-    return metric(accuracy, told, 3)
-
-
-def learnt_from(learn: Tensor, labels: Tensor, images: datasets.Images) -> float:
-    """The accuracy on the test part of SAMPLE_CLASSIFIER after images [N, 1, 28, 28] and labels [N]."""
-    config = SAMPLE_CLASSIFIER
-    torch.manual_seed(0)
-    network = build(config.kind, {"conv": WIDTHS})
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
-    network.train()
-    per_epoch = len(learn) // config.batch
-    for step in range(config.epochs * per_epoch):
-        epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(learn), 0, "samples", epoch)[place * config.batch : (place + 1) * config.batch]
-        rate = config.learning_rate * schedule(step, config.epochs * per_epoch)
-        classifier.update(network, average, optimizer, learn[batch], labels[batch], config, rate)
-    return accuracy_of(average, images.test_images, images.test_labels)
-
-
-def figures(
-    sampler: ImageSampler,
-    images: datasets.Images,
-    labels: Tensor,
-    guesses: Tensor,
-    features: tuple[Tensor, Tensor, Tensor],
-) -> dict[str, Any]:
-    """What a card tells besides distances.
-
-    ``labels`` and the judge's ``guesses`` are those of the judged samples; ``features`` of samples, test images, and
-    training images.
-    """
-    fake, real, train = features
-    right = accuracies(labels, guesses, len(sampler.labels))
-    judged = f"{len(labels):,} samples of seed 0, with as many of each label as in the training part"
-    near = f"in the judge's features, {NEIGHBOURS} neighbours, against the {images.name} test part"
-    density, coverage = density_and_coverage(real, fake)
-    real_density, real_coverage = density_and_coverage(real, train)
-    return {
-        "conditional_accuracy": metric(right.mean().item(), f"{judged}: read as their label, mean over the labels"),
-        "worst_class_accuracy": metric(right.min().item(), f"{judged}: label {sampler.labels[int(right.argmin())]}"),
-        "samples_only_accuracy": samples_only(sampler, images),
-        "density": metric(density, f"{judged}, {near}", 3),
-        "density_of_real": metric(real_density, f"{len(train):,} training images, {near}", 3),
-        "coverage": metric(coverage, f"{judged}, {near}", 3),
-        "coverage_of_real": metric(real_coverage, f"{len(train):,} training images, {near}", 3),
-    }

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -43,12 +42,6 @@ def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: Gan
             run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
             if (epoch + 1) % sheets == 0 and distributed.rank() == 0:
                 save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.shown(), None if labels is None else 10)
-
-
-def nearest(images: Tensor, among: Tensor) -> Tensor:
-    """The distance [N] in pixel values of each image to the nearest of others."""
-    others = among.flatten(1).float()
-    return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

@@ -15,10 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks import build
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
 from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
@@ -26,15 +23,14 @@ from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
 from training.data.image_folders import Pictures
-from training.loops import classifier, conditional_gan, distributed, time_budget
-from training.loops.conditional_gan import WIDTHS
-from training.loops.gan import nearest, play, save_sheet
+from training.evaluation.generation import WIDTHS, nearest, reader, rows
+from training.loops import conditional_gan, distributed, time_budget
+from training.loops.gan import play, save_sheet
 from training.options import Options
-from training.run import Run, metric, permutation, schedule
+from training.run import Run, metric
 
 LEAST = 64  # different images in all
 DRAWN = 1000  # samples that are measured
-LESSONS = 400  # steps of the classifier that reads them
 
 
 def read(path: Path, side: int, colour: str, name: str) -> Pictures:
@@ -46,24 +42,6 @@ def read(path: Path, side: int, colour: str, name: str) -> Pictures:
     if colour == "auto" and bool((pictures.images == pictures.images[:, :1]).all()):
         return replace(pictures, images=pictures.images[:, :1].contiguous())
     return pictures
-
-
-def reader(images: Tensor, labels: Tensor, classes: int) -> Any:
-    """SAMPLE_CLASSIFIER's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
-    torch.manual_seed(0)
-    sizes = {"conv": WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
-    network = build(SAMPLE_CLASSIFIER.kind, sizes).to(images.device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=SAMPLE_CLASSIFIER.weight_decay, fused=True)
-    network.train()
-    size = min(SAMPLE_CLASSIFIER.batch, len(images))
-    per_epoch = len(images) // size
-    for step in range(LESSONS):
-        epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(images), 0, "reader", epoch)[place * size : (place + 1) * size]
-        rate = SAMPLE_CLASSIFIER.learning_rate * schedule(step, LESSONS)
-        classifier.update(network, average, optimizer, images[batch], labels[batch], SAMPLE_CLASSIFIER, rate)
-    return average
 
 
 def measure(sampler: ImageSampler, pictures: Pictures) -> dict[str, Any]:
@@ -142,6 +120,6 @@ def publish(run: Run, pictures: Pictures, network: Any) -> None:
     }
     sampler = run.predictor(ImageSampler, card, network)
     card["metrics"] = measure(sampler, pictures)
-    pixels: np.ndarray = sampler.predict([conditional_gan.rows(sampler, 10)])[0]
+    pixels: np.ndarray = sampler.predict([rows(sampler, 10)])[0]
     samples = save_sheet(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
