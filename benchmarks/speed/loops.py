@@ -24,10 +24,11 @@ from app.networks import build
 from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, gan, lstm, rnn
+from training import cnn, lstm, rnn
 from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
 from training.data import datasets, texts
 from training.loops import classifier
+from training.loops.gan import workshop_trainer
 from training.run import derive, permutation, schedule
 
 Loop = Iterator[int]  # samples of each step
@@ -155,7 +156,7 @@ def workshop_gan() -> Loop:
 def our_gan() -> Loop:
     config = GAN_WORKSHOP
     real_images = datasets.mnist().train_images
-    game = gan.Game(config, "cpu")
+    trainer = workshop_trainer(config, "cpu")
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
     shuffled = -1
@@ -165,7 +166,7 @@ def our_gan() -> Loop:
             shuffled, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
         batch = order[place * config.batch : (place + 1) * config.batch]
         real = real_images[batch].float() / 127.5 - 1
-        game.update(real, step, config.learning_rate)
+        trainer.update(real, None, step, config.learning_rate)
         yield len(batch)
 
 

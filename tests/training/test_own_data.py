@@ -30,7 +30,8 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, conditional_gan, gan_finetune
+from training.loops import cnn_finetune, gan_finetune
+from training.loops import gan as gan_loop
 from training.loops.best_weights import Best
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
@@ -67,7 +68,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(generation, "LESSONS", 10)
     monkeypatch.setattr(gan_finetune, "DRAWN", 50)
     monkeypatch.setattr(gan_finetune, "LEAST", 20)
-    monkeypatch.setattr(conditional_gan, "SETTLING", 5)
+    monkeypatch.setattr(gan_loop, "RECALIBRATION_BATCHES", 5)
     shapes.main(["shapes", "--count", "16"])
     (tmp_path / "novel.txt").write_text(TEXT)
     (tmp_path / "sales.csv").write_text(SALES)
@@ -145,8 +146,8 @@ SEVERAL = """
 import sys
 from training import cnn, gan, lstm, rnn
 from training.evaluation import generation
-from training.loops import conditional_gan as conditional, gan_finetune as drawn
-drawn.LEAST, drawn.DRAWN, generation.LESSONS, conditional.SETTLING = 20, 50, 10, 5
+from training.loops import gan as gan_loop, gan_finetune
+gan_finetune.LEAST, gan_finetune.DRAWN, generation.LESSONS, gan_loop.RECALIBRATION_BATCHES = 20, 50, 10, 5
 {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}[sys.argv[1]].main(sys.argv[2:])
 """
 

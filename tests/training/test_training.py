@@ -24,9 +24,10 @@ from training.configs import CnnConfig
 from training.data import datasets, texts
 from training.evaluation import evaluate, generation, language_model, speed
 from training.evaluation.calibration import fit_temperature
-from training.loops import conditional_gan, elman_recurrence
+from training.loops import elman_recurrence
 from training.loops.airbench import Lookahead, triangle
 from training.loops.classifier import augment
+from training.loops.gan import recalibrate_batchnorm
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
@@ -301,7 +302,7 @@ def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
     network: Any = build("conditional-generator", {"latent": 4})
     with torch.no_grad():
         network.linear.weight.mul_(10)
-    conditional_gan.settle(network, 50)
+    recalibrate_batchnorm(network, 50)
     classes = torch.arange(500) % 10
     seen = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
     norm = network.norms[0].norm

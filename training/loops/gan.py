@@ -1,47 +1,237 @@
-"""What the trainings of generators share: the loop of the game, and looking at what is drawn."""
+"""Training of generative adversarial networks, with or without labels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app.networks.gan import (
+    ConditionalDiscriminator,
+    ConditionalGenerator,
+    ConditionalSizes,
+    Discriminator,
+    Generator,
+    GeneratorSizes,
+)
 from app.tasks.image_generation import sheet
-from training.configs import GanConfig
+from training.configs import ConditionalGanConfig, GanConfig
 from training.loops import distributed
-from training.run import Run, permutation
+from training.run import Run, permutation, set_learning_rate
 
-MOST_SHEETS = 25  # pictures of samples that a run leaves, one an epoch or fewer
+MAX_PREVIEWS = 25  # sheets of samples that a run saves, at most one per epoch
+RECALIBRATION_BATCHES = 100  # from which the final statistics of the batch norms are computed
+PREVIEW_BATCHES = 5  # the same, for a preview
 
 
-def play(run: Run, game: Any, images: Tensor, labels: Tensor | None, config: GanConfig, epochs: int) -> None:
-    """The whole game on uint8 images [N, C, S, S], of labels [N] where the game has some."""
+@contextmanager
+def bfloat16_convolutions() -> Iterator[None]:
+    """Round the inputs of convolutions to bfloat16, where the processor and PyTorch (2.9 or later) support it."""
+    convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
+    before = getattr(convolutions, "fp32_precision", None)
+    if before is None:
+        yield
+        return
+    convolutions.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
+def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The discriminator's logits [N] for "real", and its logits of the classes [N, classes] if there are labels [N]."""
+    if labels is None:
+        return discriminator(images), None
+    real_logits, class_logits = discriminator(images, labels)
+    return real_logits, class_logits
+
+
+def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | None) -> Tensor:
+    """R1: half the squared gradient of the discriminator at real images, their mean (Mescheder et al. 2018)."""
+    real = real.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(discriminator, real, labels)[0].sum(), real, create_graph=True)
+    return 0.5 * gradient.flatten(1).pow(2).sum(dim=1).mean()
+
+
+class DiscriminatorLoss(nn.Module):
+    """The discriminator's loss, a mean over the images.
+
+    A module, so that DistributedDataParallel averages its gradients.
+    """
+
+    def __init__(self, discriminator: nn.Module, config: GanConfig) -> None:
+        super().__init__()
+        self.discriminator, self.config = discriminator, config
+
+    def forward(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> tuple[Tensor, Tensor]:
+        """Real and fake images [N, C, S, S] from -1 to 1, and the labels [N] of both.
+
+        Returns the loss to minimise, and its part that separates real from fake. ``penalize`` adds the gradient
+        penalty.
+        """
+        config = self.config
+        twice = None if labels is None else labels.repeat(2)
+        logits, class_logits = score(self.discriminator, torch.cat([real, fake]), twice)
+        real_logits, fake_logits = logits.chunk(2)
+        d_loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()  # cross-entropy: real is 1, fake is 0
+        loss = d_loss
+        if isinstance(config, ConditionalGanConfig) and class_logits is not None and labels is not None:
+            loss = loss + config.reading * F.cross_entropy(class_logits[: len(real)], labels)
+        if config.penalty and penalize:
+            penalty = gradient_penalty(self.discriminator, real, labels)
+            loss = loss + config.penalty * config.penalty_every * penalty
+        return loss, d_loss
+
+
+class GanTrainer:
+    """Generator and discriminator with their optimizers; the moving average of the generator is published.
+
+    Both networks take labels if ``config`` is a ConditionalGanConfig.
+    """
+
+    def __init__(
+        self, config: GanConfig, generator: nn.Module, discriminator: nn.Module, device: str, beta2: float
+    ) -> None:
+        self.config, self.device = config, device
+        self.generator, self.discriminator = generator.to(device), discriminator.to(device)
+        self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        betas = (config.beta1, beta2)
+        self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
+        # After the average, which keeps its own batch norms: only the first process draws with the average.
+        self.parallel_generator = distributed.together(self.generator)
+        self.discriminator_loss = distributed.together(DiscriminatorLoss(self.discriminator, config))
+
+    def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
+        """Train both networks for one step on the whole batch; return d_loss and g_loss.
+
+        Real images [N, C, S, S] from -1 to 1 and labels [N]. The generator draws the labels of the real images, so
+        real and fake images of the same class are compared.
+        """
+        set_learning_rate(self.generator_optimizer, rate)
+        set_learning_rate(self.discriminator_optimizer, rate)
+        latents = torch.randn(len(real), self.config.latent).to(self.device)
+        real, latents = distributed.share(real), distributed.share(latents)
+        labels = None if labels is None else distributed.share(labels)
+        with bfloat16_convolutions():
+            fake = self.parallel_generator(latents) if labels is None else self.parallel_generator(latents, labels)
+            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.penalty_every == 0)
+            g_loss = self.generator_step(fake, labels)
+        self.average.update_parameters(self.generator)
+        return d_loss, g_loss
+
+    def discriminator_step(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> Tensor:
+        """Train the discriminator to separate real from fake images; return d_loss."""
+        loss, d_loss = self.discriminator_loss(real, fake, labels, penalize)
+        self.discriminator_optimizer.zero_grad()
+        loss.backward()
+        self.discriminator_optimizer.step()
+        return d_loss
+
+    def generator_step(self, fake: Tensor, labels: Tensor | None) -> Tensor:
+        """Train the generator so that the discriminator takes its images for real ones; return g_loss."""
+        self.discriminator.requires_grad_(False)  # the step needs no gradients of its weights
+        logits, class_logits = score(self.discriminator, fake, labels)
+        loss = g_loss = F.softplus(-logits).mean()
+        if isinstance(self.config, ConditionalGanConfig) and class_logits is not None and labels is not None:
+            loss = g_loss + self.config.legible * F.cross_entropy(class_logits, labels)
+        self.generator_optimizer.zero_grad()
+        loss.backward()
+        self.generator_optimizer.step()
+        self.discriminator.requires_grad_(True)
+        return g_loss
+
+    def averaged_generator(self, batches: int | None = None) -> Any:
+        """The moving average of the generator, with recalibrated batch norms."""
+        network = self.average.module
+        return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
+
+    def preview(self) -> np.ndarray:
+        """Images of the averaged generator from fixed latents, uint8: [64, ...], with labels ten for each class."""
+        network = self.averaged_generator(PREVIEW_BATCHES)
+        conditional = isinstance(network, ConditionalGenerator)
+        rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
+        latents = torch.from_numpy(rows).float()
+        with torch.inference_mode():
+            if conditional:
+                labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
+                pixels = network.pixels(latents.repeat(network.sizes.classes, 1).to(self.device), labels)
+            else:
+                pixels = network.pixels(latents.to(self.device))
+        images: np.ndarray = pixels.cpu().numpy()
+        return images
+
+
+def workshop_trainer(config: GanConfig, device: str) -> GanTrainer:
+    """The workshop's linear layers, without labels."""
+    generator = Generator(GeneratorSizes(config.latent))
+    discriminator = Discriminator()
+    return GanTrainer(config, generator, discriminator, device, beta2=0.999)
+
+
+def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None) -> GanTrainer:
+    """Convolutional networks with labels."""
+    sizes = sizes or ConditionalSizes(config.latent)
+    generator = ConditionalGenerator(sizes)
+    discriminator = ConditionalDiscriminator(sizes.classes, channels=sizes.channels)
+    return GanTrainer(config, generator, discriminator, device, beta2=0.99)
+
+
+def recalibrate_batchnorm(
+    network: ConditionalGenerator, batches: int | None = None, size: int = 200
+) -> ConditionalGenerator:
+    """Compute the batch norms' statistics anew from generated images, and switch to evaluation mode.
+
+    The statistics collected during training belong to the weights of other steps, not to their average.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device, norms = network.linear.weight.device, [own for own in network.modules() if isinstance(own, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    network.train()
+    with torch.no_grad():
+        for _ in range(RECALIBRATION_BATCHES if batches is None else batches):
+            latents = torch.randn(size, network.sizes.latent, generator=generator)
+            network(latents.to(device), torch.arange(size, device=device) % network.sizes.classes)
+    return network.eval()
+
+
+def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, epochs: int) -> None:
+    """Train on uint8 images [N, C, S, S] and labels [N]; log both losses and save a preview after an epoch."""
+    config = trainer.config
     run.track(
-        generator=game.generator,
-        discriminator=game.discriminator,
-        average=game.average,
-        generating=game.generating,
-        telling=game.telling,
+        generator=trainer.generator,
+        discriminator=trainer.discriminator,
+        average=trainer.average,
+        generator_optimizer=trainer.generator_optimizer,
+        discriminator_optimizer=trainer.discriminator_optimizer,
     )
     per_epoch = len(images) // config.batch
-    total, shuffled = epochs * per_epoch, -1
-    sheets = max(1, epochs // MOST_SHEETS)
+    total, shuffled_epoch = epochs * per_epoch, -1
+    preview_every = max(1, epochs // MAX_PREVIEWS)
     for step in run.steps(total):
         epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
+        if shuffled_epoch != epoch:
+            shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
         batch = order[place * config.batch : (place + 1) * config.batch]
         real = images[batch].float() / 127.5 - 1
         rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
-        given = (real,) if labels is None else (real, labels[batch])
-        told, fooled = game.update(*given, step, rate)
+        d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
         if place == per_epoch - 1:
-            run.log(epoch=epoch + 1, discriminator_loss=told.item(), generator_loss=fooled.item())
-            if (epoch + 1) % sheets == 0 and distributed.rank() == 0:
-                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", game.shown(), None if labels is None else 10)
+            run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
+            if (epoch + 1) % preview_every == 0 and distributed.rank() == 0:
+                columns = None if labels is None else 10
+                save_sheet(run.folder / f"epoch-{epoch + 1:03}.png", trainer.preview(), columns)
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> Path:

@@ -7,7 +7,6 @@ several labels, whether a classifier that learnt from the real images reads them
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
 from training.data.image_folders import Pictures
 from training.evaluation.generation import WIDTHS, nearest, reader, rows
-from training.loops import conditional_gan, distributed, time_budget
-from training.loops.gan import play, save_sheet
+from training.loops import distributed, time_budget
+from training.loops.gan import conditional_trainer, fit, save_sheet
 from training.options import Options
 from training.run import Run, metric
 
@@ -82,7 +81,7 @@ def train(chosen: Options, config: ConditionalGanConfig, argv: Sequence[str] | N
     sizes = ConditionalSizes(config.latent, len(pictures.classes), channels=images.shape[1], image=images.shape[-1])
 
     def trial() -> Callable[[int], object]:
-        other = conditional_gan.Game(config, chosen.device, copy.deepcopy(sizes))
+        other = conditional_trainer(config, chosen.device, sizes)
         real = images[: config.batch].float() / 127.5 - 1
         return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
 
@@ -90,10 +89,10 @@ def train(chosen: Options, config: ConditionalGanConfig, argv: Sequence[str] | N
     epochs = time_budget.epochs(run, per_epoch, config.epochs, trial)
     torch.manual_seed(chosen.seed)  # the same weights, whether steps were timed or not
     average = max(0.0, min(config.average, 1 - 20 / (epochs * per_epoch)))  # not older than the training
-    game = conditional_gan.Game(replace(config, average=average), chosen.device, sizes)
-    play(run, game, images, labels, config, epochs)
+    trainer = conditional_trainer(replace(config, average=average), chosen.device, sizes)
+    fit(run, trainer, images, labels, epochs)
     if distributed.rank() == 0:
-        publish(run, pictures, conditional_gan.settle(game.average.module))
+        publish(run, pictures, trainer.averaged_generator())
     distributed.leave()
 
 
