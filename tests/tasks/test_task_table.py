@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from conftest import publish_tiny
+from support.networks import publish_tiny
 
 from app.api.open_inference.models import MODELS
 from app.main import create_app
