@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import httpx
 import numpy as np
 import pytest
-from conftest import MORE, TEST, TINY, image_bytes, publish_tiny, serving
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Header, Query, Request
 from fastapi import Path as PathParameter
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from support.images import image_bytes
+from support.networks import MORE, TINY, publish_tiny
+from support.service import TEST, serving
 
 from app.api.middleware.fast_routes import FastRoutes
 from app.settings import Settings
