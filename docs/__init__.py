@@ -1,0 +1,1 @@
+"""Scripts that generate the pages and pictures of the documentation."""

@@ -1,0 +1,28 @@
+"""Markdown tables for the generated pages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> str:
+    """A table with a row for each item. Columns named in ``numbers`` are aligned to the right."""
+    lines = [f"| {' | '.join(heads)} |", f"|{'|'.join('--:' if head in numbers else '---' for head in heads)}|"]
+    lines += ["|" + "|".join(f" {text} " if (text := cell(value)) else " " for value in row) + "|" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: object) -> str:
+    """A value on one line, as it may stand in a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def code(value: object) -> str:
+    """A value as code; nothing for an empty one."""
+    return f"`{value}`" if value not in ("", None) else ""
+
+
+def sentence(text: str | None) -> str:
+    """The first paragraph of a docstring in Markdown."""
+    paragraph = (text or "").strip().split("\n\n", 1)[0]
+    return " ".join(paragraph.split()).replace("``", "`")
