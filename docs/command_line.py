@@ -1,0 +1,125 @@
+"""The reference of the command line, from the parsers of the commands and from the Makefile."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+from docs.markdown import code, table
+
+MAKEFILE = Path(__file__).parent.parent / "Makefile"
+COMMANDS = {
+    "The service": ("app.models", "app.keys"),
+    "Training": (
+        "training.cnn",
+        "training.rnn",
+        "training.lstm",
+        "training.gan",
+        "training.data.shapes",
+        "training.evaluation.evaluate",
+        "training.evaluation.speed",
+        "training.evaluation.compare",
+    ),
+    "Benchmarks": (
+        "benchmarks.speed.serving",
+        "benchmarks.speed.protocols",
+        "benchmarks.speed.replicas",
+        "benchmarks.speed.training",
+        "benchmarks.speed.processes",
+        "benchmarks.speed.forwards",
+        "benchmarks.reliability.soak",
+        "benchmarks.reliability.determinism",
+        "benchmarks.reliability.overload",
+        "benchmarks.reliability.restarts",
+    ),
+}
+OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # defaults
+
+HEAD = """# Command line
+
+Generated from the commands' parsers and the Makefile by `make docs`. `python -m app.main` has no options; its
+[settings](settings.md) are environment variables. `make bench-cluster ARGS=--help` describes the benchmark that needs Ray.
+"""
+
+
+class Parsed(Exception):
+    """Carries a command's parser out of its ``main``."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser that a module's ``main`` builds; nothing of the command runs."""
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        raise Parsed(parser)
+
+    with patch.object(argparse.ArgumentParser, "parse_args", stop), patch.object(sys, "argv", [module]):
+        try:
+            importlib.import_module(module).main()
+        except Parsed as parsed:
+            return parsed.parser
+    raise ValueError(f"{module}.main parses no arguments")
+
+
+def page() -> str:
+    parts = [HEAD, "\n## Make targets\n\n", targets()]
+    for title, modules in COMMANDS.items():
+        parts.append(f"\n## {title}\n")
+        for module in modules:
+            parts += describe(parser_of(module), f"python -m {module}")
+    return "".join(parts)
+
+
+def targets() -> str:
+    found = re.findall(r"^([a-z-]+):.*## (.*)", MAKEFILE.read_text("utf-8"), re.MULTILINE)
+    return table(("target", "effect"), [(code(f"make {name}"), text) for name, text in found])
+
+
+def describe(parser: argparse.ArgumentParser, name: str, level: int = 3) -> Iterator[str]:
+    """A section for a command, and one for each of its own commands."""
+    yield f"\n{'#' * level} {name}\n\n"
+    for paragraph in (parser.description or "").strip().split("\n\n") if parser.description else ():
+        yield f"{paragraph}\n\n" if paragraph.startswith("    ") else f"{flat(paragraph)}\n\n"
+    actions = [one for one in parser._actions if not isinstance(one, argparse._HelpAction)]
+    commands = [one for one in actions if isinstance(one, argparse._SubParsersAction)]
+    rows = [row(one, parser) for one in actions if one not in commands and one.help != argparse.SUPPRESS]
+    if rows:
+        yield table(("argument", "default", "description"), rows)
+    for one in commands:
+        for own, inner in one.choices.items():
+            yield from describe(inner, f"{name} {own}", level + 1)
+
+
+def flat(text: str) -> str:
+    return text.replace("``", "`").strip()
+
+
+def row(action: argparse.Action, parser: argparse.ArgumentParser) -> tuple[str, str, str]:
+    values = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
+    value = "" if action.nargs == 0 else f" {values}"
+    repeated = " ..." if action.nargs in ("+", "*") else ""
+    name = f"{', '.join(action.option_strings)}{value}{repeated}" if action.option_strings else f"{values}{repeated}"
+    text = (action.help or "") % {**vars(action), "prog": parser.prog}
+    text = re.sub(r" ?\(default: [^)]*\)", "", text) if action.default not in (None, argparse.SUPPRESS) else text
+    return code(name), default_of(action), text
+
+
+def default_of(action: argparse.Action) -> str:
+    for option in action.option_strings:
+        if option in OF_THE_MACHINE:
+            return OF_THE_MACHINE[option]
+    value = action.default
+    if action.nargs == 0 or value in (None, argparse.SUPPRESS, "", []):
+        return ""
+    if isinstance(value, list | tuple):
+        return code(",".join(map(str, value)))
+    return code(value)

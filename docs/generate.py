@@ -1,0 +1,205 @@
+"""Write the reference pages in docs/reference/ from the code.
+
+python -m docs.generate     # make docs
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+from unittest.mock import patch
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from app import errors, store
+from app.networks import KINDS
+from app.observability.metrics import Metrics
+from app.settings import PREFIX, Settings
+from docs import command_line, http_api
+from docs.markdown import code, sentence, table
+
+FOLDER = Path(__file__).parent / "reference"
+
+CARD_FIELDS = {
+    "name": "name of the model: lower-case letters, digits and hyphens",
+    "version": "version number, from 1",
+    "task": "task that the model serves",
+    "title": "one sentence about the model",
+    "kind": "network architecture; see below",
+    "sizes": "sizes of the architecture; see below",
+    "inputs": "input tensors of the network; -1 is a variable dimension",
+    "outputs": "output tensors of the network",
+    "labels": "class names, for classifiers and for generators with labels",
+    "vocabulary": "characters, for text models; the position is the token id",
+    "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
+    "metrics": "measured figures: value, measured data, stated decimals",
+    "data": "name and SHA-256 of each data set",
+    "seed": "seed of the training",
+    "command": "command that trained the model",
+    "commit": "commit of the code",
+    "versions": "versions of Python and PyTorch",
+    "hardware": "processor and threads of the training",
+    "minutes": "duration of the training",
+    "created": "time of publication, ISO 8601",
+    "notes": "remarks on the training",
+    "weights_sha256": "SHA-256 of `model.safetensors`",
+    "speed": "time of one forward pass on one thread, and throughput in batches",
+}
+CARD_HEAD = """# Model card
+
+Generated from the code by `make docs`.
+
+The store (`models_store/`, or `QUARTET_STORE`) has this layout:
+
+| path | content |
+|---|---|
+| `defaults.json` | for each task, the model that answers requests without `model` |
+| `<name>/active.json` | the activated version, canary, retired versions; absent until a version is activated |
+| `<name>/<version>/card.json` | the card, described below |
+| `<name>/<version>/model.safetensors` | the weights |
+| `<name>/<version>/*.png` | pictures of the training, such as `curves.png` and `samples.png` |
+
+A published version never changes. [Versions](../how-to/rollout.md) describes the commands.
+
+## Fields of card.json
+
+"""
+SETTINGS_HEAD = """# Settings
+
+Generated from `app/settings.py` by `make docs`.
+
+Settings are environment variables. The service refuses wrong values and unknown `QUARTET_` variables at the start, and
+names them. `training/` also reads `QUARTET_DATA_DIR`, the folder of the training data.
+
+"""
+METRICS_HEAD = """# Metrics
+
+Generated from `app/observability/metrics.py` by `make docs`.
+
+`GET /metrics` returns these metrics for all workers together, in the Prometheus text format. Units are seconds, rows and
+bytes. [Monitoring](../how-to/monitoring.md) describes the dashboard and the alerts.
+
+"""
+ERRORS_HEAD = """# Errors
+
+Generated from `app/errors.py` by `make docs`.
+
+Every error has this form. The message names the wrong value and states what is allowed.
+
+```json
+{"error": {"message": "temperature is -1; ...", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value"}}
+```
+
+Under `/v2` the form is `{"error": "the message"}`. A stream that has begun ends with an event of the same form. `type` and
+`code` follow OpenAI's errors; the OpenAI client raises its typed exceptions.
+
+"""
+INDEX = """# Reference
+
+`make docs` generates these pages from the code. A test fails if they are out of date.
+
+- [HTTP API](http-api.md)
+- [Settings](settings.md)
+- [Metrics](metrics.md)
+- [Command line](command-line.md)
+- [Errors](errors.md)
+- [Model card](model-card.md)
+"""
+
+
+def settings() -> str:
+    rows = []
+    schemas = Settings.model_json_schema()["properties"]
+    for name, field in Settings.model_fields.items():
+        schema = schemas[name]
+        choices = [schema, *schema.get("anyOf", ())]
+        limits = [text.format(http_api.number(one[key])) for one in choices for key, text in http_api.LIMITS.items() if
+                  key in one and not key.endswith("Length")]  # fmt: skip
+        default = "" if field.default is None else str(field.default)
+        rows.append((code(PREFIX + name.upper()), code(default), ", ".join(limits), field.description))
+    return SETTINGS_HEAD + table(("variable", "default", "allowed", "description"), rows)
+
+
+def metrics() -> str:
+    rows = []
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            name = metric._name + ("_total" if metric._type == "counter" else "")
+            labels = ", ".join(code(label) for label in metric._labelnames)
+            rows.append((code(name), metric._type, labels, metric._documentation))
+    return METRICS_HEAD + table(("metric", "type", "labels", "description"), rows)
+
+
+def all_errors(base: type[errors.QuartetError] = errors.QuartetError) -> Iterator[type[errors.QuartetError]]:
+    yield base
+    for own in base.__subclasses__():
+        yield from all_errors(own)
+
+
+def error_page() -> str:
+    classes: dict[str, type[errors.QuartetError]] = {}
+    for one in all_errors():
+        if one.__module__.startswith("app."):
+            classes.setdefault(one.code, one)  # the class that introduces the code
+    rows = sorted(
+        (str(one.status), code(one.code), code(one.type), code(one.__name__), described(one))
+        for one in classes.values()
+    )
+    return ERRORS_HEAD + table(("status", "code", "type", "class", "meaning"), rows)
+
+
+def described(one: type[errors.QuartetError]) -> str:
+    """The first paragraph of the docstring of an error."""
+    return sentence(one.__dict__.get("__doc__"))
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation in words, such as ``list[str] or None``."""
+    text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    text = re.sub(r"\b(?:typing|types|app\.[\w.]+)\.", "", text).replace("NoneType", "None")
+    return text.replace(" | ", " or ").replace("Literal", "one of ")
+
+
+def card() -> str:
+    hints = get_type_hints(store.Card)
+    rows = [(code(name), code(type_name(hints[name])), CARD_FIELDS[name]) for name in store.Card.model_fields]
+    parts = [CARD_HEAD, table(("field", "type", "content"), rows), "\n## Architectures\n\n"]
+    kinds = [
+        (code(kind), code(found[1].__name__), ", ".join(code(field.name) for field in fields(found[1])), found[2])
+        for kind, found in KINDS.items()
+    ]
+    parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))
+    return "".join(parts)
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and its text. The pages state the defaults, whatever the environment says."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    with patch.dict(os.environ, plain, clear=True):
+        return _pages()
+
+
+def _pages() -> dict[Path, str]:
+    return {
+        FOLDER / "README.md": INDEX,
+        FOLDER / "settings.md": settings(),
+        FOLDER / "metrics.md": metrics(),
+        FOLDER / "errors.md": error_page(),
+        FOLDER / "model-card.md": card(),
+        FOLDER / "http-api.md": http_api.page(),
+        FOLDER / "command-line.md": command_line.page(),
+    }
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

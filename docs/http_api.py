@@ -1,0 +1,196 @@
+"""The reference of the HTTP API, from the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import SecretStr
+
+from app.main import create_app
+from app.settings import Settings
+from docs.markdown import code, sentence, table
+
+LONGEST_EXAMPLE = 400  # characters; longer ones are in the OpenAPI document
+Schema = dict[str, Any]
+
+HEAD = """# HTTP API
+
+Generated from the OpenAPI document by `make docs`. A running service has the same at `/docs` and `/openapi.json`.
+[Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all error codes.
+
+- Admin endpoints exist only with an [admin key](../how-to/rollout.md#over-http).
+- Under `/v2`, the paths `/v2/models/{name}/...` also exist as `/v2/models/{name}/versions/{number}/...`.
+- Request headers: `x-request-timeout` (deadline in seconds), `x-request-id`, `traceparent`. With
+  [API keys](../how-to/keys.md): `Authorization: Bearer KEY` or `x-api-key: KEY`.
+- Response headers: `x-request-id`; with 429 and 503 also `Retry-After`.
+- Limits such as "at most 4000" are the defaults of the [settings](settings.md).
+"""
+
+
+def openapi() -> Schema:
+    """The document of a service with an admin key."""
+    document: Schema = create_app(Settings(admin_key=SecretStr("k" * 32))).openapi()
+    return document
+
+
+def page() -> str:
+    document = openapi()
+    groups: dict[str, list[str]] = {}
+    overview = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            name = f"{method.upper()} {path}"
+            group = (operation.get("tags") or ["other"])[0]
+            groups.setdefault(group, []).append(f"\n### {name}\n\n" + "".join(describe(operation, document)))
+            overview.append((f"[`{name}`](#{anchor(name)})", summary(operation)))
+    overview += [("`GET /`", "The web page"), ("`GET /docs`", "Swagger UI")]
+    parts = [HEAD, "\n", table(("endpoint", "purpose"), overview)]
+    for group, sections in groups.items():
+        parts += [f"\n## {group[0].upper()}{group[1:]}\n", *sections]
+    return "".join(parts)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    kept = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
+    return kept.replace(" ", "-")
+
+
+def summary(operation: Schema) -> str:
+    first = sentence(operation.get("description")).split(". ")[0].rstrip(".")
+    return first or operation["summary"]
+
+
+def describe(operation: Schema, document: Schema) -> Iterator[str]:
+    """Description, parameters, body and responses of one operation."""
+    if operation.get("description"):
+        yield f"{operation['description'].strip()}\n"
+    if parameters := operation.get("parameters"):
+        rows = [
+            (
+                code(one["name"]),
+                one["in"],
+                kind(one["schema"], document),
+                "yes" if one.get("required") else "",
+                one.get("description") or one["schema"].get("description", ""),
+            )
+            for one in parameters
+        ]
+        yield "\n" + table(("parameter", "in", "type", "required", "description"), rows)
+    if body := operation.get("requestBody"):
+        yield from describe_body(body["content"], document)
+    responses = [
+        (status, "; ".join(response_types(found, document)), found.get("description", ""))
+        for status, found in operation["responses"].items()
+    ]
+    yield "\n" + table(("status", "body", "description"), responses)
+    for found in operation["responses"].values():
+        for content in found.get("content", {}).values():
+            schema = resolve(content.get("schema", {}), document)
+            if schema.get("properties") and schema.get("title") not in ("ErrorBody", "InferenceError"):
+                yield f"\nFields of `{schema.get('title', 'the answer')}`:\n\n" + fields(schema, document)
+
+
+def describe_body(content: Schema, document: Schema) -> Iterator[str]:
+    for media, one in content.items():
+        schema = resolve(one.get("schema", {}), document)
+        yield f"\nBody `{media}`"
+        described = sentence(schema.get("description"))
+        yield f": {described}\n" if described else "\n"
+        if schema.get("properties"):
+            yield "\n" + fields(schema, document)
+        elif schema.get("type") and schema["type"] != "string":
+            yield f"\n{kind(schema, document)}\n"
+        for example in examples(one):
+            text = json.dumps(example, ensure_ascii=False)
+            if isinstance(example, dict) and len(text) <= LONGEST_EXAMPLE:
+                yield f"\n```json\n{text}\n```\n"
+
+
+def examples(content: Schema) -> list[Any]:
+    named = [one.get("value") for one in content.get("examples", {}).values()]
+    return [content["example"]] if "example" in content else named[:1]
+
+
+def response_types(response: Schema, document: Schema) -> Iterator[str]:
+    for media, content in response.get("content", {}).items():
+        title = resolve(content.get("schema", {}), document).get("title", "")
+        yield code(media) + (f" {code(title)}" if title and " " not in title else "")
+
+
+def resolve(schema: Schema, document: Schema) -> Schema:
+    """The schema itself, where it is a reference."""
+    while "$ref" in schema:
+        place: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            place = place[part]
+        schema = {**place, **{key: value for key, value in schema.items() if key != "$ref"}}
+    return schema
+
+
+def fields(schema: Schema, document: Schema) -> str:
+    """A table of the fields of an object; those of objects within it follow as ``outer.inner``."""
+    rows = list(field_rows(schema, document, ""))
+    heads = ("field", "type", "default", "description")
+    return table(heads, rows)
+
+
+def field_rows(schema: Schema, document: Schema, prefix: str, depth: int = 0) -> Iterator[tuple[str, ...]]:
+    required = schema.get("required", ())
+    for name, own in schema["properties"].items():
+        field = resolve(own, document)
+        default = "required" if name in required else shown(field["default"]) if "default" in field else ""
+        yield code(prefix + name), kind(field, document), default, field.get("description", "")
+        inner, mark = nested(field, document)
+        if inner and depth < 3:
+            yield from field_rows(inner, document, f"{prefix}{name}{mark}.", depth + 1)
+
+
+def shown(value: Any) -> str:
+    return "" if value is None else code(json.dumps(value, ensure_ascii=False))
+
+
+def nested(field: Schema, document: Schema) -> tuple[Schema | None, str]:
+    """The object in a field or in its list, and the mark of a list."""
+    for choice in (field, *(resolve(one, document) for one in field.get("anyOf", ()))):
+        if choice.get("properties"):
+            return choice, ""
+        if choice.get("type") == "array" and resolve(choice.get("items", {}), document).get("properties"):
+            return resolve(choice["items"], document), "[]"
+    return None, ""
+
+
+LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+}
+
+
+def kind(schema: Schema, document: Schema) -> str:
+    """A schema's type in words."""
+    schema = resolve(schema, document)
+    choices = schema.get("anyOf") or schema.get("oneOf")
+    if choices:
+        words = [kind(one, document) for one in choices if one.get("type") != "null"]
+        return " or ".join(dict.fromkeys(words))
+    if "enum" in schema:
+        return ", ".join(code(json.dumps(one)) for one in schema["enum"])
+    if "const" in schema:
+        return code(json.dumps(schema["const"]))
+    name = schema.get("type", "any")
+    if name == "array":
+        name = f"array of {kind(schema.get('items', {}), document)}"
+    limits = [text.format(number(schema[key])) for key, text in LIMITS.items() if key in schema]
+    return f"{name} ({', '.join(limits)})" if limits else str(name)
+
+
+def number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:g}"
