@@ -7,8 +7,8 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check train data evaluate bench bench-protocols bench-replicas bench-cluster bench-training \
-	bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
+.PHONY: help serve test check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
+	bench-training bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -23,6 +23,12 @@ check: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/test ## generate the reference pages in docs/reference/ from the code
+	$(BIN)/python -m docs.generate
+
+report: .venv/test ## generate docs/measurements.md and the README's key figures from the cards and benchmarks/results/
+	$(BIN)/python -m docs.measurements
 
 data: .venv/train ## fetch the training data into data/, or QUARTET_DATA_DIR
 	$(BIN)/python -m training.data

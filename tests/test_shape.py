@@ -1,17 +1,13 @@
-"""The structure holds: arrows point one way, and the README says what the code says."""
+"""The imports of app/ and training/ follow one direction."""
 
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Container, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 from support.service import ROOT
-
-from app.main import create_app
-from app.settings import PREFIX, Settings
 
 # Layers from the bottom up. A module imports its own folder and the layers below, never a layer above.
 LAYERS = (
@@ -151,28 +147,3 @@ def test_no_pickle_is_loaded_by_the_service() -> None:
             assert not {"pickle", "dill", "joblib", "shelve"} & imports(tree), name
             calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
             assert "torch.load" not in calls, name
-
-
-def readme_table(heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading of the README."""
-    text = (ROOT / "README.md").read_text().split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
-
-
-def test_the_readme_lists_every_setting() -> None:
-    stated = {row[0].strip("`"): row[1].strip("`") for row in readme_table("Settings")}
-    fields = Settings.model_fields
-    assert stated == {PREFIX + name.upper(): str(field.default) for name, field in fields.items()}
-
-
-def test_the_readme_lists_every_endpoint() -> None:
-    stated = {row[0].strip("`") for row in readme_table("Endpoints")}
-    paths = create_app(Settings(store=ROOT / "models_store")).openapi()["paths"]
-    documented = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
-    assert stated == documented | {"GET /", "GET /docs"}
-
-
-def test_the_readme_lists_every_make_target() -> None:
-    stated = {row[0].strip("`").removeprefix("make ").split(" ")[0] for row in readme_table("Make targets")}
-    assert stated == set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))

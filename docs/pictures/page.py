@@ -1,7 +1,7 @@
 """Photograph the page of a running service, in both themes, as a desk and as a phone see it.
 
-python -m docs.page http://127.0.0.1:8000 shots     # writes shots/page-light-1280.png and so on; needs Chromium
-python -m docs.page http://127.0.0.1:8000           # draws docs/page.png, the README's
+python -m docs.pictures.page http://127.0.0.1:8000 shots     # writes shots/*.png; needs Chromium
+python -m docs.pictures.page http://127.0.0.1:8000           # draws docs/pictures/page.png, the README's
 """
 
 from __future__ import annotations

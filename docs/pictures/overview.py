@@ -1,6 +1,6 @@
 """Draw the README's picture: ask a running service for one answer of each kind.
 
-python -m docs.overview http://127.0.0.1:8000     # writes docs/overview.png
+python -m docs.pictures.overview http://127.0.0.1:8000     # writes docs/pictures/overview.png
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from PIL import Image
 
 from training.data import datasets
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def main(address: str) -> None:
     figure = Figure(figsize=(13, 7.4), layout="constrained")
     figure.set_facecolor("white")
-    (images, text), (series, digits) = figure.subfigures(2, 2, wspace=0.04, hspace=0.04)
+    (images, text), (series, digits) = figure.subfigures(2, 2, wspace=0.04, hspace=0.04)  # type: ignore[misc]
     with httpx.Client(base_url=address, timeout=60) as client:
         files = sorted((ROOT / "tests" / "images" / "cifar10").glob("*.png"))[:10]
         parts = [("file", (path.name, path.read_bytes())) for path in files]
@@ -63,7 +63,7 @@ def main(address: str) -> None:
         for axis, result in zip(digits.subplots(4, 10).flat, answer["results"], strict=True):
             axis.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(result["image"])))), cmap="gray")
             axis.axis("off")
-    figure.savefig(ROOT / "docs" / "overview.png", dpi=75)
+    figure.savefig(ROOT / "docs" / "pictures" / "overview.png", dpi=75)
 
 
 if __name__ == "__main__":

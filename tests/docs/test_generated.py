@@ -1,0 +1,44 @@
+"""Generated pages are up to date: run ``make docs`` or ``make report`` if a test here fails."""
+
+from __future__ import annotations
+
+import re
+
+from support.service import ROOT
+
+from docs import generate, measurements
+
+
+def test_the_reference_pages_are_up_to_date() -> None:
+    stale = [path.name for path, text in generate.pages().items() if path.read_text("utf-8") != text]
+    assert not stale, "run make docs"
+    assert {path.name for path in generate.FOLDER.iterdir()} == {path.name for path in generate.pages()}
+
+
+def test_the_measurements_are_up_to_date() -> None:
+    stale = [path.name for path, text in measurements.pages().items() if path.read_text("utf-8") != text]
+    assert not stale, "run make report"
+
+
+def test_the_key_figures_of_the_readme_equal_their_sources() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| (.+?) \| ([\d.,]+)[^|]*\| `make [a-z]+` \|$", readme, re.MULTILINE))
+    assert len(rows) == len(measurements.KEY_FIGURES) == 10
+    for figure in measurements.KEY_FIGURES:
+        shown, value = rows[figure.label], figure.read()
+        decimals = len(shown.partition(".")[2])
+        assert float(shown.replace(",", "")) in (round(value, decimals), round(100 * value, decimals)), figure.label
+
+
+def test_every_measurement_names_its_command_machine_and_date() -> None:
+    results = sorted(measurements.RESULTS.rglob("*.json"))
+    assert results
+    for path in results:
+        content = measurements.load(path)
+        assert all(content[key] for key in ("title", "command", "machine")), path
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", content["date"]), path
+        assert path.parent.name in measurements.SECTIONS
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
