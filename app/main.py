@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +23,8 @@ from app.api.middleware.fast_routes import FastRoutes
 from app.api.open_inference import routes
 from app.api.openai import completions
 from app.api.routes import admin, health, models, page, tasks
-from app.observability.access_log import AccessLog, JsonFormatter
+from app.observability.access_log import AccessLog
+from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
 from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
@@ -65,7 +65,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         await registry.close()
         if counted:
             await close_storage(counted)
-        log.write()
+        await asyncio.to_thread(log.close)
         if metrics.tracer:
             await asyncio.to_thread(metrics.tracer.close)
 
@@ -117,9 +117,7 @@ async def _report(registry: Registry) -> None:
 def main() -> None:
     """Run the service with the settings of the environment until it is stopped."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    if settings.log_format == "json":
-        logging.getLogger().handlers[0].setFormatter(JsonFormatter())
+    configure_logging(settings.log_level, settings.log_format)
     sys.exit(run_service(settings, create_app))
 
 

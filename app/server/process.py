@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from fastapi import FastAPI
 from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
+from app.observability.logs import log_in_background
 from app.observability.metrics import shared_metrics
 from app.server.supervisor import Supervisor, can_fork, handles_sighup
 from app.server.system import available_memory, cores, raise_file_limit, single_arena
@@ -76,6 +78,7 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
 
 def run_alone(settings: Settings, create_app: AppFactory) -> None:
     """Serve in this process until stopped by SIGTERM, SIGINT or SIGHUP. A signal during start-up exits immediately."""
+    log_in_background()
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal once more after draining
         signal.signal(number, exit_on_signal)
     if stop_on_hangup := handles_sighup():
@@ -95,6 +98,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 def run_server(server: ListeningServer | WorkerServer) -> None:
     """Run until stopped. If a compute thread still runs then, exit at once: Python would wait for the thread."""
     server.run()
+    logging.shutdown()  # a forked worker does not call this at exit
     if server.registry.executor.busy or server.registry.parse_executor.busy:
         os._exit(0)
 
@@ -127,6 +131,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
 
         def work(channel: socket.socket) -> None:
+            log_in_background()
             exit_if_orphaned(parent, stop_seconds)
             run_server(WorkerServer(create_app(worker_settings, counts), worker_settings, channel))
 

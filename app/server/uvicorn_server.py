@@ -58,7 +58,8 @@ class Server(uvicorn.Server):
 
 
 def exit_on_signal(*_: object) -> NoReturn:
-    """End the process, with status 0: nobody is served, and a thread that reads weights would be waited for."""
+    """Exit with status 0, without waiting for a thread that still reads weights."""
+    logging.shutdown()
     os._exit(0)
 
 
@@ -108,6 +109,7 @@ class Watchdog:
                 self._heard = now
             if (silent := now - self._heard) > self._seconds:
                 log.critical("nothing has been computed for %.0f s: the service ends", silent)
+                logging.shutdown()
                 os._exit(1)
 
 

@@ -30,7 +30,7 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
-from app.observability.access_log import JsonFormatter
+from app.observability.logs import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
