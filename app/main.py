@@ -58,7 +58,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         trim_heap()
         gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
         gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
-        beside = [asyncio.create_task(registry.watch()), asyncio.create_task(_report(registry))]
+        beside = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
         yield
         for task in beside:
             task.cancel()

@@ -1,8 +1,9 @@
-"""From a version in the store to one that is ready to serve: read, verified, warmed up, with an engine of its own."""
+"""Loads a version from the store: read, verify, warm up, and create its engine."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -25,13 +26,15 @@ from app.store import CARD, WEIGHTS, Card, StoreError, Version
 from app.tasks import TASKS, BatchPredictor, Predictor, Task
 from app.tasks.text_generation import Continuation
 
-RETRY_SECONDS = 30.0  # seconds after which a version is tried again that could not be loaded for a reason that passes
+log = logging.getLogger("quartet")
+
+RETRY_SECONDS = 30.0  # seconds after which loading is tried again if the error was transient
 TRANSIENT_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
-BACKGROUND_NICENESS = 10  # niceness of a thread that warms up a version while others are served
+BACKGROUND_NICENESS = 10  # of a thread that loads a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
 P = TypeVar("P", bound=Predictor, default=Any)
-FileStamps = tuple[tuple[int, int], ...]
+FileStamps = tuple[tuple[int, int], ...]  # size in bytes and modification time in ns of each file
 
 
 @dataclass(eq=False)
@@ -47,6 +50,7 @@ class LoadedModel(Generic[P]):
 
     @property
     def id(self) -> str:
+        """The version as ``name@version``."""
         return f"{self.card.name}@{self.card.version}"
 
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
@@ -57,9 +61,14 @@ class LoadedModel(Generic[P]):
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """A version that is not served, and why; ``seen``: its files as they were, for they may be half copied.
+    """Why a version cannot be served.
 
-    ``again``: when to try it again all the same, on time.monotonic's clock: it may not have been the version's fault.
+    Attributes:
+        name: the model, or a path in the store if ``version`` is 0.
+        version: the version number; 0 for a file that does not belong to a version.
+        reason: the error message.
+        files: the version's files when they were read. The version is tried again when they have changed.
+        retry_at: when to try again although the files are unchanged, on ``time.monotonic``'s clock.
     """
 
     name: str
@@ -70,13 +79,17 @@ class LoadFailure:
 
     @property
     def label(self) -> str:
-        """The version as ``name@version``, or the file, where ``version`` is 0."""
+        """The version as ``name@version``, or the path if ``version`` is 0."""
         return f"{self.name}@{self.version}" if self.version else self.name
+
+    def log(self) -> None:
+        """Log the failure as an error."""
+        log.error("%s is not served: %s", self.label, self.reason)
 
 
 @dataclass
 class Loader:
-    """Makes versions ready for one process: its device, its lane, its limits."""
+    """Loads versions for one process: on its device, with its executor and limits."""
 
     settings: Settings
     observers: ObserverFactory
@@ -84,10 +97,13 @@ class Loader:
     device: torch.device
 
     def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
-        """A version, verified and warmed up, or why it is not; ``aside``: while others are served."""
+        """Return a version, verified and warmed up, or the failure. Never raises.
+
+        ``in_background`` lowers the thread's priority, so that requests for other versions are not delayed.
+        """
         if in_background and hasattr(os, "setpriority"):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
-        seen = file_stamps(self.settings.store, name, number)
+        files = file_stamps(self.settings.store, name, number)
         try:
             version = store.read_version(self.settings.store, name, number)
             task = TASKS[version.card.task]
@@ -95,10 +111,10 @@ class Loader:
             predictor = task.predictor(version, self.device, **options)
             predictor.warm_up(self._max_rows(task))
             return self._loaded_model(task, version, predictor)
-        except Exception as error:  # whatever is wrong with one version, the others are served
-            told = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-            again = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
-            return LoadFailure(name, number, told, seen, again)
+        except Exception as error:  # one damaged version must not keep others from serving
+            reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            retry_at = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
+            return LoadFailure(name, number, reason, files, retry_at)
 
     def _max_rows(self, task: Task[Any]) -> int:
         """Return the rows of the largest batch of a task."""
@@ -129,44 +145,49 @@ class Loader:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether a failure may be over in a while: memory, files or the disk were not to be had."""
-    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # as torch says it on the CPU
+    """Return whether loading may succeed later: memory or files were unavailable for a moment."""
+    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # torch's error on the CPU
         return True
     return any(
-        isinstance(one, TRANSIENT_ERRORS) and not isinstance(one, PERMANENT_ERRORS) for one in (error, error.__cause__)
+        isinstance(cause, TRANSIENT_ERRORS) and not isinstance(cause, PERMANENT_ERRORS)
+        for cause in (error, error.__cause__)
     )
 
 
 def file_stamps(folder: Path, name: str, number: int) -> FileStamps:
-    """The sizes and times of a version's files: when they change, so may what is wrong with it."""
-    seen = []
+    """Return the sizes and modification times of a version's files. Missing files are left out."""
+    stamps = []
     for file in (CARD, WEIGHTS):
         with contextlib.suppress(OSError):
             stat = (folder / name / str(number) / file).stat()
-            seen.append((stat.st_size, stat.st_mtime_ns))
-    return tuple(seen)
+            stamps.append((stat.st_size, stat.st_mtime_ns))
+    return tuple(stamps)
 
 
 def _label(card: Card) -> str:
-    """How an engine is named, in sentences and in figures."""
+    """Return the engine's name in error messages."""
     return f"{card.name}@{card.version}"
 
 
 def check_store(folder: Path) -> None:
-    """Raises SettingsError for a store that is not there."""
+    """Raise SettingsError if the store does not exist."""
     if not folder.is_dir():
         raise SettingsError(f"QUARTET_STORE is {str(folder)!r}: there is no such folder")
 
 
 def find_device(name: str) -> torch.device:
-    """``auto`` is the GPU when there is one. Raises SettingsError for a GPU that is not there."""
+    """Return the torch device: ``auto`` is the first GPU, or the CPU without a GPU.
+
+    Raises:
+        SettingsError: there is no such GPU.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
-        there = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
+        available = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
         raise SettingsError(
-            f"QUARTET_DEVICE is {name!r}: {there}; allowed are auto, cpu" + (", cuda:N" if count else "")
+            f"QUARTET_DEVICE is {name!r}: {available}; allowed are auto, cpu" + (", cuda:N" if count else "")
         )
     return device

@@ -1,52 +1,111 @@
-"""The versions that are in memory, and which of them go when there is no room for all."""
+"""The state of each model version in this process, and the versions in memory."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from enum import Enum
 
-from app.engine.observer import ObserverFactory
-from app.serving.loader import LoadedModel
+from app.engine.observer import ObserverFactory, VersionKey
+from app.serving.loader import LoadedModel, LoadFailure
 
 log = logging.getLogger("quartet")
+LoadTask = asyncio.Task[LoadedModel | LoadFailure]
 
 
-@dataclass
+class VersionState(Enum):
+    """The state of a version in this process: each version has exactly one."""
+
+    UNLOADED = "unloaded"  # in the store, and loaded on demand
+    LOADING = "loading"
+    READY = "ready"  # in memory
+    FAILED = "failed"  # cannot be loaded, for example because its files are damaged
+
+
 class ModelCache:
-    """Holds versions of at most so many bytes of weights, where ``most`` is not 0."""
+    """Holds one entry for each version that is loading, ready or failed; all others are unloaded.
 
-    observers: ObserverFactory
-    max_bytes: int = 0
-    models: dict[str, dict[int, LoadedModel]] = field(default_factory=dict)
+    Ready versions occupy at most ``max_bytes`` bytes of weights (0: no limit). Beyond it, the least recently used are
+    evicted.
+    """
+
+    def __init__(self, observers: ObserverFactory, max_bytes: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self._observers = observers
+        self._entries: dict[VersionKey, LoadTask | LoadedModel | LoadFailure] = {}
+
+    def state(self, name: str, number: int) -> VersionState:
+        """Return the state of a version."""
+        entry = self._entries.get((name, number))
+        if entry is None:
+            return VersionState.UNLOADED
+        if isinstance(entry, LoadedModel):
+            return VersionState.READY
+        return VersionState.FAILED if isinstance(entry, LoadFailure) else VersionState.LOADING
 
     def get(self, name: str, number: int) -> LoadedModel | None:
-        versions = self.models.get(name)
-        return versions.get(number) if versions else None
+        """Return a version that is ready, else None."""
+        entry = self._entries.get((name, number))
+        return entry if isinstance(entry, LoadedModel) else None
 
-    def all(self) -> list[LoadedModel]:
-        return [live for _, versions in sorted(self.models.items()) for _, live in sorted(versions.items())]
+    def models(self) -> list[LoadedModel]:
+        """Return the ready versions, sorted by name and number."""
+        entries = [entry for entry in self._entries.values() if isinstance(entry, LoadedModel)]
+        return sorted(entries, key=lambda model: (model.card.name, model.card.version))
+
+    def failures(self) -> dict[VersionKey, LoadFailure]:
+        """Return the versions that could not be loaded, in the order of their failures."""
+        return {key: entry for key, entry in self._entries.items() if isinstance(entry, LoadFailure)}
+
+    def load_task(self, name: str, number: int) -> LoadTask | None:
+        """Return the task that loads a version, or None if it is not loading."""
+        entry = self._entries.get((name, number))
+        return entry if isinstance(entry, asyncio.Task) else None
+
+    def load_tasks(self) -> list[LoadTask]:
+        """Return the tasks of all versions that are loading."""
+        return [entry for entry in self._entries.values() if isinstance(entry, asyncio.Task)]
 
     def bytes(self) -> int:
-        return sum(live.bytes for live in self.all())
+        """Return the bytes of all weights in memory."""
+        return sum(model.bytes for model in self.models())
 
-    def add(self, live: LoadedModel, is_pinned: Callable[[LoadedModel], bool]) -> None:
-        """Hold one more. Past the limit others go, those asked for longest ago first, but none that ``stays``."""
-        self.models.setdefault(live.card.name, {})[live.card.version] = live
-        self.observers.for_version(live.card.name, live.card.version).on_loaded(live.bytes)
-        log.info("%s is in memory", live.id)
-        while self.max_bytes and self.bytes() > self.max_bytes:
-            others = [other for other in self.all() if other is not live and not is_pinned(other)]
-            if not others:
-                log.warning("QUARTET_MODEL_BYTES is %s: %s are needed all the same", self.max_bytes, self.bytes())
+    def set_loading(self, name: str, number: int, task: LoadTask) -> None:
+        """Record that ``task`` loads a version. If the task ends without a result, the version is unloaded again."""
+        key = name, number
+        self._entries[key] = task
+
+        def remove(_: object) -> None:
+            if self._entries.get(key) is task:
+                del self._entries[key]
+
+        task.add_done_callback(remove)
+
+    def set_failed(self, failure: LoadFailure) -> None:
+        """Record that a version could not be loaded."""
+        self._entries.pop((failure.name, failure.version), None)  # so that failures stay in order
+        self._entries[failure.name, failure.version] = failure
+
+    def reset_failed(self, name: str, number: int) -> None:
+        """Make a failed version unloaded, so that it is tried again."""
+        if isinstance(self._entries.get((name, number)), LoadFailure):
+            del self._entries[name, number]
+
+    def add(self, model: LoadedModel, is_pinned: Callable[[LoadedModel], bool]) -> None:
+        """Record that a version is ready. Evict others while the limit is exceeded, except pinned ones."""
+        self._entries[model.card.name, model.card.version] = model
+        self._observers.for_version(model.card.name, model.card.version).on_loaded(model.bytes)
+        log.info("%s is loaded", model.id)
+        while self.max_bytes and (size := self.bytes()) > self.max_bytes:
+            evictable = [other for other in self.models() if other is not model and not is_pinned(other)]
+            if not evictable:
+                log.warning("QUARTET_MODEL_BYTES is %s, but the default models need %s bytes", self.max_bytes, size)
                 return
-            self.evict(min(others, key=lambda other: other.last_used_at), "unloaded: others need its room")
+            self.evict(min(evictable, key=lambda other: other.last_used_at), "QUARTET_MODEL_BYTES is exceeded")
 
-    def evict(self, live: LoadedModel, reason: str) -> None:
-        """Hold a version no longer; what it was asked already, it still answers."""
-        versions = self.models[live.card.name]
-        del versions[live.card.version]
-        if not versions:
-            del self.models[live.card.name]
-        self.observers.for_version(live.card.name, live.card.version).on_loaded(0)
-        log.info("%s is %s", live.id, reason)
+    def evict(self, model: LoadedModel, reason: str) -> None:
+        """Make a ready version unloaded. Its engine finishes the requests that it has accepted."""
+        del self._entries[model.card.name, model.card.version]
+        self._observers.for_version(model.card.name, model.card.version).on_loaded(0)
+        log.info("%s is evicted: %s", model.id, reason)

@@ -1,160 +1,383 @@
-"""Which version serves a request, and whether this process still answers."""
+"""The models of one process: which version serves a request, and which versions are in memory.
+
+Loading is a reconciler: after each scan of the store, the desired versions follow from the snapshot, missing versions
+are loaded, and versions that are not needed any more are evicted.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
+from weakref import WeakSet
 
 from app import store
 from app.engine.executor import Executor
-from app.engine.observer import EngineObserver, VersionKey
+from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, check_store, find_device
+from app.serving.model_cache import LoadTask, ModelCache, VersionState
+from app.serving.reconcile import (
+    check_defaults,
+    desired_versions,
+    sets_to_publish,
+    versions_to_evict,
+    versions_to_load,
+)
+from app.serving.store_snapshot import is_unloaded
 from app.serving.store_watcher import StoreWatcher
+from app.serving.version_set import VersionSet
+from app.settings import Settings
 from app.store import Card, TaskName
-from app.tasks import Predictor, Task
+from app.tasks import Task
 
-P = TypeVar("P", bound=Predictor)
+log = logging.getLogger("quartet")
 
 
 class ModelLoading(NotReady):
-    """A version that is not in memory. Its loading has begun: ``coming`` ends with it, or with why it cannot be."""
+    """The version is not in memory yet. ``task`` loads it and returns the model or the failure."""
 
-    def __init__(self, label: str, coming: asyncio.Task[LoadedModel | LoadFailure]) -> None:
+    def __init__(self, label: str, task: LoadTask) -> None:
         super().__init__(f"{label} is being loaded")
-        self.loading = coming
+        self.task = task
 
 
-@dataclass
-class Registry(StoreWatcher):
-    """The stock, and who of it answers whom. Raises as ``StoreWatcher`` does."""
+@dataclass(frozen=True)
+class VersionStatus:
+    """The state of one version; ``reason`` says why it has failed."""
 
-    parse_executor: Executor = field(init=False)
-    stopping: bool = False
-    reported_observers: set[EngineObserver] = field(default_factory=set)  # those that may have been told of rows
+    name: str
+    number: int
+    state: VersionState
+    reason: str = ""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.parse_executor = Executor("parse", self.settings.parse_threads, max_waiting=self.settings.queue_rows)
+    @property
+    def label(self) -> str:
+        """The version as ``name@version``."""
+        return f"{self.name}@{self.number}"
+
+
+class Registry:
+    """Resolves requests to model versions and keeps the desired versions in memory.
+
+    In memory are the active, canary and previous version of each model. Other versions are loaded on demand. A damaged
+    version never keeps others from serving.
+
+    Raises:
+        SettingsError: the device or the store does not exist.
+    """
+
+    def __init__(self, settings: Settings, observers: ObserverFactory) -> None:
+        self.settings = settings
+        self.observers = observers
+        self.device = find_device(settings.device)
+        self.executor = Executor("compute", inline_seconds=settings.inline_seconds)
+        self.parse_executor = Executor("parse", settings.parse_threads, max_waiting=settings.queue_rows)
+        check_store(settings.store)
+        self.cache = ModelCache(observers, settings.model_bytes)
+        self.loader = Loader(settings, observers, self.executor, self.device)
+        self.watcher = StoreWatcher(
+            settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
+        )
+        self.version_sets: dict[str, VersionSet] = {}  # what is served, by model name
+        self.defaults: dict[TaskName, str] = {}
+        self.stopping = False
+        self._default_failures: list[LoadFailure] = []
+        self._engines: WeakSet[Engine] = WeakSet()  # also those of evicted versions that finish accepted requests
+        self._reported_observers: set[EngineObserver] = set()  # observers whose last reported load may not be 0
+        self._load_lock = asyncio.Lock()
+        self._reconcile_task: asyncio.Task[None] | None = None
+        self._in_background = False  # whether versions are loaded beside requests
+
+    # Resolving requests
 
     def resolve(self, task: Task[P], model: str | None, request_id: str = "") -> LoadedModel[P]:
-        """The version that serves a request: of a name, a name@version, or the task's default for None.
+        """Return the version that serves a request.
 
-        While a canary is tried, ``request_id`` decides. Raises UnknownModel, RetiredModel, BadValue when the model is
-        for another task, NotReady when none serves the task, and Asleep for a version that is not in memory.
+        ``model`` is a name, ``name@version``, or None for the task's default model. While a canary is tested,
+        ``request_id`` decides between it and the active version.
+
+        Raises:
+            UnknownModel: no such model or version.
+            RetiredModel, UnloadedModel: the version is retired, or the model is unloaded.
+            BadValue: the model is for another task.
+            NotReady: no model serves the task, or the service is shutting down.
+            ModelLoading: the version is not in memory; its loading has begun.
         """
         if self.stopping:
             raise NotReady("the service is stopping")
         name, number = (
             self._resolve_default(task.name, request_id) if model is None else self.resolve_name(model, request_id)
         )
-        live = self.cache.get(name, number)
-        card = live.card if live else self.card(name, number)
-        if card is None:  # removed a moment ago
+        loaded = self.cache.get(name, number)
+        card = loaded.card if loaded else self.card(name, number)
+        if card is None:  # removed from the store a moment ago
             raise UnknownModel(model or name, self.version_sets)
         if card.task != task.name:
-            fitting = [known for known in self.version_sets if (other := self.card(known)) and other.task == task.name]
+            fitting = [other for other in self.version_sets if (known := self.card(other)) and known.task == task.name]
             raise BadValue(
                 f"model {quote_value(model)} is for the task {card.task!r}, not {task.name!r}; "
                 f"for that there are: {', '.join(fitting) or 'none'}",
                 "model",
             )
-        if live is None:
-            raise ModelLoading(f"{name}@{number}", self.load_version(name, number))
-        live.last_used_at = time.monotonic()
-        return cast(LoadedModel[P], live)  # the loader made its predictor by the same table
+        if loaded is None:
+            raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
+        loaded.last_used_at = time.monotonic()
+        return cast(LoadedModel[P], loaded)  # the card's task is ``task``, so the predictor is its
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
-        """As ``pick``, but waits for a version that is not in memory, ``until`` the event loop's clock says so.
+        """As ``resolve``, but wait for a version that is not in memory.
 
-        Raises TimedOut then. Before an unloaded model is refused, it is looked up once more.
+        ``deadline`` is on the event loop's clock. Before an unloaded model is rejected, the store is checked again:
+        another process may have loaded it a moment ago.
+
+        Raises:
+            TimedOut: the deadline has passed.
         """
-        looked = False
+        rechecked = False
         while True:
             try:
                 return self.resolve(task, model, request_id)
             except UnloadedModel:
-                if looked:
+                if rechecked:
                     raise
                 await self.recheck((model or "").partition("@")[0])
-                looked = True
+                rechecked = True
                 continue
-            except ModelLoading as asleep:
-                coming = asleep.loading
+            except ModelLoading as loading:
+                load_task = loading.task
             try:
                 async with asyncio.timeout_at(deadline):
-                    entry = await asyncio.shield(coming)  # others may wait for it too
+                    result = await asyncio.shield(load_task)  # other requests may wait for it too
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
-            if isinstance(entry, LoadedModel):
-                return cast(LoadedModel[P], entry)
+            if isinstance(result, LoadedModel):
+                return cast(LoadedModel[P], result)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
-        """The name and number that ``name`` or ``name@version`` means. Raises UnknownModel and RetiredModel."""
-        name, at, number = model.partition("@")
-        shelf = self.version_sets.get(name)
-        if shelf is None:
+        """Return the name and number that ``name`` or ``name@version`` means. ``param`` is named in errors.
+
+        Raises:
+            UnknownModel, RetiredModel, UnloadedModel: as ``resolve``.
+        """
+        name, at, version = model.partition("@")
+        version_set = self.version_sets.get(name)
+        if version_set is None:
             raise UnknownModel(model, self.version_sets, param)
-        if shelf.unloaded:
+        if version_set.unloaded:
             raise UnloadedModel(f"model {quote_value(name)} is unloaded, until somebody loads it", param)
-        found = shelf.version_for(request_id)
+        number = version_set.version_for(request_id)
         if at:
-            found = int(number) if re.fullmatch(r"[1-9][0-9]{0,8}", number) else None
-            if found in shelf.retired:
+            number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
+            if number in version_set.retired:
                 raise RetiredModel(
-                    f"model {quote_value(model)} is retired; there are: {', '.join(shelf.labels())}", param
+                    f"model {quote_value(model)} is retired; there are: {', '.join(version_set.labels())}", param
                 )
-        if found is None or found not in shelf.numbers:
-            raise UnknownModel(model, shelf.labels() or self.version_sets, param)
-        return name, found
+        if number is None or number not in version_set.numbers:
+            raise UnknownModel(model, version_set.labels() or self.version_sets, param)
+        return name, number
 
     def _resolve_default(self, task: TaskName, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")
-        shelf = self.version_sets.get(name)
-        number = shelf.version_for(request_id) if shelf else None
+        version_set = self.version_sets.get(name)
+        number = version_set.version_for(request_id) if version_set else None
         if number is None:
-            reasons = [f"{entry.label}: {entry.reason}" for entry in self.failures]
+            reasons = [f"{failure.label}: {failure.reason}" for failure in self.failures]
             raise NotReady(f"no model serves the task {task!r}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return name, number
 
+    # Models and versions
+
+    def card(self, name: str, number: int | None = None) -> Card | None:
+        """Return the card of a version, or of the active version for None; None if there is no such version."""
+        if number is None and name in self.version_sets:
+            number = self.version_sets[name].active
+        return None if number is None else self.watcher.snapshot.cards.get((name, number))
+
     def pictures(self, card: Card) -> dict[str, Path]:
-        """The pictures of a version's training, by file name."""
+        """Return the pictures of a version's training, by file name."""
         return store.version_pictures(self.settings.store, card.name, card.version)
 
-    def problems(self) -> list[str]:
-        """Why this process should get no requests: empty when it is ready."""
-        if self.stopping:
-            return ["the service is stopping"]
-        if not self.loaded:
-            return ["no whole model in the store"]
-        silent = self.executor.oldest_job_seconds()
-        if silent > min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds):
-            return [f"the engine has not answered for {silent:.0f} s"]
+    def state(self, name: str, number: int) -> VersionState:
+        """Return the state of a version. A version whose card cannot be read has failed."""
+        if any((failure.name, failure.version) == (name, number) for failure in self.watcher.snapshot.failures):
+            return VersionState.FAILED
+        return self.cache.state(name, number)
+
+    def versions(self) -> list[VersionStatus]:
+        """Return all versions that are in memory, loading, failed, or loaded on demand, each with its state.
+
+        Retired versions are left out once they are evicted. Sorted by name and number.
+        """
+        reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
+        ready = {(model.card.name, model.card.version) for model in self.cache.models()}
+        served = {
+            (version_set.name, number)
+            for version_set in self.version_sets.values()
+            for number in (*version_set.numbers, *version_set.unloaded)
+        }
         return [
-            f"{live.id} fails on whatever it is asked" for live in self.all() if live.engine.circuit_breaker.is_open()
+            VersionStatus(*key, self.state(*key), reasons.get(key, "")) for key in sorted({*reasons, *ready, *served})
         ]
 
+    def models(self) -> list[LoadedModel]:
+        """Return the versions in memory, sorted by name and number."""
+        return self.cache.models()
+
+    @property
+    def failures(self) -> list[LoadFailure]:
+        """What cannot be served, and why; ``version`` is 0 for a file that is not a version."""
+        return [*self.watcher.snapshot.failures, *self.cache.failures().values(), *self._default_failures]
+
+    # Reconciling: store snapshot -> desired versions -> difference -> load, publish, evict
+
+    async def load(self) -> None:
+        """Scan the store and load the resident versions, default models first."""
+        await self.watcher.scan()
+        self._update_defaults()
+        self._publish()
+        await self._load_missing()
+        self._update_defaults()
+        self._in_background = True
+
+    async def recheck(self, name: str) -> None:
+        """Scan the store if another process has loaded or unloaded this model since the last scan.
+
+        The check reads one small file; a scan reads the whole store and would delay running texts.
+        """
+        version_set = self.version_sets.get(name)
+        if version_set is None:
+            return
+        unloaded = await asyncio.to_thread(is_unloaded, self.settings.store, name)
+        if unloaded not in (None, bool(version_set.unloaded)):
+            await self.watcher.refresh()
+
+    def _reconcile(self) -> None:
+        """After a scan: publish and evict now, and load missing versions in a background task."""
+        for name, number in self.watcher.snapshot.retry:
+            self.cache.reset_failed(name, number)
+        self._publish()
+        for model, reason in versions_to_evict(self.cache.models(), self.version_sets, time.monotonic()):
+            self.cache.evict(model, reason)
+        self._update_defaults()
+        if not self._reconcile_task or self._reconcile_task.done():
+            self._reconcile_task = asyncio.create_task(self._load_missing())
+
+    def _desired(self) -> dict[str, VersionSet]:
+        return desired_versions(self.watcher.snapshot, self.cache.failures())
+
+    def _to_load(self, desired: dict[str, VersionSet]) -> list[VersionKey]:
+        return versions_to_load(
+            desired,
+            self.version_sets,
+            {(model.card.name, model.card.version): model.bytes for model in self.cache.models()},
+            set(self.defaults.values()),
+            self.settings.model_bytes,
+            lambda name, number: store.weights_size(self.settings.store, name, number),
+        )
+
+    async def _load_missing(self) -> None:
+        """Load the missing versions one after the other. The next one is chosen after each load."""
+        while to_load := self._to_load(self._desired()):
+            await self._load_version(*to_load[0])
+            self._publish()
+
+    def _publish(self) -> None:
+        """Serve the desired version sets whose versions are in memory; keep the current set of the other models."""
+        desired = self._desired()
+        for name in self.version_sets.keys() - desired.keys():
+            del self.version_sets[name]
+        for version_set in sets_to_publish(desired, self.version_sets, self._to_load(desired)):
+            self._publish_set(version_set)
+
+    def _publish_set(self, version_set: VersionSet) -> None:
+        current = self.version_sets.get(version_set.name)
+        self.version_sets[version_set.name] = version_set
+        if self._in_background and (current is None or current.describe() != version_set.describe()):
+            log.info("%s: %s", version_set.name, version_set.describe())
+
+    def _load_version(self, name: str, number: int) -> LoadTask:
+        """Return the task that loads a version. All callers share one task."""
+        task = self.cache.load_task(name, number)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(name, number))
+            self.cache.set_loading(name, number, task)
+        return task
+
+    async def _load(self, name: str, number: int) -> LoadedModel | LoadFailure:
+        """Load one version at a time, and record the result."""
+        async with self._load_lock:
+            result = await asyncio.to_thread(self.loader.load, name, number, in_background=self._in_background)
+        if isinstance(result, LoadFailure):
+            self.cache.set_failed(result)
+            result.log()
+            if current := self.version_sets.get(name):
+                self._publish_set(self._desired()[name] if current.active == number else current.without(number))
+            return result
+        result.last_used_at = time.monotonic()
+        self._engines.update(engine for engine in (result.engine, result.explainer) if engine)
+        self.cache.add(result, is_pinned=self._is_default)
+        return result
+
+    def _is_default(self, model: LoadedModel) -> bool:
+        """Return whether a version serves a task by default."""
+        version_set = self.version_sets.get(model.card.name)
+        return model.card.name in self.defaults.values() and (
+            not version_set or version_set.active == model.card.version
+        )
+
+    def _update_defaults(self) -> None:
+        """Use the defaults of the snapshot, without models of another task. An unreadable file changes nothing."""
+        snapshot = self.watcher.snapshot
+        defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
+        self.defaults, reasons = check_defaults(defaults, self.card)
+        if snapshot.defaults_error:
+            reasons.insert(0, snapshot.defaults_error)
+        if reasons != [failure.reason for failure in self._default_failures]:
+            self._default_failures = [LoadFailure("defaults.json", 0, reason) for reason in reasons]
+            for reason in reasons:
+                log.error("%s", reason)
+
+    # Health and shutdown
+
+    def problems(self) -> list[str]:
+        """Return why this process should get no requests; empty when it is ready."""
+        if self.stopping:
+            return ["the service is stopping"]
+        models = self.models()
+        if not models:
+            return ["no whole model in the store"]
+        seconds = self.executor.oldest_job_seconds()
+        if seconds > min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds):
+            return [f"the engine has not answered for {seconds:.0f} s"]
+        return [f"{model.id} fails on every input" for model in models if model.engine.circuit_breaker.is_open()]
+
     def report(self) -> None:
-        """Tell how many rows wait and run, and how many versions there are: now and then, so that no request pays."""
-        engines = list(self.engines)
-        loads = dict.fromkeys(self.reported_observers, (0, 0))  # also of versions that are gone, this once more
+        """Report waiting and running rows and the number of versions. Called at intervals, so no request pays."""
+        engines = list(self._engines)
+        loads = dict.fromkeys(self._reported_observers, (0, 0))  # includes those whose engines are gone, a last time
         for engine in engines:
-            queued, running = loads.get(engine.observer, (0, 0))
-            loads[engine.observer] = queued + engine.load[0], running + engine.load[1]
-        for watch, load in loads.items():
-            watch.on_load(*load)
-        self.reported_observers = {engine.observer for engine in engines}
-        there = self.known_versions | {watch.key for watch in loads}
-        self.observers.on_versions(sum(map(len, self.loaded.values())), len(self.failures), there)
+            waiting, running = loads.get(engine.observer, (0, 0))
+            loads[engine.observer] = waiting + engine.load[0], running + engine.load[1]
+        for observer, load in loads.items():
+            observer.on_load(*load)
+        self._reported_observers = {engine.observer for engine in engines}
+        models, stored = self.models(), self.watcher.snapshot.numbers
+        known = {(model.card.name, model.card.version) for model in models} | {observer.key for observer in loads}
+        known |= {(name, number) for name, numbers in stored.items() for number in numbers}
+        self.observers.on_versions(len(models), len(self.failures), frozenset(known))
 
     async def close(self) -> None:
-        """Refuse new requests, finish or tell the running ones."""
+        """Reject new requests, stop loading, and finish running requests within ``shutdown_grace_seconds``."""
         self.stopping = True
-        self.stop_loading()
-        await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self.engines)))
+        if self._reconcile_task:
+            self._reconcile_task.cancel()
+        for task in self.cache.load_tasks():
+            task.cancel()
+        await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)))
         self.executor.close()
         self.parse_executor.close()

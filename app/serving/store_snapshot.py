@@ -1,4 +1,4 @@
-"""What lies in the store at one moment, as the registry of a process wants to know it."""
+"""The content of the store at one time."""
 
 from __future__ import annotations
 
@@ -10,65 +10,71 @@ from pathlib import Path
 from app import store
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadFailure, file_stamps
-from app.store import Card, StoreError, rollout
+from app.store import Card, StoreError, TaskName, rollout
 from app.store.rollout import Rollout
 
 
 def is_unloaded(folder: Path, name: str) -> bool | None:
-    """Whether a model is unloaded, by what was chosen for it alone; None where that cannot be read."""
+    """Return whether a model is unloaded, from its rollout file alone; None if the file cannot be read."""
     try:
         return rollout.read(folder, name).unloaded
     except StoreError:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class StoreSnapshot:
-    """The versions of each name, what was chosen for it, and the cards; what cannot be read is ``broken``."""
+    """The versions of each model, their cards and rollouts, and the default models."""
 
-    numbers: dict[str, list[int]] = field(default_factory=dict)
+    numbers: dict[str, list[int]] = field(default_factory=dict)  # version numbers by model name
     rollouts: dict[str, Rollout] = field(default_factory=dict)
-    cards: dict[VersionKey, Card] = field(default_factory=dict)
-    failures: list[LoadFailure] = field(default_factory=list)
-    load_failures: dict[VersionKey, LoadFailure] = field(
-        default_factory=dict
-    )  # could not be loaded, and lie there as they did then
+    cards: dict[VersionKey, Card] = field(default_factory=dict)  # readable cards only
+    failures: list[LoadFailure] = field(default_factory=list)  # cards and other files that cannot be read
+    retry: frozenset[VersionKey] = frozenset()  # versions that failed to load, and may succeed now
+    defaults: dict[TaskName, str] | None = None  # content of defaults.json; None if it cannot be read
+    defaults_error: str = ""
 
     @classmethod
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
-        """Look at the store. A card is read once, for a version never changes; those that are broken, each time.
+        """Read the store.
 
-        A choice that cannot be read leaves the one ``before``. Of the versions that have ``failed`` to load, those
-        whose files have changed are not in it any more, for they may have been half copied, nor those whose time has
-        come to be tried again.
+        Readable cards are taken from ``previous``: a version never changes. Unreadable cards are read again. A folder
+        or rollout file that cannot be read leaves the state of ``previous``. Versions that ``failed`` to load may be
+        retried when their files have changed (they may have been copied only in part) or when ``retry_at`` has passed.
         """
-        found = cls()
+        snapshot = cls()
         for name in store.model_names(folder):
             try:
                 if numbers := store.version_numbers(folder, name):
-                    found.numbers[name] = numbers
-            except StoreError as error:  # what was there still is, and all others are followed
-                found.failures.append(LoadFailure(name, 0, str(error)))
-                if name in previous.numbers:
-                    found.numbers[name] = previous.numbers[name]
-        for name, numbers in found.numbers.items():
-            try:
-                found.rollouts[name] = rollout.read(folder, name)
+                    snapshot.numbers[name] = numbers
             except StoreError as error:
-                found.rollouts[name] = previous.rollouts.get(name, Rollout())
-                found.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
+                snapshot.failures.append(LoadFailure(name, 0, str(error)))
+                if name in previous.numbers:
+                    snapshot.numbers[name] = previous.numbers[name]
+        for name, numbers in snapshot.numbers.items():
+            try:
+                snapshot.rollouts[name] = rollout.read(folder, name)
+            except StoreError as error:
+                snapshot.rollouts[name] = previous.rollouts.get(name, Rollout())
+                snapshot.failures.append(LoadFailure(f"{name}/{rollout.FILE}", 0, str(error)))
             for number in numbers:
-                found._add(folder, previous, name, number)
-        now = time.monotonic()
-        there = (entry for key, entry in failed.items() if key in found.cards and now < entry.retry_at)
-        found.load_failures.update(
-            {(one.name, one.version): one for one in there if file_stamps(folder, one.name, one.version) == one.files}
-        )
-        return found
-
-    def _add(self, folder: Path, before: StoreSnapshot, name: str, number: int) -> None:
+                snapshot._read_card(folder, previous, name, number)
         try:
-            self.cards[name, number] = before.cards.get((name, number)) or store.read_card(folder / name / str(number))
+            snapshot.defaults = store.read_defaults(folder)
+        except StoreError as error:
+            snapshot.defaults_error = str(error)
+        now = time.monotonic()
+        snapshot.retry = frozenset(
+            key
+            for key, failure in failed.items()
+            if key not in snapshot.cards or now >= failure.retry_at or file_stamps(folder, *key) != failure.files
+        )
+        return snapshot
+
+    def _read_card(self, folder: Path, previous: StoreSnapshot, name: str, number: int) -> None:
+        key = name, number
+        try:
+            self.cards[key] = previous.cards.get(key) or store.read_card(folder / name / str(number))
         except StoreError as error:
             if number not in self.rollouts[name].retired:
                 self.failures.append(LoadFailure(name, number, str(error)))

@@ -1,4 +1,4 @@
-"""What there is of a name, and which version serves a request that names none."""
+"""The versions of one model that are served, and the version for a request that names none."""
 
 from __future__ import annotations
 
@@ -8,63 +8,65 @@ from dataclasses import dataclass, replace
 
 from app.store.rollout import Rollout
 
-SHARE_PARTS = 10_000  # a share is measured in hundredths of a per cent
+SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
 
 
 @dataclass(frozen=True)
 class VersionSet:
-    """A name as it is served; replaced as a whole, so that no request sees half of a change."""
+    """The served versions of one model. Immutable: a change replaces the whole set, so no request sees half of it."""
 
     name: str
-    numbers: tuple[int, ...]  # that may be asked for: whole as far as known, and not retired
+    numbers: tuple[int, ...]  # versions that requests may name: not retired, and not known to be damaged
     retired: tuple[int, ...]
-    active: int | None
-    previous: int | None
+    active: int | None  # serves requests that name no version
+    previous: int | None  # serves after a rollback
     canary: int | None = None
-    share: float = 0.0  # of the canary, in per cent
-    unloaded: tuple[int, ...] = ()  # that may be asked for once the model is loaded again
+    share: float = 0.0  # of requests for the canary, in per cent
+    unloaded: tuple[int, ...] = ()  # served again when the model is loaded again
 
     @classmethod
-    def build(cls, name: str, stored: Sequence[int], rollout: Rollout, broken: Collection[int]) -> VersionSet:
-        """What follows from the versions in the store, from what was chosen, and from what cannot be served."""
-        left = [number for number in stored if number not in broken and number not in rollout.retired]
+    def build(cls, name: str, stored: Sequence[int], rollout: Rollout, failed: Collection[int]) -> VersionSet:
+        """Return the set that follows from the stored versions, the rollout, and the versions that failed to load."""
+        available = [number for number in stored if number not in failed and number not in rollout.retired]
+        retired = tuple(rollout.retired)
         if rollout.unloaded:
-            return cls(name, (), tuple(rollout.retired), None, None, unloaded=tuple(left))
-        active = next(iter(rollout.preference(left)), None)
-        back = [number for number in rollout.previous_versions(active, left) if number in left]
-        canary = rollout.canary if rollout.canary and rollout.canary.version in left else None
+            return cls(name, (), retired, None, None, unloaded=tuple(available))
+        active = next(iter(rollout.preference(available)), None)
+        previous = next((n for n in rollout.previous_versions(active, available) if n in available), None)
+        canary = rollout.canary if rollout.canary and rollout.canary.version in available else None
         if canary is None or canary.version == active:
-            return cls(name, tuple(left), tuple(rollout.retired), active, next(iter(back), None))
-        previous = next(iter(back), None)
-        return cls(name, tuple(left), tuple(rollout.retired), active, previous, canary.version, canary.share)
+            return cls(name, tuple(available), retired, active, previous)
+        return cls(name, tuple(available), retired, active, previous, canary.version, canary.share)
 
     @property
     def resident(self) -> list[int]:
-        """The versions that stay in memory, the most wanted first."""
-        wanted = (self.active, self.canary, self.previous)
-        return list(dict.fromkeys(number for number in wanted if number is not None))
+        """The versions that stay in memory, most important first."""
+        candidates = (self.active, self.canary, self.previous)
+        return list(dict.fromkeys(number for number in candidates if number is not None))
 
     def without(self, number: int) -> VersionSet:
-        """The same once a version has turned out to be broken that does not serve."""
-        left = tuple(known for known in self.numbers if known != number)
+        """Return the set without a version that is not the active one."""
+        numbers = tuple(other for other in self.numbers if other != number)
         canary = None if self.canary == number else self.canary
-        return replace(self, numbers=left, canary=canary, previous=None if self.previous == number else self.previous)
+        return replace(
+            self, numbers=numbers, canary=canary, previous=None if self.previous == number else self.previous
+        )
 
     def labels(self) -> list[str]:
-        """What may be asked for, as ``name@version``."""
+        """Return the versions that requests may name, as ``name@version``."""
         return [f"{self.name}@{number}" for number in self.numbers]
 
     def describe(self) -> str:
-        """Which versions serve, for the log."""
+        """Return which versions serve, for the log."""
         if self.unloaded:
             return "it is unloaded"
-        canary = f", {self.canary} for {self.share:g} % of the requests" if self.canary else ""
+        canary = f", version {self.canary} serves {self.share:g} % of the requests" if self.canary else ""
         return f"version {self.active} serves{canary}" if self.active else "no version serves"
 
     def version_for(self, request_id: str) -> int | None:
-        """The version for a request that names none: the same one each time that the request comes."""
+        """Return the version for a request that names none. The same request id always gets the same version."""
         if self.canary is None:
             return self.active
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
-        lot = int.from_bytes(digest, "big") % SHARE_PARTS
-        return self.canary if lot < self.share * SHARE_PARTS / 100 else self.active
+        part = int.from_bytes(digest, "big") % SHARE_PARTS
+        return self.canary if part < self.share * SHARE_PARTS / 100 else self.active

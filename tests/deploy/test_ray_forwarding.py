@@ -105,7 +105,7 @@ async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted
     answer = hosted.answer(scope, json.dumps(LONG).encode())
     first = await anext(answer)
     assert first[0]["type"] == "http.response.start"
-    (engine,) = [live.engine for live in hosted.app.state.registry.loaded["tiny-rnn"].values()]
+    (engine,) = [model.engine for model in hosted.app.state.registry.models() if model.card.name == "tiny-rnn"]
     assert engine.load[1] == 16  # while the texts still run
     await answer.aclose()
     async with asyncio.timeout(30):

@@ -96,7 +96,7 @@ def all_are_told(client: httpx.Client, model: str) -> None:
         assert answer.headers["x-should-retry"] == "false"
         assert "secret" not in answer.text
     ready = client.get("/health/ready")
-    assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on whatever it is asked"])
+    assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on every input"])
     for name, (_, _, other, body) in ASKED.items():
         assert (client.post(other, **body).status_code == 200) is (name != model)
 

@@ -24,7 +24,8 @@ from app.api.openapi import schema_of
 from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
-from app.serving.registry import Registry
+from app.serving.model_cache import VersionState
+from app.serving.registry import Registry, VersionStatus
 from app.settings import Settings
 from app.store import rollout
 from app.store.rollout import Rollout
@@ -48,9 +49,9 @@ def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: st
     async def index(request: Request) -> Response:
         """Every version in the store, ready or not and why."""
         body = await _body(request, Index, settings)
-        await registry.refresh()
-        found = _ready(registry) if body.ready else _ready(registry) + _others(registry)
-        return json_response(sorted(found, key=lambda entry: (entry["name"], int(entry["version"]))))
+        await registry.watcher.refresh()
+        versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
+        return json_response([_entry(registry, version) for version in versions])
 
     if admin_key:
         _changes(routes, registry, settings, admin_key)
@@ -101,7 +102,7 @@ async def _change(registry: Registry, change: Callable[[], Rollout]) -> None:
     if not registry.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service looks at its store only at the start")
     await on_store(change)
-    await registry.refresh()
+    await registry.watcher.refresh()
 
 
 def _check(parameters: dict[str, Any]) -> None:
@@ -125,22 +126,11 @@ async def _body(request: Request, kind: type[B], settings: Settings) -> B:
         raise validation_error(error.errors(include_url=False)) from None
 
 
-def _ready(registry: Registry) -> list[dict[str, str]]:
-    return [_entry(live.card.name, live.card.version) for live in registry.all()]
-
-
-def _others(registry: Registry) -> list[dict[str, str]]:
-    """What is not in memory, and what is broken."""
-    found = [_entry(each.name, each.version, each.reason) for each in registry.failures if each.version]
-    for shelf in registry.version_sets.values():
-        found += [_entry(shelf.name, number, "unloaded") for number in shelf.unloaded]
-        found += [
-            _entry(shelf.name, number, "not in memory; it is loaded when somebody asks for it")
-            for number in shelf.numbers
-            if not registry.cache.get(shelf.name, number)
-        ]
-    return found
-
-
-def _entry(name: str, version: int, reason: str = "") -> dict[str, str]:
-    return {"name": name, "version": str(version), "state": "UNAVAILABLE" if reason else "READY", "reason": reason}
+def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
+    """Return an entry of the index. Triton has no state for versions that are loaded on demand."""
+    reason = version.reason
+    if version.state in (VersionState.UNLOADED, VersionState.LOADING):
+        served = version.number in registry.version_sets[version.name].numbers
+        reason = "not in memory; it is loaded when somebody asks for it" if served else "unloaded"
+    state = "READY" if version.state is VersionState.READY else "UNAVAILABLE"
+    return {"name": version.name, "version": str(version.number), "state": state, "reason": reason}

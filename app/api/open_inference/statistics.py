@@ -23,7 +23,7 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
     async def all_statistics() -> Response:
         """How often and how long each model was asked, waited and computed."""
         totals = metrics.totals()
-        return json_response({"model_stats": [_of(live, totals) for live in registry.all()]})
+        return json_response({"model_stats": [_of(live, totals) for live in registry.models()]})
 
     @add_routes(routes, "GET", "/stats")
     async def statistics(request: Request, name: SeriesModel) -> Response:

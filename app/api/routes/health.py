@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from app.observability.metrics import Metrics
+from app.serving.model_cache import VersionState
 from app.serving.registry import Registry
 
 
@@ -31,7 +32,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         broken = [
             {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
         ]
-        models = sorted(live.id for versions in registry.loaded.values() for live in versions.values())
+        models = sorted(version.label for version in registry.versions() if version.state is VersionState.READY)
         return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
 
     @routes.get("/metrics", response_class=PlainTextResponse)

@@ -13,6 +13,7 @@ from app.api.request import json_response
 from app.api.responses import ERROR_RESPONSES
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
+from app.serving.model_cache import VersionState
 from app.serving.registry import Registry
 
 PictureName = Annotated[str, Path(examples=["curves.png"])]
@@ -74,7 +75,7 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "canary": {"version": shelf.canary, "share": shelf.share} if shelf.canary else None,
         "previous": shelf.previous,
         "retired": list(shelf.retired),
-        "loaded": sorted(registry.loaded.get(name, {})),
+        "loaded": [number for number in shelf.numbers if registry.state(name, number) is VersionState.READY],
         "default": registry.defaults.get(card.task) == name,
         "device": str(registry.device),
         "inputs": [spec.model_dump() for spec in card.inputs],

@@ -1,0 +1,235 @@
+"""The reconciler's pure functions: desired versions, what to load, publish and evict; and the state of each version."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.engine.observer import VersionKey
+from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.model_cache import ModelCache, VersionState
+from app.serving.reconcile import (
+    IDLE_SECONDS,
+    check_defaults,
+    desired_versions,
+    sets_to_publish,
+    versions_to_evict,
+    versions_to_load,
+)
+from app.serving.store_snapshot import StoreSnapshot
+from app.serving.version_set import VersionSet
+from app.store import Card
+from app.store.rollout import Canary, Rollout
+from tests.support.networks import TINY, tiny_card
+
+CANARY = Rollout(active=1, canary=Canary(version=2, share=25))
+
+
+def card(name: str = "a", version: int = 1, task: str = "sample") -> Card:
+    _, kind, sizes, more = TINY["tiny-gan"]
+    content = tiny_card(name, "sample", kind, sizes, more)
+    return Card.model_validate({**content, "version": version, "weights_sha256": "0" * 64}).model_copy(
+        update={"task": task}
+    )
+
+
+def snapshot(unreadable: tuple[VersionKey, ...] = (), **models: tuple[list[int], Rollout]) -> StoreSnapshot:
+    """A store with these models: their version numbers and rollouts."""
+    keys = [(name, number) for name, (numbers, _) in models.items() for number in numbers]
+    return StoreSnapshot(
+        numbers={name: numbers for name, (numbers, _) in models.items()},
+        rollouts={name: rollout for name, (_, rollout) in models.items()},
+        cards={key: card(*key) for key in keys if key not in unreadable},
+    )
+
+
+def loaded(name: str, version: int, size: int = 10, last_used_at: float = 0.0) -> LoadedModel:
+    nothing: Any = None
+    return LoadedModel(card(name, version), nothing, nothing, bytes=size, last_used_at=last_used_at)
+
+
+def test_desired_versions_follow_from_stored_versions_and_rollout() -> None:
+    desired = desired_versions(
+        snapshot(
+            newest=([1, 2, 3], Rollout()),
+            chosen=([1, 2, 3], Rollout(active=2, previous=1)),
+            canary=([1, 2], CANARY),
+            retired=([1, 2], Rollout(retired=[2])),
+            unloaded=([1, 2], Rollout(unloaded=True, retired=[1])),
+        ),
+        failed=[],
+    )
+    assert {name: version_set.resident for name, version_set in desired.items()} == {
+        "newest": [3, 2],
+        "chosen": [2, 1],
+        "canary": [1, 2],
+        "retired": [1],
+        "unloaded": [],
+    }
+    assert desired["canary"] == VersionSet("canary", (1, 2), (), active=1, previous=None, canary=2, share=25)
+    assert desired["unloaded"] == VersionSet("unloaded", (), (1,), None, None, unloaded=(2,))
+
+
+def test_versions_that_failed_or_have_no_readable_card_are_not_desired() -> None:
+    store = snapshot(unreadable=(("a", 3),), a=([1, 2, 3], Rollout()), b=([1], Rollout()))
+    desired = desired_versions(store, failed=[("a", 2), ("b", 1)])
+    assert (desired["a"].numbers, desired["a"].resident) == ((1,), [1])
+    assert (desired["b"].numbers, desired["b"].active) == ((), None)
+
+
+def to_load(desired: dict[str, VersionSet], **changes: Any) -> list[VersionKey]:
+    arguments: dict[str, Any] = {
+        "published": {},
+        "loaded": {},
+        "defaults": {"b"},
+        "max_bytes": 0,
+        "weights_size": lambda name, number: 10,
+    }
+    return versions_to_load(desired, **{**arguments, **changes})
+
+
+DESIRED = desired_versions(snapshot(a=([1, 2], Rollout()), b=([1, 2, 3], Rollout()), c=([1], Rollout())), [])
+
+
+def test_active_versions_are_loaded_first_and_default_models_before_others() -> None:
+    assert to_load(DESIRED) == [("b", 3), ("a", 2), ("c", 1), ("b", 2), ("a", 1)]
+
+
+def test_versions_in_memory_are_not_loaded_again() -> None:
+    assert to_load(DESIRED, loaded={("b", 3): 10, ("a", 1): 10}) == [("a", 2), ("c", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "in_memory", "expected"),
+    [
+        (100, {}, [("b", 3), ("a", 2), ("c", 1), ("b", 2), ("a", 1)]),  # any of them fits
+        (20, {("b", 3): 10}, [("a", 2), ("c", 1), ("b", 2), ("a", 1)]),
+        (20, {("b", 3): 11}, []),
+        (5, {}, [("b", 3)]),  # the default model is loaded at any limit
+    ],
+)
+def test_with_a_memory_limit_only_default_models_and_what_fits_is_loaded(
+    max_bytes: int, in_memory: dict[VersionKey, int], expected: list[VersionKey]
+) -> None:
+    assert to_load(DESIRED, max_bytes=max_bytes, loaded=in_memory) == expected
+
+
+def test_with_a_memory_limit_a_new_active_version_replaces_one_in_memory() -> None:
+    published = desired_versions(snapshot(a=([1], Rollout()), c=([1], Rollout())), [])
+    assert to_load(DESIRED, max_bytes=20, published=published, loaded={("a", 1): 10, ("b", 3): 10}) == [("a", 2)]
+
+
+def test_a_version_set_is_published_when_its_active_and_canary_version_are_loaded() -> None:
+    desired = desired_versions(snapshot(a=([1, 2], CANARY), b=([1, 2], Rollout())), [])
+
+    def published(pending: list[VersionKey]) -> list[str]:
+        return [version_set.name for version_set in sets_to_publish(desired, {}, pending)]
+
+    assert published([]) == ["a", "b"]
+    assert published([("a", 1)]) == published([("a", 2)]) == ["b"]
+    assert published([("b", 1)]) == ["a", "b"]  # the previous version is not waited for
+
+
+def test_a_model_that_is_loaded_again_is_published_at_once() -> None:
+    unloaded = desired_versions(snapshot(a=([1], Rollout(unloaded=True))), [])
+    desired = desired_versions(snapshot(a=([1], Rollout())), [])
+    assert list(sets_to_publish(desired, unloaded, [("a", 1)])) == [desired["a"]]
+
+
+def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
+    published = desired_versions(snapshot(a=([1, 2, 3, 4, 5], Rollout(retired=[5]))), [])
+    now = 1000.0
+    models = [
+        loaded("a", 1, last_used_at=now - IDLE_SECONDS - 1),
+        loaded("a", 2, last_used_at=now - IDLE_SECONDS + 1),
+        loaded("a", 3),  # previous
+        loaded("a", 4),  # active
+        loaded("a", 5),
+        loaded("gone", 1, last_used_at=now),
+    ]
+    evicted = [(model.id, reason) for model, reason in versions_to_evict(models, published, now)]
+    assert evicted == [
+        ("a@1", "no request for 300 s"),
+        ("a@5", "it is not served any more"),
+        ("gone@1", "it is not served any more"),
+    ]
+
+
+def test_a_default_model_of_another_task_is_rejected() -> None:
+    cards = {"a": card("a"), "b": card("b", task="forecast")}
+    defaults, reasons = check_defaults({"sample": "a", "classify": "b", "forecast": "missing"}, cards.get)
+    assert defaults == {"sample": "a", "forecast": "missing"}
+    assert reasons == ["defaults.json: 'b' is for 'forecast', expected one for 'classify'"]
+
+
+class Observers:
+    """Keeps the bytes that are reported as loaded."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[VersionKey, int] = {}
+
+    def for_version(self, model: str, version: int) -> Any:
+        observers, key = self, (model, version)
+
+        class Observer:
+            def on_loaded(self, size: int) -> None:
+                observers.sizes[key] = size
+
+        return Observer()
+
+    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None: ...
+
+
+def test_each_version_has_exactly_one_state() -> None:
+    async def check() -> None:
+        observers = Observers()
+        cache = ModelCache(observers)
+        assert cache.state("a", 1) is VersionState.UNLOADED
+        finish = asyncio.Event()
+
+        async def load() -> LoadedModel | LoadFailure:
+            await finish.wait()
+            cache.add(loaded("a", 1), is_pinned=lambda _: False)
+            return loaded("a", 1)
+
+        task = asyncio.create_task(load())
+        cache.set_loading("a", 1, task)
+        assert cache.state("a", 1) is VersionState.LOADING
+        assert cache.load_task("a", 1) is task
+        assert cache.get("a", 1) is None
+        finish.set()
+        await task
+        await asyncio.sleep(0)
+        assert cache.state("a", 1) is VersionState.READY
+        assert cache.load_task("a", 1) is None
+        assert observers.sizes == {("a", 1): 10}
+        cache.evict(cache.models()[0], "test")
+        assert cache.state("a", 1) is VersionState.UNLOADED
+        assert observers.sizes == {("a", 1): 0}
+
+        failure = LoadFailure("a", 1, "damaged")
+        cache.set_failed(failure)
+        assert cache.state("a", 1) is VersionState.FAILED
+        assert cache.failures() == {("a", 1): failure}
+        cache.reset_failed("a", 1)
+        assert cache.state("a", 1) is VersionState.UNLOADED
+
+        cancelled = asyncio.create_task(load())
+        cache.set_loading("a", 1, cancelled)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await asyncio.sleep(0)
+        assert cache.state("a", 1) is VersionState.UNLOADED
+
+    asyncio.run(check())
+
+
+def test_past_the_limit_the_least_recently_used_version_is_evicted_but_no_pinned_one() -> None:
+    cache = ModelCache(Observers(), max_bytes=25)
+    for model in (loaded("a", 1, last_used_at=1), loaded("a", 2, last_used_at=3), loaded("a", 3, last_used_at=2)):
+        cache.add(model, is_pinned=lambda model: model.card.version == 1)
+    assert [model.id for model in cache.models()] == ["a@1", "a@3"]
+    cache.add(loaded("b", 1, size=30), is_pinned=lambda model: model.card.version == 1)
+    assert [model.id for model in cache.models()] == ["a@1", "b@1"]
