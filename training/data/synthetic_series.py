@@ -1,8 +1,8 @@
-"""Series that nobody measured: trends, seasons, slow cycles, shifts and noise of many shapes, put together at random.
+"""Synthetic series: random sums of trends, seasons, slow waves, shifts and noise of many kinds.
 
-A forecaster that has seen only hourly and weekly measurements would take every series for one of those. The parts are
-those of Chronos' KernelSynth (Ansari et al. 2024) - periodic, linear, smooth and white, added and multiplied - drawn as
-sums of waves instead of from a Gaussian process, which costs a thousandth.
+They keep a forecaster that is otherwise trained on hourly and weekly series only from taking every series for one of
+those. The components follow KernelSynth of Chronos (Ansari et al. 2024): periodic, linear, smooth and white, added and
+multiplied. They are drawn as sums of sine waves instead of from a Gaussian process, at a thousandth of the cost.
 """
 
 from __future__ import annotations
@@ -14,118 +14,123 @@ from torch import Generator, Tensor
 
 
 class Draws:
-    """Random numbers for ``count`` series at a time, from one seed."""
+    """Random numbers for ``count`` series of ``length`` values, from one seed."""
 
     def __init__(self, count: int, length: int, seed: int) -> None:
         self.count, self.length = count, length
         self.generator = Generator().manual_seed(seed)
         self.time = torch.arange(length, dtype=torch.float64)
 
-    def uniform(self, low: float = 0.0, high: float = 1.0, *more: int) -> Tensor:
-        """[count, more or 1]"""
-        shape = (self.count, *(more or (1,)))
-        return low + (high - low) * torch.rand(shape, generator=self.generator, dtype=torch.float64)
+    def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+        """Uniform numbers [count, *shape], by default [count, 1]."""
+        size = (self.count, *(shape or (1,)))
+        return low + (high - low) * torch.rand(size, generator=self.generator, dtype=torch.float64)
 
-    def normal(self, *more: int) -> Tensor:
-        """[count, more or 1]"""
-        return torch.randn((self.count, *(more or (1,))), generator=self.generator, dtype=torch.float64)
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers [count, *shape], by default [count, 1]."""
+        return torch.randn((self.count, *(shape or (1,))), generator=self.generator, dtype=torch.float64)
 
-    def some(self, share: float) -> Tensor:
-        """1 for so many of the series, else 0: [count, 1]"""
-        return (self.uniform() < share).double()
+    def bernoulli(self, probability: float) -> Tensor:
+        """1 with the given probability, else 0: [count, 1]."""
+        return (self.uniform() < probability).double()
 
-    def spread(self, low: float, high: float, *more: int) -> Tensor:
-        """Uniform on a logarithmic scale."""
-        return self.uniform(math.log(low), math.log(high), *more).exp()
+    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Numbers [count, *shape] whose logarithm is uniform."""
+        return self.uniform(math.log(low), math.log(high), *shape).exp()
 
 
 def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
-    """Series [count, length] that repeat themselves, more or less, after ``season`` values; 1: after none or others."""
+    """``count`` random series [count, length] that repeat, more or less, every ``season`` values.
+
+    With season 1 they have no season, or one of another length.
+    """
     draw = Draws(count, length, seed)
-    smooth = draw.some(0.4) * draw.spread(0.1, 3) * _waves(draw, draw.spread(20, 1000, 6))
-    trend = draw.some(0.5) * draw.normal() * _trend(draw)
+    smooth = draw.bernoulli(0.4) * draw.log_uniform(0.1, 3) * _waves(draw, draw.log_uniform(20, 1000, 6))
+    trend = draw.bernoulli(0.5) * draw.normal() * _trend(draw)
     if season > 1:
-        repeated = draw.spread(0.3, 3) * _season(draw, torch.full((count, 1), float(season), dtype=torch.float64))
-        weekly = draw.some(0.5) * draw.spread(0.1, 1) * _season(draw, torch.full((count, 1), 7.0 * season).double())
-        repeated = (repeated + weekly * (season in (4, 24))) * (1 + 0.3 * draw.some(0.3) * smooth.tanh())
+        seasonal = draw.log_uniform(0.3, 3) * _season(draw, torch.full((count, 1), float(season), dtype=torch.float64))
+        weekly = draw.bernoulli(0.5) * draw.log_uniform(0.1, 1)
+        weekly = weekly * _season(draw, torch.full((count, 1), 7.0 * season).double())
+        seasonal = (seasonal + weekly * (season in (4, 24))) * (1 + 0.3 * draw.bernoulli(0.3) * smooth.tanh())
     else:
-        year = draw.some(0.25) * draw.spread(0.2, 3) * _season(draw, torch.full((count, 1), 52.0).double())
-        repeated = year + draw.some(0.35) * draw.spread(0.5, 5) * _waves(draw, draw.spread(30, 700, 1))
-    whole = trend + smooth + repeated + draw.spread(0.02, 0.6) * _noise(draw) + _walk(draw, season) + _shifts(draw)
-    return _shaped(draw, whole)
+        yearly = draw.bernoulli(0.25) * draw.log_uniform(0.2, 3)
+        yearly = yearly * _season(draw, torch.full((count, 1), 52.0).double())
+        seasonal = yearly + draw.bernoulli(0.35) * draw.log_uniform(0.5, 5) * _waves(draw, draw.log_uniform(30, 700, 1))
+    series = trend + smooth + seasonal + draw.log_uniform(0.02, 0.6) * _noise(draw) + _walk(draw, season)
+    return _transform(draw, series + _level_shifts(draw))
 
 
 def _waves(draw: Draws, periods: Tensor) -> Tensor:
-    """A sum of waves with periods [count, K], of variance 1."""
+    """A sum of sine waves with periods [count, K], of variance 1."""
     phase, weight = draw.uniform(0, 2 * math.pi, periods.shape[1]), draw.normal(periods.shape[1])
     weight = weight / weight.square().mean(1, keepdim=True).sqrt() / (periods.shape[1] / 2) ** 0.5
-    whole = torch.zeros(draw.count, draw.length, dtype=torch.float64)
+    total = torch.zeros(draw.count, draw.length, dtype=torch.float64)
     for k in range(periods.shape[1]):
-        one = slice(k, k + 1)
-        whole += weight[:, one] * (2 * math.pi * draw.time / periods[:, one] + phase[:, one]).sin()
-    return whole
+        column = slice(k, k + 1)
+        total += weight[:, column] * (2 * math.pi * draw.time / periods[:, column] + phase[:, column]).sin()
+    return total
 
 
 def _season(draw: Draws, period: Tensor) -> Tensor:
-    """A profile that repeats: some harmonics, for some series with sharp peaks."""
+    """A periodic profile of up to eight harmonics; 30 % of the series have sharp peaks."""
     harmonics = torch.arange(1, 9, dtype=torch.float64)
     weight = draw.normal(8) * harmonics ** -draw.uniform(0.3, 2.0) * (harmonics <= period / 2)
     weight = weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-3) * 2**0.5
     phase = draw.uniform(0, 2 * math.pi, 8)
-    whole = torch.zeros(draw.count, draw.length, dtype=torch.float64)
+    total = torch.zeros(draw.count, draw.length, dtype=torch.float64)
     for k in range(8):
-        whole += weight[:, k : k + 1] * (2 * math.pi * (k + 1) * draw.time / period + phase[:, k : k + 1]).sin()
-    peaked = whole.clamp(max=4).exp() / 2
-    return torch.where(draw.some(0.3) > 0, peaked, whole)
+        total += weight[:, k : k + 1] * (2 * math.pi * (k + 1) * draw.time / period + phase[:, k : k + 1]).sin()
+    peaked = total.clamp(max=4).exp() / 2
+    return torch.where(draw.bernoulli(0.3) > 0, peaked, total)
 
 
 def _trend(draw: Draws) -> Tensor:
-    """A straight line, bent somewhere for half of the series, from -1 to 1 or so."""
+    """A straight line from 0 to 3; half of the series change the slope at a random place."""
     place = draw.time / draw.length
-    bend = draw.some(0.5) * draw.normal() * (place - draw.uniform()).clamp(min=0)
+    bend = draw.bernoulli(0.5) * draw.normal() * (place - draw.uniform()).clamp(min=0)
     return 3 * (place + bend)
 
 
 def _noise(draw: Draws) -> Tensor:
-    """Noise of variance about 1: normal or with long tails, white or remembering, even or in bursts."""
+    """Noise of variance about 1: normal or heavy-tailed, white or autocorrelated, of constant or varying strength."""
     white = draw.normal(draw.length)
-    tails = white / draw.normal(draw.length).abs().clamp(min=0.3)
-    white = torch.where(draw.some(0.25) > 0, tails / 1.5, white)
-    memory = draw.some(0.4) * draw.uniform(0.2, 0.95)
-    bursts = (0.8 * draw.some(0.3) * _waves(draw, draw.spread(30, 500, 3))).exp()
-    return _remembered(white, memory) * (1 - memory**2).sqrt() * bursts
+    heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3)
+    white = torch.where(draw.bernoulli(0.25) > 0, heavy_tailed / 1.5, white)
+    coefficient = draw.bernoulli(0.4) * draw.uniform(0.2, 0.95)
+    volatility = (0.8 * draw.bernoulli(0.3) * _waves(draw, draw.log_uniform(30, 500, 3))).exp()
+    return _autoregressive(white, coefficient) * (1 - coefficient**2).sqrt() * volatility
 
 
 def _walk(draw: Draws, season: int) -> Tensor:
-    """A random walk, with a drift for some: most series without a season are one."""
+    """A random walk, for some series with drift; 0 for 30 % of the series without a season and 75 % of the others."""
     share = 0.7 if season == 1 else 0.25
-    steps = draw.normal(draw.length) + 0.2 * draw.some(0.3) * draw.normal()
-    steps = _remembered(steps, draw.some(0.5) * draw.uniform(-0.3, 0.7))
-    return draw.some(share) * draw.spread(0.01, 0.5) * steps.cumsum(1)
+    steps = draw.normal(draw.length) + 0.2 * draw.bernoulli(0.3) * draw.normal()
+    steps = _autoregressive(steps, draw.bernoulli(0.5) * draw.uniform(-0.3, 0.7))
+    return draw.bernoulli(share) * draw.log_uniform(0.01, 0.5) * steps.cumsum(1)
 
 
-def _remembered(white: Tensor, memory: Tensor) -> Tensor:
-    """x[t] = memory * x[t - 1] + white[t], for each row [count, 1] its own."""
-    found = white.clone()
+def _autoregressive(white: Tensor, coefficient: Tensor) -> Tensor:
+    """x[t] = coefficient * x[t - 1] + white[t], with a coefficient [count, 1] per series."""
+    x = white.clone()
     for t in range(1, white.shape[1]):
-        found[:, t] += memory[:, 0] * found[:, t - 1]
-    return found
+        x[:, t] += coefficient[:, 0] * x[:, t - 1]
+    return x
 
 
-def _shifts(draw: Draws) -> Tensor:
-    """Steps up or down at random places, in some series."""
+def _level_shifts(draw: Draws) -> Tensor:
+    """Level shifts at random places, in 20 % of the series."""
     steps = (draw.uniform(0, 1, draw.length) < 2 / draw.length) * draw.normal(draw.length)
-    return draw.some(0.2) * steps.cumsum(1)
+    return draw.bernoulli(0.2) * steps.cumsum(1)
 
 
-def _shaped(draw: Draws, whole: Tensor) -> Tensor:
-    """Some series grow by their own size, some cannot fall below zero, some stand still at times."""
-    deviation = whole.std(1, keepdim=True).clamp(min=1e-6)
-    grown = ((whole - whole.mean(1, keepdim=True)) / deviation * draw.spread(0.1, 0.8)).exp()
-    whole = torch.where(draw.some(0.35) > 0, grown, whole / deviation)
-    floor = whole.quantile(0.3, dim=1, keepdim=True)
-    whole = torch.where(draw.some(0.06) > 0, whole.maximum(floor) - floor, whole)
-    counted = (whole * draw.spread(2, 50)).round()
-    whole = torch.where(draw.some(0.08) > 0, counted, whole)
-    asleep = draw.some(0.04) * (_waves(draw, draw.spread(50, 400, 2)) > 1)
-    return torch.where(asleep > 0, whole[:, :1], whole)
+def _transform(draw: Draws, series: Tensor) -> Tensor:
+    """Standardise; then make some series exponential, non-negative, integer, or constant for some time."""
+    deviation = series.std(1, keepdim=True).clamp(min=1e-6)
+    exponential = ((series - series.mean(1, keepdim=True)) / deviation * draw.log_uniform(0.1, 0.8)).exp()
+    series = torch.where(draw.bernoulli(0.35) > 0, exponential, series / deviation)
+    floor = series.quantile(0.3, dim=1, keepdim=True)
+    series = torch.where(draw.bernoulli(0.06) > 0, series.maximum(floor) - floor, series)
+    integer = (series * draw.log_uniform(2, 50)).round()
+    series = torch.where(draw.bernoulli(0.08) > 0, integer, series)
+    inactive = draw.bernoulli(0.04) * (_waves(draw, draw.log_uniform(50, 400, 2)) > 1)
+    return torch.where(inactive > 0, series[:, :1], series)
