@@ -23,7 +23,7 @@ COMMANDS = {
         "training.data.shapes",
         "training.evaluation.evaluate",
         "training.evaluation.speed",
-        "training.evaluation.compare",
+        "training.evaluation.compare_forecasters",
     ),
     "Benchmarks": (
         "benchmarks.speed.serving",

@@ -32,7 +32,7 @@ TRAINING_LAYERS = (
     ("training.data", "training.evaluation", "training.loops"),
     (
         *("training.cnn", "training.rnn", "training.lstm", "training.gan"),
-        *("training.data.__main__", "training.evaluation.compare", "training.evaluation.evaluate"),
+        *("training.data.__main__", "training.evaluation.compare_forecasters", "training.evaluation.evaluate"),
     ),
 )
 OF_TRAINING = ("app.networks", "app.store", "app.tasks", "app.errors")

@@ -138,8 +138,8 @@ class ForecasterConfig:
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
-    mixed: Annotated[float, "share of windows that are mixed with another one"]
-    invented: Annotated[float, "share of synthetic windows"]
+    mixup: Annotated[float, "share of windows that are mixed with another window"]
+    synthetic_share: Annotated[float, "share of synthetic windows"]
     series: Annotated[int, "synthetic series per season"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     average: Annotated[float, "decay of the moving average of the weights, per step"]
@@ -150,13 +150,13 @@ class ForecasterConfig:
 class ForecasterFinetuneConfig:
     """Own series: fine-tune a published forecaster."""
 
-    horizon: Annotated[int, "steps ahead that are trained"]  # 0: one season, or 12 steps without a season
+    horizon: Annotated[int, "steps ahead that are trained and tested; 0: one season, or 12 without a season"]
     epochs: Annotated[int, "passes over the series"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
-    mixed: Annotated[float, "share of windows that are mixed with another one"]
+    mixup: Annotated[float, "share of windows that are mixed with another window"]
     clip: Annotated[float, "largest norm of the gradient"]  # of all members
     average: Annotated[float, "decay of the moving average of the weights, per step"]
     bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
@@ -352,8 +352,8 @@ LSTM_STRONG = ForecasterConfig(
     learning_rate=4e-3,
     weight_decay=0.01,
     dropout=0.1,
-    mixed=0.3,
-    invented=0.2,
+    mixup=0.3,
+    synthetic_share=0.2,
     series=400,
     clip=1.0,
     average=0.998,
@@ -366,7 +366,7 @@ LSTM_OWN = ForecasterFinetuneConfig(
     learning_rate=5e-4,
     weight_decay=0.01,
     dropout=0.1,
-    mixed=0.3,
+    mixup=0.3,
     clip=1.0,
     average=0.98,
     bfloat16=1,

@@ -27,8 +27,8 @@ from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
 from training import rnn
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
-from training.data.windows import Kind, Windows
-from training.loops import cnn_finetune, distributed, forecaster_finetune
+from training.data.series_windows import Source, WindowSampler
+from training.loops import cnn_finetune, distributed, forecaster
 from training.run import prepare
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
@@ -69,8 +69,8 @@ def series() -> Step:
     """The forecaster, three members, on series that repeat after 12 values."""
     sizes = ForecasterSizes()
     many = list(torch.randn(20, 400, dtype=torch.float64))
-    windows = Windows([Kind(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
-    learner = forecaster_finetune.Learner(Forecaster(sizes), windows, LSTM_OWN, 0, "cpu")
+    sampler = WindowSampler([Source(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
+    learner = forecaster.Trainer(Forecaster(sizes), sampler, LSTM_OWN, 0, "cpu")
     return lambda step: learner.update(step, LSTM_OWN.learning_rate)
 
 

@@ -1,4 +1,4 @@
-"""Tuning the forecaster on own series: what is held out, how it is judged, and what is published."""
+"""Fine-tuning of the forecaster on own series: held-out values, metrics and publishing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train(*more: str, file: str = "sales.csv") -> None:
 def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train()
     told = capsys.readouterr().out.splitlines()[-1]
-    assert told.startswith("Tuning helped: a quantile loss of 0.")
+    assert told.startswith("Fine-tuning helped: quantile loss 0.")
     version = store.read_version(place / "models_store", "sales", 1)
     card = version.card
     losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
@@ -72,8 +72,8 @@ def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.C
     assert set(card.metrics) == {
         f"{name}{key}" for name in ("", "untuned_", "naive_") for key in ("mase", "quantile_loss", "coverage_95")
     }
-    assert card.metrics["mase"].split == "14 forecasts of 4 steps, of 2 series, none of it learnt from"
-    assert "Begun with series-lstm 1. Tuning helped" in card.notes
+    assert card.metrics["mase"].split == "14 forecasts of 4 steps, from 2 series, on values held out of training"
+    assert "Fine-tuned from series-lstm@1. Fine-tuning helped" in card.notes
     with serving(Settings(store=place / "models_store", **TEST)) as client:
         body: dict[str, Any] = {"values": sold(9).tolist(), "horizon": 4, "seasonality": 4}
         answers = {
@@ -91,23 +91,23 @@ def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.C
 def test_tuning_that_does_not_help_is_published_by_force_only(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--learning-rate", "1e-9")
     told = capsys.readouterr().out.splitlines()[-1]
-    assert told.startswith("Tuning did not help: a quantile loss of ")
-    assert told.endswith("Nothing is published; with --force it is all the same.")
+    assert told.startswith("Fine-tuning did not help: quantile loss ")
+    assert told.endswith("Nothing was published; --force publishes anyway.")
     assert not (place / "models_store" / "sales").exists()
     (folder,) = (place / "runs" / "sales").iterdir()
     assert (folder / "finished").exists()
-    assert "Tuning did not help" in json.loads((folder / "card.json").read_text())["notes"]
+    assert "Fine-tuning did not help" in json.loads((folder / "card.json").read_text())["notes"]
     train("--learning-rate", "1e-9", "--force")
-    assert "Tuning did not help" in store.read_card(place / "models_store" / "sales" / "1").notes
+    assert "Fine-tuning did not help" in store.read_card(place / "models_store" / "sales" / "1").notes
 
 
 @pytest.mark.parametrize(
     ("losses", "begin"),
     [
-        ((0.5, 0.6, 0.7), "Tuning helped: a quantile loss of 0.500, 0.600 before, 0.700 of the last season again"),
-        ((0.597, 0.6, 0.7), "Tuning did not help: "),
-        ((0.6, 0.5, 0.7), "Tuning did not help: "),
-        ((0.7, 0.8, 0.7), "Tuning did not help enough: "),
+        ((0.5, 0.6, 0.7), "Fine-tuning helped: quantile loss 0.500; before fine-tuning 0.600, seasonal naive 0.700"),
+        ((0.597, 0.6, 0.7), "Fine-tuning did not help: "),
+        ((0.6, 0.5, 0.7), "Fine-tuning did not help: "),
+        ((0.7, 0.8, 0.7), "Fine-tuning did not help enough: "),
     ],
 )
 def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: Any, begin: str) -> None:
@@ -115,7 +115,7 @@ def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: 
     metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
     helped, sentence = forecaster_finetune.verdict(metrics)
     assert sentence.startswith(begin)
-    assert helped == begin.startswith("Tuning helped")
+    assert helped == begin.startswith("Fine-tuning helped")
 
 
 def test_what_tests_is_not_learnt_from_nor_looked_at_before(place: Path) -> None:
@@ -137,8 +137,8 @@ def test_figures_are_those_of_a_loop_over_all_origins(tmp_path: Path) -> None:
     values = sold(1).tolist()
     values[100] = None
     table = tables.read(written(tmp_path / "one.csv", north=values), season=4)
-    (parts,) = backtest.cut(table, 4)
-    assert (parts.validate, parts.test) == (68, 92)
+    (parts,) = backtest.split(table, 4)
+    assert (parts.validation, parts.test) == (68, 92)
     tried = backtest.origins([parts], 4, 4, "test")
     assert [len(past) for past in tried.past] == list(range(92, 120, 4))
     series = table.series[0].values
@@ -147,16 +147,16 @@ def test_figures_are_those_of_a_loop_over_all_origins(tmp_path: Path) -> None:
     for at in range(92, 120, 4):
         known = [i for i in range(at, at + 4) if values[i] is not None]
         errors.append(np.mean([abs(series[i] - series[i - 4]) for i in known]) / unit)
-    found = backtest.figures(tried, backtest.seasonal_naive)
+    found = backtest.metrics(tried, backtest.seasonal_naive)
     assert found["mase"] == pytest.approx(np.mean(errors))
-    validated = backtest.origins([parts], 4, 4, "validate")
+    validated = backtest.origins([parts], 4, 4, "validation")
     assert [len(past) for past in validated.past] == list(range(68, 89))
-    assert [len(past) for past in validated.some(3).past] == [68, 78, 88]
+    assert [len(past) for past in validated.subset(3).past] == [68, 78, 88]
 
 
 def test_a_forecast_without_width_has_its_mase_for_a_quantile_loss(tmp_path: Path) -> None:
     table = tables.read(written(tmp_path / "one.csv", north=sold(1)), season=4)
-    tried = backtest.origins(backtest.cut(table, 4), 4, 4, "test")
+    tried = backtest.origins(backtest.split(table, 4), 4, 4, "test")
 
     def sure(past: Any, season: int, horizon: int) -> Any:
         answers = backtest.seasonal_naive(past, season, horizon)
@@ -164,7 +164,7 @@ def test_a_forecast_without_width_has_its_mase_for_a_quantile_loss(tmp_path: Pat
             answer.quantiles[:] = answer.median[:, None]
         return answers
 
-    found = backtest.figures(tried, sure)
+    found = backtest.metrics(tried, sure)
     assert found["quantile_loss"] == pytest.approx(found["mase"])
     assert found["coverage_95"] == 0
 
@@ -182,21 +182,21 @@ def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
     written(place / "sales.csv", north=sold(1), new=sold(2, 31), still=steps, young=sold(3, 12))
     train("--horizon", "12", "--force")
     told = capsys.readouterr().out
-    assert "new: 31 values; with a season of 4 and a horizon of 12 it takes 44 or more" in told
-    assert "still: its first 72 values repeat without any change" in told
+    assert "new: 31 values; season 4 and horizon 12 need at least 44" in told
+    assert "still: its first 72 values repeat exactly with season 4" in told
     assert "young: 12 values; at least 30 are needed" in told
-    assert "of 1 series" in store.read_card(place / "models_store" / "sales" / "1").metrics["mase"].split
+    assert "from 1 series" in store.read_card(place / "models_store" / "sales" / "1").metrics["mase"].split
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--horizon", "60"], "sales.csv: no series can be learnt from and tested; south: 120 values; with a season"),
-        (["--horizon", "-1"], "--horizon is -1; it must be at least 1"),
+        (["--horizon", "60"], "sales.csv: no series can be trained on and tested; south: 120 values; season 4"),
+        (["--horizon", "-1"], "--horizon is -1; allowed are 1 or more"),
         (["--season", "365"], "--season is 365; allowed are 1 (no season) to 168 steps"),
         (["--season", "0"], "--season is 0; allowed are"),
         (["--from", "nobody"], "--from nobody: not in models_store, which holds series-lstm"),
-        (["--from", "scratch"], "--from scratch: series are learnt by going on with a network that knows others"),
+        (["--from", "scratch"], "--from scratch: own series need a published forecaster"),
         (["--column", "east"], "sales.csv has no column 'east'; its columns are: day, north, south"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Forecasts held against what followed: each series is cut in three, and forecast from many places of its end."""
+"""Backtests of forecasts: each series is split in three, and forecast from many origins near its end."""
 
 from __future__ import annotations
 
@@ -12,129 +12,141 @@ from app.tasks.forecasting import MIN_VALUES, SCORES
 from app.tasks.quantile_forecast import QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables import Series, Table
-from training.evaluation import forecasting
+from training.evaluation import forecast_metrics
 from training.run import metric
 
-TESTED, MOST_TESTED = 0.25, 24  # share of a series that is held out to test, and horizons of it at most
-VALIDATED, MOST_VALIDATED = 0.2, 12  # the same of what validates
-RECENT = 1000  # values before an origin that are handed to a forecaster; none reads more
+TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # of each series
+VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # of each series
+MAX_PAST = 1000  # values before an origin that a forecaster receives; more would not change its forecast
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
-Method = Callable[
-    [Sequence[np.ndarray], int, int], list[QuantileForecast]
-]  # pasts, season, horizon -> what follows each
+Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> one each
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A series in three: what comes before ``validate`` is learnt from, what comes from ``test`` on is tested."""
+class Split:
+    """The parts of a series: [0, validation) trains, [validation, test) validates, and the rest tests."""
 
     series: Series
-    validate: int
+    validation: int
     test: int
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Places that are forecast from: the values before each, what followed [N, horizon], and the usual step [N].
+    """Forecast origins: the values before each, the actual values [N, horizon] after it, and the MASE scale [N].
 
-    What followed is NaN where the table has no value.
+    Actual values are NaN where the table has none. ``series``: number of series that the origins come from.
     """
 
     past: list[np.ndarray]
     actual: np.ndarray
-    usual: np.ndarray
+    mase_scale: np.ndarray
     season: int
-    series: int  # how many they come from
+    series: int
 
-    def some(self, most: int) -> Origins:
-        """At most so many of them, spread evenly."""
-        chosen = np.linspace(0, len(self.past) - 1, min(most, len(self.past))).round().astype(int)
-        past = [self.past[place] for place in chosen]
-        return Origins(past, self.actual[chosen], self.usual[chosen], self.season, self.series)
+    def subset(self, max_origins: int) -> Origins:
+        """At most ``max_origins`` of the origins, evenly spaced."""
+        chosen = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
+        past = [self.past[index] for index in chosen]
+        return Origins(past, self.actual[chosen], self.mase_scale[chosen], self.season, self.series)
 
 
-def cut(table: Table, horizon: int) -> list[Parts]:
-    """The series that are long enough, each in three. Those that are not are among the table's remarks.
+def split(table: Table, horizon: int) -> list[Split]:
+    """Split all series that are long enough; the others are added to the table's remarks.
 
-    What is learnt from must hold a season, a horizon and two values. Raises DataError when no series is left.
+    The training part must hold one season, one horizon and two values.
+
+    Raises:
+        DataError: no series is long enough.
     """
-    least = max(table.season + 2, MIN_VALUES) + horizon
-    found = []
+    min_training = max(table.season + 2, MIN_VALUES) + horizon
+    splits = []
     for series in table.series:
         count = len(series.values)
-        tested, validated = (
-            min(max(int(share * count / horizon), 1), most) * horizon
-            for share, most in ((TESTED, MOST_TESTED), (VALIDATED, MOST_VALIDATED))
-        )
-        parts = Parts(series, count - tested - validated, count - tested)
-        if parts.validate < least:
-            table.remarks.append(
-                f"{series.name}: {count} values; with a season of {table.season} and a horizon of {horizon} it takes "
-                f"{least + 2 * horizon} or more, so the series is left out"
+        test, validation = (
+            min(max(int(share * count / horizon), 1), max_horizons) * horizon
+            for share, max_horizons in (
+                (TEST_SHARE, MAX_TEST_HORIZONS),
+                (VALIDATION_SHARE, MAX_VALIDATION_HORIZONS),
             )
-        elif not forecasting.usual_step(series.values[: parts.validate], table.season):
+        )
+        parts = Split(series, count - test - validation, count - test)
+        if parts.validation < min_training:
             table.remarks.append(
-                f"{series.name}: its first {parts.validate} values repeat without any change, so there is no unit to "
-                "measure errors in: the series is left out"
+                f"{series.name}: {count} values; season {table.season} and horizon {horizon} need at least "
+                f"{min_training + 2 * horizon}, so the series is left out"
+            )
+        elif not forecast_metrics.mase_scale(series.values[: parts.validation], table.season):
+            table.remarks.append(
+                f"{series.name}: its first {parts.validation} values repeat exactly with season {table.season}, so "
+                "errors have no scale (MASE divides by 0): the series is left out"
             )
         else:
-            found.append(parts)
-    if not found:
-        raise DataError(f"{table.name}: no series can be learnt from and tested; {table.remarks[-1]}")
-    return found
+            splits.append(parts)
+    if not splits:
+        raise DataError(f"{table.name}: no series can be trained on and tested; {table.remarks[-1]}")
+    return splits
 
 
-def origins(parts: Sequence[Parts], season: int, horizon: int, stage: Literal["validate", "test"]) -> Origins:
-    """All origins of a stage: those that test lie a horizon apart, those that validate a quarter of one.
+def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["validation", "test"]) -> Origins:
+    """All origins of a part: one horizon apart for testing, a quarter of one for validation.
 
-    An origin after which the table has no value at all is none.
+    Origins without any known value in their horizon are skipped.
+
+    Raises:
+        DataError: no origin is left.
     """
-    past, actual, usual = [], [], []
-    for one in parts:
-        values = one.series.values
-        begin, end = (one.validate, one.test) if stage == "validate" else (one.test, len(values))
-        unit = forecasting.usual_step(values[: one.validate], season)
-        known = np.where(one.series.known, values, np.nan)
-        for origin in range(begin, end - horizon + 1, horizon if stage == "test" else max(1, horizon // 4)):
-            followed = known[origin : origin + horizon]
-            if not np.isnan(followed).all():
-                past.append(values[max(origin - RECENT, 0) : origin])
-                actual.append(followed)
-                usual.append(unit)
+    past, actual, scales = [], [], []
+    for parts in splits:
+        values = parts.series.values
+        start, end = (parts.validation, parts.test) if part == "validation" else (parts.test, len(values))
+        scale = forecast_metrics.mase_scale(values[: parts.validation], season)
+        known = np.where(parts.series.known, values, np.nan)
+        for origin in range(start, end - horizon + 1, horizon if part == "test" else max(1, horizon // 4)):
+            future = known[origin : origin + horizon]
+            if not np.isnan(future).all():
+                past.append(values[max(origin - MAX_PAST, 0) : origin])
+                actual.append(future)
+                scales.append(scale)
     if not past:
-        raise DataError(f"the last values of all series are missing, so that nothing can {stage} a forecast")
-    return Origins(past, np.stack(actual), np.array(usual), season, len(parts))
+        raise DataError(f"all values of the {part} parts are missing, so no forecast can be measured")
+    return Origins(past, np.stack(actual), np.array(scales), season, len(splits))
 
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
-    """The last season again and again, with normal errors that grow by the root of the seasons ahead."""
-    found = []
+    """The last season, repeated; its normal errors grow with the square root of the number of seasons ahead."""
+    forecasts = []
     for values in past:
-        middle = forecasting.seasonal_naive(values, season, horizon)
+        median = forecast_metrics.seasonal_naive(values, season, horizon)
         deviation = np.std(values[season:] - values[:-season]) * np.sqrt(np.arange(horizon) // season + 1)
-        found.append(QuantileForecast(middle, middle, SCORES, middle[:, None] + deviation[:, None] * SCORES, season))
-    return found
+        quantiles = median[:, None] + deviation[:, None] * SCORES
+        forecasts.append(QuantileForecast(median, median, SCORES, quantiles, season))
+    return forecasts
 
 
-def figures(tried: Origins, method: Method) -> dict[str, float]:
-    """How good the forecasts of a method are, over all origins."""
-    answers = method(tried.past, tried.season, tried.actual.shape[1])
-    lower, upper = (np.stack(side) for side in zip(*(answer.interval(95) for answer in answers), strict=True))
-    quantiles = np.stack([answer.quantiles for answer in answers])[..., 1:-1]  # 0.1 to 0.9
+def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
+    """MASE, quantile loss and coverage of a forecast method over all origins."""
+    forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
+    lower, upper = (np.stack(side) for side in zip(*(one.interval(95) for one in forecasts), strict=True))
+    quantiles = np.stack([one.quantiles for one in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
+    median = np.stack([one.median for one in forecasts])
     return {
-        "mase": forecasting.mase(tried.actual, np.stack([answer.median for answer in answers]), tried.usual),
-        "quantile_loss": forecasting.quantile_loss(tried.actual, quantiles, tried.usual),
-        "coverage_95": forecasting.coverage(tried.actual, lower, upper),
+        "mase": forecast_metrics.mase(origins.actual, median, origins.mase_scale),
+        "quantile_loss": forecast_metrics.quantile_loss(origins.actual, quantiles, origins.mase_scale),
+        "coverage_95": forecast_metrics.coverage(origins.actual, lower, upper),
     }
 
 
-def compared(tried: Origins, contenders: dict[str, Method]) -> dict[str, Any]:
-    """A card's figures of several contenders; each key begins with the contender's, that of "" does not."""
-    horizon = tried.actual.shape[1]
-    split = f"{len(tried.past):,} forecasts of {horizon} steps, of {tried.series:,} series, none of it learnt from"
+def card_metrics(origins: Origins, methods: dict[str, Forecast]) -> dict[str, Any]:
+    """The metrics of several methods for a model card; the key in ``methods`` is the prefix of their names."""
+    horizon = origins.actual.shape[1]
+    description = (
+        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series:,} series, on values held out of "
+        "training"
+    )
     return {
-        f"{name}{key}": metric(value, split, DECIMALS[key])
-        for name, method in contenders.items()
-        for key, value in figures(tried, method).items()
+        f"{prefix}{key}": metric(value, description, DECIMALS[key])
+        for prefix, forecast in methods.items()
+        for key, value in metrics(origins, forecast).items()
     }

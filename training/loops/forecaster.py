@@ -1,14 +1,15 @@
-"""The training of the forecaster: members that learn side by side, what they are worth, and the card.
+"""Training loops of the forecaster: ``pretrain`` on M4 and synthetic series, ``finetune`` on own series.
 
-Called by ``python -m training.lstm --preset strong``.
+Both share the windows of a member, its loss and the optimizer. ``EnsembleTrainer`` trains each member on a thread of
+its own; ``Trainer`` trains all members in one step and can be distributed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,272 +17,308 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from app import store
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
 from app.tasks.forecasting import GlobalForecaster
-from app.tasks.quantile_forecast import QuantileForecast
+from app.tasks.latency_model import fast_bfloat16
 from app.tasks.seasonality import SEASONS
-from training.configs import ForecasterConfig
+from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data import datasets
+from training.data.series_windows import Batch, Source, WindowSampler
 from training.data.synthetic_series import synthetic
-from training.data.windows import Batch, Kind, Windows
-from training.evaluation import forecasting
-from training.run import Run, derive, metric, saved, schedule, set_learning_rate
+from training.evaluation import backtest, forecast_metrics
+from training.evaluation.backtest import Origins, Split
+from training.evaluation.forecaster import PREFIXES
+from training.loops import distributed, time_budget
+from training.loops.best_weights import Best
+from training.run import Run, derive, schedule, set_learning_rate
 
-LARGEST = 50  # units that a value may be off the naive path, in the loss
-LONG = 700  # values of a synthetic series
-MISTAKEN = 5  # every so many synthetic series without a season are also shown with each, as if it had been found
-NEAR = 6  # steps before and after, whose errors widen an interval as well
-NAMES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A series that is drawn: the values before its end [T], those of its end [horizon], and their forecast."""
-
-    name: str
-    past: np.ndarray
-    actual: np.ndarray
-    answer: QuantileForecast
+MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
+SYNTHETIC_LENGTH = 700  # values of a synthetic series
+MISLABELLED_EVERY = 5  # one in so many seasonless synthetic series is also trained with each season, wrongly
+NEIGHBOURS = 6  # steps on each side whose errors also determine the interval scale of a step
+MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # of fine-tuning; each epoch ends with a validation
+MAX_VALIDATION_FORECASTS = 1000
 
 
-def kinds(config: ForecasterConfig, seed: int) -> list[Kind]:
-    """What is learnt from: M4's hourly and weekly series alike, and synthetic ones of every season."""
-    real = (1 - config.invented) / 2
-    collections = [datasets.m4_hourly(), datasets.m4_weekly()]
-    found = [Kind(one.past, one.season, one.future.shape[1], real) for one in collections]
-    plain = synthetic(1, 2 * config.series, LONG, derive(seed, "synthetic", 1))
-    share = config.invented / (len(SEASONS) + 2)
-    found.append(Kind(list(plain), 1, ForecasterSizes().horizon, 2 * share))
-    for season in SEASONS:
-        own = synthetic(season, config.series, LONG, derive(seed, "synthetic", season))
-        found.append(Kind([*own, *plain[::MISTAKEN]], season, ForecasterSizes().horizon, share))
-    return found
+def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the pinball losses of scaled quantiles [N, horizon, QUANTILES], and the sum of the weights.
 
-
-def losses(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The pinball losses of quantiles in units [N, horizon, QUANTILES], over what is known of the future: their
-    weighted sum, and the sum of the weights.
-
-    The units being the usual step of MASE, the mean loss of the middle is the MASE of the windows.
+    Unknown future values have weight 0. Errors are in units of the MASE scale of the past.
     """
     known = ~batch.future.isnan() & (reading.scale > 0)
-    unit = torch.where(reading.scale > 0, reading.scale, 1.0)
-    target = ((batch.future - reading.naive) / unit).nan_to_num(0.0).clamp(-LARGEST, LARGEST).float()
-    over = target.unsqueeze(2) - quantiles
-    levels = torch.tensor(QUANTILES, device=over.device)
-    each = torch.maximum(levels * over, (levels - 1) * over).mean(2)  # [N, horizon]
+    scale = torch.where(reading.scale > 0, reading.scale, 1.0)
+    target = ((batch.future - reading.naive) / scale).nan_to_num(0.0).clamp(-MAX_ERROR, MAX_ERROR).float()
+    errors = target.unsqueeze(2) - quantiles
+    levels = torch.tensor(QUANTILES, device=errors.device)
+    losses = torch.maximum(levels * errors, (levels - 1) * errors).mean(2)  # [N, horizon]
     weights = batch.weights * known
-    return (each * weights).sum(), weights.sum()
+    return (losses * weights).sum(), weights.sum()
 
 
-def backward(member: Member, reader: Reader, batch: Batch, kept: Tensor) -> float:
-    """Add the gradient of a batch to a member's, and give its loss.
+def member_loss(
+    member: Member, reader: Reader, batch: Batch, dropout_mask: Tensor, bfloat16: bool
+) -> tuple[Tensor, Tensor]:
+    """``loss_sum`` of one member; ``dropout_mask`` [N, hidden].
 
-    Products are computed in bfloat16, which takes 0.6 of the time; the last layer and the loss in float32.
+    With ``bfloat16`` all layers but the last compute in it; the last layer and the loss stay float32.
     """
-    device = member.head.weight.device
-    batch = batch.to(device)
     reading = reader(batch.values, batch.seasons)
-    with torch.autocast(device.type, torch.bfloat16):
-        hidden = member.hidden(reading.patches, reading.ahead, kept.to(device))
-    total, weight = losses(in_order(member.head(hidden.float())), reading, batch)
-    loss = total / weight.clamp(min=1)
-    loss.backward()
-    return loss.item()
+    with torch.autocast(batch.values.device.type, torch.bfloat16, enabled=bfloat16):
+        hidden = member.hidden(reading.patches, reading.ahead, dropout_mask)
+    return loss_sum(in_order(member.head(hidden.float())), reading, batch)
 
 
-class Team:
-    """The members of a network, each computing its own gradient on a thread of its own: small products share badly."""
+class LossModule(nn.Module):
+    """The losses of all members, as one module for DistributedDataParallel."""
+
+    def __init__(self, network: Forecaster, bfloat16: bool) -> None:
+        super().__init__()
+        self.network, self.use_bfloat16 = network, bfloat16
+
+    def forward(self, batches: list[Batch], dropout_masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """One batch and mask [N, hidden] per member -> the sums of losses and of weights, both [members]."""
+        losses = [
+            member_loss(member, self.network.read, batch, mask, self.use_bfloat16)  # type: ignore[arg-type]
+            for member, batch, mask in zip(self.network.members, batches, dropout_masks, strict=True)
+        ]
+        sums, weights = zip(*losses, strict=True)
+        return torch.stack(sums), torch.stack(weights)
+
+
+def sample_windows(
+    sampler: WindowSampler,
+    config: ForecasterConfig | ForecasterFinetuneConfig,
+    hidden: int,
+    generator: Generator,
+    held_out: bool = False,
+) -> tuple[Batch, Tensor]:
+    """The windows of one member for one step, and its dropout mask [batch, hidden]."""
+    batch = sampler.sample(config.batch, config.mixup, held_out, generator)
+    keep = torch.rand(config.batch, hidden, generator=generator) >= config.dropout
+    return batch, keep.float() / (1 - config.dropout)
+
+
+def optimizer_and_average(
+    network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig
+) -> tuple[torch.optim.Optimizer, Any]:
+    """AdamW and the moving average of the weights."""
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    betas = (0.9, 0.99)
+    return torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=betas, fused=True), average
+
+
+class EnsembleTrainer:
+    """Trains each member on its own windows, on a thread of its own.
+
+    The products are small: one thread per member is faster than several threads per product.
+    """
 
     def __init__(
-        self, network: Forecaster, windows: Windows, config: ForecasterConfig, seed: int, threads: int
+        self, network: Forecaster, sampler: WindowSampler, config: ForecasterConfig, seed: int, threads: int
     ) -> None:
-        self.network, self.windows, self.config, self.seed = network, windows, config, seed
-        self.pool = ThreadPoolExecutor(threads, initializer=_alone)
+        self.network, self.sampler, self.config, self.seed = network, sampler, config, seed
+        self.optimizer, self.average = optimizer_and_average(network, config)
+        self.pool = ThreadPoolExecutor(threads, initializer=_use_one_thread)
 
-    def backward(self, step: int, held_out: bool) -> float:
-        """The gradients of all members, each from windows of its own; gives their mean loss."""
+    def update(self, step: int, learning_rate: float, held_out: bool) -> float:
+        """One step of all members; returns their mean loss. ``held_out``: omit the last horizon of each series."""
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad()
+        members = range(self.config.members)
+        loss = sum(self.pool.map(lambda number: self._backward(number, step, held_out), members)) / len(members)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return loss
 
-        def one(number: int) -> float:
-            generator = Generator().manual_seed(derive(self.seed, "member", number, step))
-            batch = self.windows.draw(self.config.batch, self.config.mixed, held_out, generator)
-            kept = torch.rand(self.config.batch, self.config.hidden, generator=generator) >= self.config.dropout
-            member: Any = self.network.members[number]
-            loss = backward(member, self.network.read, batch, kept.float() / (1 - self.config.dropout))
-            nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
-            return loss
+    def _backward(self, number: int, step: int, held_out: bool) -> float:
+        """Compute and clip the gradient of one member; returns its loss."""
+        member: Any = self.network.members[number]
+        device = member.head.weight.device
+        generator = Generator().manual_seed(derive(self.seed, "member", number, step))
+        hidden = self.network.sizes.hidden
+        batch, mask = sample_windows(self.sampler, self.config, hidden, generator, held_out)
+        # bfloat16 takes 0.6 of the time of float32
+        total, weight = member_loss(member, self.network.read, batch.to(device), mask.to(device), bfloat16=True)
+        loss = total / weight.clamp(min=1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+        return loss.item()
 
-        return sum(self.pool.map(one, range(self.config.members))) / self.config.members
 
-
-def _alone() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
 
-def learn(run: Run, config: ForecasterConfig) -> Any:
-    """Learn with the last horizons held out, measure the intervals on them, and go on with nothing held out."""
+class Trainer:
+    """Trains all members together, each on its own windows; several processes share every batch."""
+
+    def __init__(
+        self, network: Forecaster, sampler: WindowSampler, config: ForecasterFinetuneConfig, seed: int, device: str
+    ) -> None:
+        self.sampler, self.config, self.seed = sampler, config, seed
+        self.device = torch.device(device)
+        self.network = network.to(device).train().requires_grad_(True)
+        self.optimizer, self.average = optimizer_and_average(self.network, config)
+        bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
+        self.loss_module = distributed.together(LossModule(self.network, bfloat16))
+
+    def update(self, step: int, learning_rate: float) -> float:
+        """One step; returns the mean loss of all members over all processes."""
+        samples = [self._sample(number, step) for number in range(len(self.network.members))]
+        sums, weights = self.loss_module([batch for batch, _ in samples], [mask for _, mask in samples])
+        total_weights = distributed.total(weights.detach()).clamp(min=1)
+        # Gradients are averaged over the processes, so each loss is multiplied by their number.
+        loss = (sums / total_weights).mean() * distributed.count()
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return float(distributed.total(loss.detach())) / distributed.count()
+
+    def _sample(self, number: int, step: int) -> tuple[Batch, Tensor]:
+        """This process's share of a member's windows and of its dropout mask."""
+        generator = Generator().manual_seed(derive(self.seed, "member", number, step))
+        batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
+        share = Batch(*(distributed.share(part) for part in batch)).to(self.device)
+        return share, distributed.share(mask).to(self.device)
+
+
+def pretrain(run: Run, config: ForecasterConfig) -> Any:
+    """Train an ensemble from scratch and return its averaged network.
+
+    For the first ``config.held_out`` of the steps, the last horizon of every series is held out. The intervals are
+    then scaled on these horizons, and the remaining steps train on all values.
+    """
     sizes = ForecasterSizes(hidden=config.hidden, layers=config.layers, members=config.members)
-    windows = Windows(kinds(config, run.options.seed), sizes.context, sizes.horizon)
+    sampler = WindowSampler(training_sources(config, run.options.seed), sizes.context, sizes.horizon)
     network = Forecaster(sizes).to(run.options.device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
-    run.track(network=network, average=average, optimizer=optimizer)
-    team = Team(network, windows, config, run.options.seed, run.options.threads)
+    trainer = EnsembleTrainer(network, sampler, config, run.options.seed, run.options.threads)
+    run.track(network=network, average=trainer.average, optimizer=trainer.optimizer)
 
     first = round(config.updates * config.held_out)
     for step in run.steps(config.updates):
         held_out = step < first
         factor = schedule(step, first) if held_out else 0.5 * schedule(step - first, config.updates - first)
-        set_learning_rate(optimizer, config.learning_rate * factor)
-        optimizer.zero_grad()
-        loss = team.backward(step, held_out)
-        optimizer.step()
-        average.update_parameters(network)
+        loss = trainer.update(step, config.learning_rate * factor, held_out)
         if (step + 1) % max(config.updates // 25, 1) == 0:
-            run.log(loss=loss, **(validation(average.module, windows) if held_out else {}))
+            run.log(loss=loss, **(validation_mase(trainer.average.module, sampler) if held_out else {}))
         if step + 1 == first:
-            run.tensors["widening"] = widening(average.module, windows)
-    learnt: Any = average.module
-    learnt.widening.copy_(run.tensors["widening"])
-    return learnt
+            run.tensors["interval_scale"] = interval_scale(trainer.average.module, sampler)
+    trained: Any = trainer.average.module
+    trained.widening.copy_(run.tensors["interval_scale"])
+    return trained
+
+
+def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
+    """M4's hourly and weekly series in equal shares, and synthetic series of every season."""
+    m4_share = (1 - config.synthetic_share) / 2
+    collections = [datasets.m4_hourly(), datasets.m4_weekly()]
+    sources = [Source(one.past, one.season, one.future.shape[1], m4_share) for one in collections]
+    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive(seed, "synthetic", 1))
+    share = config.synthetic_share / (len(SEASONS) + 2)
+    sources.append(Source(list(seasonless), 1, ForecasterSizes().horizon, 2 * share))
+    for season in SEASONS:
+        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive(seed, "synthetic", season))
+        series = [*seasonal, *seasonless[::MISLABELLED_EVERY]]
+        sources.append(Source(series, season, ForecasterSizes().horizon, share))
+    return sources
 
 
 @torch.inference_mode()
-def validation(network: Any, windows: Windows) -> dict[str, float]:
-    """The MASE of the medians on the last horizons of M4's series; the usual step is that of the context."""
-    found = {}
-    for kind, name in enumerate(NAMES.values()):
-        batch = windows.held_out(kind).to(network.widening.device)
+def validation_mase(network: Any, sampler: WindowSampler) -> dict[str, float]:
+    """The MASE of the medians on the last horizons of M4's series; its scale is that of the context."""
+    result = {}
+    for source, prefix in enumerate(PREFIXES.values()):
+        batch = sampler.last_horizons(source).to(network.widening.device)
         reading = network.read(batch.values, batch.seasons)
-        off = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / reading.scale
-        found[f"{name}_mase"] = float(off[:, : windows.judged[kind]].mean())
-    return found
+        errors = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / reading.scale
+        result[f"{prefix}_mase"] = float(errors[:, : sampler.horizons[source]].mean())
+    return result
 
 
 @torch.inference_mode()
-def widening(network: Any, windows: Windows) -> Tensor:
-    """By how much to stretch the intervals [2, horizon] so that 95 % hold what was held out: weekly, then hourly.
+def interval_scale(network: Any, sampler: WindowSampler) -> Tensor:
+    """Factors [2, horizon] by which intervals must be widened to contain 95 % of the last horizons of M4's series.
 
-    At each step from the errors there and at the steps beside it; beyond the last step that is judged as there.
+    Row 0 is for series without a season (weekly), row 1 for series with one (hourly). The factor of a step is computed
+    from the errors at that step and at NEIGHBOURS steps on each side; steps beyond a source's horizon get its last one.
     """
-    found = torch.ones(2, windows.horizon)
-    for kind, row in ((1, 0), (0, 1)):
-        batch = windows.held_out(kind).to(network.widening.device)
+    scales = torch.ones(2, sampler.horizon)
+    for source, row in ((1, 0), (0, 1)):
+        batch = sampler.last_horizons(source).to(network.widening.device)
         quantiles = network(batch.values, batch.seasons)
-        middle, known = quantiles[..., MEDIAN], int(windows.judged[kind])
-        below = (middle - batch.future) / (middle - quantiles[..., 0])
-        above = (batch.future - middle) / (quantiles[..., -1] - middle)
-        needed = torch.maximum(below, above)[:, :known]  # 1: just inside
-        for step in range(windows.horizon):
-            place = min(step, known - 1)
-            near = needed[:, max(place - NEAR, 0) : place + NEAR + 1].flatten()
-            found[row, step] = near[near.isfinite()].quantile(QUANTILES[-1] - QUANTILES[0])
-    return found
+        median, horizon = quantiles[..., MEDIAN], int(sampler.horizons[source])
+        below = (median - batch.future) / (median - quantiles[..., 0])
+        above = (batch.future - median) / (quantiles[..., -1] - median)
+        needed = torch.maximum(below, above)[:, :horizon]  # 1: the actual value lies on the bound
+        for step in range(sampler.horizon):
+            center = min(step, horizon - 1)
+            nearby = needed[:, max(center - NEIGHBOURS, 0) : center + NEIGHBOURS + 1].flatten()
+            scales[row, step] = nearby[nearby.isfinite()].quantile(QUANTILES[-1] - QUANTILES[0])
+    return scales
 
 
-def outlooks(forecaster: GlobalForecaster, past: list[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
-    """The forecasts of many series, as the service gives them."""
-    items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values in past]
-    return [outlook for at in range(0, len(items), 64) for outlook in forecaster.predict(items[at : at + 64])]
+class Validation:
+    """The quantile loss of a network on forecast origins."""
+
+    def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
+        self.origins = origins
+        items = [forecaster.parse(past.tolist(), 1, seasonality=origins.season) for past in origins.past]
+        self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
+        self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
+
+    @torch.inference_mode()
+    def __call__(self, network: Forecaster) -> float:
+        """The quantile loss; the network is set to evaluation mode."""
+        network.eval()
+        horizon = self.origins.actual.shape[1]
+        batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
+        quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
+        levels = quantiles[..., 1:-1].cpu().numpy()
+        return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
 
 
-def figures(
-    name: str, past: list[np.ndarray], actual: np.ndarray, season: int, answers: list[QuantileForecast]
-) -> dict[str, float]:
-    """How good forecasts of series [N, horizon] are."""
-    usual = np.array([forecasting.usual_step(values, season) for values in past])
-    medians = np.stack([answer.median for answer in answers])
-    lower, upper = (np.stack(side) for side in zip(*(answer.interval(95) for answer in answers), strict=True))
-    quantiles = np.stack([answer.quantiles for answer in answers])[..., 1:-1]
-    found = {
-        "smape": forecasting.smape(actual, medians),
-        "mase": forecasting.mase(actual, medians, usual),
-        "wql": forecasting.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
-        "msis": forecasting.msis(actual, lower, upper, usual),
-        "coverage_95": forecasting.coverage(actual, lower, upper),
-    }
-    if name in forecasting.NAIVE2:
-        found["owa"] = forecasting.owa(name, found["smape"], found["mase"])
-    return found
+def finetune(
+    run: Run,
+    config: ForecasterFinetuneConfig,
+    base: store.Version,
+    splits: Sequence[Split],
+    season: int,
+    horizon: int,
+) -> Any:
+    """Fine-tune the network of ``base`` and return the averaged network with the lowest validation loss."""
+    options = run.options
+    network: Any = base.network()
+    sizes: ForecasterSizes = network.sizes
+    series = [torch.from_numpy(split.series.values[: split.validation]) for split in splits]
+    sampler = WindowSampler([Source(series, season, min(horizon, sizes.horizon), 1.0)], sizes.context, sizes.horizon)
+    steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
+    config = replace(config, batch=distributed.even(config.batch))
 
+    def trial() -> Callable[[int], object]:
+        discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
+        return lambda step: discarded.update(step, config.learning_rate)
 
-DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95": 3}
-
-
-def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
-    """The metrics of a forecaster on the test parts of M4, or on the last horizons of the training parts."""
-    found: dict[str, Any] = {}
-    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        past, actual = [series.numpy() for series in collection.past], collection.future.numpy()
-        horizon, part = actual.shape[1], "test part"
-        if held_out:
-            actual, past = np.stack([series[-horizon:] for series in past]), [series[:-horizon] for series in past]
-            part = "last horizon of the training part"
-        answers = outlooks(forecaster, past, collection.season, horizon)
-        split = f"{collection.name} {part}, {len(past)} series, {horizon} steps"
-        for key, value in figures(collection.name, past, actual, collection.season, answers).items():
-            found[f"{NAMES[collection.name]}_{key}"] = metric(value, split, DECIMALS[key])
-    return found
-
-
-def examples(forecaster: GlobalForecaster) -> list[Shown]:
-    """Four series of each collection."""
-    found = []
-    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        horizon = collection.future.shape[1]
-        for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
-            past, actual = collection.past[number].numpy(), collection.future[number].numpy()
-            (answer,) = outlooks(forecaster, [past], collection.season, horizon)
-            found.append(Shown(f"{collection.name}, series {number + 1}", past, actual, answer))
-    return found
-
-
-def draw_samples(path: Path, shown: Sequence[Shown]) -> Path:
-    """The end of each of up to eight series, what followed, and the forecast with its intervals."""
-    from matplotlib.figure import Figure
-
-    columns = min(len(shown), 4)
-    figure = Figure(figsize=(3 * columns, 3 * -(-len(shown) // 4)), layout="constrained")
-    axes = figure.subplots(-(-len(shown) // 4), columns, squeeze=False)
-    for axis, one in zip(axes.flat, shown, strict=False):
-        horizon = len(one.actual)
-        past, ahead = one.past[-4 * horizon :], np.arange(horizon)
-        axis.plot(np.arange(-len(past), 0), past, color="gray", linewidth=1)
-        axis.plot(ahead, one.actual, color="black", linewidth=1)
-        axis.plot(ahead, one.answer.median, color="tab:blue")
-        for level in (50, 95):
-            axis.fill_between(ahead, *one.answer.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
-        axis.set_title(one.name, fontsize=9)
-    return saved(figure, path)
-
-
-def card_of(sizes: ForecasterSizes, config: ForecasterConfig) -> dict[str, Any]:
-    """All of the card but its metrics."""
-    return {
-        "task": "forecast",
-        "title": f"A forecaster for any series: {sizes.members} LSTMs over pieces of {sizes.patch} values, averaged",
-        "kind": "forecaster",
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
-        "outputs": [
-            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
-            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
-        ],
-        "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
-        "notes": (
-            "Learnt from the training parts of M4 and from synthetic series, so its figures on M4 are in-domain. The "
-            f"last horizon of each series was held out for the first {config.held_out:.0%} of the updates, and the "
-            f"intervals were widened until 95 % held it. {sizes.members} members of one run, averaged by quantile."
-        ),
-    }
-
-
-def train(run: Run, config: ForecasterConfig) -> None:
-    """Learn, read the test parts once - not at all unless the network is to be published - and write the card."""
-    network = learn(run, config)
-    card = card_of(network.sizes, config)
-    forecaster = run.predictor(GlobalForecaster, card, network)
-    card["metrics"] = evaluate(forecaster, held_out=not run.options.publish)
-    samples = draw_samples(run.folder / "samples.png", examples(forecaster))
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    total = time_budget.epochs(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    average = max(0.0, min(config.average, 1 - 20 / total))  # covers at most 5 % of a short run
+    config = replace(config, average=average)
+    validation = Validation(
+        GlobalForecaster(base, torch.device(options.device)),
+        backtest.origins(splits, season, horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
+    )
+    trainer = Trainer(network, sampler, config, options.seed, options.device)
+    best = Best(trainer.average.module)
+    best.offer(trainer.average.module, validation(trainer.average.module))
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
+    for step in run.steps(total):
+        loss = trainer.update(step, config.learning_rate * schedule(step, total))
+        if (step + 1) % steps_per_epoch == 0:
+            validation_loss = validation(trainer.average.module)
+            best.offer(trainer.average.module, validation_loss)
+            run.log(epoch=(step + 1) // steps_per_epoch, loss=loss, validation_loss=validation_loss)
+    trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module

@@ -1,0 +1,119 @@
+"""Random training windows of many series, gathered by index from one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from app.tasks.forecasting import MIN_VALUES
+
+WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of steps beyond the horizon that a source is evaluated on
+TRUNCATED_SHARE = 0.15  # of the windows: their past is cut to a random length
+
+
+@dataclass(frozen=True)
+class Source:
+    """Series float64 [T] with a common season length.
+
+    ``horizon``: steps ahead that the source is evaluated on. ``share``: its share of each batch.
+    """
+
+    series: Sequence[Tensor]
+    season: int
+    horizon: int
+    share: float
+
+
+class Batch(NamedTuple):
+    """N windows: the past [N, context], NaN before it begins, and the future [N, horizon], NaN where unknown.
+
+    ``seasons`` [N]: season lengths. ``weights`` [N, horizon]: of each step in the loss.
+    """
+
+    values: Tensor
+    seasons: Tensor
+    future: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(*(part.to(device) for part in self))
+
+
+class WindowSampler:
+    """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources."""
+
+    def __init__(self, sources: Sequence[Source], context: int, horizon: int) -> None:
+        self.context, self.horizon = context, horizon
+        self.values = torch.cat([series for source in sources for series in source.series])
+        self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
+        self.starts = self.lengths.cumsum(0) - self.lengths  # of each series in ``values``
+        self.counts = torch.tensor([len(source.series) for source in sources])
+        self.first_series = self.counts.cumsum(0) - self.counts  # of each source
+        self.shares = torch.tensor([source.share for source in sources])
+        self.seasons = torch.tensor([source.season for source in sources])
+        self.horizons = torch.tensor([source.horizon for source in sources])
+
+    def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
+        """``count`` random windows, a share ``mixup`` of them mixed with another window of the same source.
+
+        ``held_out``: no window contains any of the last horizon of its series.
+        """
+        sources = torch.multinomial(self.shares, count, replacement=True, generator=generator)
+        batch = self._random(sources, held_out, generator)
+        partners = self._random(sources[: int(count * mixup)], held_out, generator)
+        return self._mix(batch, partners, generator)
+
+    def last_horizons(self, source: int) -> Batch:
+        """The last horizon of every series of a source as the future, with the values before it as the past."""
+        series = torch.arange(int(self.counts[source])) + self.first_series[source]
+        origins = self.lengths[series] - self.horizons[source]
+        return self._gather(torch.full_like(series, source), series, origins, origins, self.lengths[series])
+
+    def _random(self, sources: Tensor, held_out: bool, generator: Generator) -> Batch:
+        """One random window per source index [N]: half with a uniform origin, half with a rather recent one."""
+        random = torch.rand(5, len(sources), generator=generator, dtype=torch.float64)
+        series = self.first_series[sources] + (random[0] * self.counts[sources]).long()
+        end = self.lengths[series] - self.horizons[sources] * held_out
+        min_past = (self.seasons[sources] + 2).clamp(min=MIN_VALUES)
+        latest = (end - self.horizons[sources] - min_past).clamp(min=0)  # origin, counted from min_past
+        age = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
+        origins = (min_past + latest - (age * (latest + 1)).long()).minimum(end - 1)
+        past = origins.clamp(max=self.context)
+        truncated = min_past + (random[3] * (past - min_past + 1)).long()
+        past = torch.where(random[4] < TRUNCATED_SHARE, truncated.minimum(past), past)
+        return self._gather(sources, series, origins, past, end)
+
+    def _gather(self, sources: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor) -> Batch:
+        """The ``past`` values before each origin and the values from the origin up to ``end``; all arguments [N]."""
+        positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
+        inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
+        known = (positions >= (origins - past).unsqueeze(1)) & (positions < end.unsqueeze(1))
+        windows = self.values[self.starts[series].unsqueeze(1) + inside].masked_fill(~known, torch.nan)
+        evaluated = torch.arange(self.horizon) < self.horizons[sources].unsqueeze(1)
+        weights = torch.where(evaluated, 1.0, WEIGHT_BEYOND_HORIZON)
+        return Batch(windows[:, : self.context], self.seasons[sources], windows[:, self.context :], weights)
+
+    def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
+        """Replace the first windows by weighted means with their partners, after normalising both.
+
+        As TSMixup of Chronos (Ansari et al. 2024).
+        """
+        count = len(partners.values)
+        weight = 0.5 + 0.5 * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+        pairs = [torch.cat([values[:count], future[:count]], dim=1) for values, _, future, _ in (batch, partners)]
+        first, second = (self._normalise(windows) for windows in pairs)
+        mixed = weight * first + (1 - weight) * second
+        values = torch.cat([mixed[:, : self.context], batch.values[count:]])
+        future = torch.cat([mixed[:, self.context :], batch.future[count:]])
+        return Batch(values, batch.seasons, future, batch.weights)
+
+    def _normalise(self, windows: Tensor) -> Tensor:
+        """Windows [N, context + horizon], shifted to end their past at 0 and scaled to mean absolute value 1 there."""
+        shifted = windows - windows[:, self.context - 1 : self.context]
+        scale = shifted[:, : self.context].abs().nanmean(dim=1, keepdim=True)
+        return shifted / torch.where(scale > 0, scale, 1.0)

@@ -1,0 +1,104 @@
+"""Metrics and samples of a forecaster, on M4's hourly and weekly series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.quantile_forecast import QuantileForecast
+from training.data import datasets
+from training.evaluation import forecast_metrics
+from training.run import metric, saved
+
+PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # of the metrics on the card
+DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95": 3}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A series to plot: the values before the origin [T], the actual values after it [horizon], and the forecast."""
+
+    name: str
+    past: np.ndarray
+    actual: np.ndarray
+    forecast: QuantileForecast
+
+
+def forecast_series(
+    forecaster: GlobalForecaster, past: list[np.ndarray], season: int, horizon: int
+) -> list[QuantileForecast]:
+    """Forecasts of many series [T], computed by the code that serves them, in batches of 64."""
+    items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values in past]
+    return [forecast for at in range(0, len(items), 64) for forecast in forecaster.predict(items[at : at + 64])]
+
+
+def metrics(
+    data_set: str, past: list[np.ndarray], actual: np.ndarray, season: int, forecasts: list[QuantileForecast]
+) -> dict[str, float]:
+    """The metrics of forecasts of N series; ``actual`` [N, horizon]."""
+    scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
+    medians = np.stack([forecast.median for forecast in forecasts])
+    lower, upper = (np.stack(side) for side in zip(*(forecast.interval(95) for forecast in forecasts), strict=True))
+    quantiles = np.stack([forecast.quantiles for forecast in forecasts])[..., 1:-1]
+    result = {
+        "smape": forecast_metrics.smape(actual, medians),
+        "mase": forecast_metrics.mase(actual, medians, scale),
+        "wql": forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
+        "msis": forecast_metrics.msis(actual, lower, upper, scale),
+        "coverage_95": forecast_metrics.coverage(actual, lower, upper),
+    }
+    if data_set in forecast_metrics.NAIVE2:
+        result["owa"] = forecast_metrics.owa(data_set, result["smape"], result["mase"])
+    return result
+
+
+def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
+    """The metrics on the test parts of M4 or, with ``held_out``, on the last horizons of the training parts."""
+    result: dict[str, Any] = {}
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
+        past, actual = [series.numpy() for series in collection.past], collection.future.numpy()
+        horizon, part = actual.shape[1], "test part"
+        if held_out:
+            actual, past = np.stack([series[-horizon:] for series in past]), [series[:-horizon] for series in past]
+            part = "last horizon of the training part"
+        forecasts = forecast_series(forecaster, past, collection.season, horizon)
+        description = f"{collection.name} {part}, {len(past)} series, {horizon} steps"
+        for key, value in metrics(collection.name, past, actual, collection.season, forecasts).items():
+            result[f"{PREFIXES[collection.name]}_{key}"] = metric(value, description, DECIMALS[key])
+    return result
+
+
+def examples(forecaster: GlobalForecaster) -> list[Example]:
+    """Four series of each M4 collection with their forecasts."""
+    result = []
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
+        horizon = collection.future.shape[1]
+        for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
+            past, actual = collection.past[number].numpy(), collection.future[number].numpy()
+            (forecast,) = forecast_series(forecaster, [past], collection.season, horizon)
+            result.append(Example(f"{collection.name}, series {number + 1}", past, actual, forecast))
+    return result
+
+
+def draw_samples(path: Path, examples: Sequence[Example]) -> Path:
+    """Plot up to eight examples: the last values before the origin, the actual values, the median and intervals."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(examples), 4)
+    figure = Figure(figsize=(3 * columns, 3 * -(-len(examples) // 4)), layout="constrained")
+    axes = figure.subplots(-(-len(examples) // 4), columns, squeeze=False)
+    for axis, example in zip(axes.flat, examples, strict=False):
+        horizon = len(example.actual)
+        past, ahead = example.past[-4 * horizon :], np.arange(horizon)
+        axis.plot(np.arange(-len(past), 0), past, color="gray", linewidth=1)
+        axis.plot(ahead, example.actual, color="black", linewidth=1)
+        axis.plot(ahead, example.forecast.median, color="tab:blue")
+        for level in (50, 95):
+            axis.fill_between(ahead, *example.forecast.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
+        axis.set_title(example.name, fontsize=9)
+    return saved(figure, path)
