@@ -1,40 +1,19 @@
-"""How long a request is worked on: until its answer is there, its caller hangs up, or its deadline passes."""
+"""Request deadlines: work on a request ends when its deadline passes or its client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
-from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
+from app.errors import CallerGone, QuartetError, TimedOut
 
-DEADLINE = "quartet.until"  # in the scope of a request: when its time is over, by the event loop's clock
-DISCONNECT_CHECK_SECONDS = 0.02  # seconds; whether a caller is still there is only asked when the answer takes longer
-
-
-def deadline(request: Request, max_seconds: float) -> float:
-    """The time of the event loop at which the request's time is over, ``longest`` seconds from now at the latest.
-
-    Raises BadValue for an ``x-request-timeout`` that is no number of seconds.
-    """
-    stated = header(request, b"x-request-timeout", repr(max_seconds))
-    try:
-        seconds = float(stated)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        told = f"x-request-timeout is {quote_value(stated)}; it should be a number of seconds greater than 0"
-        raise BadValue(told, "x-request-timeout")
-    until = asyncio.get_running_loop().time() + min(seconds, max_seconds)
-    request.scope[DEADLINE] = until  # which its body must keep too
-    return until
-
+DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
+DISCONNECT_CHECK_SECONDS = 0.02  # shorter requests are not checked for a disconnected client
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,21 +22,29 @@ R = TypeVar("R")
 async def run_before_deadline(
     request: Request, executor: Executor, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
-    """``Executor.run_if_long`` for a request whose body has been read: as long as its caller and its time last.
+    """Call ``function`` on the event loop if ``size`` is small, else on a thread, until the request's deadline.
 
-    Raises whatever the function raises, Overloaded, CallerGone and TimedOut.
+    The body of the request must have been read.
+
+    Raises:
+        Overloaded: too many calls wait for a thread.
+        CallerGone, TimedOut: the client disconnected, or the deadline passed. Also whatever ``function`` raises.
     """
-    until = request.scope.get(DEADLINE)
-    if size <= INLINE_SIZE or until is None:
+    deadline = request.scope.get(DEADLINE)
+    if size <= INLINE_SIZE or deadline is None:
         return await executor.run_or_inline(size, function, *args, **kwargs)
-    async with Deadline(request, until):
+    async with Deadline(request, deadline):
         return await executor.run(function, *args, **kwargs)
 
 
 class Deadline:
-    """Ends what stands in its ``async with`` when the caller hangs up or the time is over: CallerGone, TimedOut.
+    """An async context manager that cancels its block at ``at``, in event-loop time, or when the client disconnects.
 
-    The body must have been read: what comes after it can only be the end of the connection.
+    The body of the request must have been read: the next message can then only be the disconnect.
+
+    Raises:
+        CallerGone: the client disconnected.
+        TimedOut: the deadline passed.
     """
 
     def __init__(self, request: Request, at: float) -> None:

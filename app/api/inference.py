@@ -1,21 +1,137 @@
-"""Which version answers a request."""
+"""The shared request path: deadline, read, resolve the model, admit, parse, submit, shape the response."""
 
 from __future__ import annotations
 
-from fastapi import Request
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from fastapi import Request
+from starlette.responses import Response
+
+from app.api.deadline import Deadline, run_before_deadline
+from app.api.request import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json, set_deadline
+from app.api.sse import DONE, EventStream
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel, P
 from app.serving.registry import Registry
+from app.settings import Settings
 from app.tasks import Task
 
 
 async def resolve_model(
-    request: Request, registry: Registry, task: Task[P], model: str | None, until: float
+    request: Request, registry: Registry, task: Task[P], name: str | None, deadline: float
 ) -> LoadedModel[P]:
-    """The version that serves a request; one that is not in memory is waited for. Raises as ``Registry.reach`` does.
+    """Return the version that serves a request. Waits until ``deadline`` while that version is being loaded.
 
-    While a canary is tried, the request's id decides: who sends the same ``x-request-id`` again, as in a second try,
-    gets the same version.
+    During a canary, the request id selects the version: requests with the same ``x-request-id`` get the same version.
+
+    Raises:
+        UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Registry.wait_for``.
     """
-    return await registry.wait_for(task, model, request.scope.get(REQUEST_ID, ""), until)
+    return await registry.wait_for(task, name, request.scope.get(REQUEST_ID, ""), deadline)
+
+
+class InferenceBody(RequestBody):
+    """A JSON body that may name a model: each subclass declares the field ``model``, in its own order of fields."""
+
+    if TYPE_CHECKING:
+        model: str | None
+
+    def resolved(self) -> Self:
+        """Return the body with aliases replaced by the names of the fields. Raises BadValue."""
+        return self
+
+
+class Inference(Generic[P]):
+    """One request after its model is resolved: the steps in which endpoints differ.
+
+    ``run_inference`` calls ``parse``, the engine and ``respond``, in this order. Steps with a size of up to
+    ``INLINE_SIZE`` values run on the event loop. Larger steps run on a thread.
+    """
+
+    rows = 1  # rows to admit to the model's queue
+    parse_size = 0  # values
+    streamed = False  # whether the response is a stream of server-sent events
+    stream_end = DONE
+
+    def __init__(self, model: LoadedModel[P]) -> None:
+        self.model = model
+
+    def parse(self) -> Sequence[Any]:
+        """Return the items for the engine. Raises BadValue."""
+        raise NotImplementedError
+
+    def deadline(self, deadline: float) -> float:
+        """Return the deadline for the engine, in event-loop time: ``deadline``, or an earlier time."""
+        return deadline
+
+    def response_size(self, outputs: Sequence[Any]) -> int:
+        """Return the size of ``respond``, in values."""
+        return 0
+
+    def respond(self, outputs: Sequence[Any]) -> Response:
+        """Return the response; ``outputs`` has one output for each item."""
+        raise NotImplementedError
+
+    def events(self) -> AsyncGenerator[bytes, None]:
+        """Return the server-sent events of a streamed response."""
+        raise NotImplementedError
+
+
+async def run_inference(request: Request, registry: Registry, inference: Inference[Any], deadline: float) -> Response:
+    """Parse, submit and respond. The caller has read the body and admitted the rows.
+
+    Raises:
+        BadValue, Overloaded, NotReady, InferenceFailed: from the steps and the engine.
+        CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
+    """
+    executor = registry.parse_executor
+    items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
+    deadline = inference.deadline(deadline)
+    if inference.streamed:
+        return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
+    async with Deadline(request, deadline):
+        outputs = await inference.model.engine.submit(items)
+        size = inference.response_size(outputs)
+        return await executor.run_admitted_or_inline(size, inference.respond, outputs)
+
+
+Body = TypeVar("Body", bound=InferenceBody)
+
+
+class JsonEndpoint(Generic[Body, P]):
+    """The request path of an endpoint whose JSON body names the model.
+
+    ``create`` makes the ``Inference`` of a request and raises BadValue for fields that do not fit the model.
+    ``content_bytes`` and ``content_commas`` bound the prompt or the values in the body.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        task: Task[P],
+        body: type[Body],
+        create: Callable[[Request, LoadedModel[P], Body], Inference[P]],
+        *,
+        content_bytes: int = 0,
+        content_commas: int,
+        max_fields: int = MAX_FIELDS,
+    ) -> None:
+        self._registry = registry
+        self._request_seconds = settings.request_seconds
+        self._task = task
+        self._body = body
+        self._create = create
+        max_bytes = max_json_bytes(settings.max_body_bytes, content_bytes)
+        self._reader = BodyReader(max_bytes, settings.body_seconds, registry.parse_executor, max_fields)
+        self._max_commas = content_commas + EXTRA_COMMAS
+
+    async def run(self, request: Request) -> Response:
+        """Answer a request. The model is resolved and its queue is checked after the body is read."""
+        deadline = set_deadline(request, self._request_seconds)
+        body = (await read_json(request, self._body, self._reader, self._max_commas)).resolved()
+        model = await resolve_model(request, self._registry, self._task, body.model, deadline)
+        inference = self._create(request, model, body)
+        model.engine.admit(inference.rows)
+        return await run_inference(request, self._registry, inference, deadline)

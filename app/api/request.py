@@ -22,7 +22,6 @@ from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
-from app.api.headers import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
 
@@ -33,6 +32,7 @@ MAX_FIELDS = 2000  # of all objects of a body
 MAX_SEED = 2**53  # so that a seed survives every JSON reader
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
 BINARY = {"type": "string", "format": "binary"}
+HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
@@ -61,6 +61,38 @@ def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
 def max_json_bytes(most: int, content: int) -> int:
     """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
     return min(most, JSON_BYTES + content)
+
+
+def header(request: Request, name: bytes, default: str = "") -> str:
+    """Return the value of a header; ``name`` is in lower case. The last one counts if several have that name."""
+    if HEADERS not in request.scope:
+        request.scope[HEADERS] = dict(request.scope["headers"])
+    value = request.scope[HEADERS].get(name)
+    return default if value is None else value.decode("latin-1")
+
+
+def set_deadline(request: Request, max_seconds: float) -> float:
+    """Start the clock of a request. Return its deadline in event-loop time, at most ``max_seconds`` from now.
+
+    The header ``x-request-timeout`` shortens that time. The deadline is stored in the scope: it also bounds the reading
+    of the body.
+
+    Raises:
+        BadValue: the header is not a positive, finite number.
+    """
+    text = header(request, b"x-request-timeout", repr(max_seconds))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadValue(
+            f"x-request-timeout is {quote_value(text)}; it should be a number of seconds greater than 0",
+            "x-request-timeout",
+        )
+    deadline = asyncio.get_running_loop().time() + min(seconds, max_seconds)
+    request.scope[DEADLINE] = deadline
+    return deadline
 
 
 async def read_body(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:

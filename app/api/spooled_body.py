@@ -7,7 +7,7 @@ from typing import IO
 
 from fastapi import Request
 
-from app.api.headers import header
+from app.api.request import header
 from app.errors import CallerGone, TooLarge, TooSlow
 
 TOGETHER = 2**20  # bytes that are written at a time: each time costs a change of threads

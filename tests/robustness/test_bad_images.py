@@ -164,7 +164,7 @@ def test_no_explanation_is_begun_that_nobody_waits_for(tiny: httpx.Client, monke
         time.sleep(0.2)
         return overlay_heat_map(image, heat)
 
-    monkeypatch.setattr("app.api.routes.classify.overlaid", slowly)
+    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", slowly)
     files, headers = [("file", ("a.png", PNG))] * 8, {"x-request-timeout": "0.3"}
     assert tiny.post(f"{CLASSIFY}?explain=true", files=files, headers=headers).status_code == 504
     time.sleep(0.5)

@@ -16,28 +16,18 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline
-from app.api.inference import resolve_model
+from app.api.inference import InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request import (
-    EXTRA_COMMAS,
-    MAX_FIELDS,
-    BodyReader,
-    ModelName,
-    RequestBody,
-    json_response,
-    max_json_bytes,
-    read_json,
-    validate,
-)
+from app.api.request import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, json_response, validate
 from app.api.responses import ERROR_RESPONSES
-from app.api.routes import forecast as series
-from app.api.routes.forecast import Value
+from app.api.routes import forecast as native
+from app.api.routes.forecast import ForecastInference, Value
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import FORECAST
+from app.tasks.forecasting import AnyForecaster
 
 SECONDS = {
     **{"second": 1, "S": 1, "minute": 60, "T": 60, "hour": 3600, "H": 3600},
@@ -77,21 +67,117 @@ class ForecastOptions(RequestBody):
     quantiles: list[Quantile] = Field([], max_length=10)
 
 
-class TimeSeriesRequest(RequestBody):
+class TimeSeriesRequest(InferenceBody):
     model: ModelName = None
     inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
     options: ForecastOptions
     metadata: dict[str, Any] | None = Field(None, description="not looked at")
 
 
+class TimeSeriesInference(ForecastInference):
+    """Forecasts the series of a request. Raises BadValue for options and start times that do not fit."""
+
+    series_param = "inputs.{}.series"
+
+    def __init__(
+        self,
+        model: LoadedModel[AnyForecaster],
+        body: TimeSeriesRequest,
+        forecast_request: type[native.ForecastRequest],
+        settings: Settings,
+    ) -> None:
+        self.request = body
+        if len(body.inputs) > settings.max_series:
+            raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
+        self.starts = [_forecast_start(series, f"inputs.{i}") for i, series in enumerate(body.inputs)]
+        levels = sorted({level for level in map(_level, body.options.quantiles) if level})
+        options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, forecast_request)
+        values = [series.series for series in body.inputs]
+        super().__init__(model, options.model_copy(update={"values": values}), settings)
+
+    def response_size(self, outputs: Sequence[Any]) -> int:
+        return len(self.items) * self.body.horizon * (1 + len(self.request.options.quantiles))
+
+    def respond(self, outputs: Sequence[Any]) -> Response:
+        forecast_id = f"forecast-{secrets.token_hex(12)}"
+        rows = enumerate(zip(self.request.inputs, self.starts, self.results(outputs), strict=True))
+        return json_response(
+            {
+                "id": forecast_id,
+                "created_at": int(time.time()),
+                "status": "completed",
+                "error": None,
+                "model": self.model.card.name,
+                "version": self.model.card.version,
+                "outputs": [
+                    {
+                        "type": series.type,
+                        "id": f"{forecast_id}-{i}",
+                        "status": "completed",
+                        "content": [self._content(series, start, result)],
+                    }
+                    for i, (series, start, result) in rows
+                ],
+            }
+        )
+
+    def _content(self, series: TimeSeriesInput, start: str | None, result: dict[str, Any]) -> dict[str, Any]:
+        quantiles = self.request.options.quantiles
+        return {
+            "type": series.type,
+            "name": series.name,
+            "mean_forecast": result["mean"],
+            "frequency": series.frequency,
+            "start_timestamp": start,
+            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in quantiles},
+        }
+
+
+def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
+    """Return a quantile [horizon]: a bound of the central interval between ``quantile`` and 1 - ``quantile``."""
+    if not (level := _level(quantile)):
+        return result["median"]
+    interval = result["intervals"][native.level_name(level)]
+    return interval["lower" if quantile < 0.5 else "upper"]
+
+
+def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
+    """Return the time of the first forecast, or None if the series has no start time. Raises BadValue."""
+    if series.start_timestamp is None:
+        return None
+    try:
+        start = datetime.fromisoformat(series.start_timestamp)
+        return _add_steps(start, series.frequency, len(series.series)).isoformat()
+    except (ValueError, OverflowError):
+        reason = f"{param}.start_timestamp is {quote_value(series.start_timestamp)}; it should be a time in ISO 8601"
+        raise BadValue(f"{reason} from which {len(series.series):,} steps can be counted", param) from None
+
+
+def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
+    """Return the time ``steps`` later. Monthly steps from the last day of a month end on the last day of a month."""
+    if frequency in SECONDS:
+        return start + timedelta(seconds=SECONDS[frequency] * steps)
+    years, month = divmod(start.month - 1 + MONTHS[frequency] * steps, 12)
+    year = start.year + years
+    last_day = calendar.monthrange(year, month + 1)[1]
+    on_last_day = start.day == calendar.monthrange(start.year, start.month)[1]
+    return start.replace(year=year, month=month + 1, day=last_day if on_last_day else min(start.day, last_day))
+
+
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
-    parsing, histories = registry.parse_executor, series.request_model(settings)
-    limit = max_json_bytes(settings.max_body_bytes, series.BYTES_PER_NUMBER * settings.max_series_values)
-    fields = max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS)
-    reading = BodyReader(limit, settings.body_seconds, parsing, fields)
-    most = settings.max_series_values + 8 * settings.max_series + EXTRA_COMMAS
+    forecast_request = native.request_model(settings)
+    endpoint = JsonEndpoint(
+        registry,
+        settings,
+        FORECAST,
+        TimeSeriesRequest,
+        lambda _, model, body: TimeSeriesInference(model, body, forecast_request, settings),
+        content_bytes=native.BYTES_PER_NUMBER * settings.max_series_values,
+        content_commas=settings.max_series_values + 8 * settings.max_series,
+        max_fields=max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS),
+    )
 
     @routes.get("/models")
     async def models(request: Request) -> Response:
@@ -102,77 +188,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     @routes.post("/forecast", openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE))
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with quantiles."""
-        until = deadline(request, settings.request_seconds)
-        body = await read_json(request, TimeSeriesRequest, reading, most)
-        live = await resolve_model(request, registry, FORECAST, body.model, until)
-        if len(body.inputs) > settings.max_series:
-            raise BadValue(f"inputs has {len(body.inputs):,} series; allowed are {settings.max_series}", "inputs")
-        starts = [_start(each, f"inputs.{i}") for i, each in enumerate(body.inputs)]
-        levels = sorted({level for level in map(_level, body.options.quantiles) if level})
-        options = validate({"values": [], "horizon": body.options.horizon, "levels": levels}, histories)
-        native = options.model_copy(update={"values": [each.series for each in body.inputs]})
-        live.engine.admit(1)
-        async with Deadline(request, until):
-            where = "inputs.{}.series"
-            items = await parsing.run_or_inline(series.size(native), series.parse_series, live, native, settings, where)
-            means = await live.engine.submit(items)
-            size = len(items) * native.horizon * (1 + len(body.options.quantiles))
-            return await parsing.run_admitted_or_inline(size, _response, live, body, items, means, levels, starts)
+        return await endpoint.run(request)
 
     return routes
-
-
-def _response(
-    live: LoadedModel,
-    body: TimeSeriesRequest,
-    items: list[Any],
-    means: list[Any],
-    levels: list[float],
-    starts: Sequence[str | None],
-) -> Response:
-    identity = f"forecast-{secrets.token_hex(12)}"
-    outputs = []
-    told = series.results(live, items, means, levels)
-    for i, (given, start, result) in enumerate(zip(body.inputs, starts, told, strict=True)):
-        content = {
-            "type": given.type,
-            "name": given.name,
-            "mean_forecast": result["mean"],
-            "frequency": given.frequency,
-            "start_timestamp": start,
-            "quantiles": {repr(quantile): _quantile(result, quantile) for quantile in body.options.quantiles},
-        }
-        outputs.append({"type": given.type, "id": f"{identity}-{i}", "status": "completed", "content": [content]})
-    answer = {"id": identity, "created_at": int(time.time()), "status": "completed", "error": None}
-    return json_response({**answer, "model": live.card.name, "version": live.card.version, "outputs": outputs})
-
-
-def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
-    """A quantile is a bound of the interval that leaves as much on both sides."""
-    if not (level := _level(quantile)):
-        return result["median"]
-    interval = result["intervals"][series.level_name(level)]
-    return interval["lower" if quantile < 0.5 else "upper"]
-
-
-def _start(given: TimeSeriesInput, param: str) -> str | None:
-    """When the first forecast is for, where the series says when it begins. Raises BadValue."""
-    if given.start_timestamp is None:
-        return None
-    try:
-        begin = datetime.fromisoformat(given.start_timestamp)
-        return _later(begin, given.frequency, len(given.series)).isoformat()
-    except (ValueError, OverflowError):
-        told = f"{param}.start_timestamp is {quote_value(given.start_timestamp)}; it should be a time in ISO 8601"
-        raise BadValue(f"{told} from which {len(given.series):,} steps can be counted", param) from None
-
-
-def _later(begin: datetime, frequency: str, steps: int) -> datetime:
-    """So many steps later. A month has no more days than it has, and what begins on its last one stays on the last."""
-    if frequency in SECONDS:
-        return begin + timedelta(seconds=SECONDS[frequency] * steps)
-    years, month = divmod(begin.month - 1 + MONTHS[frequency] * steps, 12)
-    year = begin.year + years
-    last = calendar.monthrange(year, month + 1)[1]
-    ends = begin.day == calendar.monthrange(begin.year, begin.month)[1]
-    return begin.replace(year=year, month=month + 1, day=last if ends else min(begin.day, last))

@@ -162,7 +162,7 @@ class ForecasterTensors:
         return body.model_copy(update={"values": values})
 
     def answers(self, request: DecodedRequest, items: list[Any], found: list[Any]) -> Outputs:
-        told = forecast.results(self.live, items, found, self._body(request, []).levels)
+        told = forecast.forecast_results(self.live, items, found, self._body(request, []).levels)
         mean = np.array([each["mean"] for each in told])
         bounds = {
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])

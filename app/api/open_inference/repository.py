@@ -16,12 +16,11 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from app.api.deadline import deadline
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
 from app.api.open_inference.paths import model_in_path
 from app.api.openapi import schema_of
-from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body
+from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body, set_deadline
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
 from app.serving.model_cache import VersionState
@@ -77,7 +76,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
     @routes.post("/repository/models/{name}/load", **guarded)
     async def load(request: Request, name: str) -> Response:
         """Serve a model that was unloaded, and answer once the version that serves is in memory, or `name@version`."""
-        until = deadline(request, settings.request_seconds)
+        until = set_deadline(request, settings.request_seconds)
         _check((await _body(request, Change, settings)).parameters)
         await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
         live = await model_in_path(registry, request, name, until)
@@ -118,7 +117,7 @@ def _check(parameters: dict[str, Any]) -> None:
 
 async def _body(request: Request, kind: type[B], settings: Settings) -> B:
     """A body that may be empty. Raises BadValue."""
-    deadline(request, settings.request_seconds)
+    set_deadline(request, settings.request_seconds)
     content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
         return kind.model_validate(parse_object(content, EXTRA_COMMAS))

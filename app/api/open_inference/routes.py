@@ -15,13 +15,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline
-from app.api.headers import header
+from app.api.inference import Inference, run_inference
 from app.api.open_inference import generate, repository, statistics
 from app.api.open_inference.decode import (
     DECOMPRESSORS,
     JSON_LENGTH_HEADER,
-    DecodedRequest,
     InferenceRequest,
     TensorSpec,
     decode_request,
@@ -31,7 +29,7 @@ from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.models import RequestModels, TensorModel, check_inputs, earlier_deadline, tensor_model
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.openapi import schema_of
-from app.api.request import BYTES_PER_VALUE, json_response, max_json_bytes, read_body
+from app.api.request import BYTES_PER_VALUE, header, json_response, max_json_bytes, read_body, set_deadline
 from app.errors import NotReady
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
@@ -111,7 +109,7 @@ def _models(routes: APIRouter, registry: Registry, limits: RequestModels) -> Non
     @add_routes(routes, "GET", "")
     async def metadata(request: Request, name: SeriesModel) -> Response:
         """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
-        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
         told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
         properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
@@ -121,14 +119,14 @@ def _models(routes: APIRouter, registry: Registry, limits: RequestModels) -> Non
     @add_routes(routes, "GET", "/config")
     async def config(request: Request, name: SeriesModel) -> Response:
         """A model's configuration as Triton tells it."""
-        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         return json_response(_config(live, tensor_model(live, limits)))
 
     @add_routes(routes, "GET", "/ready")
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Whether a model answers: 200, or 404 or 503 with the reason."""
         await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
-        live = await model_in_path(registry, request, name, deadline(request, limits.settings.request_seconds))
+        live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
         return json_response({"name": live.card.name, "ready": True})
@@ -160,8 +158,48 @@ def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
     }
 
 
+class TensorInference(Inference[Any]):
+    """Computes the outputs of a tensor model. ``limit`` bounds the body in bytes, also after decompression."""
+
+    def __init__(
+        self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
+    ) -> None:
+        super().__init__(model)
+        self.parse_size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
+        self.tensors = tensors
+        self.content = content
+        self.coding = coding
+        self.json_length = json_length
+        self.limit = limit
+
+    def parse(self) -> Sequence[Any]:
+        tensors = self.tensors
+        only = tensors.inputs[0] if len(tensors.inputs) == 1 else None
+        content = decompress(self.content, self.coding, self.limit)
+        self.decoded = decode_request(content, self.json_length, tensors.values, tensors.commas, only)
+        check_inputs(tensors, self.decoded)
+        requested_outputs(self.decoded.body, {spec.name: spec for spec in tensors.outputs})
+        self.items: Sequence[Any] = tensors.items(self.decoded)
+        return self.items
+
+    def deadline(self, deadline: float) -> float:
+        return earlier_deadline(self.decoded.body.parameters, deadline)
+
+    def response_size(self, outputs: Sequence[Any]) -> int:
+        tensors: Any = self.tensors
+        return max(self.parse_size, tensors.length(self.items))
+
+    def respond(self, outputs: Sequence[Any]) -> Response:
+        tensors: Any = self.tensors
+        head = {"model_name": self.model.card.name, "model_version": str(self.model.card.version)}
+        if self.decoded.body.id:
+            head["id"] = self.decoded.body.id
+        arrays = tensors.answers(self.decoded, self.items, outputs)
+        return encode_response(head, self.decoded.body, arrays, {spec.name: spec for spec in tensors.outputs})
+
+
 def _infer(routes: APIRouter, registry: Registry, limits: RequestModels) -> None:
-    settings, parsing = limits.settings, registry.parse_executor
+    settings = limits.settings
     schema = {"schema": schema_of(InferenceRequest), "example": openapi.INFER_EXAMPLE}
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": schema, "application/octet-stream": binary}
@@ -169,36 +207,12 @@ def _infer(routes: APIRouter, registry: Registry, limits: RequestModels) -> None
     @add_routes(routes, "POST", "/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
     async def infer(request: Request, name: SeriesModel) -> Response:
         """Tensors in, tensors out: in JSON or, behind it, binary; the body may be compressed (gzip, deflate)."""
-        until = deadline(request, settings.request_seconds)
-        live = await model_in_path(registry, request, name, until)
-        live.engine.admit(1)
-        model = tensor_model(live, limits)
-        limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * model.values + model.bytes)
+        deadline = set_deadline(request, settings.request_seconds)
+        model = await model_in_path(registry, request, name, deadline)
+        model.engine.admit(1)  # reject before the body is read
+        tensors = tensor_model(model, limits)
+        limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
         content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
-        coding, length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
-        size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
-        async with Deadline(request, until):
-            found, items = await parsing.run_or_inline(size, _parsed, content, coding, length, limit, model)
-        size = max(size, model.length(items))
-        async with Deadline(request, earlier_deadline(found.body.parameters, until)):
-            answers = await live.engine.submit(items)
-            return await parsing.run_admitted_or_inline(size, _answered, live, model, found, items, answers)
-
-
-def _parsed(content: bytes, coding: str, length: str, limit: int, model: TensorModel) -> tuple[DecodedRequest, Any]:
-    """A body as a request of the model, and its items. Raises BadValue and TooLarge."""
-    only = model.inputs[0] if len(model.inputs) == 1 else None
-    found = decode_request(decompress(content, coding, limit), length, model.values, model.commas, only)
-    check_inputs(model, found)
-    requested_outputs(found.body, {spec.name: spec for spec in model.outputs})
-    return found, model.items(found)
-
-
-def _answered(
-    live: LoadedModel, model: Any, found: DecodedRequest, items: Sequence[Any], answers: Sequence[Any]
-) -> Response:
-    told = {"model_name": live.card.name, "model_version": str(live.card.version)}
-    if found.body.id:
-        told["id"] = found.body.id
-    outputs = model.answers(found, items, answers)
-    return encode_response(told, found.body, outputs, {spec.name: spec for spec in model.outputs})
+        coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
+        inference = TensorInference(model, tensors, content, coding, json_length, limit)
+        return await run_inference(request, registry, inference, deadline)

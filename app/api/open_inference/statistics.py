@@ -7,9 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.deadline import deadline
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
-from app.api.request import json_response
+from app.api.request import json_response, set_deadline
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -28,7 +27,7 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
     @add_routes(routes, "GET", "/stats")
     async def statistics(request: Request, name: SeriesModel) -> Response:
         """The same of one model."""
-        live = await model_in_path(registry, request, name, deadline(request, registry.settings.request_seconds))
+        live = await model_in_path(registry, request, name, set_deadline(request, registry.settings.request_seconds))
         return json_response({"model_stats": [_of(live, metrics.totals())]})
 
 

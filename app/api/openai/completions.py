@@ -17,25 +17,13 @@ from pydantic import Field
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline, run_before_deadline
-from app.api.inference import resolve_model
+from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai import images
 from app.api.openapi import request_body
-from app.api.request import (
-    EXTRA_COMMAS,
-    BodyReader,
-    ModelName,
-    RequestBody,
-    Seed,
-    json_response,
-    max_json_bytes,
-    read_json,
-    validate,
-    with_limits,
-)
+from app.api.request import ModelName, RequestBody, Seed, json_response, validate, with_limits
 from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY
 from app.api.routes import generate_text
-from app.api.sse import STREAM, EventStream, event
+from app.api.sse import STREAM, event
 from app.engine.executor import Executor
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -45,8 +33,9 @@ from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
-NOTED = 80  # values that are told in the time of one character with its log-probabilities
-SURE = 1e-12  # instead of top_p 0: only the likeliest is left
+VALUES_PER_LOG_PROB = 80  # values encoded in the time of one character with its log-probabilities
+MIN_TOP_P = 1e-12  # replaces top_p 0: only the most likely character is left
+MAX_BIASES = 1000
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -60,7 +49,7 @@ class StreamOptions(RequestBody):
     include_obfuscation: bool = Field(False, description="not done; taken because clients send it")
 
 
-class CompletionRequest(RequestBody):
+class CompletionRequest(InferenceBody):
     model: ModelName = None
     prompt: Any = Field(None, description="one or several texts, or lists of character ids", json_schema_extra=PROMPT)
     max_tokens: int | None = Field(None, ge=0, description="characters; 16 by default, 0 only with echo")
@@ -71,7 +60,7 @@ class CompletionRequest(RequestBody):
     best_of: int | None = Field(None, ge=1, description="as many as n")
     echo: bool | None = Field(None, description="begin the text with the prompt")
     logprobs: int | None = Field(None, ge=0, le=5, description="tell how likely each character was, and so many others")
-    logit_bias: dict[str, Bias] | None = Field(None, description="by character id", max_length=1000)
+    logit_bias: dict[str, Bias] | None = Field(None, description="by character id", max_length=MAX_BIASES)
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: generate_text.Stops | None = None
@@ -84,128 +73,165 @@ class CompletionRequest(RequestBody):
 
 @dataclass(frozen=True)
 class CompletionChoice:
-    """A text, the prompt as it is told before it, and the notes of that."""
+    """A text of the response. ``echo`` is the prompt or empty; ``prompt_log_probs`` are those of ``echo``."""
 
     text: Continuation
     prompt: str
-    echoed: str
-    notes: LogProbs | None
+    echo: str
+    prompt_log_probs: LogProbs | None
 
 
-@dataclass(frozen=True)
-class CompletionBuilder:
-    """What a request asked for, under way."""
+class CompletionInference(Inference[TextGenerator]):
+    """Generates the choices of a request."""
 
-    live: LoadedModel[TextGenerator]
-    body: CompletionRequest
-    choices: Sequence[CompletionChoice]
-    told: dict[str, Any]
+    def __init__(
+        self,
+        model: LoadedModel[TextGenerator],
+        body: CompletionRequest,
+        text_request: type[generate_text.GenerateTextRequest],
+        settings: Settings,
+        executor: Executor,
+    ) -> None:
+        super().__init__(model)
+        _check(body)
+        self.predictor = model.predictor
+        self.rows, self.parse_size, self.streamed = body.n or 1, _prompt_size(body.prompt), bool(body.stream)
+        self.body = body
+        self.text_request = text_request
+        self.settings = settings
+        self.executor = executor
+        self.choices: list[CompletionChoice] = []
+        self.head: dict[str, Any] = {}  # the fields that the response and all events have in common
 
-    def written(self, choice: CompletionChoice) -> str:
-        """The text without what was drawn only because at least one character is."""
+    def parse(self) -> list[Continuation]:
+        body, max_characters = self.body, self.settings.max_prompt_characters
+        prompts, n = _prompts(body.prompt, self.predictor), body.n or 1
+        if (count := len(prompts) * n) > self.settings.max_texts:
+            raise BadValue(
+                f"{len(prompts)} prompts with n {n} are {count} texts; allowed are {self.settings.max_texts}", "n"
+            )
+        if (length := sum(map(len, prompts))) > max_characters:
+            raise BadValue(
+                f"prompt has {length:,} characters in all; allowed are {max_characters:,}",
+                "prompt",
+            )
+        make_options = _sampling_options(body, self.predictor)
+        echo_log_probs = body.echo and body.logprobs is not None
+        if echo_log_probs and length * n > max_characters:  # each choice has the log-probabilities of its prompt
+            why = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
+            raise BadValue(f"{why}; allowed are {max_characters:,}", "n")
+        for prompt in prompts:
+            native = validate({"prompt": prompt, **_native_fields(body)}, self.text_request)
+            prompt_log_probs = LogProbs(body.logprobs or 0) if echo_log_probs and prompt else None
+            texts, _ = generate_text.start_texts(self.predictor, native, make_options, prompt_log_probs)
+            self.choices += [
+                CompletionChoice(text, prompt, prompt if body.echo else "", prompt_log_probs) for text in texts
+            ]
+        self.head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self.model.card.name,
+            "system_fingerprint": self.model.id,
+        }
+        return [choice.text for choice in self.choices]
+
+    def response_size(self, outputs: Sequence[Continuation]) -> int:
+        return sum(self._choice_size(choice, 0, len(self._generated(choice))) for choice in self.choices)
+
+    def respond(self, outputs: Sequence[Continuation]) -> Response:
+        choices = [self._choice(index, 0, self._generated(choice), True) for index, choice in enumerate(self.choices)]
+        return json_response({**self.head, "choices": choices, "usage": self._usage()})
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield an event for each delta of a choice, and at the end one with the usage if the request asks for it."""
+        include_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
+        no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
+
+        def encode(deltas: Sequence[generate_text.TextDelta]) -> bytes:
+            events = []
+            for delta in deltas:
+                new = "" if self.body.max_tokens == 0 else delta.text
+                choice = self._choice(delta.text_index, delta.start, new, delta.finished)
+                events.append(event({**self.head, "choices": [choice], **no_usage}))
+            return b"".join(events)
+
+        async with aclosing(generate_text.deltas(self.model, [choice.text for choice in self.choices])) as steps:
+            async for deltas in steps:
+                size = sum(
+                    self._choice_size(self.choices[delta.text_index], delta.start, len(delta.text)) for delta in deltas
+                )
+                yield await self.executor.run_admitted_or_inline(size, encode, deltas)
+        if include_usage:
+            yield event({**self.head, "choices": [], "usage": self._usage()})
+
+    def _generated(self, choice: CompletionChoice) -> str:
+        """Return the generated text. With max_tokens 0 one character is generated all the same, and left out."""
         return "" if self.body.max_tokens == 0 else choice.text.text
 
-    def size(self, choice: CompletionChoice, characters: int, first: bool = True) -> int:
-        """How long it takes to tell so many characters of a choice, and what is echoed, in values."""
-        told = characters + (len(choice.echoed) if first else 0)
-        return told if self.body.logprobs is None else NOTED * told
+    def _choice_size(self, choice: CompletionChoice, start: int, length: int) -> int:
+        """Return the size, in values, of encoding ``length`` characters from ``start`` on, and of the echo."""
+        characters = length + (len(choice.echo) if start == 0 else 0)
+        return characters if self.body.logprobs is None else VALUES_PER_LOG_PROB * characters
 
-    def choice(self, index: int, begin: int, new: str, finished: bool) -> dict[str, Any]:
-        """Choice ``index`` from character ``begin`` on, with what is echoed before the first."""
+    def _choice(self, index: int, start: int, new: str, finished: bool) -> dict[str, Any]:
+        """Return choice ``index`` with the characters ``new`` at ``start``. The echo precedes the first of them."""
         choice = self.choices[index]
-        first = choice.echoed if begin == 0 else ""
-        told = None if self.body.logprobs is None else self._logprobs(choice, first, begin, new)
+        echo = choice.echo if start == 0 else ""
+        log_probs = None if self.body.logprobs is None else self._log_probs(choice, echo, start, new)
         reason = choice.text.finish_reason if finished else None
-        return {"index": index, "text": first + new, "logprobs": told, "finish_reason": reason}
+        return {"index": index, "text": echo + new, "logprobs": log_probs, "finish_reason": reason}
 
-    def _logprobs(self, choice: CompletionChoice, first: str, begin: int, new: str) -> dict[str, list[Any]]:
+    def _log_probs(self, choice: CompletionChoice, echo: str, start: int, new: str) -> dict[str, list[Any]]:
         assert choice.text.extras
-        notes = choice.text.extras.notes
-        assert notes
-        end, offset = begin + len(new), 0 if first else len(choice.echoed) + begin
-        chosen: list[float | None] = list(map(_finite, notes.tokens[begin:end]))
-        best: list[dict[str, float] | None] = [
-            self._best(character, value, likeliest)
-            for character, value, likeliest in zip(
-                new, notes.tokens[begin:end], notes.likeliest[begin:end], strict=True
+        recorded = choice.text.extras.notes
+        assert recorded
+        end, offset = start + len(new), 0 if echo else len(choice.echo) + start
+        token_log_probs: list[float | None] = list(map(_finite, recorded.tokens[start:end]))
+        top_log_probs: list[dict[str, float] | None] = [
+            self._top_log_probs(character, log_prob, top)
+            for character, log_prob, top in zip(
+                new, recorded.tokens[start:end], recorded.likeliest[start:end], strict=True
             )
         ]
-        if first and choice.notes:
-            before = zip(first[1:], choice.notes.tokens, choice.notes.likeliest, strict=True)
-            chosen = [None, *map(_finite, choice.notes.tokens), *chosen]
-            best = [None, *(self._best(*each) for each in before), *best]
-        tokens = list(first + new)
+        if echo and (before := choice.prompt_log_probs):  # the first character of a prompt has no probability
+            rows = zip(echo[1:], before.tokens, before.likeliest, strict=True)
+            token_log_probs = [None, *map(_finite, before.tokens), *token_log_probs]
+            top_log_probs = [None, *(self._top_log_probs(*row) for row in rows), *top_log_probs]
+        tokens = list(echo + new)
         offsets = list(range(offset, offset + len(tokens)))
-        return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": best, "text_offset": offsets}
+        return {
+            "tokens": tokens,
+            "token_logprobs": token_log_probs,
+            "top_logprobs": top_log_probs,
+            "text_offset": offsets,
+        }
 
-    def _best(self, character: str, value: float, likeliest: list[tuple[int, float]]) -> dict[str, float]:
-        vocabulary = self.live.predictor.vocabulary
-        found = {vocabulary[index]: _finite(logs) for index, logs in likeliest if logs > MIN_LOG_PROBABILITY}
-        return {**found, character: _finite(value)}
+    def _top_log_probs(self, character: str, log_prob: float, top: list[tuple[int, float]]) -> dict[str, float]:
+        vocabulary = self.predictor.vocabulary
+        log_probs = {vocabulary[index]: _finite(value) for index, value in top if value > MIN_LOG_PROBABILITY}
+        return {**log_probs, character: _finite(log_prob)}
 
-    def usage(self) -> dict[str, int]:
-        """Characters: of each prompt once, of all its texts."""
-        read = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
-        written = sum(len(self.written(choice)) for choice in self.choices)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    def _usage(self) -> dict[str, int]:
+        """Count characters. The prompt of several choices counts once."""
+        prompt = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
+        completion = sum(len(self._generated(choice)) for choice in self.choices)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _finite(value: float) -> float:
     return max(round(value, 8), MIN_LOG_PROBABILITY)
 
 
-def router(registry: Registry, settings: Settings) -> APIRouter:
-    """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
-    _completions(routes, registry, settings)
-    images.add(routes, registry, settings)
-    return routes
-
-
-def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    parsing, prompts = registry.parse_executor, generate_text.request_model(settings)
-    bodies = with_limits(CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
-    limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
-    reading = BodyReader(limit, settings.body_seconds, parsing)
-    most = settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + 1000 + EXTRA_COMMAS
-
-    @routes.post(
-        "/completions",
-        openapi_extra=request_body(bodies, openapi.COMPLETION_EXAMPLE),
-        responses={200: {"content": STREAM}},
-    )
-    async def complete(request: Request) -> Response:
-        """OpenAI's completions: streamed or not, of one prompt or several."""
-        until = deadline(request, settings.request_seconds)
-        body = await read_json(request, bodies, reading, most)
-        live = await resolve_model(request, registry, GENERATE_TEXT, body.model, until)
-        _check(body)
-        live.engine.admit(body.n or 1)
-        answer = await run_before_deadline(
-            request, parsing, _length(body.prompt), _begun, live, body, prompts, settings
-        )
-        if body.stream:
-            return EventStream(request, _events(answer, parsing), until, x_model=live.id)
-        async with Deadline(request, until):
-            await live.engine.submit([choice.text for choice in answer.choices])
-            size = sum(answer.size(choice, len(answer.written(choice))) for choice in answer.choices)
-            return await parsing.run_admitted_or_inline(size, _whole, answer)
-
-
-def _whole(answer: CompletionBuilder) -> Response:
-    choices = [answer.choice(index, 0, answer.written(choice), True) for index, choice in enumerate(answer.choices)]
-    return json_response({**answer.told, "choices": choices, "usage": answer.usage()})
-
-
-def _length(prompt: Any) -> int:
-    """Characters of a prompt, or ids, about: what is no text and no list is refused at once."""
+def _prompt_size(prompt: Any) -> int:
+    """Return the approximate number of characters or ids in a prompt that is not checked yet."""
     if isinstance(prompt, list):
         return sum(len(each) if isinstance(each, str | list) else 1 for each in prompt)
     return len(prompt) if isinstance(prompt, str) else 0
 
 
 def _check(body: CompletionRequest) -> None:
-    """Raises BadValue for fields that do not go together."""
+    """Raises BadValue for fields that contradict each other."""
     if body.best_of not in (None, body.n or 1):
         n = body.n or 1
         raise BadValue(f"best_of is {quote_value(body.best_of)}; it should be {n} as n is: all are given", "best_of")
@@ -219,55 +245,21 @@ def _check(body: CompletionRequest) -> None:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 
 
-def _begun(
-    live: LoadedModel[TextGenerator],
-    body: CompletionRequest,
-    prompts: type[generate_text.GenerateTextRequest],
-    settings: Settings,
-) -> CompletionBuilder:
-    """The texts of a request, ready to be continued. Raises BadValue."""
-    predictor = live.predictor
-    found, n = _prompts(body.prompt, predictor), body.n or 1
-    if len(found) * n > settings.max_texts:
-        raise BadValue(
-            f"{len(found)} prompts with n {n} are {len(found) * n} texts; allowed are {settings.max_texts}", "n"
-        )
-    if (length := sum(map(len, found))) > settings.max_prompt_characters:
-        allowed = f"allowed are {settings.max_prompt_characters:,}"
-        raise BadValue(f"prompt has {length:,} characters in all; {allowed}", "prompt")
-    extras, noting = _extras(body, predictor), body.echo and body.logprobs is not None
-    if noting and length * n > settings.max_prompt_characters:  # each of them with its log-probabilities
-        why = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
-        raise BadValue(f"{why}; allowed are {settings.max_prompt_characters:,}", "n")
-    choices = []
-    for prompt in found:
-        native = validate({"prompt": prompt, **_native(body)}, prompts)
-        notes = LogProbs(body.logprobs or 0) if noting and prompt else None
-        begun, _ = generate_text.start_texts(predictor, native, extras, notes)
-        choices += [CompletionChoice(text, prompt, prompt if body.echo else "", notes) for text in begun]
-    told = {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": live.card.name,
-        "system_fingerprint": live.id,
-    }
-    return CompletionBuilder(live, body, choices, told)
-
-
-def _native(body: CompletionRequest) -> dict[str, Any]:
-    """The fields of the native endpoint, but for the prompt."""
-    given = {
+def _native_fields(body: CompletionRequest) -> dict[str, Any]:
+    """Return the fields of the native request, except the prompt."""
+    return {
         "max_characters": 16 if body.max_tokens is None else max(body.max_tokens, 1),
         "temperature": 1.0 if body.temperature is None else body.temperature,
-        "top_p": None if body.top_p is None else max(body.top_p, SURE),
+        "top_p": None if body.top_p is None else max(body.top_p, MIN_TOP_P),
         "n": body.n or 1,
+        "top_k": body.top_k,
+        "stop": body.stop or None,
+        "seed": body.seed,
     }
-    return {**given, "top_k": body.top_k, "stop": body.stop or None, "seed": body.seed}
 
 
 def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
-    """What may be one text or several, of characters or of their ids. Raises BadValue."""
+    """Return the texts of a prompt: one text or a list of texts, in characters or character ids. Raises BadValue."""
     if prompt is None or isinstance(prompt, str):
         return [prompt or ""]
     if not isinstance(prompt, list) or not prompt:
@@ -292,37 +284,49 @@ def _prompt(prompt: Any, vocabulary: Sequence[str]) -> str:
     return "".join([vocabulary[index] for index in prompt])
 
 
-def _extras(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], SamplingOptions] | None:
-    """What makes the extras of each text; None when the request asks for none. Raises BadValue."""
+def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Callable[[], SamplingOptions] | None:
+    """Return a function that makes the options of one text, or None if the request needs none. Raises BadValue."""
     presence, frequency = body.presence_penalty or 0.0, body.frequency_penalty or 0.0
     if body.logprobs is None and not body.logit_bias and not presence and not frequency:
         return None
     bias = np.zeros(len(predictor.vocabulary))
     for key, value in (body.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < predictor.unknown):
-            told = f"logit_bias has {quote_value(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}"
-            raise BadValue(told, "logit_bias")
+            raise BadValue(
+                f"logit_bias has {quote_value(key)}: out of vocabulary; ids are 0 to {predictor.unknown - 1}",
+                "logit_bias",
+            )
         bias[int(key)] = value
     logprobs = body.logprobs
     return lambda: SamplingOptions(bias, presence, frequency, None if logprobs is None else LogProbs(logprobs))
 
 
-async def _events(answer: CompletionBuilder, parsing: Executor) -> AsyncGenerator[bytes, None]:
-    """An event for each piece of a choice, and where it is asked for one that counts."""
-    counting = bool(answer.body.stream_options and answer.body.stream_options.include_usage)
-    blank: dict[str, Any] = {"usage": None} if counting else {}
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """The routes, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
+    _completions(routes, registry, settings)
+    images.add(routes, registry, settings)
+    return routes
 
-    def told(pieces: Sequence[generate_text.TextDelta]) -> bytes:
-        events = []
-        for piece in pieces:
-            new = "" if answer.body.max_tokens == 0 else piece.text
-            choice = answer.choice(piece.place, piece.begin, new, piece.finished)
-            events.append(event({**answer.told, "choices": [choice], **blank}))
-        return b"".join(events)
 
-    async with aclosing(generate_text.deltas(answer.live, [choice.text for choice in answer.choices])) as growth:
-        async for pieces in growth:
-            size = sum(answer.size(answer.choices[one.place], len(one.text), one.begin == 0) for one in pieces)
-            yield await parsing.run_admitted_or_inline(size, told, pieces)
-    if counting:
-        yield event({**answer.told, "choices": [], "usage": answer.usage()})
+def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    prompts = generate_text.request_model(settings)
+    bodies = with_limits(CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
+    endpoint = JsonEndpoint(
+        registry,
+        settings,
+        GENERATE_TEXT,
+        bodies,
+        lambda _, model, body: CompletionInference(model, body, prompts, settings, registry.parse_executor),
+        content_bytes=generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters,
+        content_commas=settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + MAX_BIASES,
+    )
+
+    @routes.post(
+        "/completions",
+        openapi_extra=request_body(bodies, openapi.COMPLETION_EXAMPLE),
+        responses={200: {"content": STREAM}},
+    )
+    async def complete(request: Request) -> Response:
+        """OpenAI's completions: streamed or not, of one prompt or several."""
+        return await endpoint.run(request)

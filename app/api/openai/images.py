@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline
-from app.api.inference import resolve_model
+from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai.prompt_labels import prompt_labels
 from app.api.openapi import request_body
-from app.api.request import (
-    BYTES_PER_VALUE,
-    EXTRA_COMMAS,
-    BodyReader,
-    ModelName,
-    RequestBody,
-    Seed,
-    json_response,
-    max_json_bytes,
-    read_json,
-    with_limits,
-)
+from app.api.request import BYTES_PER_VALUE, ModelName, Seed, json_response, with_limits
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import GENERATE_IMAGES
 from app.tasks.image_generation import ImageSampler, LatentBatch
 
+MAX_PROMPT_LENGTH = 1000  # characters
 
-class ImageGenerationRequest(RequestBody):
+
+class ImageGenerationRequest(InferenceBody):
     prompt: str = Field(
-        description='what to draw: "three sevens and a 2", a label, or "digits" for any', max_length=1000
+        description='what to draw: "three sevens and a 2", a label, or "digits" for any', max_length=MAX_PROMPT_LENGTH
     )
     model: ModelName = None
     n: int | None = Field(None, ge=1, description="how many times to draw what the prompt names")
@@ -52,56 +45,74 @@ class ImageGenerationRequest(RequestBody):
     user: str | None = None
 
 
+class ImageGenerationInference(Inference[ImageSampler]):
+    """Draws the images that a prompt names. Raises BadValue for a prompt that the model cannot draw."""
+
+    def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
+        super().__init__(model)
+        self.predictor = model.predictor
+        self.size = f"{model.predictor.network.sizes.image}x{model.predictor.network.sizes.image}"
+        self._check(body)
+        label_counts, n = prompt_labels(body.prompt, self.predictor.labels, model.card.name), body.n or 1
+        count = sum(label_count for _, label_count in label_counts) * n if label_counts else n
+        if not count:
+            raise BadValue(f"prompt is {quote_value(body.prompt)}; it asks for no image", "prompt")
+        if count > max_samples:  # before the list of labels is built
+            raise BadValue(f"the prompt asks for {count:,} images; allowed are {max_samples:,}", "prompt")
+        self.labels = [label for label, label_count in label_counts for _ in range(label_count)] * n
+        self.rows, self.parse_size = count, count * self.predictor.latent
+        self.seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+
+    def _check(self, body: ImageGenerationRequest) -> None:
+        """Raises BadValue for a response format or image size that is not available."""
+        if body.response_format not in (None, "b64_json"):
+            allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"
+            raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
+        if body.size not in (None, "auto", self.size):
+            raise BadValue(
+                f"size is {quote_value(body.size)}; {self.predictor.card.name} draws {self.size}, or 'auto'", "size"
+            )
+
+    def parse(self) -> list[LatentBatch]:
+        if self.labels:
+            self.batch = self.predictor.for_labels(self.labels, self.seed)
+        else:
+            self.batch = self.predictor.parse(self.rows, None, self.seed)
+        return [self.batch]
+
+    def response_size(self, outputs: Sequence[np.ndarray]) -> int:
+        return outputs[0].size // BYTES_PER_VALUE
+
+    def respond(self, outputs: Sequence[np.ndarray]) -> Response:
+        pairs = zip(encode_images(outputs[0]), self.predictor.names(self.batch), strict=True)
+        data = [{"b64_json": image} | ({} if label is None else {"revised_prompt": label}) for image, label in pairs]
+        return json_response(
+            {
+                "created": int(time.time()),
+                "data": data,
+                "size": self.size,
+                "output_format": "png",
+                "background": "opaque",
+                "model": self.model.card.name,
+                "version": self.model.card.version,
+                "seed": self.seed,
+            }
+        )
+
+
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/generations``, with the limits of the settings."""
-    parsing = registry.parse_executor
     bodies = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
-    reading = BodyReader(max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds, parsing)
+    endpoint = JsonEndpoint(
+        registry,
+        settings,
+        GENERATE_IMAGES,
+        bodies,
+        lambda _, model, body: ImageGenerationInference(model, body, settings.max_samples),
+        content_commas=MAX_PROMPT_LENGTH,
+    )
 
     @routes.post("/images/generations", openapi_extra=request_body(bodies, openapi.IMAGE_GENERATION_EXAMPLE))
     async def generate(request: Request) -> Response:
         """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
-        until = deadline(request, settings.request_seconds)
-        body = await read_json(request, bodies, reading, EXTRA_COMMAS + 1000)
-        live = await resolve_model(request, registry, GENERATE_IMAGES, body.model, until)
-        predictor = live.predictor
-        _check(body, predictor)
-        named, n = prompt_labels(body.prompt, predictor.labels, live.card.name), body.n or 1
-        count = sum(times for _, times in named) * n if named else n
-        if not count:
-            raise BadValue(f"prompt is {quote_value(body.prompt)}; it asks for no image", "prompt")
-        if count > settings.max_samples:  # before there is a list of so many
-            raise BadValue(f"the prompt asks for {count:,} images; allowed are {settings.max_samples:,}", "prompt")
-        labels = [label for label, times in named for _ in range(times)] * n
-        live.engine.admit(count)
-        seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-
-        def draw() -> LatentBatch:
-            return predictor.for_labels(labels, seed) if labels else predictor.parse(count, None, seed)
-
-        async with Deadline(request, until):
-            drawing = await parsing.run_or_inline(count * predictor.latent, draw)
-            (pixels,) = await live.engine.submit([drawing])
-            images = await parsing.run_admitted_or_inline(pixels.size // BYTES_PER_VALUE, encode_images, pixels)
-        data: list[dict[str, Any]] = [
-            {"b64_json": image} | ({} if name is None else {"revised_prompt": name})
-            for image, name in zip(images, predictor.names(drawing), strict=True)
-        ]
-        told = {"size": _size(predictor), "output_format": "png", "background": "opaque"}
-        ours = {"model": live.card.name, "version": live.card.version, "seed": seed}
-        return json_response({"created": int(time.time()), "data": data, **told, **ours})
-
-
-def _check(body: ImageGenerationRequest, predictor: ImageSampler) -> None:
-    """Raises BadValue for a form in which there are no images here."""
-    if body.response_format not in (None, "b64_json"):
-        allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"
-        raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
-    if body.size not in (None, "auto", _size(predictor)):
-        raise BadValue(
-            f"size is {quote_value(body.size)}; {predictor.card.name} draws {_size(predictor)}, or 'auto'", "size"
-        )
-
-
-def _size(predictor: ImageSampler) -> str:
-    return f"{predictor.network.sizes.image}x{predictor.network.sizes.image}"
+        return await endpoint.run(request)

@@ -16,9 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
-from app.api.deadline import deadline
 from app.api.openapi import query_parameters, request_body
-from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query
+from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query, set_deadline
 from app.api.responses import ERROR_RESPONSES
 from app.api.spooled_body import spooled_body
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
@@ -143,7 +142,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @routes.post("/models/{name}/activate", openapi_extra=request_body(Activation, {"version": NEWEST}))
     async def activate(name: str, request: Request) -> Response:
         """Have a version serve who names none, or try it on a share of them. Within 2 seconds every process does."""
-        deadline(request, settings.request_seconds)
+        set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reading, COMMAS)
         await on_store(lambda: rollout.activate(store, name, body.version, body.share))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
@@ -157,7 +156,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @routes.post("/models/{name}/retire", openapi_extra=request_body(Retirement, {"version": 1}))
     async def retire(name: str, request: Request) -> Response:
         """Serve a version no longer, not even by its number; its files stay."""
-        deadline(request, settings.request_seconds)
+        set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reading, COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))

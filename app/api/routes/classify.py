@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 from torch import Tensor
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline, run_before_deadline
-from app.api.headers import header
-from app.api.inference import resolve_model
+from app.api.deadline import Deadline, run_before_deadline
+from app.api.inference import Inference, resolve_model, run_inference
 from app.api.openapi import query_parameters, request_body
 from app.api.request import (
     BINARY,
@@ -27,22 +27,25 @@ from app.api.request import (
     BodyReader,
     ModelName,
     RequestBody,
+    header,
     json_response,
     read_body,
     read_form,
     read_json,
     read_query,
+    set_deadline,
     with_limits,
 )
 from app.api.responses import ClassifyResponse, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
+from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier, is_simple_image, overlay_heat_map
 
-SMALL_BYTES = 32 * 1024  # of images that are looked at at once
+SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
 
 
 class ClassifyQuery(BaseModel):
@@ -66,7 +69,7 @@ class ClassifyRequest(RequestBody):
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/images/classify``, with the limits of the settings."""
     images = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
-    reading = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
+    reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
     @routes.post(
         "/images/classify", openapi_extra=_image_bodies(images, settings), responses=success_response(ClassifyResponse)
@@ -76,34 +79,15 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
         Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
         """
-        until = deadline(request, settings.request_seconds)
+        deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
-        live = await resolve_model(request, registry, CLASSIFY, query.model, until)
-        live.engine.admit(1)  # a full queue is told before a body is read
-        files = await _files(request, images, settings, reading)
-        explanations: list[dict[str, Any]] = [{}] * len(files)
-        answers: Sequence[list[float]]
-        async with Deadline(request, until):
-            if query.explain:
-                await registry.parse_executor.run(_check_sizes, files, live.predictor, settings.max_pixels)
-            items = await _pixels(files, live.predictor, registry)
-            if query.explain:
-                assert live.explainer
-                answers, heats = zip(*await live.explainer.submit(items), strict=True)
-                explanations = [  # one by one: none is begun when nobody waits any more
-                    await registry.parse_executor.run_admitted(
-                        _explanation, file, heat, live.predictor, settings.max_pixels
-                    )
-                    for file, heat in zip(files, heats, strict=True)
-                ]
-            else:
-                answers = await live.engine.submit(items)
-        labels = live.predictor.labels
-        results = [
-            {"filename": file.name, "predictions": _best(labels, probabilities, query.top_k), **explanation}
-            for file, probabilities, explanation in zip(files, answers, explanations, strict=True)
-        ]
-        return json_response(with_model(live, results=results))
+        model = await resolve_model(request, registry, CLASSIFY, query.model, deadline)
+        model.engine.admit(1)  # reject before the body is read
+        files = await _files(request, images, settings, reader)
+        inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
+        if query.explain:
+            return await _explain(request, registry, inference, deadline)
+        return await run_inference(request, registry, inference, deadline)
 
 
 def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
@@ -117,7 +101,7 @@ def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it was sent, and how sentences name it."""
+    """An image file from a request; ``param`` is its name in error messages."""
 
     name: str | None
     content: bytes
@@ -125,17 +109,21 @@ class ImageFile:
 
 
 async def _files(
-    request: Request, images: type[ClassifyRequest], settings: Settings, reading: BodyReader
+    request: Request, images: type[ClassifyRequest], settings: Settings, reader: BodyReader
 ) -> list[ImageFile]:
-    """The images that were sent. Raises BadValue, NotAnImage, and as ``bodies.read`` does."""
-    kind = header(request, b"content-type").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        body = await read_json(request, images, reading, settings.max_images + EXTRA_COMMAS, ClassifyQuery.model_fields)
-        length = sum(map(len, body.images))
-        return await run_before_deadline(request, reading.executor, length // BYTES_PER_VALUE, _of_base64, body.images)
-    if kind != "multipart/form-data":
-        return [ImageFile(None, await read_body(request, reading.limit, reading.seconds), "body")]
-    form = await read_form(request, reading, settings.max_images)
+    """Read the image files of a request: a form, JSON or the bytes of one image.
+
+    Raises:
+        BadValue, NotAnImage: the body is not one of these. Also raises as ``read_body`` does.
+    """
+    media_type = header(request, b"content-type").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        body = await read_json(request, images, reader, settings.max_images + EXTRA_COMMAS, ClassifyQuery.model_fields)
+        size = sum(map(len, body.images)) // BYTES_PER_VALUE
+        return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
+    if media_type != "multipart/form-data":
+        return [ImageFile(None, await read_body(request, reader.limit, reader.seconds), "body")]
+    form = await read_form(request, reader, settings.max_images)
     try:
         files: list[ImageFile] = []
         for field, value in form.multi_items():
@@ -154,47 +142,94 @@ async def _files(
     return files
 
 
-def _of_base64(images: list[str]) -> list[ImageFile]:
-    return [ImageFile(None, _decoded(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
+def _decode_base64_files(images: list[str]) -> list[ImageFile]:
+    return [ImageFile(None, _decode_base64(text, f"images.{i}"), f"images.{i}") for i, text in enumerate(images)]
 
 
-async def _pixels(files: list[ImageFile], predictor: ImageClassifier, registry: Registry) -> list[Tensor]:
-    """The images as items. Small ones are decoded at once: that takes no longer than a change of threads.
-
-    Raises NotAnImage and TooLarge.
-    """
-    parsing, most = registry.parse_executor, registry.settings.max_pixels
-    if sum(len(file.content) for file in files) <= SMALL_BYTES and all(is_simple_image(file.content) for file in files):
-        images = [predictor.open(file.content, most, file.param) for file in files]
-        if sum(image.width * image.height for image in images) <= BYTES_PER_VALUE * INLINE_SIZE:
-            return [predictor.decode(image, file.param) for image, file in zip(images, files, strict=True)]
-    return await parsing.run(lambda: [predictor.parse(file.content, most, file.param) for file in files])
-
-
-def _check_sizes(files: list[ImageFile], predictor: ImageClassifier, most: int) -> None:
-    """Raises TooLarge for images that have more pixels in all than one may have, and as ``open`` does.
-
-    Those that are explained are all sent back.
-    """
-    sizes = [predictor.open(file.content, most, file.param).size for file in files]
-    if (total := sum(width * height for width, height in sizes)) > most:
-        told = f"the images have {total:,} pixels in all; with explain allowed are {most:,}"
-        raise TooLarge(told, "explain")
-
-
-def _explanation(file: ImageFile, heat: np.ndarray, predictor: ImageClassifier, most: int) -> dict[str, Any]:
-    """An image as it was sent with its heat map over it, as a PNG file in base64."""
-    content = overlay_heat_map(predictor.open(file.content, most, file.param), heat)
-    return {"explanation": base64.b64encode(content).decode()}
-
-
-def _decoded(text: str, param: str) -> bytes:
+def _decode_base64(text: str, param: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise NotAnImage(f"{param} is {quote_value(text)}; it should be an image file in base64", param) from error
 
 
-def _best(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
+class ClassifyInference(Inference[ImageClassifier]):
+    """Classifies the image files of a request. Raises NotAnImage and TooLarge for files that cannot be decoded."""
+
+    def __init__(
+        self, model: LoadedModel[ImageClassifier], files: list[ImageFile], top_k: int, max_pixels: int
+    ) -> None:
+        super().__init__(model)
+        self.predictor = model.predictor
+        self.files = files
+        self.top_k = top_k
+        self.max_pixels = max_pixels
+        self.small_images = self._open_small()
+        self.parse_size = INLINE_SIZE if self.small_images else INLINE_SIZE + 1
+
+    def open(self, file: ImageFile) -> Image.Image:
+        """Read the header of an image file."""
+        return self.predictor.open(file.content, self.max_pixels, file.param)
+
+    def _open_small(self) -> list[Image.Image]:
+        """Open the images if decoding all of them takes no longer than a change of threads. Else return none."""
+        if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
+            is_simple_image(file.content) for file in self.files
+        ):
+            images = list(map(self.open, self.files))
+            if sum(image.width * image.height for image in images) <= BYTES_PER_VALUE * INLINE_SIZE:
+                return images
+        return []
+
+    def parse(self) -> list[Tensor]:
+        decode = self.predictor.decode
+        if self.small_images:
+            return [decode(image, file.param) for image, file in zip(self.small_images, self.files, strict=True)]
+        return [decode(self.open(file), file.param) for file in self.files]
+
+    def respond(self, outputs: Sequence[list[float]], explanations: Sequence[dict[str, Any]] = ()) -> Response:
+        labels = self.predictor.labels
+        results = [
+            {"filename": file.name, "predictions": _top_labels(labels, probabilities, self.top_k), **explanation}
+            for file, probabilities, explanation in zip(
+                self.files, outputs, explanations or [{}] * len(self.files), strict=True
+            )
+        ]
+        return json_response(with_model(self.model, results=results))
+
+
+def _top_labels(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
     order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
     return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]
+
+
+async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
+    """Classify with a heat map over each image. Raises as ``run_inference`` does, and TooLarge."""
+    executor, explainer = registry.parse_executor, inference.model.explainer
+    assert explainer
+    async with Deadline(request, deadline):
+        await executor.run(_check_total_pixels, inference)
+        items = await executor.run_or_inline(inference.parse_size, inference.parse)
+        outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
+        explanations = [  # one job for each image: the rest is not started after a disconnect
+            await executor.run_admitted(_explanation, inference.open, file, heat_map)
+            for file, heat_map in zip(inference.files, heat_maps, strict=True)
+        ]
+    return inference.respond(outputs, explanations)
+
+
+def _check_total_pixels(inference: ClassifyInference) -> None:
+    """Raises TooLarge if all images together have more pixels than one may have: all of them are sent back."""
+    sizes = [inference.open(file).size for file in inference.files]
+    if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
+        raise TooLarge(
+            f"the images have {total:,} pixels in all; with explain allowed are {inference.max_pixels:,}", "explain"
+        )
+
+
+def _explanation(
+    open_image: Callable[[ImageFile], Image.Image], file: ImageFile, heat_map: np.ndarray
+) -> dict[str, Any]:
+    """Return the image with its heat map over it, as a PNG file in base64."""
+    content = overlay_heat_map(open_image(file), heat_map)
+    return {"explanation": base64.b64encode(content).decode()}

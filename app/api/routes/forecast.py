@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Request
@@ -9,19 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline
-from app.api.inference import resolve_model
+from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request import (
-    EXTRA_COMMAS,
-    BodyReader,
-    ModelName,
-    RequestBody,
-    json_response,
-    max_json_bytes,
-    read_json,
-    with_limits,
-)
+from app.api.request import ModelName, json_response, with_limits
 from app.api.responses import ForecastResponse, success_response, with_model
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -42,7 +33,7 @@ def _one_or_many(value: Any) -> str:
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
-class ForecastRequest(RequestBody):
+class ForecastRequest(InferenceBody):
     values: Annotated[
         Annotated[list[Value], Field(fail_fast=True), Tag("one")]
         | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
@@ -58,22 +49,119 @@ class ForecastRequest(RequestBody):
     level: list[Level] | None = Field(None, max_length=10, description="Nixtla's name of `levels`")
 
     def resolved(self) -> Self:
-        """The same in our own names. Raises BadValue where a value came by both."""
-        given: dict[str, Any] = {}
-        for ours, theirs in (("horizon", "h"), ("levels", "level")):
-            if (value := getattr(self, theirs)) is not None:
-                if ours in self.model_fields_set:
-                    raise BadValue(f"{theirs} is another name of {ours}; send one of them", theirs)
-                given |= {ours: value, theirs: None}
-        return self.model_copy(update=given) if given else self
+        """Return the body with ``h`` and ``level`` moved to ``horizon`` and ``levels``.
+
+        Raises:
+            BadValue: a field and its alias were both sent.
+        """
+        changes: dict[str, Any] = {}
+        for field, alias in (("horizon", "h"), ("levels", "level")):
+            if (value := getattr(self, alias)) is not None:
+                if field in self.model_fields_set:
+                    raise BadValue(f"{alias} is another name of {field}; send one of them", alias)
+                changes |= {field: value, alias: None}
+        return self.model_copy(update=changes) if changes else self
+
+
+def request_model(settings: Settings) -> type[ForecastRequest]:
+    """Return the body model with the limits of the settings."""
+    return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
+
+
+def parse_size(body: ForecastRequest) -> int:
+    """Return the size of parsing the series, in values. For each series, gaps are filled and a season is searched."""
+    many = bool(body.values) and isinstance(body.values[0], list)
+    lengths = [len(series) for series in body.values if isinstance(series, list)] if many else [len(body.values)]
+    return sum(VALUES_PER_SERIES + length for length in lengths)
+
+
+def parse_series(
+    model: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings, series_param: str = "values.{}"
+) -> list[Any]:
+    """Return one engine item for each series.
+
+    ``series_param`` is the name of series number {} in error messages.
+
+    Raises:
+        BadValue: too many series or values, a level that is repeated, or values that the model cannot read.
+    """
+    many = bool(body.values) and isinstance(body.values[0], list)
+    series: list[Any] = list(body.values) if many else [body.values]
+    field = series_param.partition(".")[0]
+    if len(series) > settings.max_series:
+        raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
+    if (count := sum(map(len, series))) > settings.max_series_values:
+        raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
+    if len(set(body.levels)) < len(body.levels):
+        raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
+    parse, season = model.predictor.parse, body.seasonality
+    params = [series_param.format(i) if many else "values" for i in range(len(series))]
+    return [parse(values, body.horizon, param, season) for param, values in zip(params, series, strict=True)]
+
+
+def level_name(level: float) -> str:
+    """Return the key of an interval, such as ``80`` or ``99.9``."""
+    return repr(level).removesuffix(".0")
+
+
+def forecast_results(
+    model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], levels: list[float]
+) -> list[dict[str, Any]]:
+    """Return for each series arrays [horizon]: the mean, the median, and the bounds of an interval for each level."""
+    results = []
+    for item, output in zip(items, outputs, strict=True):
+        forecast = model.predictor.forecast(item, output)
+        bounds = [dict(zip(("lower", "upper"), forecast.interval(level), strict=True)) for level in levels]
+        intervals = dict(zip(map(level_name, levels), bounds, strict=True))
+        results.append(
+            {
+                "mean": forecast.mean,
+                "median": forecast.median,
+                "intervals": intervals,
+                "seasonality": forecast.seasonality,
+            }
+        )
+    return results
+
+
+class ForecastInference(Inference[AnyForecaster]):
+    """Forecasts the series of a native request."""
+
+    series_param = "values.{}"
+
+    def __init__(self, model: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings) -> None:
+        super().__init__(model)
+        self.parse_size = parse_size(body)
+        self.body = body
+        self.settings = settings
+        self.items: list[Any] = []
+
+    def parse(self) -> list[Any]:
+        self.items = parse_series(self.model, self.body, self.settings, self.series_param)
+        return self.items
+
+    def response_size(self, outputs: Sequence[Any]) -> int:
+        return len(self.items) * self.body.horizon * (1 + len(self.body.levels))
+
+    def results(self, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+        return forecast_results(self.model, self.items, outputs, self.body.levels)
+
+    def respond(self, outputs: Sequence[Any]) -> Response:
+        return json_response(with_model(self.model, results=self.results(outputs)))
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/series/forecast``, with the limits of the settings."""
-    parsing, histories = registry.parse_executor, request_model(settings)
-    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_NUMBER * settings.max_series_values)
-    reading = BodyReader(limit, settings.body_seconds, parsing)
-    most = settings.max_series_values + settings.max_series + EXTRA_COMMAS
+    histories = request_model(settings)
+    endpoint = JsonEndpoint(
+        registry,
+        settings,
+        FORECAST,
+        histories,
+        lambda _, model, body: ForecastInference(model, body, settings),
+        content_bytes=BYTES_PER_NUMBER * settings.max_series_values,
+        content_commas=settings.max_series_values + settings.max_series,
+    )
 
     @routes.post(
         "/series/forecast",
@@ -82,65 +170,4 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     )
     async def forecast(request: Request) -> Response:
         """Go on with series of numbers, with intervals."""
-        until = deadline(request, settings.request_seconds)
-        body = (await read_json(request, histories, reading, most)).resolved()
-        live = await resolve_model(request, registry, FORECAST, body.model, until)
-        live.engine.admit(1)
-        async with Deadline(request, until):
-            items = await parsing.run_or_inline(size(body), parse_series, live, body, settings)
-            answers = await live.engine.submit(items)
-            length = len(items) * body.horizon * (1 + len(body.levels))
-            return await parsing.run_admitted_or_inline(length, _response, live, items, answers, body.levels)
-
-
-def request_model(settings: Settings) -> type[ForecastRequest]:
-    """The body, with the limits of the settings."""
-    return with_limits(ForecastRequest, horizon={"le": settings.max_horizon}, h={"le": settings.max_horizon})
-
-
-def size(body: ForecastRequest) -> int:
-    """How long its series take to be read, in values: in each a season is looked for, and gaps are filled."""
-    many = bool(body.values) and isinstance(body.values[0], list)
-    lengths = [len(series) for series in body.values if isinstance(series, list)] if many else [len(body.values)]
-    return sum(VALUES_PER_SERIES + length for length in lengths)
-
-
-def parse_series(
-    live: LoadedModel[AnyForecaster], body: ForecastRequest, settings: Settings, series_at: str = "values.{}"
-) -> list[Any]:
-    """The series of a request as items; ``series_at`` is how sentences name one of several. Raises BadValue."""
-    many = bool(body.values) and isinstance(body.values[0], list)
-    series: list[Any] = list(body.values) if many else [body.values]
-    field = series_at.partition(".")[0]
-    if len(series) > settings.max_series:
-        raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
-    if (count := sum(map(len, series))) > settings.max_series_values:
-        raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
-    if len(set(body.levels)) < len(body.levels):
-        raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
-    parse, season = live.predictor.parse, body.seasonality
-    names = [series_at.format(i) if many else "values" for i in range(len(series))]
-    return [parse(values, body.horizon, name, season) for name, values in zip(names, series, strict=True)]
-
-
-def level_name(level: float) -> str:
-    """The key of an interval: ``80``, ``99.9``."""
-    return repr(level).removesuffix(".0")
-
-
-def results(
-    live: LoadedModel[AnyForecaster], items: list[Any], answers: list[Any], levels: list[float]
-) -> list[dict[str, Any]]:
-    """What is told of each series: arrays [horizon], an interval for each of ``levels``."""
-    told = []
-    for item, answer in zip(items, answers, strict=True):
-        outlook = live.predictor.forecast(item, answer)
-        bounds = [dict(zip(("lower", "upper"), outlook.interval(level), strict=True)) for level in levels]
-        intervals = dict(zip(map(level_name, levels), bounds, strict=True))
-        season = outlook.seasonality
-        told.append({"mean": outlook.mean, "median": outlook.median, "intervals": intervals, "seasonality": season})
-    return told
-
-
-def _response(live: LoadedModel[AnyForecaster], items: list[Any], answers: list[Any], levels: list[float]) -> Response:
-    return json_response(with_model(live, results=results(live, items, answers, levels)))
+        return await endpoint.run(request)

@@ -12,23 +12,11 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from app.api import openapi
-from app.api.deadline import Deadline, deadline, run_before_deadline
-from app.api.inference import resolve_model
+from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request import (
-    EXTRA_COMMAS,
-    MAX_SEED,
-    BodyReader,
-    ModelName,
-    RequestBody,
-    Seed,
-    json_response,
-    max_json_bytes,
-    read_json,
-    with_limits,
-)
+from app.api.request import MAX_SEED, ModelName, Seed, json_response, with_limits
 from app.api.responses import TextResponse, success_response, with_model
-from app.api.sse import STREAM, EventStream, event
+from app.api.sse import STREAM, event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -53,7 +41,7 @@ Stops = Annotated[
 ]
 
 
-class GenerateTextRequest(RequestBody):
+class GenerateTextRequest(InferenceBody):
     prompt: str = Field("", description="what the text begins with; empty: from nothing")
     max_characters: int = Field(200, ge=1)
     temperature: float = Field(0.8, ge=0, le=10, description="0 takes the likeliest character each time")
@@ -79,39 +67,97 @@ def request_model(settings: Settings) -> type[GenerateTextRequest]:
 def start_texts(
     predictor: TextGenerator,
     body: GenerateTextRequest,
-    extras: Callable[[], SamplingOptions] | None = None,
-    notes: LogProbs | None = None,
+    make_options: Callable[[], SamplingOptions] | None = None,
+    prompt_log_probs: LogProbs | None = None,
 ) -> tuple[list[Continuation], list[str]]:
-    """The texts that a request asks for, ready to be continued, and the characters that the network does not know.
+    """Return the texts that a request asks for, not yet started, and the characters unknown to the network.
 
-    ``extras`` makes what each of them asks for besides; ``notes`` are to be taken of the prompt.
+    ``make_options`` makes the sampling options of each text. ``prompt_log_probs`` records those of the prompt.
     """
     prompt, unknown = predictor.parse(body.prompt)
-    prompt.notes = notes
+    prompt.notes = prompt_log_probs
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    first = secrets.randbelow(2**32) if body.seed is None else body.seed
-    choice = body.max_characters, body.temperature, body.top_k, body.top_p, stop
-    seeds = [(first + i) % MAX_SEED for i in range(body.n)]
-    return [predictor.begin(prompt, *choice, seed, extras and extras()) for seed in seeds], unknown
+    first_seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    sampling = body.max_characters, body.temperature, body.top_k, body.top_p, stop
+    seeds = [(first_seed + i) % MAX_SEED for i in range(body.n)]
+    return [predictor.begin(prompt, *sampling, seed, make_options and make_options()) for seed in seeds], unknown
 
 
 class TextDelta(NamedTuple):
-    """What is new of a text: number ``place`` of those that are followed has grown from character ``begin`` on."""
+    """The characters of text ``text_index`` from position ``start`` on that were not sent before."""
 
-    place: int
-    begin: int
+    text_index: int
+    start: int
     text: str
     finished: bool
 
 
+async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
+    """Yield the new characters of ``texts`` as they are generated. The last delta of a text may be empty."""
+    sent, unfinished = [0] * len(texts), set(range(len(texts)))
+    async with aclosing(model.stream(texts)) as steps:
+        async for _ in steps:
+            step_deltas = []
+            for index in sorted(unfinished):
+                text, finished = texts[index], texts[index].finished
+                new = text.settled[sent[index] :]
+                if finished:
+                    unfinished.remove(index)
+                if new or finished:
+                    step_deltas.append(TextDelta(index, sent[index], new, finished))
+                sent[index] += len(new)
+            if step_deltas:
+                yield step_deltas
+
+
+class TextInference(Inference[TextGenerator]):
+    """Generates the texts of a native request."""
+
+    def __init__(self, model: LoadedModel[TextGenerator], body: GenerateTextRequest) -> None:
+        super().__init__(model)
+        self.rows, self.parse_size, self.streamed = body.n, len(body.prompt), body.stream
+        self.body = body
+        self.texts: list[Continuation] = []
+        self.unknown: list[str] = []
+
+    def parse(self) -> list[Continuation]:
+        self.texts, self.unknown = start_texts(self.model.predictor, self.body)
+        return self.texts
+
+    def respond(self, outputs: Sequence[Continuation]) -> Response:
+        results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in outputs]
+        return json_response(with_model(self.model, results=results, unknown_characters=self.unknown))
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Yield an event for each delta. The last event of a text contains its finish reason."""
+        async with aclosing(deltas(self.model, self.texts)) as steps:
+            async for step_deltas in steps:
+                events = []
+                for delta in step_deltas:
+                    content: dict[str, Any] = {"index": delta.text_index, "text": delta.text}
+                    if delta.finished:
+                        text = self.texts[delta.text_index]
+                        content |= {
+                            "finish_reason": text.finish_reason,
+                            "seed": text.seed,
+                            "unknown_characters": self.unknown,
+                        }
+                    events.append(event(content))
+                yield b"".join(events)
+
+
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     """``/v1/text/continue``, with the limits of the settings."""
-    parsing, prompts = registry.parse_executor, request_model(settings)
-    limit = max_json_bytes(settings.max_body_bytes, BYTES_PER_CHARACTER * settings.max_prompt_characters)
-    reading = BodyReader(limit, settings.body_seconds, parsing)
-    most = (
-        settings.max_prompt_characters + STOPS * LONGEST_STOP + EXTRA_COMMAS
-    )  # commas, also those of the stop strings
+    prompts = request_model(settings)
+    endpoint = JsonEndpoint(
+        registry,
+        settings,
+        GENERATE_TEXT,
+        prompts,
+        lambda _, model, body: TextInference(model, body),
+        content_bytes=BYTES_PER_CHARACTER * settings.max_prompt_characters,
+        content_commas=settings.max_prompt_characters + STOPS * LONGEST_STOP,
+    )
 
     @routes.post(
         "/text/continue",
@@ -120,48 +166,4 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     )
     async def continue_text(request: Request) -> Response:
         """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
-        until = deadline(request, settings.request_seconds)
-        body = await read_json(request, prompts, reading, most)
-        live = await resolve_model(request, registry, GENERATE_TEXT, body.model, until)
-        live.engine.admit(body.n)
-        texts, unknown = await run_before_deadline(
-            request, parsing, len(body.prompt), start_texts, live.predictor, body
-        )
-        if body.stream:
-            return EventStream(request, _events(live, texts, unknown), until, x_model=live.id)
-        async with Deadline(request, until):
-            done = await live.engine.submit(texts)
-        results = [{"text": text.text, "finish_reason": text.finish_reason, "seed": text.seed} for text in done]
-        return json_response(with_model(live, results=results, unknown_characters=unknown))
-
-
-async def deltas(live: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
-    """The new pieces of texts each time some have grown; the last one of each comes when it is finished, even empty."""
-    shown, open_texts = [0] * len(texts), set(range(len(texts)))
-    async with aclosing(live.stream(texts)) as growth:
-        async for _ in growth:
-            pieces = []
-            for index in sorted(open_texts):
-                text, finished = texts[index], texts[index].finished
-                new = text.settled[shown[index] :]
-                if finished:
-                    open_texts.remove(index)
-                if new or finished:
-                    pieces.append(TextDelta(index, shown[index], new, finished))
-                shown[index] += len(new)
-            if pieces:
-                yield pieces
-
-
-async def _events(live: LoadedModel, texts: list[Continuation], unknown: list[str]) -> AsyncGenerator[bytes, None]:
-    """An event for each text that has grown, and for each that is finished one that says why."""
-    async with aclosing(deltas(live, texts)) as growth:
-        async for pieces in growth:
-            events = []
-            for piece in pieces:
-                told: dict[str, Any] = {"index": piece.place, "text": piece.text}
-                if piece.finished:
-                    text = texts[piece.place]
-                    told |= {"finish_reason": text.finish_reason, "seed": text.seed, "unknown_characters": unknown}
-                events.append(event(told))
-            yield b"".join(events)
+        return await endpoint.run(request)
