@@ -13,17 +13,14 @@ A key is taken back by removing its line: within a second nobody gets in with it
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import hmac
 import logging
 import os
 import re
 import secrets
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,25 +180,3 @@ def add(path: Path, name: str, limits: str = "") -> str:
             os.unlink(scratch)
             raise
     return key
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.keys", description="Keys of those who may use the service.")
-    commands = parser.add_subparsers(required=True, metavar="new")
-    new = commands.add_parser("new", help="make a key, print it once, and add its line to the file")
-    new.add_argument("name", help="whose key it is: lower-case letters, digits and '-'")
-    new.add_argument("--limit", default="", help="such as 600/minute or 600/minute;20/second")
-    new.add_argument("--file", default=os.environ.get("QUARTET_KEYS_FILE"), help="by default QUARTET_KEYS_FILE")
-    options = parser.parse_args(arguments)
-    if not options.file:
-        parser.error("set QUARTET_KEYS_FILE, or say --file")
-    try:
-        key = add(Path(options.file), options.name, options.limit)
-    except (KeysError, OSError, UnicodeError) as error:
-        sys.exit(f"{options.file}: {error}")
-    print(key)
-    print(f"It is printed this once; {options.file} has only its hash.", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

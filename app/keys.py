@@ -1,6 +1,6 @@
-"""The command ``python -m app.keys``. Its code is in ``app/key_file.py``."""
+"""The command ``python -m app.keys``. Its code is in ``app/cli/keys.py``."""
 
-from app.key_file import main
+from app.cli.keys import main
 
 if __name__ == "__main__":
     main()

@@ -1,31 +1,33 @@
 """The format of ``models_store/`` on disk: cards, weights, rollout, archives. No pickle is ever loaded from it."""
 
 from app.networks import TaskName
-from app.store.versions import (
+from app.store.card import (
     CARD,
-    DTYPES,
     INT64_LIMIT,
-    PICTURE,
-    REPEATED,
     UNKNOWN_CHARACTER,
-    WEIGHTS,
     Card,
     Int64,
     Metric,
     ModelName,
-    SkipInit,
     Speed,
     StoreError,
     StrictModel,
     TensorSpec,
-    Version,
     VersionNumber,
+    parse_card,
+    read_card,
+)
+from app.store.versions import (
+    DTYPES,
+    PICTURE,
+    REPEATED,
+    WEIGHTS,
+    SkipInit,
+    Version,
     all_versions,
     model_names,
-    parse_card,
     place,
     publish,
-    read_card,
     read_defaults,
     read_version,
     set_default,
