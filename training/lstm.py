@@ -22,8 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks.forecaster import QUANTILES, ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.tasks.forecasting import GlobalForecaster
-from app.tasks.window_forecasting import WindowForecaster
+from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.evaluation import forecaster as m4

@@ -26,7 +26,7 @@ from app import store
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.store import UNKNOWN_CHARACTER
-from app.tasks.latency_model import fast_bfloat16
+from app.tasks.precision import fast_bfloat16
 from app.tasks.text_generation import TextGenerator
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from app.errors import BadValue, quote_value
 from app.store import StoreError, Version
-from app.tasks.latency_model import LatencyModel, batch_invariant, pad
+from app.tasks.latency_model import LatencyModel
+from app.tasks.precision import batch_invariant, pad
 
 MAX_BATCH = 64  # images in one matrix product, however many are drawn: more would be computed in another order
-FRAME = 80  # milliseconds of an image in an animated file
-COLOURS = {1: 0, 3: 2}  # PNG's colour types, by channels
 
 
 @dataclass(frozen=True)
@@ -144,46 +139,3 @@ def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
     path = (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
     path[-1], path[0] = end, start  # to the last bit; of one image it is the start that counts
     return path
-
-
-def png(pixels: np.ndarray, level: int = 1) -> bytes:
-    """Pixels [channels, height, width], uint8, grey or RGB -> a PNG file (ISO/IEC 15948).
-
-    Four times as fast as Pillow's for small images, whose encoding costs more than drawing them.
-    """
-    channels, height, width = pixels.shape
-    lines = np.zeros((height, 1 + width * channels), np.uint8)  # each line begins with its filter: none
-    lines[:, 1:] = pixels.transpose(1, 2, 0).reshape(height, width * channels)
-    head = struct.pack(">IIBBBBB", width, height, 8, COLOURS[channels], 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), level)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
-
-
-def animated(images: np.ndarray, kind: str) -> bytes:
-    """Images [N, channels, height, width] -> an animated file, ``image/webp`` or else PNG, that goes on for ever.
-
-    Images after one that they are the same as are no frames of their own.
-    """
-    frames = [Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)) for image in images]
-    file = io.BytesIO()
-    more = {"save_all": True, "append_images": frames[1:], "duration": FRAME, "loop": 0}
-    if kind == "image/webp":
-        frames[0].save(file, "WEBP", lossless=True, **more)
-    else:
-        frames[0].save(file, "PNG", **more)
-    return file.getvalue()
-
-
-def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
-    """Images [N, channels, height, width] -> one picture of them in rows, as nearly square as may be."""
-    count, channels, height, width = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    picture = np.full((channels, rows * (height + gap) + gap, columns * (width + gap) + gap), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        picture[:, top : top + height, left : left + width] = image
-    return picture

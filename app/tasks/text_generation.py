@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from app.store import UNKNOWN_CHARACTER, StoreError, Version
-from app.tasks.latency_model import MIN_ROWS, LatencyModel, batch_invariant, check_finite, pad
+from app.tasks.latency_model import LatencyModel
+from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
 PREFILL_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed

@@ -469,7 +469,7 @@ def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch:
 
 
 def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    from app.tasks.window_forecasting import WindowForecaster
+    from app.tasks.forecasting import WindowForecaster
 
     entered, leave, predict = threading.Event(), threading.Event(), WindowForecaster.predict
 

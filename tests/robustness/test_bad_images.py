@@ -22,7 +22,8 @@ from support.responses import CLASSIFY, PNG, assert_harmless, assert_rejected, a
 from support.service import Serve
 
 from app.errors import NotAnImage, TooLarge
-from app.tasks.classification import ImageClassifier, overlay_heat_map
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_codecs import overlay_heat_map
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:

@@ -25,9 +25,9 @@ from app.networks.gan import Generator
 from app.networks.lstm import SeriesLSTM
 from app.settings import Settings
 from app.tasks.classification import ImageClassifier
+from app.tasks.forecasting import WindowForecaster
 from app.tasks.image_generation import ImageSampler
 from app.tasks.text_generation import TextGenerator
-from app.tasks.window_forecasting import WindowForecaster
 
 LINE = [float(i % 7) for i in range(20)]
 ASKED: dict[str, tuple[type, str, str, dict[str, Any]]] = {

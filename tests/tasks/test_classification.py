@@ -17,7 +17,8 @@ from app import store
 from app.errors import TooLarge
 from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
-from app.tasks.classification import ImageClassifier, ImageDecoder, overlay_heat_map
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 from training.loops.airbench import whiten
 
@@ -198,7 +199,7 @@ def test_row_by_row_a_heat_map_lies_where_it_lies_at_once(
     heat = np.random.default_rng(0).random((5, 7), np.float32)
     content = image_bytes("PNG", mode, size)
     whole = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
-    monkeypatch.setattr("app.tasks.classification.BAND", 1000)
+    monkeypatch.setattr("app.tasks.image_codecs.BAND", 1000)
     rows = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
     assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels, and then coloured
 
@@ -311,7 +312,7 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
     store.publish(tmp_path, card, whitened.state_dict())
     for can, fast in ((True, True), (True, False), (False, True)):
         monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda can=can: can)
-        monkeypatch.setattr("app.tasks.latency_model._bfloat16_is_faster", lambda fast=fast: fast)
+        monkeypatch.setattr("app.tasks.precision._bfloat16_is_faster", lambda fast=fast: fast)
         dtype = torch.bfloat16 if can and fast else torch.float32
         classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype

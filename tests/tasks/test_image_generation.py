@@ -17,7 +17,8 @@ from support.service import Serve
 from app import store
 from app.errors import BadValue
 from app.networks import build
-from app.tasks.image_generation import ImageSampler, png, sheet
+from app.tasks.image_codecs import png, sheet
+from app.tasks.image_generation import ImageSampler
 
 
 @pytest.fixture

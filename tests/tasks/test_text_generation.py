@@ -16,7 +16,8 @@ from support.networks import VOCABULARY, publish_tiny
 
 from app.networks import build
 from app.networks.rnn import PACKED, Packed
-from app.tasks.latency_model import MIN_ROWS, LatencyModel, batch_invariant, pad
+from app.tasks.latency_model import LatencyModel
+from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions
 

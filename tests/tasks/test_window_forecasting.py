@@ -12,7 +12,7 @@ from support.networks import publish_tiny
 
 from app.errors import BadValue
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.tasks.window_forecasting import WindowForecaster
+from app.tasks.forecasting import WindowForecaster
 
 
 def test_free_running_equals_reading_each_forecast_back() -> None:

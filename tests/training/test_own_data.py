@@ -23,7 +23,7 @@ from support.service import ROOT
 
 from app import store
 from app.networks import build
-from app.tasks.classification import ImageDecoder
+from app.tasks.image_codecs import ImageDecoder
 from training import cnn, gan, lstm, rnn
 from training import run as running
 from training.configs import CNN_OWN, RNN_OWN

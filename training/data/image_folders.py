@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from app.errors import QuartetError
-from app.tasks.classification import ImageDecoder
+from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
 from training.loops import distributed
 

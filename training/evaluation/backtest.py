@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from app.tasks.forecasting import MIN_VALUES, SCORES
-from app.tasks.quantile_forecast import QuantileForecast
+from app.tasks.forecasting import MIN_VALUES, SCORES, QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables import Series, Table
 from training.evaluation import forecast_metrics

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from app.tasks.forecasting import GlobalForecaster
-from app.tasks.quantile_forecast import QuantileForecast
+from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics
 from training.run import metric, saved

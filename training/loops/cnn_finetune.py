@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
-from app.tasks.latency_model import fast_bfloat16
+from app.tasks.precision import fast_bfloat16
 from training.configs import CnnFinetuneConfig
 from training.data import image_folders
 from training.data.image_batches import (

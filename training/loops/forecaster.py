@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app import store
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
 from app.tasks.forecasting import GlobalForecaster
-from app.tasks.latency_model import fast_bfloat16
+from app.tasks.precision import fast_bfloat16
 from app.tasks.seasonality import SEASONS
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data import datasets

@@ -22,7 +22,7 @@ from app.networks.gan import (
     Generator,
     GeneratorSizes,
 )
-from app.tasks.image_generation import sheet
+from app.tasks.image_codecs import sheet
 from training.configs import ConditionalGanConfig, GanConfig
 from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate

@@ -43,7 +43,8 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import CLASSIFY
-from app.tasks.classification import ImageClassifier, is_simple_image, overlay_heat_map
+from app.tasks.classification import ImageClassifier
+from app.tasks.image_codecs import is_simple_image, overlay_heat_map
 
 SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
 

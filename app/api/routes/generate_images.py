@@ -30,7 +30,8 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import GENERATE_IMAGES
-from app.tasks.image_generation import ImageSampler, LatentBatch, animated, png, sheet
+from app.tasks.image_codecs import animated, png, sheet
+from app.tasks.image_generation import ImageSampler, LatentBatch
 
 JSON = "application/json"
 IMAGE_TYPES = (JSON, "image/png")  # media types of a response, the default first
