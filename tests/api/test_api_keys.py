@@ -270,13 +270,13 @@ def counts() -> SharedCounters:
 
 COUNT = """
 import asyncio, os, sys
-from app.api.middleware.shared_counters import SharedCounts
+from app.api.middleware.shared_counters import SharedCounters
 
 async def count(times):
     for _ in range(times):
         await counts.incr("x", 3600)
 
-counts = SharedCounts(slots=8)
+counts = SharedCounters(slots=8)
 for _ in range(4):
     if not os.fork():
         asyncio.run(count(500))
