@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import queue
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
+from typing import ParamSpec
 
+P = ParamSpec("P")
 log = logging.getLogger("quartet")
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -112,3 +116,16 @@ class StderrHandler(logging.Handler):
 def utc_time(seconds: float) -> str:
     """A time since the epoch as RFC 3339, in UTC, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def log_errors(report: Callable[P, None]) -> Callable[P, None]:
+    """Log the errors of a function that records metrics, such as a missing file descriptor, and do not raise them."""
+
+    @functools.wraps(report)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            report(*args, **kwargs)
+        except Exception:
+            log.exception("a metric was not recorded")
+
+    return reported

@@ -1,82 +1,48 @@
-"""The figures that Prometheus asks for, of one process or of all workers together."""
+"""The metrics that Prometheus reads, and the engine observers that record them."""
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
-import os
-import shutil
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
-from typing import ParamSpec
+from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Metric,
-    generate_latest,
-    multiprocess,
-    values,
-)
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from app.engine.observer import BatchMember, VersionKey
+from app.observability.logs import log_errors
+from app.observability.multiprocess_metrics import collect_shared, is_shared, rewrite_own_files
 from app.observability.tracing import Tracer
-from app.store.files import file_lock
 
-P = ParamSpec("P")
 log = logging.getLogger("quartet")
 
+# Upper bounds of histogram buckets.
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-GAPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # seconds
+INTER_TOKEN_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-ALIVE = "alive"  # a file in that folder: who counts there holds its lock
-VERSION = ("model", "version")
-REFUSALS = ("queue_full", "stopping")
-DEAD = 0  # stands for all processes that have died, in the names of files
-STALE_VERSIONS_PER_SWEEP = (
-    8  # versions whose figures are forgotten at once: all others are counted anew from a file then
-)
 
-
-def log_errors(report: Callable[P, None]) -> Callable[P, None]:
-    """A report that fails, for want of file descriptors say, is logged: what it tells of goes on."""
-
-    @functools.wraps(report)
-    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            report(*args, **kwargs)
-        except Exception:
-            log.exception("a figure is lost")
-
-    return reported
+VERSION_LABELS = ("model", "version")
+REJECTION_REASONS = ("queue_full", "stopping")
+STALE_VERSIONS_PER_SWEEP = 8  # removed together, because removal rewrites the files of all metrics
 
 
 class Metrics:
-    """The figures of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up.
+    """The metrics of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up.
 
-    Figures of versions that are gone are told no longer. They take some 70 KiB in each worker, and are forgotten a few
+    Metrics of removed versions are no longer rendered. They take about 70 KiB in each worker, and are deleted several
     versions at a time.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.tracer = tracer
-        self.under_way = 0  # requests; told when it is asked for
-        self._figures: dict[VersionKey, VersionMetrics] = {}
-        self._there: frozenset[VersionKey] | None = None  # versions, once they are known
+        self.running_requests = 0  # copied to its gauge when the registry reports
+        self._by_version: dict[VersionKey, VersionMetrics] = {}
+        self._current: frozenset[VersionKey] | None = None  # versions that are rendered; None: all
         self._lock = threading.Lock()  # versions are loaded on a thread
-        self._begin()
+        self._create()
 
-    def _begin(self) -> None:
-        """All figures, where they are counted together from what this process has counted so far."""
+    def _create(self) -> None:
+        """Create all metrics. With shared files, they continue from this process's earlier counts."""
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -90,46 +56,52 @@ class Metrics:
 
         route = ("route", "method", "status")
         self.requests = counter("requests_total", "Requests answered", *route)
-        self.request_seconds = histogram("request_seconds", "From the first byte to the last", *route)
-        self.errors = counter("errors_total", "Requests that failed, by the code they were told", "route", "reason")
-        self.requests_running = gauge("requests_running", "Requests under way")
-        self.queue_seconds = histogram("queue_seconds", "Waiting for a batch", *VERSION)
-        self.compute_seconds = histogram("compute_seconds", "One forward of a batch", *VERSION)
-        self.batch_rows = histogram("batch_rows", "Rows in one forward", *VERSION, buckets=ROWS)
+        self.request_seconds = histogram(
+            "request_seconds", "Duration of a request, from its first byte to the last byte of the answer", *route
+        )
+        self.errors = counter("errors_total", "Requests that failed, by error code", "route", "reason")
+        self.requests_running = gauge("requests_running", "Requests in progress")
+        self.queue_seconds = histogram("queue_seconds", "Time from queueing to the start of a batch", *VERSION_LABELS)
+        self.compute_seconds = histogram("compute_seconds", "Duration of one forward pass of a batch", *VERSION_LABELS)
+        self.batch_rows = histogram("batch_rows", "Rows in one batch", *VERSION_LABELS, buckets=ROWS)
         self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "From queueing to a text's first character", *VERSION
+            "time_to_first_token_seconds", "Time from queueing to the first character of a text", *VERSION_LABELS
         )
         self.inter_token_seconds = histogram(
-            "inter_token_seconds", "Between two characters of a text, mean of each text", *VERSION, buckets=GAPS
+            "inter_token_seconds",
+            "Mean time between two characters of a text",
+            *VERSION_LABELS,
+            buckets=INTER_TOKEN_SECONDS,
         )
-        self.queued = gauge("queued_rows", "Rows that wait for a batch", *VERSION)
-        self.running = gauge("running_rows", "Rows that are computed", *VERSION)
-        self.rejected = counter("rejected_requests_total", "Requests that a queue did not take", *VERSION, "reason")
-        self.rate_limited = counter("rate_limited_total", "Requests over the limit of their key", "key")
-        self.failures = counter("failures_total", "Inputs that a network failed on", *VERSION)
-        self.loaded = gauge("loaded_bytes", "Bytes of the weights that are loaded, in all workers", *VERSION)
+        self.queued = gauge("queued_rows", "Rows waiting for a batch", *VERSION_LABELS)
+        self.running = gauge("running_rows", "Rows being computed", *VERSION_LABELS)
+        self.rejected = counter("rejected_requests_total", "Requests rejected by a queue", *VERSION_LABELS, "reason")
+        self.rate_limited = counter("rate_limited_total", "Requests over the rate limit of their key", "key")
+        self.failures = counter("failures_total", "Valid inputs on which a network failed", *VERSION_LABELS)
+        self.loaded = gauge("loaded_bytes", "Bytes of loaded weights in all workers", *VERSION_LABELS)
         self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
-        self.workers = gauge("workers", "Processes that serve")
+        self.workers = gauge("workers", "Worker processes")
         self.workers.set(1)
-        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}  # looking labels up is not free
-        for figures in self._figures.values():
-            figures.bind()
+        # Metrics by route, method and status: looking up labels in prometheus_client takes longer.
+        self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        for metrics in self._by_version.values():
+            metrics.bind()
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
-        """The figures of a version, the same ones each time."""
+        """The metrics of a version; one object per version."""
         with self._lock:
-            if (model, version) not in self._figures:
-                self._figures[model, version] = VersionMetrics(self, model, version)
-            return self._figures[model, version]
+            if (model, version) not in self._by_version:
+                self._by_version[model, version] = VersionMetrics(self, model, version)
+            return self._by_version[model, version]
 
     @log_errors
     def on_response(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
-        """A request was answered, or given up; ``reason`` is the code of its failure."""
+        """Count a request that was answered or cancelled; ``reason`` is its error code, empty without an error."""
         key = (route, method, status)
-        if key not in self._answered:
+        if key not in self._responses:
             labels = (route, method, str(status))
-            self._answered[key] = self.requests.labels(*labels), self.request_seconds.labels(*labels)
-        count, duration = self._answered[key]
+            self._responses[key] = self.requests.labels(*labels), self.request_seconds.labels(*labels)
+        count, duration = self._responses[key]
         count.inc()
         duration.observe(seconds)
         if reason or status >= 400:
@@ -137,32 +109,27 @@ class Metrics:
 
     @log_errors
     def on_rate_limited(self, key: str) -> None:
-        """A request was more than its key may send."""
+        """Count a request over the rate limit of ``key``."""
         self.rate_limited.labels(key).inc()
 
     @log_errors
-    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
+    def on_versions(self, live: int, broken: int, current: frozenset[VersionKey]) -> None:
         self.states.labels("live").set(live)
         self.states.labels("broken").set(broken)
-        self.requests_running.set(self.under_way)
-        self._there = there
+        self.requests_running.set(self.running_requests)
+        self._current = current
         with self._lock:
-            gone = self._figures.keys() - there
+            gone = self._by_version.keys() - current
             if len(gone) >= STALE_VERSIONS_PER_SWEEP:
                 self._forget(gone)
 
     def _forget(self, gone: set[VersionKey]) -> None:
-        """Take figures of versions out of memory: those of several workers out of this one's files, written anew."""
+        """Delete the metrics of removed versions, from memory or from this process's files."""
         for key in gone:
-            del self._figures[key]
-        if SHARED in os.environ:
-            files = list(Path(os.environ[SHARED]).glob(f"*_{os.getpid()}.db"))
-            written = [(self._without_gone(file), file) for file in files]
-            values.close_all_multiprocess_files()
-            for fresh, file in written:
-                fresh.replace(file)  # at once, for others read it
-            values.ValueClass = values.get_value_class()
-            self._begin()
+            del self._by_version[key]
+        if is_shared():
+            rewrite_own_files(self._is_current)
+            self._create()
             return
         for model, version in gone:
             for metric in (
@@ -177,53 +144,40 @@ class Metrics:
                 self.loaded,
             ):
                 metric.remove(model, str(version))
-            for reason in REFUSALS:
+            for reason in REJECTION_REASONS:
                 self.rejected.remove(model, str(version), reason)
 
-    def _without_gone(self, file: Path) -> Path:
-        """A copy of a file of figures with those alone that are told."""
-        fresh = file.with_suffix(".fresh")
-        kept = MmapedDict(str(fresh))
-        for key, value, stamp, _ in MmapedDict.read_all_values_from_file(file):
-            if self._is_current(json.loads(key)[2]):
-                kept.write_value(key, value, stamp)
-        kept.close()
-        return fresh
-
     def _is_current(self, labels: Mapping[str, str]) -> bool:
-        """Whether a figure with such labels is told: one of no version, or of one that is there."""
+        """Whether a metric with these labels is rendered: it names no version, or a current one."""
         return (
-            self._there is None or "version" not in labels or (labels["model"], int(labels["version"])) in self._there
+            self._current is None
+            or "version" not in labels
+            or (labels["model"], int(labels["version"])) in self._current
         )
 
     def render(self) -> bytes:
-        """All figures of all workers in Prometheus' text format."""
+        """All metrics of all workers in Prometheus' text format."""
         return generate_latest(self)
 
     def totals(self) -> dict[tuple[str, str, str], float]:
-        """The counts and sums of all workers by figure, model and version."""
-        found: dict[tuple[str, str, str], float] = defaultdict(float)
+        """The counts and sums of all workers, by metric, model and version."""
+        totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:
                 if "version" in sample.labels and not sample.name.endswith("_bucket"):
-                    found[sample.name, sample.labels["model"], sample.labels["version"]] += sample.value
-        return found
+                    totals[sample.name, sample.labels["model"], sample.labels["version"]] += sample.value
+        return totals
 
     def collect(self) -> Iterator[Metric]:
-        """The figures of all workers."""
-        families = self.registry.collect()
-        if SHARED in os.environ:
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry)
-            with file_lock(Path(os.environ[SHARED])):  # nobody's are moved meanwhile
-                families = list(registry.collect())
+        """The metrics of all workers, without those of removed versions."""
+        families = collect_shared() if is_shared() else self.registry.collect()
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
             yield family
 
 
 class VersionMetrics:
-    """The figures of one version, what its engines tell of, and its part in the accounts of requests."""
+    """Engine observer of one version: records its metrics, and its times in the traces of requests."""
 
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         self.model, self.version = self.key = model, version
@@ -231,7 +185,7 @@ class VersionMetrics:
         self.bind()
 
     def bind(self) -> None:
-        """Look up what is told most often."""
+        """Look up the metrics that are recorded most often."""
         self._queue = self._metrics.queue_seconds.labels(*self._labels)
         self._compute = self._metrics.compute_seconds.labels(*self._labels)
         self._rows = self._metrics.batch_rows.labels(*self._labels)
@@ -241,11 +195,11 @@ class VersionMetrics:
         observe = self._queue.observe
         for member in members:
             observe(member.started_at - member.queued_at)
-            if account := member.trace:
-                if not account.started_at:
-                    account.model, account.version = self.model, self.version
-                    account.queued_at, account.started_at = member.queued_at, member.started_at
-                account.rows += member.rows
+            if trace := member.trace:
+                if not trace.started_at:
+                    trace.model, trace.version = self.model, self.version
+                    trace.queued_at, trace.started_at = member.queued_at, member.started_at
+                trace.rows += member.rows
 
     @log_errors
     def on_batch(self, rows: int, seconds: float) -> None:
@@ -255,8 +209,8 @@ class VersionMetrics:
     @log_errors
     def on_completed(self, members: Sequence[BatchMember]) -> None:
         for member in members:
-            if account := member.trace:
-                account.ended_at = max(account.ended_at, member.ended_at)
+            if trace := member.trace:
+                trace.ended_at = max(trace.ended_at, member.ended_at)
         if self._metrics.tracer:
             self._metrics.tracer.computed(self.model, self.version, members)
 
@@ -287,52 +241,3 @@ class VersionMetrics:
     def on_load(self, queued: int, running: int) -> None:
         self._metrics.queued.labels(*self._labels).set(queued)
         self._metrics.running.labels(*self._labels).set(running)
-
-
-def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
-    """Have all processes that are forked from now on count together. Entered, it gives what forgets one that has died.
-
-    They count in files, in memory where there is such a folder: it can be written even in a read-only container.
-    Raises OSError where no folder can be.
-    """
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
-    for left in Path(parent).glob(f"quartet-*/{ALIVE}"):  # by a service that was killed, and all its workers
-        with suppress(OSError), file_lock(left, wait=False):
-            shutil.rmtree(left.parent, ignore_errors=True)
-    folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
-    alive = ExitStack()
-    held = Path(folder.name, f"{ALIVE}.new")
-    held.touch()
-    alive.enter_context(file_lock(held))  # until the last process is gone that was forked from this one
-    held.rename(held.with_name(ALIVE))
-    os.environ[SHARED] = folder.name
-    values.ValueClass = values.get_value_class()  # chosen when it was imported, before this was known
-
-    @contextmanager
-    def shared() -> Iterator[Callable[[int], None]]:
-        with alive, folder:
-            yield reap
-
-    return shared()
-
-
-@log_errors
-def reap(process: int) -> None:
-    """Add what a process that has died had counted to what those before it had, in one file of each kind.
-
-    Else every one that dies would leave files to be read, and to be kept in memory, for ever.
-    """
-    multiprocess.mark_process_dead(process)
-    folder = Path(os.environ[SHARED])
-    with file_lock(folder):
-        for own in folder.glob(f"*_{process}.db"):
-            every = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
-            fresh = every.with_suffix(".fresh")
-            if every.exists():
-                shutil.copyfile(every, fresh)
-            sums = MmapedDict(str(fresh))
-            for key, value, stamp, _ in MmapedDict.read_all_values_from_file(own):
-                sums.write_value(key, sums.read_value(key)[0] + value, stamp)
-            sums.close()
-            fresh.replace(every)
-            own.unlink()

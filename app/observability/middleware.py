@@ -49,7 +49,7 @@ class RequestTelemetry:
         if tracer := self.metrics.tracer:
             account.span, parent = tracer.begin(scope["method"], scope["headers"])
             added += [(b"traceparent", parent)] if parent else []
-        self.metrics.under_way += 1
+        self.metrics.running_requests += 1
         status = 499  # the caller left before there was an answer
 
         async def sending(message: Message) -> None:
@@ -81,7 +81,7 @@ class RequestTelemetry:
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
     def _ended(self, scope: Scope, status: int, seconds: float, account: RequestTrace) -> None:
-        self.metrics.under_way -= 1
+        self.metrics.running_requests -= 1
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = _route(scope)
         self.metrics.on_response(route, method, status, seconds, account.error_code)

@@ -13,7 +13,7 @@ from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
 from app.observability.logs import log_in_background
-from app.observability.metrics import shared_metrics
+from app.observability.multiprocess_metrics import shared_metrics
 from app.server.supervisor import Supervisor, can_fork, handles_sighup
 from app.server.system import available_memory, cores, raise_file_limit, single_arena
 from app.server.uvicorn_server import (

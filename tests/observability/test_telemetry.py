@@ -330,7 +330,7 @@ def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_pat
     (tmp_path / "quartet-test-data").mkdir()
     script = (
         "import os; os.access = lambda *_: False\n"
-        "from app.observability.metrics import shared_metrics\n"
+        "from app.observability.multiprocess_metrics import shared_metrics\n"
         "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
     )
     with file_lock(tmp_path / "quartet-1-busy" / "alive"):

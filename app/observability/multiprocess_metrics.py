@@ -1,0 +1,109 @@
+"""Metrics of several worker processes: each counts in its own files in one folder, and all are added up on reading."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+
+from prometheus_client import CollectorRegistry, Metric, multiprocess, values
+from prometheus_client.mmap_dict import MmapedDict
+
+from app.observability.logs import log_errors
+from app.store.files import file_lock
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that prometheus_client reads
+ALIVE = "alive"  # a file in the folder, locked as long as one of its processes lives
+DEAD = 0  # in file names: stands for all processes that have ended
+
+
+def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
+    """Let all processes that are forked from now on count together.
+
+    The context manager yields a function that merges the files of a worker, by its process id, after the worker has
+    ended. The folder is in memory (/dev/shm) where possible, because a container's disk may be read-only.
+
+    Raises:
+        OSError: no folder can be created.
+    """
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
+    for abandoned in Path(parent).glob(f"quartet-*/{ALIVE}"):  # of a service that was killed with all its workers
+        with suppress(OSError), file_lock(abandoned, wait=False):
+            shutil.rmtree(abandoned.parent, ignore_errors=True)
+    folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
+    lock = ExitStack()
+    alive = Path(folder.name, f"{ALIVE}.new")
+    alive.touch()
+    lock.enter_context(file_lock(alive))  # forked processes inherit the lock
+    alive.rename(alive.with_name(ALIVE))
+    os.environ[FOLDER_VARIABLE] = folder.name
+    values.ValueClass = values.get_value_class()  # prometheus_client chose it on import, without the variable
+
+    @contextmanager
+    def context() -> Iterator[Callable[[int], None]]:
+        with lock, folder:
+            yield merge_ended
+
+    return context()
+
+
+def is_shared() -> bool:
+    """Whether this process counts together with others."""
+    return FOLDER_VARIABLE in os.environ
+
+
+def collect_shared() -> list[Metric]:
+    """The metrics of all workers. Waits while files are being merged."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    with file_lock(Path(os.environ[FOLDER_VARIABLE])):
+        return list(registry.collect())
+
+
+@log_errors
+def merge_ended(process: int) -> None:
+    """Add the counts of a process that has ended to those of earlier ones, in one file per kind of metric.
+
+    Without this, each ended process would leave files that are read forever.
+    """
+    multiprocess.mark_process_dead(process)
+    folder = Path(os.environ[FOLDER_VARIABLE])
+    with file_lock(folder):
+        for own in folder.glob(f"*_{process}.db"):
+            total = folder / f"{own.name.partition('_')[0]}_{DEAD}.db"
+            merged = total.with_suffix(".fresh")
+            if total.exists():
+                shutil.copyfile(total, merged)
+            sums = MmapedDict(str(merged))
+            for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(own):
+                sums.write_value(key, sums.read_value(key)[0] + value, timestamp)
+            sums.close()
+            merged.replace(total)
+            own.unlink()
+
+
+def rewrite_own_files(is_current: Callable[[Mapping[str, str]], bool]) -> None:
+    """Rewrite this process's files with those metrics only whose labels are current.
+
+    All metrics have to be created anew afterwards: they read their counts from the new files.
+    """
+    files = list(Path(os.environ[FOLDER_VARIABLE]).glob(f"*_{os.getpid()}.db"))
+    rewritten = [(_current_copy(file, is_current), file) for file in files]
+    values.close_all_multiprocess_files()
+    for copy, file in rewritten:
+        copy.replace(file)  # in one step, because other processes read the file
+    values.ValueClass = values.get_value_class()
+
+
+def _current_copy(file: Path, is_current: Callable[[Mapping[str, str]], bool]) -> Path:
+    copy = file.with_suffix(".fresh")
+    content = MmapedDict(str(copy))
+    for key, value, timestamp, _ in MmapedDict.read_all_values_from_file(file):
+        if is_current(json.loads(key)[2]):
+            content.write_value(key, value, timestamp)
+    content.close()
+    return copy
