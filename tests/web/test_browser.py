@@ -129,7 +129,8 @@ def test_a_picture_is_picked_dropped_or_pasted(shipped: httpx.Client, open_page:
 def test_the_heat_map_lies_over_the_picture_as_thick_as_is_wanted(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     told(page, "image")
-    answer = shipped.post("/v1/images/classify?explain=true", content=(WEB / "bird.png").read_bytes()).json()
+    bird = (WEB / "samples" / "bird.png").read_bytes()
+    answer = shipped.post("/v1/images/classify?explain=true", content=bird).json()
     source = page.locator("#image-heat").get_attribute("src")
     assert source == f"data:image/png;base64,{answer['results'][0]['explanation']}"
     page.locator("#image-opacity").fill("30")

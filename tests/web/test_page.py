@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from fnmatch import fnmatch
+from pathlib import Path
 
 import httpx
 from support.service import ROOT, Serve
@@ -30,21 +31,22 @@ def test_the_page_is_served_strictly_and_asked_about_each_time(shipped: httpx.Cl
 def test_every_part_of_the_page_is_served_and_packaged(shipped: httpx.Client) -> None:
     types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
-    for path in WEB.iterdir():
-        part = shipped.get(f"/web/{path.name}")
+    for path in filter(Path.is_file, WEB.rglob("*")):
+        name = path.relative_to(WEB).as_posix()
+        part = shipped.get(f"/web/{name}")
         assert (part.status_code, part.content) == (200, path.read_bytes())
         assert part.headers["content-type"].split(";")[0] == types.get(path.suffix, "image/png")
-        assert any(fnmatch(f"web/{path.name}", pattern) for pattern in packaged)
-    for other in ("other.js", "..%2fmain.py", "%2e%2e", "examples%2f..%2findex.html"):
+        assert any(fnmatch(f"web/{name}", pattern) for pattern in packaged)
+    for other in ("other.js", "..%2fmain.py", "%2e%2e", "scripts", "scripts%2f..%2findex.html"):
         assert shipped.get(f"/web/{other}").json()["error"]["code"] == "not_found"
 
 
 def test_the_page_has_nothing_inline_and_nothing_from_elsewhere() -> None:
     page = (WEB / "index.html").read_text()
     assert not re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", page)
-    for path in WEB.glob("*.[chj]*s*"):
+    for path in WEB.rglob("*.[chj]*s*"):
         assert not re.findall(r"\b(?:https?:)?//(?!www\.w3\.org/)[a-z]", path.read_text()), path.name
-    for path in WEB.glob("*.js"):
+    for path in WEB.rglob("*.js"):
         assert not re.findall(r"innerHTML|\beval\(|new Function|document\.write", path.read_text()), path.name
 
 

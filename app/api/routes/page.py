@@ -1,4 +1,4 @@
-"""The page at `/` and what it is made of: the files of ``app/web``, read once, from this service alone."""
+"""The web page at ``/`` and its files, which are read from ``app/web`` once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-# Nothing from elsewhere, nothing inline, no text that becomes code; pictures may come from the answers themselves.
+# Only files of this service, nothing inline, and no text that becomes code. Answers contain images as data.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -41,7 +41,8 @@ GUARDS = {
 
 def router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
-    files = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES}
+    paths = [path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES]
+    files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
     tags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
 
     def answer(request: Request, name: str) -> Response:
@@ -54,21 +55,18 @@ def router() -> APIRouter:
         found.headers.update(GUARDS)
         return found
 
-    @routes.api_route("/web/{file}", methods=["GET", "HEAD"])
+    @routes.api_route("/web/{file:path}", methods=["GET", "HEAD"])
     async def part(request: Request, file: str) -> Response:
-        """A script, style or picture of the page."""
-        if file not in files:  # the caller's name is looked up and never part of a path
-            raise NotFound(f"the page has no part {quote_value(file)}")
+        """A script, style sheet or picture of the page."""
+        if file not in files:  # the name is only looked up, never used as a path
+            raise NotFound(f"the page has no file {quote_value(file)}")
         return answer(request, file)
 
     return routes
 
 
 def cached_response(request: Request, content: bytes, kind: str, tag: str) -> Response:
-    """Content that a browser keeps and asks about each time: 304 when it has what bears this ``tag``.
-
-    ``tag`` changes whenever the content does (RFC 9110, 13.1.2).
-    """
+    """Content with an ETag: 304 when the browser's copy has the same ``tag`` (RFC 9110, 13.1.2)."""
     headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
     held = request.headers.get("if-none-match", "")
     if held.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in held.split(",")):

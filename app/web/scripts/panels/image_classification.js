@@ -1,7 +1,7 @@
 // The picture: chosen, dropped, pasted or an example; its labels as bars, and the heat map over it.
 
-import { blob, send } from "./api.js";
-import { find, make, percent } from "./dom.js";
+import { blob, send } from "../api.js";
+import { find, make, percent } from "../dom.js";
 import { accept, follow, Panel } from "./panel.js";
 
 const EXAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
@@ -49,7 +49,7 @@ export function imagePanel() {
   async function example(name, speak) {
     let content;
     try {
-      content = await blob(await send({ path: `web/${name}.png` }));
+      content = await blob(await send({ path: `web/samples/${name}.png` }));
     } catch (error) { // the service is away
       panel.clear();
       panel.fail(error);
@@ -76,7 +76,7 @@ export function imagePanel() {
   opacity.addEventListener("input", () => heat.style.setProperty("opacity", String(opacity.value / 100)));
   find("image-examples").append(...EXAMPLES.map((name) =>
     make("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => example(name) } },
-      make("img", { src: `web/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
+      make("img", { src: `web/samples/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
   chooser.addEventListener("change", () => chooser.files[0] && take(chooser.files[0]));
   document.addEventListener("paste", (event) => {
     const pasted = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));

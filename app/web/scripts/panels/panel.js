@@ -1,7 +1,7 @@
 // What the four panels share: their controls, who answers, how long it took, what went wrong and where, and the shell line.
 
-import { curl, json, Refused, send } from "./api.js";
-import { duration, find, make } from "./dom.js";
+import { curl, json, Refused, send } from "../api.js";
+import { duration, find, make } from "../dom.js";
 
 const WAIT = 140; // milliseconds between the last move of a control and the question
 

@@ -1,12 +1,12 @@
 // The page: which models there are, a panel for each task, and a first answer in each.
 
 import { json, send, useKey } from "./api.js";
-import { digitsPanel } from "./digits.js";
+import { digitsPanel } from "./panels/image_generation.js";
 import { find } from "./dom.js";
-import { imagePanel } from "./images.js";
-import { showModels } from "./models.js";
-import { seriesPanel } from "./series.js";
-import { textPanel } from "./text.js";
+import { imagePanel } from "./panels/image_classification.js";
+import { showModels } from "./model_cards.js";
+import { seriesPanel } from "./panels/forecasting.js";
+import { textPanel } from "./panels/text_generation.js";
 
 const panels = [imagePanel(), textPanel(), seriesPanel(), digitsPanel()];
 

@@ -1,7 +1,7 @@
 // The text: written while it comes, and stopped when somebody says so.
 
-import { events } from "./api.js";
-import { duration, find, number } from "./dom.js";
+import { events } from "../api.js";
+import { duration, find, number } from "../dom.js";
 import { numeric, Panel } from "./panel.js";
 
 export function textPanel() {

@@ -1,9 +1,9 @@
 // The series: pasted, opened, drawn or made; its chart, its intervals, its numbers.
 
-import { bands, Chart } from "./chart.js";
-import { draw, find, make, number } from "./dom.js";
-import { parseTable, parseValues, rounded } from "./numbers.js";
-import { Pad } from "./pad.js";
+import { bands, Chart } from "../chart.js";
+import { draw, find, make, number } from "../dom.js";
+import { parseTable, parseValues, rounded } from "../series_parser.js";
+import { Pad } from "../drawing_pad.js";
 import { accept, Panel } from "./panel.js";
 
 /** The workshop's series: a sine at 1,000 points over [0, 20], and noise of 0.2; and two sines. */

@@ -1,6 +1,6 @@
 // The digits: a sheet by seed and label, or a walk from one to another, step by step.
 
-import { find, make } from "./dom.js";
+import { find, make } from "../dom.js";
 import { follow, numeric, Panel } from "./panel.js";
 
 const STEP = 90; // milliseconds that a step of the walk is seen
