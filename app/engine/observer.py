@@ -87,8 +87,8 @@ class ObserverFactory(Protocol):
     def for_version(self, model: str, version: int) -> EngineObserver:
         """Return the version's observer, always the same one."""
 
-    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None:
-        """``live`` versions are in memory, ``broken`` ones cannot be served; only versions in ``there`` are reported.
+    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
+        """``ready`` versions are in memory, and ``failed`` ones cannot be served.
 
-        Measurements of all other versions may be discarded.
+        Measurements of versions that are not ``known`` any more may be discarded.
         """

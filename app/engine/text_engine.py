@@ -1,7 +1,7 @@
-"""Continuous batching: texts join and leave the running batch between two turns.
+"""Continuous batching: texts join and leave the running batch between two rounds.
 
-A turn is one executor job of one or more steps; each step advances every running text. ``scheduler`` decides which
-texts run, ``step_budget`` how long a turn lasts, and the ``step`` function of the model computes.
+A round is one executor job of one or more steps; each step advances every running text. ``scheduler`` decides which
+texts run, ``step_budget`` how long a round lasts, and the ``step`` function of the model computes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TextEngine(Generic[Text]):
 
     ``step`` advances each given text by about one character; it runs on ``executor``. If ``step`` raises, the texts
     must be unchanged. ``step_seconds`` returns the expected duration in seconds of a step for so many texts. At most
-    ``max_running`` texts run and ``queue_rows`` wait. A turn normally lasts ``normal_budget`` seconds.
+    ``max_running`` texts run and ``queue_rows`` wait. A round normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class TextEngine(Generic[Text]):
         self._reporter: TextReporter[Text] = TextReporter(observer)
         self._run_task: asyncio.Task[None] | None = None
         self._seconds_per_text = 1.0  # moving average of the time from a text's start to its end
-        self._turn_ended_at = 0.0  # time.perf_counter's clock
+        self._round_ended_at = 0.0  # time.perf_counter's clock
         self._text_seconds = 0.0  # the executor's ``text_seconds`` at that time
-        self._rejected = 0  # rejected requests when the last turn began
+        self._rejected = 0  # rejected requests when the last round began
 
     @property
     def load(self) -> tuple[int, int]:
@@ -119,14 +119,14 @@ class TextEngine(Generic[Text]):
         return sequences
 
     def _cancel(self, sequences: Sequence[TextSequence[Text]]) -> None:
-        """Cancel unfinished texts: they leave the queue now, or the running batch after the current turn."""
+        """Cancel unfinished texts: they leave the queue now, or the running batch after the current round."""
         for sequence in sequences:
             cancel(sequence.future)
             self._scheduler.discard(sequence)
 
     async def _run(self) -> None:
-        """Run turns until no text runs or waits."""
-        self._record_turn(0.0)
+        """Run rounds until no text runs or waits."""
+        self._record_round(0.0)
         try:
             while self._schedule():
                 await self._advance(self._scheduler.running)
@@ -137,19 +137,19 @@ class TextEngine(Generic[Text]):
             self._reporter.flush()
 
     def _schedule(self) -> bool:
-        """Choose the texts of the next turn. Returns whether there are any."""
+        """Choose the texts of the next round. Returns whether there are any."""
         self._reporter.started(self._scheduler.schedule(time.monotonic()))
         return bool(self._scheduler.running)
 
     async def _advance(self, sequences: list[TextSequence[Text]]) -> None:
-        """Compute one turn for all texts. Never raises.
+        """Compute one round for all texts. Never raises.
 
-        If the turn fails, each text gets a turn alone, so that only the failing text gets the error.
+        If the round fails, each text gets a round of its own, so that only the failing text gets the error.
         """
         try:
             texts = [sequence.text for sequence in sequences]
             expected = expected_seconds(self._step_seconds(len(texts)), self._gap())
-            _, seconds = await self._executor.run_timed(expected, self._turn, texts)
+            _, seconds = await self._executor.run_timed(expected, self._compute_round, texts)
             self.circuit_breaker.record_success()
             self.observer.on_batch(len(texts), seconds)
         except Exception as error:
@@ -164,10 +164,10 @@ class TextEngine(Generic[Text]):
                 self.circuit_breaker.record_failure()
                 self.observer.on_failure(error)
 
-    def _turn(self, texts: list[Text]) -> None:
+    def _compute_round(self, texts: list[Text]) -> None:
         """Take one step for all texts, and further steps until the budget is used or a text is finished.
 
-        After a long gap the turn also ends when a text has its first character, so that it is sent without delay.
+        After a long gap the round also ends when a text has its first character, so that it is sent without delay.
         """
         started_at, gap = time.perf_counter(), self._gap()
         rejected = self._admission.rejected
@@ -181,22 +181,22 @@ class TextEngine(Generic[Text]):
                     break
                 self._step(texts)
         finally:
-            self._record_turn(time.perf_counter() - started_at)
+            self._record_round(time.perf_counter() - started_at)
 
-    def _record_turn(self, seconds: float) -> None:
-        """Record that a turn of ``seconds`` seconds has ended now."""
+    def _record_round(self, seconds: float) -> None:
+        """Record that a round of ``seconds`` seconds has ended now."""
         self._executor.text_seconds += seconds
-        self._turn_ended_at, self._text_seconds = time.perf_counter(), self._executor.text_seconds
+        self._round_ended_at, self._text_seconds = time.perf_counter(), self._executor.text_seconds
 
     def _gap(self) -> float:
-        """Return the seconds that the event loop and other models have used since the last turn.
+        """Return the seconds that the event loop and other models have used since the last round.
 
-        Turns of other text engines do not count: two engines would lengthen each other's turns without end.
+        Rounds of other text engines do not count: two engines would lengthen each other's rounds without end.
         """
-        return time.perf_counter() - self._turn_ended_at - (self._executor.text_seconds - self._text_seconds)
+        return time.perf_counter() - self._round_ended_at - (self._executor.text_seconds - self._text_seconds)
 
     def _complete(self) -> None:
-        """After a turn: return finished texts and notify the consumers of streamed ones."""
+        """After a round: return finished texts and notify the consumers of streamed ones."""
         now = time.monotonic()
         self._reporter.first_tokens(now)
         for sequence in self._scheduler.running:
@@ -210,10 +210,10 @@ class TextEngine(Generic[Text]):
             self._reporter.flush()
 
     def _notify(self, now: float) -> None:
-        """Notify the consumers of streamed texts: at the first turn, at the end, and in between at an interval.
+        """Notify the consumers of streamed texts: at the first round, at the end, and in between at an interval.
 
         The interval grows with the number of streamed texts: to wake every consumer and write to every socket after
-        each turn would cost more than the turn.
+        each round would cost more than the round.
         """
         streamed = [(sequence, sequence.updated) for sequence in self._scheduler.running if sequence.updated]
         for sequence, updated in streamed:

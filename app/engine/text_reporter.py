@@ -26,7 +26,7 @@ class TextReporter(Generic[Text]):
             self._observer.on_dequeued(sequences)
 
     def first_tokens(self, now: float) -> None:
-        """Report the texts whose first character was generated in the last turn."""
+        """Report the texts whose first character was generated in the last round."""
         if not self._without_token:
             return
         for sequence in self._without_token:

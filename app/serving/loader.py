@@ -54,7 +54,7 @@ class LoadedModel(Generic[P]):
         return f"{self.card.name}@{self.card.version}"
 
     def stream(self, texts: Sequence[Continuation]) -> AsyncGenerator[None, None]:
-        """Yield each time some of the texts have grown; see ``TextEngine.stream``."""
+        """Yield whenever some of the texts have new characters; see ``TextEngine.stream``."""
         assert isinstance(self.engine, TextEngine)
         return self.engine.stream(texts)
 

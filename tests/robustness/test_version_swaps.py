@@ -102,15 +102,15 @@ folder, what, kills, packed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), 
 def publish():
     publish_tiny(folder, "tiny-gan")
 
-def bring_in():
+def import_archive():
     with open(packed, "rb") as file:
-        archive.bring_in(folder, file, 10**7, renumber=True)
+        archive.import_archive(folder, file, 10**7, renumber=True)
 
 def activate():
     for version in (1, 2):
         rollout.activate(folder, "tiny-gan", version)
 
-does = {"publish": publish, "import": bring_in, "activate": activate}[what]
+does = {"publish": publish, "import": import_archive, "activate": activate}[what]
 for i in range(kills):
     told, tell = os.pipe()
     child = os.fork()

@@ -179,7 +179,7 @@ class Observers:
 
         return Observer()
 
-    def on_versions(self, live: int, broken: int, there: frozenset[VersionKey]) -> None: ...
+    def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None: ...
 
 
 def test_each_version_has_exactly_one_state() -> None:
