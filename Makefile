@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-.PHONY: help serve test check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
+.PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
 	bench-training bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## what there is to make
@@ -16,8 +16,11 @@ help: ## what there is to make
 serve: .venv/serve ## the service on port 8000, or PORT=8111, with the networks of models_store/
 	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
 
-test: .venv/test ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/test ## the whole test suite, on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+quick: .venv/test ## the tests that start no other process, in under a minute
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not processes"
 
 check: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .

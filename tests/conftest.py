@@ -9,12 +9,20 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from support.markers import starts_processes
 from support.networks import MORE, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 
 from app.settings import Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes or a browser: ``make quick`` leaves them out."""
+    for item in items:
+        if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("processes")
 
 
 @pytest.fixture

@@ -1,0 +1,43 @@
+"""Find the tests that start other processes. ``make quick`` leaves them out."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+STARTERS = {"subprocess", "support.processes", "multiprocessing"}  # modules whose use starts processes
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Return whether a test, one of its fixtures, or a function of its file that they call uses ``STARTERS``."""
+    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
+    functions = [getattr(item, "function", None), *(each.func for fixtures in definitions for each in fixtures)]
+    seen: set[types.CodeType] = set()
+    return any(_uses_starter(function, seen) for function in functions if function is not None)
+
+
+def _uses_starter(function: Any, seen: set[types.CodeType]) -> bool:
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None or code in seen:
+        return False
+    seen.add(code)
+    for name in _names(code):
+        value = names.get(name)
+        home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+        if home in STARTERS:
+            return True
+        value = getattr(value, "__wrapped__", value)  # of a context manager: its generator
+        if isinstance(value, types.FunctionType) and home == function.__module__ and _uses_starter(value, seen):
+            return True
+    return False
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The global names that a function and the functions inside it use."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
