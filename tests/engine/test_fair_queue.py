@@ -1,4 +1,4 @@
-"""Where keys are in use, one that floods takes no more than its share: of what is computed, and of the queue."""
+"""With API keys, a key that floods the service gets no more than its share of computing and of the queue."""
 
 from __future__ import annotations
 
@@ -33,117 +33,117 @@ class Item:
 
 
 def order(*items: Item) -> str:
-    line: FairQueue[Item] = FairQueue()
+    queue: FairQueue[Item] = FairQueue()
     for item in items:
-        line.append(item)
-    assert len(line) == len(items)
+        queue.append(item)
+    assert len(queue) == len(items)
     taken = ""
-    while line:
-        first = line.peek()
-        assert line.pop() is first
+    while queue:
+        first = queue.peek()
+        assert queue.pop() is first
         taken += first.caller or "-"
     return taken
 
 
-def test_callers_are_taken_in_turn_and_each_one_in_order() -> None:
+def test_callers_take_turns_and_each_caller_s_items_stay_in_order() -> None:
     assert order(*[Item("a")] * 4, *[Item("b")] * 2, Item("c")) == "abcabaa"
     assert order(*[Item(None)] * 3) == "---"
-    items = [Item(who, number=i) for i, who in enumerate("aabbab")]
-    line: FairQueue[Item] = FairQueue()
+    items = [Item(caller, number=i) for i, caller in enumerate("aabbab")]
+    queue: FairQueue[Item] = FairQueue()
     for item in items:
-        line.append(item)
-    taken = [line.pop() for _ in items]
+        queue.append(item)
+    taken = [queue.pop() for _ in items]
     assert [item.number for item in taken if item.caller == "a"] == [0, 1, 4]
 
 
-def test_what_counts_is_rows_not_requests() -> None:
+def test_rows_are_shared_and_not_requests() -> None:
     taken = order(*[Item("a", rows=4)] * 10, *[Item("b")] * 40)
     assert abs(4 * taken[:25].count("a") - taken[:25].count("b")) <= 4
 
 
-def test_who_comes_late_is_neither_punished_nor_paid_for_having_waited() -> None:
-    line: FairQueue[Item] = FairQueue()
+def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
+    queue: FairQueue[Item] = FairQueue()
     for _ in range(100):
-        line.append(Item("a"))
+        queue.append(Item("a"))
     for _ in range(50):
-        line.pop()
+        queue.pop()
     for _ in range(50):
-        line.append(Item("b"))
-    assert Counter(line.pop().caller for _ in range(40)) == {"a": 20, "b": 20}
+        queue.append(Item("b"))
+    assert Counter(queue.pop().caller for _ in range(40)) == {"a": 20, "b": 20}
 
 
-def test_what_nobody_waits_for_any_more_leaves_and_costs_its_caller_nothing() -> None:
-    line: FairQueue[Item] = FairQueue()
-    gone, kept = [Item("a", rows=9) for _ in range(50)], [Item(who) for who in "aabb"]
-    for item in (*gone, *kept):
-        line.append(item)
-    for item in (*gone, *gone):  # twice is once
-        line.discard(item)
-    assert len(line) == 4
-    assert "".join(line.pop().caller or "" for _ in kept) == "abab"
-    assert not line._queues
-    assert not line._virtual_start
-    line.discard(kept[0])
+def test_a_discarded_item_leaves_and_is_not_charged_to_its_caller() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    discarded, remaining_items = [Item("a", rows=9) for _ in range(50)], [Item(caller) for caller in "aabb"]
+    for item in (*discarded, *remaining_items):
+        queue.append(item)
+    for item in (*discarded, *discarded):  # a second time changes nothing
+        queue.discard(item)
+    assert len(queue) == 4
+    assert "".join(queue.pop().caller or "" for _ in remaining_items) == "abab"
+    assert not queue._queues
+    assert not queue._virtual_start
+    queue.discard(remaining_items[0])
 
 
-def test_those_who_are_gone_are_forgotten() -> None:
-    line: FairQueue[Item] = FairQueue()
+def test_idle_callers_are_forgotten() -> None:
+    queue: FairQueue[Item] = FairQueue()
     for i in range(5000):
-        line.append(Item(f"k{i}"))
-        line.pop()
-    assert not line._virtual_start
-    line.append(Item("always", rows=3))
+        queue.append(Item(f"k{i}"))
+        queue.pop()
+    assert not queue._virtual_start
+    queue.append(Item("always", rows=3))
     for i in range(5000):
-        line.append(Item("always", rows=3))
-        line.append(Item(f"k{i}"))
-        line.pop()
-        line.pop()
-    assert len(line._virtual_start) < 1000
+        queue.append(Item("always", rows=3))
+        queue.append(Item(f"k{i}"))
+        queue.pop()
+        queue.pop()
+    assert len(queue._virtual_start) < 1000
 
 
-def test_a_caller_alone_may_have_half_of_the_queue_and_who_comes_new_finds_room() -> None:
-    door = AdmissionControl("m", RecordingObserver(), 100)
+def test_one_key_may_use_half_of_the_queue_so_that_a_second_one_fits() -> None:
+    admission = AdmissionControl("m", RecordingObserver(), 100)
 
-    def fill(who: str) -> int:
-        current_caller.set(who)
+    def fill(caller: str) -> int:
+        current_caller.set(caller)
         own = 0
         while True:
             try:
-                door.admit(1, 0.0)
-            except Overloaded as refused:
-                told = refused.message
+                admission.admit(1, 0.0)
+            except Overloaded as rejection:
+                message = rejection.message
                 break
-            door.add(who, 1)
+            admission.add(caller, 1)
             own += 1
-        assert f"{own} of them of {who}" in told
+        assert f"{own} of them of {caller}" in message
         return own
 
     async def check() -> None:
         assert [fill("a"), fill("b"), fill("c"), fill("d")] == [50, 25, 13, 6]
-        door.remove("a", 50)
-        assert door.waiting == 44
+        admission.remove("a", 50)
+        assert admission.waiting == 44
         current_caller.set(None)
-        door.admit(100 - door.waiting, 0.0)
+        admission.admit(100 - admission.waiting, 0.0)
         with pytest.raises(Overloaded):
-            door.admit(101 - door.waiting, 0.0)
+            admission.admit(101 - admission.waiting, 0.0)
 
     asyncio.run(check())
 
 
 def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
-    """What a flood of 100 callers and 16 callers of another key get, of so many answers.
+    """Return how many of ``answers`` answers 100 callers of one key and 16 callers of another get.
 
-    Each asks again when it is answered; who is refused, when somebody is.
+    Each caller asks again after its answer, and after a rejection when any caller is answered.
     """
 
     async def run() -> Counter[str]:
         done: Counter[str] = Counter()
         answered = asyncio.Condition()
-        lane = Executor("test")
-        ask = ask_with(lane)
+        executor = Executor("test")
+        ask = ask_with(executor)
 
-        async def one(who: str) -> None:
-            current_caller.set(who)
+        async def one(caller: str) -> None:
+            current_caller.set(caller)
             while done.total() < answers:
                 try:
                     await ask()
@@ -153,37 +153,39 @@ def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
                     continue
                 async with answered:
                     if done.total() < answers:
-                        done[who] += 1
+                        done[caller] += 1
                     answered.notify_all()
 
-        await asyncio.gather(*(one(who) for who, callers in (("heavy", 100), ("light", 16)) for _ in range(callers)))
-        lane.close()
+        await asyncio.gather(
+            *(one(caller) for caller, callers in (("heavy", 100), ("light", 16)) for _ in range(callers))
+        )
+        executor.close()
         return done
 
     return asyncio.run(run())
 
 
-def test_of_one_shot_answers_each_key_gets_its_half_within_a_tenth() -> None:
-    def ask_with(lane: Executor) -> Any:
+def test_two_keys_share_batches_equally_within_a_tenth() -> None:
+    def ask_with(executor: Executor) -> Any:
         engine = Batcher(
-            "m", list, lambda item: 1, one_millisecond, lane, RecordingObserver(), batch_rows=8, queue_rows=64
+            "m", list, lambda item: 1, one_millisecond, executor, RecordingObserver(), batch_rows=8, queue_rows=64
         )
         return lambda: engine.submit([1])
 
-    found = shares(ask_with)
-    assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
+    counts = shares(ask_with)
+    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
-def test_of_what_is_read_on_threads_each_key_gets_its_half_within_a_tenth() -> None:
-    lanes = list[Executor]()
+def test_two_keys_share_parsing_threads_equally_within_a_tenth() -> None:
+    executors = list[Executor]()
 
     def ask_with(_: Executor) -> Any:
-        lanes.append(Executor("parse", max_waiting=64))
-        return lambda: lanes[0].run(int)
+        executors.append(Executor("parse", max_waiting=64))
+        return lambda: executors[0].run(int)
 
-    found = shares(ask_with)
-    lanes[0].close()
-    assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
+    counts = shares(ask_with)
+    executors[0].close()
+    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
 @dataclass
@@ -199,22 +201,22 @@ class Countdown:
         return 5 - self.remaining
 
 
-def test_of_texts_each_key_gets_its_half_within_a_tenth() -> None:
+def test_two_keys_share_text_slots_equally_within_a_tenth() -> None:
     def step(texts: Sequence[Countdown]) -> None:
         for text in texts:
             text.remaining -= 1
 
-    def ask_with(lane: Executor) -> Any:
+    def ask_with(executor: Executor) -> Any:
         engine = TextEngine(
-            "m", step, lambda rows: 0.001, lane, RecordingObserver(), max_running=8, queue_rows=64, normal_budget=0
+            "m", step, lambda rows: 0.001, executor, RecordingObserver(), max_running=8, queue_rows=64, normal_budget=0
         )
         return lambda: engine.submit([Countdown(5)])
 
-    found = shares(ask_with)
-    assert abs(found["light"] / found.total() - 0.5) <= 0.05, found
+    counts = shares(ask_with)
+    assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
-def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: HeldGenerator) -> None:
+def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_path: Path, held: HeldGenerator) -> None:
     heavy, light = key_file.add(tmp_path / "keys", "heavy"), key_file.add(tmp_path / "keys", "light")
     with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, inline_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"
@@ -227,7 +229,7 @@ def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: He
             first = callers.submit(ask, heavy)
             assert held.entered.wait(30)
             flood = [callers.submit(ask, heavy) for _ in range(30)]
-            wait_until(lambda: sum(answer.done() for answer in flood) == 22)  # the surplus: 8 of 16 rows are its own
+            wait_until(lambda: sum(answer.done() for answer in flood) == 22)  # the key may use 8 of the 16 rows
             late = callers.submit(ask, light)
             wait_until(lambda: _waits(client, light, 9))
             held.release.set()
@@ -237,6 +239,6 @@ def test_in_a_flood_another_key_is_let_in(serve: Serve, tmp_path: Path, held: He
 
 
 def _waits(client: httpx.Client, key: str, rows: int) -> bool:
-    """Whether so many rows wait: one more of the same caller is told how many there are."""
+    """Return whether so many rows wait: the error of a further request states the number."""
     answer = client.post("/v1/images/sample", json={"count": 16}, headers={"x-api-key": key})
     return f"{rows} of 16 rows wait" in answer.json()["error"]["message"]

@@ -1,4 +1,4 @@
-"""Continuous batching: texts join and leave at every step, and a crowd changes nothing."""
+"""Continuous batching: texts join and leave at every step, and each text is the same in a batch and alone."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.anyio
 
 
 @dataclass(eq=False)
-class Count:
-    """A text that is finished after so many steps; a guilty one fails at its third."""
+class CountingText:
+    """A text that is finished after ``steps`` steps; a failing one fails at its third."""
 
     steps: int
-    guilty: bool = False
+    failing: bool = False
     done: int = 0
 
     @property
@@ -47,325 +47,342 @@ class Count:
 
 @dataclass
 class Stepper:
-    """Steps such texts, each step only when it is let."""
+    """Steps such texts. Each step takes one permit."""
 
-    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     sizes: list[int] = field(default_factory=list)
 
-    def step(self, texts: Sequence[Count]) -> None:
-        assert self.turns.acquire(timeout=10)
-        if any(text.guilty and text.done == 2 for text in texts):
-            raise ValueError("guilty")
+    def step(self, texts: Sequence[CountingText]) -> None:
+        assert self.permits.acquire(timeout=10)
+        if any(text.failing and text.done == 2 for text in texts):
+            raise ValueError("failing")
         for text in texts:
             text.done += 1
         self.sizes.append(len(texts))
 
 
 @pytest.fixture
-async def lane() -> AsyncIterator[Executor]:
-    lane = Executor("test")
-    yield lane
-    lane.close()
+async def executor() -> AsyncIterator[Executor]:
+    executor = Executor("test")
+    yield executor
+    executor.close()
 
 
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long texts make room at once."""
+def preempt_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preempt long texts without delay."""
     monkeypatch.setattr("app.engine.scheduler.PREEMPT_AFTER", 0.0)
     monkeypatch.setattr("app.engine.scheduler.PREEMPT_CHECK_INTERVAL", 0.0)
 
 
 def engine_of(
-    stepper: Stepper, lane: Executor, rows: int = 2, queue_rows: int = 4, seen: RecordingObserver | None = None
+    stepper: Stepper, executor: Executor, rows: int = 2, queue_rows: int = 4, observer: RecordingObserver | None = None
 ) -> Any:
     return TextEngine(
-        "m", stepper.step, lambda rows: 0.001, lane, seen or RecordingObserver(), rows, queue_rows, normal_budget=0
+        "m",
+        stepper.step,
+        lambda rows: 0.001,
+        executor,
+        observer or RecordingObserver(),
+        rows,
+        queue_rows,
+        normal_budget=0,
     )
 
 
-async def test_a_short_text_does_not_wait_for_a_long_one(lane: Executor) -> None:
+async def test_a_short_text_does_not_wait_for_a_long_one(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane)
-    long, short, waiting = await start_tasks(*(engine.submit([Count(steps)]) for steps in (9, 2, 3)))
-    stepper.turns.release(2)
+    engine = engine_of(stepper, executor)
+    long, short, waiting = await start_tasks(*(engine.submit([CountingText(steps)]) for steps in (9, 2, 3)))
+    stepper.permits.release(2)
     await short
     assert not long.done()
-    stepper.turns.release(3)
+    stepper.permits.release(3)
     await waiting
     assert not long.done()
-    stepper.turns.release(99)
+    stepper.permits.release(99)
     await long
     assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1, 1, 1]
 
 
-async def test_where_all_rows_are_long_ones_they_make_room_and_go_on_later(
-    lane: Executor, monkeypatch: pytest.MonkeyPatch
+async def test_long_texts_are_preempted_by_short_ones_and_resumed(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eager(monkeypatch)
-    stepper, seen = Stepper(), RecordingObserver()
-    engine = engine_of(stepper, lane, rows=2, queue_rows=5, seen=seen)
-    long = await start_tasks(*(engine.submit([Count(50)]) for _ in range(3)))
-    short = await start_tasks(engine.submit([Count(2)]), engine.submit([Count(1)]))
-    stepper.turns.release(12)
+    preempt_at_once(monkeypatch)
+    stepper, observer = Stepper(), RecordingObserver()
+    engine = engine_of(stepper, executor, rows=2, queue_rows=5, observer=observer)
+    long = await start_tasks(*(engine.submit([CountingText(50)]) for _ in range(3)))
+    short = await start_tasks(engine.submit([CountingText(2)]), engine.submit([CountingText(1)]))
+    stepper.permits.release(12)
     await asyncio.gather(*short)
     assert not any(task.done() for task in long)
-    while engine.load != (1, 2):  # noqa: ASYNC110  # others have their turn before the rows are filled again
+    while engine.load != (1, 2):  # noqa: ASYNC110  # other tasks run before the slots are filled again
         await asyncio.sleep(0.001)
-    with pytest.raises(Overloaded, match="1 of 5 rows wait, 5 more were sent"):  # who made room is in the queue again
-        await engine.submit([Count(1)] * 5)
+    with pytest.raises(Overloaded, match="1 of 5 rows wait, 5 more were sent"):  # the preempted text is queued again
+        await engine.submit([CountingText(1)] * 5)
     long[0].cancel()
-    stepper.turns.release(999)
+    stepper.permits.release(999)
     answers = await asyncio.gather(*long, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert [text.done for answer in answers[1:] for text in answer] == [50, 50]
     assert engine.load == (0, 0)
     assert max(stepper.sizes) == 2
-    assert len(seen.queue_seconds) == 5  # each has begun once
+    assert len(observer.queue_seconds) == 5  # a resumed text is not reported again
 
 
-async def test_texts_of_one_kind_are_written_one_after_the_other(
-    lane: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eager(monkeypatch)
+async def test_texts_of_similar_length_are_not_preempted(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    preempt_at_once(monkeypatch)
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=1)
-    texts = [Count(5), Count(4), Count(5)]
+    engine = engine_of(stepper, executor, rows=1)
+    texts = [CountingText(5), CountingText(4), CountingText(5)]
     tasks = await start_tasks(*(engine.submit([text]) for text in texts))
-    stepper.turns.release(4)
+    stepper.permits.release(4)
     while len(stepper.sizes) < 4:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     assert [text.done for text in texts] == [4, 0, 0]
-    stepper.turns.release(99)
+    stepper.permits.release(99)
     await asyncio.gather(*tasks)
 
 
-async def test_a_text_that_left_while_it_made_room_does_not_come_back(
-    lane: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    eager(monkeypatch)
+async def test_a_cancelled_preempted_text_is_not_resumed(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    preempt_at_once(monkeypatch)
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=1)
-    gone, other = Count(10**9), Count(4)
-    leaving, staying = await start_tasks(engine.submit([gone]), engine.submit([other]))
-    stepper.turns.release(2)
-    while not other.done:  # noqa: ASYNC110  # it runs in the other's place
+    engine = engine_of(stepper, executor, rows=1)
+    cancelled, other = CountingText(10**9), CountingText(4)
+    leaving, staying = await start_tasks(engine.submit([cancelled]), engine.submit([other]))
+    stepper.permits.release(2)
+    while not other.done:  # noqa: ASYNC110  # it runs in the slot of the preempted text
         await asyncio.sleep(0.001)
     leaving.cancel()
-    stepper.turns.release(99)
+    stepper.permits.release(99)
     await staying
-    assert gone.done <= 3
+    assert cancelled.done <= 3
     assert engine.load == (0, 0)
 
 
-async def test_beside_long_forwards_of_others_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_round_is_long_beside_long_batches_of_other_models(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
-    stepper, seen = Stepper(), RecordingObserver()
-    engine = engine_of(stepper, lane, seen=seen)
+    stepper, observer = Stepper(), RecordingObserver()
+    engine = engine_of(stepper, executor, observer=observer)
 
-    (task,) = await start_tasks(engine.submit([Count(9)]))
+    (task,) = await start_tasks(engine.submit([CountingText(9)]))
     for _ in range(2):
-        await asyncio.sleep(0)  # its first step has begun, and holds the lane
-    (other,) = await start_tasks(lane.run_timed(30, time.sleep, 0.3))
-    stepper.turns.release(99)
+        await asyncio.sleep(0)  # its first step has begun, and holds the executor
+    (other,) = await start_tasks(executor.run_timed(30, time.sleep, 0.3))
+    stepper.permits.release(99)
     await asyncio.gather(task, other)
-    assert seen.batches == [1, 1]  # turns: a step, and all others
+    assert observer.batches == [1, 1]  # rounds: one step, then all others
     assert len(stepper.sizes) == 9
 
 
-async def test_long_turns_of_another_model_s_texts_make_none_longer(
-    lane: Executor, monkeypatch: pytest.MonkeyPatch
+async def test_long_rounds_of_another_text_engine_do_not_lengthen_rounds(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
-    quick, seen = Stepper(threading.Semaphore(99)), RecordingObserver()
+    quick, observer = Stepper(threading.Semaphore(99)), RecordingObserver()
     slow = TextEngine(
-        "slow", lambda texts: [dawdle(text) for text in texts], lambda rows: 0.001, lane, RecordingObserver(), 1, 4, 0
+        "slow",
+        lambda texts: [slow_step(text) for text in texts],
+        lambda rows: 0.001,
+        executor,
+        RecordingObserver(),
+        1,
+        4,
+        0,
     )
-    other = asyncio.ensure_future(slow.submit([Count(9)]))
-    await engine_of(quick, lane, seen=seen).submit([Count(9)])
-    assert len(seen.batches) == 9  # turns, of a step each
+    other = asyncio.ensure_future(slow.submit([CountingText(9)]))
+    await engine_of(quick, executor, observer=observer).submit([CountingText(9)])
+    assert len(observer.batches) == 9  # rounds of one step each
     await other
 
 
-def dawdle(text: Count) -> None:
+def slow_step(text: CountingText) -> None:
     time.sleep(0.02)
     text.done += 1
 
 
-async def test_while_others_are_refused_a_turn_is_long(lane: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_round_is_long_while_requests_are_rejected(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.step_budget.STEP_BUDGET_REJECTING", 60.0)
-    stepper, seen = Stepper(), RecordingObserver()
-    engine = engine_of(stepper, lane, rows=1, queue_rows=1, seen=seen)
-    tasks = await start_tasks(engine.submit([Count(9)]))
+    stepper, observer = Stepper(), RecordingObserver()
+    engine = engine_of(stepper, executor, rows=1, queue_rows=1, observer=observer)
+    tasks = await start_tasks(engine.submit([CountingText(9)]))
     await asyncio.sleep(0)  # it runs
-    tasks += await start_tasks(engine.submit([Count(9)]))
+    tasks += await start_tasks(engine.submit([CountingText(9)]))
     with pytest.raises(Overloaded):
-        await engine.submit([Count(1)])
-    stepper.turns.release(99)
+        await engine.submit([CountingText(1)])
+    stepper.permits.release(99)
     await asyncio.gather(*tasks)
-    assert seen.batches[:2] == [1, 1]  # the step that had begun, and all others of the first text
-    assert len(seen.batches) == 2 + 9  # then nobody was refused any more
+    assert observer.batches[:2] == [1, 1]  # the running step, then all others of the first text
+    assert len(observer.batches) == 2 + 9  # then no request was rejected any more
 
 
-async def test_an_abandoned_text_frees_its_row_at_the_next_step(lane: Executor) -> None:
+async def test_a_cancelled_text_frees_its_slot_at_the_next_step(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=1)
-    gone, waiting = await start_tasks(engine.submit([Count(10**9)]), engine.submit([Count(1)]))
+    engine = engine_of(stepper, executor, rows=1)
+    cancelled, waiting = await start_tasks(engine.submit([CountingText(10**9)]), engine.submit([CountingText(1)]))
     await asyncio.sleep(0)  # its first step has begun
-    gone.cancel()
-    stepper.turns.release(2)
+    cancelled.cancel()
+    stepper.permits.release(2)
     await waiting
     assert sum(stepper.sizes) == 2
 
 
-async def test_who_leaves_at_the_last_step_is_left_alone_and_neighbours_go_on(lane: Executor) -> None:
+async def test_cancelling_a_text_at_its_last_step_does_not_affect_the_others(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane)
-    last, beside, waiting = await start_tasks(*(engine.submit([Count(steps)]) for steps in (3, 5, 1)))
-    stepper.turns.release(2)
+    engine = engine_of(stepper, executor)
+    last, beside, waiting = await start_tasks(*(engine.submit([CountingText(steps)]) for steps in (3, 5, 1)))
+    stepper.permits.release(2)
     while len(stepper.sizes) < 2:  # noqa: ASYNC110  # its third step and last one has begun
         await asyncio.sleep(0.001)
-    for _ in range(2):  # once would do
+    for _ in range(2):  # a second cancellation changes nothing
         last.cancel()
-    stepper.turns.release(99)
+    stepper.permits.release(99)
     answers = await asyncio.gather(last, beside, waiting, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert [text.done for answer in answers[1:] for text in answer] == [5, 1]
     assert engine.load == (0, 0)
-    assert [text.done for text in await engine.submit([Count(2)])] == [2]
+    assert [text.done for text in await engine.submit([CountingText(2)])] == [2]
 
 
-async def test_who_leaves_while_it_stops_does_not_hold_it(lane: Executor) -> None:
+async def test_a_cancelled_request_does_not_delay_shutdown(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=1)
-    gone, waiting, kept, closing = await start_tasks(
-        engine.submit([Count(10**9)]), engine.submit([Count(1)]), engine.submit([Count(2)]), engine.close(30)
+    engine = engine_of(stepper, executor, rows=1)
+    cancelled, waiting, finished, closing = await start_tasks(
+        engine.submit([CountingText(10**9)]),
+        engine.submit([CountingText(1)]),
+        engine.submit([CountingText(2)]),
+        engine.close(30),
     )
-    gone.cancel()
+    cancelled.cancel()
     waiting.cancel()
-    stepper.turns.release(9)
-    answers = await asyncio.gather(gone, waiting, kept, closing, return_exceptions=True)
+    stepper.permits.release(9)
+    answers = await asyncio.gather(cancelled, waiting, finished, closing, return_exceptions=True)
     assert [type(answer) for answer in answers[:2]] == [asyncio.CancelledError] * 2
     assert [text.done for text in answers[2]] == [2]
     assert engine.load == (0, 0)
 
 
-async def test_only_the_guilty_text_gets_the_error(lane: Executor) -> None:
-    stepper, seen = Stepper(), RecordingObserver()
-    stepper.turns.release(999)
-    engine = engine_of(stepper, lane, rows=3, seen=seen)
-    texts = [Count(5), Count(5, guilty=True), Count(5)]
+async def test_only_the_failing_text_gets_the_error(executor: Executor) -> None:
+    stepper, observer = Stepper(), RecordingObserver()
+    stepper.permits.release(999)
+    engine = engine_of(stepper, executor, rows=3, observer=observer)
+    texts = [CountingText(5), CountingText(5, failing=True), CountingText(5)]
     answers = await asyncio.gather(*(engine.submit([text]) for text in texts), return_exceptions=True)
     assert isinstance(answers[1], InferenceFailed)
     assert [texts[0].done, texts[2].done] == [5, 5]
-    assert len(seen.failures) == 1
+    assert len(observer.failures) == 1
 
 
-async def test_a_full_queue_refuses_exactly_the_surplus(lane: Executor) -> None:
+async def test_a_full_queue_rejects_exactly_the_surplus(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=2, queue_rows=4)
-    running = await start_tasks(engine.submit([Count(1)]), engine.submit([Count(1)]))
+    engine = engine_of(stepper, executor, rows=2, queue_rows=4)
+    running = await start_tasks(engine.submit([CountingText(1)]), engine.submit([CountingText(1)]))
     await asyncio.sleep(0)
-    waiting = await start_tasks(*(engine.submit([Count(1)]) for _ in range(7)))
+    waiting = await start_tasks(*(engine.submit([CountingText(1)]) for _ in range(7)))
     assert [task.done() for task in waiting] == [False] * 4 + [True] * 3
     for task in waiting[4:]:
         error = task.exception()
         assert isinstance(error, Overloaded)
         assert error.retry_after >= 1
-    stepper.turns.release(99)
+    stepper.permits.release(99)
     await asyncio.gather(*running, *waiting[:4])
 
 
-async def test_stopping_finishes_or_tells_everybody(lane: Executor) -> None:
+async def test_shutdown_finishes_texts_or_fails_them(executor: Executor) -> None:
     stepper = Stepper()
-    engine = engine_of(stepper, lane, rows=1)
-    tasks = await start_tasks(engine.submit([Count(1)]), engine.submit([Count(1)]), engine.close(10))
+    engine = engine_of(stepper, executor, rows=1)
+    tasks = await start_tasks(engine.submit([CountingText(1)]), engine.submit([CountingText(1)]), engine.close(10))
     with pytest.raises(NotReady):
-        await engine.submit([Count(1)])
-    stepper.turns.release(2)
+        await engine.submit([CountingText(1)])
+    stepper.permits.release(2)
     await asyncio.gather(*tasks)
 
-    other = engine_of(stepper, lane, rows=1)
-    tasks = await start_tasks(other.submit([Count(1)]), other.submit([Count(1)]))
+    other = engine_of(stepper, executor, rows=1)
+    tasks = await start_tasks(other.submit([CountingText(1)]), other.submit([CountingText(1)]))
     await other.close(0.01)
-    stepper.turns.release(1)
+    stepper.permits.release(1)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(answer, NotReady) for answer in answers)
 
 
-@pytest.mark.parametrize("make_room", [False, True])
-async def test_in_a_crowd_each_text_is_what_it_is_alone(
-    tmp_path: Path, lane: Executor, monkeypatch: pytest.MonkeyPatch, make_room: bool
+@pytest.mark.parametrize("preempting", [False, True])
+async def test_each_text_is_the_same_in_a_batch_and_alone(
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch, preempting: bool
 ) -> None:
-    """Sixty texts of random length and settings through eight rows, arriving in threes between steps."""
-    if make_room:
-        eager(monkeypatch)
-    continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
-    chance = random.Random(0)
+    """Sixty texts of random length and settings share eight slots; three arrive between two steps."""
+    if preempting:
+        preempt_at_once(monkeypatch)
+    generator = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+    rng = random.Random(0)
 
     def text(seed: int) -> Any:
-        chance.seed(seed)
-        prompt, _ = continuer.parse("".join(chance.choices("abc \nXé", k=chance.choice([0, 1, 5, 700]))))
-        temperature, top_k = chance.choice([0, 0.5, 1, 3]), chance.choice([None, 1, 4])
-        top_p, stop = chance.choice([None, 0.3, 0.9]), chance.choice([[], ["aa", "b"]])
-        return continuer.begin(prompt, chance.randint(1, 60), temperature, top_k, top_p, stop, seed)
+        rng.seed(seed)
+        prompt, _ = generator.parse("".join(rng.choices("abc \nXé", k=rng.choice([0, 1, 5, 700]))))
+        temperature, top_k = rng.choice([0, 0.5, 1, 3]), rng.choice([None, 1, 4])
+        top_p, stop = rng.choice([None, 0.3, 0.9]), rng.choice([[], ["aa", "b"]])
+        return generator.begin(prompt, rng.randint(1, 60), temperature, top_k, top_p, stop, seed)
 
     alone = []
     for seed in range(60):
         one = text(seed)
         while not one.finished:
-            continuer.step([one])
+            generator.step([one])
         alone.append((one.text, one.finish_reason))
 
-    engine: Any = TextEngine("m", continuer.step, continuer.latency, lane, RecordingObserver(), 8, 99)
+    engine: Any = TextEngine("m", generator.step, generator.latency, executor, RecordingObserver(), 8, 99)
     tasks = []
     for begin in range(0, 60, 3):
         tasks += await start_tasks(*(engine.submit([text(seed)]) for seed in range(begin, begin + 3)))
-        await lane.run(lambda: None)
-    crowd = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
-    assert crowd == alone
-    assert {reason for _, reason in crowd} == {"length", "stop"}
+        await executor.run(lambda: None)
+    batched = [(answer[0].text, answer[0].finish_reason) for answer in await asyncio.gather(*tasks)]
+    assert batched == alone
+    assert {reason for _, reason in batched} == {"length", "stop"}
 
 
-async def test_who_leaves_a_crowd_changes_nothing_for_who_stays(tmp_path: Path, lane: Executor) -> None:
-    """Of forty texts through eight rows every other one leaves: while it waits, on its way, or at its last step."""
-    continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
+async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, executor: Executor) -> None:
+    """Forty texts share eight slots; every other one is cancelled: while it waits, runs, or takes its last step."""
+    generator = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
 
     def text(seed: int) -> Any:
-        prompt, _ = continuer.parse("abc" * (seed % 5))
-        return continuer.begin(prompt, 20 + seed % 7, 1.0, None, None, [], seed)
+        prompt, _ = generator.parse("abc" * (seed % 5))
+        return generator.begin(prompt, 20 + seed % 7, 1.0, None, None, [], seed)
 
     alone = []
     for seed in range(40):
         one = text(seed)
         while not one.finished:
-            continuer.step([one])
+            generator.step([one])
         alone.append(one.text)
 
     loop = asyncio.get_running_loop()
 
     def step(running: Sequence[Any]) -> None:
-        continuer.step(running)
+        generator.step(running)
         for one in running:
             if one.seed % 2 and len(one.text) >= one.seed % 23:
                 loop.call_soon_threadsafe(tasks[one.seed].cancel)
 
-    engine: Any = TextEngine("m", step, lambda rows: 0.001, lane, RecordingObserver(), 8, 99, normal_budget=0)
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
     await asyncio.sleep(0)
     tasks[39].cancel()  # it still waits
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [answers[seed][0].text for seed in range(0, 40, 2)] == alone[::2]
-    left = [answer for answer in answers[1::2] if isinstance(answer, asyncio.CancelledError)]
-    assert len(left) >= 15  # some were finished before they could leave
+    cancelled_answers = [answer for answer in answers[1::2] if isinstance(answer, asyncio.CancelledError)]
+    assert len(cancelled_answers) >= 15  # some were finished before they were cancelled
     assert engine.load == (0, 0)
 
 
-async def test_a_turn_takes_several_short_steps_until_one_text_is_finished(
-    lane: Executor, monkeypatch: pytest.MonkeyPatch
+async def test_a_round_takes_several_short_steps_until_one_text_is_finished(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.step_budget.LONG_GAP", 60.0)  # on a busy machine any gap may be long
-    stepper, seen = Stepper(), RecordingObserver()
-    stepper.turns.release(99)
-    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, lane, seen, 2, 4, normal_budget=60)
-    await asyncio.gather(engine.submit([Count(3)]), engine.submit([Count(5)]), engine.submit([Count(4)]))
-    assert seen.batches == [2, 2, 1]  # turns: three steps, two with the one that waited, two for that one alone
+    stepper, observer = Stepper(), RecordingObserver()
+    stepper.permits.release(99)
+    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=60)
+    await asyncio.gather(
+        engine.submit([CountingText(3)]), engine.submit([CountingText(5)]), engine.submit([CountingText(4)])
+    )
+    assert observer.batches == [2, 2, 1]  # rounds of 3, 2 and 2 steps; the third text waited for a slot
     assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1]

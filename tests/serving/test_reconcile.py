@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from support.networks import TINY, tiny_card
 
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadedModel, LoadFailure
@@ -22,7 +23,6 @@ from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_set import VersionSet
 from app.store import Card
 from app.store.rollout import Canary, Rollout
-from tests.support.networks import TINY, tiny_card
 
 CANARY = Rollout(active=1, canary=Canary(version=2, share=25))
 

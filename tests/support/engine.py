@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 
 class RecordingObserver:
-    """A watch that keeps what it is told."""
+    """An observer that keeps all reports."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -45,13 +46,34 @@ class RecordingObserver:
     def on_load(self, queued: int, running: int) -> None: ...
 
 
+class Gate:
+    """A network that doubles numbers as soon as the gate is open. It fails on negative numbers."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[list[int]] = []
+
+    def predict(self, items: Sequence[int]) -> list[int]:
+        self.entered.set()
+        assert self.open.wait(10)
+        self.batches.append(list(items))
+        if min(items) < 0:
+            raise ValueError("negative")
+        return [2 * item for item in items]
+
+    async def busy(self) -> None:
+        """Wait until the network is computing."""
+        assert await asyncio.to_thread(self.entered.wait, 10)
+
+
 def one_millisecond(items: Sequence[Any]) -> float:
-    """How long a batch should take."""
+    """Return the expected duration of a batch."""
     return 0.001
 
 
 async def start_tasks(*coroutines: Any) -> list[asyncio.Task[Any]]:
-    """Run each up to its first wait, in order."""
+    """Start one task for each coroutine; each runs up to its first wait, in order."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     await asyncio.sleep(0)
     return tasks

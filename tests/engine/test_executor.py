@@ -1,0 +1,111 @@
+"""The executor: threads, inline execution, limits, cancellation and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from support.engine import Gate, start_tasks
+
+from app.engine.executor import Executor
+from app.errors import Overloaded
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_waiting_jobs_are_limited_and_leave_when_cancelled() -> None:
+    executor, gate, done = Executor("parse", max_waiting=3), Gate(), list[int]()
+    (running,) = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    waiting = await start_tasks(*(executor.run(done.append, number) for number in range(5)))
+    assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
+    for task in waiting[3:]:
+        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows wait"):
+            await task
+    waiting[1].cancel()
+    (late,) = await start_tasks(executor.run(done.append, 9))
+    (last,) = await start_tasks(executor.run_admitted(done.append, 10))  # admitted requests are never rejected
+    running.cancel()  # the thread is busy until the function ends
+    await asyncio.sleep(0)
+    assert not done
+    gate.open.set()
+    await asyncio.gather(waiting[0], waiting[2], late, last)
+    assert done == [0, 2, 9, 10]
+    assert await executor.run(int) == 0
+    executor.close()
+
+
+async def test_a_job_cancelled_when_it_gets_its_thread_releases_the_thread() -> None:
+    executor, gate = Executor("parse", max_waiting=3), Gate()
+    (running,) = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    cancelled_task, other = await start_tasks(executor.run(int), executor.run(int))
+    release = executor._release
+
+    def release_and_cancel() -> None:
+        release()
+        cancelled_task.cancel()  # before the job starts
+
+    executor._release = release_and_cancel  # type: ignore[method-assign]
+    gate.open.set()
+    await running
+    assert await other == 0
+    assert cancelled_task.cancelled()
+    executor._release = release  # type: ignore[method-assign]
+    assert await executor.run(int) == 0
+    executor.close()
+
+
+async def test_a_thread_whose_caller_left_counts_as_busy() -> None:
+    """A stopping process must not wait for such a thread."""
+    executor, gate = Executor("test"), Gate()
+    (running,) = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert executor.oldest_job_seconds() == 0
+    assert executor.busy
+    gate.open.set()
+    await executor.run(int)
+    while executor.busy:  # noqa: ASYNC110  # the thread is released by a callback on the event loop
+        await asyncio.sleep(0.001)
+    executor.close()
+
+
+async def test_closing_the_executor_cancels_waiting_jobs() -> None:
+    executor, gate = Executor("parse", max_waiting=3), Gate()
+    running, waiting = await start_tasks(executor.run(gate.predict, [0]), executor.run(int))
+    await gate.busy()
+    executor.close()
+    gate.open.set()
+    answers = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert answers[0] == [0]
+    assert isinstance(answers[1], asyncio.CancelledError)
+
+
+async def test_a_job_that_overruns_by_far_turns_inline_execution_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.executor.INLINE_OVERRUN_SECONDS", 0.0)
+    executor, where = Executor("test", inline_seconds=1.0), list[int]()
+    for _ in range(3):
+        await executor.run_timed(0.001, lambda: where.append(threading.get_ident()))
+    assert where[0] == threading.get_ident()
+    assert threading.get_ident() not in where[1:]
+    monkeypatch.setattr("app.engine.executor.NO_INLINE_SECONDS", 0.0)
+    with pytest.raises(ZeroDivisionError):
+        await executor.run_timed(0.001, lambda: 1 / 0)
+    executor.close()
+
+
+async def test_the_age_of_the_oldest_job_is_known() -> None:
+    executor, gate = Executor("test"), Gate()
+    assert executor.oldest_job_seconds() == 0
+    (running,) = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    first = executor.oldest_job_seconds()
+    await asyncio.sleep(0.05)
+    assert executor.oldest_job_seconds() >= first + 0.05
+    gate.open.set()
+    await running
+    assert executor.oldest_job_seconds() == 0
+    executor.close()
