@@ -91,7 +91,7 @@ class TextEngine(Generic[Text]):
     async def stream(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
         """As ``submit``, but yield whenever some of the texts have new characters, until all are finished.
 
-        A slow consumer is not queued for: it finds more new characters at its next iteration.
+        Updates do not pile up: a slow consumer finds more new characters at its next iteration.
         """
         updated = asyncio.Event()
         sequences = self._enqueue(texts, updated)

@@ -26,8 +26,8 @@ class VersionState(Enum):
 class ModelCache:
     """Holds one entry for each version that is loading, ready or failed; all others are unloaded.
 
-    Ready versions occupy at most ``max_bytes`` bytes of weights (0: no limit). Beyond it, the least recently used are
-    evicted.
+    Ready versions occupy at most ``max_bytes`` bytes of weights (0: no limit). Above the limit, the least recently used
+    versions are evicted.
     """
 
     def __init__(self, observers: ObserverFactory, max_bytes: int = 0) -> None:
@@ -100,7 +100,7 @@ class ModelCache:
         while self.max_bytes and (size := self.bytes()) > self.max_bytes:
             evictable = [other for other in self.models() if other is not model and not is_pinned(other)]
             if not evictable:
-                log.warning("QUARTET_MODEL_BYTES is %s, but the default models need %s bytes", self.max_bytes, size)
+                log.warning("QUARTET_MODEL_BYTES is %s, but the versions in use need %s bytes", self.max_bytes, size)
                 return
             self.evict(min(evictable, key=lambda other: other.last_used_at), "QUARTET_MODEL_BYTES is exceeded")
 

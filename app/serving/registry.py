@@ -64,7 +64,7 @@ class VersionStatus:
 class Registry:
     """Resolves requests to model versions and keeps the desired versions in memory.
 
-    In memory are the active, canary and previous version of each model. Other versions are loaded on demand. A damaged
+    The active, canary and previous version of each model stay in memory. Other versions are loaded on demand. A damaged
     version never keeps others from serving.
 
     Raises:
@@ -127,7 +127,7 @@ class Registry:
         if loaded is None:
             raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
         loaded.last_used_at = time.monotonic()
-        return cast(LoadedModel[P], loaded)  # the card's task is ``task``, so the predictor is its
+        return cast("LoadedModel[P]", loaded)  # the card's task is ``task``, so the predictor is its
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
         """As ``resolve``, but wait for a version that is not in memory.
@@ -156,7 +156,7 @@ class Registry:
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
             if isinstance(result, LoadedModel):
-                return cast(LoadedModel[P], result)
+                return cast("LoadedModel[P]", result)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
         """Return the name and number that ``name`` or ``name@version`` means. ``param`` is named in errors.
