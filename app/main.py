@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
 
-from app.api import errors
+from app.api import errors, openapi
 from app.api.kserve import timeseries
 from app.api.middleware.api_keys import close_storage, document_security, limit_storage, with_api_keys
 from app.api.middleware.body_limit import BodyLimit
@@ -35,9 +35,27 @@ from app.settings import Settings, SettingsError
 
 OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
 REPORT_SECONDS = 0.5
-DESCRIPTION = """Four kinds of trained networks behind one service: a CNN classifies images, an RNN continues text,
-an LSTM forecasts series, a GAN draws images. Every example below works as it stands: *Try it out*, *Execute*.
-To send a picture of your own to `/v1/images/classify`, choose `multipart/form-data` above its body."""
+SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
+DESCRIPTION = """Four kinds of networks: a CNN classifies images, an RNN continues text, an LSTM forecasts series, and a
+GAN generates images.
+
+To send a request from this page, open an operation, click *Try it out*, then *Execute*. The examples use the models
+that come with Quartet. To classify an image, choose a file first.
+
+Errors have one shape: `{"error": {"message", "type", "param", "code"}}`, and under `/v2` `{"error": message}`."""
+TAGS = [
+    {"name": "Tasks", "description": "Quartet's own endpoints: one for each task."},
+    {"name": "OpenAI", "description": "Endpoints for OpenAI's clients."},
+    {"name": "KServe time series", "description": "KServe's time series protocol."},
+    {"name": "Models", "description": "The models that are served."},
+    {
+        "name": "Open Inference Protocol",
+        "description": "The protocol of KServe and Triton (V2): every network as a model of tensors. All paths of a "
+        "model also exist with `/versions/{version}` after its name.",
+    },
+    {"name": "Health", "description": "Health checks and metrics."},
+    {"name": "Administration", "description": "The versions in the store. All need the admin key as a bearer token."},
+]
 
 
 def create_app(settings: Settings | None = None, shared: Storage | None = None) -> FastAPI:
@@ -69,8 +87,15 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         if metrics.tracer:
             await asyncio.to_thread(metrics.tracer.close)
 
+    key = admin.admin_key(settings)
     app = FastAPIOffline(
-        title="Quartet", description=DESCRIPTION, version="0.1.0", lifespan=lifespan, redirect_slashes=False
+        title="Quartet",
+        summary=SUMMARY,
+        description=DESCRIPTION,
+        version="0.1.0",
+        openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
+        lifespan=lifespan,
+        redirect_slashes=False,
     )
     app.state.registry = registry
     errors.install(app)
@@ -80,7 +105,6 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     for protocol in others:
         app.include_router(protocol)
     app.include_router(models.router(registry))
-    key = admin.admin_key(settings)
     tensors = routes.router(registry, settings, metrics, key)
     app.include_router(tensors)
     app.include_router(health.router(registry, metrics))
@@ -88,6 +112,7 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         app.include_router(admin.router(registry, settings, key))
     app.include_router(page.router())
 
+    openapi.install(app)
     if settings.keys_file:
         document_security(app)
 

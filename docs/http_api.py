@@ -59,15 +59,15 @@ def anchor(heading: str) -> str:
 
 
 def summary(operation: Schema) -> str:
-    first = sentence(operation.get("description")).split(". ")[0].rstrip(".")
-    return first or operation["summary"]
+    return str(operation["summary"])
 
 
 def describe(operation: Schema, document: Schema) -> Iterator[str]:
     """Description, parameters, body and responses of one operation."""
     if operation.get("description"):
         yield f"{operation['description'].strip()}\n"
-    if parameters := operation.get("parameters"):
+    # the head of the page describes the parameters that operations share
+    if parameters := [one for one in operation.get("parameters", []) if "$ref" not in one]:
         rows = [
             (
                 code(one["name"]),

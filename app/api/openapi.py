@@ -1,17 +1,29 @@
-"""What OpenAPI says of bodies and queries that are read by hand, and the example of each: it succeeds as it stands."""
+"""The OpenAPI document: bodies and queries that endpoints read themselves, shared headers, and examples.
+
+Every example request succeeds with the models of this repository. ``examples/responses.json`` holds real answers,
+shortened: one of each operation by its ``operationId``, and one of each kind of error by its schema and status.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import math
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
+EXAMPLES = Path(__file__).with_name("examples")
+REFERENCE = "#/components/schemas/{model}"
+SCHEMAS = "x-schemas"  # schemas of an operation by name; ``complete`` moves them into the document's components
+BINARY = {"type": "string", "format": "binary"}
+
 # A test image of CIFAR-10: a horse, 32 x 32 pixels.
-CLASSIFY_EXAMPLE = {"images": [base64.b64encode(Path(__file__).with_name("example.jpg").read_bytes()).decode()]}
+CLASSIFY_EXAMPLE = {"images": [base64.b64encode((EXAMPLES / "horse.jpg").read_bytes()).decode()]}
 
 GENERATE_TEXT_EXAMPLE = {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1}
 
@@ -40,36 +52,128 @@ TIMESERIES_EXAMPLE = {
     "options": {"horizon": 12, "quantiles": [0.1, 0.5, 0.9]},
 }
 
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "x-request-id": {
+        "name": "x-request-id",
+        "in": "header",
+        "description": "Your own id of the request, for logs and traces. The service makes one if you send none.",
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=-]{1,128}$"},
+    },
+    "x-request-timeout": {
+        "name": "x-request-timeout",
+        "in": "header",
+        "description": "The longest time in seconds that you wait for the answer; after it the service answers 504. "
+        "`QUARTET_REQUEST_SECONDS` is the upper limit and the default.",
+        "schema": {"type": "number", "exclusiveMinimum": 0},
+    },
+}
+HEADERS: dict[str, dict[str, Any]] = {
+    "x-request-id": {
+        "description": "The id of the request: yours, or a new one. Log lines and error reports name it.",
+        "schema": {"type": "string"},
+    },
+    "Retry-After": {
+        "description": "Seconds after which a new attempt should succeed.",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+}
+REQUEST_ID = {"$ref": "#/components/parameters/x-request-id"}
+REQUEST_TIMEOUT = {"$ref": "#/components/parameters/x-request-timeout"}
+REQUEST_ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+RETRY_AFTER = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+WITH_TIMEOUT = {"parameters": [REQUEST_TIMEOUT]}  # ``openapi_extra`` of an endpoint without a body
 
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a body, with its parts where they are used: a reference means the whole document, not it."""
-    whole = model.model_json_schema()
-    parts = whole.pop("$defs", {})
 
-    def placed(found: Any) -> Any:
-        if isinstance(found, list):
-            return [placed(one) for one in found]
-        if not isinstance(found, dict):
-            return found
-        own = {key: placed(value) for key, value in found.items() if key != "$ref"}
-        return placed(parts[found["$ref"].removeprefix("#/$defs/")]) | own if "$ref" in found else own
-
-    schema: dict[str, Any] = placed(whole)
-    return schema
+def schemas_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The JSON schemas of a model and of the models in it, by name, with references into the document's components."""
+    schema = model.model_json_schema(ref_template=REFERENCE)
+    return {**schema.pop("$defs", {}), model.__name__: schema}
 
 
-def request_body(model: type[BaseModel], example: Any, **others: Any) -> dict[str, Any]:
-    """What OpenAPI says of a body that is read by hand; ``example`` must work as it stands."""
-    content = {"application/json": {"schema": schema_of(model), "example": example}, **others}
-    return {"requestBody": {"required": True, "content": content}}
+def request_body(
+    model: type[BaseModel],
+    example: Any,
+    *,
+    query: type[BaseModel] | None = None,
+    form: dict[str, Any] | None = None,
+    others: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """``openapi_extra`` of an endpoint that reads a JSON body of ``model`` itself, until the request's deadline.
+
+    ``example`` must succeed. ``query`` is the model of the query parameters. ``form`` is the schema of a multipart
+    form, named by its title; it comes first. ``others`` are further media types. The endpoint reads an empty body as
+    ``{}``, so a body is required if the model has required fields.
+    """
+    schemas, content = schemas_of(model), {}
+    if form:
+        schemas[form["title"]] = form
+        content["multipart/form-data"] = {"schema": {"$ref": REFERENCE.format(model=form["title"])}}
+    content["application/json"] = {"schema": {"$ref": REFERENCE.format(model=model.__name__)}, "example": example}
+    required = any(field.is_required() for field in model.model_fields.values())
+    parameters = query_parameters(query)["parameters"] if query else []
+    return {
+        "requestBody": {"required": required, "content": content | (others or {})},
+        "parameters": [*parameters, REQUEST_TIMEOUT],
+        SCHEMAS: schemas,
+    }
 
 
 def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of query parameters that are read by hand."""
-    fields = schema_of(model)["properties"]
-    told = {name: schema.pop("description", "") for name, schema in fields.items()}
+    """``openapi_extra`` of an endpoint that reads its query parameters itself."""
+    schemas = model.model_json_schema()["properties"]
     parameters = [
-        {"name": name, "in": "query", "required": False, "description": told[name], "schema": schema}
-        for name, schema in fields.items()
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema.pop("description", ""),
+            "schema": schema,
+        }
+        for name, schema in schemas.items()
     ]
     return {"parameters": parameters}
+
+
+def error_document(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An error response for a complete document."""
+    content = {"application/json": {"schema": {"$ref": REFERENCE.format(model="ErrorBody")}}}
+    return {"description": description, "headers": REQUEST_ID_HEADER | (headers or {}), "content": content}
+
+
+def install(app: FastAPI) -> None:
+    """Complete the document that FastAPI makes; see ``complete``."""
+    build = app.openapi
+    app.openapi = cache(lambda: complete(build()))  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Add named schemas, shared headers and examples to the document, in place.
+
+    Raises:
+        ValueError: two different schemas have the same name.
+    """
+    components = document.setdefault("components", {})
+    components |= {"parameters": PARAMETERS, "headers": HEADERS}
+    schemas, examples = components.setdefault("schemas", {}), json.loads((EXAMPLES / "responses.json").read_bytes())
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for name, schema in operation.pop(SCHEMAS, {}).items():
+                if schemas.setdefault(name, schema) != schema:
+                    raise ValueError(f"two different schemas are named {name}")
+            for parameter in operation.get("parameters", []):
+                if "examples" in parameter.get("schema", {}):  # Swagger UI fills in the parameter's own example only
+                    parameter["example"] = parameter["schema"].pop("examples")[0]
+            operation["parameters"] = [*operation.get("parameters", []), REQUEST_ID]
+            for status, response in operation["responses"].items():
+                response["headers"] = REQUEST_ID_HEADER | response.get("headers", {})
+                _add_examples(response, status, examples["responses"].get(operation["operationId"], {}), examples)
+    components["schemas"] = dict(sorted(schemas.items()))
+    return document
+
+
+def _add_examples(response: dict[str, Any], status: str, own: dict[str, Any], examples: dict[str, Any]) -> None:
+    """Add the examples of a response. FastAPI drops null values of examples, so they cannot be given to it."""
+    for kind, content in response.get("content", {}).items():
+        name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
+        if example := own.get(kind) if status == "200" else examples["errors"].get(name, {}).get(status):
+            content["example"] = example

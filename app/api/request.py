@@ -31,7 +31,6 @@ EXTRA_COMMAS = 64  # commas that a body may have besides those of its values or 
 MAX_FIELDS = 2000  # of all objects of a body
 MAX_SEED = 2**53  # so that a seed survives every JSON reader
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
-BINARY = {"type": "string", "format": "binary"}
 HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]

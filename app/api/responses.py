@@ -1,14 +1,19 @@
-"""The shapes of the answers, for the OpenAPI document. A test holds every answer against them."""
+"""Response models of the native endpoints, of ``/v1/models`` and of ``/health``, for the OpenAPI document.
+
+The endpoints do not use these models to build their answers; tests validate real answers against them.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
+from app.api.openapi import BINARY, RETRY_AFTER
 from app.serving.loader import LoadedModel
+from app.store import Card, TaskName, TensorSpec
 
-MIN_LOG_PROBABILITY = -9999.0  # the log-probability of what cannot be, as vLLM has it: JSON has no minus infinity
+MIN_LOG_PROBABILITY = -9999.0  # log-probability of an impossible character, as in vLLM: JSON has no minus infinity
 
 
 class ResponseModel(BaseModel):
@@ -17,33 +22,37 @@ class ResponseModel(BaseModel):
 
 class Prediction(ResponseModel):
     label: str
-    index: int
+    index: int = Field(description="place of the label in the model's list of labels, from 0")
     probability: float
 
 
 class ImageResult(ResponseModel):
-    filename: str | None
-    predictions: list[Prediction]
-    explanation: str | None = None
+    filename: str | None = Field(description="name of the file in the form; null for other bodies")
+    predictions: list[Prediction] = Field(description="the `top_k` most probable labels, most probable first")
+    explanation: str | None = Field(
+        None, description="only with `explain`: the image with a heat map over it, as a PNG file in base64"
+    )
 
 
 class ClassifyResponse(ResponseModel):
     model: str
     version: int
-    results: list[ImageResult]
+    results: list[ImageResult] = Field(description="one result for each image, in the order of the request")
 
 
 class TextResult(ResponseModel):
-    text: str
-    finish_reason: Literal["length", "stop"]
+    text: str = Field(description="the continuation, without the prompt")
+    finish_reason: Literal["length", "stop"] = Field(
+        description="`length`: `max_characters` was reached; `stop`: a stop string was found"
+    )
     seed: int
 
 
 class TextResponse(ResponseModel):
     model: str
     version: int
-    results: list[TextResult]
-    unknown_characters: list[str]
+    results: list[TextResult] = Field(description="`n` continuations")
+    unknown_characters: list[str] = Field(description="characters of the prompt that the model does not know")
 
 
 class Interval(ResponseModel):
@@ -52,21 +61,21 @@ class Interval(ResponseModel):
 
 
 class SeriesForecast(ResponseModel):
-    mean: list[float]
+    mean: list[float] = Field(description="`horizon` values")
     median: list[float]
-    intervals: dict[str, Interval]
-    seasonality: int | None
+    intervals: dict[str, Interval] = Field(description="prediction intervals by level in per cent, such as `80`")
+    seasonality: int | None = Field(description="values in a season, as given or detected")
 
 
 class ForecastResponse(ResponseModel):
     model: str
     version: int
-    results: list[SeriesForecast]
+    results: list[SeriesForecast] = Field(description="one forecast for each series, in the order of the request")
 
 
 class GeneratedImage(ResponseModel):
-    label: str | None
-    image: str
+    label: str | None = Field(description="null for models without labels")
+    image: str = Field(description="PNG file in base64")
 
 
 class ImagesResponse(ResponseModel):
@@ -76,32 +85,128 @@ class ImagesResponse(ResponseModel):
     results: list[GeneratedImage]
 
 
+class BrokenVersion(ResponseModel):
+    version: int
+    reason: str
+
+
+class Canary(ResponseModel):
+    version: int
+    share: float = Field(description="per cent of the requests that name no version")
+
+
+class UnavailableModel(ResponseModel):
+    """A model of which no version is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    state: Literal["broken", "unloaded"]
+    broken: list[BrokenVersion]
+
+
+class ServedModel(ResponseModel):
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="Unix time in seconds")
+    owned_by: str
+    state: Literal["ready"]
+    task: TaskName
+    title: str
+    version: int = Field(description="the version that these fields describe")
+    versions: list[int] = Field(description="versions that requests can name")
+    active: int | None = Field(description="the version for requests that name none")
+    canary: Canary | None
+    previous: int | None = Field(description="the version that a rollback activates")
+    retired: list[int]
+    loaded: list[int] = Field(description="versions in memory")
+    default: bool = Field(description="whether requests of the task that name no model use this one")
+    device: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    labels: list[str] | None
+    pictures: list[str] = Field(description="files for `/v1/models/{name}/pictures/{file}`")
+    broken: list[BrokenVersion] = Field(description="versions that could not be loaded")
+    card: Card
+
+
+class ModelEntry(RootModel[ServedModel | UnavailableModel]):
+    pass
+
+
+class ModelList(ResponseModel):
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+class LiveStatus(ResponseModel):
+    live: bool
+    seconds_unanswered: float = Field(description="how long the engine has worked on its oldest job, in seconds")
+
+
+class BrokenModel(ResponseModel):
+    model: str
+    version: int
+    reason: str
+
+
+class ReadyStatus(ResponseModel):
+    ready: bool
+    problems: list[str]
+    models: list[str] = Field(description="versions in memory, as `name@version`")
+    broken: list[BrokenModel] = Field(description="versions that could not be loaded")
+
+
 class ErrorDetail(ResponseModel):
     message: str
     type: str
-    param: str | None
-    code: str
+    param: str | None = Field(description="the field that is wrong, if there is one")
+    code: str = Field(description="the kind of error, for programs")
 
 
 class ErrorBody(ResponseModel):
     error: ErrorDetail
 
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {
-        "model": ErrorBody,
-        "description": "400 a bad value, 401 no key, 404 an unknown model, 413 too large, 415 not an image, "
-        "429 a full queue or a limit reached",
-    },
-    "5XX": {"model": ErrorBody, "description": "503 not ready, 504 the deadline passed"},
-}
+def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str, dict[str, Any]]:
+    """The errors of an endpoint that runs a model. ``bad_request`` describes the statuses from 400 to 499."""
+    return {
+        "4XX": {"model": model, "description": bad_request},
+        429: {
+            "model": model,
+            "description": "The model's queue is full, or the API key has reached its limit.",
+            "headers": RETRY_AFTER,
+        },
+        "5XX": {"model": model, "description": "500: internal error. 504: the deadline has passed."},
+        503: {"model": model, "description": "The model or the service is not ready.", "headers": RETRY_AFTER},
+    }
+
+
+ERROR_RESPONSES = error_responses(
+    ErrorBody,
+    "400: invalid value. 401: missing or unknown API key. 404: unknown model. 408: the body arrived too slowly. "
+    "413: too large. 415: not an image.",
+)
 
 
 def with_model(live: LoadedModel, **rest: Any) -> dict[str, Any]:
-    """An answer, and who gave it."""
+    """An answer with the name and version of the model that gave it."""
     return {"model": live.card.name, "version": live.card.version, **rest}
 
 
-def success_response(model: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, dict[str, Any]]:
-    """What a good answer looks like, for OpenAPI."""
-    return {200: {"model": model, "content": content or {}}}
+def success_response(
+    model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
+) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of an endpoint that answers 200 with ``model`` in JSON, or with a media type of ``content``."""
+    return {200: {"model": model, "content": content or {}, "description": description}}
+
+
+def file_response(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """``responses`` of an endpoint that answers 200 with a file; its ``response_class`` must be ``Response``."""
+    return {200: {"content": {media_type: {"schema": BINARY}}, "description": description}}
+
+
+def stream_response(description: str) -> dict[str, Any]:
+    """The ``content`` of an answer that may be a stream of server-sent events."""
+    return {"text/event-stream": {"schema": {"type": "string", "description": description}}}

@@ -17,7 +17,6 @@ from app.api.errors import error_content, error_response
 from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
-STREAM = {"text/event-stream": {"schema": {"description": "server-sent events"}}}  # for OpenAPI
 DONE = b"data: [DONE]\n\n"
 MAX_CLOSE_SECONDS = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
 

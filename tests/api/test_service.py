@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -278,23 +277,14 @@ def test_the_documentation_needs_no_other_host(shipped: httpx.Client) -> None:
         assert shipped.get(link).status_code == 200
 
 
-def test_references_in_the_openapi_document_lead_somewhere(serve: Serve) -> None:
-    with serve(admin_key="k" * 20) as client:
-        document = client.get("/openapi.json").json()
-    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
-    assert references
-    for reference in references:
-        found = document
-        for part in reference.removeprefix("#/").split("/"):
-            found = found[part]
-
-
 def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:
     with serve(max_characters=77, max_images=3, max_samples=9) as client:
-        paths = client.get("/openapi.json").json()["paths"]
+        document = client.get("/openapi.json").json()
+    paths = document["paths"]
 
     def body(path: str, kind: str = "application/json") -> dict[str, dict[str, object]]:
-        return paths[path]["post"]["requestBody"]["content"][kind]["schema"]["properties"]
+        reference = paths[path]["post"]["requestBody"]["content"][kind]["schema"]["$ref"]
+        return document["components"]["schemas"][reference.rpartition("/")[2]]["properties"]
 
     assert body("/v1/text/continue")["max_characters"]["maximum"] == 77
     assert body("/v1/images/sample")["count"]["maximum"] == 9

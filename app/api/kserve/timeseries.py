@@ -17,9 +17,10 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.inference import InferenceBody, JsonEndpoint
+from app.api.kserve.responses import TimeSeriesModelNames, TimeSeriesResponse
 from app.api.openapi import request_body
 from app.api.request import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, json_response, validate
-from app.api.responses import ERROR_RESPONSES
+from app.api.responses import ERROR_RESPONSES, success_response
 from app.api.routes import forecast as native
 from app.api.routes.forecast import ForecastInference, Value
 from app.errors import BadValue, quote_value
@@ -59,11 +60,11 @@ class TimeSeriesInput(RequestBody):
     name: str = Field("", max_length=200)
     series: Annotated[list[Value], Field(fail_fast=True)] = Field(description="null marks a missing value")
     frequency: Frequency
-    start_timestamp: str | None = Field(None, description="when the first value was taken, ISO 8601", max_length=100)
+    start_timestamp: str | None = Field(None, description="time of the first value, ISO 8601", max_length=100)
 
 
 class ForecastOptions(RequestBody):
-    horizon: int = Field(ge=1)
+    horizon: int = Field(ge=1, description="number of values to forecast")
     quantiles: list[Quantile] = Field([], max_length=10)
 
 
@@ -71,7 +72,7 @@ class TimeSeriesRequest(InferenceBody):
     model: ModelName = None
     inputs: Annotated[list[TimeSeriesInput], Field(fail_fast=True)] = Field(min_length=1, max_length=10**5)
     options: ForecastOptions
-    metadata: dict[str, Any] | None = Field(None, description="not looked at")
+    metadata: dict[str, Any] | None = Field(None, description="ignored")
 
 
 class TimeSeriesInference(ForecastInference):
@@ -179,15 +180,26 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         max_fields=max(MAX_FIELDS, 6 * settings.max_series + EXTRA_COMMAS),
     )
 
-    @routes.get("/models")
+    @routes.get(
+        "/models",
+        operation_id="list_forecasting_models",
+        summary="List the forecasting models",
+        responses=success_response(TimeSeriesModelNames, description="Names of models"),
+    )
     async def models(request: Request) -> Response:
-        """The names of the models that forecast."""
+        """List the names of all models that forecast series."""
         cards = map(registry.card, registry.version_sets)
         return json_response(sorted(card.name for card in cards if card and card.task == FORECAST.name))
 
-    @routes.post("/forecast", openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE))
+    @routes.post(
+        "/forecast",
+        operation_id="forecast_time_series",
+        summary="Forecast time series",
+        openapi_extra=request_body(TimeSeriesRequest, openapi.TIMESERIES_EXAMPLE),
+        responses=success_response(TimeSeriesResponse, description="Mean and quantiles of each series"),
+    )
     async def forecast(request: Request) -> Response:
-        """Go on with series of numbers, with quantiles."""
+        """Forecast the next values of one or several series, with quantiles."""
         return await endpoint.run(request)
 
     return routes

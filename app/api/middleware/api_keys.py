@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.middleware.shared_counters import SharedCounters
+from app.api.openapi import RETRY_AFTER, error_document
 from app.engine.admission import current_caller
 from app.errors import LimitReached, MissingKey, QuartetError, Unauthorized
 from app.key_file import ApiKey, Keyring, KeysError, parse_limits
@@ -118,17 +120,30 @@ def key_of(ring: Keyring, scope: Scope) -> ApiKey:
 
 
 def document_security(app: FastAPI) -> None:
-    """Have the OpenAPI document say how a key is sent, so that clients and the page at ``/docs`` can ask for it."""
-    plain = app.openapi
+    """Document in OpenAPI how clients send an API key, and which operations need none or the admin key.
+
+    Every operation with an API key may answer 429, because the key may have a limit.
+    """
+    build = app.openapi
 
     def openapi() -> dict[str, Any]:
-        found = plain()
-        bearer, key = {"type": "http", "scheme": "bearer"}, {"type": "apiKey", "in": "header", "name": "x-api-key"}
-        found.setdefault("components", {})["securitySchemes"] = {"bearer": bearer, "key": key}
-        found["security"] = [{"bearer": []}, {"key": []}]
-        return found
+        document = build()
+        schemes = document["components"].setdefault("securitySchemes", {})
+        schemes["bearer"] = {"type": "http", "scheme": "bearer", "description": "an API key"}
+        schemes["key"] = {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "an API key"}
+        document["security"] = [{"bearer": []}, {"key": []}]
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                if is_public(path):
+                    operation.setdefault("security", [])
+                    continue
+                responses = operation["responses"]
+                responses.setdefault("429", error_document("The API key has reached its limit.", RETRY_AFTER))
+                if "4XX" not in responses:
+                    responses["401"] = error_document("Missing or unknown API key.")
+        return document
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's own documentation has it
+    app.openapi = cache(openapi)  # type: ignore[method-assign]  # as FastAPI's own documentation has it
 
 
 def describe_limits(limit: RateLimitItem) -> str:

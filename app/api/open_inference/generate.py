@@ -14,6 +14,8 @@ from app.api.inference import resolve_model, run_inference
 from app.api.open_inference.decode import LONGEST_ID
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModel, add_routes, model_in_path
+from app.api.open_inference.responses import GenerateRequest, GenerateResponse
+from app.api.openapi import request_body
 from app.api.request import (
     EXTRA_COMMAS,
     BodyReader,
@@ -23,9 +25,10 @@ from app.api.request import (
     set_deadline,
     validate,
 )
+from app.api.responses import stream_response, success_response
 from app.api.routes import generate_text
 from app.api.routes.generate_text import TextInference
-from app.api.sse import STREAM, event
+from app.api.sse import event
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -33,22 +36,7 @@ from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 
-BODY = {
-    "type": "object",
-    "required": ["text_input"],
-    "properties": {
-        "id": {"type": "string", "maxLength": LONGEST_ID},
-        "text_input": {"type": "string"},
-        "parameters": {"type": "object", "description": f"{', '.join(TEXT_PARAMETERS)}; also beside text_input"},
-    },
-}
 NATIVE_NAMES = {"text_input": "prompt", "max_tokens": "max_characters"}  # the native endpoint's name of each field
-EXTRA = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": BODY, "example": openapi.V2_GENERATE_EXAMPLE}},
-    }
-}
 
 
 class GenerateInference(TextInference):
@@ -154,12 +142,37 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         model.engine.admit(1)
         return await run_inference(request, registry, inference, deadline)
 
-    @add_routes(routes, "POST", "/generate", openapi_extra=EXTRA)
+    @add_routes(
+        routes,
+        "POST",
+        "/generate",
+        operation_id="generate",
+        summary="Generate text",
+        openapi_extra=request_body(GenerateRequest, openapi.V2_GENERATE_EXAMPLE),
+        responses=success_response(GenerateResponse, description="The continuation of the prompt"),
+    )
     async def generate(request: Request, name: TextModel) -> Response:
-        """Go on with a text; `text_output` is the continuation alone."""
+        """Continue a prompt. `text_output` is the continuation without the prompt."""
         return await run(request, name, streamed=False)
 
-    @add_routes(routes, "POST", "/generate_stream", openapi_extra=EXTRA, responses={200: {"content": STREAM}})
+    @add_routes(
+        routes,
+        "POST",
+        "/generate_stream",
+        operation_id="generate_stream",
+        summary="Generate text as a stream",
+        openapi_extra=request_body(GenerateRequest, openapi.V2_GENERATE_EXAMPLE),
+        response_class=Response,
+        responses={
+            200: {
+                "content": stream_response("A `GenerateResponse` with new characters in each event"),
+                "description": "Server-sent events",
+            }
+        },
+    )
     async def generate_stream(request: Request, name: TextModel) -> Response:
-        """The same while it is written: server-sent events, each with what is new. None says that it was the last."""
+        """Continue a prompt, and send the characters as server-sent events while the model draws them.
+
+        The last event of the text has a `finish_reason`. There is no `[DONE]` event.
+        """
         return await run(request, name, streamed=True)

@@ -17,6 +17,9 @@ from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
 SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
+OptionalModel = Annotated[  # one that serves no task by default, so that it may be unloaded
+    str, Path(description="a model's name", examples=["mnist-gan"])
+]
 TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
 
 

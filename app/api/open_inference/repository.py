@@ -18,9 +18,11 @@ from starlette.responses import Response
 
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
-from app.api.open_inference.paths import model_in_path
-from app.api.openapi import schema_of
+from app.api.open_inference.paths import OptionalModel, model_in_path
+from app.api.open_inference.responses import ModelLoaded, ModelUnloaded, RepositoryIndex
+from app.api.openapi import request_body
 from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body, set_deadline
+from app.api.responses import success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
 from app.serving.model_cache import VersionState
@@ -32,22 +34,27 @@ from app.store.rollout import Rollout
 B = TypeVar("B", bound=BaseModel)
 
 
-class Index(OpenModel):
-    ready: bool = Field(False, description="only versions that are ready")
+class IndexRequest(OpenModel):
+    ready: bool = Field(False, description="list only versions that are ready")
 
 
-class Change(OpenModel):
-    parameters: dict[str, Any] = Field({}, description="`unload_dependents` changes nothing: no model has any")
+class LoadRequest(OpenModel):
+    parameters: dict[str, Any] = Field({}, description="`unload_dependents` has no effect: no model depends on another")
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str | None) -> None:
     """``/v2/repository/...``; without an admin key nothing is loaded or unloaded."""
-    content = {"application/json": {"schema": schema_of(Index), "example": {"ready": True}}}
 
-    @routes.post("/repository/index", openapi_extra={"requestBody": {"content": content}})
+    @routes.post(
+        "/repository/index",
+        operation_id="list_repository",
+        summary="List all versions in the store",
+        openapi_extra=request_body(IndexRequest, {"ready": True}),
+        responses=success_response(RepositoryIndex, description="The versions in the store"),
+    )
     async def index(request: Request) -> Response:
-        """Every version in the store, ready or not and why."""
-        body = await _body(request, Index, settings)
+        """List all versions in the store with their state. `reason` says why a version is unavailable."""
+        body = await _body(request, IndexRequest, settings)
         await registry.watcher.refresh()
         versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
         return json_response([_entry(registry, version) for version in versions])
@@ -67,28 +74,42 @@ def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: st
 
 
 def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:
-    content = {"application/json": {"schema": schema_of(Change), "example": {}}}
     guarded: dict[str, Any] = {
         "dependencies": [Depends(guard(admin_key))],
-        "openapi_extra": {"requestBody": {"content": content}},
+        "openapi_extra": request_body(LoadRequest, {}),
     }
 
-    @routes.post("/repository/models/{name}/load", **guarded)
-    async def load(request: Request, name: str) -> Response:
-        """Serve a model that was unloaded, and answer once the version that serves is in memory, or `name@version`."""
+    @routes.post(
+        "/repository/models/{name}/load",
+        operation_id="load_model",
+        summary="Load a model",
+        responses=success_response(ModelLoaded, description="The version is in memory"),
+        **guarded,
+    )
+    async def load(request: Request, name: OptionalModel) -> Response:
+        """Serve a model again that was unloaded. The answer comes when the active version is in memory.
+
+        With `name@version` the service waits for that version instead.
+        """
         until = set_deadline(request, settings.request_seconds)
-        _check((await _body(request, Change, settings)).parameters)
+        _check((await _body(request, LoadRequest, settings)).parameters)
         await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
         live = await model_in_path(registry, request, name, until)
         return json_response({"name": live.card.name, "version": str(live.card.version), "load": True})
 
-    @routes.post("/repository/models/{name}/unload", **guarded)
-    async def unload(request: Request, name: str) -> Response:
-        """Serve a model no longer, none of its versions, until it is loaded again. What it was asked, it still answers.
+    @routes.post(
+        "/repository/models/{name}/unload",
+        operation_id="unload_model",
+        summary="Unload a model",
+        responses=success_response(ModelUnloaded, description="The model is no longer served"),
+        **guarded,
+    )
+    async def unload(request: Request, name: OptionalModel) -> Response:
+        """Stop serving all versions of a model until it is loaded again. Running requests are still answered.
 
-        Refused for one that serves a task by default.
+        A model that serves a task by default cannot be unloaded: 409.
         """
-        await _body(request, Change, settings)
+        await _body(request, LoadRequest, settings)
         if "@" in name:
             told = f"name is {quote_value(name)}; all versions of a model are unloaded together, `retire` is for one"
             raise BadValue(told, "name")

@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -28,8 +27,20 @@ from app.api.open_inference.decode import (
 from app.api.open_inference.encode import encode_response, requested_outputs
 from app.api.open_inference.models import RequestModels, TensorModel, check_inputs, earlier_deadline, tensor_model
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
-from app.api.openapi import schema_of
+from app.api.open_inference.responses import (
+    FAILURES,
+    InferenceResponse,
+    ModelConfiguration,
+    ModelMetadata,
+    ModelNames,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+)
+from app.api.openapi import BINARY, WITH_TIMEOUT, request_body
 from app.api.request import BYTES_PER_VALUE, header, json_response, max_json_bytes, read_body, set_deadline
+from app.api.responses import success_response
 from app.errors import NotReady
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
@@ -44,21 +55,6 @@ BUSY = ("/infer", "/generate", "/generate_stream")
 PLATFORM = "pytorch_safetensors"
 TYPES = {"BYTES": "TYPE_STRING"}  # of a configuration; the others are TYPE_ and their name
 VALUE_BYTES = 26  # of a value in JSON; binary ones have 8
-
-
-class InferenceError(BaseModel):
-    """Every failure under /v2."""
-
-    error: str
-
-
-FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {
-        "model": InferenceError,
-        "description": "400 a bad value, 404 an unknown model, 413 too large, 429 a full queue",
-    },
-    "5XX": {"model": InferenceError, "description": "503 not ready, 504 the deadline passed"},
-}
 
 
 def router(registry: Registry, settings: Settings, metrics: Metrics, admin_key: str | None = None) -> APIRouter:
@@ -80,35 +76,72 @@ def busy_routes(routes: APIRouter) -> list[BaseRoute]:
 
 
 def _server(routes: APIRouter, registry: Registry) -> None:
-    @routes.get("/health/live")
+    @routes.get(
+        "/health/live",
+        operation_id="get_server_live",
+        summary="Check that the process is alive",
+        responses={
+            **success_response(ServerLive, description="The process is alive"),
+            503: {"model": ServerLive, "description": "The engine hangs"},
+        },
+    )
     async def live() -> Response:
-        """503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`."""
+        """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
         good = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
         return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
 
-    @routes.get("/health/ready")
+    @routes.get(
+        "/health/ready",
+        operation_id="get_server_ready",
+        summary="Check that the service takes requests",
+        responses={
+            **success_response(ServerReady, description="The service takes requests"),
+            503: {"model": ServerReady, "description": "Send requests elsewhere"},
+        },
+    )
     async def ready() -> Response:
-        """503 when requests should go elsewhere."""
+        """Answer 503 when requests should go to another server."""
         good = not registry.problems()
         content = {"live": True, "ready": good}
         return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")
 
-    @routes.get("")
+    @routes.get(
+        "",
+        operation_id="get_server_metadata",
+        summary="Get the server's name and extensions",
+        responses=success_response(ServerMetadata, description="The server"),
+    )
     @routes.get("/", include_in_schema=False)
     async def server(request: Request) -> Response:
-        """The server's name, version and extensions."""
+        """Get the server's name, version and protocol extensions."""
         return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
 
 
 def _models(routes: APIRouter, registry: Registry, limits: RequestModels) -> None:
-    @routes.get("/models")
+    @routes.get(
+        "/models",
+        operation_id="list_model_names",
+        summary="List the names of all models",
+        responses=success_response(ModelNames, description="The names"),
+    )
     async def models() -> Response:
-        """The names of all models."""
+        """List the names of all models, loaded or not."""
         return json_response({"models": sorted(registry.version_sets)})
 
-    @add_routes(routes, "GET", "")
+    @add_routes(
+        routes,
+        "GET",
+        "",
+        operation_id="get_model_metadata",
+        summary="Get the tensors of a model",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelMetadata, description="The model"),
+    )
     async def metadata(request: Request, name: SeriesModel) -> Response:
-        """A model's tensors; -1 is a dimension that varies. Every model path also takes `/versions/{number}`."""
+        """Get names, data types and shapes of a model's inputs and outputs; -1 is a dimension that varies.
+
+        All paths of a model also exist with `/versions/{version}` after the name.
+        """
         live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
         told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
@@ -116,15 +149,31 @@ def _models(routes: APIRouter, registry: Registry, limits: RequestModels) -> Non
         tensors = {"inputs": _metadata(model.inputs), "outputs": _metadata(model.outputs)}
         return json_response({**told, **tensors, "properties": properties})
 
-    @add_routes(routes, "GET", "/config")
+    @add_routes(
+        routes,
+        "GET",
+        "/config",
+        operation_id="get_model_configuration",
+        summary="Get the configuration of a model",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelConfiguration, description="The configuration"),
+    )
     async def config(request: Request, name: SeriesModel) -> Response:
-        """A model's configuration as Triton tells it."""
+        """Get a model's configuration in Triton's format."""
         live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         return json_response(_config(live, tensor_model(live, limits)))
 
-    @add_routes(routes, "GET", "/ready")
+    @add_routes(
+        routes,
+        "GET",
+        "/ready",
+        operation_id="get_model_ready",
+        summary="Check that a model is ready",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelReady, description="The model is ready"),
+    )
     async def model_ready(request: Request, name: SeriesModel) -> Response:
-        """Whether a model answers: 200, or 404 or 503 with the reason."""
+        """Check that a model answers requests. The status is 404 or 503 with the reason if it does not."""
         await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
         live = await model_in_path(registry, request, name, set_deadline(request, limits.settings.request_seconds))
         if problems := registry.problems():
@@ -200,13 +249,23 @@ class TensorInference(Inference[Any]):
 
 def _infer(routes: APIRouter, registry: Registry, limits: RequestModels) -> None:
     settings = limits.settings
-    schema = {"schema": schema_of(InferenceRequest), "example": openapi.INFER_EXAMPLE}
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {"application/json": schema, "application/octet-stream": binary}
+    binary = {"application/octet-stream": {"schema": BINARY}}
 
-    @add_routes(routes, "POST", "/infer", openapi_extra={"requestBody": {"required": True, "content": content}})
+    @add_routes(
+        routes,
+        "POST",
+        "/infer",
+        operation_id="infer",
+        summary="Run a model on tensors",
+        openapi_extra=request_body(InferenceRequest, openapi.INFER_EXAMPLE, others=binary),
+        responses=success_response(InferenceResponse, binary, "The output tensors"),
+    )
     async def infer(request: Request, name: SeriesModel) -> Response:
-        """Tensors in, tensors out: in JSON or, behind it, binary; the body may be compressed (gzip, deflate)."""
+        """Run a model on input tensors and return its output tensors.
+
+        Values are in JSON, or binary behind the JSON part (Triton's binary tensor extension). The body may be
+        compressed with gzip or deflate.
+        """
         deadline = set_deadline(request, settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
         model.engine.admit(1)  # reject before the body is read

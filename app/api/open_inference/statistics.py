@@ -8,7 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.responses import StatisticsResponse
+from app.api.openapi import WITH_TIMEOUT
 from app.api.request import json_response, set_deadline
+from app.api.responses import success_response
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -18,15 +21,28 @@ from app.tasks import TASKS
 def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
     """``/v2/models/stats``, and ``/v2/models/{name}/stats``."""
 
-    @routes.get("/models/stats")
+    @routes.get(
+        "/models/stats",
+        operation_id="list_model_statistics",
+        summary="Get the statistics of all models",
+        responses=success_response(StatisticsResponse, description="Statistics of each version in memory"),
+    )
     async def all_statistics() -> Response:
-        """How often and how long each model was asked, waited and computed."""
+        """Get the number of requests and the waiting and computing time of each model."""
         totals = metrics.totals()
         return json_response({"model_stats": [_of(live, totals) for live in registry.models()]})
 
-    @add_routes(routes, "GET", "/stats")
+    @add_routes(
+        routes,
+        "GET",
+        "/stats",
+        operation_id="get_model_statistics",
+        summary="Get the statistics of a model",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(StatisticsResponse, description="Statistics of the model"),
+    )
     async def statistics(request: Request, name: SeriesModel) -> Response:
-        """The same of one model."""
+        """Get the number of requests and the waiting and computing time of one model."""
         live = await model_in_path(registry, request, name, set_deadline(request, registry.settings.request_seconds))
         return json_response({"model_stats": [_of(live, metrics.totals())]})
 

@@ -19,11 +19,12 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai import images
+from app.api.openai.responses import Completion
 from app.api.openapi import request_body
 from app.api.request import ModelName, RequestBody, Seed, json_response, validate, with_limits
-from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY
+from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_response, success_response
 from app.api.routes import generate_text
-from app.api.sse import STREAM, event
+from app.api.sse import event
 from app.engine.executor import Executor
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -45,29 +46,39 @@ PROMPT: dict[str, Any] = {"oneOf": [Text, {"type": "array", "items": {"oneOf": [
 
 
 class StreamOptions(RequestBody):
-    include_usage: bool = Field(False, description="count the characters in a last event of their own")
-    include_obfuscation: bool = Field(False, description="not done; taken because clients send it")
+    include_usage: bool = Field(False, description="send the number of characters in a last event")
+    include_obfuscation: bool = Field(False, description="accepted and ignored")
 
 
 class CompletionRequest(InferenceBody):
     model: ModelName = None
-    prompt: Any = Field(None, description="one or several texts, or lists of character ids", json_schema_extra=PROMPT)
-    max_tokens: int | None = Field(None, ge=0, description="characters; 16 by default, 0 only with echo")
+    prompt: Any = Field(
+        None, description="one or several texts, or one or several lists of character ids", json_schema_extra=PROMPT
+    )
+    max_tokens: int | None = Field(
+        None, ge=0, description="length of the text in characters; default 16; 0 only with `echo`"
+    )
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=1, description="not OpenAI's: of so many of the likeliest only")
-    n: int | None = Field(None, ge=1, description="of each prompt; number i has the seed + i")
-    best_of: int | None = Field(None, ge=1, description="as many as n")
-    echo: bool | None = Field(None, description="begin the text with the prompt")
-    logprobs: int | None = Field(None, ge=0, le=5, description="tell how likely each character was, and so many others")
-    logit_bias: dict[str, Bias] | None = Field(None, description="by character id", max_length=MAX_BIASES)
+    top_k: int | None = Field(
+        None, ge=1, description="draw from this many most probable characters; not part of OpenAI's API"
+    )
+    n: int | None = Field(None, ge=1, description="number of texts for each prompt; text i uses the seed + i")
+    best_of: int | None = Field(None, ge=1, description="must be equal to `n`")
+    echo: bool | None = Field(None, description="repeat the prompt before the text")
+    logprobs: int | None = Field(
+        None, ge=0, le=5, description="add log-probabilities of each character and of this many most probable ones"
+    )
+    logit_bias: dict[str, Bias] | None = Field(
+        None, description="added to the scores of characters, by character id", max_length=MAX_BIASES
+    )
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     stop: generate_text.Stops | None = None
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(None, description="not served: the network reads forwards only")
+    suffix: str | None = Field(None, description="not supported: the model reads forwards only")
     user: str | None = None
 
 
@@ -324,9 +335,18 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
 
     @routes.post(
         "/completions",
+        operation_id="create_completion",
+        summary="Create a completion",
         openapi_extra=request_body(bodies, openapi.COMPLETION_EXAMPLE),
-        responses={200: {"content": STREAM}},
+        responses=success_response(
+            Completion,
+            stream_response("With `stream`: a `Completion` with new characters in each event, then `[DONE]`"),
+            "The completions of the prompts",
+        ),
     )
     async def complete(request: Request) -> Response:
-        """OpenAI's completions: streamed or not, of one prompt or several."""
+        """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
+
+        With `stream` the service sends the characters as server-sent events while the model draws them.
+        """
         return await endpoint.run(request)

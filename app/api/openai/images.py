@@ -15,8 +15,10 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai.prompt_labels import prompt_labels
+from app.api.openai.responses import ImageGenerationResponse
 from app.api.openapi import request_body
 from app.api.request import BYTES_PER_VALUE, ModelName, Seed, json_response, with_limits
+from app.api.responses import success_response
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -30,18 +32,21 @@ MAX_PROMPT_LENGTH = 1000  # characters
 
 class ImageGenerationRequest(InferenceBody):
     prompt: str = Field(
-        description='what to draw: "three sevens and a 2", a label, or "digits" for any', max_length=MAX_PROMPT_LENGTH
+        description='what to draw: "three sevens and a 2", a label, or "digits" for any label',
+        max_length=MAX_PROMPT_LENGTH,
     )
     model: ModelName = None
-    n: int | None = Field(None, ge=1, description="how many times to draw what the prompt names")
-    response_format: str | None = Field(None, description="`b64_json`: there is no place for files that have a URL")
-    size: str | None = Field(None, description="`auto`, or the size that the model draws", max_length=100)
+    n: int | None = Field(None, ge=1, description="how many times to draw the images that the prompt names")
+    response_format: str | None = Field(None, description="only `b64_json`: the service stores no files")
+    size: str | None = Field(
+        None, description="`auto`, or the size of the model's images, such as `28x28`", max_length=100
+    )
     output_format: Literal["png"] | None = None
     quality: Literal["auto", "standard"] | None = None
     background: Literal["auto", "opaque"] | None = None
     moderation: Literal["auto", "low"] | None = None
     stream: Literal[False] | None = None
-    seed: Seed | None = Field(None, description="not OpenAI's: image i of a seed never changes")
+    seed: Seed | None = Field(None, description="image i of a seed is always the same; not part of OpenAI's API")
     user: str | None = None
 
 
@@ -112,7 +117,16 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         content_commas=MAX_PROMPT_LENGTH,
     )
 
-    @routes.post("/images/generations", openapi_extra=request_body(bodies, openapi.IMAGE_GENERATION_EXAMPLE))
+    @routes.post(
+        "/images/generations",
+        operation_id="create_image",
+        summary="Create images",
+        openapi_extra=request_body(bodies, openapi.IMAGE_GENERATION_EXAMPLE),
+        responses=success_response(ImageGenerationResponse, description="The images as PNG files"),
+    )
     async def generate(request: Request) -> Response:
-        """Draw what a prompt names, for models that draw by label; without a name, whatever comes."""
+        """Generate the images that a prompt names, as OpenAI's image endpoint does.
+
+        A prompt without a label, such as "digits", gives images of random labels.
+        """
         return await endpoint.run(request)

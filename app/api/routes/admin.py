@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import pathlib
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
-from app.api.openapi import query_parameters, request_body
+from app.api.openapi import BINARY, query_parameters, request_body
 from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query, set_deadline
-from app.api.responses import ERROR_RESPONSES
+from app.api.responses import ERROR_RESPONSES, file_response, success_response
+from app.api.routes.admin_responses import (
+    ImportResponse,
+    StoredModelList,
+    StoredVersions,
+    StoreVerification,
+    VersionComparison,
+)
 from app.api.spooled_body import spooled_body
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
 from app.serving.registry import Registry
@@ -33,7 +40,16 @@ JSON_BYTES = 16 * 1024
 COMMAS = 16
 
 R = TypeVar("R")
-bearer = HTTPBearer(auto_error=False, description="the admin key")
+bearer = HTTPBearer(scheme_name="admin_key", auto_error=False, description="the admin key")
+ModelName = Annotated[str, Path(description="a model's name", examples=["shakespeare-rnn"])]
+FAILURES: dict[int | str, dict[str, Any]] = {
+    "4XX": {
+        **ERROR_RESPONSES["4XX"],
+        "description": "400: invalid value. 401: missing or unknown admin key. 404: unknown model or version. "
+        "409: the store's state does not allow it.",
+    },
+    "5XX": {**ERROR_RESPONSES["5XX"], "description": "500: internal error. 507: the store cannot be written."},
+}
 
 
 def _number_or_newest(value: object) -> object:
@@ -44,35 +60,37 @@ def _number_or_newest(value: object) -> object:
 
 class Activation(RequestBody):
     version: Annotated[VersionNumber | Literal["newest"], BeforeValidator(_number_or_newest)] = Field(
-        description="a version's number, or `newest`: follow the newest"
+        description="a version's number, or `newest`: always the newest version"
     )
     share: float = Field(
-        100, gt=0, le=100, description="per cent of the requests that name no version; below 100: canary"
+        100, gt=0, le=100, description="per cent of the requests that name no version; below 100: a canary"
     )
 
 
 class Retirement(RequestBody):
     version: VersionNumber
-    undo: bool = Field(False, description="bring it back")
+    undo: bool = Field(False, description="serve the retired version again")
 
 
 class DiffQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    first: int = Field(1, ge=1, description="a version")
-    second: int = Field(2, ge=1, description="another one")
+    first: int = Field(1, ge=1, description="a version's number")
+    second: int = Field(2, ge=1, description="another version's number")
 
 
 class VersionQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    version: int = Field(1, ge=1, description="the version to export")
+    version: int = Field(1, ge=1, description="the version's number")
 
 
 class ImportQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    renumber: bool = Field(False, description="give it the next free number instead of its own")
+    renumber: bool = Field(
+        False, description="give the version the next free number instead of its own", examples=[True]
+    )
 
 
 def admin_key(settings: Settings) -> str | None:
@@ -104,58 +122,97 @@ def guard(key: str) -> Callable[..., Any]:
 
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
-    routes = APIRouter(
-        prefix=PREFIX, tags=["admin"], dependencies=[Depends(guard(key))], responses={"4XX": ERROR_RESPONSES["4XX"]}
-    )
+    routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
     _look(routes, settings.store)
     _choose(routes, registry, settings)
     _carry(routes, settings)
     return routes
 
 
-def _look(routes: APIRouter, store: Path) -> None:
-    @routes.get("/models")
+def _look(routes: APIRouter, store: pathlib.Path) -> None:
+    @routes.get(
+        "/models",
+        operation_id="list_stored_models",
+        summary="List the models in the store",
+        responses=success_response(StoredModelList, description="The models in the store"),
+    )
     async def list_store() -> Response:
-        """All names in the store: which versions serve, are tried, are retired."""
+        """List all models in the store with their active, canary, previous and retired versions."""
         return json_response({"data": await on_store(lambda: catalogue.list_models(store))})
 
-    @routes.get("/models/{name}")
-    async def show_versions(name: str) -> Response:
-        """One name with all its versions, whole or not."""
+    @routes.get(
+        "/models/{name}",
+        operation_id="list_stored_versions",
+        summary="List the versions of a model",
+        responses=success_response(StoredVersions, description="The versions of the model"),
+    )
+    async def show_versions(name: ModelName) -> Response:
+        """List all versions of one model with their role, size and metrics, also versions that are broken."""
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
-    @routes.get("/models/{name}/diff", openapi_extra=query_parameters(DiffQuery))
-    async def diff(name: str, request: Request) -> Response:
-        """Two versions side by side: figures, sizes, data, notes."""
+    @routes.get(
+        "/models/{name}/diff",
+        operation_id="compare_versions",
+        summary="Compare two versions of a model",
+        openapi_extra=query_parameters(DiffQuery),
+        responses=success_response(VersionComparison, description="One row for each entry of the two cards"),
+    )
+    async def diff(name: ModelName, request: Request) -> Response:
+        """Compare metrics, sizes, data and notes of two versions of a model."""
         pair = read_query(request, DiffQuery)
         return json_response({"data": await on_store(lambda: catalogue.diff(store, name, pair.first, pair.second))})
 
-    @routes.get("/verify")
+    @routes.get(
+        "/verify",
+        operation_id="verify_store",
+        summary="Verify all files in the store",
+        responses=success_response(StoreVerification, description="One row for each file or version"),
+    )
     async def verify() -> Response:
-        """All versions, read again: hashes, sizes, finite weights."""
+        """Read all versions again and check hashes, sizes and that all weights are finite."""
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
 def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     store, reading = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
 
-    @routes.post("/models/{name}/activate", openapi_extra=request_body(Activation, {"version": NEWEST}))
-    async def activate(name: str, request: Request) -> Response:
-        """Have a version serve who names none, or try it on a share of them. Within 2 seconds every process does."""
+    @routes.post(
+        "/models/{name}/activate",
+        operation_id="activate_version",
+        summary="Activate a version",
+        openapi_extra=request_body(Activation, {"version": NEWEST}),
+        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
+    )
+    async def activate(name: ModelName, request: Request) -> Response:
+        """Use a version for requests that name none, or as a canary for a share of them.
+
+        All processes follow within two seconds.
+        """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reading, COMMAS)
         await on_store(lambda: rollout.activate(store, name, body.version, body.share))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
-    @routes.post("/models/{name}/rollback")
-    async def roll_back(name: str) -> Response:
-        """End the canary, or else have the previous version serve again."""
+    @routes.post(
+        "/models/{name}/rollback",
+        operation_id="roll_back",
+        summary="Roll back to the previous version",
+        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
+    )
+    async def roll_back(name: ModelName) -> Response:
+        """End the canary. Without a canary, activate the previous version."""
         await on_store(lambda: rollout.rollback(store, name))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
-    @routes.post("/models/{name}/retire", openapi_extra=request_body(Retirement, {"version": 1}))
-    async def retire(name: str, request: Request) -> Response:
-        """Serve a version no longer, not even by its number; its files stay."""
+    @routes.post(
+        "/models/{name}/retire",
+        operation_id="retire_version",
+        summary="Retire a version",
+        openapi_extra=request_body(Retirement, {"version": 1}),
+        responses=success_response(StoredVersions, description="The versions of the model, after the change"),
+    )
+    async def retire(name: ModelName, request: Request) -> Response:
+        """Stop serving a version, also for requests that name its number. Its files stay; `undo` serves it again."""
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Retirement, reading, COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
@@ -164,11 +221,17 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
 def _carry(routes: APIRouter, settings: Settings) -> None:
     store, most = settings.store, settings.max_import_bytes
-    file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": {"type": "string"}}}}}
+    file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": BINARY}}}}
 
-    @routes.post("/import", openapi_extra={**file, **query_parameters(ImportQuery)})
+    @routes.post(
+        "/import",
+        operation_id="import_version",
+        summary="Import a version from an archive",
+        openapi_extra={**file, **query_parameters(ImportQuery)},
+        responses=success_response(ImportResponse, description="The versions of the model, after the import"),
+    )
     async def bring_in(request: Request) -> Response:
-        """Add a version from an archive, once all of it is checked."""
+        """Add a version from an archive that an export gave, after checking all of it."""
         renumber = read_query(request, ImportQuery).renumber
         try:
             with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
@@ -182,9 +245,16 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
             await on_store(lambda: catalogue.describe_model(store, card.name)) | {"imported": card.version}
         )
 
-    @routes.get("/models/{name}/export", openapi_extra=query_parameters(VersionQuery))
-    async def export(name: str, request: Request) -> Response:
-        """A version as one archive."""
+    @routes.get(
+        "/models/{name}/export",
+        operation_id="export_version",
+        summary="Export a version as an archive",
+        openapi_extra=query_parameters(VersionQuery),
+        response_class=Response,
+        responses=file_response("application/zip", "The archive"),
+    )
+    async def export(name: ModelName, request: Request) -> Response:
+        """Get all files of a version as one ZIP archive."""
         version = read_query(request, VersionQuery).version
         pieces = await on_store(lambda: archive.export_version(store, name, version))
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}

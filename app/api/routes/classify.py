@@ -19,9 +19,8 @@ from torch import Tensor
 from app.api import openapi
 from app.api.deadline import Deadline, run_before_deadline
 from app.api.inference import Inference, resolve_model, run_inference
-from app.api.openapi import query_parameters, request_body
+from app.api.openapi import BINARY, request_body
 from app.api.request import (
-    BINARY,
     BYTES_PER_VALUE,
     EXTRA_COMMAS,
     BodyReader,
@@ -53,18 +52,18 @@ class ClassifyQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: ModelName = None
-    top_k: int = Field(5, ge=1, le=1000, description="how many of the likeliest labels to give")
+    top_k: int = Field(5, ge=1, le=1000, description="number of labels for each image, most probable first")
     explain: bool = Field(
         False,
-        description="show on the image what speaks for the likeliest label, as a PNG in base64; all images together "
-        "may then have as many pixels as one",
+        description="add a heat map of the pixels that speak for the most probable label, as a PNG file in base64; "
+        "all images together may then have as many pixels as one",
     )
 
 
 class ClassifyRequest(RequestBody):
-    """The same images as in a form, for callers that only speak JSON."""
+    """Images in base64, for clients that cannot send a form."""
 
-    images: list[str] = Field(description="each a whole image file in base64", min_length=1)
+    images: list[str] = Field(description="image files in base64", min_length=1)
 
 
 def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
@@ -73,12 +72,18 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
     @routes.post(
-        "/images/classify", openapi_extra=_image_bodies(images, settings), responses=success_response(ClassifyResponse)
+        "/images/classify",
+        operation_id="classify_images",
+        summary="Classify images",
+        openapi_extra=_image_bodies(images, settings),
+        responses=success_response(ClassifyResponse, description="The most probable labels of each image"),
     )
     async def classify(request: Request) -> Response:
-        """Say what is in an image: a form with `file` (several times for several), the bytes of one image, or JSON.
+        """Name the most probable labels of one or several images.
 
-        Any size, mode and orientation of PNG, JPEG, WebP, GIF (first frame), BMP and TIFF; the whole picture is seen.
+        Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one
+        image file. Allowed are PNG, JPEG, WebP, GIF (first frame), BMP and TIFF of any size and orientation. The
+        service scales the whole image to the size that the model reads.
         """
         deadline = set_deadline(request, settings.request_seconds)
         query = read_query(request, ClassifyQuery)
@@ -92,12 +97,17 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
 
 def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
-    """The three ways to send images, for OpenAPI; the first has an example that works as it stands."""
+    """The three ways to send images, for the OpenAPI document; a form with files comes first."""
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
-    form = {"type": "object", "properties": {"file": files}, "required": ["file"], "additionalProperties": False}
+    form = {
+        "title": "ClassifyForm",
+        "type": "object",
+        "properties": {"file": {**files, "description": "image files"}},
+        "required": ["file"],
+        "additionalProperties": False,
+    }
     raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    bodies = request_body(images, openapi.CLASSIFY_EXAMPLE, **{"multipart/form-data": {"schema": form}, **raw})
-    return {**bodies, **query_parameters(ClassifyQuery)}
+    return request_body(images, openapi.CLASSIFY_EXAMPLE, query=ClassifyQuery, form=form, others=raw)
 
 
 @dataclass(frozen=True)

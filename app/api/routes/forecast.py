@@ -39,10 +39,10 @@ class ForecastRequest(InferenceBody):
         | Annotated[list[Annotated[list[Value], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
         Discriminator(_one_or_many),
     ] = Field(description="a series or a list of series; null marks a missing value")
-    horizon: int = Field(24, ge=1)
-    levels: list[Level] = Field([80.0, 95.0], max_length=10, description="per cent that an interval is to hold")
+    horizon: int = Field(24, ge=1, description="number of values to forecast")
+    levels: list[Level] = Field([80.0, 95.0], max_length=10, description="levels of the intervals in per cent")
     seasonality: int | None = Field(
-        None, ge=1, description="values in a season, such as 24 for hours; null: it is looked for"
+        None, ge=1, description="values in a season, such as 24 for hourly values; null: the service detects it"
     )
     model: ModelName = None
     h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
@@ -165,9 +165,11 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     @routes.post(
         "/series/forecast",
+        operation_id="forecast_series",
+        summary="Forecast series",
         openapi_extra=request_body(histories, openapi.FORECAST_EXAMPLE),
-        responses=success_response(ForecastResponse),
+        responses=success_response(ForecastResponse, description="Mean, median and intervals of each series"),
     )
     async def forecast(request: Request) -> Response:
-        """Go on with series of numbers, with intervals."""
+        """Forecast the next values of one or several series of numbers, with prediction intervals."""
         return await endpoint.run(request)

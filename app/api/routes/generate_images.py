@@ -13,9 +13,8 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
-from app.api.openapi import request_body
+from app.api.openapi import BINARY, request_body
 from app.api.request import (
-    BINARY,
     BYTES_PER_VALUE,
     ModelName,
     Seed,
@@ -40,12 +39,12 @@ MAX_LABEL_LENGTH = 200  # characters
 
 
 class GenerateImagesRequest(InferenceBody):
-    count: int = Field(16, ge=1)
-    label: str | None = Field(
-        None, description="what to draw, for models that have labels", max_length=MAX_LABEL_LENGTH
+    count: int = Field(16, ge=1, description="number of images")
+    label: str | None = Field(None, description="what to draw, for models with labels", max_length=MAX_LABEL_LENGTH)
+    seed: Seed | None = Field(None, description="image i of a seed is always the same")
+    walk_to: Seed | None = Field(
+        None, description="interpolate from the first image of `seed` to the first image of this seed"
     )
-    seed: Seed | None = Field(None, description="image i of a seed never changes")
-    walk_to: Seed | None = Field(None, description="lead from the first image of `seed` to the first one of this seed")
     model: ModelName = None
 
 
@@ -97,12 +96,19 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     @routes.post(
         "/images/sample",
+        operation_id="generate_images",
+        summary="Generate images",
         openapi_extra=request_body(draws, openapi.GENERATE_IMAGES_EXAMPLE),
-        responses=success_response(ImagesResponse, {kind: {"schema": BINARY} for kind in WALK_TYPES[1:]}),
+        responses=success_response(
+            ImagesResponse,
+            {kind: {"schema": BINARY} for kind in WALK_TYPES[1:]},
+            "The images as PNG files, or one image",
+        ),
     )
     async def sample(request: Request) -> Response:
-        """Draw images. With `Accept: image/png` the answer is one sheet of them.
+        """Generate images from a seed, by label if the model has labels.
 
-        A walk is then an animated PNG of them, and with `image/webp` an animated WebP.
+        The `Accept` header selects the format: PNG files in base64 in JSON, or one PNG image with all of them
+        (`image/png`). With `walk_to` one animated image (`image/png`, `image/apng` or `image/webp`).
         """
         return await endpoint.run(request)

@@ -15,8 +15,8 @@ from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
 from app.api.request import MAX_SEED, ModelName, Seed, json_response, with_limits
-from app.api.responses import TextResponse, success_response, with_model
-from app.api.sse import STREAM, event
+from app.api.responses import TextResponse, stream_response, success_response, with_model
+from app.api.sse import event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
@@ -42,15 +42,17 @@ Stops = Annotated[
 
 
 class GenerateTextRequest(InferenceBody):
-    prompt: str = Field("", description="what the text begins with; empty: from nothing")
-    max_characters: int = Field(200, ge=1)
-    temperature: float = Field(0.8, ge=0, le=10, description="0 takes the likeliest character each time")
-    top_k: int | None = Field(None, ge=1, description="draw from so many of the likeliest characters only")
-    top_p: float | None = Field(None, gt=0, le=1, description="draw from the likeliest that have this probability")
-    stop: Stops | None = Field(None, description="where a text ends: a string or a list of them; left out of the text")
+    prompt: str = Field("", description="the text to continue; may be empty")
+    max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
+    temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
+    top_k: int | None = Field(None, ge=1, description="draw from this many most probable characters")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="draw from the most probable characters whose probabilities sum to this"
+    )
+    stop: Stops | None = Field(None, description="a string or a list of strings that end the text; not part of it")
     seed: Seed | None = Field(None, description="the same seed gives the same text")
-    n: int = Field(1, ge=1, description="how many continuations; number i has the seed + i")
-    stream: bool = Field(False, description="send the text while it is written, as server-sent events")
+    n: int = Field(1, ge=1, description="number of continuations; continuation i uses the seed + i")
+    stream: bool = Field(False, description="send the text as server-sent events while it is generated")
     model: ModelName = None
 
 
@@ -161,9 +163,18 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
 
     @routes.post(
         "/text/continue",
+        operation_id="generate_text",
+        summary="Generate text",
         openapi_extra=request_body(prompts, openapi.GENERATE_TEXT_EXAMPLE),
-        responses=success_response(TextResponse, STREAM),
+        responses=success_response(
+            TextResponse,
+            stream_response("With `stream`: events with new characters of a text, then `[DONE]`"),
+            "The continuations of the prompt",
+        ),
     )
     async def continue_text(request: Request) -> Response:
-        """Go on with a text, character by character. With `stream` the characters come as they are drawn."""
+        """Continue a prompt character by character.
+
+        With `stream` the service sends the characters as server-sent events while the model draws them.
+        """
         return await endpoint.run(request)

@@ -1,4 +1,4 @@
-"""Whether the service answers: for whoever restarts it, routes to it, or draws its figures."""
+"""Health checks for process managers and load balancers, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -7,27 +7,39 @@ from typing import Any
 import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
 from starlette.responses import PlainTextResponse, Response
 
+from app.api.responses import LiveStatus, ReadyStatus, success_response
 from app.observability.metrics import Metrics
 from app.serving.model_cache import VersionState
 from app.serving.registry import Registry
 
 
 def router(registry: Registry, metrics: Metrics) -> APIRouter:
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["Health"])
 
-    @routes.get("/health/live")
+    @routes.get(
+        "/health/live",
+        operation_id="check_live",
+        summary="Check that the process is alive",
+        responses=_status_responses(LiveStatus, "The process is alive", "The engine hangs"),
+    )
     async def live() -> Response:
-        """503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
+        """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
         silent = registry.executor.oldest_job_seconds()
         return _status(
             {"live": silent < 2 * registry.settings.liveness_timeout_seconds, "seconds_unanswered": round(silent, 3)}
         )
 
-    @routes.get("/health/ready")
+    @routes.get(
+        "/health/ready",
+        operation_id="check_ready",
+        summary="Check that the service takes requests",
+        responses=_status_responses(ReadyStatus, "The service takes requests", "Send requests elsewhere"),
+    )
     async def ready() -> Response:
-        """503 when requests should go elsewhere; lists what is not served, and why."""
+        """List the models in memory, and those that could not be loaded with the reason. Answer 503 when not ready."""
         problems = registry.problems()
         broken = [
             {"model": entry.name, "version": entry.version, "reason": entry.reason} for entry in registry.failures
@@ -35,13 +47,23 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         models = sorted(version.label for version in registry.versions() if version.state is VersionState.READY)
         return _status({"ready": not problems, "problems": problems, "models": models, "broken": broken})
 
-    @routes.get("/metrics", response_class=PlainTextResponse)
+    @routes.get(
+        "/metrics",
+        operation_id="get_metrics",
+        summary="Get metrics for Prometheus",
+        response_class=PlainTextResponse,
+        response_description="Metrics in Prometheus' text format",
+    )
     async def prometheus() -> Response:
-        """Prometheus' text format."""
+        """Get counters, gauges and histograms of all workers in Prometheus' text format."""
         registry.report()
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int | str, dict[str, Any]]:
+    return {**success_response(model, description=good), 503: {"model": model, "description": bad}}
 
 
 def _status(content: dict[str, Any]) -> Response:

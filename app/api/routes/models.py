@@ -1,4 +1,4 @@
-"""What is served: the models, their versions and cards."""
+"""The models that are served, with their versions, cards and pictures."""
 
 from __future__ import annotations
 
@@ -10,34 +10,50 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from app.api.request import json_response
-from app.api.responses import ERROR_RESPONSES
+from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_response, success_response
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
 from app.serving.model_cache import VersionState
 from app.serving.registry import Registry
 
-PictureName = Annotated[str, Path(examples=["curves.png"])]
-PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "the picture"}}
+VersionName = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
+PictureName = Annotated[str, Path(description="a file name from the model's `pictures`", examples=["curves.png"])]
 
 
 def router(registry: Registry) -> APIRouter:
-    routes = APIRouter(prefix="/v1", tags=["models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
+    routes = APIRouter(prefix="/v1", tags=["Models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
 
-    @routes.get("/models")
+    @routes.get(
+        "/models",
+        operation_id="list_models",
+        summary="List models",
+        responses=success_response(ModelList, description="All models"),
+    )
     async def list_models() -> Response:
-        """All models: task, versions, card, inputs, labels, state, and what is broken and why."""
+        """List all models with task, versions, state, inputs, labels and model card, and why versions are broken."""
         return json_response({"object": "list", "data": [_model(registry, name) for name in _names(registry)]})
 
-    @routes.get("/models/{name}")
-    async def show_model(name: str) -> Response:
-        """One model, by `name` or `name@version`."""
+    @routes.get(
+        "/models/{name}",
+        operation_id="get_model",
+        summary="Get a model",
+        responses=success_response(ModelEntry, description="The model"),
+    )
+    async def show_model(name: VersionName) -> Response:
+        """Get one model, or one version of a model."""
         if name in _names(registry):
             return json_response(_model(registry, name))
         return json_response(_model(registry, *registry.resolve_name(name, param="name")))
 
-    @routes.get("/models/{name}/pictures/{file}", response_class=Response, responses=PICTURE)
-    async def show_picture(request: Request, name: str, file: PictureName) -> Response:
-        """A picture of a model's training: `curves.png` and others, as its `pictures` list them."""
+    @routes.get(
+        "/models/{name}/pictures/{file}",
+        operation_id="get_model_picture",
+        summary="Get a picture of a model's training",
+        response_class=Response,
+        responses=file_response("image/png", "The picture"),
+    )
+    async def show_picture(request: Request, name: VersionName, file: PictureName) -> Response:
+        """Get a picture of a model's training, such as its learning curves."""
         found, number = registry.resolve_name(name, param="name")
         card = registry.card(found, number)
         there = registry.pictures(card) if card else {}

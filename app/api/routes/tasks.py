@@ -12,7 +12,7 @@ from app.settings import Settings
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """The routes, with the limits of the settings."""
-    routes = APIRouter(prefix="/v1", tags=["tasks"], responses=ERROR_RESPONSES)
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     for task in (classify, generate_text, forecast, generate_images):
         task.add(routes, registry, settings)
     return routes

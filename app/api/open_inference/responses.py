@@ -1,0 +1,184 @@
+"""Response models of the Open Inference Protocol V2, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, RootModel
+
+from app.api.open_inference.decode import LONGEST_ID
+from app.api.responses import ResponseModel, error_responses
+from app.store import TaskName
+
+
+class InferenceError(ResponseModel):
+    """Every failure under /v2."""
+
+    error: str
+
+
+FAILURES = error_responses(
+    InferenceError,
+    "400: invalid value. 401: missing or unknown API key. 404: unknown model. 408: the body arrived too slowly. "
+    "413: too large.",
+)
+
+
+class ServerLive(ResponseModel):
+    live: bool
+
+
+class ServerReady(ResponseModel):
+    live: bool
+    ready: bool
+
+
+class ServerMetadata(ResponseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelNames(ResponseModel):
+    models: list[str]
+
+
+class TensorMetadata(ResponseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: a dimension that varies")
+
+
+class ModelProperties(ResponseModel):
+    task: TaskName
+    title: str
+    parameters: str = Field(description="parameters that a request may have, separated by commas")
+
+
+class ModelMetadata(ResponseModel):
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    properties: ModelProperties
+
+
+class TensorConfiguration(ResponseModel):
+    name: str
+    data_type: str
+    dims: list[int] = Field(description="without the rows; -1: a dimension that varies")
+
+
+class ModelConfiguration(ResponseModel):
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int = Field(description="rows that a request may have")
+    input: list[TensorConfiguration]
+    output: list[TensorConfiguration]
+    dynamic_batching: dict[str, Any]
+
+
+class ModelReady(ResponseModel):
+    name: str
+    ready: Literal[True]
+
+
+class Duration(ResponseModel):
+    count: int
+    ns: int = Field(description="nanoseconds in total")
+
+
+class InferenceStatistics(ResponseModel):
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute_infer: Duration
+    compute_input: Duration = Field(description="not measured: 0")
+    compute_output: Duration = Field(description="not measured: 0")
+    cache_hit: Duration = Field(description="always 0: there is no cache")
+    cache_miss: Duration = Field(description="always 0: there is no cache")
+
+
+class ModelStatistics(ResponseModel):
+    name: str
+    version: str
+    inference_count: int = Field(description="rows; for text models texts")
+    execution_count: int = Field(description="batches")
+    inference_stats: InferenceStatistics
+    response_stats: dict[str, Any]
+    batch_stats: list[Any]
+    memory_usage: list[Any]
+
+
+class StatisticsResponse(ResponseModel):
+    model_stats: list[ModelStatistics]
+
+
+class ResponseOutput(ResponseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = Field(None, description="values in row-major order; left out when they are binary")
+    parameters: dict[str, Any] | None = Field(
+        None, description="`binary_data_size`: bytes of the values behind the JSON part"
+    )
+
+
+class InferenceResponse(ResponseModel):
+    model_name: str
+    model_version: str
+    id: str | None = Field(None, description="only if the request has one")
+    outputs: list[ResponseOutput]
+
+
+class GenerateParameters(BaseModel):
+    """Sampling parameters. They may also stand beside `text_input`."""
+
+    max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
+    max_tokens: int = Field(200, ge=1, description="another name of `max_characters`")
+    temperature: float = Field(0.8, ge=0, le=10, description="0: always the most probable character")
+    top_k: int | None = Field(None, ge=1, description="draw from this many most probable characters")
+    top_p: float | None = Field(None, gt=0, le=1, description="draw from the most probable characters of this sum")
+    stop: str | list[str] | None = Field(None, description="strings that end the text")
+    seed: int | None = Field(None, ge=0, description="the same seed gives the same text")
+
+
+class GenerateRequest(GenerateParameters):
+    id: str = Field("", max_length=LONGEST_ID, description="your own id of the request; the answer repeats it")
+    text_input: str = Field(description="the prompt")
+    parameters: GenerateParameters = Field(
+        description="sampling parameters", default_factory=lambda: GenerateParameters.model_validate({})
+    )
+
+
+class GenerateResponse(ResponseModel):
+    model_name: str
+    model_version: str
+    id: str | None = Field(None, description="only if the request has one")
+    text_output: str = Field(description="the continuation, without the prompt")
+    finish_reason: Literal["length", "stop"]
+    seed: int
+
+
+class RepositoryEntry(ResponseModel):
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class RepositoryIndex(RootModel[list[RepositoryEntry]]):
+    pass
+
+
+class ModelLoaded(ResponseModel):
+    name: str
+    version: str
+    load: Literal[True]
+
+
+class ModelUnloaded(ResponseModel):
+    name: str
+    unload: Literal[True]

@@ -1,0 +1,73 @@
+"""Response models of ``/v1/admin``, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from app.api.responses import Canary, ResponseModel
+from app.store import TaskName
+
+
+class StoredName(ResponseModel):
+    """The rollout state of a model."""
+
+    name: str
+    task: TaskName | None = Field(description="null if no version can be read")
+    default: bool = Field(description="whether requests of the task that name no model use this one")
+    active: int | None = Field(description="the version for requests that name none")
+    follows: Literal["newest", "choice"] = Field(description="`newest`: a new version becomes active when published")
+    canary: Canary | None
+    previous: int | None = Field(description="the version that a rollback activates")
+    retired: list[int]
+    unloaded: bool
+    changed: str = Field(description="time of the last change, ISO 8601; empty: never")
+    by: str = Field(description="the last command that changed the state")
+    problem: str = Field(description="empty if the state can be read")
+
+
+class StoredModel(StoredName):
+    versions: list[int]
+
+
+class StoredVersion(ResponseModel):
+    version: int
+    role: Literal["", "active", "canary", "previous", "retired"]
+    problem: str = Field(description="empty if the version can be served; otherwise the fields below are left out")
+    bytes: int | None = Field(None, description="size of all files")
+    title: str | None = None
+    created: str | None = Field(None, description="ISO 8601")
+    metrics: dict[str, float] | None = None
+    notes: str | None = None
+
+
+class StoredVersions(StoredName):
+    versions: list[StoredVersion]
+
+
+class ImportResponse(StoredVersions):
+    imported: int = Field(description="number of the new version")
+
+
+class StoredModelList(ResponseModel):
+    data: list[StoredModel]
+
+
+class CardDifference(ResponseModel):
+    what: str
+    first: Any = Field(description="null if the first version does not have it")
+    second: Any = Field(description="null if the second version does not have it")
+
+
+class VersionComparison(ResponseModel):
+    data: list[CardDifference]
+
+
+class StoreCheck(ResponseModel):
+    what: str = Field(description="the file or version that was checked")
+    problem: str = Field(description="empty if there is none")
+
+
+class StoreVerification(ResponseModel):
+    data: list[StoreCheck]

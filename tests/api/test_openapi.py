@@ -1,0 +1,237 @@
+"""The OpenAPI document: it is valid, its examples succeed, and real answers have the schemas that it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
+from support.service import IMAGES, ROOT, TEST, Serve, serving
+
+from app import key_file
+from app.api.middleware.api_keys import is_public
+from app.main import create_app
+from app.settings import Settings
+
+KEY = "k" * 32
+ADMIN = {"authorization": f"Bearer {KEY}"}
+HORSE = IMAGES / "cifar10" / "0013-horse.png"
+JSON = "application/json"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A service with an admin key and a copy of the shipped store, which the examples change."""
+    store = tmp_path_factory.mktemp("openapi") / "store"
+    shutil.copytree(ROOT / "models_store", store)
+    with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
+        client.headers.update(ADMIN)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def document(service: httpx.Client) -> dict[str, Any]:
+    return service.get("/openapi.json").json()
+
+
+Operation = tuple[str, str, dict[str, Any]]
+
+
+def operations(document: dict[str, Any]) -> list[Operation]:
+    """Method, path and description of each operation, in the order of the document."""
+    return [
+        (method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+
+
+def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    """Raises ValidationError for a value that does not have the schema."""
+    Draft202012Validator({**schema, "components": document["components"]}).validate(value)
+
+
+def send(client: httpx.Client, method: str, path: str, operation: dict[str, Any]) -> httpx.Response:
+    """Send the example request of an operation: what Swagger UI sends after *Try it out* and *Execute*."""
+    queries: dict[str, Any] = {}
+    for parameter in operation["parameters"]:
+        if "example" in parameter and parameter["in"] == "path":
+            path = path.replace(f"{{{parameter['name']}}}", parameter["example"])
+        elif "example" in parameter:
+            queries[parameter["name"]] = parameter["example"]
+    body: dict[str, Any] = {}
+    kind, content = next(iter(operation.get("requestBody", {}).get("content", {"": {}}).items()))
+    if kind == JSON:
+        body = {"json": content["example"]}
+    elif kind == "multipart/form-data":
+        body = {"files": {"file": (HORSE.name, HORSE.read_bytes())}}
+    elif kind == "application/zip":
+        archive = client.get("/v1/admin/models/shakespeare-rnn/export?version=1").content
+        body = {"content": archive, "headers": {"content-type": kind}}
+    return client.request(method, path, params=queries, **body)
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
+    service: httpx.Client, document: dict[str, Any]
+) -> None:
+    activate = "/v1/admin/models/shakespeare-rnn/activate"
+    for method, path, operation in operations(document):
+        answer = send(service, method, path, operation)
+        assert answer.status_code == 200, (path, answer.text)
+        assert "x-request-id" in answer.headers
+        kind = answer.headers["content-type"].split(";")[0]
+        content = operation["responses"]["200"]["content"]
+        assert kind in content, path
+        if kind == JSON:
+            check(document, content[JSON]["schema"], answer.json())
+        if operation["operationId"] == "roll_back":  # so that version 1 may be retired
+            service.post(activate, json={"version": "newest"}).raise_for_status()
+    service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
+    service.post("/v1/admin/models/shakespeare-rnn/retire", json={"version": 1, "undo": True}).raise_for_status()
+
+
+def test_other_bodies_give_answers_with_the_documented_schema_too(
+    service: httpx.Client, document: dict[str, Any]
+) -> None:
+    image = document["paths"]["/v1/images/classify"]["post"]["requestBody"]["content"][JSON]["example"]
+    requests: list[tuple[str, str, dict[str, Any]]] = [
+        ("/v1/images/classify", "?explain=true", image),
+        ("/v1/images/sample", "", {"count": 1, "model": "mnist-gan"}),
+        ("/v1/text/continue", "", {"prompt": "É", "stop": "e", "n": 2}),
+        ("/v1/completions", "", {"prompt": ["A", "B"], "echo": True, "logprobs": 2, "max_tokens": 4}),
+        ("/v1/images/generations", "", {"prompt": "digits", "model": "mnist-gan"}),
+        ("/v2/repository/index", "", {}),
+    ]
+    for path, query, body in requests:
+        answer = service.post(path + query, json=body).raise_for_status()
+        check(document, document["paths"][path]["post"]["responses"]["200"]["content"][JSON]["schema"], answer.json())
+    for name in ("cifar10-lenet", "shakespeare-rnn", "mnist-cgan", "series-lstm"):
+        for path in ("/v1/models/{name}", "/v2/models/{name}", "/v2/models/{name}/config", "/v2/models/{name}/stats"):
+            answer = service.get(path.replace("{name}", name)).raise_for_status()
+            schema = document["paths"][path]["get"]["responses"]["200"]["content"][JSON]["schema"]
+            check(document, schema, answer.json())
+    service.post("/v2/repository/models/mnist-gan/unload").raise_for_status()
+    for path in ("/v1/models", "/v1/models/mnist-gan", "/v1/admin/models", "/health/ready"):
+        template = path.replace("mnist-gan", "{name}")
+        schema = document["paths"][template]["get"]["responses"]["200"]["content"][JSON]["schema"]
+        check(document, schema, service.get(path).raise_for_status().json())
+    service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
+
+
+def test_errors_have_the_documented_schema(service: httpx.Client, document: dict[str, Any]) -> None:
+    for path, body in (
+        ("/v1/images/sample", {"model": "none"}),
+        ("/v2/models/{name}/infer", {}),
+        ("/v1/admin/models/{name}/retire", {"version": 0}),
+    ):
+        answer = service.post(path.replace("{name}", "none"), json=body)
+        assert 400 <= answer.status_code < 500
+        schema = document["paths"][path]["post"]["responses"]["4XX"]["content"][JSON]["schema"]
+        check(document, schema, answer.json())
+
+
+def test_bodies_and_answers_are_named_schemas(document: dict[str, Any]) -> None:
+    def named(schema: dict[str, Any]) -> bool:
+        parts = schema.get("anyOf") or ([schema["items"]] if "items" in schema else [])
+        return "$ref" in schema or (bool(parts) and all(map(named, parts)))
+
+    for _, path, operation in operations(document):
+        for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+            assert kind not in (JSON, "multipart/form-data") or named(content["schema"]), path
+        for response in operation["responses"].values():
+            assert JSON not in response["content"] or named(response["content"][JSON]["schema"]), path
+    assert not [name for name in document["components"]["schemas"] if not re.fullmatch(r"[A-Z][A-Za-z]+", name)]
+
+
+def test_references_lead_to_components(document: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
+    assert len(references) > 50
+    for reference in references:
+        found = document
+        for part in reference.removeprefix("#/").split("/"):
+            found = found[part]
+
+
+def test_every_answer_has_an_example_with_its_schema(document: dict[str, Any]) -> None:
+    for _, path, operation in operations(document):
+        for status, response in operation["responses"].items():
+            for kind, content in response["content"].items():
+                if kind == JSON and not (status == "503" and "/health/" in path):
+                    check(document, content["schema"], content["example"])
+                elif kind.startswith("text/"):
+                    assert content["example"], path
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            if "example" in content:
+                check(document, content["schema"], content["example"])
+
+
+def test_every_operation_has_a_summary_and_a_description(document: dict[str, Any]) -> None:
+    tags = {tag["name"] for tag in document["tags"]}
+    for _, path, operation in operations(document):
+        assert operation["summary"], path
+        assert operation["description"].endswith("."), path
+        assert set(operation["tags"]) <= tags
+    identities = [operation["operationId"] for _, _, operation in operations(document)]
+    assert len(set(identities)) == len(identities)
+
+
+def test_a_form_comes_first_where_files_are_expected(document: dict[str, Any]) -> None:
+    content = document["paths"]["/v1/images/classify"]["post"]["requestBody"]["content"]
+    assert list(content)[:2] == ["multipart/form-data", JSON]
+
+
+def test_a_body_is_required_unless_it_may_be_empty(service: httpx.Client, document: dict[str, Any]) -> None:
+    for method, path, operation in operations(document):
+        if "requestBody" in operation:
+            named = path.replace("{name}", str(operation["parameters"][0].get("example")))
+            answer = service.request(method, named)
+            assert (answer.status_code == 200) is not operation["requestBody"]["required"], (path, answer.text)
+    service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
+
+
+def test_headers_are_documented(document: dict[str, Any]) -> None:
+    identity, timeout = ({"$ref": f"#/components/parameters/x-request-{name}"} for name in ("id", "timeout"))
+    for _, path, operation in operations(document):
+        assert identity in operation["parameters"], path
+        timed = path.startswith("/v2/models/{name}") or ("requestBody" in operation and not path.endswith("/import"))
+        assert (timeout in operation["parameters"]) is timed, path
+        for status, response in operation["responses"].items():
+            assert "x-request-id" in response["headers"]
+            waits = status in ("429", "503") and "/health/" not in path
+            assert ("Retry-After" in response["headers"]) is (waits or status == "429"), (path, status)
+
+
+def test_health_checks_need_no_key(serve: Serve, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    key_file.add(keys, "alice")
+    with serve(keys_file=keys, admin_key=KEY) as client:
+        document = client.get("/openapi.json").json()
+    validate(document)
+    assert document["security"] == [{"bearer": []}, {"key": []}]
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "key", "admin_key"}
+    for _, path, operation in operations(document):
+        if path.startswith(("/v1/admin/", "/v2/repository/models/")):
+            assert operation["security"] == [{"admin_key": []}]
+        else:
+            assert (operation.get("security") == []) is is_public(path), path
+        if "security" not in operation:
+            assert "Retry-After" in operation["responses"]["429"]["headers"]
+            assert {"4XX", "401"} & set(operation["responses"])
+    assert document["paths"]["/health/live"]["get"]["security"] == []
+
+
+def test_without_an_admin_key_administration_is_not_documented() -> None:
+    document = create_app(Settings(store=ROOT / "models_store", threads=1)).openapi()
+    assert not [path for path in document["paths"] if "/admin/" in path or "/load" in path]
+    assert "Administration" not in {tag["name"] for tag in document["tags"]}
