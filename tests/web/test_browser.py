@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -29,18 +28,6 @@ WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
 WAIT = 30_000  # milliseconds for what a panel shows in a fraction of a second when nothing else runs
 REFUSED = "Failed to load resource: the server responded with a status of"  # what Chromium notes of each 4xx
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven with Playwright")
-    if CHROMIUM is None:
-        pytest.skip("the page is tested in Chromium, which is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 Open = Callable[..., Any]

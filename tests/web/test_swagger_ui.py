@@ -1,0 +1,104 @@
+"""Swagger UI at ``/docs`` in a real browser: *Try it out* and *Execute* succeed for every operation."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from support.service import IMAGES, ROOT, TEST, serving
+
+from app.settings import Settings
+
+KEY = "k" * 32
+HORSE = IMAGES / "cifar10" / "0013-horse.png"
+WAIT = 60_000  # milliseconds
+CHANGES = ("roll_back", "activate_version", "retire_version", "import_version", "unload_model")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A service with an admin key and a copy of the shipped store, which the operations change."""
+    store = tmp_path_factory.mktemp("swagger") / "store"
+    shutil.copytree(ROOT / "models_store", store)
+    with serving(Settings(store=store, admin_key=KEY, **TEST)) as client:  # type: ignore[arg-type]
+        client.headers["authorization"] = f"Bearer {KEY}"
+        yield client
+
+
+@pytest.fixture
+def page(browser: Any, service: httpx.Client) -> Iterator[Any]:
+    """Swagger UI with all operations, authorised with the admin key; it loads nothing from other hosts."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page, urls = context.new_page(), set()
+    page.set_default_timeout(WAIT)
+    page.on("request", lambda request: urls.add(request.url))
+    page.goto(f"{service.base_url}/docs")
+    page.get_by_role("button", name="Authorize").click()
+    page.locator("#auth-bearer-value").fill(KEY)
+    page.locator(".auth-btn-wrapper").get_by_role("button", name="Apply credentials").click()
+    page.locator(".auth-btn-wrapper").get_by_role("button", name="Close").click()
+    yield page
+    context.close()
+    assert {urlsplit(url).hostname for url in urls if urlsplit(url).scheme not in ("data", "blob")} == {"127.0.0.1"}
+
+
+def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tuple[str, str]:
+    """Try an operation out as a person does. Returns the URL that was called, and the status that the page shows."""
+    block = page.locator(f"#operations-{operation['tags'][0].replace(' ', '_')}-{operation['operationId']}")
+    block.locator(".opblock-summary-control").dispatch_event("click")
+    block.get_by_role("button", name="Try it out").dispatch_event("click")
+    if file := files.get(operation["operationId"]):
+        block.locator("input[type=file]").set_input_files(file)
+    block.get_by_role("button", name="Execute").dispatch_event("click")
+    status = block.locator(".live-responses-table tbody .response-col_status").first.inner_text()
+    url = block.locator(".request-url pre").inner_text()
+    block.locator(".opblock-summary-control").dispatch_event("click")  # many open operations make the page slow
+    return url, status.split()[0]
+
+
+def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service: httpx.Client, tmp_path: Path) -> None:
+    archive = tmp_path / "version.zip"
+    archive.write_bytes(service.get("/v1/admin/models/shakespeare-rnn/export?version=1").content)
+    files = {"classify_images": HORSE, "import_version": archive}
+    before = service.get("/v1/models").json()
+    operations = [
+        operation for methods in service.get("/openapi.json").json()["paths"].values() for operation in methods.values()
+    ]
+    failed = []
+    for operation in operations:
+        url, status = execute(page, operation, files)
+        if not status.startswith("2"):
+            failed.append((url, status))
+        if operation["operationId"] == "unload_model":
+            service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
+            assert service.get("/v1/models").json() == before
+        if operation["operationId"] == "roll_back":  # so that version 1 may be retired
+            body = {"version": "newest"}
+            service.post("/v1/admin/models/shakespeare-rnn/activate", json=body).raise_for_status()
+    assert len(operations) == 38
+    assert not failed
+
+
+def test_the_page_shows_real_answers_as_examples(page: Any) -> None:
+    block = page.locator("#operations-Tasks-forecast_series")
+    block.locator(".opblock-summary-control").click()
+    shown = block.locator(".responses-table .highlight-code").first.inner_text()
+    assert '"model": "series-lstm"' in shown
+    assert '"string"' not in shown
+
+
+def test_a_chosen_file_is_classified(page: Any) -> None:
+    block = page.locator("#operations-Tasks-classify_images")
+    block.locator(".opblock-summary-control").click()
+    block.get_by_role("button", name="Try it out").click()
+    assert block.locator(".opblock-section-request-body select").first.input_value() == "multipart/form-data"
+    block.locator("input[type=file]").set_input_files(HORSE)
+    block.get_by_role("button", name="Execute").click()
+    answer = block.locator(".live-responses-table .highlight-code").first.inner_text()
+    assert '"filename": "0013-horse.png"' in answer
+    assert '"label": "horse"' in answer
