@@ -21,7 +21,7 @@ WIDTHS = {1280: 900, 390: 844}  # and the heights that go with them
 def settled(page: Page, address: str) -> None:
     """Open the page and wait until each panel shows its first answer and each picture is there."""
     page.goto(address)
-    expect(page.locator(".told strong")).to_have_count(4, timeout=60_000)
+    expect(page.locator(".status strong")).to_have_count(4, timeout=60_000)
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
     for picture in page.locator(".pictures img").all():
         picture.scroll_into_view_if_needed()

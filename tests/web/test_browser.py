@@ -72,9 +72,9 @@ def told(page: Any, panel: str) -> str:
     """Who answered, and how long it took, once the panel says so."""
     from playwright.sync_api import expect
 
-    expect(page.locator(f"#{panel} .told strong")).to_be_visible(timeout=WAIT)
+    expect(page.locator(f"#{panel} .status strong")).to_be_visible(timeout=WAIT)
     expect(page.locator(f"#{panel} .answer")).to_have_attribute("aria-busy", "false", timeout=WAIT)
-    return str(page.locator(f"#{panel} .told").inner_text())
+    return str(page.locator(f"#{panel} .status").inner_text())
 
 
 def test_each_panel_opens_with_an_answer_and_says_who_gave_it_and_how_long_it_took(
@@ -82,7 +82,7 @@ def test_each_panel_opens_with_an_answer_and_says_who_gave_it_and_how_long_it_to
 ) -> None:
     page = open_page(shipped)
     for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "series-lstm"),
-                         ("digits", "mnist-cgan")):  # fmt: skip
+                         ("generation", "mnist-cgan")):  # fmt: skip
         assert re.match(rf"{model}, version \d\s+[\d.]+ m?s", told(page, panel))
         offered = page.locator(f"#{panel} select[name=model] option").all_inner_texts()
         assert offered[0] == model
@@ -122,7 +122,7 @@ def test_the_heat_map_lies_over_the_picture_as_thick_as_is_wanted(shipped: httpx
     assert source == f"data:image/png;base64,{answer['results'][0]['explanation']}"
     page.locator("#image-opacity").fill("30")
     assert page.locator("#image-heat").evaluate("(image) => getComputedStyle(image).opacity") == "0.3"
-    page.get_by_label("Show what speaks for it").uncheck()
+    page.get_by_label("Show heat map").uncheck()
     page.locator("#image-heat").wait_for(state="hidden")
     page.locator("#image select[name=model]").select_option("mnist-judge")
     page.get_by_role("button", name="Example: seven").click()
@@ -134,13 +134,13 @@ def test_a_text_is_the_seeds_own_and_its_line_gives_the_same_in_a_shell(shipped:
     page = open_page(shipped)
     told(page, "text")
     page.get_by_label("Prompt").fill('It\'s "here":\n')
-    page.locator("#text-most").fill("60")
+    page.locator("#text-length").fill("60")
     page.locator("#text-seed").fill("")
-    page.get_by_role("button", name="Continue").click()
-    page.locator("#text .told", has_text="characters/s").wait_for()
-    page.locator("#text-begun", has_text="here").wait_for()
+    page.get_by_role("button", name="Generate text").click()
+    page.locator("#text .status", has_text="characters/s").wait_for()
+    page.locator("#text-prefix", has_text="here").wait_for()
     told(page, "text")
-    written = page.locator("#text-written").text_content()
+    written = page.locator("#text-generated").text_content()
     assert len(written) == 60
     page.locator("#text").get_by_role("button", name="Copy").click()
     line = page.evaluate("navigator.clipboard.readText()")
@@ -155,15 +155,15 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     told(page, "text")
     gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
     before = metric_samples(shipped).get(gone, 0)
-    page.locator("#text-most").fill("4000")
+    page.locator("#text-length").fill("4000")
     page.evaluate("""() => {
-        const written = document.getElementById("text-written");
+        const written = document.getElementById("text-generated");
         new MutationObserver(() => written.textContent && document.getElementById("text-stop").click())
             .observe(written, { childList: true });
     }""")
-    page.get_by_role("button", name="Continue").click()
-    page.locator("#text .told", has_text="stopped after").wait_for()
-    assert 0 < len(page.locator("#text-written").text_content()) < 4000
+    page.get_by_role("button", name="Generate text").click()
+    page.locator("#text .status", has_text="stopped after").wait_for()
+    assert 0 < len(page.locator("#text-generated").text_content()) < 4000
     assert page.locator("#text-stop").is_disabled()
     wait_until(lambda: metric_samples(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
 
@@ -178,23 +178,23 @@ def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
     page.get_by_label("99 %").check()
     page.locator("#series-chart path.fan").nth(3).wait_for(state="attached")
     page.locator("#series-horizon").fill("7")
-    page.locator("#series .told", has_text="7 steps after 240 values").wait_for()
+    page.locator("#series .status", has_text="7 steps after 240 values").wait_for()
     page.locator("#series-numbers summary").click()
     assert page.locator("#series-numbers tbody tr").count() == 7
     page.locator("#series-values").fill("\n".join(str(i % 9) for i in range(60)) + "\n,, 3;4 null\t5")
-    page.locator("#series .told", has_text="7 steps after 66 values").wait_for()
+    page.locator("#series .status", has_text="7 steps after 66 values").wait_for()
     assert "3,4,null,5]" in page.locator("#series code").inner_text()
     table = tmp_path / "sales.csv"
     table.write_text('day;"units; sold";price\n' + "".join(f"2026-01-{i:02};{i};{i},5\n" for i in range(1, 56)))
     page.set_input_files("#series-file", table)
-    page.locator("#series .told", has_text="7 steps after 55 values").wait_for()
+    page.locator("#series .status", has_text="7 steps after 55 values").wait_for()
     assert page.locator("#series-column option").all_inner_texts() == ["units; sold", "price"]
     assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
 
 
 def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    for panel in ("image", "text", "series", "digits"):  # what comes above would move what is drawn on
+    for panel in ("image", "text", "series", "generation"):  # what comes above would move what is drawn on
         told(page, panel)
     page.get_by_role("button", name="Draw", exact=True).first.click()
     page.locator("#series-chart").scroll_into_view_if_needed()
@@ -203,7 +203,7 @@ def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> No
     page.mouse.down()
     page.mouse.move(frame["x"] + frame["width"] - 2, frame["y"] + 2, steps=10)
     page.mouse.up()
-    page.locator("#series .told", has_text=re.compile(r"60 steps after 1\d\d values")).wait_for()
+    page.locator("#series .status", has_text=re.compile(r"60 steps after 1\d\d values")).wait_for()
     values = [float(value) for value in page.locator("#series-values").input_value().split(",")]
     assert values == sorted(values)
     assert (values[0], values[-1]) == pytest.approx((-1, 1), abs=0.05)
@@ -211,29 +211,29 @@ def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> No
 
 def test_a_sheet_is_the_seeds_and_a_walk_leads_to_another(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped, reduced_motion="reduce")
-    told(page, "digits")
+    told(page, "generation")
 
-    page.locator("#digits select[name=model]").select_option("mnist-gan")
-    page.locator("#digits .told", has_text="mnist-gan").wait_for()
+    page.locator("#generation select[name=model]").select_option("mnist-gan")
+    page.locator("#generation .status", has_text="mnist-gan").wait_for()
 
     def drawn(**body: Any) -> list[str]:
         results = shipped.post("/v1/images/sample", json={**body, "model": "mnist-gan"}).json()["results"]
         return [f"data:image/png;base64,{result['image']}" for result in results]
 
     sources = "(images) => images.map((image) => image.getAttribute('src'))"
-    assert page.locator("#digits-sheet img").evaluate_all(sources) == drawn(count=40, seed=1)
-    page.get_by_label("A walk", exact=True).check()
-    page.locator("#digits-to").fill("5")
-    page.locator("#digits-count").fill("9")
-    page.locator("#digits .told", has_text="9 steps from seed 1 to 5").wait_for()
-    walk = page.locator("#digits-sheet img").evaluate_all(sources)
+    assert page.locator("#generation-sheet img").evaluate_all(sources) == drawn(count=40, seed=1)
+    page.get_by_label("Interpolation", exact=True).check()
+    page.locator("#generation-to").fill("5")
+    page.locator("#generation-count").fill("9")
+    page.locator("#generation .status", has_text="9 steps from seed 1 to 5").wait_for()
+    walk = page.locator("#generation-sheet img").evaluate_all(sources)
     assert walk == drawn(count=9, seed=1, walk_to=5)
     assert (walk[0], walk[-1]) == (drawn(count=1, seed=1)[0], drawn(count=1, seed=5)[0])
     assert (
-        page.locator("#digits-frame").get_attribute("src") == walk[0]
+        page.locator("#generation-frame").get_attribute("src") == walk[0]
     )  # it does not run by itself: less motion is wished
-    page.locator("#digits-step").fill("8")
-    assert page.locator("#digits-frame").get_attribute("src") == walk[8]
+    page.locator("#generation-step").fill("8")
+    assert page.locator("#generation-frame").get_attribute("src") == walk[8]
 
 
 def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_store: Path, open_page: Open) -> None:
@@ -241,16 +241,16 @@ def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_
         publish_tiny(tiny_store, name)
     with serve() as client:
         page = open_page(client)
-        assert not page.locator("#digits-label").is_visible()
-        told(page, "digits")
-        page.locator("#digits select[name=model]").select_option("tiny-cgan")
-        page.locator("#digits-label").select_option("y")
-        page.locator("#digits-sheet img[alt^='A y']").nth(39).wait_for()
+        assert not page.locator("#generation-label").is_visible()
+        told(page, "generation")
+        page.locator("#generation select[name=model]").select_option("tiny-cgan")
+        page.locator("#generation-label").select_option("y")
+        page.locator("#generation-sheet img[alt^='Label y']").nth(39).wait_for()
         page.locator("#text select[name=model]").select_option("tiny-rnn@1")
-        page.get_by_role("button", name="Continue").click()
-        page.locator("#text .told", has_text="tiny-rnn, version 1").wait_for()
+        page.get_by_role("button", name="Generate text").click()
+        page.locator("#text .status", has_text="tiny-rnn, version 1").wait_for()
         card = page.get_by_role("article", name="tiny-rnn")
-        assert card.get_by_role("button", name="version 2, live").get_attribute("aria-pressed") == "true"
+        assert card.get_by_role("button", name="version 2, active").get_attribute("aria-pressed") == "true"
         card.get_by_role("button", name="version 1").click()
         card.get_by_role("button", name="version 1", pressed=True).wait_for()
 
@@ -259,7 +259,7 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
     shipped: httpx.Client, open_page: Open, tmp_path: Path
 ) -> None:
     page = open_page(shipped)
-    for panel in ("image", "text", "series", "digits"):
+    for panel in ("image", "text", "series", "generation"):
         told(page, panel)
 
     def sentence(selector: str) -> str:
@@ -268,15 +268,15 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
         return str(page.locator(f"#{control.get_attribute('aria-describedby')}").inner_text())
 
     page.locator("#text-seed").fill("-1")
-    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Generate text").click()
     assert sentence("#text-seed") == "Seed is -1; it should be greater than or equal to 0."
     page.locator("#series-values").fill("1, 2, x")
     assert sentence("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
     page.locator("#series-values").fill("1, 2, 3")
     page.locator("#series-values[aria-invalid=true]").wait_for(state="attached")
     page.locator("#series .error", has_text="Values has 3 values; series-lstm needs at least 8.").wait_for()
-    page.locator("#digits-seed").fill("1.5")
-    assert sentence("#digits-seed").startswith("Seed is 1.5; it should be a valid integer")
+    page.locator("#generation-seed").fill("1.5")
+    assert sentence("#generation-seed").startswith("Seed is 1.5; it should be a valid integer")
     text = tmp_path / "letter.png"
     text.write_text("Dear Sir")
     page.set_input_files("#image-file", text)
@@ -290,18 +290,20 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
 def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, open_page: Open) -> None:
     with processes.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
         page = open_page(client)
-        for panel in ("text", "series", "digits"):
+        for panel in ("text", "series", "generation"):
             told(page, panel)
-        page.locator("#text-most").fill("4000")
-        page.get_by_role("button", name="Continue").click()
-        page.locator("#text-written", has_text=re.compile(".{200}", re.DOTALL)).wait_for()
+        page.locator("#text-length").fill("4000")
+        page.get_by_role("button", name="Generate text").click()
+        page.locator("#text-generated", has_text=re.compile(".{200}", re.DOTALL)).wait_for()
         for process in (*service.workers, service.process.pid):
             os.kill(process, signal.SIGSTOP)
         for process in (*service.workers, service.process.pid):
             os.kill(process, signal.SIGKILL)
-        page.locator("#text .error", has_text="The connection ended before the answer was whole; try again.").wait_for()
-        page.locator("#digits-seed").fill("7")
-        page.locator("#digits .error", has_text="does not answer; try again when it runs.").wait_for()
+        page.locator(
+            "#text .error", has_text="The connection ended before the answer was complete. Try again."
+        ).wait_for()
+        page.locator("#generation-seed").fill("7")
+        page.locator("#generation .error", has_text="does not answer. Try again when it runs.").wait_for()
         service.process.wait(30)
     assert {note.split("net::")[0] for note in page.noted} == {"Failed to load resource: "}
     page.noted.clear()
@@ -315,17 +317,17 @@ def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
     key = key_file.add(file, "alice")
     with serve(keys_file=file) as client:
         page = open_page(client)
-        form, trouble = page.get_by_label("API key"), page.locator("#trouble")
+        form, trouble = page.get_by_label("API key"), page.locator("#start-error")
         form.fill(f"“{key}”")
         page.get_by_role("button", name="Use").click()
-        trouble.get_by_text("A key has only letters, digits and signs of ASCII").wait_for()
+        trouble.get_by_text("An API key consists of printable ASCII characters").wait_for()
         form.fill(key)
         page.get_by_role("button", name="Use").click()
-        told(page, "digits")
+        told(page, "generation")
         assert not form.is_visible()
         file.write_text("# nobody\n")
-        page.locator("#digits-seed").fill("7")
-        page.locator("#digits .error", has_text="The key is not known here.").wait_for()
+        page.locator("#generation-seed").fill("7")
+        page.locator("#generation .error", has_text="The key is not known here.").wait_for()
         assert form.is_visible()
     assert refused(page) == 2
 
@@ -342,7 +344,7 @@ def test_the_card_says_which_version_is_live_and_which_is_tried(
         card = page.get_by_role("article", name="tiny-gan")
         buttons = card.get_by_role("button", name="version")
         buttons.nth(2).wait_for()
-        assert buttons.all_inner_texts() == ["version 1, live", "version 2", "version 3, tried on 25 %"]
+        assert buttons.all_inner_texts() == ["version 1, active", "version 2", "version 3, canary, 25 %"]
 
 
 def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client, open_page: Open) -> None:
@@ -354,11 +356,11 @@ def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client,
     card = page.get_by_role("article", name="cifar10-whitened")
     accuracy = models["cifar10-whitened"]["metrics"]["accuracy"]
     assert f"{accuracy['value']:.4f}" in card.inner_text()
-    card.get_by_text("All 19 figures").click()
+    card.get_by_text("All 19 metrics").click()
     assert card.locator("tbody tr").count() == 19
-    card.get_by_text("How it came about").click()
+    card.locator("summary", has_text="Training").click()
     alone = models["cifar10-whitened"]["speed"]["milliseconds"]
-    assert f"{alone} ms for one image alone" in card.inner_text()
+    assert f"{alone} ms per image alone" in card.inner_text()
     card.get_by_role("button", name="Show the curves").click()
     picture = page.locator("dialog img")
     picture.wait_for()
@@ -368,7 +370,7 @@ def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client,
 
 def test_the_keyboard_alone_is_enough(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    for panel in ("image", "text", "series", "digits"):
+    for panel in ("image", "text", "series", "generation"):
         told(page, panel)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -376,19 +378,27 @@ def test_the_keyboard_alone_is_enough(shipped: httpx.Client, open_page: Open) ->
     for _ in range(90):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
-    assert reached >= {"theme", "image-file", "text-prompt", "text-seed", "series-values", "series-draw", "digits-seed"}
-    page.locator("#text-most").focus()
+    assert reached >= {
+        "theme",
+        "image-file",
+        "text-prompt",
+        "text-seed",
+        "series-values",
+        "series-draw",
+        "generation-seed",
+    }
+    page.locator("#text-length").focus()
     page.keyboard.press("Home")
     page.locator("#text-prompt").focus()
     page.keyboard.press("Control+End")
     page.keyboard.type(" O")
     page.keyboard.press("Control+Enter")
-    page.locator("#text-begun", has_text="ROMEO: O").wait_for()
+    page.locator("#text-prefix", has_text="ROMEO: O").wait_for()
     told(page, "text")
-    assert len(page.locator("#text-written").text_content()) == 20
+    assert len(page.locator("#text-generated").text_content()) == 20
     page.locator("#series-horizon").focus()
     page.keyboard.press("ArrowRight")
-    page.locator("#series .told", has_text="61 steps").wait_for()
+    page.locator("#series .status", has_text="61 steps").wait_for()
 
 
 def test_the_theme_is_the_systems_until_another_is_chosen_which_stays(shipped: httpx.Client, open_page: Open) -> None:
@@ -409,12 +419,12 @@ def test_axe_finds_nothing_serious_and_no_phone_scrolls_sideways(
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = open_page(shipped, width=width, color_scheme=theme)
-    for panel in ("image", "text", "series", "digits"):
+    for panel in ("image", "text", "series", "generation"):
         told(page, panel)
-    page.get_by_label("A walk", exact=True).check()
-    page.locator("#digits .told", has_text="steps from seed").wait_for()
+    page.get_by_label("Interpolation", exact=True).check()
+    page.locator("#generation .status", has_text="steps from seed").wait_for()
     page.locator("#text-seed").fill("-1")
-    page.get_by_role("button", name="Continue").click()
+    page.get_by_role("button", name="Generate text").click()
     page.locator("#text .error").wait_for()
     found = axe.run(page).response["violations"]
     assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found

@@ -1,9 +1,9 @@
-// How the page speaks with the service: what is sent, the shell line that sends the same, and what came back.
+// Requests to the service, and the curl commands that send the same requests.
 //
-// A request is { path, query?, json?, file?, stream? }; its path is relative, so that the page works below a prefix too.
+// A request is { path, query?, json?, file?, stream? }. Paths are relative, so the page also works below a prefix.
 
-/** A failure in the service's own words; `param` names the control that caused it, where one did. */
-export class Refused extends Error {
+/** The service's error message; `param` is the field that caused it, or null. */
+export class RequestError extends Error {
   constructor(message, param = null, status = 0) {
     super(message);
     this.param = param;
@@ -11,27 +11,27 @@ export class Refused extends Error {
   }
 }
 
-let key = null; // of a service that asks for one; forgotten with the tab
+let key = null; // API key, kept until the tab is closed
 try {
   key = sessionStorage.getItem("quartet-key");
-} catch { /* a browser that keeps nothing */ }
+} catch { /* storage is disabled */ }
 
-/** Send this key from now on. Throws Refused for what could be none: a browser would not send it at all. */
-export function useKey(given) {
-  if (!/^[\x21-\x7e]+$/.test(given)) throw new Refused("A key has only letters, digits and signs of ASCII; this has another, or none at all.", null, 401);
-  key = given;
+/** Send this API key from now on. Throws RequestError for characters that a browser does not send in a header. */
+export function setKey(value) {
+  if (!/^[\x21-\x7e]+$/.test(value)) throw new RequestError("An API key consists of printable ASCII characters without spaces.", null, 401);
+  key = value;
   try {
     sessionStorage.setItem("quartet-key", key);
-  } catch { /* then it lasts as long as the page */ }
+  } catch { /* storage is disabled: the key lasts as long as the page */ }
 }
 
-function address({ path, query = {} }) {
+function requestUrl({ path, query = {} }) {
   const url = new URL(path, document.baseURI);
   for (const [name, value] of Object.entries(query)) if (value !== "" && value != null) url.searchParams.set(name, value);
   return url;
 }
 
-/** The answer once its head is there. Throws Refused, and AbortError when the signal says so. */
+/** The response, as soon as its headers have arrived. Throws RequestError, or AbortError when aborted by `signal`. */
 export async function send(request, signal) {
   const options = { signal, headers: key ? { authorization: `Bearer ${key}` } : {} };
   if (request.json) {
@@ -45,77 +45,77 @@ export async function send(request, signal) {
   }
   let response;
   try {
-    response = await fetch(address(request), options);
+    response = await fetch(requestUrl(request), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(`The service at ${location.host} does not answer; try again when it runs.`);
+    throw new RequestError(`The service at ${location.host} does not answer. Try again when it runs.`);
   }
-  if (!response.ok) throw await refusal(response);
+  if (!response.ok) throw await errorOf(response);
   return response;
 }
 
-/** What comes of an answer, as `read()` gives it. Throws Refused when the connection ends before it is whole. */
-async function whole(read) {
+/** The result of `read()`. Throws RequestError when the connection ends before the answer is complete. */
+async function readComplete(read) {
   try {
     return await read();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The connection ended before the answer was whole; try again.");
+    throw new RequestError("The connection ended before the answer was complete. Try again.");
   }
 }
 
-export const json = (response) => whole(() => response.json());
-export const blob = (response) => whole(() => response.blob());
+export const json = (response) => readComplete(() => response.json());
+export const blob = (response) => readComplete(() => response.blob());
 
-async function refusal(response) {
+async function errorOf(response) {
   try {
     const { error } = await response.json();
-    return told(error, response.status);
-  } catch { // not the service but something before it
-    return new Refused(`The answer was ${response.status} ${response.statusText}.`, null, response.status);
+    return requestError(error, response.status);
+  } catch { // not from the service, but from a proxy
+    return new RequestError(`The answer was ${response.status} ${response.statusText}.`, null, response.status);
   }
 }
 
-function told(error, status = 0) {
-  return new Refused(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`, error.param, status);
+function requestError(error, status = 0) {
+  return new RequestError(`${error.message[0].toUpperCase()}${error.message.slice(1)}.`, error.param, status);
 }
 
-/** The events of a stream, up to its [DONE]. Throws Refused for one that tells of a failure or just ends. */
+/** The events of a stream up to [DONE]. Throws RequestError for an error event, or when the stream ends early. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
+  let buffer = "";
   for (;;) {
-    const { value, done } = await whole(() => reader.read());
-    if (done) throw new Refused("The connection ended before the text was whole.");
-    const ended = (held + value).split("\n\n");
-    held = ended.pop();
-    for (const event of ended) {
+    const { value, done } = await readComplete(() => reader.read());
+    if (done) throw new RequestError("The connection ended before the text was complete.");
+    const parts = (buffer + value).split("\n\n");
+    buffer = parts.pop();
+    for (const event of parts) {
       const data = event.replace(/^data: /, "");
       if (data === "[DONE]") return;
       const content = JSON.parse(data);
-      if (content.error) throw told(content.error);
+      if (content.error) throw requestError(content.error);
       yield content;
     }
   }
 }
 
-/** A file's name as curl's -F wants it: in quotes where it has what would end it. */
-const named = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
+/** A file name for curl's -F option, quoted if it contains a separator. */
+const curlFileName = (name) => (/[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name);
 
-/** Have an image show a picture of the service. */
-export async function show(image, path) {
+/** Load a picture of the service into an <img> element. */
+export async function showPicture(image, path) {
   if (!key) image.src = path;
-  else image.src = URL.createObjectURL(await blob(await send({ path }))); // an image by itself sends no key
+  else image.src = URL.createObjectURL(await blob(await send({ path }))); // <img src> sends no key
 }
 
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The line that sends the same request from a shell. */
+/** The curl command that sends the same request. */
 export function curl(request) {
-  const url = address(request).href;
-  const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? quoted(url) : url];
-  if (key) parts.push('-H "Authorization: Bearer $QUARTET_KEY"'); // the key itself is not for copying
-  if (request.json) parts.push("-d", quoted(JSON.stringify(request.json)));
-  if (request.file) parts.push("-F", quoted(`file=@${named(request.file.name)}`));
+  const url = requestUrl(request).href;
+  const parts = [request.stream ? "curl -sN" : "curl -s", /[?&;$ ]/.test(url) ? shellQuote(url) : url];
+  if (key) parts.push('-H "Authorization: Bearer $QUARTET_KEY"'); // never the key itself
+  if (request.json) parts.push("-d", shellQuote(JSON.stringify(request.json)));
+  if (request.file) parts.push("-F", shellQuote(`file=@${curlFileName(request.file.name)}`));
   return parts.join(" ");
 }

@@ -1,18 +1,18 @@
-// Making elements: text stays text, and nothing is ever parsed as HTML.
+// Create elements and format values. Text is never parsed as HTML.
 
-export const find = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
-/** An element with attributes and children; `on` holds listeners. A false or null attribute is left out. */
-export function make(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
+/** An element with attributes and children; `on` maps events to listeners. False and null attributes are left out. */
+export function createElement(tag, attributes = {}, ...children) {
+  return withAttributes(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
-export function draw(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+/** An SVG element; see createElement. */
+export function createSvg(tag, attributes = {}, ...children) {
+  return withAttributes(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 
-function filled(element, { on = {}, ...attributes }, children) {
+function withAttributes(element, { on = {}, ...attributes }, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
   }
@@ -21,17 +21,17 @@ function filled(element, { on = {}, ...attributes }, children) {
   return element;
 }
 
-/** A value as it is read: so many digits as say something, with thousands apart. */
-export function number(value, digits = 4) {
+/** A number with at most `digits` significant digits and thousands separators. */
+export function formatNumber(value, digits = 4) {
   return value.toLocaleString("en", { maximumSignificantDigits: digits });
 }
 
-export function percent(part) {
-  const hundred = part * 100;
-  if (hundred > 0 && hundred < 0.1) return "< 0.1 %";
-  return `${hundred.toFixed(hundred > 99.9 && hundred < 100 ? 2 : 1)} %`;
+export function formatPercent(fraction) {
+  const percentage = fraction * 100;
+  if (percentage > 0 && percentage < 0.1) return "< 0.1 %";
+  return `${percentage.toFixed(percentage > 99.9 && percentage < 100 ? 2 : 1)} %`;
 }
 
-export function duration(milliseconds) {
+export function formatDuration(milliseconds) {
   return milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(2)} s`;
 }

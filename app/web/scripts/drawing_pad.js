@@ -1,31 +1,31 @@
-// Where a series is drawn by hand: with a mouse, a pen or a finger, from left to right.
+// Draw a series by hand with a mouse, a pen or a finger, from left to right.
 
-import { draw, make } from "./dom.js";
+import { createElement, createSvg } from "./dom.js";
 
-const COUNT = 120; // values that a whole stroke gives
+const COUNT = 120; // values of a stroke over the full width
 
-/** Drawing over an element; `done(values)` is told when the hand is lifted from a stroke that is long enough. */
-export class Pad {
+/** Draws over an element and calls `done(values)` at the end of a stroke that is long enough. */
+export class DrawingPad {
   constructor(element, done) {
     this.element = element;
     this.done = done;
     this.points = null;
-    this.line = draw("path", { class: "stroke" });
+    this.line = createSvg("path", { class: "stroke" });
     element.addEventListener("pointerdown", (event) => this.begin(event));
     element.addEventListener("pointermove", (event) => this.on && this.points && this.add(event));
     element.addEventListener("pointerup", () => this.end());
     element.addEventListener("pointercancel", () => (this.points = null));
   }
 
-  /** Show the empty pad, or leave it. */
+  /** Show or hide the empty pad. */
   toggle(on) {
     this.on = on;
     this.points = null;
     this.element.classList.toggle("drawing", on);
     if (!on) return;
     this.line.removeAttribute("d");
-    this.element.replaceChildren(draw("svg", { "aria-hidden": "true" }, this.line),
-      make("p", { class: "invite" }, "Draw a line here, from left to right"));
+    this.element.replaceChildren(createSvg("svg", { "aria-hidden": "true" }, this.line),
+      createElement("p", { class: "invite" }, "Draw a line here, from left to right"));
   }
 
   begin(event) {
@@ -37,7 +37,7 @@ export class Pad {
     this.add(event);
   }
 
-  /** One more point; where the hand goes back, it takes the place of those it passes over. */
+  /** Add a point. A stroke back to the left replaces the points it passes. */
   add(event) {
     const frame = this.element.getBoundingClientRect();
     const x = Math.min(Math.max(event.clientX - frame.left, 0), frame.width);
@@ -53,14 +53,14 @@ export class Pad {
     const length = points?.length > 1 ? points.at(-1).x - points[0].x : 0;
     const count = Math.round((COUNT * length) / width);
     if (count < 2) return;
-    const places = Array.from({ length: count }, (_, i) => points[0].x + (length * i) / (count - 1));
-    this.done(places.map((place) => 1 - (2 * between(points, place)) / height)); // the middle is 0, the edges are 1 and -1
+    const positions = Array.from({ length: count }, (_, i) => points[0].x + (length * i) / (count - 1));
+    this.done(positions.map((position) => 1 - (2 * heightAt(points, position)) / height)); // the middle is 0, the edges are 1 and -1
   }
 }
 
-/** The height of the line through `points` at a place. */
-function between(points, place) {
-  const right = Math.max(1, points.findIndex((point) => point.x >= place));
+/** The height of the line through `points` at a horizontal position. */
+function heightAt(points, position) {
+  const right = Math.max(1, points.findIndex((point) => point.x >= position));
   const a = points[right - 1], b = points[right];
-  return a.y + ((b.y - a.y) * (place - a.x)) / (b.x - a.x);
+  return a.y + ((b.y - a.y) * (position - a.x)) / (b.x - a.x);
 }

@@ -1,28 +1,28 @@
-// The page: which models there are, a panel for each task, and a first answer in each.
+// Start the page: load the list of models, fill the panels and send a first request in each.
 
-import { json, send, useKey } from "./api.js";
-import { digitsPanel } from "./panels/image_generation.js";
-import { find } from "./dom.js";
-import { imagePanel } from "./panels/image_classification.js";
-import { showModels } from "./model_cards.js";
-import { seriesPanel } from "./panels/forecasting.js";
-import { textPanel } from "./panels/text_generation.js";
+import { json, send, setKey } from "./api.js";
+import { byId } from "./dom.js";
+import { showModelCards } from "./model_cards.js";
+import { forecastingPanel } from "./panels/forecasting.js";
+import { imageClassificationPanel } from "./panels/image_classification.js";
+import { imageGenerationPanel } from "./panels/image_generation.js";
+import { textGenerationPanel } from "./panels/text_generation.js";
 
-const panels = [imagePanel(), textPanel(), seriesPanel(), digitsPanel()];
+const panels = [imageClassificationPanel(), textGenerationPanel(), forecastingPanel(), imageGenerationPanel()];
 
-async function begin() {
+async function start() {
   const { data } = await json(await send({ path: "v1/models" }));
-  showModels(data);
+  showModelCards(data);
   const served = data.filter((model) => model.state === "ready");
-  const offered = panels.filter((panel) => panel.offer(served));
+  const available = panels.filter((panel) => panel.setModels(served));
   for (const panel of panels) {
-    if (!offered.includes(panel)) panel.fail(panel.missing());
+    if (!available.includes(panel)) panel.showError(panel.noModelError());
   }
-  await Promise.all(offered.map((panel) => panel.begin()));
+  await Promise.all(available.map((panel) => panel.start()));
 }
 
-/** Which section is in view, for the bar at the top. */
-function mark() {
+/** Mark the section in view in the navigation bar. */
+function markCurrentSection() {
   const links = [...document.querySelectorAll('nav a[href^="#"]')];
   const watcher = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) {
@@ -31,29 +31,29 @@ function mark() {
       else link.removeAttribute("aria-current");
     }
   }, { rootMargin: "-45% 0px -54% 0px" });
-  for (const link of links) watcher.observe(find(link.hash.slice(1)));
+  for (const link of links) watcher.observe(byId(link.hash.slice(1)));
 }
 
-/** Begin, with another key if there is one, or say why not: most often because the service asks for a key first. */
-async function attempt(key = null) {
-  const trouble = find("trouble");
-  trouble.hidden = find("key").hidden = true;
+/** Start the page with an API key, if given. On an error, show the message, and the key field if a key is missing. */
+async function startWithKey(key = null) {
+  const startError = byId("start-error");
+  startError.hidden = byId("key").hidden = true;
   try {
-    if (key !== null) useKey(key);
-    await begin();
+    if (key !== null) setKey(key);
+    await start();
   } catch (error) {
-    trouble.textContent = error.message;
-    trouble.hidden = false;
-    find("key").hidden = error.status !== 401;
+    startError.textContent = error.message;
+    startError.hidden = false;
+    byId("key").hidden = error.status !== 401;
   }
 }
 
-find("key").addEventListener("submit", (event) => {
+byId("key").addEventListener("submit", (event) => {
   event.preventDefault();
-  attempt(find("key-value").value.trim());
+  startWithKey(byId("key-value").value.trim());
 });
-for (const name of ["dragover", "drop"]) { // beside a panel a file is not opened in place of the page
+for (const name of ["dragover", "drop"]) { // a file dropped beside a panel must not replace the page
   document.addEventListener(name, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
 }
-mark();
-attempt();
+markCurrentSection();
+startWithKey();

@@ -1,63 +1,63 @@
-// The models: a card for each, with its figures, its versions and the pictures of its training.
+// A card per model: metrics, versions and the pictures of its training.
 
-import { json, send, show } from "./api.js";
-import { find, make } from "./dom.js";
+import { json, send, showPicture } from "./api.js";
+import { byId, createElement } from "./dom.js";
 
-const TASKS = { classify: "images", continue: "text", forecast: "series", sample: "digits" };
-const SHOWN = 4; // figures before the others are asked for
+const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation" };
+const SHOWN = 4; // metrics shown without opening the table
 
-/** A card for each model; a version's button asks for that one's own. */
-export function showModels(models) {
+/** Show a card per model. The buttons of its versions switch the card to another version. */
+export function showModelCards(models) {
   const order = Object.keys(TASKS);
   const sorted = [...models].sort((a, b) => order.indexOf(a.task) - order.indexOf(b.task) || b.default - a.default);
-  find("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : brokenCard(model))));
+  byId("cards").replaceChildren(...sorted.map((model) => (model.state === "ready" ? card(model) : brokenCard(model))));
 }
 
 function card(model) {
-  const figures = Object.entries(model.card.metrics);
-  return make("article", { class: "card", "aria-label": model.id },
-    make("header", {},
-      make("h3", {}, model.id),
-      make("div", { class: "marks" },
-        make("span", { class: "task" }, TASKS[model.task] ?? model.task),
-        model.default ? make("span", { class: "good" }, "answers by default") : null,
+  const metrics = Object.entries(model.card.metrics);
+  return createElement("article", { class: "card", "aria-label": model.id },
+    createElement("header", {},
+      createElement("h3", {}, model.id),
+      createElement("div", { class: "marks" },
+        createElement("span", { class: "task" }, TASKS[model.task] ?? model.task),
+        model.default ? createElement("span", { class: "good" }, "default") : null,
         ...versions(model)),
-      make("p", {}, model.title)),
-    figures.length ? make("dl", { class: "figures" }, ...figures.slice(0, SHOWN).map(figure)) : null,
+      createElement("p", {}, model.title)),
+    metrics.length ? createElement("dl", { class: "metrics" }, ...metrics.slice(0, SHOWN).map(metricItem)) : null,
     pictures(model),
-    figures.length > SHOWN ? details(`All ${figures.length} figures`, table(figures)) : null,
-    details("How it came about", history(model)),
-    ...model.broken.map(broken));
+    metrics.length > SHOWN ? details(`All ${metrics.length} metrics`, metricsTable(metrics)) : null,
+    details("Training", training(model)),
+    ...model.broken.map(failure));
 }
 
-const words = (name) => name.replaceAll("_", " ");
+const readable = (name) => name.replaceAll("_", " ");
 
-function figure([name, { value, decimals, split }]) {
-  return make("div", {}, make("dt", {}, words(name), make("small", {}, split)), make("dd", {}, value.toFixed(decimals)));
+function metricItem([name, { value, decimals, split }]) {
+  return createElement("div", {}, createElement("dt", {}, readable(name), createElement("small", {}, split)), createElement("dd", {}, value.toFixed(decimals)));
 }
 
-/** The versions that are served: the active one answers for the plain name, another is shown when it is chosen. */
+/** The served versions, as buttons that switch the card. The active version answers requests for the plain name. */
 function versions(model) {
-  if (model.versions.length < 2) return [make("span", {}, `version ${model.version} is live`)];
-  return model.versions.map((version) => make("button", {
+  if (model.versions.length < 2) return [createElement("span", {}, `version ${model.version}`)];
+  return model.versions.map((version) => createElement("button", {
     type: "button",
     "aria-pressed": String(version === model.version),
-    on: { click: (event) => swap(event.currentTarget.closest(".card"), `${model.id}@${version}`) },
+    on: { click: (event) => switchVersion(event.currentTarget.closest(".card"), `${model.id}@${version}`) },
   }, `version ${version}${role(model, version)}`));
 }
 
 function role({ active, canary }, version) {
-  if (version === active) return ", live";
-  return version === canary?.version ? `, tried on ${canary.share} %` : "";
+  if (version === active) return ", active";
+  return version === canary?.version ? `, canary, ${canary.share} %` : "";
 }
 
-async function swap(element, id) {
+async function switchVersion(element, id) {
   let model;
   try {
     model = await json(await send({ path: `v1/models/${id}` }));
-  } catch (error) { // removed in the meantime, or the service is away
+  } catch (error) { // removed meanwhile, or the service does not answer
     element.querySelector(".error")?.remove();
-    element.append(make("p", { class: "error", role: "alert" }, error.message));
+    element.append(createElement("p", { class: "error", role: "alert" }, error.message));
     return;
   }
   const other = card(model);
@@ -67,42 +67,42 @@ async function swap(element, id) {
 
 function pictures(model) {
   if (!model.pictures.length) return null;
-  return make("div", { class: "pictures" }, ...model.pictures.map((file) => {
+  return createElement("div", { class: "pictures" }, ...model.pictures.map((file) => {
     const src = `v1/models/${model.id}@${model.version}/pictures/${file}`;
-    const what = `${file.replace(".png", "")} of ${model.id}, version ${model.version}`;
-    const image = make("img", { alt: "", loading: "lazy" });
-    show(image, src).catch(() => image.remove());
-    return make("button", { type: "button", "aria-label": `Show the ${what}`, on: { click: () => enlarge(image.src, what) } }, image);
+    const description = `${file.replace(".png", "")} of ${model.id}, version ${model.version}`;
+    const image = createElement("img", { alt: "", loading: "lazy" });
+    showPicture(image, src).catch(() => image.remove());
+    return createElement("button", { type: "button", "aria-label": `Show the ${description}`, on: { click: () => enlarge(image.src, description) } }, image);
   }));
 }
 
-function enlarge(src, what) {
-  find("large-title").textContent = what[0].toUpperCase() + what.slice(1);
-  find("large-picture").src = src;
-  find("large-picture").alt = what;
-  find("large").showModal();
+function enlarge(src, description) {
+  byId("large-title").textContent = description[0].toUpperCase() + description.slice(1);
+  byId("large-picture").src = src;
+  byId("large-picture").alt = description;
+  byId("large").showModal();
 }
 
-function table(figures) {
-  return make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All figures" }, make("table", {},
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "figure"), make("th", { scope: "col", class: "number" }, "value"),
-      make("th", { scope: "col" }, "measured on"))),
-    make("tbody", {}, ...figures.map(([name, { value, decimals, split }]) => make("tr", {},
-      make("th", { scope: "row" }, words(name)), make("td", { class: "number" }, value.toFixed(decimals)), make("td", {}, split))))));
+function metricsTable(metrics) {
+  return createElement("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "All metrics" }, createElement("table", {},
+    createElement("thead", {}, createElement("tr", {}, createElement("th", { scope: "col" }, "metric"), createElement("th", { scope: "col", class: "number" }, "value"),
+      createElement("th", { scope: "col" }, "measured on"))),
+    createElement("tbody", {}, ...metrics.map(([name, { value, decimals, split }]) => createElement("tr", {},
+      createElement("th", { scope: "row" }, readable(name)), createElement("td", { class: "number" }, value.toFixed(decimals)), createElement("td", {}, split))))));
 }
 
 const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image" };
 
-function fast({ task, speed }) {
+function describeSpeed({ task, speed }) {
   if (!speed) return "";
-  const each = speed.per_second.toLocaleString("en", { maximumFractionDigits: 0 });
-  return `${speed.milliseconds} ms for one ${UNITS[task]} alone, ${each} a second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
+  const throughput = speed.per_second.toLocaleString("en", { maximumFractionDigits: 0 });
+  return `${speed.milliseconds} ms per ${UNITS[task]} alone, ${throughput} per second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
 }
 
-function history({ card }) {
+function training({ card }) {
   const { created, minutes, hardware, seed, command, commit, notes, kind } = card;
   const facts = {
-    speed: fast(card),
+    speed: describeSpeed(card),
     trained: `${created.slice(0, 10)}, ${Math.round(minutes)} minutes, ${hardware}`,
     network: kind,
     command,
@@ -110,18 +110,18 @@ function history({ card }) {
     commit: commit.slice(0, 12),
     notes,
   };
-  return make("dl", {}, ...Object.entries(facts).filter(([, fact]) => fact)
-    .flatMap(([name, fact]) => [make("dt", {}, name), make("dd", {}, fact)]));
+  return createElement("dl", {}, ...Object.entries(facts).filter(([, fact]) => fact)
+    .flatMap(([name, fact]) => [createElement("dt", {}, name), createElement("dd", {}, fact)]));
 }
 
 function details(summary, content) {
-  return make("details", {}, make("summary", {}, summary), content);
+  return createElement("details", {}, createElement("summary", {}, summary), content);
 }
 
-const broken = ({ version, reason }) => make("p", { class: "error" }, `Version ${version} is not served: ${reason}`);
+const failure = ({ version, reason }) => createElement("p", { class: "error" }, `Version ${version} is not served: ${reason}`);
 
 function brokenCard(model) {
-  return make("article", { class: "card", "aria-label": model.id },
-    make("header", {}, make("h3", {}, model.id), make("div", { class: "marks" }, make("span", {}, model.state === "unloaded" ? "unloaded" : "not served"))),
-    ...model.broken.map(broken));
+  return createElement("article", { class: "card", "aria-label": model.id },
+    createElement("header", {}, createElement("h3", {}, model.id), createElement("div", { class: "marks" }, createElement("span", {}, model.state === "unloaded" ? "unloaded" : "not served"))),
+    ...model.broken.map(failure));
 }

@@ -1,10 +1,10 @@
-// Before anything is drawn, so that nothing flashes: the theme that was chosen here, or the system's.
+// Apply the chosen theme, or the system's, before the page is rendered, so that it does not flash.
 (() => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let chosen = null;
   try {
     chosen = localStorage.getItem("quartet-theme");
-  } catch { /* a browser that keeps nothing */ }
+  } catch { /* storage is disabled */ }
   const isDark = () => (chosen ? chosen === "dark" : dark.matches);
 
   const apply = () => {
@@ -20,7 +20,7 @@
       chosen = isDark() ? "light" : "dark";
       try {
         localStorage.setItem("quartet-theme", chosen);
-      } catch { /* then it lasts as long as the page */ }
+      } catch { /* storage is disabled: the choice lasts as long as the page */ }
       apply();
     });
   });

@@ -1,33 +1,33 @@
-// The series: pasted, opened, drawn or made; its chart, its intervals, its numbers.
+// Forecasting: a series that is pasted, opened, drawn or synthetic; its chart, intervals and table.
 
-import { bands, Chart } from "../chart.js";
-import { draw, find, make, number } from "../dom.js";
-import { parseTable, parseValues, rounded } from "../series_parser.js";
-import { Pad } from "../drawing_pad.js";
-import { accept, Panel } from "./panel.js";
+import { Chart, intervalsOf } from "../chart.js";
+import { byId, createElement, createSvg, formatNumber } from "../dom.js";
+import { parseTable, parseValues, roundValues } from "../series_parser.js";
+import { DrawingPad } from "../drawing_pad.js";
+import { acceptDrops, Panel } from "./panel.js";
 
-/** The workshop's series: a sine at 1,000 points over [0, 20], and noise of 0.2; and two sines. */
-const MADE = {
+/** Synthetic series: a sine at 1,000 points over [0, 20] with noise of 0.2, and a sum of two sines. */
+const SYNTHETIC = {
   sine: (i) => Math.sin((20 / 999) * (i + 80)) + 0.2 * noise(i),
   sum: (i) => Math.sin((20 / 999) * i) + 0.4 * Math.sin((60 / 999) * i) + 0.05 * noise(i),
 };
 const LENGTH = 240;
 
-/** Noise that is the same each time, nearly normal: the sum of twelve draws from [0, 1), less their mean. */
+/** Reproducible, nearly normal noise: the sum of twelve uniform numbers in [0, 1), minus its mean. */
 function noise(i) {
   let state = (i + 1) * 2654435761, sum = -6;
-  for (let draws = 0; draws < 12; draws += 1) {
+  for (let i = 0; i < 12; i += 1) {
     state = (Math.imul(state ^ (state >>> 15), 2246822519) + 374761393) >>> 0;
     sum += state / 2 ** 32;
   }
   return sum;
 }
 
-export function seriesPanel() {
-  const text = find("series-values"), drawing = find("series-draw"), column = find("series-column");
-  const chart = new Chart(find("series-chart"));
-  const pad = new Pad(find("series-chart"), (values) => {
-    draws(false);
+export function forecastingPanel() {
+  const text = byId("series-values"), drawing = byId("series-draw"), column = byId("series-column");
+  const chart = new Chart(byId("series-chart"));
+  const pad = new DrawingPad(byId("series-chart"), (values) => {
+    setDrawing(false);
     fill(values);
   });
   let table = [];
@@ -35,100 +35,100 @@ export function seriesPanel() {
   const panel = new Panel("series", "forecast", {
     request() {
       const values = parseValues(text.value);
-      find("series-count").textContent = values.length ? number(values.length, 6) : "";
+      byId("series-count").textContent = values.length ? formatNumber(values.length, 6) : "";
       if (pad.on) return null;
       const levels = [...panel.form.elements.levels].filter((box) => box.checked).map((box) => Number(box.value));
       return { path: "v1/series/forecast", json: { model: panel.model, values, horizon: Number(panel.form.elements.horizon.value), levels } };
     },
     show({ results: [forecast] }, { json: { values, horizon } }) {
       chart.show(values, forecast, describe(values, forecast));
-      explain(forecast);
-      tabulate(forecast);
+      showLegend(forecast);
+      showTable(forecast);
       const season = forecast.seasonality ? `, seasonality ${forecast.seasonality}` : "";
-      return `${number(horizon)} steps after ${number(values.length, 6)} values${season}`;
+      return `${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
     },
   });
 
-  function draws(on) {
+  function setDrawing(on) {
     drawing.setAttribute("aria-pressed", String(on));
     drawing.textContent = on ? "Cancel" : "Draw";
     chart.clear();
     pad.toggle(on);
-    find("series-legend").hidden = find("series-numbers").hidden = on;
+    byId("series-legend").hidden = byId("series-numbers").hidden = on;
   }
 
   function fill(values) {
-    if (pad.on) draws(false);
-    text.value = rounded(values).map(String).join(", ");
+    if (pad.on) setDrawing(false);
+    text.value = roundValues(values).map(String).join(", ");
     panel.run();
   }
 
   async function open(file) {
     table = parseTable(await file.text());
     if (!table.length) {
-      text.value = await file.text(); // not a table of numbers: the service says what is wrong with it
+      text.value = await file.text(); // no numeric column: the service reports the error
       panel.run();
       return;
     }
-    column.replaceChildren(...table.map(({ name }, i) => make("option", { value: i }, name)));
+    column.replaceChildren(...table.map(({ name }, i) => createElement("option", { value: i }, name)));
     column.value = String(table.length - 1);
-    find("series-column-field").hidden = table.length < 2;
+    byId("series-column-field").hidden = table.length < 2;
     fill(table.at(-1).values);
   }
 
   drawing.addEventListener("click", () => {
-    draws(!pad.on);
+    setDrawing(!pad.on);
     if (!pad.on) panel.run();
   });
   column.addEventListener("change", () => fill(table[column.value].values));
-  find("series-file").addEventListener("change", (event) => {
+  byId("series-file").addEventListener("change", (event) => {
     if (event.target.files[0]) open(event.target.files[0]);
     event.target.value = ""; // so that the same file can be opened again
   });
   for (const button of panel.root.querySelectorAll("[data-series]")) {
     button.addEventListener("click", () => {
-      panel.speak();
-      find("series-column-field").hidden = true;
-      fill(made(button.dataset.series));
+      panel.announce();
+      byId("series-column-field").hidden = true;
+      fill(syntheticSeries(button.dataset.series));
     });
   }
-  accept(panel.root, open);
+  acceptDrops(panel.root, open);
   text.addEventListener("input", () => {
-    find("series-column-field").hidden = true;
-    if (pad.on) draws(false);
+    byId("series-column-field").hidden = true;
+    if (pad.on) setDrawing(false);
   });
-  panel.begin = () => fill(made("sine"));
+  panel.start = () => fill(syntheticSeries("sine"));
   return panel;
 }
 
-const made = (name) => Array.from({ length: LENGTH }, (_, i) => MADE[name](i));
+const syntheticSeries = (name) => Array.from({ length: LENGTH }, (_, i) => SYNTHETIC[name](i));
 
-/** The chart in a sentence, for who does not see it. */
+/** A description of the chart for screen readers. */
 function describe(values, { median }) {
   const known = values.filter((value) => value !== null);
-  return `${values.length} values, the last of them ${number(known.at(-1))}, and a forecast of ${median.length} steps, ` +
-    `the median of which ends at ${number(median.at(-1))}. The numbers stand in the table below.`;
+  return `${values.length} values; the last value is ${formatNumber(known.at(-1))}. Forecast of ${median.length} steps; ` +
+    `the median ends at ${formatNumber(median.at(-1))}. The table below lists all numbers.`;
 }
 
-function explain(forecast) {
-  const line = (kind) => draw("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, draw("path", { class: kind, d: "M0,6H22" }));
-  const levels = bands(forecast);
-  const swatch = (i) => draw("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" },
-    draw("rect", { class: "fan", width: 22, height: 12, rx: 2, "fill-opacity": 1 - (1 - 0.16) ** (i + 1) }));
-  find("series-legend").replaceChildren(
-    make("li", {}, line("history"), "history"),
-    make("li", {}, line("median"), "median"),
-    ...levels.map(({ level }, i) => make("li", {}, swatch(i), `${level} % interval`)).reverse(),
+function showLegend(forecast) {
+  const line = (kind) => createSvg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" }, createSvg("path", { class: kind, d: "M0,6H22" }));
+  const levels = intervalsOf(forecast);
+  const swatch = (i) => createSvg("svg", { viewBox: "0 0 22 12", "aria-hidden": "true" },
+    createSvg("rect", { class: "fan", width: 22, height: 12, rx: 2, "fill-opacity": 1 - (1 - 0.16) ** (i + 1) }));
+  byId("series-legend").replaceChildren(
+    createElement("li", {}, line("history"), "history"),
+    createElement("li", {}, line("median"), "median"),
+    ...levels.map(({ level }, i) => createElement("li", {}, swatch(i), `${level} % interval`)).reverse(),
   );
 }
 
-function tabulate(forecast) {
-  const levels = bands(forecast).reverse();
-  const cell = (value) => make("td", { class: "number" }, number(value, 5));
+function showTable(forecast) {
+  const levels = intervalsOf(forecast).reverse();
+  const cell = (value) => createElement("td", { class: "number" }, formatNumber(value, 5));
   const head = ["step", "median", ...levels.flatMap(({ level }) => [`${level} % from`, `to`])];
-  const rows = forecast.median.map((value, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), cell(value),
+  const rows = forecast.median.map((value, i) => createElement("tr", {}, createElement("th", { scope: "row" }, String(i + 1)), cell(value),
     ...levels.flatMap(({ lower, upper }) => [cell(lower[i]), cell(upper[i])])));
-  find("series-numbers").querySelector(".scroll").replaceChildren(make("table", {},
-    make("thead", {}, make("tr", {}, ...head.map((name, i) => make("th", { scope: "col", class: i ? "number" : null }, name)))),
-    make("tbody", {}, ...rows)));
+  byId("series-numbers").querySelector(".scroll").replaceChildren(createElement("table", {},
+    createElement("thead", {}, createElement("tr", {}, ...head.map((name, i) => createElement("th", { scope: "col", class: i ? "number" : null }, name)))),
+    createElement("tbody", {}, ...rows)));
 }

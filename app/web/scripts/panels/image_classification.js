@@ -1,96 +1,96 @@
-// The picture: chosen, dropped, pasted or an example; its labels as bars, and the heat map over it.
+// Image classification: choose, drop or paste an image; show its labels as bars, and a heat map over it.
 
 import { blob, send } from "../api.js";
-import { find, make, percent } from "../dom.js";
-import { accept, follow, Panel } from "./panel.js";
+import { byId, createElement, formatPercent } from "../dom.js";
+import { acceptDrops, Panel, showSliderValue } from "./panel.js";
 
-const EXAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
-const DIGITS = { three: "3", seven: "7" };
-const COARSE = 96; // pixels; smaller pictures show their pixels
+const SAMPLES = ["bird", "horse", "frog", "ship", "cat", "truck", "three", "seven"];
+const SAMPLE_LABELS = { three: "3", seven: "7" }; // where the label differs from the file name
+const MAX_COARSE = 96; // pixels; smaller images are scaled without smoothing
 
-export function imagePanel() {
-  const picture = find("image-picture"), heat = find("image-heat"), bars = find("image-bars");
-  const mix = find("image-mix"), opacity = find("image-opacity"), chooser = find("image-file");
+export function imageClassificationPanel() {
+  const picture = byId("image-picture"), heat = byId("image-heat"), bars = byId("image-bars");
+  const blend = byId("image-blend"), opacity = byId("image-opacity"), chooser = byId("image-file");
   let file = null;
 
   const panel = new Panel("image", "classify", {
     request() {
-      fit();
+      updateSamples();
       if (!file) return null;
       const { top_k: top, explain } = panel.form.elements;
       return { path: "v1/images/classify", query: { model: panel.model, top_k: top.value, explain: explain.checked ? true : null }, file };
     },
     show({ results: [result] }) {
       bars.replaceChildren(...result.predictions.map(bar));
-      heat.hidden = mix.hidden = !result.explanation;
+      heat.hidden = blend.hidden = !result.explanation;
       if (result.explanation) heat.src = `data:image/png;base64,${result.explanation}`;
-      heat.alt = result.explanation ? `The same, with what speaks for ${result.predictions[0].label} glowing` : "";
+      heat.alt = result.explanation ? `The same image with a heat map for ${result.predictions[0].label}` : "";
       const [best] = result.predictions;
-      return `${best.label}, ${percent(best.probability)}`;
+      return `${best.label}, ${formatPercent(best.probability)}`;
     },
   });
 
-  /** Take a picture and ask what is in it. */
-  async function take(chosen, speak = true) {
-    if (speak) panel.speak();
+  /** Classify an image file. */
+  async function classify(chosen, announce = true) {
+    if (announce) panel.announce();
     file = chosen;
     URL.revokeObjectURL(picture.src);
     picture.src = URL.createObjectURL(file);
-    picture.alt = `The picture ${file.name}`;
+    picture.alt = `Image ${file.name}`;
     picture.hidden = false;
-    heat.hidden = mix.hidden = true;
+    heat.hidden = blend.hidden = true;
     bars.replaceChildren();
-    for (const button of find("image-examples").children) {
+    for (const button of byId("image-examples").children) {
       button.setAttribute("aria-pressed", String(`${button.dataset.example}.png` === file.name));
     }
     await panel.run();
   }
 
-  async function example(name, speak) {
+  async function classifySample(name, announce) {
     let content;
     try {
       content = await blob(await send({ path: `web/samples/${name}.png` }));
-    } catch (error) { // the service is away
-      panel.clear();
-      panel.fail(error);
+    } catch (error) { // the service does not answer
+      panel.clearError();
+      panel.showError(error);
       return;
     }
-    await take(new File([content], `${name}.png`, { type: "image/png" }), speak);
+    await classify(new File([content], `${name}.png`, { type: "image/png" }), announce);
   }
 
-  /** Only examples that the chosen model has a label for; another kind of picture is not its fault. */
-  function fit() {
-    const labels = panel.described?.labels ?? [];
-    for (const button of find("image-examples").children) {
-      button.hidden = !labels.includes(DIGITS[button.dataset.example] ?? button.dataset.example);
+  /** Show only samples for which the chosen model has a label. */
+  function updateSamples() {
+    const labels = panel.modelInfo?.labels ?? [];
+    for (const button of byId("image-examples").children) {
+      button.hidden = !labels.includes(SAMPLE_LABELS[button.dataset.example] ?? button.dataset.example);
     }
-    panel.root.querySelector(".examples").hidden = ![...find("image-examples").children].some((button) => !button.hidden);
+    panel.root.querySelector(".examples").hidden = ![...byId("image-examples").children].some((button) => !button.hidden);
   }
 
   picture.addEventListener("load", () => {
-    for (const image of [picture, heat]) image.classList.toggle("coarse", picture.naturalWidth <= COARSE);
+    for (const image of [picture, heat]) image.classList.toggle("coarse", picture.naturalWidth <= MAX_COARSE);
   });
-  picture.addEventListener("error", () => (picture.hidden = true)); // the service says what is wrong with it
+  picture.addEventListener("error", () => (picture.hidden = true)); // the service reports the error
   opacity.dataset.unit = " %";
-  follow(opacity);
+  showSliderValue(opacity);
   opacity.addEventListener("input", () => heat.style.setProperty("opacity", String(opacity.value / 100)));
-  find("image-examples").append(...EXAMPLES.map((name) =>
-    make("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => example(name) } },
-      make("img", { src: `web/samples/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
-  chooser.addEventListener("change", () => chooser.files[0] && take(chooser.files[0]));
+  byId("image-examples").append(...SAMPLES.map((name) =>
+    createElement("button", { type: "button", "data-example": name, "aria-pressed": "false", on: { click: () => classifySample(name) } },
+      createElement("img", { src: `web/samples/${name}.png`, alt: `Example: ${name}`, width: 44, height: 44 }))));
+  chooser.addEventListener("change", () => chooser.files[0] && classify(chooser.files[0]));
   document.addEventListener("paste", (event) => {
-    const pasted = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (pasted) take(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
+    const pasted = [...event.clipboardData.files].find((file) => file.type.startsWith("image/"));
+    if (pasted) classify(pasted).then(() => panel.root.scrollIntoView({ block: "nearest" }));
   });
-  accept(panel.root, take);
+  acceptDrops(panel.root, classify);
 
-  panel.begin = () => example(panel.described?.labels?.includes("3") ? "three" : "bird", false);
+  panel.start = () => classifySample(panel.modelInfo?.labels?.includes("3") ? "three" : "bird", false);
   return panel;
 }
 
 function bar({ label, probability }) {
-  const filled = make("i");
+  const filled = createElement("i");
   filled.style.setProperty("--part", `${probability * 100}%`);
-  return make("li", {}, make("span", {}, label), make("span", {}, percent(probability)),
-    make("span", { class: "bar", "aria-hidden": "true" }, filled));
+  return createElement("li", {}, createElement("span", {}, label), createElement("span", {}, formatPercent(probability)),
+    createElement("span", { class: "bar", "aria-hidden": "true" }, filled));
 }

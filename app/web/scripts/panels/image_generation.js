@@ -1,74 +1,74 @@
-// The digits: a sheet by seed and label, or a walk from one to another, step by step.
+// Image generation: a grid of images by seed and label, or an interpolation between two seeds.
 
-import { find, make } from "../dom.js";
-import { follow, numeric, Panel } from "./panel.js";
+import { byId, createElement } from "../dom.js";
+import { fieldNumber, Panel, showSliderValue } from "./panel.js";
 
-const STEP = 90; // milliseconds that a step of the walk is seen
+const STEP_MILLISECONDS = 90; // of the animated interpolation
 
-export function digitsPanel() {
-  const sheet = find("digits-sheet"), walk = find("digits-walk"), frame = find("digits-frame");
-  const step = find("digits-step"), play = find("digits-play"), label = find("digits-label");
-  const still = matchMedia("(prefers-reduced-motion: reduce)");
+export function imageGenerationPanel() {
+  const sheet = byId("generation-sheet"), walk = byId("generation-walk"), frame = byId("generation-frame");
+  const step = byId("generation-step"), play = byId("generation-play"), label = byId("generation-label");
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
   let images = [], timer = null;
 
-  const panel = new Panel("digits", "sample", {
+  const panel = new Panel("generation", "sample", {
     request() {
-      fit();
+      updateControls();
       const { seed, walk_to: to, count } = panel.form.elements;
-      const json = { model: panel.model, count: Number(count.value), seed: numeric(seed) ?? undefined };
+      const json = { model: panel.model, count: Number(count.value), seed: fieldNumber(seed) ?? undefined };
       if (label.value) json.label = label.value;
-      if (walks()) json.walk_to = numeric(to) ?? undefined;
+      if (interpolates()) json.walk_to = fieldNumber(to) ?? undefined;
       return { path: "v1/images/sample", json };
     },
     show({ seed, results }, request) {
-      stop(); // a walk that may still run: it is of other images
-      panel.pin(request, seed);
+      stop(); // the animation of an earlier answer
+      panel.pinSeed(request, seed);
       images = results.map(({ image }) => `data:image/png;base64,${image}`);
-      const named = (i) => `${results[i].label === null ? "Digit" : `A ${results[i].label}`}, image ${i + 1} of seed ${seed}`;
-      sheet.replaceChildren(...images.map((src, i) => make("li", {}, make("img", { src, alt: named(i), width: 28, height: 28 }))));
-      walk.hidden = !walks();
-      if (walks()) start(seed, request.json.walk_to);
-      return walks() ? `${results.length} steps from seed ${seed} to ${request.json.walk_to}` : `${results.length} images of seed ${seed}`;
+      const altText = (i) => `${results[i].label === null ? "Image" : `Label ${results[i].label}`}, number ${i + 1} of seed ${seed}`;
+      sheet.replaceChildren(...images.map((src, i) => createElement("li", {}, createElement("img", { src, alt: altText(i), width: 28, height: 28 }))));
+      walk.hidden = !interpolates();
+      if (interpolates()) showInterpolation(seed, request.json.walk_to);
+      return interpolates() ? `${results.length} steps from seed ${seed} to ${request.json.walk_to}` : `${results.length} images of seed ${seed}`;
     },
   });
-  const walks = () => panel.form.elements.way.value === "walk";
+  const interpolates = () => panel.form.elements.mode.value === "walk";
 
-  /** The controls that this way of drawing and this model have. */
-  function fit() {
-    panel.form.querySelector('[data-param="walk_to"]').hidden = !walks();
-    const labels = panel.described?.labels ?? [];
+  /** Show the controls for this mode and this model. */
+  function updateControls() {
+    panel.form.querySelector('[data-param="walk_to"]').hidden = !interpolates();
+    const labels = panel.modelInfo?.labels ?? [];
     label.closest(".field").hidden = !labels.length;
-    const there = [...label.options].slice(1).map((option) => option.value);
-    if (there.join() !== labels.join() || !label.options.length) {
-      label.replaceChildren(make("option", { value: "" }, walks() ? "that of the first" : "one of each"),
-        ...labels.map((name) => make("option", { value: name }, name)));
+    const current = [...label.options].slice(1).map((option) => option.value);
+    if (current.join() !== labels.join() || !label.options.length) {
+      label.replaceChildren(createElement("option", { value: "" }, ""),
+        ...labels.map((name) => createElement("option", { value: name }, name)));
     }
-    label.options[0].textContent = walks() ? "that of the seed" : "one of each";
+    label.options[0].textContent = interpolates() ? "label of the seed" : "all labels";
   }
 
-  function start(seed, to) {
+  function showInterpolation(seed, to) {
     step.max = String(images.length - 1);
-    frame.alt = `A step of the walk from seed ${seed} to seed ${to}`;
-    show(0);
-    if (!still.matches) go();
+    frame.alt = `Step of the interpolation from seed ${seed} to seed ${to}`;
+    showStep(0);
+    if (!reducedMotion.matches) animate();
   }
 
-  function show(i) {
+  function showStep(i) {
     step.value = String(i);
-    told();
+    updateStep();
     frame.src = images[i];
     sheet.querySelector("[aria-current]")?.removeAttribute("aria-current");
     sheet.children[i]?.setAttribute("aria-current", "step");
   }
 
-  function go() {
+  function animate() {
     play.textContent = "Pause";
-    if (Number(step.value) >= images.length - 1) show(0);
+    if (Number(step.value) >= images.length - 1) showStep(0);
     timer = setInterval(() => {
       const next = Number(step.value) + 1;
-      if (next < images.length) show(next);
+      if (next < images.length) showStep(next);
       if (next >= images.length - 1) stop();
-    }, STEP);
+    }, STEP_MILLISECONDS);
   }
 
   function stop() {
@@ -77,13 +77,13 @@ export function digitsPanel() {
     play.textContent = "Play";
   }
 
-  const told = follow(step);
+  const updateStep = showSliderValue(step);
   step.addEventListener("input", () => {
     stop();
-    show(Number(step.value));
+    showStep(Number(step.value));
   });
-  play.addEventListener("click", () => (timer ? stop() : go()));
-  for (const way of panel.form.elements.way) way.addEventListener("change", fit);
-  panel.begin = () => panel.run();
+  play.addEventListener("click", () => (timer ? stop() : animate()));
+  for (const radio of panel.form.elements.mode) radio.addEventListener("change", updateControls);
+  panel.start = () => panel.run();
   return panel;
 }

@@ -1,78 +1,78 @@
-// What the four panels share: their controls, who answers, how long it took, what went wrong and where, and the shell line.
+// The common part of the four panels: controls, requests, status line, error messages and curl command.
 
-import { curl, json, Refused, send } from "../api.js";
-import { duration, find, make } from "../dom.js";
+import { curl, json, RequestError, send } from "../api.js";
+import { byId, createElement, formatDuration } from "../dom.js";
 
-const WAIT = 140; // milliseconds between the last move of a control and the question
+const DEBOUNCE = 140; // milliseconds between the last change of a control and the request
 
 export class Panel {
   /**
-   * `request()` makes the request of the controls, or null while there is nothing to ask; `show(answer, request)` shows
-   * what came and may give a sentence to add; `ended()` is told when nothing is under way any more. With `live` each
-   * change of a control asks anew.
+   * `request()` builds a request from the controls, or returns null. `show(answer, request)` shows the answer and may
+   * return text for the status line. `onEnd()` is called when no request is running any more. With `live`, each change
+   * of a control sends a new request.
    */
-  constructor(id, task, { request, show, live = true, receive = json, ended = () => {} }) {
-    this.root = find(id);
+  constructor(id, task, { request, show, live = true, receive = json, onEnd = () => {} }) {
+    this.root = byId(id);
     this.task = task;
-    Object.assign(this, { request, show, receive, ended });
+    Object.assign(this, { request, show, receive, onEnd });
     this.form = this.root.querySelector("form");
     this.answer = this.root.querySelector(".answer");
     const foot = this.root.querySelector("footer");
-    foot.append(find("foot").content.cloneNode(true));
-    this.told = foot.querySelector(".told");
-    this.line = foot.querySelector("code");
+    foot.append(byId("foot").content.cloneNode(true));
+    this.status = foot.querySelector(".status");
+    this.curlLine = foot.querySelector("code");
     foot.querySelector("button").addEventListener("click", (event) => this.copy(event.currentTarget));
-    for (const slider of this.root.querySelectorAll('input[type="range"]')) follow(slider);
-    for (const dice of this.root.querySelectorAll("[data-dice]")) dice.addEventListener("click", () => this.roll(dice));
+    for (const slider of this.root.querySelectorAll('input[type="range"]')) showSliderValue(slider);
+    for (const dice of this.root.querySelectorAll("[data-dice]")) dice.addEventListener("click", () => this.newSeed(dice));
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.run();
     });
-    this.root.addEventListener("input", () => this.speak());
+    this.root.addEventListener("input", () => this.announce());
     if (live) {
-      this.root.addEventListener("input", (event) => this.changed(event, WAIT));
-      this.root.addEventListener("change", (event) => this.changed(event, 0));
+      this.root.addEventListener("input", (event) => this.onChange(event, DEBOUNCE));
+      this.root.addEventListener("change", (event) => this.onChange(event, 0));
     }
   }
 
-  /** From now on answers are announced: somebody is here. The first ones came by themselves. */
-  speak() {
-    this.told.setAttribute("aria-live", "polite");
+  /** Announce answers to screen readers from now on. The first answers, sent on page load, are not announced. */
+  announce() {
+    this.status.setAttribute("aria-live", "polite");
   }
 
-  changed(event, wait) {
+  onChange(event, wait) {
     const control = event.target;
     if (control.form !== this.form || !control.name || control.type === "file") return;
-    if (event.type === "input" && !["range", "textarea", "number"].includes(control.type)) return; // its change comes too
+    if (event.type === "input" && !["range", "textarea", "number"].includes(control.type)) return; // a change event follows
     if (event.type === "change" && control.type !== "select-one" && !["checkbox", "radio"].includes(control.type)) return;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.run(), wait);
   }
 
-  roll(dice) {
-    find(dice.dataset.dice).value = String(crypto.getRandomValues(new Uint32Array(1))[0] % 10 ** 6);
-    this.speak();
+  newSeed(dice) {
+    byId(dice.dataset.dice).value = String(crypto.getRandomValues(new Uint32Array(1))[0] % 10 ** 6);
+    this.announce();
     this.run();
   }
 
-  /** The models of this panel's task, the one that answers by default first. */
-  offer(models) {
+  /** Offer the models of this panel's task, the default model first. Returns whether there are any. */
+  setModels(models) {
     const chooser = this.form.elements.model;
     const before = chooser.value;
     const fitting = models.filter((model) => model.task === this.task).sort((a, b) => b.default - a.default);
     chooser.replaceChildren(...fitting.flatMap((model) => [
-      make("option", { value: model.id }, model.id),
+      createElement("option", { value: model.id }, model.id),
       ...model.versions.filter((version) => version !== model.version).reverse()
-        .map((version) => make("option", { value: `${model.id}@${version}` }, `${model.id}, version ${version}`)),
+        .map((version) => createElement("option", { value: `${model.id}@${version}` }, `${model.id}, version ${version}`)),
     ]));
     if ([...chooser.options].some((option) => option.value === before)) chooser.value = before;
     this.models = fitting;
     return fitting.length > 0;
   }
 
-  /** What to say when `offer` found none. */
-  missing() {
-    return new Refused("None of the models that are served does this; see below for what is wrong, if one should.");
+  /** The error to show when no model serves this task. */
+  noModelError() {
+    return new RequestError("No served model performs this task. The model cards below show models that failed to load.");
   }
 
   get model() {
@@ -80,73 +80,73 @@ export class Panel {
   }
 
   /** The chosen model as /v1/models describes it. */
-  get described() {
+  get modelInfo() {
     return this.models?.find((model) => model.id === this.model.split("@")[0]);
   }
 
-  /** Ask; what was asked before and is not answered yet is given up. */
+  /** Send the request of the controls. Aborts a request that is still running. */
   async run() {
     clearTimeout(this.timer);
     this.running?.abort();
-    this.clear();
+    this.clearError();
     const request = this.request();
     if (!request) return;
     const running = (this.running = new AbortController());
-    this.line.textContent = curl(request);
+    this.curlLine.textContent = curl(request);
     this.answer.setAttribute("aria-busy", "true");
-    const begun = (this.begun = performance.now());
+    const startedAt = (this.startedAt = performance.now());
     try {
       const response = await send(request, running.signal);
       const answer = await this.receive(response, running.signal);
-      const took = performance.now() - begun;
+      const elapsed = performance.now() - startedAt;
       if (running !== this.running) return;
-      const more = this.show(answer, request);
-      this.name(answer, `${duration(took)}${more ? ` · ${more}` : ""}`);
+      const details = this.show(answer, request);
+      this.showStatus(answer, `${formatDuration(elapsed)}${details ? ` · ${details}` : ""}`);
     } catch (error) {
-      if (running === this.running && error.name !== "AbortError") this.fail(error);
+      if (running === this.running && error.name !== "AbortError") this.showError(error);
     } finally {
       if (running === this.running) {
         this.answer.setAttribute("aria-busy", "false");
-        this.ended();
+        this.onEnd();
       }
     }
   }
 
-  /** Who answered, and what else there is to tell. */
-  name({ model, version }, rest) {
-    this.told.replaceChildren(make("strong", {}, `${model}, version ${version}`), rest);
+  /** Show which model answered, and the given text. */
+  showStatus({ model, version }, text) {
+    this.status.replaceChildren(createElement("strong", {}, `${model}, version ${version}`), text);
   }
 
-  /** The request as it must be sent to get this answer again: with the seed that was drawn for it. */
-  pin(request, seed) {
-    this.line.textContent = curl({ ...request, json: { ...request.json, seed } });
+  /** Show the curl command with the seed that the service chose, so that it returns the same answer. */
+  pinSeed(request, seed) {
+    this.curlLine.textContent = curl({ ...request, json: { ...request.json, seed } });
   }
 
-  /** A sentence beside the control that caused it. */
-  fail(error) {
-    if (!(error instanceof Refused)) {
+  /** Show an error message beside the control that caused it. */
+  showError(error) {
+    if (!(error instanceof RequestError)) {
       console.error(error);
-      error = new Refused("The page could not show the answer; its console tells more.");
+      error = new RequestError("The page could not show the answer. The browser console shows the error.");
     }
-    if (error.status === 401) find("key").hidden = false; // it was taken back in the meantime
+    if (error.status === 401) byId("key").hidden = false; // the key was revoked meanwhile
     const control = error.param && this.control(error.param.split(".")[0]);
-    const place = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');
+    const container = control?.closest("[data-param], .chooser") ?? this.root.querySelector('[data-param="form"]');
     const id = `${this.root.id}-error`;
-    place.append(make("p", { class: "error", role: "alert", id }, error.message));
+    container.append(createElement("p", { class: "error", role: "alert", id }, error.message));
     if (control) {
       control.setAttribute("aria-invalid", "true");
       control.setAttribute("aria-describedby", id);
     }
-    this.told.replaceChildren();
+    this.status.replaceChildren();
   }
 
   control(param) {
-    const named = this.form.elements[param];
-    const control = named instanceof RadioNodeList ? named[0] : named;
+    const field = this.form.elements[param];
+    const control = field instanceof RadioNodeList ? field[0] : field;
     return control?.closest("[hidden]") ? null : control;
   }
 
-  clear() {
+  clearError() {
     this.root.querySelector(`#${this.root.id}-error`)?.remove();
     for (const control of this.root.querySelectorAll("[aria-invalid]")) {
       control.removeAttribute("aria-invalid");
@@ -156,18 +156,18 @@ export class Panel {
 
   async copy(button) {
     try {
-      await navigator.clipboard.writeText(this.line.textContent);
+      await navigator.clipboard.writeText(this.curlLine.textContent);
       button.textContent = "Copied";
-    } catch { // not allowed, or not over https: then it is at least selected
-      getSelection().selectAllChildren(this.line);
+    } catch { // not permitted, or not HTTPS: select the text instead
+      getSelection().selectAllChildren(this.curlLine);
       button.textContent = "Selected";
     }
     setTimeout(() => (button.textContent = "Copy"), 1600);
   }
 }
 
-/** A slider's value in words beside it, and its filled part. */
-export function follow(slider) {
+/** Show the value of a slider beside it, now and on every change. Returns the function that does so. */
+export function showSliderValue(slider) {
   const output = document.querySelector(`output[for="${slider.id}"]`);
   const show = () => {
     const { min, max, value, dataset } = slider;
@@ -181,8 +181,8 @@ export function follow(slider) {
   return show;
 }
 
-/** Take a file that is dropped anywhere on an element; text that is dragged goes where it went before. */
-export function accept(element, take) {
+/** Call `take(file)` for a file dropped on an element. Dragged text is not affected. */
+export function acceptDrops(element, take) {
   const over = (on) => element.classList.toggle("dropping", on);
   for (const name of ["dragenter", "dragover", "drop"]) {
     element.addEventListener(name, (event) => {
@@ -195,8 +195,8 @@ export function accept(element, take) {
   element.addEventListener("dragleave", () => over(false));
 }
 
-/** A number field as it is sent: null when empty; whether it is one that is allowed, the service judges. */
-export function numeric(control) {
-  if (control.value === "") return control.validity.badInput ? "no number" : null;
+/** The value of a number field, or null if it is empty. The service checks the range. */
+export function fieldNumber(control) {
+  if (control.value === "") return control.validity.badInput ? "not a number" : null;
   return Number(control.value);
 }

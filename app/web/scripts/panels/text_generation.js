@@ -1,19 +1,19 @@
-// The text: written while it comes, and stopped when somebody says so.
+// Text generation: show the text while it streams, and stop it on request.
 
 import { events } from "../api.js";
-import { duration, find, number } from "../dom.js";
-import { numeric, Panel } from "./panel.js";
+import { byId, formatDuration, formatNumber } from "../dom.js";
+import { fieldNumber, Panel } from "./panel.js";
 
-export function textPanel() {
-  const begun = find("text-begun"), written = find("text-written"), stop = find("text-stop");
-  let asked = null;
+export function textGenerationPanel() {
+  const prefix = byId("text-prefix"), generated = byId("text-generated"), stop = byId("text-stop");
+  let request = null;
 
   const panel = new Panel("text", "continue", {
     live: false,
     request() {
       const { elements } = panel.form;
-      const off = (control) => (control.value === control.dataset.off ? undefined : Number(control.value));
-      asked = {
+      const optional = (control) => (control.value === control.dataset.off ? undefined : Number(control.value));
+      request = {
         path: "v1/text/continue",
         stream: true,
         json: {
@@ -21,59 +21,59 @@ export function textPanel() {
           prompt: elements.prompt.value,
           max_characters: Number(elements.max_characters.value),
           temperature: Number(elements.temperature.value),
-          top_k: off(elements.top_k),
-          top_p: off(elements.top_p),
-          seed: numeric(elements.seed) ?? undefined,
+          top_k: optional(elements.top_k),
+          top_p: optional(elements.top_p),
+          seed: fieldNumber(elements.seed) ?? undefined,
           stream: true,
         },
       };
       stop.disabled = false;
-      return asked;
+      return request;
     },
     receive,
-    ended: () => (stop.disabled = true),
-    show({ ended, first, count, seconds }) {
-      const parts = [`first character after ${duration(first)}`, `${number(count / seconds, 3)} characters/s`];
-      if (ended.unknown_characters.length) parts.push(`read as unknown: ${ended.unknown_characters.join(" ")}`);
+    onEnd: () => (stop.disabled = true),
+    show({ last, first, count, seconds }) {
+      const parts = [`first character after ${formatDuration(first)}`, `${formatNumber(count / seconds, 3)} characters/s`];
+      if (last.unknown_characters.length) parts.push(`unknown characters: ${last.unknown_characters.join(" ")}`);
       return parts.join(" · ");
     },
   });
 
-  /** Follow the stream to its end, or to where it is stopped. */
+  /** Show the events of a stream until it ends or is stopped. */
   async function receive(response, signal) {
     const [model, version] = response.headers.get("x-model").split("@");
     const start = performance.now();
-    let first = null, count = 0, ended = null;
-    begun.textContent = asked.json.prompt;
-    written.textContent = "";
-    panel.told.replaceChildren("Writing …");
+    let first = null, count = 0, last = null;
+    prefix.textContent = request.json.prompt;
+    generated.textContent = "";
+    panel.status.replaceChildren("Generating …");
     try {
       for await (const event of events(response)) {
-        first ??= performance.now() - panel.begun;
+        first ??= performance.now() - panel.startedAt;
         count += [...event.text].length;
         const atEnd = panel.answer.scrollTop + panel.answer.clientHeight > panel.answer.scrollHeight - 40;
-        written.append(event.text);
+        generated.append(event.text);
         if (atEnd) panel.answer.scrollTop = panel.answer.scrollHeight;
-        if (event.finish_reason) ended = event;
+        if (event.finish_reason) last = event;
       }
     } catch (error) {
       if (error.name === "AbortError" && signal === panel.running.signal) {
-        panel.name({ model, version }, `stopped after ${number(count)} characters`);
+        panel.showStatus({ model, version }, `stopped after ${formatNumber(count)} characters`);
       }
       throw error;
     }
-    panel.pin(asked, ended.seed);
-    return { model, version, ended, first, count, seconds: (performance.now() - start) / 1000 };
+    panel.pinSeed(request, last.seed);
+    return { model, version, last, first, count, seconds: (performance.now() - start) / 1000 };
   }
 
   stop.addEventListener("click", () => {
-    panel.speak();
-    panel.told.replaceChildren("Stopped before the first character.");
-    panel.running.abort(); // hangs up: the service gives the text's place to another
+    panel.announce();
+    panel.status.replaceChildren("Stopped before the first character.");
+    panel.running.abort(); // closes the connection, and the service stops generating
   });
   panel.form.elements.prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) panel.run();
   });
-  panel.begin = () => panel.run();
+  panel.start = () => panel.run();
   return panel;
 }
