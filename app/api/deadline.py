@@ -62,7 +62,7 @@ class Deadline:
 
     def _on_timer(self) -> None:
         if self._loop.time() >= self._at:
-            self._end(TimedOut("the deadline passed before the answer was whole; x-request-timeout is in seconds"))
+            self._end(TimedOut("the deadline passed before the answer was complete; x-request-timeout is in seconds"))
             return
         self._timer = self._loop.call_at(self._at, self._on_timer)
         if self._disconnect_task is None:
@@ -70,7 +70,7 @@ class Deadline:
 
     async def _watch_disconnect(self) -> None:
         await self._request.receive()
-        self._end(CallerGone("the caller hung up before there was an answer"))
+        self._end(CallerGone("the client disconnected before the answer was complete"))
 
     def _end(self, error: QuartetError) -> None:
         if self._error is None:

@@ -1,4 +1,4 @@
-"""Reading what a request carries: bounded, and checked against a model whose limits are settings."""
+"""Read headers, query parameters and bodies. All sizes are bounded."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import asyncio
 import json
 import math
 import re
-import threading
 from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import BadValue, CallerGone, TimedOut, TooLarge, TooSlow, quote_value
+from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
 
-BYTES_PER_VALUE = 5  # bytes or pixels that are unpacked in the time of one value
-JSON_BYTES = 64 * 1024  # of a body, besides its prompt or values
-EXTRA_COMMAS = 64  # commas that a body may have besides those of its values or its prompt
-MAX_FIELDS = 2000  # of all objects of a body
-MAX_SEED = 2**53  # so that a seed survives every JSON reader
-CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # of a form; some others take minutes to decode
+BYTES_PER_VALUE = 5  # bytes or pixels that are processed in the time of one value
+JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
+EXTRA_COMMAS = 64  # allowed in a JSON body, besides those of its prompt or values
+MAX_FIELDS = 2000  # of all objects in a JSON body
+MAX_SEED = 2**53  # JSON readers that use doubles keep every smaller integer
+CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed for forms; some other codecs take minutes
+SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time: each write costs a change of threads
 HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
@@ -43,13 +43,13 @@ Query = TypeVar("Query", bound=BaseModel)
 
 
 class RequestBody(BaseModel):
-    """A JSON body: unknown fields are refused, and no value is made of another type."""
+    """A JSON body. Unknown fields are rejected, and no value is converted to another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
-    """The model with the limits of the settings on its fields, so that they stand in the OpenAPI document too."""
+    """Return the model with further constraints on some fields. OpenAPI shows them too."""
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
         info = model.model_fields[name]
@@ -57,9 +57,9 @@ def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
     return create_model(model.__name__, __base__=model, **fields)
 
 
-def max_json_bytes(most: int, content: int) -> int:
-    """How many bytes a JSON body may have, at most ``most``, whose prompt or values take up to ``content``."""
-    return min(most, JSON_BYTES + content)
+def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
+    """Return the size limit of a JSON body whose prompt or values take up to ``content_bytes``."""
+    return min(max_body_bytes, JSON_BYTES + content_bytes)
 
 
 def header(request: Request, name: bytes, default: str = "") -> str:
@@ -94,224 +94,284 @@ def set_deadline(request: Request, max_seconds: float) -> float:
     return deadline
 
 
-async def read_body(request: Request, limit: int, seconds: float, codings: Collection[str] = ()) -> bytes:
-    """The whole body, in one of ``codings`` or as it is.
+async def read_body(request: Request, limit: int, pause_seconds: float, codings: Collection[str] = ()) -> bytes:
+    """Return the body, still compressed if it is sent in one of the content codings ``codings``.
 
-    Raises TooLarge as soon as it is known to be longer than ``limit`` bytes, TooSlow when it pauses for ``seconds`` or
-    is not whole when the request's time is over, CallerGone, and BadValue when it is compressed in another way.
+    Raises:
+        BadValue: the body has another content coding.
+        TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
+        TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
+        CallerGone: the client disconnected.
     """
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
         allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
         raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
-    announced = header(request, b"content-length")
-    if announced.isdigit() and int(announced) > limit:
-        raise TooLarge(f"the body has {int(announced):,} bytes; allowed are {limit:,}")
-    length, pieces, loop = 0, [], asyncio.get_running_loop()
-    until = request.scope.get(DEADLINE, math.inf)
+    _check_content_length(request, limit)
+    length, chunks, loop = 0, [], asyncio.get_running_loop()
+    deadline = request.scope.get(DEADLINE, math.inf)
     try:
-        async with asyncio.timeout_at(min(loop.time() + seconds, until)) as pause:
+        async with asyncio.timeout_at(min(loop.time() + pause_seconds, deadline)) as timeout:
             while True:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise CallerGone("the caller hung up before the body was whole")
-                pieces.append(message.get("body", b""))
-                length += len(pieces[-1])
+                    raise _disconnected()
+                chunks.append(message.get("body", b""))
+                length += len(chunks[-1])
                 if length > limit:
-                    raise TooLarge(f"the body has more than {limit:,} bytes, which are allowed")
+                    raise _too_large(limit)
                 if not message.get("more_body", False):
-                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                pause.reschedule(min(loop.time() + seconds, until))
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                timeout.reschedule(min(loop.time() + pause_seconds, deadline))
     except TimeoutError as error:
-        if pause.when() == until:
-            raise TooSlow("the request's time was over before its body was whole") from error
-        raise TooSlow(f"no byte of the body came for {seconds:g} seconds") from error
+        if timeout.when() == deadline:
+            raise TooSlow("the deadline passed before the body was complete") from error
+        raise _paused(pause_seconds) from error
+
+
+async def spool_body(request: Request, file: IO[bytes], limit: int, pause_seconds: float) -> None:
+    """Write the body to ``file`` as it arrives, and rewind the file. For bodies that are too large for memory.
+
+    Raises:
+        TooLarge, TooSlow, CallerGone: as in ``read_body``. There is no deadline.
+        OSError: the disk is full.
+    """
+    _check_content_length(request, limit)
+    length, chunk, more = 0, bytearray(), True
+    while more:
+        try:
+            message = await asyncio.wait_for(request.receive(), pause_seconds)
+        except TimeoutError:
+            raise _paused(pause_seconds) from None
+        if message["type"] == "http.disconnect":
+            raise _disconnected()
+        chunk += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(chunk) >= SPOOL_CHUNK_BYTES or not more:
+            length += len(chunk)
+            if length > limit:
+                raise _too_large(limit)
+            await asyncio.to_thread(file.write, bytes(chunk))
+            chunk.clear()
+    await asyncio.to_thread(file.seek, 0)
+
+
+def _check_content_length(request: Request, limit: int) -> None:
+    content_length = header(request, b"content-length")
+    if content_length.isdigit() and int(content_length) > limit:
+        raise TooLarge(f"the body has {int(content_length):,} bytes; allowed are {limit:,}")
+
+
+def _too_large(limit: int) -> QuartetError:
+    return TooLarge(f"the body has more than {limit:,} bytes, the allowed maximum")
+
+
+def _paused(pause_seconds: float) -> QuartetError:
+    return TooSlow(f"no byte of the body arrived for {pause_seconds:g} seconds")
+
+
+def _disconnected() -> QuartetError:
+    return CallerGone("the client disconnected before the body was complete")
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
-    """The query parameters as a model. Raises BadValue."""
+    """Return the query parameters as a model. Raises BadValue."""
     if not request.scope["query_string"]:
         return model()
-    found = request.query_params.multi_items()
-    for i, (name, _) in enumerate(found):
+    parameters = request.query_params.multi_items()
+    for i, (name, _) in enumerate(parameters):
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
-        if any(name == other for other, _ in found[:i]):
+        if any(name == earlier for earlier, _ in parameters[:i]):
             raise BadValue(f"{name} came more than once", name)
     try:
-        return model.model_validate(dict(found))
+        return model.model_validate(dict(parameters))
     except ValidationError as error:
         raise validation_error(error.errors(include_url=False)) from None
 
 
 @dataclass(frozen=True)
 class BodyReader:
-    """How bodies are read: ``limit`` bytes and ``fields`` at most, with pauses of so many ``seconds``; large ones are
-    parsed in a lane.
+    """Limits for reading bodies: bytes, seconds without a byte, and JSON fields. Large bodies are parsed on a thread
+    of ``executor``.
     """
 
     limit: int
-    seconds: float
+    pause_seconds: float
     executor: Executor
-    fields: int = MAX_FIELDS
+    max_fields: int = MAX_FIELDS
 
 
 async def read_json(
-    request: Request, model: type[Model], reading: BodyReader, most: int, queries: Collection[str] = ()
+    request: Request, model: type[Model], reader: BodyReader, max_commas: int, queries: Collection[str] = ()
 ) -> Model:
-    """The body as a model, whatever its Content-Type says; ``queries`` are the query parameters that may stand beside.
+    """Return a JSON body as a model, whatever its Content-Type is.
 
-    ``most``: how many commas it may have, which bounds what its parsing costs. Raises as ``read`` does, and BadValue.
+    ``max_commas`` bounds the cost of parsing. ``queries`` are the allowed query parameters.
+
+    Raises:
+        BadValue: the body does not fit the model, or a query parameter is not allowed.
+        TooLarge, TooSlow, CallerGone: as in ``read_body``.
+        Overloaded, TimedOut: as in ``run_before_deadline``.
     """
     for name in request.query_params:
         if name not in queries:
-            raise BadValue(f"there is no query parameter {quote_value(name)} here; it belongs into the body", name)
-    content = await read_body(request, reading.limit, reading.seconds)
+            raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
+    content = await read_body(request, reader.limit, reader.pause_seconds)
+    size = len(content) // BYTES_PER_VALUE
     return await run_before_deadline(
-        request, reading.executor, len(content) // BYTES_PER_VALUE, _parsed, content, most, model, reading.fields
+        request, reader.executor, size, _parse_model, content, max_commas, model, reader.max_fields
     )
 
 
-async def read_object(request: Request, reading: BodyReader, most: int) -> dict[str, Any]:
-    """The body as it is, an object. Raises as ``read_json`` does."""
-    content = await read_body(request, reading.limit, reading.seconds)
+async def read_object(request: Request, reader: BodyReader, max_commas: int) -> dict[str, Any]:
+    """Return a JSON body as a dictionary. Raises as ``read_json`` does."""
+    content = await read_body(request, reader.limit, reader.pause_seconds)
+    size = len(content) // BYTES_PER_VALUE
     return await run_before_deadline(
-        request, reading.executor, len(content) // BYTES_PER_VALUE, parse_object, content, most, reading.fields
+        request, reader.executor, size, parse_object, content, max_commas, reader.max_fields
     )
 
 
-def _parsed(content: bytes, most: int, model: type[Model], fields: int = MAX_FIELDS) -> Model:
-    return validate(parse_object(content, most, fields), model)
+def _parse_model(content: bytes, max_commas: int, model: type[Model], max_fields: int = MAX_FIELDS) -> Model:
+    return validate(parse_object(content, max_commas, max_fields), model)
 
 
-def parse_object(content: bytes, most: int, fields: int = MAX_FIELDS) -> dict[str, Any]:
-    """A body with at most so many commas and fields as an object; an empty one has nothing in it. Raises BadValue."""
-    if (commas := content.count(b",")) > most:
-        raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {most:,}")
+def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) -> dict[str, Any]:
+    """Parse a JSON object. An empty body is an empty object.
+
+    Raises:
+        BadValue: the body is not a JSON object, has too many commas or fields, or a field more than once.
+    """
+    if (commas := content.count(b",")) > max_commas:
+        raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {max_commas:,}")
     try:
-        found = from_json(content or b"{}")
+        body = from_json(content or b"{}")
     except ValueError as error:
         raise BadValue(f"the body is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise BadValue(f"the body is {quote_value(found)}; it should be an object")
-    if (colons := _colons(content)) > fields:  # each of them may be wrong, and would be told of
-        raise BadValue(f"the body has {colons:,} fields; allowed are {fields:,}")
-    if colons > _fields(found):  # a field that another of its name has replaced has left its colon
+    if not isinstance(body, dict):
+        raise BadValue(f"the body is {quote_value(body)}; it should be an object")
+    if (colons := _count_colons(content)) > max_fields:  # validation reports every wrong field
+        raise BadValue(f"the body has {colons:,} fields; allowed are {max_fields:,}")
+    if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
         _reject_duplicates(content)
-    return found
+    return body
 
 
-def _colons(content: bytes) -> int:
-    """How many colons JSON has outside of its texts."""
-    if b"\\" in content:  # of what is escaped only quotes matter
+def _count_colons(content: bytes) -> int:
+    """Count the colons in JSON, except those inside strings."""
+    if b"\\" in content:  # remove escaped backslashes, then escaped quotes
         content = content.replace(rb"\\", b"").replace(rb"\"", b"")
     return sum(part.count(b":") for part in content.split(b'"')[::2])
 
 
-def _fields(found: Any) -> int:
-    """How many fields the objects in it have. A list that begins with none is not looked through."""
-    if isinstance(found, dict):
-        return len(found) + sum(map(_fields, found.values()))
-    return sum(map(_fields, found)) if isinstance(found, list) and found and isinstance(found[0], dict) else 0
+def _count_fields(value: Any) -> int:
+    """Count the fields of all objects in ``value``. Lists that do not begin with an object are skipped."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_count_fields, value.values()))
+    return sum(map(_count_fields, value)) if isinstance(value, list) and value and isinstance(value[0], dict) else 0
 
 
-def validate(found: dict[str, Any], model: type[Model]) -> Model:
-    """Named values as a model. Raises BadValue."""
-    for name in found:  # before pydantic, which would note every one of a million
+def validate(fields: dict[str, Any], model: type[Model]) -> Model:
+    """Return the fields as a model. Raises BadValue."""
+    for name in fields:  # before pydantic, which would report each of a million unknown fields
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
     try:
-        return model.model_validate(found)
+        return model.model_validate(fields)
     except ValidationError as error:
         raise validation_error(error.errors(include_url=False)) from None
 
 
 def _reject_duplicates(content: bytes) -> None:
-    """Raises BadValue for JSON in which a field of an object comes more than once."""
+    """Raises BadValue for JSON with two fields of the same name in one object."""
     try:
         json.loads(content, object_pairs_hook=_unique_fields, parse_int=str, parse_float=str)
-    except ValueError as error:  # such as what only the faster parser takes
+    except ValueError as error:  # pydantic's parser accepts some JSON that this one does not
         raise BadValue(f"the body is not JSON: {error}") from None
 
 
 def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object, each of which may come once: of two values, nobody could say which is meant."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        name = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names: set[str] = set()
+        name = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
         raise BadValue(f"{quote_value(name)} came more than once", name)
-    return found
+    return fields
 
 
-async def read_form(request: Request, reading: BodyReader, files: int) -> FormData:
-    """A multipart body with at most ``files`` files, in memory. Raises as ``read`` does, BadValue and TimedOut."""
-    kind = header(request, b"content-type")
-    charset = parse_options_header(kind)[1].get(b"charset", b"utf-8").decode("latin-1")
+class FormField(NamedTuple):
+    """A field of a form: a file with ``content`` as bytes, or a text."""
+
+    name: str
+    filename: str | None
+    content: bytes | str
+
+
+async def read_form(request: Request, reader: BodyReader, max_files: int) -> list[FormField]:
+    """Return the fields of a multipart body. Files stay in memory: the size of the body is bounded.
+
+    Raises:
+        BadValue: the body is not a form, has another charset than UTF-8, or more than ``max_files`` files or texts.
+        TooLarge, TooSlow, CallerGone, Overloaded, TimedOut: as in ``read_json``.
+    """
+    content_type = header(request, b"content-type")
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
     if charset.lower() not in CHARSETS:
         raise BadValue(
             f"content-type has the charset {quote_value(charset)}; names in a form are in utf-8", "content-type"
         )
-    content = await read_body(request, reading.limit, reading.seconds)
+    content = await read_body(request, reader.limit, reader.pause_seconds)
+    size = len(content) // BYTES_PER_VALUE
+    try:
+        if size <= INLINE_SIZE:
+            return await _parse_form(content, content_type, max_files)
+        return await run_before_deadline(
+            request, reader.executor, size, lambda: asyncio.run(_parse_form(content, content_type, max_files))
+        )
+    except (MultiPartException, KeyError, ValueError) as error:
+        reason = str(getattr(error, "message", error))
+        if reason.startswith("Too many files"):
+            raise BadValue(f"more than {max_files} files came; allowed are {max_files}", "file") from error
+        raise BadValue(f"the multipart body cannot be read: {reason}") from error
 
-    async def whole() -> AsyncGenerator[bytes, None]:
+
+async def _parse_form(content: bytes, content_type: str, max_files: int) -> list[FormField]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
-    parser = MultiPartParser(Headers({"content-type": kind}), whole(), max_files=files, max_fields=files)
-    parser.spool_max_size = reading.limit  # bounded already: no disk is needed
-    form, over = None, threading.Event()
-
-    def parse() -> FormData:
-        found = asyncio.run(parser.parse())
-        if over.is_set():  # nobody waits any more
-            _close_rest(parser, None)
-        return found
-
+    headers = Headers({"content-type": content_type})
+    parser = MultiPartParser(headers, stream(), max_files=max_files, max_fields=max_files)
+    parser.spool_max_size = len(content)  # no file is written to disk
     try:
-        if len(content) // BYTES_PER_VALUE <= INLINE_SIZE:
-            form = await parser.parse()
-        else:
-            async with asyncio.timeout_at(request.scope.get(DEADLINE)):
-                form = await reading.executor.run(parse)
-        return form
-    except TimeoutError as error:
-        raise TimedOut("the deadline passed before the form was read; x-request-timeout is in seconds") from error
-    except (MultiPartException, KeyError, ValueError) as error:
-        told = str(getattr(error, "message", error))
-        if told.startswith("Too many files"):
-            raise BadValue(f"more than {files} files came; allowed are {files}", "file") from error
-        raise BadValue(f"the multipart body cannot be read: {told}") from error
+        form = await parser.parse()
+        return [
+            FormField(name, None, value)
+            if isinstance(value, str)
+            else FormField(name, value.filename, await value.read())
+            for name, value in form.multi_items()
+        ]
     finally:
-        over.set()
-        _close_rest(parser, form)
-
-
-def _close_rest(parser: MultiPartParser, form: FormData | None) -> None:
-    """Close the files that were begun and are in no form, because it is broken or cut off."""
-    kept = {id(value.file) for _, value in form.multi_items() if isinstance(value, UploadFile)} if form else set()
-    for file in parser._files_to_close_on_error:
-        if id(file) not in kept:
+        for file in parser._files_to_close_on_error:  # a broken form has files that are not in ``form``
             file.close()
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
-    """Which of the media types an Accept header (RFC 9110, 12.5.1) prefers; the first of those that it likes as much,
-    and of all where it likes none.
-    """
+    """Return the offered media type that an Accept header (RFC 9110, 12.5.1) prefers; of equal ones the first."""
     ranges = [part.strip().lower().split(";") for part in accept.split(",")]
     weights = []
-    for kind in offered:
-        fitting = ("*/*", kind.split("/")[0] + "/*", kind)
-        found = {name.strip(): parameters for name, *parameters in ranges if name.strip() in fitting}
+    for media_type in offered:
+        matching = ("*/*", media_type.split("/")[0] + "/*", media_type)
+        parameters = {name.strip(): values for name, *values in ranges if name.strip() in matching}
         weight = 0.0
-        for name in fitting:  # the most specific one counts
-            if name in found:
-                quality = [value[2:] for value in map(str.strip, found[name]) if value.startswith("q=")]
+        for name in matching:  # the most specific range counts
+            if name in parameters:
+                quality = [value[2:] for value in map(str.strip, parameters[name]) if value.startswith("q=")]
                 weight = float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
         weights.append(weight)
     return offered[weights.index(max(weights))]
 
 
 def json_response(content: Any) -> Response:
-    """The answer, numpy arrays included."""
+    """Return a JSON response; ``content`` may contain numpy arrays."""
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -1,4 +1,4 @@
-"""Server-sent events: an answer that grows while it is read, and never ends without saying why."""
+"""Server-sent events."""
 
 from __future__ import annotations
 
@@ -18,69 +18,75 @@ from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 DONE = b"data: [DONE]\n\n"
-MAX_CLOSE_SECONDS = 1.0  # seconds that a caller who has stopped reading may take to read why the stream ends
+MAX_CLOSE_SECONDS = 1.0  # for sending the error that ends a stream to a client that does not read
 
 
 def event(data: object) -> bytes:
+    """Encode an event with ``data`` as JSON."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 class EventStream(Response):
-    """Sends ``events`` as they come. What fails before the first one is an answer with its status, later an event.
+    """Sends ``events`` as they come, and ``last`` at the end.
 
-    A caller who reads slowly is waited for, and until then nothing is asked of ``events``: no more than the socket's
-    buffer is held for it. ``last`` stands at every end.
+    An error before the first event becomes a response with the error's status. A later error becomes an event, so that
+    no stream ends without a reason. FastAPI's ``EventSourceResponse`` does neither: it starts the response first.
+
+    Back-pressure: while the client does not read, no further event is requested from ``events``.
+
+    Raises:
+        CallerGone: the client disconnected.
     """
 
     def __init__(
         self,
         request: Request,
         events: AsyncGenerator[bytes, None],
-        until: float,
+        deadline: float,
         last: bytes = DONE,
         **headers: str,
     ) -> None:
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
-        # so that no proxy gathers or stores what is to be seen at once
-        told |= {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
-        super().__init__(None, headers=told, media_type="text/event-stream")
+        stream_headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        # Proxies must not buffer, compress or store the events.
+        stream_headers |= {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+        super().__init__(None, headers=stream_headers, media_type="text/event-stream")
         del self.headers["content-length"]
         self.request = request
         self.events = events
-        self.until = until
+        self.deadline = deadline
         self.last = last
-        self.begun = False
+        self.started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: QuartetError
         try:
-            async with aclosing(self.events) as events, Deadline(self.request, self.until):
-                async for piece in events:
-                    await self._send(send, piece)
+            async with aclosing(self.events) as events, Deadline(self.request, self.deadline):
+                async for chunk in events:
+                    await self._send(send, chunk)
                 await self._send(send, self.last, more=False)
                 return
         except CallerGone:
             raise
         except QuartetError as error:
             failure = error
-        except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
-            failure = NotReady("the service stopped before the answer was whole")
-        except Exception:  # nothing foreseen: but a stream never just ends
-            if not self.begun:
+        except asyncio.CancelledError:  # the time for a graceful shutdown is over
+            failure = NotReady("the service stopped before the answer was complete")
+        except Exception:
+            if not self.started:
                 raise
             log.exception("a stream failed")
-            failure = QuartetError("the service failed; its log tells more")
-        if not self.begun:
+            failure = QuartetError("the service failed; see its log")
+        if not self.started:
             await error_response(failure)(scope, receive, send)
             return
         try:
             async with asyncio.timeout(MAX_CLOSE_SECONDS):
                 await self._send(send, event(error_content(failure, scope["path"])) + self.last, more=False)
         except TimeoutError:
-            raise CallerGone("the caller reads no longer") from None
+            raise CallerGone("the client no longer reads") from None
 
-    async def _send(self, send: Send, piece: bytes, more: bool = True) -> None:
-        if not self.begun:
-            self.begun = True
+    async def _send(self, send: Send, chunk: bytes, more: bool = True) -> None:
+        if not self.started:
+            self.started = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": piece, "more_body": more})
+        await send({"type": "http.response.body", "body": chunk, "more_body": more})

@@ -93,7 +93,7 @@ def test_what_nobody_foresaw_is_an_event_too(serve: Serve, monkeypatch: pytest.M
     monkeypatch.setattr(texts, "event", fails)
     with serve() as client:
         *_, last = events(client, {"max_characters": 50, "seed": 7})
-    assert last["error"]["message"] == "the service failed; its log tells more"
+    assert last["error"]["message"] == "the service failed; see its log"
 
 
 @pytest.mark.usefixtures("slow")

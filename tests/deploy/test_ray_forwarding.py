@@ -196,7 +196,7 @@ async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) ->
         answer = await through.post("/v1/images/classify", content=pieces())
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         413,
-        "the body has more than 1,000 bytes, which are allowed",
+        "the body has more than 1,000 bytes, the allowed maximum",
     )
     assert carried == [1001]
     await hosted.stop()

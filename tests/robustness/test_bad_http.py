@@ -181,7 +181,10 @@ def test_a_form_is_read_within_the_time_of_its_request(tiny: httpx.Client, monke
     monkeypatch.setattr(MultiPartParser, "parse", slowly)
     body, headers = {"file": ("a.png", PNG + bytes(60_000))}, {"x-request-timeout": "0.1"}
     assert_rejected(
-        tiny.post(CLASSIFY, files=body, headers=headers), 504, None, "the deadline passed before the form was read"
+        tiny.post(CLASSIFY, files=body, headers=headers),
+        504,
+        None,
+        "the deadline passed before the answer was complete",
     )
 
 
@@ -290,7 +293,7 @@ def test_what_was_refused_before_it_was_a_request_is_counted(tiny: httpx.Client)
 def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed, held, reads = bodies._parsed, threading.Event(), threading.Event()
+    parsed, held, reads = bodies._parse_model, threading.Event(), threading.Event()
 
     def waits(content: bytes, *arguments: Any) -> Any:
         if content.startswith(b'{"count": 3'):
@@ -298,7 +301,7 @@ def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
             assert held.wait(30)
         return parsed(content, *arguments)
 
-    monkeypatch.setattr(bodies, "_parsed", waits)
+    monkeypatch.setattr(bodies, "_parse_model", waits)
     with serve(parse_threads=1) as client, ThreadPoolExecutor(1) as caller:
         first = caller.submit(client.post, SAMPLE, content=b'{"count": 3' + b" " * 60_000 + b"}")
         assert reads.wait(30)

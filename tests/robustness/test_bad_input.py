@@ -194,7 +194,7 @@ def test_bad_queries_are_refused(service: httpx.Client) -> None:
     assert_rejected(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
     assert_rejected(service.post(f"{CLASSIFY}?model=x", content=PNG), 404, "model", "'x' is not served here")
     assert_rejected(service.post(f"{CLASSIFY}?one=x", content=PNG), 400, "one", "there is no field 'one'")
-    assert_rejected(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "it belongs into the body")
+    assert_rejected(service.post(f"{CONTINUE}?model=x", json={}), 400, "model", "send it in the body")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
     with serve(body_seconds=0.05) as client:
         answer = send_raw(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"no byte of the body came for 0.05 seconds" in answer
+        assert b"no byte of the body arrived for 0.05 seconds" in answer
 
 
 def dripped(client: httpx.Client, begin: bytes, drop: bytes) -> bytes:
@@ -271,7 +271,7 @@ def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_
             begin += b"Content-Length: %d\r\n\r\n" % (5000 if path in guarded else 60_000)
             heard = dripped(client, begin, b" ")
             assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
-            assert b"the request's time was over before its body was whole" in heard
+            assert b"the deadline passed before the body was complete" in heard
         assert_still_serves(client)
 
 

@@ -33,7 +33,7 @@ from support.service import ROOT
 from app import store
 from app.api.open_inference import decode
 from app.api.open_inference.decode import DECOMPRESSORS, TensorSpec
-from app.api.request import _parsed, preferred_media_type, with_limits
+from app.api.request import _parse_model, preferred_media_type, with_limits
 from app.api.routes.classify import ClassifyRequest
 from app.api.routes.forecast import ForecastRequest
 from app.api.routes.generate_images import GenerateImagesRequest
@@ -242,7 +242,7 @@ JSON = st.recursive(
 def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) -> None:
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
     with contextlib.suppress(BadValue):  # and nothing else
-        _parsed(content, 100, with_limits(model))
+        _parse_model(content, 100, with_limits(model))
 
 
 @QUICK_PROFILE
@@ -250,7 +250,7 @@ def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) ->
 def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
         with contextlib.suppress(BadValue):
-            _parsed(text, 100, ForecastRequest)
+            _parse_model(text, 100, ForecastRequest)
 
 
 TENSORS = json.dumps({"inputs": [

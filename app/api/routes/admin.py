@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
 from app.api.openapi import BINARY, query_parameters, request_body
-from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query, set_deadline
+from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query, set_deadline, spool_body
 from app.api.responses import ERROR_RESPONSES, file_response, success_response
 from app.api.routes.admin_responses import (
     ImportResponse,
@@ -26,7 +26,6 @@ from app.api.routes.admin_responses import (
     StoreVerification,
     VersionComparison,
 )
-from app.api.spooled_body import spooled_body
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
@@ -235,7 +234,7 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
         renumber = read_query(request, ImportQuery).renumber
         try:
             with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
-                await spooled_body(request, body, most, settings.body_seconds)
+                await spool_body(request, body, most, settings.body_seconds)
                 card: Card = await on_store(
                     lambda: archive.import_archive(store, body, most, renumber), otherwise=BadValue
                 )

@@ -12,7 +12,6 @@ import numpy as np
 from fastapi import APIRouter, Request
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 from torch import Tensor
 
@@ -133,21 +132,18 @@ async def _files(
         size = sum(map(len, body.images)) // BYTES_PER_VALUE
         return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
     if media_type != "multipart/form-data":
-        return [ImageFile(None, await read_body(request, reader.limit, reader.seconds), "body")]
+        return [ImageFile(None, await read_body(request, reader.limit, reader.pause_seconds), "body")]
     form = await read_form(request, reader, settings.max_images)
-    try:
-        files: list[ImageFile] = []
-        for field, value in form.multi_items():
-            if field != "file":
-                raise BadValue(f"there is no form field {quote_value(field)}; the images go into 'file'", field)
-            if not isinstance(value, UploadFile):
-                raise BadValue(
-                    f"file is the text {quote_value(value)}; send the image as a file, with a filename", "file"
-                )
-            param = f"file.{len(files)}" if len(form.multi_items()) > 1 else "file"
-            files.append(ImageFile(value.filename, await value.read(), param))
-    finally:
-        await form.close()
+    files: list[ImageFile] = []
+    for field in form:
+        if field.name != "file":
+            raise BadValue(f"there is no form field {quote_value(field.name)}; the images go into 'file'", field.name)
+        if isinstance(field.content, str):
+            raise BadValue(
+                f"file is the text {quote_value(field.content)}; send the image as a file, with a filename", "file"
+            )
+        param = f"file.{len(files)}" if len(form) > 1 else "file"
+        files.append(ImageFile(field.filename, field.content, param))
     if not files:
         raise BadValue(f"file is missing; send from 1 to {settings.max_images} images", "file")
     return files
