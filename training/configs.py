@@ -96,14 +96,14 @@ class RnnConfig:
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     epochs: Annotated[int, "passes over the text"]
-    streams: Annotated[int, "places of the text that are read in parallel; each carries its state on"]
-    piece: Annotated[int, "characters per step, and how far back the gradient goes"]
+    batch: Annotated[int, "streams of the text that are read in parallel; each carries its state on"]
+    bptt: Annotated[int, "characters per step and stream, through which gradients are backpropagated"]
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
     average: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/elman_recurrence.py
-    cold: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
+    reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
     validation: Annotated[float, "share of the training text held out for validation, in ten places"]
     bfloat16: bool  # compute in bfloat16 where that is faster; stacked-rnn only
@@ -115,7 +115,7 @@ class LstmConfig:
 
     hidden: Annotated[int, "hidden units per layer"]
     window: Annotated[int, "values read before the first forecast"]
-    horizon: Annotated[int, "steps ahead that are trained"]
+    horizon: Annotated[int, "steps ahead that are trained; own series: 0 for one season, or 12 steps without a season"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]
     learning_rate: Annotated[float, "peak learning rate"]
@@ -150,7 +150,7 @@ class ForecasterConfig:
 class ForecasterFinetuneConfig:
     """Own series: fine-tune a published forecaster."""
 
-    horizon: Annotated[int, "steps ahead that are trained and tested; 0: one season, or 12 without a season"]
+    horizon: Annotated[int, "steps ahead that are trained and tested; 0: one season, or 12 steps without a season"]
     epochs: Annotated[int, "passes over the series"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
@@ -282,14 +282,14 @@ RNN_WORKSHOP = RnnConfig(
     hidden=128,
     layers=1,
     epochs=40,
-    streams=64,
-    piece=64,
+    batch=64,
+    bptt=64,
     learning_rate=4e-3,
     weight_decay=1e-4,
     clip=1.0,
     average=0.999,
     dropout=0.05,
-    cold=0.05,
+    reset_state=0.05,
     unknown=0.002,
     validation=0.0,
     bfloat16=False,
@@ -299,14 +299,14 @@ RNN_STRONG = RnnConfig(
     hidden=640,
     layers=3,
     epochs=40,
-    streams=64,
-    piece=128,
+    batch=64,
+    bptt=128,
     learning_rate=1.6e-3,
     weight_decay=0.1,
     clip=1.0,
     average=0.999,
     dropout=0.38,
-    cold=0.03,
+    reset_state=0.03,
     unknown=0.002,
     validation=0.02,
     bfloat16=True,
@@ -316,14 +316,14 @@ RNN_OWN = RnnConfig(
     hidden=256,
     layers=2,
     epochs=20,
-    streams=64,
-    piece=64,
+    batch=64,
+    bptt=64,
     learning_rate=2e-3,
     weight_decay=0.1,
     clip=1.0,
     average=0.999,
     dropout=0.2,
-    cold=0.03,
+    reset_state=0.03,
     unknown=0.002,
     validation=0.05,
     bfloat16=True,

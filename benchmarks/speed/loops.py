@@ -24,10 +24,10 @@ from app.networks import build
 from app.networks.gan import Discriminator, Generator, GeneratorSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes
-from training import cnn, lstm, rnn
+from training import cnn, lstm
 from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
 from training.data import datasets, texts
-from training.loops import classifier
+from training.loops import classifier, language_model
 from training.loops.gan import workshop_trainer
 from training.run import derive, permutation, schedule
 
@@ -199,21 +199,17 @@ def our_rnn() -> Loop:
     learn, kinds = shakespeare()
     network = CharacterRNN(CharacterRNNSizes(kinds, config.hidden))
     nn.init.orthogonal_(network.rnn.all_weights[0][1])
-    learner = rnn.Learner(network, config)
-    state = network.zero_state(config.streams)
-    length = len(learn) // config.streams
-    per_epoch = (length - 1) // config.piece
+    trainer = language_model.Trainer(network, config)
+    state = network.zero_state(config.batch)
+    per_epoch = (len(learn) // config.batch - 1) // config.bptt
     total = config.epochs * per_epoch
     for step in steps(total):
         epoch, place = divmod(step, per_epoch)
-        start = derive(SEED, "offset", epoch) % len(learn)
-        at = start + torch.arange(config.streams).unsqueeze(1) * length + place * config.piece
-        piece = learn[(at + torch.arange(config.piece + 1)) % len(learn)]  # [streams, piece + 1]
-        cold = torch.rand(config.streams, 1) < (1.0 if place == 0 else config.cold)
-        state = state.masked_fill(cold, 0)
+        characters = language_model.batch_at(learn, config, SEED, epoch, place)
+        reset = torch.rand(config.batch, 1, 1) < (1.0 if place == 0 else config.reset_state)
         rate = config.learning_rate * schedule(step, total)
-        _, state = learner.update(piece, state, rate)
-        yield config.streams * config.piece
+        _, state = trainer.update(characters, state.masked_fill(reset, 0), rate)
+        yield config.batch * config.bptt
 
 
 def noisy_sine(network: SeriesLSTM) -> Tensor:

@@ -25,10 +25,9 @@ import torch
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
-from training import rnn
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.series_windows import Source, WindowSampler
-from training.loops import cnn_finetune, distributed, forecaster
+from training.loops import cnn_finetune, distributed, forecaster, language_model
 from training.run import prepare
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
@@ -59,10 +58,10 @@ def images() -> Step:
 def characters() -> Step:
     """The stack of Elman layers."""
     config = RNN_OWN
-    learner = rnn.Learner(rnn.begun(config, CHARACTERS), config)
-    piece = torch.randint(CHARACTERS, (config.streams, config.piece + 1))
-    state = learner.network.zero_state(config.streams // distributed.count())
-    return lambda step: learner.update(piece, state, config.learning_rate)
+    trainer = language_model.Trainer(language_model.new_network(config, CHARACTERS), config)
+    characters = torch.randint(CHARACTERS, (config.batch, config.bptt + 1))
+    state = trainer.network.zero_state(config.batch // distributed.count())
+    return lambda step: trainer.update(characters, state, config.learning_rate)
 
 
 def series() -> Step:
@@ -70,14 +69,14 @@ def series() -> Step:
     sizes = ForecasterSizes()
     many = list(torch.randn(20, 400, dtype=torch.float64))
     sampler = WindowSampler([Source(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
-    learner = forecaster.Trainer(Forecaster(sizes), sampler, LSTM_OWN, 0, "cpu")
-    return lambda step: learner.update(step, LSTM_OWN.learning_rate)
+    trainer = forecaster.Trainer(Forecaster(sizes), sampler, LSTM_OWN, 0, "cpu")
+    return lambda step: trainer.update(step, LSTM_OWN.learning_rate)
 
 
 TEXT = RNN_OWN
 WORKS = {
     "cnn": Work("images", CNN_OWN.batch, images),
-    "rnn": Work("characters", TEXT.streams * TEXT.piece, characters),
+    "rnn": Work("characters", TEXT.batch * TEXT.bptt, characters),
     "lstm": Work("windows", LSTM_OWN.batch * ForecasterSizes().members, series),
 }
 

@@ -30,7 +30,7 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, gan_finetune
+from training.loops import cnn_finetune, gan_finetune, language_model
 from training.loops import gan as gan_loop
 from training.loops.best_weights import Best
 
@@ -48,7 +48,7 @@ OWN: dict[str, list[str]] = {
         "1",
         "--epochs",
         "3",
-        "--piece",
+        "--bptt",
         "16",
         "--dropout",
         "0",
@@ -180,7 +180,7 @@ def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch
         begun = store.read_version(place / "models_store", base, 1).tensors
     elif stem == "rnn":
         config = dataclasses.replace(RNN_OWN, hidden=8, layers=1)
-        begun = rnn.begun(config, version.card.sizes["vocabulary"]).state_dict()
+        begun = language_model.new_network(config, version.card.sizes["vocabulary"]).state_dict()
     else:
         begun = build(version.card.kind, version.card.sizes).state_dict()
     return {key: tensor for key, tensor in begun.items() if tensor.ndim > 1 and key != "head.weight"}

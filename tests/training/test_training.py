@@ -33,7 +33,7 @@ IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
     "cnn": IMAGES,
     "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
-    "rnn": ["--hidden", "8", "--epochs", "2", "--streams", "4", "--piece", "40", "--validation", "0.4"],
+    "rnn": ["--hidden", "8", "--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "forecaster": [
         *("--preset", "strong", "--hidden", "8", "--members", "2", "--updates", "20", "--batch", "8", "--series", "6")
@@ -211,7 +211,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("character-rnn", 1), ("stacked-rnn", 3)])
-def test_the_fast_recurrence_equals_the_simple_one(kind: str, layers: int) -> None:
+def test_the_fast_recurrence_equals_the_network(kind: str, layers: int) -> None:
     torch.manual_seed(0)
     network: Any = build(kind, {"vocabulary": 11, "hidden": 16, "layers": layers}).double()
     characters = torch.randint(11, (3, 7))
@@ -227,13 +227,13 @@ def test_the_fast_recurrence_equals_the_simple_one(kind: str, layers: int) -> No
         assert torch.allclose(simple, ours, atol=1e-12)
 
 
-def test_a_stack_learns_in_bfloat16_nearly_what_it_learns_in_float32() -> None:
+def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:
     torch.manual_seed(0)
     network: Any = build("stacked-rnn", {"vocabulary": 11, "hidden": 32, "layers": 3})
     characters, state = torch.randint(11, (4, 20)), torch.randn(4, 3, 32)
 
     def gradients(low: bool) -> torch.Tensor:
-        logits, last = elman_recurrence.forward(network, characters, state, low=low)
+        logits, last = elman_recurrence.forward(network, characters, state, bfloat16=low)
         assert logits.dtype == last.dtype == torch.float32
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), characters[:, 1:].flatten())
         return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, list(network.parameters()))])

@@ -1,0 +1,154 @@
+"""Training loop of the character-level language models: truncated backpropagation through time.
+
+The text is read by ``batch`` streams in parallel, ``bptt`` characters per step. Each stream carries its state on to the
+next step.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from app.networks import build
+from app.networks.rnn import CharacterRNN, StackedRNN
+from app.tasks.precision import fast_bfloat16
+from training.configs import RnnConfig
+from training.evaluation.language_model import window_loss
+from training.loops import distributed, elman_recurrence, time_budget
+from training.loops.best_weights import Best
+from training.run import Run, derive, schedule, set_learning_rate
+
+BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}  # of AdamW
+
+
+def new_network(config: RnnConfig, vocabulary_size: int) -> Any:
+    """A network with random weights."""
+    sizes = {"vocabulary": vocabulary_size, "hidden": config.hidden, "layers": config.layers}
+    network = build(config.kind, sizes)
+    for name, weight in network.named_parameters():
+        if "weight_hh" in name:
+            nn.init.orthogonal_(weight)  # keeps gradients from vanishing over many steps (Henaff et al. 2016)
+        elif config.kind == "stacked-rnn" and "weight_ih" in name:
+            nn.init.xavier_uniform_(weight)
+        elif config.kind == "stacked-rnn" and "bias" in name:
+            nn.init.zeros_(weight)
+    return network
+
+
+def parameter_groups(network: nn.Module, config: RnnConfig) -> list[dict[str, Any]]:
+    """Parameter groups for the optimizer.
+
+    In a stack, weight decay applies to weight matrices only, without the recurrent ones and the gain.
+    """
+    if config.kind == "character-rnn":
+        return [{"params": list(network.parameters()), "weight_decay": config.weight_decay}]
+    named = dict(network.named_parameters())
+    decayed = [name for name, weight in named.items() if weight.ndim == 2 and "hh" not in name and name != "gain"]
+    return [
+        {"params": [named[name] for name in decayed], "weight_decay": config.weight_decay},
+        {"params": [weight for name, weight in named.items() if name not in decayed], "weight_decay": 0.0},
+    ]
+
+
+class LossModule(nn.Module):
+    """The mean cross-entropy per character, as one module for DistributedDataParallel."""
+
+    def __init__(self, network: CharacterRNN | StackedRNN, config: RnnConfig) -> None:
+        super().__init__()
+        self.network, self.dropout = network, config.dropout
+        self.use_bfloat16 = config.bfloat16 and fast_bfloat16(network.head.weight.device)
+
+    def forward(self, inputs: Tensor, targets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [batch, T], state [batch, layers, hidden] -> the loss and the new state."""
+        logits, state = elman_recurrence.forward(self.network, inputs, state, self.dropout, self.use_bfloat16)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
+
+
+class Trainer:
+    """A network, its moving average and its optimizer; several processes share every batch."""
+
+    def __init__(self, network: Any, config: RnnConfig, device: str = "cpu") -> None:
+        self.config = config
+        self.network = network.to(device)
+        self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        groups = parameter_groups(self.network, config)
+        self.optimizer = torch.optim.AdamW(groups, betas=BETAS[config.kind], fused=True)
+        self.loss_module = distributed.together(LossModule(self.network, config))
+
+    def update(self, characters: Tensor, state: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """One step on characters [batch, bptt + 1]; returns the loss and the new state.
+
+        ``state`` [batch / processes, layers, hidden]: the state of this process's share of the batch.
+        """
+        unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown
+        inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
+        distributed.draw_apart()  # dropout differs between processes
+        loss, state = self.loss_module(distributed.share(inputs), distributed.share(characters[:, 1:]), state)
+        set_learning_rate(self.optimizer, learning_rate)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return loss, state.detach()
+
+
+def fit(
+    run: Run, config: RnnConfig, train: Tensor, validation: list[Tensor], network: Any, keep_best: bool = False
+) -> Any:
+    """Train on characters [N] and return the averaged network.
+
+    ``keep_best``: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
+    """
+    device = run.options.device
+    stream_length = len(train) // config.batch
+    steps_per_epoch = (stream_length - 1) // config.bptt
+    if not steps_per_epoch:
+        raise SystemExit(
+            f"--bptt {config.bptt} is too large: with --batch {config.batch} each stream has {stream_length:,} "
+            f"characters, so at most {max(stream_length - 1, 0):,} are possible"
+        )
+
+    def trial() -> Callable[[int], object]:
+        trainer = Trainer(copy.deepcopy(network), config, device)
+        characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1)
+        state = trainer.network.zero_state(config.batch // distributed.count())
+        return lambda step: trainer.update(characters, state, config.learning_rate)
+
+    total = time_budget.epochs(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    if keep_best:  # the average covers at most 5 % of a short run
+        config = dataclasses.replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))
+    trainer = Trainer(network, config, device)
+    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.count())
+    best = Best(trainer.average.module) if keep_best and config.validation else None
+    tracked = {"network": trainer.network, "average": trainer.average, "optimizer": trainer.optimizer}
+    run.track(**tracked, **({"best": best} if best else {}))
+    for step in run.steps(total):
+        epoch, step_of_epoch = divmod(step, steps_per_epoch)
+        characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
+        reset = torch.rand(config.batch, 1, 1) < (1.0 if step_of_epoch == 0 else config.reset_state)
+        state = run.tensors["state"].masked_fill(distributed.share(reset).to(device), 0)
+        learning_rate = config.learning_rate * schedule(step, total)
+        loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
+        if step_of_epoch == steps_per_epoch - 1:
+            metrics = {"validation_loss": window_loss(trainer.average.module, *validation)} if config.validation else {}
+            if best:
+                best.offer(trainer.average.module, metrics["validation_loss"])
+            run.log(epoch=epoch + 1, loss=loss.item(), **metrics)
+    if best:
+        trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module
+
+
+def batch_at(train: Tensor, config: RnnConfig, seed: int, epoch: int, step: int) -> Tensor:
+    """The characters [batch, bptt + 1] of a step; the streams start at other places in every epoch."""
+    offset = derive(seed, "offset", epoch) % len(train)
+    starts = offset + torch.arange(config.batch).unsqueeze(1) * (len(train) // config.batch) + step * config.bptt
+    return train[(starts + torch.arange(config.bptt + 1)) % len(train)]
