@@ -1,6 +1,6 @@
-"""Every failure that a caller can see: one class each, with its HTTP status, its code and a sentence.
+"""All errors that a caller can receive: one class each, with HTTP status, code and message.
 
-``type`` and ``code`` follow OpenAI's error body, which their clients turn into typed exceptions.
+``type`` and ``code`` follow OpenAI's error body. OpenAI's clients turn them into typed exceptions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 class QuartetError(Exception):
-    """The root. ``param`` names the field that was wrong, where there is one."""
+    """Base class of all errors. ``param`` is the name of the wrong field, if there is one."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -30,7 +30,7 @@ class QuartetError(Exception):
 
 
 class BadValue(QuartetError):
-    """A value that is not allowed: the sentence says which, what came and what is allowed."""
+    """A value is not allowed. The message states the name, the value and what is allowed."""
 
     status = 400
     type = "invalid_request_error"
@@ -38,12 +38,16 @@ class BadValue(QuartetError):
 
 
 class NotFound(QuartetError):
+    """The path or the object does not exist."""
+
     status = 404
     type = "invalid_request_error"
     code = "not_found"
 
 
 class UnknownModel(NotFound):
+    """The model or the version does not exist."""
+
     code = "model_not_found"
 
     def __init__(self, name: str, known: Iterable[str], param: str | None = "model") -> None:
@@ -53,19 +57,19 @@ class UnknownModel(NotFound):
 
 
 class RetiredModel(NotFound):
-    """A version that somebody has taken out of service; its name may serve on."""
+    """The version has been retired. Other versions of the model may still be served."""
 
     code = "model_retired"
 
 
 class UnloadedModel(NotFound):
-    """A model that somebody has unloaded, until it is loaded again."""
+    """The model has been unloaded. It is served again after it has been loaded."""
 
     code = "model_unloaded"
 
 
 class Unauthorized(QuartetError):
-    """No key came, or one that does not open this; the sentence never shows what came."""
+    """The API key is wrong. The message never contains the key."""
 
     status = 401
     type = "authentication_error"
@@ -76,11 +80,13 @@ class Unauthorized(QuartetError):
 
 
 class MissingKey(Unauthorized):
+    """The request has no API key."""
+
     code = "missing_api_key"
 
 
 class Conflict(QuartetError):
-    """What was asked for does not fit to what is there now."""
+    """The request does not fit the present state of the store."""
 
     status = 409
     type = "invalid_request_error"
@@ -88,7 +94,7 @@ class Conflict(QuartetError):
 
 
 class StoreNotWritable(QuartetError):
-    """The store is read-only, or its disk is full."""
+    """The store cannot be written: it is read-only, or its disk is full."""
 
     status = 507
     code = "store_not_writable"
@@ -98,6 +104,8 @@ class StoreNotWritable(QuartetError):
 
 
 class MethodNotAllowed(QuartetError):
+    """The path does not support the HTTP method. The header ``allow`` lists the supported methods."""
+
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
@@ -111,7 +119,7 @@ class MethodNotAllowed(QuartetError):
 
 
 class NotEnabled(QuartetError):
-    """Something that this service could do, but does not for this caller."""
+    """The feature is not enabled for this caller."""
 
     status = 403
     type = "permission_error"
@@ -119,19 +127,23 @@ class NotEnabled(QuartetError):
 
 
 class TooLarge(QuartetError):
+    """The body, an image or another part of the request exceeds a limit."""
+
     status = 413
     type = "invalid_request_error"
     code = "too_large"
 
 
 class NotAnImage(QuartetError):
+    """The file is damaged, or is not an image in a supported format."""
+
     status = 415
     type = "invalid_request_error"
     code = "not_an_image"
 
 
 class Overloaded(QuartetError):
-    """The queue is full. ``retry_after``: seconds until there should be room, from the queue and the measured rate."""
+    """The queue of the model is full. ``retry_after`` is the estimated number of seconds until it has room."""
 
     status = 429
     type = "rate_limit_error"
@@ -146,13 +158,13 @@ class Overloaded(QuartetError):
 
 
 class LimitReached(Overloaded):
-    """The key has sent as many requests as it may. ``retry_after``: seconds until it may send the next."""
+    """The key has reached its rate limit. ``retry_after`` is the number of seconds until its next request."""
 
     code = "rate_limit_exceeded"
 
 
 class InferenceFailed(QuartetError):
-    """The network failed on an input that was good: our fault, and it would fail again."""
+    """The network failed on a valid input. A retry would fail again."""
 
     code = "inference_failed"
 
@@ -161,7 +173,7 @@ class InferenceFailed(QuartetError):
 
 
 class NotReady(QuartetError):
-    """Starting, draining, or without a whole model for the task."""
+    """The service is starting, is stopping, or has no valid model for the task."""
 
     status = 503
     type = "overloaded_error"
@@ -172,7 +184,7 @@ class NotReady(QuartetError):
 
 
 class CallerGone(QuartetError):
-    """The caller hung up; nobody reads this, but it is counted."""
+    """The caller closed the connection. The error is never sent, only counted."""
 
     status = 499
     type = "invalid_request_error"
@@ -180,7 +192,7 @@ class CallerGone(QuartetError):
 
 
 class TimedOut(QuartetError):
-    """The request's own deadline passed before its answer was there."""
+    """The deadline of the request passed before its result was ready."""
 
     status = 504
     type = "server_error"
@@ -188,16 +200,16 @@ class TimedOut(QuartetError):
 
 
 class TooSlow(QuartetError):
-    """The body stopped arriving, or came too slowly."""
+    """The body stopped arriving, or arrived too slowly."""
 
     status = 408
     type = "invalid_request_error"
     code = "too_slow"
 
 
-def quote_value(value: object, longest: int = 60) -> str:
-    """A caller's value as it may stand in a sentence: quoted, on one line, cut before it costs anything."""
-    if isinstance(value, str) and len(value) > longest:
-        return f"{value[:longest]!r}… ({len(value):,} characters)"
+def quote_value(value: object, max_length: int = 60) -> str:
+    """Quote a caller's value for a message: on one line, and cut to about ``max_length`` characters."""
+    if isinstance(value, str) and len(value) > max_length:
+        return f"{value[:max_length]!r}… ({len(value):,} characters)"
     text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)
-    return text if len(text) <= 2 * longest else f"{text[: 2 * longest]}…"
+    return text if len(text) <= 2 * max_length else f"{text[: 2 * max_length]}…"

@@ -1,4 +1,4 @@
-"""Every limit with its unit, from the environment. Wrong values are refused with the name of the variable."""
+"""The settings: environment variables with the prefix ``QUARTET_``. Errors name the variable."""
 
 from __future__ import annotations
 
@@ -12,108 +12,147 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "QUARTET_"
-ELSEWHERE = {"QUARTET_DATA_DIR"}  # read by training/
+OTHER_VARIABLES = {"QUARTET_DATA_DIR"}  # read by training/
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(SystemExit):
-    """A setting that cannot be used. Ends the service with its sentence instead of a traceback."""
+    """A wrong setting. As a SystemExit, it ends the process with its message instead of a traceback."""
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
-    store: Path = Field(Path("models_store"), description="folder of the trained networks")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 chooses a free port")
+    store: Path = Field(Path("models_store"), description="folder of the model store")
     store_poll_seconds: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="seconds between two looks at the store; 0: only at the start"
+        1.0, ge=0, allow_inf_nan=False, description="seconds between two scans of the store. 0 scans only at start-up."
     )
     model_bytes: int = Field(
-        0, ge=0, description="bytes of weights that a worker keeps in memory, where the defaults need no more; 0: any"
+        0,
+        ge=0,
+        description="bytes of weights that each worker keeps in memory. 0 means no limit. Default models always "
+        "stay loaded.",
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="device of the networks: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the first GPU, or the "
+        "CPU without one.",
+    )
     workers: int = Field(
         0,
         ge=0,
         le=256,
-        description="processes that serve; 0: one for each core, as memory allows, up to 16; 1 on a GPU",
+        description="worker processes. 0 means one per CPU core, at most 16 and as memory allows; on a GPU always one.",
     )
-    threads: int = Field(0, ge=0, description="threads of one computation on the CPU; 0: cores divided by workers")
-    tta: bool = Field(False, description="look at each image several times, where the network can: surer and slower")
-    parse_threads: Count = Field(2, description="images that are decoded at a time")
+    threads: int = Field(
+        0,
+        ge=0,
+        description="CPU threads per computation. 0 means the number of cores divided by the number of workers.",
+    )
+    tta: bool = Field(
+        False,
+        description="test-time augmentation: classify several views of each image, for networks that support "
+        "it. More accurate and slower.",
+    )
+    parse_threads: Count = Field(2, description="threads that decode images and parse large bodies")
     log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="`debug`, `info`, `warning`, `error`"
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="lowest level that is logged: `debug`, `info`, `warning` or `error`",
     )
-    log_format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`: lines of the log")
+    log_format: str = Field("text", pattern="^(text|json)$", description="format of the log lines: `text` or `json`")
     otlp_endpoint: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
-        description="address of an OTLP collector for traces, such as `http://localhost:4318`; empty: none",
+        description="URL of an OTLP collector for traces, such as `http://localhost:4318`. Empty means no traces.",
     )
 
-    admin_key: SecretStr | None = Field(None, description="key that opens `/v1/admin`; without one it does not exist")
-    admin_key_file: Path | None = Field(None, description="file with that key, in place of the key itself")
-    max_import_bytes: Count = Field(2 * 2**30, description="bytes of an archive that is imported, packed and unpacked")
+    admin_key: SecretStr | None = Field(
+        None, description="key for `/v1/admin`. Without a key, `/v1/admin` does not exist."
+    )
+    admin_key_file: Path | None = Field(
+        None, description="file that contains the admin key, instead of `QUARTET_ADMIN_KEY`"
+    )
+    max_import_bytes: Count = Field(2 * 2**30, description="bytes of an imported archive, both packed and unpacked")
 
-    keys_file: Path | None = Field(None, description="file of API keys (`python -m app.keys`); none: open to all")
-    rate_limit: str = Field("", description="requests that a key may send, such as `600/minute`; empty: any number")
+    keys_file: Path | None = Field(
+        None, description="file of API keys, made with `python -m app.keys`. Without a file, no key is required."
+    )
+    rate_limit: str = Field(
+        "", description="requests per key, such as `600/minute` or `600/minute;20/second`. Empty means no limit."
+    )
     rate_limit_storage: str = Field(
-        "memory", pattern="^(memory|rediss?://.+)$", description="where they are counted: `memory`, or a `redis://` URL"
+        "memory",
+        pattern="^(memory|rediss?://.+)$",
+        description="storage of the request counts: `memory`, or a `redis://` URL for several machines",
     )
     cors_origins: str = Field(
-        "", description="origins whose pages may call, with commas between, or `*`; empty: none but our own"
+        "",
+        description="origins whose web pages may call the service, separated by commas, or `*`. Empty means "
+        "same origin only.",
     )
-    tls_cert: Path | None = Field(None, description="certificate chain in PEM: serve HTTPS")
-    tls_key: Path | None = Field(None, description="its private key in PEM")
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the TLS certificate chain. With it, the service speaks HTTPS."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the private key of `QUARTET_TLS_CERT`")
 
-    max_body_bytes: Count = Field(32 * 2**20, description="bytes of a body; of one without images less is allowed")
+    max_body_bytes: Count = Field(
+        32 * 2**20, description="bytes of a request body. Bodies without images have lower limits."
+    )
     max_buffered_bytes: Count = Field(
-        256 * 2**20, description="bytes that all bodies under way may hold, shared by the workers"
+        256 * 2**20, description="bytes of all bodies in memory at a time, shared by the workers"
     )
     request_seconds: Seconds = Field(
-        60, description="seconds that a request may take; `x-request-timeout` asks for less"
+        60, description="seconds until a request times out. `x-request-timeout` can lower the limit per request."
     )
-    body_seconds: Seconds = Field(30, description="seconds that a body under way may pause")
-    max_images: Count = Field(16, description="images in one request")
+    body_seconds: Seconds = Field(30, description="seconds that a client may pause while it sends a body")
+    max_images: Count = Field(16, description="images per request")
     max_pixels: Count = Field(
         50_000_000,
-        description="pixels of one image, before it is decoded, and of all that are explained in one request",
+        description="pixels per image before decoding. With `explain`, the limit applies to all images of a "
+        "request together.",
     )
     max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
-    max_characters: Count = Field(4_000, description="characters to continue a text by")
-    max_texts: Count = Field(16, description="continuations of one prompt (`n`)")
-    max_series: Count = Field(64, description="series in one request")
-    max_series_values: Count = Field(100_000, description="values of all series in one request")
-    max_horizon: Count = Field(1_000, description="steps to forecast")
-    max_samples: Count = Field(1_024, description="images to draw in one request")
+    max_characters: Count = Field(4_000, description="generated characters per text")
+    max_texts: Count = Field(16, description="texts per request (`n`)")
+    max_series: Count = Field(64, description="series per request")
+    max_series_values: Count = Field(100_000, description="values of all series of a request together")
+    max_horizon: Count = Field(1_000, description="forecast steps")
+    max_samples: Count = Field(1_024, description="generated images per request")
 
-    batch_rows: Count = Field(64, description="rows that are computed together")
+    batch_rows: Count = Field(64, description="rows of the largest batch")
     queue_rows: Count = Field(
-        2048, description="rows that may wait for one model, shared by the workers; past that, 429"
+        2048, description="rows that may wait for one model, shared by the workers. Further requests get status 429."
     )
-    max_running_texts: Count = Field(128, description="texts that are continued together, in one worker")
+    max_running_texts: Count = Field(128, description="texts that one worker generates at a time")
     inline_seconds: float = Field(
         0.004,
         ge=0,
         le=0.05,
-        description="a batch that should take no longer is computed on the event loop itself; 0: none; texts, while "
-        "others are refused, three times as long",
+        description="longest expected time, in seconds, of a batch that runs on the event loop instead of a "
+        "thread. 0 disables it. Text steps may take three times as long while requests are "
+        "rejected.",
     )
     unready_after_seconds: Seconds = Field(
-        5, description="seconds without an answer of an engine after which readiness is off"
+        5, description="seconds without progress of an engine after which the readiness check fails"
     )
-    liveness_timeout_seconds: float = Field(  # what it is told by comes ten times a second
-        30, ge=0.3, allow_inf_nan=False, description="seconds without an answer after which an engine counts as hung"
+    liveness_timeout_seconds: float = Field(  # progress is reported ten times a second
+        30,
+        ge=0.3,
+        allow_inf_nan=False,
+        description="seconds without progress of an engine after which the liveness check fails",
     )
-    shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take at shutdown")
+    shutdown_grace_seconds: Seconds = Field(20, description="seconds that running requests may take during shutdown")
 
     def __init__(self, **values: Any) -> None:
         known = {PREFIX + name.upper() for name in type(self).model_fields}
         for variable in os.environ:
-            if variable.startswith(PREFIX) and variable not in known | ELSEWHERE:
+            if variable.startswith(PREFIX) and variable not in known | OTHER_VARIABLES:
                 close = difflib.get_close_matches(variable, known, n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(sorted(known))}"
                 raise SettingsError(f"{variable} is not a setting{hint}")
@@ -129,5 +168,5 @@ def _sentence(detail: Any) -> str:
 
 
 def hide_password(text: str) -> str:
-    """A text without the name and the password that an address in it may have."""
+    """Replace the user name and password of a URL in ``text`` with ``***``."""
     return re.sub("//.*@", "//***@", text)
