@@ -12,21 +12,23 @@ from app.key_file import KeysError, add
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.keys", description="Keys of those who may use the service.")
+    parser = argparse.ArgumentParser(prog="python -m app.keys", description="Manage the API keys of the service.")
     commands = parser.add_subparsers(required=True, metavar="new")
-    new = commands.add_parser("new", help="make a key, print it once, and add its line to the file")
-    new.add_argument("name", help="whose key it is: lower-case letters, digits and '-'")
-    new.add_argument("--limit", default="", help="such as 600/minute or 600/minute;20/second")
-    new.add_argument("--file", default=os.environ.get("QUARTET_KEYS_FILE"), help="by default QUARTET_KEYS_FILE")
+    new = commands.add_parser("new", help="make a key, print it, and add its hash to the key file")
+    new.add_argument("name", help="name of the caller: lower-case letters, digits and '-'")
+    new.add_argument("--limit", default="", help="rate limits, such as 600/minute or 600/minute;20/second")
+    new.add_argument(
+        "--file", default=os.environ.get("QUARTET_KEYS_FILE"), help="key file (default: QUARTET_KEYS_FILE)"
+    )
     options = parser.parse_args(arguments)
     if not options.file:
-        parser.error("set QUARTET_KEYS_FILE, or say --file")
+        parser.error("the key file is not set; set QUARTET_KEYS_FILE or pass --file")
     try:
         key = add(Path(options.file), options.name, options.limit)
     except (KeysError, OSError, UnicodeError) as error:
         sys.exit(f"{options.file}: {error}")
     print(key)
-    print(f"It is printed this once; {options.file} has only its hash.", file=sys.stderr)
+    print(f"Store the key now: {options.file} contains only its hash.", file=sys.stderr)
 
 
 if __name__ == "__main__":

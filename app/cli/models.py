@@ -1,9 +1,9 @@
-"""The versions in the store, from the command line: which serve, which are tried, which are retired.
+"""Manage the models in the store: activate, roll back, retire, unload, compare, import and export versions.
 
     python -m app.models list
     python -m app.models activate sales 3 --share 10
 
-Works on the store itself, with or without a service that runs on it; one that does follows within 2 seconds.
+The commands change the store. They need no running service; running services apply a change within 2 seconds.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from app.settings import Settings
 from app.store import StoreError, archive, catalogue, rollout
 from app.store.rollout import NEWEST, Rollout
 
-WIDEST = 48  # characters of a column; what is longer is cut, unless --json is given
+MAX_COLUMN_WIDTH = 48  # characters; longer cells are cut, except with --json
 Row = Sequence[object]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what was asked; gives the exit status: 1, with one sentence, for what cannot be done."""
-    chosen = _parser().parse_args(arguments)
-    if not chosen.store.is_dir():
-        return _complain(f"--store is {str(chosen.store)!r}: there is no such folder")
+    """Run a command and return the exit status: 0, or 1 with an error message."""
+    args = _parser().parse_args(arguments)
+    if not args.store.is_dir():
+        return _fail(f"--store is {str(args.store)!r}, which is not a folder")
     try:
-        return int(chosen.command(chosen) or 0)
+        return int(args.command(args) or 0)
     except StoreError as error:
-        return _complain(str(error))
-    except BrokenPipeError:  # by `head`, say
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        outside = error.filename and not Path(error.filename).is_relative_to(chosen.store)
-        return _complain(f"{error.filename if outside else 'the store cannot be written'}: {error.strerror or error}")
+        outside = error.filename and not Path(error.filename).is_relative_to(args.store)
+        return _fail(f"{error.filename if outside else 'the store cannot be written'}: {error.strerror or error}")
 
 
-def _complain(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
     return 1
 
 
@@ -52,44 +52,46 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.models", description=__doc__, formatter_class=plain)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
-        "--store", type=Path, default=Settings().store, help="folder of the networks (QUARTET_STORE, now %(default)s)"
+        "--store", type=Path, default=Settings().store, help="folder of the store (QUARTET_STORE; now %(default)s)"
     )
     shared.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
 
-    def command(name: str, does: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, handler: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=_capitalised(text), parents=[shared])
-        added.set_defaults(command=does)
+        added.set_defaults(command=handler)
         return added
 
-    def named(name: str, does: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        added = command(name, does, text)
-        added.add_argument("name", metavar="NAME", help="a model's name")
+    def named(name: str, handler: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        added = command(name, handler, text)
+        added.add_argument("name", metavar="NAME", help="name of the model")
         return added
 
-    command("list", _list, "which version of each model serves").add_argument("names", metavar="NAME", nargs="*")
-    named("show", _show, "one model with all its versions")
-    added = named("activate", _activate, "have a version serve whoever asks for none")
-    added.add_argument("version", metavar="VERSION", type=_version_or_newest, help="its number, or `newest`: follow it")
+    command("list", _list, "list the models and their active versions").add_argument("names", metavar="NAME", nargs="*")
+    named("show", _show, "show one model with all its versions")
+    added = named("activate", _activate, "make a version the active one, or a canary")
     added.add_argument(
-        "--share", type=float, default=100, metavar="PERCENT", help="try it on a share of these requests, as a canary"
+        "version", metavar="VERSION", type=_version_or_newest, help="version number, or `newest` to follow the newest"
     )
-    named("rollback", _rollback, "end the canary, or else have the previous version serve again")
-    added = named("retire", _retire, "serve a version no longer, not even by its number; its files stay")
-    added.add_argument("version", metavar="VERSION", type=_version)
-    added.add_argument("--undo", action="store_true", help="serve it by its number again")
-    named("unload", _unload, "serve no version of a model until it is loaded again")
-    named("load", _load, "serve it again, as was chosen before")
-    command("verify", _verify, "read all versions again: hashes, sizes, finite weights")
-    added = named("diff", _diff, "two versions side by side: figures, sizes, data, notes")
+    added.add_argument(
+        "--share", type=float, default=100, metavar="PERCENT", help="per cent of the requests; below 100 it is a canary"
+    )
+    named("rollback", _rollback, "end the canary, or activate the previous version again")
+    added = named("retire", _retire, "stop serving a version, also by number; its files stay")
+    added.add_argument("version", metavar="VERSION", type=_version, help="version number")
+    added.add_argument("--undo", action="store_true", help="serve the version by its number again")
+    named("unload", _unload, "stop serving a model until it is loaded again")
+    named("load", _load, "serve an unloaded model again")
+    command("verify", _verify, "check the hashes, sizes and weights of all versions")
+    added = named("diff", _diff, "compare two versions: metrics, sizes, data, notes")
     for place in ("first", "second"):
-        added.add_argument(place, metavar="VERSION", type=_version)
-    added = command("import", _import, "add a version from an archive, once all of it is checked")
-    added.add_argument("file", metavar="FILE", type=Path)
-    added.add_argument("--renumber", action="store_true", help="give it the next free number instead of its own")
+        added.add_argument(place, metavar="VERSION", type=_version, help=f"number of the {place} version")
+    added = command("import", _import, "verify the version in an archive and add it to the store")
+    added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
+    added.add_argument("--renumber", action="store_true", help="give the version the next free number")
     added = command("export", _export, "write a version to an archive")
-    added.add_argument("model", metavar="NAME@VERSION")
-    added.add_argument("file", metavar="FILE", type=Path, help="a .zip that is not there yet")
+    added.add_argument("model", metavar="NAME@VERSION", help="such as sales@3")
+    added.add_argument("file", metavar="FILE", type=Path, help="new .zip file")
     return parser
 
 
@@ -99,7 +101,7 @@ def _capitalised(text: str) -> str:
 
 def _version(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no version; it should be a number such as 3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version; it should be a number such as 3")
     return int(text)
 
 
@@ -107,19 +109,19 @@ def _version_or_newest(text: str) -> int | Literal["newest"]:
     return NEWEST if text == NEWEST else _version(text)
 
 
-def _list(chosen: argparse.Namespace) -> None:
-    for name in chosen.names:
-        rollout.numbers(chosen.store, name)  # one that is not there is told
-    rows = [row for row in catalogue.list_models(chosen.store) if not chosen.names or row["name"] in chosen.names]
+def _list(args: argparse.Namespace) -> None:
+    for name in args.names:
+        rollout.numbers(args.store, name)  # raises for an unknown name
+    rows = [row for row in catalogue.list_models(args.store) if not args.names or row["name"] in args.names]
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
-        task = f"{row['task'] or 'none is whole'}{' (default)' if row['default'] else ''}"
+        task = f"{row['task'] or 'no valid version'}{' (default)' if row['default'] else ''}"
         follows = " (unloaded)" if row["unloaded"] else " (newest)" if row["follows"] == NEWEST else ""
         versions, retired = (", ".join(map(str, row[key])) for key in ("versions", "retired"))
         table.append(
             (row["name"], task, f"{row['active'] or '-'}{follows}", _canary(row), row["previous"], versions, retired)
         )
-    _print(chosen, rows, table)
+    _print(args, rows, table)
     for row in rows:
         if row["problem"]:
             print(f"{row['name']}: {row['problem']}", file=sys.stderr)
@@ -129,82 +131,84 @@ def _canary(row: dict[str, Any]) -> str:
     return f"{row['canary']['version']} at {row['canary']['share']:g} %" if row["canary"] else "-"
 
 
-def _show(chosen: argparse.Namespace) -> None:
-    row = catalogue.describe_model(chosen.store, chosen.name)
+def _show(args: argparse.Namespace) -> None:
+    row = catalogue.describe_model(args.store, args.name)
     table: list[Row] = [("VERSION", "ROLE", "MIB", "CREATED", "FIGURES")]
     for version in row["versions"]:
         if version["problem"]:
-            table.append((version["version"], version["role"], "-", "-", f"broken: {version['problem']}"))
+            table.append((version["version"], version["role"], "-", "-", f"invalid: {version['problem']}"))
             continue
         figures = ", ".join(f"{key} {value:g}" for key, value in list(version["metrics"].items())[:2])
         size = f"{version['bytes'] / 2**20:.1f}"
         table.append((version["version"], version["role"], size, version["created"][:16], figures))
-    if not chosen.json:
-        last = f"; last: {row['by']}, {row['changed']}" if row["by"] else ""
-        print(f"{row['name']}: {row['task'] or 'no version is whole'}, {_told(row['name'], row)}{last}")
-    _print(chosen, row, table)
+    if not args.json:
+        last = f"; last change: {row['by']}, {row['changed']}" if row["by"] else ""
+        print(f"{row['name']}: {row['task'] or 'no valid version'}, {_status(row['name'], row)}{last}")
+    _print(args, row, table)
 
 
-def _told(name: str, row: dict[str, Any]) -> str:
-    """Which versions serve, in words."""
+def _status(name: str, row: dict[str, Any]) -> str:
+    """Describe the rollout of a model in one line."""
     if row["unloaded"]:
         return f"{name} is unloaded"
     if row["active"] is None:
-        return "no version serves"
-    follows = ", the newest" if row["follows"] == NEWEST else ""
-    canary = f", {name}@{row['canary']['version']} is tried on {row['canary']['share']:g} %" if row["canary"] else ""
-    return f"{name}@{row['active']} serves{follows}{canary}"
+        return "no version is active"
+    follows = " (newest)" if row["follows"] == NEWEST else ""
+    canary = (
+        f", {name}@{row['canary']['version']} is the canary ({row['canary']['share']:g} %)" if row["canary"] else ""
+    )
+    return f"{name}@{row['active']} is active{follows}{canary}"
 
 
-def _activate(chosen: argparse.Namespace) -> None:
-    _changed(chosen, rollout.activate(chosen.store, chosen.name, chosen.version, chosen.share))
+def _activate(args: argparse.Namespace) -> None:
+    _report(args, rollout.activate(args.store, args.name, args.version, args.share))
 
 
-def _rollback(chosen: argparse.Namespace) -> None:
-    _changed(chosen, rollout.rollback(chosen.store, chosen.name))
+def _rollback(args: argparse.Namespace) -> None:
+    _report(args, rollout.rollback(args.store, args.name))
 
 
-def _retire(chosen: argparse.Namespace) -> None:
-    _changed(chosen, rollout.retire(chosen.store, chosen.name, chosen.version, chosen.undo))
+def _retire(args: argparse.Namespace) -> None:
+    _report(args, rollout.retire(args.store, args.name, args.version, args.undo))
 
 
-def _unload(chosen: argparse.Namespace) -> None:
-    _changed(chosen, rollout.unload(chosen.store, chosen.name))
+def _unload(args: argparse.Namespace) -> None:
+    _report(args, rollout.unload(args.store, args.name))
 
 
-def _load(chosen: argparse.Namespace) -> None:
-    _changed(chosen, rollout.load(chosen.store, chosen.name))
+def _load(args: argparse.Namespace) -> None:
+    _report(args, rollout.load(args.store, args.name))
 
 
-def _changed(chosen: argparse.Namespace, changed: Rollout) -> None:
-    row = next(row for row in catalogue.list_models(chosen.store) if row["name"] == chosen.name)
+def _report(args: argparse.Namespace, changed: Rollout) -> None:
+    row = next(row for row in catalogue.list_models(args.store) if row["name"] == args.name)
     retired = f"; retired: {', '.join(map(str, changed.retired))}" if changed.retired else ""
-    print(json.dumps(row) if chosen.json else f"{_told(chosen.name, row)}{retired}")
+    print(json.dumps(row) if args.json else f"{_status(args.name, row)}{retired}")
 
 
-def _verify(chosen: argparse.Namespace) -> int:
-    rows = list(catalogue.verify(chosen.store))
-    wrong = [row for row in rows if row["problem"]]
-    if chosen.json:
+def _verify(args: argparse.Namespace) -> int:
+    rows = list(catalogue.verify(args.store))
+    failed = [row for row in rows if row["problem"]]
+    if args.json:
         print(json.dumps(rows, indent=2))
-        return bool(wrong)
-    for row in wrong:
+        return bool(failed)
+    for row in failed:
         print(f"{row['what']}: {row['problem']}")
     versions = sum("@" in row["what"] for row in rows)
-    broken = f"{len(wrong)} of what was read {'is' if len(wrong) == 1 else 'are'} broken" if wrong else "all are whole"
-    print(f"{versions} versions: {broken}")
-    return bool(wrong)
+    problems = f"{len(failed)} problem{'s' if len(failed) > 1 else ''} found" if failed else "all valid"
+    print(f"{versions} versions checked: {problems}")
+    return bool(failed)
 
 
-def _diff(chosen: argparse.Namespace) -> None:
-    rows = catalogue.diff(chosen.store, chosen.name, chosen.first, chosen.second)
-    table: list[Row] = [("", f"{chosen.name}@{chosen.first}", f"{chosen.name}@{chosen.second}", "")]
+def _diff(args: argparse.Namespace) -> None:
+    rows = catalogue.diff(args.store, args.name, args.first, args.second)
+    table: list[Row] = [("", f"{args.name}@{args.first}", f"{args.name}@{args.second}", "")]
     table += [(row["what"], row["first"], row["second"], _change(row["first"], row["second"])) for row in rows]
-    _print(chosen, rows, table)
+    _print(args, rows, table)
 
 
 def _change(first: Any, second: Any) -> str:
-    """How the second of two values differs; empty when it does not."""
+    """Return the difference of two values as text, empty for equal values."""
     if first == second:
         return ""
     if all(isinstance(value, int | float) for value in (first, second)):
@@ -212,45 +216,45 @@ def _change(first: Any, second: Any) -> str:
     return "differs"
 
 
-def _import(chosen: argparse.Namespace) -> None:
-    with chosen.file.open("rb") as file:
-        most = Settings().max_import_bytes
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            raise archive.BadArchive(f"{chosen.file} has {size:,} bytes; allowed are {most:,}")
-        card = archive.import_archive(chosen.store, file, most, chosen.renumber)
-    row = next(row for row in catalogue.list_models(chosen.store) if row["name"] == card.name)
+def _import(args: argparse.Namespace) -> None:
+    with args.file.open("rb") as file:
+        max_bytes = Settings().max_import_bytes
+        if (size := os.fstat(file.fileno()).st_size) > max_bytes:
+            raise archive.BadArchive(f"{args.file} has {size:,} bytes; allowed are {max_bytes:,}")
+        card = archive.import_archive(args.store, file, max_bytes, args.renumber)
+    row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
     label = f"{card.name}@{card.version}"
-    print(json.dumps(row) if chosen.json else f"{label} is in the store; {_told(card.name, row)}")
+    print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
 
 
-def _export(chosen: argparse.Namespace) -> None:
-    name, _, number = chosen.model.partition("@")
+def _export(args: argparse.Namespace) -> None:
+    name, _, number = args.model.partition("@")
     try:
         version = _version(number)
     except argparse.ArgumentTypeError:
-        raise rollout.VersionNotFound(f"{chosen.model!r} should be a name and a version, such as sales@3") from None
-    if chosen.file.exists():
-        raise rollout.RolloutRefused(f"{chosen.file} is there already")
-    pieces = archive.export_version(chosen.store, name, version)
+        raise rollout.VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
+    if args.file.exists():
+        raise rollout.RolloutRefused(f"{args.file} already exists")
+    chunks = archive.export_version(args.store, name, version)
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=chosen.file.parent) as scratch:
-            whole = Path(scratch) / chosen.file.name
-            with whole.open("wb") as file:
-                file.writelines(pieces)
-            whole.replace(chosen.file)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=args.file.parent) as scratch:
+            temporary = Path(scratch) / args.file.name
+            with temporary.open("wb") as file:
+                file.writelines(chunks)
+            temporary.replace(args.file)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(chosen.file)) from None
-    size = chosen.file.stat().st_size
-    print(json.dumps({"file": str(chosen.file), "bytes": size}) if chosen.json else f"{chosen.file}: {size:,} bytes")
+        raise OSError(error.errno, error.strerror, str(args.file)) from None
+    size = args.file.stat().st_size
+    print(json.dumps({"file": str(args.file), "bytes": size}) if args.json else f"{args.file}: {size:,} bytes")
 
 
-def _print(chosen: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
-    """Columns as wide as what stands in them, or the data as JSON."""
-    if chosen.json:
+def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
+    """Print a table with aligned columns, or with --json the data."""
+    if args.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
         return
     cells = [[_cell(value) for value in row] for row in table]
-    widths = [min(WIDEST, max(map(len, column))) for column in zip(*cells, strict=True)]
+    widths = [min(MAX_COLUMN_WIDTH, max(map(len, column))) for column in zip(*cells, strict=True)]
     for row in cells:
         fitted = [_cut(cell, width) for cell, width in zip(row[:-1], widths, strict=False)]
         print("  ".join([*fitted, row[-1]]).rstrip())

@@ -1,7 +1,7 @@
-"""A version as one file, to carry it to another store: a zip archive of the files in its folder, nothing else.
+"""Export a version as a zip archive of the files in its folder, and import it into another store.
 
-What comes in is checked before anybody sees it: only the names that a version has, nothing that is a link or a path,
-no more bytes than allowed, and then all that is checked of a version that is read.
+An imported archive may only contain the file names of a version, no links or paths, and no more bytes than allowed.
+The version is then verified before it becomes visible.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ from app.store.rollout import RolloutRefused, check_version, shorten, stored_ver
 
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 PNG = b"\x89PNG\r\n\x1a\n"
-MOST_PICTURES = 32
-MOST_CARD = 4 * 2**20  # bytes; a card with a long vocabulary takes a few thousand
-MOST_DIRECTORY = 2**16  # bytes: of some 40 entries
-END, LOCATOR, WIDE = 22, 20, 56  # bytes of the record at an archive's end, and of the two before it in a zip64
-PIECE = 2**20
-ENCRYPTED = 0x1
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # of packing, whose failures are DAMAGED
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)  # an OSError is the disk's own
+MAX_PICTURES = 32
+MAX_CARD_BYTES = 4 * 2**20  # a card with a long vocabulary takes a few thousand bytes
+MAX_DIRECTORY_BYTES = 2**16  # enough for about 40 entries
+END_BYTES, LOCATOR_BYTES, ZIP64_END_BYTES = 22, 20, 56  # the end records of zip and zip64 (APPNOTE.TXT 4.3.14 to 16)
+CHUNK_BYTES = 2**20
+ENCRYPTED = 0x1  # flag bit
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)  # an OSError is a disk error
 
 
 class BadArchive(StoreError):
-    """A file that is no version: the sentence says which entry, and what is wrong with it."""
+    """The file is not the archive of a version. The message names the wrong entry."""
 
 
 class _Sink:
-    """A file that is taken away piece by piece while it is written."""
+    """A write-only file whose content is read in chunks while it is written."""
 
     def __init__(self) -> None:
         self._written = bytearray()
 
-    def write(self, piece: bytes) -> int:
-        self._written += piece
-        return len(piece)
+    def write(self, chunk: bytes) -> int:
+        self._written += chunk
+        return len(chunk)
 
     def flush(self) -> None:
-        """There is nothing to wait for."""
+        """Required by ``zipfile``; nothing is buffered elsewhere."""
 
     def take(self) -> bytes:
-        taken = bytes(self._written)
+        """Return everything written since the last call."""
+        chunk = bytes(self._written)
         self._written.clear()
-        return taken
+        return chunk
 
 
 def export_version(models: Path, name: str, version: int) -> Iterator[bytes]:
-    """A whole version as one archive, piece by piece. Raises Missing, and StoreError for one that is not whole."""
+    """Yield the archive of a version in chunks. Raises VersionNotFound, and StoreError for an invalid version."""
     folder = check_version(models, name, version).folder
     pictures = sorted(path.name for path in folder.iterdir() if PICTURE.fullmatch(path.name))
     return _packed([folder / entry for entry in (CARD, WEIGHTS, *pictures)])
@@ -70,126 +71,133 @@ def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
         for path in paths:
             entry = zipfile.ZipInfo.from_file(path, path.name, strict_timestamps=False)
             with path.open("rb") as source, archive.open(entry, "w") as target:
-                while piece := source.read(PIECE):
-                    target.write(piece)
+                while chunk := source.read(CHUNK_BYTES):
+                    target.write(chunk)
                     yield sink.take()
     yield sink.take()
 
 
-def import_archive(models: Path, file: IO[bytes], most: int, renumber: bool = False) -> store.Card:
-    """Publish the version of an archive, under its own name and number, or with ``renumber`` under the next one.
+def import_archive(models: Path, file: IO[bytes], max_bytes: int, renumber: bool = False) -> store.Card:
+    """Publish the version in an archive and return its card.
 
-    ``most``: bytes that it may have unpacked. Raises BadArchive, Refused when the store has another version of this
-    number, and StoreError for a version that is not whole. Nothing is visible before all of it is checked.
+    The version keeps its name and number, or gets the next number with ``renumber``. The archive may have at most
+    ``max_bytes`` bytes unpacked.
+
+    Raises:
+        BadArchive: the file is not the archive of a version, or is too large.
+        RolloutRefused: the store already has a version of this number.
+        StoreError: the version is invalid.
     """
     _check_directory(file)
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # or a kind of zip it lacks
-        raise BadArchive(f"this is not a zip archive: {error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # NotImplementedError: unsupported features
+        raise BadArchive(f"the file is not a zip archive: {error}") from None
     with archive:
-        entries = _entries(archive, most)
+        entries = _entries(archive, max_bytes)
         card = _card(archive, entries[CARD])
-        with scratch_folder(models) as aside:
-            folder = aside / card.name / str(card.version)
+        with scratch_folder(models) as scratch:
+            folder = scratch / card.name / str(card.version)
             folder.mkdir(parents=True)
-            _unpack(archive, entries, folder, most)
+            _unpack(archive, entries, folder, max_bytes)
             return _place(models, folder, card, renumber)
 
 
 def _check_directory(file: IO[bytes]) -> None:
-    """Raises BadArchive for a list of contents that is longer than any version's, before it is read into memory.
+    """Raise BadArchive if the central directory is longer than that of any version, before ``zipfile`` reads it.
 
-    Where it ends, and how long it is, stands at the end of the file (APPNOTE.TXT 4.3.16), as ``zipfile`` looks for it.
+    The end of the file states its length (APPNOTE.TXT 4.3.16). The search follows that of ``zipfile``.
     """
     length = file.seek(0, os.SEEK_END)
-    file.seek(max(0, length - END - 2**16 - LOCATOR - WIDE))
+    file.seek(max(0, length - END_BYTES - 2**16 - LOCATOR_BYTES - ZIP64_END_BYTES))
     tail = file.read()
-    at = len(tail) - END if tail[-END:].startswith(b"PK\5\6") and tail.endswith(b"\0\0") else tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) - at < END:
-        return  # no archive, which is told when it is opened
-    sizes = list(struct.unpack_from("<I", tail, at + 12))
-    if tail[max(0, at - LOCATOR) : at].startswith(b"PK\6\7"):  # a zip64: it stands before that, or where that says
+    plain = tail[-END_BYTES:].startswith(b"PK\5\6") and tail.endswith(b"\0\0")  # no comment after the end record
+    end = len(tail) - END_BYTES if plain else tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) - end < END_BYTES:
+        return  # no zip archive: ``zipfile`` raises when it opens the file
+    sizes = list(struct.unpack_from("<I", tail, end + 12))
+    locator = end - LOCATOR_BYTES
+    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: its end record precedes the locator, or is elsewhere
         sizes = []
-        (place,) = struct.unpack_from("<Q", tail, at - LOCATOR + 8)
-        file.seek(min(place, length))
-        for record in (tail[max(0, at - LOCATOR - WIDE) : at - LOCATOR], file.read(WIDE)):
-            if len(record) == WIDE and record.startswith(b"PK\6\6"):
+        (offset,) = struct.unpack_from("<Q", tail, locator + 8)
+        file.seek(min(offset, length))
+        for record in (tail[max(0, locator - ZIP64_END_BYTES) : locator], file.read(ZIP64_END_BYTES)):
+            if len(record) == ZIP64_END_BYTES and record.startswith(b"PK\6\6"):
                 sizes += struct.unpack_from("<Q", record, 40)
     file.seek(0)
-    if (size := max(sizes, default=0)) > MOST_DIRECTORY:
-        raise BadArchive(f"its list of contents has {size:,} bytes; allowed are {MOST_DIRECTORY:,}")
+    if (size := max(sizes, default=0)) > MAX_DIRECTORY_BYTES:
+        raise BadArchive(f"its central directory has {size:,} bytes; allowed are {MAX_DIRECTORY_BYTES:,}")
 
 
-def _entries(archive: zipfile.ZipFile, most: int) -> dict[str, zipfile.ZipInfo]:
-    """What is in an archive, by name. Raises BadArchive for anything that a version does not have."""
-    found: dict[str, zipfile.ZipInfo] = {}
+def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the entries of an archive by name. Raises BadArchive for entries that no version has."""
+    entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         name = entry.filename
         if name not in (CARD, WEIGHTS) and not PICTURE.fullmatch(name):
             raise BadArchive(f"entry {shorten(name)}: allowed are {CARD}, {WEIGHTS} and pictures such as curves.png")
-        if name in found:
-            raise BadArchive(f"entry {name!r} is there twice")
+        if name in entries:
+            raise BadArchive(f"entry {name!r} occurs twice")
         mode = entry.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise BadArchive(f"entry {name!r} is a link or no plain file")
+            raise BadArchive(f"entry {name!r} is not a regular file")
         if entry.flag_bits & ENCRYPTED:
             raise BadArchive(f"entry {name!r} is encrypted")
         if entry.compress_type not in METHODS:
-            told = f"cannot be unpacked: its method is {entry.compress_type}; allowed are 0, stored, and 8, deflated"
-            raise BadArchive(f"entry {name!r} {told}")
+            problem = f"its method is {entry.compress_type}; allowed are 0 (stored) and 8 (deflated)"
+            raise BadArchive(f"entry {name!r} cannot be unpacked: {problem}")
         if not 0 <= entry.header_offset < archive.start_dir:
-            raise BadArchive(f"entry {name!r} cannot be unpacked: it does not lie in the archive")
-        found[name] = entry
+            raise BadArchive(f"entry {name!r} cannot be unpacked: its offset is outside the archive")
+        entries[name] = entry
     for name in (CARD, WEIGHTS):
-        if name not in found:
+        if name not in entries:
             raise BadArchive(f"entry {name!r} is missing")
-    if len(found) - 2 > MOST_PICTURES:
-        raise BadArchive(f"it has {len(found) - 2} pictures; allowed are {MOST_PICTURES}")
-    if (total := sum(entry.file_size for entry in found.values())) > most:
-        raise BadArchive(f"it has {total:,} bytes unpacked; allowed are {most:,}")
-    return found
+    if len(entries) - 2 > MAX_PICTURES:
+        raise BadArchive(f"it has {len(entries) - 2} pictures; allowed are {MAX_PICTURES}")
+    if (total := sum(entry.file_size for entry in entries.values())) > max_bytes:
+        raise BadArchive(f"it has {total:,} bytes unpacked; allowed are {max_bytes:,}")
+    return entries
 
 
-def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The content of an entry. Raises BadArchive where it is damaged."""
+def _chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Yield the content of an entry. Raises BadArchive if it is damaged."""
     try:
         with archive.open(entry) as source:
-            while piece := source.read(PIECE):
-                yield piece
+            while chunk := source.read(CHUNK_BYTES):
+                yield chunk
     except DAMAGED as error:
         raise BadArchive(f"entry {entry.filename!r} cannot be unpacked: {error}") from None
 
 
 def _card(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> store.Card:
     content = b""
-    for piece in _pieces(archive, entry):
-        content += piece
-        if len(content) > MOST_CARD:
-            raise BadArchive(f"entry {entry.filename!r} has more than {MOST_CARD:,} bytes, which are allowed")
+    for chunk in _chunks(archive, entry):
+        content += chunk
+        if len(content) > MAX_CARD_BYTES:
+            raise BadArchive(f"entry {entry.filename!r} is too large; allowed are {MAX_CARD_BYTES:,} bytes")
     return store.parse_card(content, f"the archive's {CARD}")
 
 
-def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folder: Path, most: int) -> None:
-    """Write the entries: never more bytes than allowed, whatever the archive says of their sizes."""
-    left = most
+def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folder: Path, max_bytes: int) -> None:
+    """Write the entries. Counts the bytes itself, because the sizes stated in the archive may be wrong."""
+    remaining = max_bytes
     for name, entry in entries.items():
         with (folder / name).open("wb") as target:
-            for piece in _pieces(archive, entry):
-                left -= len(piece)
-                if left < 0:
-                    raise BadArchive(f"it has more than {most:,} bytes unpacked, which are allowed")
-                if name.endswith(".png") and not target.tell() and not piece.startswith(PNG):
+            for chunk in _chunks(archive, entry):
+                remaining -= len(chunk)
+                if remaining < 0:
+                    raise BadArchive(f"it is too large unpacked; allowed are {max_bytes:,} bytes")
+                if name.endswith(".png") and not target.tell() and not chunk.startswith(PNG):
                     raise BadArchive(f"entry {name!r} is not a PNG file")
-                target.write(piece)
+                target.write(chunk)
 
 
 def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
-    """Make the unpacked version visible, under the number that it is to have."""
-    known = stored_versions(models).get(card.name, [])
+    """Move the unpacked version into the store, under its own number or the next one."""
+    numbers = stored_versions(models).get(card.name, [])
     if not renumber:
-        if card.version in known or not store.place(models, folder):
-            raise RolloutRefused(_taken(models, card))
+        if card.version in numbers or not store.place(models, folder):
+            raise RolloutRefused(_conflict(models, card))
         return card
     while True:
         number = max(stored_versions(models).get(card.name, []), default=0) + 1
@@ -200,12 +208,13 @@ def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> stor
             return store.read_card(models / card.name / str(number))
 
 
-def _taken(models: Path, card: store.Card) -> str:
+def _conflict(models: Path, card: store.Card) -> str:
+    """Return the message for a version number that the store already has."""
     label = f"{card.name}@{card.version}"
     try:
         same = store.read_card(models / card.name / str(card.version)) == card
     except StoreError:
         same = False
-    return f"{label} is in the store already" + (
-        "" if same else ", and is another one; `--renumber` gives the next number"
+    return f"{label} is already in the store" + (
+        "" if same else ", with other content; `--renumber` gives it the next number"
     )

@@ -21,7 +21,7 @@ UNKNOWN_CHARACTER = "<unk>"
 
 
 class StoreError(Exception):
-    """A version that cannot be used: the sentence names the file, the key, what was found and what was expected."""
+    """A version or file of the store is invalid. The message names the file, the key, the value and the expectation."""
 
 
 class StrictModel(BaseModel):
@@ -30,15 +30,15 @@ class StrictModel(BaseModel):
 
 def _timestamp(text: str) -> str:
     with suppress(OverflowError):
-        datetime.fromisoformat(text).timestamp()  # of the year 1 there is none
+        datetime.fromisoformat(text).timestamp()  # overflows for the year 1
         return text
-    raise ValueError("it is no time that can be told in seconds")
+    raise ValueError("the time has no timestamp in seconds")
 
 
 def _json_safe(value: Any) -> Any:
-    """What can be written as JSON again, wherever it lies."""
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _json_safe(each)
+    """Return ``value``. Raises ValueError when it holds, at any depth, a number that JSON readers may not accept."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _json_safe(item)
     if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
         raise ValueError("a whole number should be one of 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
@@ -47,7 +47,7 @@ def _json_safe(value: Any) -> Any:
 
 
 class TensorSpec(StrictModel):
-    """A tensor as callers see it; -1 is a dimension that varies."""
+    """A tensor in the units of the API; -1 is a variable dimension."""
 
     name: str
     dtype: str
@@ -55,7 +55,7 @@ class TensorSpec(StrictModel):
 
 
 class Metric(StrictModel):
-    """A measured figure. ``decimals``: how many of its digits are stated, so how far a new measurement may be off."""
+    """A measured figure. A new measurement may differ by one unit of the last of its ``decimals``."""
 
     value: Annotated[float, Field(strict=False)]
     split: str
@@ -63,16 +63,19 @@ class Metric(StrictModel):
 
 
 class Speed(StrictModel):
-    """How fast one thread is. A figure of a machine more than of a network: ``hardware`` says of which."""
+    """The speed of one thread on the machine ``hardware``. ``Task.unit`` says what is counted."""
 
-    milliseconds: Annotated[float, Field(strict=False)]  # for one image, character or series alone
-    per_second: Annotated[float, Field(strict=False)]  # of them, in batches of ``rows``
+    milliseconds: Annotated[float, Field(strict=False)]  # for a batch of one
+    per_second: Annotated[float, Field(strict=False)]  # in batches of ``rows``
     rows: Int64
     hardware: str
 
 
 class Card(StrictModel):
-    """All that is needed to use a version's weights, and all that is known of how they came about."""
+    """The content of ``card.json``: everything needed to use the weights, and how they were trained.
+
+    ``kind`` selects the network in ``KINDS``. ``command`` names the training script.
+    """
 
     name: ModelName
     version: VersionNumber
@@ -100,7 +103,7 @@ class Card(StrictModel):
 
 
 def parse_card(content: bytes, path: str) -> Card:
-    """A card from its text; ``path`` is how sentences name it. Raises StoreError."""
+    """Parse a card. ``path`` names the file in error messages. Raises StoreError."""
     try:
         return Card.model_validate_json(content)
     except ValidationError as error:
@@ -110,13 +113,13 @@ def parse_card(content: bytes, path: str) -> Card:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of a version. Raises StoreError."""
+    """Read the card in the folder of a version. Raises StoreError."""
     path = f"{folder.parent.name}/{folder.name}/{CARD}"
     try:
         card = parse_card((folder / CARD).read_bytes(), path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    for key, found, expected in (("name", card.name, folder.parent.name), ("version", str(card.version), folder.name)):
-        if found != expected:
-            raise StoreError(f"{path}: {key} is {found!r}, expected {expected!r} as in the path")
+    for key, actual, expected in (("name", card.name, folder.parent.name), ("version", str(card.version), folder.name)):
+        if actual != expected:
+            raise StoreError(f"{path}: {key} is {actual!r}, expected {expected!r} as in the path")
     return card

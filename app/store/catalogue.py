@@ -1,4 +1,4 @@
-"""What lies in a store, as data: for the command line and for whoever asks over HTTP."""
+"""The content of the store as JSON-ready rows, for the command line and the admin API."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from app.store.rollout import Rollout, check_version, serving, stored_versions
 
 
 def list_models(folder: Path) -> list[dict[str, Any]]:
-    """A row for each name: its task, and which versions serve."""
+    """Return one row per model: its task, rollout and versions."""
     defaults = store.read_defaults(folder)
     return [_model(folder, name, defaults) for name in stored_versions(folder)]
 
 
 def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict[str, Any]:
-    chosen, problem = Rollout(), ""
+    current, problem = Rollout(), ""
     try:
-        chosen = rollout.read(folder, name)
+        current = rollout.read(folder, name)
     except StoreError as error:
         problem = str(error)
     numbers = stored_versions(folder)[name]
-    active = serving(folder, name, chosen)
+    active = serving(folder, name, current)
     task = store.read_card(folder / name / str(active)).task if active else None
-    back = [number for number in chosen.previous_versions(active, numbers) if number in numbers]
+    previous = [number for number in current.previous_versions(active, numbers) if number in numbers]
     return {
         "name": name,
         "task": task,
         "default": task is not None and defaults.get(task) == name,
         "active": active,
-        "follows": "newest" if chosen.active is None else "choice",
-        "canary": chosen.canary.model_dump() if chosen.canary else None,
-        "previous": back[0] if back else None,
-        "retired": chosen.retired,
-        "unloaded": chosen.unloaded,
+        "follows": "newest" if current.active is None else "choice",
+        "canary": current.canary.model_dump() if current.canary else None,
+        "previous": previous[0] if previous else None,
+        "retired": current.retired,
+        "unloaded": current.unloaded,
         "versions": numbers,
-        "changed": chosen.changed,
-        "by": chosen.by,
+        "changed": current.changed,
+        "by": current.by,
         "problem": problem,
     }
 
 
 def describe_model(folder: Path, name: str) -> dict[str, Any]:
-    """A name with all its versions. Raises Missing."""
+    """Return the row of a model with one row per version. Raises VersionNotFound."""
     rollout.numbers(folder, name)
     row = _model(folder, name, store.read_defaults(folder))
     return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
@@ -78,37 +78,37 @@ def _version(folder: Path, row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def size(folder: Path, name: str, number: int) -> int:
-    """The bytes of all files of a version."""
+    """Return the total size of a version's files in bytes."""
     return sum(path.stat().st_size for path in (folder / name / str(number)).iterdir())
 
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:
-    """Each file that could be wrong, in order, with what is wrong with it: nothing, when ``problem`` is empty."""
-    yield _looked_at("defaults.json", lambda: store.read_defaults(folder))
+    """Check every file and version of the store. Yields one row each; ``problem`` is empty if the check passed."""
+    yield _check("defaults.json", lambda: store.read_defaults(folder))
     for name, numbers in stored_versions(folder).items():
-        yield _looked_at(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
+        yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
         for number in numbers:
-            yield _looked_at(f"{name}@{number}", lambda name=name, number=number: check_version(folder, name, number))
+            yield _check(f"{name}@{number}", lambda name=name, number=number: check_version(folder, name, number))
 
 
-def _looked_at(what: str, look: Any) -> dict[str, Any]:
+def _check(what: str, read: Any) -> dict[str, Any]:
     try:
-        look()
+        read()
     except StoreError as error:
         return {"what": what, "problem": str(error)}
     return {"what": what, "problem": ""}
 
 
-ALIKE = ("task", "kind", "title", "created", "seed", "command", "commit", "hardware", "minutes", "notes")
+COMPARED_KEYS = ("task", "kind", "title", "created", "seed", "command", "commit", "hardware", "minutes", "notes")
 
 
 def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """Two versions side by side: a row for each figure, size, data set and word of their cards, equal or not.
+    """Compare two versions. Returns one row per metric, size, data set and key of their cards, equal or not.
 
-    Raises Missing, and StoreError for a version that is not whole.
+    Raises VersionNotFound, and StoreError for an invalid version.
     """
-    one, other = (check_version(folder, name, number) for number in (first, second))
-    sides = [_facts(version) | {"bytes": size(folder, name, version.card.version)} for version in (one, other)]
+    versions = [check_version(folder, name, number) for number in (first, second)]
+    sides = [_facts(version) | {"bytes": size(folder, name, version.card.version)} for version in versions]
     keys = list(dict.fromkeys([*sides[0], *sides[1]]))
     return [{"what": key, "first": sides[0].get(key), "second": sides[1].get(key)} for key in keys]
 
@@ -119,6 +119,6 @@ def _facts(version: store.Version) -> dict[str, Any]:
     facts |= {f"sizes.{key}": value for key, value in card.sizes.items()}
     facts["parameters"] = sum(tensor.numel() for tensor in version.tensors.values())
     facts |= {f"data.{key}": value for key, value in card.data.items()}
-    facts |= {key: getattr(card, key) for key in ALIKE}
+    facts |= {key: getattr(card, key) for key in COMPARED_KEYS}
     facts |= {"labels": card.labels and len(card.labels), "vocabulary": card.vocabulary and len(card.vocabulary)}
     return {key: value for key, value in facts.items() if value is not None}

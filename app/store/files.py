@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whichever process is killed at whatever moment."""
+"""Atomic changes of files and folders: a killed process leaves the old or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SCRATCH = ".publish-"
-LEFT_OVER = 60.0  # seconds; between making a scratch folder and locking it lies a moment
+SCRATCH = ".publish-"  # prefix of scratch folders; readers skip names that begin with a dot
+LEFT_OVER = 60.0  # seconds after which an unlocked scratch folder is stale; it is locked just after it is made
 
 
 @contextlib.contextmanager
 def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time for a folder; the system unlocks what a killed process has locked. Writes nothing.
+    """Lock a folder for one process at a time, without writing a file.
 
-    Raises BlockingIOError when another one has it and ``wait`` is false.
+    The operating system releases the lock of a killed process. Raises BlockingIOError if ``wait`` is false and
+    another process holds the lock.
     """
-    import fcntl  # not everywhere: what only serves does without
+    import fcntl  # not on Windows, where the service can run but not publish
 
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -32,15 +33,15 @@ def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scratch_folder(store: Path) -> Iterator[Path]:
-    """A folder in the store that no reader looks at, and that is gone afterwards.
+    """Make a folder in the store that readers ignore, and remove it afterwards.
 
-    What killed processes have left of theirs goes too: nobody holds its lock any more.
+    Also removes the scratch folders of killed processes, which nobody has locked.
     """
-    for left in store.glob(f"{SCRATCH}*"):
+    for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFT_OVER:
-                with file_lock(left, wait=False):
-                    shutil.rmtree(left, ignore_errors=True)
+            if time.time() - stale.stat().st_mtime > LEFT_OVER:
+                with file_lock(stale, wait=False):
+                    shutil.rmtree(stale, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=store))
     try:
         with file_lock(folder):
@@ -50,7 +51,10 @@ def scratch_folder(store: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Give a file other content by one rename. Its folder is ``locked``, for what is renamed has always one name."""
+    """Replace the content of a file by one rename.
+
+    The caller holds ``file_lock`` of the folder, because the temporary file always has the same name.
+    """
     new = path.with_name(f".{path.name}.new")
     try:
         with new.open("w", encoding="utf-8") as file:
@@ -67,7 +71,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written: a rename must not outrun its content."""
+    """Flush a file or folder to the disk, so that a later rename cannot become durable before its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,17 +1,17 @@
-"""Which version of a name serves: the newest whole one, until somebody chooses.
+"""The rollout of a model: its active version, canary and retired versions.
 
-A choice is one small file, ``<name>/active.json``, replaced by one rename, so that every process sees the old choice or
-the new one:
+Without a rollout file, the newest valid version is active. ``<name>/active.json`` is replaced by one rename, so every
+process sees the old or the new rollout:
 
-    active      the version that serves when the caller names none; null: the newest whole one that is not retired
-    previous    the one that served before it, for ``rollback``
-    canary      a version that is tried on a share of the requests, in per cent
-    retired     versions that are no longer served, not even by their number; their files stay
-    unloaded    none of its versions is served or in memory until it is loaded or a version activated
-    changed by  when, and by what
+    active      the version for requests that name none; null: the newest valid version that is not retired
+    previous    the version that was active before, for ``rollback``
+    canary      a version that gets a share of these requests, in per cent
+    retired     versions that are no longer served, not even by number; their files stay
+    unloaded    whether all versions are unloaded, until the model is loaded or a version is activated
+    changed by  time and command of the last change
 
-While ``active`` is a number, what is published waits: it is served by its number, and to nobody else until somebody
-activates it. Nothing here removes a version.
+While ``active`` is a number, newly published versions are served by number only, until one is activated. No function
+here deletes a version.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _name: TypeAdapter[str] = TypeAdapter(ModelName)
 
 
 class VersionNotFound(StoreError):
-    """There is no such name or version."""
+    """The model or the version does not exist."""
 
 
 class RolloutRefused(StoreError):
-    """It is there, but what was asked for does not fit to what is served."""
+    """The model exists, but its present rollout does not allow the change."""
 
 
 class Canary(StrictModel):
-    """A version that gets ``share`` per cent of the requests that name no version."""
+    """A version that serves ``share`` per cent of the requests that name no version."""
 
     version: VersionNumber
     share: Share
 
 
 class Rollout(StrictModel):
-    """What was chosen for a name."""
+    """The content of ``active.json``."""
 
     active: VersionNumber | None = None
     previous: VersionNumber | None = None
@@ -61,20 +61,23 @@ class Rollout(StrictModel):
     by: str = ""
 
     def preference(self, numbers: Iterable[int]) -> list[int]:
-        """The versions that may serve when the caller names none: the first whole one of them does."""
-        left = [number for number in sorted(numbers, reverse=True) if number not in self.retired]
-        chosen = [number for number in (self.active, self.previous) if number in left] if self.active else []
-        return list(dict.fromkeys([*chosen, *left]))
+        """Return the candidates for the active version, best first. The first valid one is active."""
+        candidates = [number for number in sorted(numbers, reverse=True) if number not in self.retired]
+        preferred = [number for number in (self.active, self.previous) if number in candidates] if self.active else []
+        return list(dict.fromkeys([*preferred, *candidates]))
 
     def previous_versions(self, active: int | None, numbers: Iterable[int]) -> list[int]:
-        """The versions that ``rollback`` may go to, best first: the previous one, or else those below the newest."""
+        """Return the versions that ``rollback`` may activate, best first.
+
+        That is the previous version, or without a chosen version all versions older than ``active``.
+        """
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
         return [number for number in self.preference(numbers) if active is not None and number < active]
 
 
 def read(models: Path, name: str) -> Rollout:
-    """What was chosen for a name; where nothing was, the newest serves. Raises StoreError for a file that is broken."""
+    """Read the rollout of a model. Without a file, the newest version is active. Raises StoreError."""
     try:
         content = (models / name / FILE).read_bytes()
     except FileNotFoundError:
@@ -90,43 +93,45 @@ def read(models: Path, name: str) -> Rollout:
 
 
 def stored_versions(models: Path) -> dict[str, list[int]]:
-    """All names and their versions, in order, whole or not."""
-    found: dict[str, list[int]] = {}
+    """Return all models and their sorted version numbers, valid or not."""
+    versions: dict[str, list[int]] = {}
     for name, number in store.all_versions(models):
-        found.setdefault(name, []).append(number)
-    return found
+        versions.setdefault(name, []).append(number)
+    return versions
 
 
 def numbers(models: Path, name: str) -> list[int]:
-    """The versions of a name, in order, whole or not. Raises Missing, also for what cannot be a name."""
+    """Return the sorted version numbers of a model, valid or not. Raises VersionNotFound, also for invalid names."""
     try:
         _name.validate_python(name)
     except ValidationError:
-        raise VersionNotFound(f"{shorten(name)} cannot be a model's name: small letters, digits and hyphens") from None
-    found = stored_versions(models)
-    if name not in found:
-        raise VersionNotFound(f"there is no model {name!r} in the store; there are: {', '.join(found) or 'none'}")
-    return found[name]
+        raise VersionNotFound(
+            f"{shorten(name)} is not a model name; allowed are lower-case letters, digits and hyphens"
+        ) from None
+    versions = stored_versions(models)
+    if name not in versions:
+        raise VersionNotFound(f"there is no model {name!r} in the store; there are: {', '.join(versions) or 'none'}")
+    return versions[name]
 
 
 def shorten(value: object) -> str:
-    """A value as it may stand in a sentence."""
+    """Quote a value for a message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def check_version(models: Path, name: str, version: int) -> store.Version:
-    """A version that is there and whole. Raises Missing, and StoreError with what is wrong."""
+    """Read and verify a version and its network. Raises VersionNotFound, and StoreError for an invalid version."""
     known = numbers(models, name)
     if version not in known:
         raise VersionNotFound(f"there is no {name}@{version} in the store; there are: {', '.join(map(str, known))}")
-    found = store.read_version(models, name, version)
-    found.network()
-    return found
+    checked = store.read_version(models, name, version)
+    checked.network()
+    return checked
 
 
 def is_whole(models: Path, name: str, version: int) -> bool:
-    """Whether a version could be served."""
+    """Return whether a version is valid."""
     try:
         check_version(models, name, version)
     except StoreError:
@@ -135,15 +140,19 @@ def is_whole(models: Path, name: str, version: int) -> bool:
 
 
 def serving(models: Path, name: str, rollout: Rollout) -> int | None:
-    """The version that serves when the caller names none; None when no version is whole."""
+    """Return the active version, or None if no version is valid."""
     return next((one for one in rollout.preference(numbers(models, name)) if is_whole(models, name, one)), None)
 
 
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
-    """Have a version serve all requests that name none, or with a smaller ``share`` so many per cent of them.
+    """Make a version the active one, or with a ``share`` below 100 the canary.
 
-    "newest" follows the newest version again. Raises Missing, Refused for a retired version or a share that is none,
-    and StoreError for a version that is not whole.
+    "newest" makes the newest version active, also after the next one has been published.
+
+    Raises:
+        VersionNotFound: the model or the version does not exist.
+        RolloutRefused: the version is retired, or the share is wrong.
+        StoreError: the version is invalid.
     """
     if not 0 < share <= 100:
         raise RolloutRefused(f"the share is {share:g}; it should be more than 0 and at most 100 per cent")
@@ -158,21 +167,21 @@ def activate(models: Path, name: str, version: int | Literal["newest"], share: f
 def _activated(models: Path, name: str, old: Rollout, version: int, share: float) -> Rollout:
     check_version(models, name, version)
     if version in old.retired:
-        raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` brings it back")
+        raise RolloutRefused(f"{name}@{version} is retired; `retire --undo` restores it")
     now = serving(models, name, old)
     previous = next(iter(old.previous_versions(now, numbers(models, name))), None)
     if share == 100:
         return Rollout(active=version, previous=previous if now == version else now, retired=old.retired)
     if now == version:
-        raise RolloutRefused(f"{name}@{version} serves already; a canary is another version than the active one")
+        raise RolloutRefused(f"{name}@{version} is already active; a canary must be another version")
     return Rollout(active=now, previous=previous, canary=Canary(version=version, share=share), retired=old.retired)
 
 
 def rollback(models: Path, name: str) -> Rollout:
-    """Undo the last choice: end a canary if there is one, or else have the previous version serve again.
+    """End the canary if there is one; otherwise activate the previous version.
 
-    Where the newest serves, that is the newest whole one before it. Twice is back where it was. Raises Missing, and
-    Refused when there is nothing to go back to.
+    Without a chosen version, the previous version is the newest valid one before the active one. A second rollback
+    undoes the first. Raises VersionNotFound, and RolloutRefused if there is no previous version.
     """
     return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old))
 
@@ -184,15 +193,15 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
     candidates = old.previous_versions(now, numbers(models, name))
     target = next((one for one in candidates if is_whole(models, name, one)), None)
     if target is None:
-        why = f"; {name}@{candidates[0]} is not whole" if candidates else ""
-        raise RolloutRefused(f"{name} has no previous version to go back to{why}; activate one by its number")
+        reason = f"; {name}@{candidates[0]} is invalid" if candidates else ""
+        raise RolloutRefused(f"{name} has no previous version{reason}; activate one by its number")
     return Rollout(active=target, previous=old.active or now, retired=old.retired, unloaded=old.unloaded)
 
 
 def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:
-    """Serve a version no longer, not even by its number; its files stay, and ``undo`` brings it back.
+    """Stop serving a version, also by number. Its files stay, and ``undo`` restores it.
 
-    Raises Missing, and Refused for a version that serves.
+    Raises VersionNotFound, and RolloutRefused for the active version and the canary.
     """
     command = f"retire {version}" + (" --undo" if undo else "")
     return _change(models, name, command, lambda old: _retired(models, name, old, version, undo))
@@ -210,14 +219,14 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) ->
         raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:
         raise RolloutRefused(f"{name}@{version} is the canary; `rollback` ends it")
-    kept = None if old.previous == version else old.previous
-    return old.model_copy(update={"previous": kept, "retired": sorted({*old.retired, version})})
+    previous = None if old.previous == version else old.previous
+    return old.model_copy(update={"previous": previous, "retired": sorted({*old.retired, version})})
 
 
 def unload(models: Path, name: str) -> Rollout:
-    """Serve a model no longer, none of its versions, until it is loaded again; what was chosen for it stays.
+    """Stop serving all versions of a model until it is loaded again. The rest of the rollout stays.
 
-    Raises Missing, and Refused for one that serves a task by default.
+    Raises VersionNotFound, and RolloutRefused for the default model of a task.
     """
     return _change(models, name, "unload", lambda old: _unloaded(models, name, old))
 
@@ -226,56 +235,56 @@ def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
     for task, known in store.read_defaults(models).items():
         if known == name:
             raise RolloutRefused(
-                f"{name} is the default for the task {task!r}; it stays until defaults.json names another"
+                f"{name} is the default for the task {task!r}; name another model in defaults.json first"
             )
     return old.model_copy(update={"unloaded": True})
 
 
 def load(models: Path, name: str) -> Rollout:
-    """Serve a model again that was unloaded. One that is not is left as it is, also where nothing can be written.
+    """Serve an unloaded model again. Changes and writes nothing if the model is not unloaded.
 
-    Raises Missing, and StoreError for a choice that cannot be read.
+    Raises VersionNotFound, and StoreError for an unreadable rollout.
     """
-    numbers(models, name)  # before a name becomes a path
-    found = read(models, name)
-    if not found.unloaded:
-        return found
+    numbers(models, name)  # checks the name before it becomes a path
+    present = read(models, name)
+    if not present.unloaded:
+        return present
     return _change(models, name, "load", lambda old: old.model_copy(update={"unloaded": False}))
 
 
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:
-    """Write another choice: one at a time, by one rename."""
-    numbers(models, name)  # before a name becomes a path
+    """Write the rollout that ``choose`` makes of the present one, under a lock and by one rename."""
+    numbers(models, name)  # checks the name before it becomes a path
     with file_lock(models / name):
-        chosen = choose(read(models, name)).model_copy(
+        changed = choose(read(models, name)).model_copy(
             update={"changed": datetime.now(UTC).isoformat(timespec="seconds"), "by": command}
         )
-        replace_file(models / name / FILE, json.dumps(chosen.model_dump(), indent=2) + "\n")
-    return chosen
+        replace_file(models / name / FILE, json.dumps(changed.model_dump(), indent=2) + "\n")
+    return changed
 
 
-def resident_versions(found: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
-    """The versions that stay in memory: what serves, the canary, and where ``rollback`` leads to, in this order."""
+def resident_versions(stored: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
+    """Return the versions that stay in memory: the active version, the canary and the previous version."""
     if rollout.unloaded:
         return []
-    left = [number for number in found if number not in rollout.retired and number not in broken]
-    serves = rollout.preference(left)[:1]
-    canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in left else []
-    previous = [one for one in rollout.previous_versions(serves[0], left) if one in left][:1] if serves else []
-    return list(dict.fromkeys([*serves, *canary, *previous]))
+    served = [number for number in stored if number not in rollout.retired and number not in broken]
+    active = rollout.preference(served)[:1]
+    canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in served else []
+    previous = [one for one in rollout.previous_versions(active[0], served) if one in served][:1] if active else []
+    return list(dict.fromkeys([*active, *canary, *previous]))
 
 
-def worker_bytes(models: Path, most: int = 0) -> int:
-    """About how much memory a process takes that serves a store, besides what it shares with others.
+def worker_bytes(models: Path, max_bytes: int = 0) -> int:
+    """Estimate the memory of a worker in bytes, without the memory that workers share.
 
-    The weights that it keeps, twice where they are prepared for computing, at most ``most`` of them unless that is 0;
-    and what torch takes once it computes (measured: 100 MiB).
+    The estimate is twice the resident weights, because some are copied when they are prepared for computing, plus
+    100 MiB that torch needs (measured). ``max_bytes`` limits the weights; 0 means no limit.
     """
     weights = 0
-    for name, found in stored_versions(models).items():
+    for name, stored in stored_versions(models).items():
         try:
-            chosen = read(models, name)
+            rollout = read(models, name)
         except StoreError:
-            chosen = Rollout()
-        weights += sum(store.weights_size(models, name, number) for number in resident_versions(found, chosen))
-    return 100 * 2**20 + 2 * (min(weights, most) if most else weights)
+            rollout = Rollout()
+        weights += sum(store.weights_size(models, name, number) for number in resident_versions(stored, rollout))
+    return 100 * 2**20 + 2 * (min(weights, max_bytes) if max_bytes else weights)

@@ -1,10 +1,10 @@
-"""The file format of ``models_store/``: read, verify, list and publish versions. No pickle is ever loaded from it.
+"""Read, verify, list and publish the versions in the model store. The store never contains or loads pickle files.
 
-    defaults.json                which model serves each task when the caller names none
-    <name>/active.json           which version serves, once somebody has chosen: see ``app.store.rollout``
+    defaults.json                the default model of each task
+    <name>/active.json           the rollout of a model, see ``app.store.rollout``; absent until the first change
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
 
-A version never changes after it is published, and becomes visible by one rename: a reader sees all of it or none.
+A version never changes after it is published. Publishing is one rename: readers see the whole version or nothing.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-REPEATED = ("layers", "members")  # sizes that say how many modules there are, each with weights of its own
+REPEATED = ("layers", "members")  # sizes that count modules, each with its own weights
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
 class SkipInit(TorchFunctionMode):
-    """Initialisers leave tensors as they are: on the meta device there is nothing to fill, and to try brings in torch's
-    compiler, for a second and 67 MiB of every process.
+    """Skip the initialisation of weights.
+
+    On the meta device there is nothing to fill. Initialising there would import torch's compiler, which takes a second
+    and 67 MiB per process.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,7 +60,7 @@ class SkipInit(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Version:
-    """A whole version: its card is checked, its weights have the card's hash and are finite."""
+    """A verified version: its card is valid, and its weights are finite and have the hash on the card."""
 
     folder: Path
     card: Card
@@ -66,17 +68,21 @@ class Version:
 
     @property
     def label(self) -> str:
-        """``name/version``, as sentences name it."""
+        """``name/version``, for error messages."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def network(self) -> Any:
-        """The network with its weights, in evaluation mode. Raises StoreError when they do not fit its sizes."""
+        """Return the network with its weights, in evaluation mode.
+
+        Raises:
+            StoreError: the kind is unknown, or the weights do not fit the sizes.
+        """
         card = self.card
         if card.kind not in KINDS:
             raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
         if card.task != KINDS[card.kind].task:
             raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind].task!r}")
-        # whatever the sizes say, no memory is taken, and no more modules made, before the weights are seen to fit
+        # large sizes on a wrong card must not take memory: check them against the weights first
         for key in REPEATED:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
                 raise StoreError(f"{self.label}/{CARD}: {key} is {count}, and there are {len(self.tensors)} tensors")
@@ -85,13 +91,13 @@ class Version:
                 expected = {
                     key: tuple(tensor.shape) for key, tensor in build(card.kind, card.sizes).state_dict().items()
                 }
-        except Exception as error:  # what torch and Python raise for sizes that are none has no common class
+        except Exception as error:  # torch and Python raise many classes for wrong sizes
             raise StoreError(f"{self.label}/{CARD}: sizes {card.sizes} do not make a {card.kind}: {error}") from error
-        found = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
-        for key in sorted(expected.keys() | found.keys()):
-            if expected.get(key) != found.get(key):
+        actual = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
+        for key in sorted(expected.keys() | actual.keys()):
+            if expected.get(key) != actual.get(key):
                 raise StoreError(
-                    f"{self.label}/{WEIGHTS}: tensor {key!r} has shape {found.get(key, 'none: it is missing')}, "
+                    f"{self.label}/{WEIGHTS}: tensor {key!r} has shape {actual.get(key, 'none: it is missing')}, "
                     f"expected {expected.get(key, 'no such tensor')}"
                 )
         network = build(card.kind, card.sizes)
@@ -100,15 +106,15 @@ class Version:
 
 
 def model_names(store: Path) -> list[str]:
-    """The folders of the store, in order, whatever is in them."""
+    """Return the names of all folders in the store, sorted. Their content is not checked."""
     return sorted(path.name for path in store.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def version_numbers(store: Path, name: str) -> list[int]:
-    """The versions of a name, in order, whole or not. Raises StoreError for a folder that cannot be read."""
+    """Return the sorted version numbers of a model, valid or not. Raises StoreError for an unreadable folder."""
     try:
         entries = [path.name for path in (store / name).iterdir()]
-    except FileNotFoundError:  # removed a moment ago
+    except FileNotFoundError:  # just removed
         return []
     except OSError as error:
         raise StoreError(f"{name} cannot be read: {error.strerror}") from error
@@ -116,14 +122,14 @@ def version_numbers(store: Path, name: str) -> list[int]:
 
 
 def all_versions(store: Path) -> Iterator[tuple[str, int]]:
-    """Name and version of all that is published, whole or not, in order; nothing of folders that cannot be read."""
+    """Yield (name, version) of all published versions, valid or not, sorted. Skips unreadable folders."""
     for name in model_names(store):
         with suppress(StoreError):
             yield from ((name, number) for number in version_numbers(store, name))
 
 
 def read_version(store: Path, name: str, version: int) -> Version:
-    """One version, verified. Raises StoreError with the file, the key, what was found and what was expected."""
+    """Read and verify one version. Raises StoreError."""
     folder = store / name / str(version)
     card = read_card(folder)
     path = f"{name}/{version}/{WEIGHTS}"
@@ -136,16 +142,16 @@ def read_version(store: Path, name: str, version: int) -> Version:
         raise StoreError(f"{path}: sha256 is {digest}, expected {card.weights_sha256} as on the card")
     try:
         tensors = load(content)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a type that torch lacks is a KeyError
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # KeyError: a dtype that torch lacks
         raise StoreError(f"{path} is not a safetensors file: {error}") from error
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             known = ", ".join(map(_dtype_name, DTYPES))
-            raise StoreError(f"{path}: tensor {key!r} is of {_dtype_name(tensor.dtype)}, expected one of {known}")
-        finite = torch.isfinite(tensor.float())  # as it is computed with: a larger one of float64 is none there
+            raise StoreError(f"{path}: tensor {key!r} has dtype {_dtype_name(tensor.dtype)}, expected one of {known}")
+        finite = torch.isfinite(tensor.float())  # large float64 values overflow in float32
         if not bool(finite.all()):
             bad = int((~finite).sum())
-            raise StoreError(f"{path}: tensor {key!r} has {bad} values that are not finite, expected none")
+            raise StoreError(f"{path}: tensor {key!r} has {bad} non-finite values, expected none")
     return Version(folder, card, tensors)
 
 
@@ -154,22 +160,22 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def weights_size(store: Path, name: str, version: int) -> int:
-    """The bytes of a version's weights file; 0 when there is none."""
+    """Return the size of a version's weights file in bytes, or 0 if there is none."""
     path = store / name / str(version) / WEIGHTS
     return path.stat().st_size if path.is_file() else 0
 
 
 def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:
-    """The pictures that lie beside a published version, by file name, such as ``curves.png``."""
+    """Return the paths of a version's pictures by file name, such as ``curves.png``."""
     try:
         paths = sorted((store / name / str(version)).iterdir())
-    except OSError:  # removed a moment ago
+    except OSError:  # just removed
         return {}
     return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
 def read_defaults(store: Path) -> dict[TaskName, str]:
-    """The model that serves each task when the caller names none. Raises StoreError."""
+    """Read the default model of each task. Raises StoreError."""
     path = store / "defaults.json"
     if not path.exists():
         return {}
@@ -186,11 +192,17 @@ def read_defaults(store: Path) -> dict[TaskName, str]:
 def publish(
     store: Path, card: Mapping[str, Any], tensors: Mapping[str, Tensor], files: Mapping[str, Path] | None = None
 ) -> Version:
-    """Write the next version of ``card["name"]`` and return it as a reader sees it.
+    """Publish the next version of the model ``card["name"]`` and return it.
 
-    ``card`` has all keys of Card but ``version`` and ``weights_sha256``; ``files`` are pictures to lie beside it.
-    Becomes the task's default when the task has none. Raises StoreError, and leaves nothing behind, when the
-    version would not be whole; OSError when the store cannot be written.
+    The model becomes the default of its task if the task has none.
+
+    Args:
+        card: all keys of Card except ``version`` and ``weights_sha256``.
+        files: pictures to publish with the version, by file name.
+
+    Raises:
+        StoreError: the version is invalid. Nothing has been published.
+        OSError: the store cannot be written.
     """
     name, weights = str(card["name"]), save(_contiguous(tensors))
     store.mkdir(parents=True, exist_ok=True)
@@ -199,9 +211,9 @@ def publish(
         number = max((number for known, number in all_versions(store) if known == name), default=0) + 1
         whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
         text = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
-        parse_card(text, f"the card of {name!r}")  # before a name becomes a path
-        with scratch_folder(store) as aside:
-            folder = aside / name / str(number)
+        parse_card(text, f"the card of {name!r}")  # checks the name before it becomes a path
+        with scratch_folder(store) as scratch:
+            folder = scratch / name / str(number)
             folder.mkdir(parents=True)
             (folder / WEIGHTS).write_bytes(weights)
             (folder / CARD).write_bytes(text)
@@ -212,16 +224,16 @@ def publish(
 
 
 def place(store: Path, folder: Path) -> bool:
-    """Check a version that lies aside, in ``.../name/number``, and make it visible by one rename.
+    """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    Becomes its task's default when the task has none. False when somebody else has published this number in the
-    meantime. Raises StoreError when it is not whole.
+    The model becomes the default of its task if the task has none. Returns False if the number has been published
+    in the meantime. Raises StoreError for an invalid version.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
     version.network()
     for path in (*folder.iterdir(), folder):
-        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))  # whoever serves is often another user
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))  # the service may run as another user
         sync(path)
     with suppress(FileExistsError):
         (store / name).mkdir()
@@ -240,7 +252,7 @@ def place(store: Path, folder: Path) -> bool:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 that weights have once they are published."""
+    """Return the SHA-256 of the weights file that would be published."""
     return hashlib.sha256(save(_contiguous(tensors))).hexdigest()
 
 
@@ -249,6 +261,6 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def set_default(store: Path, task: TaskName, name: str) -> None:
-    """Make a model the one that serves its task, by one rename."""
+    """Make a model the default of a task, by one rename."""
     with file_lock(store):
         replace_file(store / "defaults.json", json.dumps({**read_defaults(store), task: name}, indent=2) + "\n")

@@ -68,7 +68,7 @@ def test_a_version_goes_out_and_comes_in(admin: httpx.Client, tiny_store: Path, 
     assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
     assert answer.content == b"".join(archive.export_version(tiny_store, "tiny-gan", 2))
     taken = admin.post("/v1/admin/import", content=answer.content)
-    assert (taken.status_code, taken.json()["error"]["message"]) == (409, "tiny-gan@2 is in the store already")
+    assert (taken.status_code, taken.json()["error"]["message"]) == (409, "tiny-gan@2 is already in the store")
     assert admin.post("/v1/admin/import?renumber=true", content=answer.content).json()["imported"] == 4
     wait_until(lambda: served(admin) == 4)
     bad = admin.post("/v1/admin/import", content=b"PK")
@@ -100,7 +100,7 @@ def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_st
         ),
         ("models/tiny-gan/activate", {"version": 2, "share": 0}, 400, "share is 0; it should be greater than 0"),
         ("models/tiny-gan/retire", {"version": 3}, 409, "tiny-gan@3 is the active version"),
-        ("models/tiny-cnn/rollback", None, 409, "tiny-cnn has no previous version to go back to"),
+        ("models/tiny-cnn/rollback", None, 409, "tiny-cnn has no previous version"),
     ],
 )
 def test_what_cannot_be_done_is_told(admin: httpx.Client, path: str, body: object, status: int, sentence: str) -> None:

@@ -139,7 +139,7 @@ def test_a_file_that_could_not_be_read_is_tried_again(
     assert ring.find(alice)
     monkeypatch.setattr(key_file, "read_keys", reads)
     assert ring.find(alice) is None
-    assert caplog.text.count("is not taken over") == 1
+    assert caplog.text.count("key file is invalid") == 1
 
 
 def refuses(path: Path) -> list[key_file.ApiKey]:
@@ -199,12 +199,12 @@ def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
     [
         ("alice", "line 1 has 1 words"),
         ("Alice " + "0" * 64, "line 1: the name should be"),
-        ("alice " + "0" * 63, "line 1: the second word is no sha256"),
-        ("alice " + "A" * 64, "line 1: the second word is no sha256"),
-        ("alice " + "0" * 64 + " often", "line 1: the limits are not like"),
-        ("alice " + "0" * 64 + " 0/minute", "line 1: the limits are not like"),
+        ("alice " + "0" * 63, "line 1: the second word should be a sha256"),
+        ("alice " + "A" * 64, "line 1: the second word should be a sha256"),
+        ("alice " + "0" * 64 + " often", "line 1: limits should be like"),
+        ("alice " + "0" * 64 + " 0/minute", "line 1: limits should be like"),
         ("\n#\n" + "a b c d", "line 3 has 4 words"),
-        ("a " + "0" * 64 + "\nb " + "0" * 64, "the same key stands in two lines"),
+        ("a " + "0" * 64 + "\nb " + "0" * 64, "two lines have the same key"),
         ("".join(f"a {i:064x}\n" for i in range(1001)), "there are 1,001 keys; allowed are 1,000"),
         ("\udcff", "it cannot be read"),
     ],

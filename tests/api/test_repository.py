@@ -119,12 +119,17 @@ def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
-        ("tiny-gan/unload", {}, 409, "tiny-gan is the default for the task 'sample'; it stays until defaults.json"),
+        (
+            "tiny-gan/unload",
+            {},
+            409,
+            "tiny-gan is the default for the task 'sample'; name another model",
+        ),
         ("tiny-cgan@1/unload", {}, 400, "all versions of a model are unloaded together, `retire` is for one"),
         ("nothing/unload", {}, 404, "there is no model 'nothing' in the store; there are: tiny-cgan, "),
         ("nothing/load", {}, 404, "there is no model 'nothing' in the store"),
         ("tiny-cgan@7/load", {}, 404, "model 'tiny-cgan@7' is not served here; there are: tiny-cgan@1, tiny-cgan@2"),
-        ("No/load", {}, 404, "'No' cannot be a model's name"),
+        ("No/load", {}, 404, "'No' is not a model name"),
         (
             "tiny-cgan/load",
             {"parameters": {"config": "{}"}},
@@ -194,7 +199,7 @@ def test_the_command_line_does_the_same(two: Path, capsys: pytest.CaptureFixture
     assert run_models_command(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
     assert rollout.worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
-    assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 serves, the newest\n", "")
+    assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (newest)\n", "")
     rollout.unload(two, NAME)
     assert not rollout.activate(two, NAME, 1).unloaded  # who has a version serve wants it served
     with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):

@@ -95,13 +95,13 @@ def test_a_retired_version_serves_no_more_and_its_files_stay(three: Path) -> Non
 REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
     (lambda folder: activate(folder, "other", 1), VersionNotFound, "no model 'other' in the store; there are: tiny-gan"),
-    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"'\.\./up' cannot be a model's name"),
+    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"'\.\./up' is not a model name"),
     (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "the share is 0; it should be more than 0"),
     (lambda folder: activate(folder, NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
-    (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "tiny-gan@3 serves already"),
+    (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "tiny-gan@3 is already active"),
     (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "the newest version cannot be a canary"),
     (lambda folder: retire(folder, NAME, 9), VersionNotFound, "there is no tiny-gan@9"),
-    (lambda folder: (spoil(folder, 1), activate(folder, NAME, 1)), StoreError, "8 values that are not finite"),
+    (lambda folder: (spoil(folder, 1), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
     (lambda folder: (spoil(folder, 1), spoil(folder, 2), rollback(folder, NAME)), RolloutRefused, "has no previous version"),
 ]  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) ->
     assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the one before
     activate(three, NAME, 1, share=10)
     assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 3 * size
-    assert rollout.worker_bytes(three, most=size) == 100 * 2**20 + 2 * size
+    assert rollout.worker_bytes(three, max_bytes=size) == 100 * 2**20 + 2 * size
 
 
 def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,10 +143,10 @@ def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.Cap
         )
     ]
     assert said[:4] == [
-        (0, "tiny-gan@2 serves\n"),
-        (0, "tiny-gan@2 serves, tiny-gan@3 is tried on 10 %\n"),
-        (0, "tiny-gan@2 serves\n"),
-        (0, "tiny-gan@2 serves; retired: 3\n"),
+        (0, "tiny-gan@2 is active\n"),
+        (0, "tiny-gan@2 is active, tiny-gan@3 is the canary (10 %)\n"),
+        (0, "tiny-gan@2 is active\n"),
+        (0, "tiny-gan@2 is active; retired: 3\n"),
     ]
     assert said[4][0] == 1  # its previous version was retired
     status, table, _ = run_models_command(capsys, three, "list")
@@ -163,7 +163,7 @@ def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.Cap
     ("words", "status", "sentence"),
     [
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; there are: 1, 2, 3\n"),
-        ("activate tiny-gan two", 2, "'two' is no version; it should be a number such as 3\n"),
+        ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
         ("export tiny-gan x.zip", 1, "error: 'tiny-gan' should be a name and a version, such as sales@3\n"),
         ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
         ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
@@ -178,14 +178,12 @@ def test_the_command_line_refuses_in_one_sentence(
 
 
 def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions: all are whole\n")
+    assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions checked: all valid\n")
     spoil(three, 2)
     status, out, _ = run_models_command(capsys, three, "verify")
     assert status == 1
-    assert out.startswith(
-        "tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 values that are not fin"
-    )
-    assert out.endswith("\n3 versions: 1 of what was read is broken\n")
+    assert out.startswith("tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values")
+    assert out.endswith("\n3 versions checked: 1 problem found\n")
 
 
 def test_diff_shows_what_differs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
