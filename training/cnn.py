@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
 from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
-from training.data.image_batches import accuracy_of, batches, calibrate, draw_samples, moved, served
+from training.data.image_batches import calibrate, draw_samples, served
 from training.evaluation.calibration import calibrated, figures
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
-from training.loops import airbench, classifier, cnn_finetune
+from training.loops import airbench, cnn_finetune
+from training.loops.classifier import AveragedTrainer, fit
 from training.options import Options, options
-from training.run import Run, derive, metric, schedule
+from training.run import Run, metric
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each class, or a CSV of path,label"},
@@ -80,55 +80,26 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     )
 
 
-def learn_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
-    """AdamW on a cosine; what is published is an average of the weights over steps."""
-    learn, validate = images.held_out(config.validation)
+def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
+    """Train LeNet or the digit network; return the averaged network."""
+    train, validation = images.held_out(config.validation)
+    trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    network = build(config.kind, asdict(SIZES[config.kind]())).to(device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
-    run.track(network=network, average=average, optimizer=optimizer)
-
-    per_epoch = len(learn) // config.batch
-    total = config.epochs * per_epoch
-    network.train()
-    for step, epoch, batch in batches(run, learn, config.batch, config.epochs):
-        rate = config.learning_rate * schedule(step, total)
-        loss = classifier.update(network, average, optimizer, train_images[batch], train_labels[batch], config, rate)
-        if (step + 1) % per_epoch == 0:
-            accuracy = accuracy_of(average, train_images[validate], train_labels[validate])
-            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
-    return average.module
+    fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
+    return trainer.average.module
 
 
-def learn_strong(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
-    """The recipe of airbench95: Nesterov's method with look-ahead; images mirrored in every other epoch."""
-    learn, validate = images.held_out(config.validation)
-    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
+def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
+    """Train the whitened network with the recipe of airbench95; return it with fitted temperatures."""
+    train, validation = images.held_out(config.validation)
     widths = (config.first, config.later, config.later)
     network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
-    airbench.whiten(network, images.train_images[learn[:5000]])
+    airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    slow = airbench.Lookahead(network)
-    optimizer = airbench.sgd(network, config.learning_rate, config.weight_decay, config.batch)
-    run.track(network=network, slow=slow, optimizer=optimizer)
-
-    per_epoch = len(learn) // config.batch
-    total = config.epochs * per_epoch
-    generator = torch.Generator().manual_seed(derive(run.options.seed, "mirrored"))
-    mirrored = torch.randint(2, (len(train_labels), 1), generator=generator)  # in the epochs 0, 2, 4, ...
-    network.train()
-    for step, epoch, batch in batches(run, learn, config.batch, config.epochs):
-        network.whiten.bias.requires_grad_(epoch < config.whiten_epochs)
-        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
-        shown = moved(train_images[batch], shifts, (mirrored[batch] + epoch) % 2 == 1)
-        labels = train_labels[batch]
-        loss = airbench.update(network, slow, optimizer, shown, labels, config.label_smoothing, step, total)
-        if (step + 1) % per_epoch == 0:
-            with torch.autocast(network.head.weight.device.type, torch.bfloat16):
-                accuracy = accuracy_of(network, train_images[validate], train_labels[validate])
-            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
-    calibrate(network, train_images[validate], train_labels[validate])
+    trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), run.options.seed)
+    train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
+    fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
+    calibrate(network, train_images[validation], train_labels[validation])
     return network
 
 
@@ -145,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Run(chosen, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, AirbenchConfig):
-        network: nn.Module = learn_strong(run, config, images, chosen.device)
+        network: nn.Module = train_airbench(run, config, images, chosen.device)
         notes = (
             f"{config.validation:,} images of the training part were held out, and the temperatures fitted on them. "
             "6 views: the image and two moved by one pixel, each also mirrored. "
             f"The answers are without the label smoothing of {config.label_smoothing} that was learnt with."
         )
     else:
-        network = learn_averaged(run, config, images, chosen.device)
+        network = train_averaged(run, config, images, chosen.device)
         notes = f"{config.validation:,} images of the training part validated; weights averaged over steps."
     publish(run, config.kind, images, network, notes)
 

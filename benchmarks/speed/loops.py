@@ -27,7 +27,8 @@ from app.networks.rnn import CharacterRNN, CharacterRNNSizes
 from training import cnn, lstm
 from training.configs import CNN_WORKSHOP, GAN_WORKSHOP, LSTM_WORKSHOP, RNN_WORKSHOP
 from training.data import datasets, texts
-from training.loops import classifier, language_model
+from training.loops import language_model
+from training.loops.classifier import AveragedTrainer
 from training.loops.gan import workshop_trainer
 from training.run import derive, permutation, schedule
 
@@ -113,9 +114,7 @@ def our_cnn() -> Loop:
     config = CNN_WORKSHOP
     images = datasets.cifar10()
     learn, _ = images.held_out(config.validation)
-    network = build(config.kind, asdict(cnn.SIZES[config.kind]()))
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+    trainer = AveragedTrainer(config, build(config.kind, asdict(cnn.SIZES[config.kind]())))
     per_epoch = len(learn) // config.batch
     total = config.epochs * per_epoch
     shuffled = -1
@@ -124,8 +123,7 @@ def our_cnn() -> Loop:
         if shuffled != epoch:
             shuffled, order = epoch, learn[permutation(len(learn), SEED, "epoch", epoch)]
         batch = order[place * config.batch : (place + 1) * config.batch]
-        x, y = images.train_images[batch], images.train_labels[batch]
-        classifier.update(network, average, optimizer, x, y, config, config.learning_rate * schedule(step, total))
+        trainer.update(images.train_images, images.train_labels, batch, step, total)
         yield len(batch)
 
 

@@ -50,9 +50,9 @@ def images() -> Step:
     """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first, config.later, config.later)))
-    learner = cnn_finetune.Learner(config, network, torch.ones(10), "cpu", tuned=False)
+    trainer = cnn_finetune.FinetuneTrainer(config, network, torch.ones(10), "cpu", pretrained=False)
     shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
-    return lambda step: learner.update(shown, labels, step, 10**6)
+    return lambda step: trainer.update(shown, labels, torch.arange(config.batch), step, 10**6)
 
 
 def characters() -> Step:

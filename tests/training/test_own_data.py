@@ -381,10 +381,10 @@ def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", 32)
     network = cnn_finetune.begun(CNN_OWN, pictures, pictures.split()[0], base)
-    learner = cnn_finetune.Learner(CNN_OWN, network, torch.ones(3), "cpu", tuned=True)
+    trainer = cnn_finetune.FinetuneTrainer(CNN_OWN, network, torch.ones(3), "cpu", pretrained=True)
     for step in range(4):
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-        learner.update(pictures.images[:16], pictures.labels[:16], step, 20)
+        trainer.update(pictures.images, pictures.labels, torch.arange(16), step, 20)
         changed = {key for key, tensor in network.state_dict().items() if not torch.equal(tensor, before[key])}
         assert (changed == {"head.weight"}) == (step < 3)
 

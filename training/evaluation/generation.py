@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from app import store
 from app.networks import build
 from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_generation import ImageSampler, LatentBatch
-from training.configs import SAMPLE_CLASSIFIER
+from training.configs import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.data.image_batches import accuracy_of
-from training.loops import classifier
-from training.run import metric, permutation, schedule
+from training.loops.classifier import AveragedTrainer
+from training.run import metric, permutation
 
 JUDGE = "mnist-judge"
 JUDGED = 10_000  # samples, and as many real images
@@ -163,18 +164,26 @@ def samples_only(sampler: ImageSampler, images: datasets.Images) -> dict[str, An
 def learnt_from(learn: Tensor, labels: Tensor, images: datasets.Images) -> float:
     """The accuracy on the test part of SAMPLE_CLASSIFIER after images [N, 1, 28, 28] and labels [N]."""
     config = SAMPLE_CLASSIFIER
+    steps = config.epochs * (len(learn) // config.batch)
+    network = sample_classifier(config, learn, labels, {"conv": WIDTHS}, steps, "samples")
+    return accuracy_of(network, images.test_images, images.test_labels)
+
+
+def sample_classifier(
+    config: CnnConfig, images: Tensor, labels: Tensor, sizes: dict[str, Any], steps: int, key: str
+) -> AveragedModel:
+    """Train a classifier of seed 0 on uint8 images [N, C, S, S] and labels [N]; return the averaged network.
+
+    ``key`` selects the order of the images.
+    """
     torch.manual_seed(0)
-    network = build(config.kind, {"conv": WIDTHS})
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
-    network.train()
-    per_epoch = len(learn) // config.batch
-    for step in range(config.epochs * per_epoch):
+    trainer = AveragedTrainer(config, build(config.kind, sizes).to(images.device))
+    per_epoch = len(images) // config.batch
+    for step in range(steps):
         epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(learn), 0, "samples", epoch)[place * config.batch : (place + 1) * config.batch]
-        rate = config.learning_rate * schedule(step, config.epochs * per_epoch)
-        classifier.update(network, average, optimizer, learn[batch], labels[batch], config, rate)
-    return accuracy_of(average, images.test_images, images.test_labels)
+        batch = permutation(len(images), 0, key, epoch)[place * config.batch : (place + 1) * config.batch]
+        trainer.update(images, labels, batch, step, steps)
+    return trainer.average
 
 
 def figures(
@@ -208,17 +217,6 @@ def figures(
 
 def reader(images: Tensor, labels: Tensor, classes: int) -> Any:
     """SAMPLE_CLASSIFIER's classifier after a few hundred steps on uint8 images [N, C, S, S] and labels [N]."""
-    torch.manual_seed(0)
+    config = replace(SAMPLE_CLASSIFIER, batch=min(SAMPLE_CLASSIFIER.batch, len(images)), average=0.98)
     sizes = {"conv": WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
-    network = build(SAMPLE_CLASSIFIER.kind, sizes).to(images.device)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.98), use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=SAMPLE_CLASSIFIER.weight_decay, fused=True)
-    network.train()
-    size = min(SAMPLE_CLASSIFIER.batch, len(images))
-    per_epoch = len(images) // size
-    for step in range(LESSONS):
-        epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(images), 0, "reader", epoch)[place * size : (place + 1) * size]
-        rate = SAMPLE_CLASSIFIER.learning_rate * schedule(step, LESSONS)
-        classifier.update(network, average, optimizer, images[batch], labels[batch], SAMPLE_CLASSIFIER, rate)
-    return average
+    return sample_classifier(config, images, labels, sizes, LESSONS, "reader")

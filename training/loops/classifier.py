@@ -1,19 +1,87 @@
-"""One training step of an image classifier."""
+"""The training loop of all image classifiers, and the trainer of the simple ones."""
 
 from __future__ import annotations
+
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.configs import CnnConfig
-from training.data.image_batches import moved
-from training.run import set_learning_rate
+from training.data.image_batches import accuracy_of, batches, moved
+from training.run import Run, schedule, set_learning_rate
+
+
+class ClassifierTrainer(Protocol):
+    """A network and the way it is trained."""
+
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+        """Train for step ``step`` of ``total`` on the images with the indices ``batch``; return their mean loss.
+
+        All uint8 images [N, C, S, S] and labels [N] are passed, because augmentation may depend on the index.
+        """
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """The share of images [N, C, S, S] that the network classifies correctly."""
+
+    def state(self) -> dict[str, Any]:
+        """The objects that a resumed run restores."""
+
+
+def fit(
+    run: Run,
+    trainer: ClassifierTrainer,
+    images: Tensor,
+    labels: Tensor,
+    train: Tensor,
+    validation: Tensor,
+    batch: int,
+    epochs: int,
+) -> None:
+    """Train on the images with the indices ``train``; log loss and validation accuracy after each epoch."""
+    run.track(**trainer.state())
+    per_epoch = len(train) // batch
+    for step, epoch, indices in batches(run, train, batch, epochs):
+        loss = trainer.update(images, labels, indices, step, epochs * per_epoch)
+        if (step + 1) % per_epoch == 0:
+            accuracy = trainer.accuracy(images[validation], labels[validation])
+            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+
+
+class AveragedTrainer:
+    """AdamW with a cosine schedule; ``average`` is the exponential moving average of the weights."""
+
+    def __init__(self, config: CnnConfig, network: nn.Module) -> None:
+        self.config = config
+        self.network = network.train()
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
+
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+        """As in ClassifierTrainer."""
+        config = self.config
+        logits = self.network(augment(images[batch], config))
+        loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
+        set_learning_rate(self.optimizer, config.learning_rate * schedule(step, total))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.average.update_parameters(self.network)
+        return loss
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """As in ClassifierTrainer, of the averaged weights."""
+        return accuracy_of(self.average, images, labels)
+
+    def state(self) -> dict[str, Any]:
+        """As in ClassifierTrainer."""
+        return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 def augment(images: Tensor, config: CnnConfig) -> Tensor:
-    """uint8 images [N, C, S, S] -> the same, mirrored, rotated and shifted at random; edges are reflected."""
+    """Rotate, mirror and shift uint8 images [N, C, S, S] at random; edges are filled by reflection."""
     count = len(images)
     if config.rotate:
         angle = (torch.rand(count) * 2 - 1) * torch.pi / 180 * config.rotate
@@ -24,23 +92,3 @@ def augment(images: Tensor, config: CnnConfig) -> Tensor:
     shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1))
     mirrored = torch.randint(2, (count, 1)) * config.flip == 1
     return moved(images, shifts, mirrored)
-
-
-def update(
-    network: nn.Module,
-    average: AveragedModel,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    config: CnnConfig,
-    rate: float,
-) -> Tensor:
-    """One step on uint8 images [N, C, S, S]; gives the loss."""
-    logits = network(augment(images, config))
-    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-    set_learning_rate(optimizer, rate)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    average.update_parameters(network)
-    return loss

@@ -24,7 +24,6 @@ from training.configs import CnnFinetuneConfig
 from training.data import image_folders
 from training.data.image_batches import (
     accuracy_of,
-    batches,
     calibrate,
     draw_confusion,
     draw_mistakes,
@@ -35,6 +34,7 @@ from training.data.image_batches import (
 from training.data.image_folders import Pictures
 from training.evaluation.calibration import figures
 from training.loops import airbench, distributed, time_budget
+from training.loops.classifier import fit
 from training.options import Options, origin
 from training.run import Run, metric, schedule
 
@@ -43,39 +43,42 @@ FITTED = 50  # images that must validate for a temperature to be fitted on them
 TEMPERATURES = (0.4, 2.5)  # a few hundred images that are all read rightly would call for one of 0
 
 
-class Lesson(nn.Module):
-    """The loss of a network, a mean over the images, each weighted by its class."""
+class FinetuneLoss(nn.Module):
+    """The cross-entropy of a network, weighted by class.
+
+    A module, so that DistributedDataParallel averages its gradients.
+    """
 
     weights: Tensor
 
     def __init__(self, network: WhitenedNet, weights: Tensor, config: CnnFinetuneConfig) -> None:
         super().__init__()
         self.network = network
-        self.smoothing = config.label_smoothing
-        self.low = bool(config.bfloat16) and fast_bfloat16(weights.device)
+        self.label_smoothing = config.label_smoothing
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(weights.device)
         self.register_buffer("weights", weights)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """uint8 images [N, C, S, S] and labels [N] -> the loss. Convolutions in bfloat16 where that is faster."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.low):
+        """The mean loss of uint8 images [N, C, S, S] and labels [N]."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits = self.network(images)
         return F.cross_entropy(
-            logits.float(), labels, self.weights, label_smoothing=self.smoothing, reduction="none"
+            logits.float(), labels, self.weights, label_smoothing=self.label_smoothing, reduction="none"
         ).mean()
 
 
-class Learner:
-    """A network and how it learns: AdamW on a cosine, with a rate for the last layer and one for all before it.
+class FinetuneTrainer:
+    """AdamW with a cosine schedule and separate learning rates for the last layer and for all layers before it.
 
-    ``tuned``: whether the network knows something already, so that at first the last layer learns alone.
+    ``pretrained``: the layers before the last one have been trained before, so at first only the last one is trained.
     """
 
     def __init__(
-        self, config: CnnFinetuneConfig, network: WhitenedNet, weights: Tensor, device: str, tuned: bool
+        self, config: CnnFinetuneConfig, network: WhitenedNet, weights: Tensor, device: str, pretrained: bool
     ) -> None:
-        self.config, self.tuned = config, tuned
+        self.config, self.pretrained = config, pretrained
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lesson = distributed.together(Lesson(self.network, weights.to(device), config))
+        self.loss = distributed.together(FinetuneLoss(self.network, weights.to(device), config))
         head = list(self.network.head.parameters())
         others = [
             weight
@@ -86,27 +89,36 @@ class Learner:
             [{"params": head}, {"params": others}], weight_decay=config.weight_decay, fused=True
         )
 
-    def update(self, images: Tensor, labels: Tensor, step: int, total: int) -> Tensor:
-        """One step on the whole batch, uint8 images [N, C, S, S] and labels [N]; gives the loss of this share of it."""
+    def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
+        """As in ClassifierTrainer; the loss is that of this process's share of the batch."""
         config = self.config
-        alone = round(total * config.head) if self.tuned else 0
-        before = config.tuned_rate if self.tuned else config.fresh_rate
-        later = before * schedule(step - alone, total - alone) if step >= alone else 0.0
-        for group, rate in zip(
-            self.optimizer.param_groups, (config.learning_rate * schedule(step, total), later), strict=True
-        ):
+        head_steps = round(total * config.head) if self.pretrained else 0
+        peak = config.tuned_rate if self.pretrained else config.fresh_rate
+        others_rate = peak * schedule(step - head_steps, total - head_steps) if step >= head_steps else 0.0
+        head_rate = config.learning_rate * schedule(step, total)
+        for group, rate in zip(self.optimizer.param_groups, (head_rate, others_rate), strict=True):
             group["lr"] = rate
-        self.network.train(step >= alone)  # while the last layer learns alone, the norms keep what they know
-        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(labels), 1))
-        mirrored = torch.randint(2, (len(labels), 1)) * config.flip == 1
-        shown = moved(
-            distributed.share(images), shifts[:, distributed.rank() :: distributed.count()], distributed.share(mirrored)
+        self.network.train(step >= head_steps)  # batch norms keep their statistics while only the last layer is trained
+        shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
+        mirrored = torch.randint(2, (len(batch), 1)) * config.flip == 1
+        augmented = moved(
+            distributed.share(images[batch]),
+            shifts[:, distributed.rank() :: distributed.count()],
+            distributed.share(mirrored),
         )
-        loss: Tensor = self.lesson(shown, distributed.share(labels))
+        loss: Tensor = self.loss(augmented, distributed.share(labels[batch]))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """As in ClassifierTrainer."""
+        return accuracy_of(self.network, images, labels)
+
+    def state(self) -> dict[str, Any]:
+        """As in ClassifierTrainer."""
+        return {"network": self.network, "optimizer": self.optimizer}
 
 
 def begun(config: CnnFinetuneConfig, pictures: Pictures, learn: Tensor, base: store.Version | None) -> WhitenedNet:
@@ -144,17 +156,12 @@ def learn_from(run: Run, config: CnnFinetuneConfig, pictures: Pictures, base: st
     per_epoch = len(learn) // size
 
     def trial() -> Callable[[int], object]:
-        other = Learner(config, copy.deepcopy(network), weights, device, base is not None)
-        return lambda step: other.update(images[learn[:size]], labels[learn[:size]], step + 100, 200)
+        trainer = FinetuneTrainer(config, copy.deepcopy(network), weights, device, base is not None)
+        return lambda step: trainer.update(images, labels, learn[:size], step + 100, 200)
 
     epochs = time_budget.epochs(run, per_epoch, config.epochs, trial)
-    learner = Learner(config, network, weights, device, base is not None)
-    run.track(network=learner.network, optimizer=learner.optimizer)
-    for step, epoch, batch in batches(run, learn, size, epochs):
-        loss = learner.update(images[batch], labels[batch], step, epochs * per_epoch)
-        if (step + 1) % per_epoch == 0:
-            accuracy = accuracy_of(learner.network, images[validate], labels[validate])
-            run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
+    trainer = FinetuneTrainer(config, network, weights, device, base is not None)
+    fit(run, trainer, images, labels, learn, validate, size, epochs)
     network.eval()
     if len(validate) >= FITTED:
         calibrate(network, images[validate], labels[validate])
