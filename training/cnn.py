@@ -23,12 +23,12 @@ from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNet
 from app.tasks.classification import ImageClassifier
 from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
-from training.data.image_batches import calibrate, draw_samples, served
-from training.evaluation.calibration import calibrated, figures
-from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.data.image_batches import fit_temperatures, plot_samples, served_probabilities
+from training.evaluation.calibration import calibrated_metrics, classification_metrics
+from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.loops import airbench, cnn_finetune
 from training.loops.classifier import AveragedTrainer, fit
-from training.options import Options, options
+from training.options import Options, parse_options
 from training.run import Run, metric
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -48,14 +48,17 @@ TITLES = {
     "digit-net": "Reads handwritten digits; the judge of the images that the GAN draws",
     "whitened-net": "Seven convolutions, the first of which whitens; ten kinds of things in 32 x 32 pixels",
 }
-DAMAGED = 2000  # test images that are also damaged in each of 18 ways
+CORRUPTED_IMAGES = 2000  # test images that are also damaged in each of 18 ways
 
 
-def robustness(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
     """Accuracy in one view on damaged images: of each kind of damage over its strengths, and of all."""
     found: dict[str, Any] = {}
     for kind in CORRUPTIONS:
-        guesses = [served(classifier, corrupted(images, kind, strength)).argmax(dim=1) for strength in range(STRENGTHS)]
+        guesses = [
+            served_probabilities(classifier, corrupt(images, kind, strength)).argmax(dim=1)
+            for strength in range(STRENGTHS)
+        ]
         right = (torch.stack(guesses) == labels).double().mean().item()
         found[f"accuracy_{kind}"] = metric(right, f"{split}, {kind} in {STRENGTHS} strengths")
     mean = sum(figure["value"] for figure in found.values()) / len(found)
@@ -66,23 +69,27 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     """The metrics of a published classifier, on the test part of its data."""
     images = getattr(data, next(iter(classifier.card.data)))()
     split = f"{images.name} test part, {len(images.test_labels):,} images"
-    probability, labels, network = served(classifier, images.test_images), images.test_labels, classifier.network
+    probability, labels, network = (
+        served_probabilities(classifier, images.test_images),
+        images.test_labels,
+        classifier.network,
+    )
     if not isinstance(network, WhitenedNet):
-        return figures(probability, labels, split)
-    found = calibrated(probability, network.temperature.item(), labels, split, "")
+        return classification_metrics(probability, labels, split)
+    found = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
     with torch.inference_mode():
         parts = [network.views(batch.to(classifier.device)) for batch in images.test_images.split(250)]
     seen = probabilities(torch.cat(parts)).float().cpu()
-    found |= calibrated(seen, network.views_temperature.item(), labels, f"{split}, 6 views", "_views")
-    some = slice(DAMAGED)
-    return found | robustness(
+    found |= calibrated_metrics(seen, network.views_temperature.item(), labels, f"{split}, 6 views", "_views")
+    some = slice(CORRUPTED_IMAGES)
+    return found | corruption_metrics(
         classifier, images.test_images[some], labels[some], f"{images.name} test part, first {len(labels[some]):,}"
     )
 
 
 def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
     """Train LeNet or the digit network; return the averaged network."""
-    train, validation = images.held_out(config.validation)
+    train, validation = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
     fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
@@ -91,21 +98,21 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
 
 def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device: str) -> WhitenedNet:
     """Train the whitened network with the recipe of airbench95; return it with fitted temperatures."""
-    train, validation = images.held_out(config.validation)
-    widths = (config.first, config.later, config.later)
+    train, validation = images.split_validation(config.validation)
+    widths = (config.first_width, config.later_width, config.later_width)
     network = WhitenedNet(WhitenedNetSizes(widths=widths, label_smoothing=config.label_smoothing))
     airbench.whiten(network, images.train_images[train[:5000]])
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), run.options.seed)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
     fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
-    calibrate(network, train_images[validation], train_labels[validation])
+    fit_temperatures(network, train_images[validation], train_labels[validation])
     return network
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
     """What a command line says."""
-    return options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
+    return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -145,14 +152,14 @@ def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) 
     classifier = run.predictor(ImageClassifier, card, network)
     card["metrics"] = evaluate(classifier)
     shown = images.test_images[:24]
-    samples = draw_samples(
+    samples = plot_samples(
         run.folder / "samples.png",
         shown,
         images.labels,
         torch.tensor(classifier.predict(list(shown))),
         images.test_labels,
     )
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 if __name__ == "__main__":

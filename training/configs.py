@@ -21,7 +21,7 @@ class CnnConfig:
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
-    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "1: mirror images at random"]
     rotate: Annotated[float, "largest random rotation in degrees, in each direction"]
@@ -34,8 +34,8 @@ class AirbenchConfig:
 
     data: str
     kind: str
-    first: Annotated[int, "channels of the first group of convolutions"]
-    later: Annotated[int, "channels of the second and third group of convolutions"]
+    first_width: Annotated[int, "channels of the first group of convolutions"]
+    later_width: Annotated[int, "channels of the second and third group of convolutions"]
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
     learning_rate: Annotated[float, "peak learning rate"]  # per 1,024 images
@@ -50,14 +50,14 @@ class AirbenchConfig:
 class CnnFinetuneConfig:
     """Own images: fine-tune a published network (``--from NAME``) or train from scratch (``--from scratch``)."""
 
-    first: Annotated[int, "channels of the first group of convolutions"]  # from scratch
-    later: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
+    first_width: Annotated[int, "channels of the first group of convolutions"]  # from scratch
+    later_width: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
     learning_rate: Annotated[float, "peak learning rate"]  # of the last layer
-    tuned_rate: Annotated[float, "peak learning rate of the pretrained layers"]
-    fresh_rate: Annotated[float, "peak learning rate of all layers but the last, from scratch"]
-    head: Annotated[float, "share of the steps that train the last layer only, before fine-tuning"]
+    pretrained_learning_rate: Annotated[float, "peak learning rate of the pretrained layers"]
+    scratch_learning_rate: Annotated[float, "peak learning rate of all layers but the last, from scratch"]
+    head_only_share: Annotated[float, "share of the steps that train the last layer only, before fine-tuning"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
@@ -74,18 +74,18 @@ class GanConfig:
     batch: Annotated[int, "images per step"]
     learning_rate: Annotated[float, "peak learning rate"]
     beta1: Annotated[float, "beta1 of Adam"]
-    average: Annotated[float, "decay of the moving average of the generator's weights, per step"]
-    penalty: Annotated[float, "weight of the R1 gradient penalty"]  # Mescheder et al. 2018
-    penalty_every: Annotated[int, "steps between two gradient penalties"]
+    ema_decay: Annotated[float, "decay of the moving average of the generator's weights, per step"]
+    r1_penalty: Annotated[float, "weight of the R1 gradient penalty"]  # Mescheder et al. 2018
+    r1_interval: Annotated[int, "steps between two gradient penalties"]
 
 
 @dataclass(frozen=True)
 class ConditionalGanConfig(GanConfig):
     """A GAN with labels: the discriminator also classifies images."""
 
-    reading: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
+    real_class_loss_weight: Annotated[float, "weight of the discriminator's loss on the classes of real images"]
     # Small, so that the generator does not draw the clearest images only:
-    legible: Annotated[float, "weight of the generator's loss on the classes of its images"]
+    class_loss_weight: Annotated[float, "weight of the generator's loss on the classes of its images"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RnnConfig:
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     clip: Annotated[float, "largest norm of the gradient"]
-    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     dropout: Annotated[float, "dropout probability"]  # see training/loops/elman_recurrence.py
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
@@ -122,7 +122,7 @@ class LstmConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     jitter: Annotated[float, "noise added to the input, so that the one series is not memorised"]
     clip: Annotated[float, "largest norm of the gradient"]
-    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     validation: Annotated[int, "values at the end of the training part held out for validation"]
 
 
@@ -142,7 +142,7 @@ class ForecasterConfig:
     synthetic_share: Annotated[float, "share of synthetic windows"]
     series: Annotated[int, "synthetic series per season"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
-    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     held_out: Annotated[float, "share of the updates in which the last horizon of every series is held out"]
 
 
@@ -158,7 +158,7 @@ class ForecasterFinetuneConfig:
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
     clip: Annotated[float, "largest norm of the gradient"]  # of all members
-    average: Annotated[float, "decay of the moving average of the weights, per step"]
+    ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
 
 
@@ -170,7 +170,7 @@ CNN_WORKSHOP = CnnConfig(
     learning_rate=4e-3,
     weight_decay=5e-4,
     label_smoothing=0.0,
-    average=0.995,
+    ema_decay=0.995,
     shift=2,
     flip=1,
     rotate=0.0,
@@ -184,7 +184,7 @@ CNN_DIGITS = CnnConfig(
     learning_rate=2e-3,
     weight_decay=1e-3,
     label_smoothing=0.0,
-    average=0.998,
+    ema_decay=0.998,
     shift=2,
     flip=0,
     rotate=10.0,
@@ -193,8 +193,8 @@ CNN_DIGITS = CnnConfig(
 CNN_STRONG = AirbenchConfig(
     data="cifar10",
     kind="whitened-net",
-    first=96,
-    later=320,
+    first_width=96,
+    later_width=320,
     epochs=22,
     batch=1000,
     learning_rate=10.0,
@@ -205,14 +205,14 @@ CNN_STRONG = AirbenchConfig(
     validation=5000,
 )
 CNN_OWN = CnnFinetuneConfig(
-    first=64,
-    later=256,
+    first_width=64,
+    later_width=256,
     epochs=20,
     batch=64,
     learning_rate=1e-2,
-    tuned_rate=5e-4,
-    fresh_rate=2e-3,
-    head=0.15,
+    pretrained_learning_rate=5e-4,
+    scratch_learning_rate=2e-3,
+    head_only_share=0.15,
     weight_decay=0.05,
     label_smoothing=0.1,
     shift=2,
@@ -234,7 +234,7 @@ SAMPLE_CLASSIFIER = CnnConfig(
     learning_rate=2e-3,
     weight_decay=1e-3,
     label_smoothing=0.0,
-    average=0.998,
+    ema_decay=0.998,
     shift=2,
     flip=0,
     rotate=0.0,
@@ -247,9 +247,9 @@ GAN_WORKSHOP = GanConfig(
     batch=128,
     learning_rate=2e-4,
     beta1=0.0,
-    average=0.999,
-    penalty=5.0,
-    penalty_every=8,
+    ema_decay=0.999,
+    r1_penalty=5.0,
+    r1_interval=8,
 )
 GAN_CONDITIONAL = ConditionalGanConfig(
     latent=64,
@@ -257,11 +257,11 @@ GAN_CONDITIONAL = ConditionalGanConfig(
     batch=48,
     learning_rate=5e-4,
     beta1=0.0,
-    average=0.999,
-    penalty=0.2,
-    penalty_every=8,
-    reading=1.0,
-    legible=0.1,
+    ema_decay=0.999,
+    r1_penalty=0.2,
+    r1_interval=8,
+    real_class_loss_weight=1.0,
+    class_loss_weight=0.1,
 )
 GAN_OWN = ConditionalGanConfig(
     latent=64,
@@ -269,11 +269,11 @@ GAN_OWN = ConditionalGanConfig(
     batch=64,
     learning_rate=5e-4,
     beta1=0.0,
-    average=0.999,
-    penalty=0.2,
-    penalty_every=8,
-    reading=1.0,
-    legible=0.1,
+    ema_decay=0.999,
+    r1_penalty=0.2,
+    r1_interval=8,
+    real_class_loss_weight=1.0,
+    class_loss_weight=0.1,
 )
 GAN_PRESETS: dict[str, GanConfig] = {"workshop": GAN_WORKSHOP, "conditional": GAN_CONDITIONAL, "own": GAN_OWN}
 
@@ -287,7 +287,7 @@ RNN_WORKSHOP = RnnConfig(
     learning_rate=4e-3,
     weight_decay=1e-4,
     clip=1.0,
-    average=0.999,
+    ema_decay=0.999,
     dropout=0.05,
     reset_state=0.05,
     unknown=0.002,
@@ -304,7 +304,7 @@ RNN_STRONG = RnnConfig(
     learning_rate=1.6e-3,
     weight_decay=0.1,
     clip=1.0,
-    average=0.999,
+    ema_decay=0.999,
     dropout=0.38,
     reset_state=0.03,
     unknown=0.002,
@@ -321,7 +321,7 @@ RNN_OWN = RnnConfig(
     learning_rate=2e-3,
     weight_decay=0.1,
     clip=1.0,
-    average=0.999,
+    ema_decay=0.999,
     dropout=0.2,
     reset_state=0.03,
     unknown=0.002,
@@ -340,7 +340,7 @@ LSTM_WORKSHOP = LstmConfig(
     weight_decay=1e-2,
     jitter=0.3,
     clip=1.0,
-    average=0.995,
+    ema_decay=0.995,
     validation=160,
 )
 LSTM_STRONG = ForecasterConfig(
@@ -356,7 +356,7 @@ LSTM_STRONG = ForecasterConfig(
     synthetic_share=0.2,
     series=400,
     clip=1.0,
-    average=0.998,
+    ema_decay=0.998,
     held_out=0.75,
 )
 LSTM_OWN = ForecasterFinetuneConfig(
@@ -368,7 +368,7 @@ LSTM_OWN = ForecasterFinetuneConfig(
     dropout=0.1,
     mixup=0.3,
     clip=1.0,
-    average=0.98,
+    ema_decay=0.98,
     bfloat16=1,
 )
 LSTM_PRESETS: dict[str, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig] = {

@@ -23,7 +23,7 @@ from training.data import datasets
 from training.evaluation import generation
 from training.loops import gan_finetune
 from training.loops.gan import conditional_trainer, fit, save_sheet, workshop_trainer
-from training.options import Options, options
+from training.options import Options, parse_options
 from training.run import Run
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ TITLES = {
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
     """What a command line says."""
-    return options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
+    return parse_options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     images = datasets.mnist()
     real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
-    judge = generation.load_judge(chosen.store, chosen.device)  # before the training, not after it
+    judge = generation.load_reference_classifier(chosen.store, chosen.device)  # before the training, not after it
 
     if isinstance(config, ConditionalGanConfig):
         trainer = conditional_trainer(config, chosen.device)
@@ -78,14 +78,17 @@ def publish(run: Run, images: datasets.Images, network: Any, judge: ImageClassif
         "inputs": [latents, {"name": "classes", "dtype": "int64", "shape": [-1]}] if labelled else [latents],
         "outputs": [{"name": "images", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "labels": images.labels if labelled else None,
-        "data": {images.name: images.sha256, f"{generation.JUDGE}@{judge.card.version}": judge.card.weights_sha256},
+        "data": {
+            images.name: images.sha256,
+            f"{generation.REFERENCE_CLASSIFIER}@{judge.card.version}": judge.card.weights_sha256,
+        },
         "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
     }
     sampler = run.predictor(ImageSampler, card, network)
     card["metrics"] = generation.evaluate(sampler, judge)
-    drawing = generation.rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
+    drawing = generation.class_rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from training.data import datasets
 from training.evaluation import forecaster as m4
 from training.loops import forecaster_finetune
 from training.loops.forecaster import pretrain
-from training.options import Options, options
-from training.run import Run, metric, schedule, set_learning_rate
+from training.options import Options, parse_options
+from training.run import Run, cosine_schedule, metric, set_learning_rate
 
 FREE_RUNNING_STEPS = 50  # of the forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig]:
     """The options and the preset's config with all overrides of a command line."""
-    return options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, OPTIONS)
+    return parse_options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, OPTIONS)
 
 
 def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     forecaster = run.predictor(GlobalForecaster, card, network)
     card["metrics"] = m4.evaluate(forecaster, held_out=not run.options.publish)
     samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster))
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 # --- sine-lstm
@@ -120,7 +120,7 @@ def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
     network.describe(values)
     standardised = (values - network.location) / network.scale
     train, validation = standardised[: -config.validation], standardised[-config.validation - config.window :]
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     run.track(network=network, average=average, optimizer=optimizer)
 
@@ -128,7 +128,7 @@ def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
     for step in run.steps(config.updates):
         starts = torch.randint(len(train) - length + 1, (config.batch, 1))
         windows = train[(starts + torch.arange(length)).to(train.device)]  # [batch, window + horizon]
-        learning_rate = config.learning_rate * schedule(step, config.updates)
+        learning_rate = config.learning_rate * cosine_schedule(step, config.updates)
         one_step, free_running = update(network, average, optimizer, windows, config, learning_rate)
         if (step + 1) % 50 == 0:
             run.log(
@@ -193,7 +193,7 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
     forecaster = run.predictor(WindowForecaster, card, network)
     card["metrics"] = evaluate_sine(forecaster)
     samples = draw_samples(run.folder / "samples.png", forecaster)
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> np.ndarray:

@@ -37,17 +37,17 @@ class Options:
     runs: Path
     store: Path
     minutes: float | None = None
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only one script asks
+    data_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only one script asks
 
 
-class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps the lines of the description, and states the default of each option that takes a value."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.nargs == 0 else super()._get_help_string(action)
 
 
-def options(
+def parse_options(
     script: str,
     description: str,
     presets: dict[str, C],
@@ -60,9 +60,9 @@ def options(
     ``own``: the options by which a script trains on the caller's own data, with the preset "own". The first of them
     says where the data are.
     """
-    parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=Help)
+    parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=HelpFormatter)
     first, own = next(iter(presets)), own or {}
-    _add_common(parser, list(presets))
+    _add_common_options(parser, list(presets))
     if own:
         data = parser.add_argument_group("your own data")
         for flag, how in own.items():
@@ -74,27 +74,27 @@ def options(
     common = {name: given.pop(name) for name in list(given) if name in fields}
     numbers = {name: given.pop(name) for name in list(given) if name in told}
     if own:
-        _check_own(parser, next(iter(own)), given, common, numbers)
+        _check_data_options(parser, next(iter(own)), given, common, numbers)
     common.setdefault("preset", first)
     if "name" not in common:
         common["name"] = names[common["preset"]]
     for name in numbers:
         if common["preset"] not in told[name]:
             parser.error(f"the preset {common['preset']} has no {name.replace('_', ' ')}")
-    if common["preset"] != "own" and distributed.count() > 1:
+    if common["preset"] != "own" and distributed.world_size() > 1:
         parser.error("several processes train on your own data only: the presets are for one")
-    common["device"] = distributed.own_device(common["device"])
-    return Options(script, **common, own=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
+    common["device"] = distributed.local_device(common["device"])
+    return Options(script, **common, data_options=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
 
 
-def _add_common(parser: argparse.ArgumentParser, presets: list[str]) -> None:
+def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> None:
     parser.add_argument("--preset", choices=presets, default=argparse.SUPPRESS, help=f"(default: {presets[0]})")
     parser.add_argument(
         "--name", type=_name, default=argparse.SUPPRESS, help="name in the store (default: the preset's)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    cores = max(1, (os.cpu_count() or 1) // distributed.here())
+    cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
     parser.add_argument("--threads", type=int, default=cores, help="of torch, on the CPU")
     parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
     parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")
@@ -120,7 +120,7 @@ def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict
     return values
 
 
-def _check_own(
+def _check_data_options(
     parser: argparse.ArgumentParser,
     flag: str,
     own: dict[str, Any],
@@ -160,12 +160,12 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def origin(options: Options, kinds: Sequence[str]) -> store.Version | None:
+def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None:
     """The version that ``--from`` names, NAME or NAME@VERSION, by default the one that serves; None for scratch.
 
     Raises DataError when it is not there, is not whole, or none of ``kinds``.
     """
-    named: str = options.own["origin"]
+    named: str = options.data_options["origin"]
     if named == "scratch":
         return None
     name, _, number = named.partition("@")

@@ -16,7 +16,7 @@ from app.store import rollout
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
     """Publish a network, unless a run that was killed has done so, and say it when the version does not serve."""
     name = str(card["name"])
-    number = published(models, name, store.weights_digest(network.state_dict()))
+    number = find_version(models, name, store.weights_digest(network.state_dict()))
     if number is None:
         version = store.publish(models, card, network.state_dict(), pictures)
         number = version.card.version
@@ -30,7 +30,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
         print(f"{name}@{number} waits, for {name}@{serves} serves; to have it serve: {command}")
 
 
-def published(models: Path, name: str, digest: str) -> int | None:
+def find_version(models: Path, name: str, digest: str) -> int | None:
     """The newest version of a name that has weights of this digest; None when there is none."""
     known = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
     for number in reversed(known):

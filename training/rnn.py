@@ -24,7 +24,7 @@ from training.data import datasets, texts
 from training.evaluation.language_model import draw_samples, measure
 from training.loops import distributed
 from training.loops.language_model import fit, new_network
-from training.options import Options, options, origin
+from training.options import Options, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """The options and the preset's config with all overrides of a command line."""
-    return options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
+    return parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def evaluate(generator: TextGenerator) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train on own texts, from scratch or from a published network, and publish."""
-    base = origin(options, KINDS)
-    text = texts.read(options.own["text"])
-    vocabulary = texts.vocabulary_of(text.train, options.own["min_count"])
+    base = base_version(options, KINDS)
+    text = texts.read(options.data_options["text"])
+    vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
     if base:
         texts.check_known(base, text.train)
@@ -104,7 +104,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     held_out = int(len(characters) * config.validation)
     places = max(1, min(texts.HELD_OUT_PLACES, held_out // (4 * texts.WINDOW)))
     train, validation = texts.hold_out(characters, config.validation, places)
-    batch = distributed.even(min(config.batch, len(train) // (4 * config.bptt)))
+    batch = distributed.divisible_batch(min(config.batch, len(train) // (4 * config.bptt)))
     config = dataclasses.replace(config, batch=batch)
     if base:
         learning_rate = config.learning_rate * FINETUNE_FACTOR
@@ -116,12 +116,12 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     network = fit(run, config, train, validation, network, keep_best=True)
     if distributed.rank() == 0:
         publish(run, own_card(options, config, text, base), text, vocabulary, network, texts.prompts(text.test))
-    distributed.leave()
+    distributed.exit_process()
 
 
 def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None) -> dict[str, Any]:
     """Title, kind, data and notes of the card of own texts."""
-    names = " ".join(path.name for path in options.own["text"])
+    names = " ".join(path.name for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256}
     notes = "Weights averaged over steps."
     if config.validation:
@@ -136,7 +136,10 @@ def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: sto
         "title": f"Continues a text in the manner of {names}"[:200],
         "kind": config.kind,
         "data": data,
-        "notes": (f"{notes} Characters that occur less than {options.own['min_count']} times are {UNKNOWN_CHARACTER}."),
+        "notes": (
+            f"{notes} Characters that occur less than {options.data_options['min_count']} times are "
+            f"{UNKNOWN_CHARACTER}."
+        ),
     }
 
 
@@ -155,7 +158,7 @@ def publish(
     generator = run.predictor(TextGenerator, card, network)
     card["metrics"] = measure(generator, text)
     samples = draw_samples(run.folder / "samples.png", generator, prompts)
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples})
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
 if __name__ == "__main__":

@@ -32,10 +32,8 @@ from app import store
 from app.tasks import TASKS
 from training.evaluation import speed
 from training.loops import distributed
-from training.options import Options, options
+from training.options import Options
 from training.publishing import publish_once
-
-__all__ = ["Options", "Run", "derive", "metric", "options", "permutation", "prepare", "schedule", "set_learning_rate"]
 
 P = TypeVar("P")  # a predictor
 
@@ -43,7 +41,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 SAVE_EVERY = 20  # seconds between two saved states
 
 
-def schedule(step: int, total: int, warm_up: float = 0.05) -> float:
+def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
     """The learning rate's factor: linear warm-up over a fraction of the run, then a cosine to 0."""
     done = (step + 1) / total
     if done < warm_up:
@@ -56,14 +54,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def derive(seed: int, *keys: object) -> int:
+def derive_seed(seed: int, *keys: object) -> int:
     """A seed for one use, from the run's seed and what it is for."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=7).digest())
 
 
 def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
     """The order [count] of one epoch, the same whenever it is asked for."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, *keys)))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, *keys)))
 
 
 class Run:
@@ -75,24 +73,28 @@ class Run:
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
-        python = ["python"] if distributed.count() == 1 else ["torchrun", "--nproc-per-node", str(distributed.count())]
+        python = (
+            ["python"]
+            if distributed.world_size() == 1
+            else ["torchrun", "--nproc-per-node", str(distributed.world_size())]
+        )
         self.command = shlex.join([*python, "-m", options.script, *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.step = 0
         self.seconds = 0.0
-        self.shown: dict[str, float] = {}
-        prepare(options.threads)
-        distributed.join(options.device)
+        self.latest_metrics: dict[str, float] = {}
+        configure_cpu(options.threads)
+        distributed.initialize(options.device)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, **dataclasses.asdict(config)}
         if data is not None:
-            own = {key: str(value) for key, value in options.own.items() if value is not None}
+            own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}
-        self.folder = distributed.from_first(lambda: self._begin(json.loads(json.dumps(content))))
+        self.folder = distributed.from_rank_zero(lambda: self._open_folder(json.loads(json.dumps(content))))
 
-    def _begin(self, content: dict[str, Any]) -> Path:
+    def _open_folder(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
         begun = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
         unfinished = sorted(folder for folder in begun if not (folder / "finished").exists())
@@ -120,22 +122,22 @@ class Run:
         state = torch.load(path, weights_only=True)
         for name, tracked in objects.items():
             tracked.load_state_dict(state["tracked"][name])
-        self.tensors.update({name: distributed.share(whole) for name, whole in state["tensors"].items()})
+        self.tensors.update({name: distributed.shard(whole) for name, whole in state["tensors"].items()})
         self.step, self.seconds = state["step"], state["seconds"]
         if distributed.rank():
             return
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= self.step]
+        kept = [line for line in self._log_lines() if json.loads(line)["step"] <= self.step]
         (self.folder / "metrics.jsonl").write_text("".join(kept))
         print(f"{self.folder}: resumed at step {self.step}")
 
-    def _lines(self) -> list[str]:
+    def _log_lines(self) -> list[str]:
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
 
     def save(self) -> None:
         """Replace the saved state by the present one, at once or not at all."""
-        tensors = {name: distributed.gathered(part) for name, part in self.tensors.items()}
+        tensors = {name: distributed.gather(part) for name, part in self.tensors.items()}
         if distributed.rank():
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
@@ -166,16 +168,16 @@ class Run:
         )
         try:
             while self.step < total:
-                torch.manual_seed(derive(self.options.seed, "step", self.step))
+                torch.manual_seed(derive_seed(self.options.seed, "step", self.step))
                 yield self.step
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, begun = self.seconds + now - begun, now
-                interrupted = distributed.anywhere(interrupted)
-                if interrupted or self.step == total or distributed.anywhere(now - saved > SAVE_EVERY):
+                interrupted = distributed.any_rank(interrupted)
+                if interrupted or self.step == total or distributed.any_rank(now - saved > SAVE_EVERY):
                     self.save()
                     saved = now
-                bar.set_postfix({key: f"{value:.4g}" for key, value in self.shown.items()}, refresh=False)
+                bar.set_postfix({key: f"{value:.4g}" for key, value in self.latest_metrics.items()}, refresh=False)
                 bar.update()
                 if interrupted:
                     bar.close()
@@ -188,22 +190,22 @@ class Run:
 
     def log(self, **metrics: float) -> None:
         """Show figures on the bar and add them to metrics.jsonl, at the step under way."""
-        self.shown.update(metrics)
+        self.latest_metrics.update(metrics)
         if distributed.rank():
             return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
 
-    def write(self, name: str, text: str) -> None:
+    def write_file(self, name: str, text: str) -> None:
         """A file in the run's folder, written once."""
         if distributed.rank() == 0:
             (self.folder / name).write_text(text, "utf-8")
 
-    def curves(self) -> Path:
+    def plot_curves(self) -> Path:
         """Draw every logged figure against the step, curves.png."""
         from matplotlib.figure import Figure
 
-        records = [json.loads(line) for line in self._lines()]
+        records = [json.loads(line) for line in self._log_lines()]
         names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
         figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
         axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
@@ -213,7 +215,7 @@ class Run:
             axis.set(title=name.replace("_", " "), xlabel="step")
             axis.grid(alpha=0.3)
         path = self.folder / "curves.png"
-        return saved(figure, path)
+        return save_figure(figure, path)
 
     def provenance(self) -> dict[str, Any]:
         """The keys of the card that every training has."""
@@ -252,7 +254,7 @@ class Run:
         (self.folder / "finished").touch()
 
 
-def prepare(threads: int) -> None:
+def configure_cpu(threads: int) -> None:
     """Set up the process to train on the CPU.
 
     glibc gives freed memory back to the system at once, and to fetch a fresh tensor of 2 MB costs more than what is
@@ -266,7 +268,7 @@ def prepare(threads: int) -> None:
         malloc.mallopt(M_MMAP_THRESHOLD, 2**25)
 
 
-def saved(figure: Any, path: Path, dpi: int = 80) -> Path:
+def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
     """Write a picture. Characters that the font has not are boxes, without a warning for each."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")

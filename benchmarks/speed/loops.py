@@ -30,7 +30,7 @@ from training.data import datasets, texts
 from training.loops import language_model
 from training.loops.classifier import AveragedTrainer
 from training.loops.gan import workshop_trainer
-from training.run import derive, permutation, schedule
+from training.run import cosine_schedule, derive_seed, permutation
 
 Loop = Iterator[int]  # samples of each step
 
@@ -87,13 +87,13 @@ def steps(total: int) -> Iterator[int]:
     """As ``Run.steps``: the random numbers of a step come from the seed and the step. Begins again at the end."""
     while True:
         for step in range(total):
-            torch.manual_seed(derive(SEED, "step", step))
+            torch.manual_seed(derive_seed(SEED, "step", step))
             yield step
 
 
 def workshop_cnn() -> Loop:
     images = datasets.cifar10()
-    learn, _ = images.held_out(CNN_WORKSHOP.validation)
+    learn, _ = images.split_validation(CNN_WORKSHOP.validation)
     pictures = Pictures(images.train_images[learn], images.train_labels[learn])
     loader = DataLoader(pictures, batch_size=64, shuffle=True)
     network = workshop_lenet()
@@ -113,7 +113,7 @@ def workshop_cnn() -> Loop:
 def our_cnn() -> Loop:
     config = CNN_WORKSHOP
     images = datasets.cifar10()
-    learn, _ = images.held_out(config.validation)
+    learn, _ = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(cnn.SIZES[config.kind]())))
     per_epoch = len(learn) // config.batch
     total = config.epochs * per_epoch
@@ -205,7 +205,7 @@ def our_rnn() -> Loop:
         epoch, place = divmod(step, per_epoch)
         characters = language_model.batch_at(learn, config, SEED, epoch, place)
         reset = torch.rand(config.batch, 1, 1) < (1.0 if place == 0 else config.reset_state)
-        rate = config.learning_rate * schedule(step, total)
+        rate = config.learning_rate * cosine_schedule(step, total)
         _, state = trainer.update(characters, state.masked_fill(reset, 0), rate)
         yield config.batch * config.bptt
 
@@ -238,13 +238,13 @@ def our_lstm() -> Loop:
     config = LSTM
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden))
     learn = noisy_sine(network)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     length = config.window + config.horizon
     for step in steps(config.updates):
         starts = torch.randint(len(learn) - length + 1, (config.batch, 1))
         windows = learn[starts + torch.arange(length)]  # [batch, window + horizon]
-        rate = config.learning_rate * schedule(step, config.updates)
+        rate = config.learning_rate * cosine_schedule(step, config.updates)
         lstm.update(network, average, optimizer, windows, config, rate)
         yield config.batch * config.horizon
 

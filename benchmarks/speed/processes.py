@@ -28,7 +28,7 @@ from benchmarks.speed.training import hardware
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
 from training.data.series_windows import Source, WindowSampler
 from training.loops import cnn_finetune, distributed, forecaster, language_model
-from training.run import prepare
+from training.run import configure_cpu
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
 TRIED = 3  # steps after the first, from which the number of steps of a turn is known
@@ -49,7 +49,7 @@ class Work:
 def images() -> Step:
     """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
     config = CNN_OWN
-    network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first, config.later, config.later)))
+    network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
     trainer = cnn_finetune.FinetuneTrainer(config, network, torch.ones(10), "cpu", pretrained=False)
     shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
     return lambda step: trainer.update(shown, labels, torch.arange(config.batch), step, 10**6)
@@ -60,7 +60,7 @@ def characters() -> Step:
     config = RNN_OWN
     trainer = language_model.Trainer(language_model.new_network(config, CHARACTERS), config)
     characters = torch.randint(CHARACTERS, (config.batch, config.bptt + 1))
-    state = trainer.network.zero_state(config.batch // distributed.count())
+    state = trainer.network.zero_state(config.batch // distributed.world_size())
     return lambda step: trainer.update(characters, state, config.learning_rate)
 
 
@@ -92,8 +92,8 @@ class Speed:
 
 def turn(name: str, seconds: float, threads: int) -> None:
     """In each of the processes: take steps for about so many seconds; the first prints the samples a second."""
-    prepare(threads)
-    distributed.join("cpu")
+    configure_cpu(threads)
+    distributed.initialize("cpu")
     torch.manual_seed(0)
     step = WORKS[name].begin()
     step(0)
@@ -101,12 +101,12 @@ def turn(name: str, seconds: float, threads: int) -> None:
     for number in range(TRIED):
         step(number + 1)
     took = (time.perf_counter() - begun) / TRIED
-    count = distributed.from_first(lambda: math.ceil(seconds / took))  # the same in all of them
+    count = distributed.from_rank_zero(lambda: math.ceil(seconds / took))  # the same in all of them
     begun = time.perf_counter()
     for number in range(count):
         step(number + 1 + TRIED)
-    distributed.say(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
-    distributed.leave()
+    distributed.print_once(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
+    distributed.exit_process()
 
 
 def speed(name: str, seconds: float, count: int, threads: int) -> float:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.loops import PAIRS, Loop
-from training.run import prepare
+from training.run import configure_cpu
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def speed(loop: Loop, seconds: float) -> float:
 def serve_turns(name: str, side: str, threads: int, line: Connection) -> None:
     """Run one loop in a process of its own: for every number of seconds that comes, give the speed of a turn."""
     if side == "ours":
-        prepare(threads)
+        configure_cpu(threads)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # the workshop's loops can only gain by it
     loop = getattr(PAIRS[name], side).loop()

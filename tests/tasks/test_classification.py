@@ -19,7 +19,7 @@ from app.networks import build
 from app.networks.cnn import LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes, halved, probabilities, unsmoothed
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import ImageDecoder, overlay_heat_map
-from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupted
+from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.loops.airbench import whiten
 
 
@@ -342,11 +342,11 @@ def test_damage_is_the_same_each_time_and_grows_with_its_strength() -> None:
     images = noise_images(20)
     before = images.clone()
     for kind in CORRUPTIONS:
-        damaged = [corrupted(images, kind, strength) for strength in range(STRENGTHS)]
+        damaged = [corrupt(images, kind, strength) for strength in range(STRENGTHS)]
         for strength, one in enumerate(damaged):
             assert one.dtype == torch.uint8
             assert one.shape == images.shape
-            assert torch.equal(one, corrupted(images, kind, strength)), kind
+            assert torch.equal(one, corrupt(images, kind, strength)), kind
         distances = [(one.float() - images.float()).abs().mean().item() for one in damaged]
         assert 0 < distances[0] < distances[1] < distances[2], kind
     assert torch.equal(images, before)

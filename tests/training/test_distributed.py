@@ -14,7 +14,7 @@ from torch import nn
 from training.loops import distributed as processes
 
 torch.set_num_threads(1)
-processes.join("cpu")
+processes.initialize("cpu")
 
 def network():
     torch.manual_seed(1)
@@ -25,21 +25,21 @@ def network():
 
 torch.manual_seed(0)
 batch, alone, shared = torch.randn(8, 3, 5, 5), network(), network()
-together = processes.together(shared)
+together = processes.data_parallel(shared)
 for _ in range(3):
-    for forward, own, images in ((alone, alone, batch), (together, shared, processes.share(batch))):
+    for forward, own, images in ((alone, alone, batch), (together, shared, processes.shard(batch))):
         own.zero_grad()
         forward(images).square().mean().backward()
     for one, two in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, atol=1e-6)
 for key, tensor in alone.state_dict().items():
     assert torch.allclose(tensor.float(), shared.state_dict()[key].float(), atol=1e-6), key
-assert torch.equal(processes.gathered(processes.share(batch)), batch)
-assert processes.anywhere(processes.rank() == 1)
-assert not processes.anywhere(False)
-assert processes.from_first(lambda: processes.rank() + 5) == 5
-processes.say("as one")
-processes.leave()
+assert torch.equal(processes.gather(processes.shard(batch)), batch)
+assert processes.any_rank(processes.rank() == 1)
+assert not processes.any_rank(False)
+assert processes.from_rank_zero(lambda: processes.rank() + 5) == 5
+processes.print_once("as one")
+processes.exit_process()
 """
 
 

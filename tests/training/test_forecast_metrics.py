@@ -16,7 +16,7 @@ from training.data.synthetic_series import synthetic
 from training.evaluation import compare_forecasters, forecast_metrics
 from training.loops import forecaster
 
-M4 = datasets.directory() / "m4"
+M4 = datasets.data_directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
 
 

@@ -24,7 +24,7 @@ from training.data import tables
 from training.data.datasets import DataError
 from training.evaluation import backtest, generation
 from training.loops import forecaster_finetune
-from training.options import origin
+from training.options import base_version
 
 SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
 
@@ -221,7 +221,7 @@ def test_a_training_begins_with_the_version_that_serves(place: Path) -> None:
     words = ["--csv", "sales.csv", "--name", "sales"]
 
     def begun(*more: str) -> int:
-        version = origin(lstm.arguments([*words, *more])[0], ("forecaster",))
+        version = base_version(lstm.arguments([*words, *more])[0], ("forecaster",))
         assert version is not None
         return version.card.version
 
@@ -235,16 +235,18 @@ def test_the_judge_that_serves_judges(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         sizes = {"conv": [2, 3]}
-        card = tiny_card(generation.JUDGE, "classify", "digit-net", sizes, {"labels": list("0123456789")})
+        card = tiny_card(
+            generation.REFERENCE_CLASSIFIER, "classify", "digit-net", sizes, {"labels": list("0123456789")}
+        )
         store.publish(tiny_store, card, build("digit-net", sizes).state_dict())
 
     def judge() -> ImageClassifier:
-        return generation.load_judge(tiny_store, "cpu")
+        return generation.load_reference_classifier(tiny_store, "cpu")
 
     assert judge().card.version == 2
-    rollout.activate(tiny_store, generation.JUDGE, 1)
+    rollout.activate(tiny_store, generation.REFERENCE_CLASSIFIER, 1)
     assert judge().card.version == 1
-    assert generation.load_judge(tiny_store, "cpu", 2).card.version == 2
+    assert generation.load_reference_classifier(tiny_store, "cpu", 2).card.version == 2
 
 
 def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(

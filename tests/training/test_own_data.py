@@ -32,7 +32,7 @@ from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
 from training.loops import cnn_finetune, gan_finetune, language_model
 from training.loops import gan as gan_loop
-from training.loops.best_weights import Best
+from training.loops.best_weights import BestWeights
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
@@ -65,9 +65,9 @@ OTHER = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in: shapes, a novel, sales, and a store with two tiny networks to begin with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(generation, "LESSONS", 10)
-    monkeypatch.setattr(gan_finetune, "DRAWN", 50)
-    monkeypatch.setattr(gan_finetune, "LEAST", 20)
+    monkeypatch.setattr(generation, "LABEL_CLASSIFIER_STEPS", 10)
+    monkeypatch.setattr(gan_finetune, "SAMPLES", 50)
+    monkeypatch.setattr(gan_finetune, "MIN_IMAGES", 20)
     monkeypatch.setattr(gan_loop, "RECALIBRATION_BATCHES", 5)
     shapes.main(["shapes", "--count", "16"])
     (tmp_path / "novel.txt").write_text(TEXT)
@@ -147,7 +147,8 @@ import sys
 from training import cnn, gan, lstm, rnn
 from training.evaluation import generation
 from training.loops import gan as gan_loop, gan_finetune
-gan_finetune.LEAST, gan_finetune.DRAWN, generation.LESSONS, gan_loop.RECALIBRATION_BATCHES = 20, 50, 10, 5
+gan_finetune.MIN_IMAGES, gan_finetune.SAMPLES = 20, 50
+generation.LABEL_CLASSIFIER_STEPS, gan_loop.RECALIBRATION_BATCHES = 10, 5
 {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}[sys.argv[1]].main(sys.argv[2:])
 """
 
@@ -239,8 +240,8 @@ def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "pets" / "cat" / "empty.jpg").touch()
     picture(tmp_path / "pets", "loose.png", 2)
     pictures = image_folders.read(tmp_path / "pets", 32)
-    assert pictures.found() == "cat (1), dog (1)"
-    told = "\n".join(pictures.remarks)
+    assert pictures.describe_classes() == "cat (1), dog (1)"
+    told = "\n".join(pictures.skipped)
     for sentence in (
         "loose.png: lies beside the sub-folders, so it has no class",
         "half.png: the PNG image is damaged",
@@ -248,7 +249,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
         "empty.jpg has 0 bytes",
     ):
         assert sentence in told
-    assert len(pictures.remarks) == 4
+    assert len(pictures.skipped) == 4
 
 
 def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
@@ -258,9 +259,9 @@ def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "dog", "both.png", 1)
     picture(tmp_path / "pets" / "dog", "c.png", 2)
     pictures = image_folders.read(tmp_path / "pets", 32)
-    assert pictures.found() == "cat (1), dog (1)"
-    assert any("the same picture under cat and dog" in remark for remark in pictures.remarks)
-    assert any("again.bmp: the same picture as" in remark for remark in pictures.remarks)
+    assert pictures.describe_classes() == "cat (1), dog (1)"
+    assert any("the same picture under cat and dog" in remark for remark in pictures.skipped)
+    assert any("again.bmp: the same picture as" in remark for remark in pictures.skipped)
 
 
 def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_path: Path) -> None:
@@ -282,8 +283,8 @@ def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
     Path("list.csv").write_text("\n".join(["id;label;path", *rows, "9;circle;shapes/none.png", "10;;x.png"]))
     listed, folder = image_folders.read(Path("list.csv"), 32), image_folders.read(Path("shapes"), 32)
     assert listed.sha256 == folder.sha256
-    assert any("shapes/none.png: No such file" in remark for remark in listed.remarks)
-    assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.remarks)
+    assert any("shapes/none.png: No such file" in remark for remark in listed.skipped)
+    assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.skipped)
 
 
 @pytest.mark.parametrize("head", ["filename,class", "image,label", "file,label", "Path,Category", "class,id,file"])
@@ -295,8 +296,8 @@ def test_a_table_of_images_may_have_other_heads(tmp_path: Path, head: str) -> No
         lines.append(f"{label},{number},{file}" if head.startswith("class") else f"{file},{label}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     pictures = image_folders.read(tmp_path / "list.csv", 32)
-    assert pictures.found() == "cat (2), dog (1)"
-    assert pictures.remarks == []
+    assert pictures.describe_classes() == "cat (2), dog (1)"
+    assert pictures.skipped == []
 
 
 def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_none(tmp_path: Path) -> None:
@@ -308,18 +309,18 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
     path = tmp_path / "list.csv"
     path.write_text("\n".join(["photo,species", *rows]))
     pictures = image_folders.read(path, 32)
-    assert pictures.found() == "cat (1), dog (1)"
-    assert pictures.remarks[:2] == [
+    assert pictures.describe_classes() == "cat (1), dog (1)"
+    assert pictures.skipped[:2] == [
         "class bird: none of its 2 files could be read",
         f"{path}, row 1: names no file, so it counts as the head: 'photo,species'",
     ]
-    assert len(pictures.remarks) == 4
+    assert len(pictures.skipped) == 4
     for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):  # no heads, these
         path.write_text("\n".join([first, *rows[:2]]))
         pictures = image_folders.read(path, 32)
-        assert pictures.found() == "cat (1), dog (1)"
-        assert any(remark in told for told in pictures.remarks) == (first != "plain,cat")
-        assert not any("the head" in told for told in pictures.remarks)
+        assert pictures.describe_classes() == "cat (1), dog (1)"
+        assert any(remark in told for told in pictures.skipped) == (first != "plain,cat")
+        assert not any("the head" in told for told in pictures.skipped)
 
 
 def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
@@ -330,16 +331,16 @@ def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
         (pets / part / "labels.txt").write_text("cat dog")
     with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: give {pets}/train; or, if"):
         image_folders.read(pets, 32)
-    assert image_folders.read(pets / "train", 32).found() == "cat (1), dog (1)"
+    assert image_folders.read(pets / "train", 32).describe_classes() == "cat (1), dog (1)"
     picture(pets / "train", "c.png", 4)
-    assert "train (3)" in image_folders.read(pets, 32).found()
+    assert "train (3)" in image_folders.read(pets, 32).describe_classes()
 
 
 def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
     for number, label in enumerate(("cat", "dog")):
         picture(tmp_path / "pets" / label / "photos", "a.png", number)
         picture(tmp_path / "pets" / label / (label * 2), "b.png", 2 + number)
-    assert image_folders.read(tmp_path / "pets", 32).found() == "cat (2), dog (2)"
+    assert image_folders.read(tmp_path / "pets", 32).describe_classes() == "cat (2), dog (2)"
 
 
 def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
@@ -369,7 +370,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
 def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", side)
-    network = cnn_finetune.begun(CNN_OWN, pictures, pictures.split()[0], base)
+    network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
     assert state["head.weight"].shape == (3, 8)
     assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
@@ -380,7 +381,7 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
 def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", 32)
-    network = cnn_finetune.begun(CNN_OWN, pictures, pictures.split()[0], base)
+    network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     trainer = cnn_finetune.FinetuneTrainer(CNN_OWN, network, torch.ones(3), "cpu", pretrained=True)
     for step in range(4):
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
@@ -399,7 +400,7 @@ def test_begun_from_scratch_it_needs_no_other_network(place: Path) -> None:
     shutil.rmtree("models_store")
     with pytest.raises(SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or begin"):
         train("cnn")
-    train("cnn", "--from", "scratch", "--first", "8", "--later", "8", "--epochs", "1", "--size", "64")
+    train("cnn", "--from", "scratch", "--first-width", "8", "--later-width", "8", "--epochs", "1", "--size", "64")
     assert store.read_card(Path("models_store/mine/1")).sizes["image"] == 64
 
 
@@ -454,11 +455,11 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
 
 def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
     network = torch.nn.Linear(1, 1)
-    best = Best(network)
+    best = BestWeights(network)
     for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         torch.nn.init.constant_(network.weight, weight)
-        best.offer(network, loss)
-    again = Best(network)
+        best.update(network, loss)
+    again = BestWeights(network)
     again.load_state_dict(best.state_dict())
     assert again.weights["weight"].item() == 2
     assert again.loss.item() == 1
@@ -515,5 +516,5 @@ def test_options_that_do_not_fit_are_refused(
 def test_shapes_differ_and_are_the_same_every_time() -> None:
     first, second = io.BytesIO(), io.BytesIO()
     for file in (first, second):
-        shapes.picture("square", np.random.default_rng(1)).save(file, "PNG")
+        shapes.draw_shape("square", np.random.default_rng(1)).save(file, "PNG")
     assert first.getvalue() == second.getvalue()

@@ -25,20 +25,20 @@ from training.data import datasets, texts
 from training.evaluation import evaluate, generation, language_model, speed
 from training.evaluation.calibration import fit_temperature
 from training.loops import elman_recurrence
-from training.loops.airbench import Lookahead, triangle
+from training.loops.airbench import Lookahead, triangular_schedule
 from training.loops.classifier import augment
 from training.loops.gan import recalibrate_batchnorm
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
 TINY = {
     "cnn": IMAGES,
-    "strong": ["--preset", "strong", "--first", "8", "--later", "8", *IMAGES],
+    "strong": ["--preset", "strong", "--first-width", "8", "--later-width", "8", *IMAGES],
     "rnn": ["--hidden", "8", "--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "forecaster": [
         *("--preset", "strong", "--hidden", "8", "--members", "2", "--updates", "20", "--batch", "8", "--series", "6")
     ],
-    "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--penalty", "1"],
+    "gan": ["--epochs", "3", "--batch", "16", "--latent", "4", "--r1-penalty", "1"],
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
 SCRIPTS: dict[str, Any] = {
@@ -89,8 +89,8 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "tinyshakespeare.txt").write_text("to be, or not to be: that is the question\n" * 200)
     monkeypatch.setenv("QUARTET_DATA_DIR", str(folder))
     monkeypatch.setattr(datasets, "SHA256", {})
-    monkeypatch.setattr(generation, "JUDGED", 200)
-    monkeypatch.setattr(generation, "LEARNT", 200)
+    monkeypatch.setattr(generation, "SAMPLES", 200)
+    monkeypatch.setattr(generation, "CLASSIFIER_SAMPLES", 200)
     return folder
 
 
@@ -182,7 +182,7 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     path = models / name / "1" / "card.json"
     wrong = json.loads(path.read_text())
     stated = next(iter(wrong["metrics"].values()))
-    stated["value"] += evaluate.HALVED + 3 * 10 ** -stated["decimals"]
+    stated["value"] += evaluate.BFLOAT16_TOLERANCE + 3 * 10 ** -stated["decimals"]
     path.write_text(json.dumps(wrong))
     capsys.readouterr()
     assert evaluate.main([name, "--store", str(models)]) == 1
@@ -284,8 +284,10 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     torch.manual_seed(0)
     first = torch.randn(200_000, 3, dtype=torch.float64)
     second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
-    assert generation.frechet(first, first) == pytest.approx(0, abs=1e-9)
-    assert generation.frechet(first, second) == pytest.approx(1 + 0 + 1 + 4, rel=0.02)  # |m|^2 + sum of (s1 - s2)^2
+    assert generation.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert generation.frechet_distance(first, second) == pytest.approx(
+        1 + 0 + 1 + 4, rel=0.02
+    )  # |m|^2 + sum of (s1 - s2)^2
 
 
 def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
@@ -311,7 +313,7 @@ def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
 
 
 def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
-    factors = [running.schedule(step, 100) for step in range(100)]
+    factors = [running.cosine_schedule(step, 100) for step in range(100)]
     assert max(factors) == 1
     assert factors[0] < 0.3
     assert factors[-1] < 1e-3
@@ -336,7 +338,7 @@ def test_look_ahead_leads_back_to_a_slow_copy_and_ends_in_it() -> None:
 
 
 def test_the_rates_rise_to_one_and_fall_in_straight_lines() -> None:
-    factors = [triangle(step, 1000) for step in range(1000)]
+    factors = [triangular_schedule(step, 1000) for step in range(1000)]
     assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
     assert factors[-1] == pytest.approx(0.07, abs=0.002)
     assert max(factors) == 1

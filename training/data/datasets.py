@@ -64,7 +64,7 @@ class Images:
     test_labels: Tensor
     sha256: str
 
-    def held_out(self, count: int) -> tuple[Tensor, Tensor]:
+    def split_validation(self, count: int) -> tuple[Tensor, Tensor]:
         """Which training images learn and which validate: two index tensors, the same in every run."""
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
@@ -110,7 +110,7 @@ class Collection:
     sha256: str
 
 
-def directory() -> Path:
+def data_directory() -> Path:
     return Path(os.environ.get("QUARTET_DATA_DIR", "data"))
 
 
@@ -178,7 +178,7 @@ def _column(name: str, column: str, season: int) -> Series:
 
 
 def _images(name: str, labels: list[str]) -> Images:
-    path = directory() / f"{name}.safetensors"
+    path = data_directory() / f"{name}.safetensors"
     if not path.exists():
         _download_images(name, path)
     try:
@@ -206,18 +206,18 @@ def _download_images(name: str, path: Path) -> None:
             try:
                 dataset = classes[name](scratch, train=part == "train", download=True)
             except (OSError, RuntimeError) as error:
-                raise DataError(_offline(name, path, error)) from error
+                raise DataError(_download_error(name, path, error)) from error
             pixels = torch.as_tensor(dataset.data)
             pixels = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels.unsqueeze(1)
             tensors[f"{part}_images"] = pixels.contiguous()
             tensors[f"{part}_labels"] = torch.as_tensor(dataset.targets, dtype=torch.int64)
-    _into_place(path, lambda part: save_file(tensors, part))
+    _write_atomically(path, lambda part: save_file(tensors, part))
 
 
 def _file(name: str) -> Path:
-    path = directory() / name
+    path = data_directory() / name
     if not path.exists():
-        _into_place(path, lambda part: _download(URLS[name], part, name, path))
+        _write_atomically(path, lambda part: _download(URLS[name], part, name, path))
     _verify(path, name, hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
@@ -232,11 +232,11 @@ def _download(url: str, part: Path, name: str, path: Path) -> None:
                     file.write(chunk)
                     bar.update(len(chunk))
     except (httpx.HTTPError, OSError) as error:
-        raise DataError(_offline(name, path, error)) from error
+        raise DataError(_download_error(name, path, error)) from error
     _verify(part, name, hashlib.sha256(part.read_bytes()).hexdigest())
 
 
-def _into_place(path: Path, write: Callable[[Path], None]) -> None:
+def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside the target and rename: a half-written file is never taken for a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -253,7 +253,7 @@ def _verify(path: Path, name: str, digest: str) -> None:
         raise DataError(f"{path}: sha256 is {digest}, expected {expected}: delete it and run again")
 
 
-def _offline(name: str, path: Path, error: Exception) -> str:
+def _download_error(name: str, path: Path, error: Exception) -> str:
     return f"{name} is not in {path.parent} and could not be downloaded ({error}); set QUARTET_DATA_DIR to where it is"
 
 

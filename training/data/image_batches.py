@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from app.networks.cnn import WhitenedNet
 from app.tasks.classification import ImageClassifier
 from training.evaluation.calibration import fit_temperature
-from training.run import Run, permutation, saved
+from training.run import Run, permutation, save_figure
 
 
-def moved(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
+def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
     """Images [N, C, S, S], each shifted up and to the left by ``shifts`` [2, N, 1] and mirrored where told [N, 1].
 
     Edges are reflected, the channels lie last.
@@ -51,7 +51,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.inference_mode()
-def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
+def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
     """Fit both temperatures, which are 1 before, on images that were held out."""
     network.eval()
     parts = images.split(250)
@@ -60,13 +60,13 @@ def calibrate(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
     network.views_temperature.fill_(fit_temperature(six, labels))
 
 
-def served(classifier: ImageClassifier, images: Tensor) -> Tensor:
+def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
     """uint8 images [N, C, S, S] -> probabilities [N, classes], as the service answers."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     return torch.tensor([row for batch in rows for row in batch])
 
 
-def draw_samples(
+def plot_samples(
     path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
 ) -> Path:
     """Up to 24 classified images with the answer above each, in red where it is wrong, and what it is ``beside``."""
@@ -80,14 +80,14 @@ def draw_samples(
         best = int(probability[i].argmax())
         axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
         right = best == int(truth[i])
-        told = f"{_short(labels[best])} {probability[i, best]:.0%}"
+        told = f"{_shorten(labels[best])} {probability[i, best]:.0%}"
         if beside and not right:
-            told += "\n" + beside.format(truth=_short(labels[int(truth[i])]))
+            told += "\n" + beside.format(truth=_shorten(labels[int(truth[i])]))
         axis.set_title(told, fontsize=9, color="black" if right else "crimson", parse_math=False)
-    return saved(figure, path, 70)
+    return save_figure(figure, path, 70)
 
 
-def draw_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor) -> Path:
+def plot_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor) -> Path:
     """How many images of each class (rows) were read as which (columns)."""
     from matplotlib.figure import Figure
 
@@ -98,7 +98,7 @@ def draw_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor
     axis = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    names = [_short(label) for label in labels]
+    names = [_shorten(label) for label in labels]
     axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
     axis.set_yticks(range(len(labels)), names, parse_math=False)
     axis.set(xlabel="read as", ylabel="is")
@@ -106,16 +106,16 @@ def draw_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor
         for row, column in counts.nonzero().tolist():
             color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
             axis.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
-    return saved(figure, path)
+    return save_figure(figure, path)
 
 
-def draw_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
+def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
     """The images that were read wrongly with the most certainty, up to 24; without any, those least surely read."""
     confidence, guesses = probability.max(dim=1)
     wrong = guesses != truth
     worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
-    return draw_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
+    return plot_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
 
 
-def _short(label: str) -> str:
+def _shorten(label: str) -> str:
     return label if len(label) <= 14 else f"{label[:13]}…"

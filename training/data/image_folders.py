@@ -23,17 +23,17 @@ from app.tasks.image_codecs import ImageDecoder
 from training.data.datasets import DataError
 from training.loops import distributed
 
-MOST_PIXELS = 10**8  # of one image; a larger one is left out
-SHOWN = 10  # files that are named on the screen; all are in the run's folder
-HELD_OUT = 0.15  # share of each class for the test, and as much for validation
+MAX_PIXELS = 10**8  # of one image; a larger one is left out
+MAX_PRINTED = 10  # files that are named on the screen; all are in the run's folder
+TEST_SHARE = 0.15  # share of each class for the test, and as much for validation
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # of what can be read, as it is called
-PATHS = ("path", "file", "filename", "image")  # heads of a table's column of files
-LABELS = ("label", "class", "category")  # and of that of classes
-LEAST = 8  # different images of a class: then one validates, one tests and six teach
+PATH_COLUMNS = ("path", "file", "filename", "image")  # heads of a table's column of files
+LABEL_COLUMNS = ("label", "class", "category")  # and of that of classes
+MIN_IMAGES_PER_CLASS = 8  # different images of a class: then one validates, one tests and six teach
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageDataset:
     """Different images [N, C, side, side], uint8, in the order of ``digests``, with labels [N] into ``classes``.
 
     ``digests`` are those of the pixels, so that a picture that lies there twice is one. ``remarks``: a line for each
@@ -45,7 +45,7 @@ class Pictures:
     images: Tensor
     labels: Tensor
     digests: list[str]
-    remarks: list[str]
+    skipped: list[str]
 
     @property
     def sha256(self) -> str:
@@ -60,7 +60,7 @@ class Pictures:
         """How many images each class has."""
         return self.labels.bincount(minlength=len(self.classes)).tolist()
 
-    def found(self) -> str:
+    def describe_classes(self) -> str:
         """What there is, for sentences: cat (200), dog (3)."""
         return ", ".join(f"{name} ({count:,})" for name, count in zip(self.classes, self.counts, strict=True))
 
@@ -73,14 +73,14 @@ class Pictures:
         for label in range(len(self.classes)):
             own = [index for index, other in enumerate(self.labels.tolist()) if other == label]
             own.sort(key=lambda index: self.digests[index])
-            held = max(1, round(len(own) * HELD_OUT))
+            held = max(1, round(len(own) * TEST_SHARE))
             for part, indices in zip(parts, (own[2 * held :], own[held : 2 * held], own[:held]), strict=True):
                 part.extend(indices)
         learn, validate, test = (torch.tensor(part, dtype=torch.int64) for part in parts)
         return learn, validate, test
 
 
-def read(path: Path, side: int, channels: int = 3, name: str = "") -> Pictures:
+def read(path: Path, side: int, channels: int = 3, name: str = "") -> ImageDataset:
     """All images of a folder, or of a CSV of path and label, at ``side`` pixels. Raises DataError.
 
     A folder without sub-folders is one class, named ``name``. A class of which no file could be read is left out.
@@ -88,48 +88,54 @@ def read(path: Path, side: int, channels: int = 3, name: str = "") -> Pictures:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     remarks: list[str] = []
-    listed = list(_of_table(path, remarks) if path.is_file() else _of_folder(path, name, remarks))
+    listed = list(_files_of_csv(path, remarks) if path.is_file() else _files_of_folder(path, name, remarks))
     if not listed:
         raise DataError(f"{path} holds no files: put the images of each class into a sub-folder of its own")
-    pictures = _different(path.resolve().name, listed, _decoded([file for file, _ in listed], side, channels), remarks)
+    pictures = _deduplicate(
+        path.resolve().name, listed, _decode_all([file for file, _ in listed], side, channels), remarks
+    )
     if not pictures.labels.numel():
         raise DataError(f"{path}: none of its {len(listed):,} files is an image; {remarks[0]}")
     return pictures
 
 
-def check(pictures: Pictures, path: Path, classes: int = 2) -> None:
+def check_trainable(pictures: ImageDataset, path: Path, classes: int = 2) -> None:
     """Refuse, with what was found, what nothing can be learnt from. Raises DataError."""
     if len(pictures.classes) < classes:
-        raise DataError(f"{path} holds one class only, {pictures.found()}: it takes two to tell them apart")
-    few = [name for name, count in zip(pictures.classes, pictures.counts, strict=True) if count < LEAST]
+        raise DataError(f"{path} holds one class only, {pictures.describe_classes()}: it takes two to tell them apart")
+    few = [name for name, count in zip(pictures.classes, pictures.counts, strict=True) if count < MIN_IMAGES_PER_CLASS]
     if few:
         raise DataError(
-            f"{path} holds {pictures.found()}: too few of {', '.join(few)}; "
-            f"each class needs {LEAST} different images at least"
+            f"{path} holds {pictures.describe_classes()}: too few of {', '.join(few)}; "
+            f"each class needs {MIN_IMAGES_PER_CLASS} different images at least"
         )
 
 
-def report(pictures: Pictures) -> None:
+def print_summary(pictures: ImageDataset) -> None:
     """Print what was read, and the first of what was left out."""
-    distributed.say(f"{len(pictures.labels):,} different images of {len(pictures.classes)} classes: {pictures.found()}")
-    for remark in pictures.remarks[:SHOWN]:
-        distributed.say(f"  left out: {remark}")
-    if len(pictures.remarks) > SHOWN:
-        distributed.say(f"  ... and {len(pictures.remarks) - SHOWN:,} more, all in left-out.txt of the run's folder")
+    distributed.print_once(
+        f"{len(pictures.labels):,} different images of {len(pictures.classes)} classes: {pictures.describe_classes()}"
+    )
+    for remark in pictures.skipped[:MAX_PRINTED]:
+        distributed.print_once(f"  left out: {remark}")
+    if len(pictures.skipped) > MAX_PRINTED:
+        distributed.print_once(
+            f"  ... and {len(pictures.skipped) - MAX_PRINTED:,} more, all in left-out.txt of the run's folder"
+        )
 
 
-def _of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path, str]]:
+def _files_of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path, str]]:
     """The files of each sub-folder, which is their class. Raises DataError when they are parts, such as train."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
     loose = sorted(entry for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
     if not folders:
         yield from ((file, name or path.resolve().name) for file in loose)
         return
-    if shared := _classes_within(folders):
-        names = _some([folder.name for folder in folders])
+    if shared := _shared_sub_folders(folders):
+        names = _shorten([folder.name for folder in folders])
         whole = next((folder for folder in folders if "train" in folder.name.lower()), folders[0])
         raise DataError(
-            f"{path} holds {names}, each with {_some(shared)}: give {whole}; "
+            f"{path} holds {names}, each with {_shorten(shared)}: give {whole}; "
             f"or, if {names} are the classes, put their images into them without sub-folders"
         )
     remarks += [f"{file}: lies beside the sub-folders, so it has no class" for file in loose]
@@ -139,7 +145,7 @@ def _of_folder(path: Path, name: str, remarks: list[str]) -> Iterator[tuple[Path
                 yield file, folder.name
 
 
-def _classes_within(folders: list[Path]) -> list[str]:
+def _shared_sub_folders(folders: list[Path]) -> list[str]:
     """The sub-folders that all of several folders without images share, when these are two or more: so lie parts."""
     entries = [list(folder.iterdir()) for folder in folders]
     if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for within in entries for entry in within):
@@ -149,11 +155,11 @@ def _classes_within(folders: list[Path]) -> list[str]:
     return shared if len(shared) > 1 else []
 
 
-def _some(names: list[str]) -> str:
+def _shorten(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
+def _files_of_csv(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
     """Rows of path and label; paths are relative to the table. A head may name the columns, in any order.
 
     A first row of other words, which names no file, is a head too.
@@ -165,7 +171,9 @@ def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is neither a folder nor a CSV of path and label: {error}") from error
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    columns = [next((head.index(name) for name in names if name in head), -1) for names in (PATHS, LABELS)]
+    columns = [
+        next((head.index(name) for name in names if name in head), -1) for names in (PATH_COLUMNS, LABEL_COLUMNS)
+    ]
     known = min(columns) >= 0
     file_at, label_at = columns if known else (0, 1)
     for number, row in enumerate(rows, 1):
@@ -181,13 +189,13 @@ def _of_table(path: Path, remarks: list[str]) -> Iterator[tuple[Path, str]]:
         yield path.parent / cells[file_at], cells[label_at]
 
 
-def _decoded(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
+def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
     """The pixels of each file, or why there are none."""
     decoder = ImageDecoder(channels, side)
 
     def decode(file: Path) -> Tensor | str:
         try:
-            return decoder.parse(file.read_bytes(), MOST_PIXELS, str(file))
+            return decoder.parse(file.read_bytes(), MAX_PIXELS, str(file))
         except QuartetError as failure:
             return failure.message
         except OSError as error:
@@ -203,7 +211,9 @@ def _decoded(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
     return read
 
 
-def _different(name: str, listed: list[tuple[Path, str]], read: list[Tensor | str], remarks: list[str]) -> Pictures:
+def _deduplicate(
+    name: str, listed: list[tuple[Path, str]], read: list[Tensor | str], remarks: list[str]
+) -> ImageDataset:
     """Each picture once. One that lies there under two labels is left out: nobody knows which is right."""
     first: dict[str, tuple[Path, str, Tensor]] = {}
     disputed: set[str] = set()
@@ -229,4 +239,4 @@ def _different(name: str, listed: list[tuple[Path, str]], read: list[Tensor | st
         remarks[:0] = whole  # so that they are on the screen
     labels = torch.tensor([classes.index(first[digest][1]) for digest in kept], dtype=torch.int64)
     images = torch.stack([first[digest][2] for digest in kept]) if kept else torch.empty(0)
-    return Pictures(name, classes, images, labels, kept, remarks)
+    return ImageDataset(name, classes, images, labels, kept, remarks)

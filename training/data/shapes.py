@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 48  # pixels
-TURN = 2 * np.pi
+FULL_TURN = 2 * np.pi
 
 
 def _circle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, turn: float, colour: str) -> None:
@@ -22,7 +22,7 @@ def _circle(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, turn: 
 
 def _polygon(corners: int) -> Callable[..., None]:
     def polygon(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, turn: float, colour: str) -> None:
-        angles = turn + np.arange(corners) * TURN / corners
+        angles = turn + np.arange(corners) * FULL_TURN / corners
         draw.polygon([(x + radius * np.cos(a), y + radius * np.sin(a)) for a in angles], fill=colour)
 
     return polygon
@@ -31,13 +31,13 @@ def _polygon(corners: int) -> Callable[..., None]:
 SHAPES: dict[str, Callable[..., None]] = {"circle": _circle, "square": _polygon(4), "triangle": _polygon(3)}
 
 
-def picture(shape: str, random: np.random.Generator) -> Image.Image:
+def draw_shape(shape: str, random: np.random.Generator) -> Image.Image:
     """One shape on a dark ground, turned, placed and coloured at random."""
     hue, ground = random.integers(0, 360), random.integers(0, 60)
     image = Image.new("RGB", (SIDE, SIDE), (int(ground),) * 3)
     radius = random.uniform(0.2, 0.38) * SIDE
     x, y = random.uniform(radius, SIDE - radius, 2)
-    SHAPES[shape](ImageDraw.Draw(image), x, y, radius, random.uniform(0, TURN), f"hsl({hue}, 80%, 60%)")
+    SHAPES[shape](ImageDraw.Draw(image), x, y, radius, random.uniform(0, FULL_TURN), f"hsl({hue}, 80%, 60%)")
     return image
 
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for shape in SHAPES:
         (chosen.folder / shape).mkdir(parents=True, exist_ok=True)
         for number in range(chosen.count):
-            picture(shape, random).save(chosen.folder / shape / f"{number:04}.png")
+            draw_shape(shape, random).save(chosen.folder / shape / f"{number:04}.png")
     print(f"drew {chosen.count} pictures each of {', '.join(SHAPES)} in {chosen.folder}")
 
 

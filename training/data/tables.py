@@ -147,12 +147,12 @@ def report(table: Table) -> None:
     names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
     season = f"season of {table.season} steps" if table.season > 1 else "no season"
     count = f"{len(table.series):,} series ({names})"
-    distributed.say(f"{count} of {length} values, one per {table.frequency}; {season}")
+    distributed.print_once(f"{count} of {length} values, one per {table.frequency}; {season}")
     for remark in table.remarks[:MAX_PRINTED_REMARKS]:
-        distributed.say(f"  {remark}")
+        distributed.print_once(f"  {remark}")
     if len(table.remarks) > MAX_PRINTED_REMARKS:
         more = len(table.remarks) - MAX_PRINTED_REMARKS
-        distributed.say(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
+        distributed.print_once(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[Row], str]:

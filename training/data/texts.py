@@ -82,14 +82,14 @@ def prompts(text: str) -> list[str]:
 
 def report(text: Text, vocabulary: Sequence[str]) -> None:
     """Print the size of a text and its vocabulary, and the characters that are not in the vocabulary."""
-    distributed.say(
+    distributed.print_once(
         f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters"
     )
     rare = Counter(text.train + text.test).keys() - set(vocabulary)
     if rare:
         names = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
-        distributed.say(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
+        distributed.print_once(f"  too rare, replaced by {UNKNOWN_CHARACTER}: {names}{more}")
 
 
 def check_known(base: store.Version, text: str) -> None:
@@ -105,7 +105,7 @@ def check_known(base: store.Version, text: str) -> None:
             f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "
             f"{MIN_KNOWN_SHARE:.0%} are needed; omit --from to train from scratch"
         )
-    distributed.say(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
+    distributed.print_once(f"the vocabulary of {base.card.name}@{base.card.version} covers {known:.1%} of the text")
 
 
 def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:

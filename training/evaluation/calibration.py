@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from training.run import metric
 
 
-def figures(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
     """Accuracy, negative log-likelihood, calibration error (15 equal bins, Guo et al. 2017) of [N, classes]."""
     confidence, guess = probability.max(dim=1)
     right = (guess == labels).double()
@@ -25,13 +25,15 @@ def figures(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
     }
 
 
-def calibrated(probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str) -> dict[str, Any]:
+def calibrated_metrics(
+    probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str
+) -> dict[str, Any]:
     """The figures of calibrated probabilities, their Brier score, and what they were before the temperature."""
-    found = figures(probability, labels, split)
+    found = classification_metrics(probability, labels, split)
     wrong = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)
     found["brier"] = metric(wrong.mean().item(), split)
     raw = torch.softmax(probability.double().clamp(min=1e-30).log() * temperature, dim=1).float()
-    before = figures(raw, labels, f"{split}, before the temperature")
+    before = classification_metrics(raw, labels, f"{split}, before the temperature")
     found |= {f"{name}_before": before[name] for name in ("nll", "calibration_error")}
     return {f"{name}{suffix}": found[name] for name in found}
 

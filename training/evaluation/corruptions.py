@@ -71,6 +71,6 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def corrupted(images: Tensor, kind: str, strength: int) -> Tensor:
+def corrupt(images: Tensor, kind: str, strength: int) -> Tensor:
     """uint8 images [N, 3, S, S] -> the same, damaged; ``strength`` is 0, 1 or 2."""
     return CORRUPTIONS[kind](images, strength).round().clamp(0, 255).to(torch.uint8)

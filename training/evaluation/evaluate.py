@@ -27,8 +27,10 @@ from training.data.datasets import DataError
 from training.evaluation import generation, language_model
 from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
 
-HALVED = 0.002  # by which a figure may differ between processors with and without products in bfloat16
-LEARNT = {"samples_only_accuracy": 0.004}  # what a training ends at that measures: processors round it elsewhere
+BFLOAT16_TOLERANCE = 0.002  # by which a figure may differ between processors with and without products in bfloat16
+TRAINED_TOLERANCE = {
+    "samples_only_accuracy": 0.004
+}  # what a training ends at that measures: processors round it elsewhere
 
 
 class EvaluationError(Exception):
@@ -47,19 +49,19 @@ class Script:
     """
 
     evaluate: Callable[..., dict[str, Any]]
-    judge: Callable[[Path, str, int], Any] | None = None
+    reference_classifier: Callable[[Path, str, int], Any] | None = None
     read_own: Callable[[store.Card, Path], Any] | None = None
     measure_own: Callable[[Any, Any], dict[str, Any]] | None = None
 
 
 def _read_images(card: store.Card, models: Path) -> Any:
     chosen, _ = cnn.arguments(_command(card)[1])
-    return image_folders.read(chosen.own["images"], chosen.own["size"])
+    return image_folders.read(chosen.data_options["images"], chosen.data_options["size"])
 
 
 def _read_text(card: store.Card, models: Path) -> Any:
     chosen, _ = rnn.arguments(_command(card)[1])
-    return texts.read(chosen.own["text"])
+    return texts.read(chosen.data_options["text"])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:
@@ -67,14 +69,16 @@ def _read_table(card: store.Card, models: Path) -> Any:
     chosen, config = lstm.arguments(_command(card)[1])
     base = next(name for name in card.data if "@" in name and ":" not in name)
     return forecaster_finetune.read(
-        replace(chosen, store=models, own={**chosen.own, "origin": base}),
+        replace(chosen, store=models, data_options={**chosen.data_options, "origin": base}),
         config.horizon,  # type: ignore[union-attr]
     )
 
 
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
     chosen, _ = gan.arguments(_command(card)[1])
-    return gan_finetune.read(chosen.own["images"], chosen.own["size"], chosen.own["colour"], chosen.name)
+    return gan_finetune.read(
+        chosen.data_options["images"], chosen.data_options["size"], chosen.data_options["colour"], chosen.name
+    )
 
 
 # By the module that the command on a card names. Add one line here for each new training script.
@@ -82,7 +86,9 @@ SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, cnn_finetune.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, None, _read_table, forecaster_finetune.measure),
-    "training.gan": Script(generation.evaluate, generation.load_judge, _read_labelled_images, gan_finetune.measure),
+    "training.gan": Script(
+        generation.evaluate, generation.load_reference_classifier, _read_labelled_images, gan_finetune.measure
+    ),
 }
 
 
@@ -125,10 +131,10 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
     script, predictor = script_of(card), TASKS[card.task].predictor(version, torch.device(device))
     if own is not None and script.measure_own:
         return script.measure_own(predictor, own)
-    if script.judge is None:
+    if script.reference_classifier is None:
         return script.evaluate(predictor)
     number = next(int(name.partition("@")[2]) for name in card.data if "@" in name)
-    return script.evaluate(predictor, script.judge(models, device, number))
+    return script.evaluate(predictor, script.reference_classifier(models, device, number))
 
 
 def sha256_of(name: str, models: Path, own: Any = None) -> str:
@@ -152,7 +158,9 @@ def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
             continue
         stated, now = card.metrics[name].value, measured[name]["value"]
         decimals = card.metrics[name].decimals
-        same = abs(stated - now) <= max(1.01 * 10**-decimals, HALVED if halved else 0, LEARNT.get(name, 0))
+        same = abs(stated - now) <= max(
+            1.01 * 10**-decimals, BFLOAT16_TOLERANCE if halved else 0, TRAINED_TOLERANCE.get(name, 0)
+        )
         lines.append(f"  {name:34} {stated:.{decimals}f}  measured {now:.{decimals}f} {'✓' if same else '✗'}")
     return lines
 

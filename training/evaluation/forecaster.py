@@ -12,7 +12,7 @@ import numpy as np
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics
-from training.run import metric, saved
+from training.run import metric, save_figure
 
 PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # of the metrics on the card
 DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95": 3}
@@ -100,4 +100,4 @@ def draw_samples(path: Path, examples: Sequence[Example]) -> Path:
         for level in (50, 95):
             axis.fill_between(ahead, *example.forecast.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
         axis.set_title(example.name, fontsize=9)
-    return saved(figure, path)
+    return save_figure(figure, path)

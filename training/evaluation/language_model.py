@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from app.tasks.text_generation import TextGenerator
 from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
-from training.run import metric, saved
+from training.run import metric, save_figure
 
 
 def window_loss(network: Any, *parts: Tensor) -> float:
@@ -76,4 +76,4 @@ def draw_samples(path: Path, generator: TextGenerator, prompts: Sequence[str]) -
     for i, text in enumerate(samples):
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 52) or [""]]
         figure.text(0.02 + i * 0.33, 0.97, "\n".join(lines), family="monospace", fontsize=8, va="top", parse_math=False)
-    return saved(figure, path)
+    return save_figure(figure, path)

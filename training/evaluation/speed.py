@@ -25,7 +25,7 @@ from app.store import files
 from app.tasks import TASKS
 
 SECONDS = 0.5  # for which something is repeated ...
-LEAST = 5  # ... and how often at least
+MIN_REPEATS = 5  # ... and how often at least
 ROWS = 64  # of a full batch
 STEPS = 100_000  # characters that a timed text would have
 
@@ -36,12 +36,12 @@ def measure(predictor: Any, hardware: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         predictor.warm_up(ROWS)
-        alone, full = (_median(_once(predictor, rows)) for rows in (1, ROWS))
+        alone, full = (_median_seconds(_dummy_step(predictor, rows)) for rows in (1, ROWS))
     finally:
         torch.set_num_threads(threads)
     return {
-        "milliseconds": _digits(1000 * alone),
-        "per_second": _digits(ROWS / full),
+        "milliseconds": _round(1000 * alone),
+        "per_second": _round(ROWS / full),
         "rows": ROWS,
         "hardware": hardware,
     }
@@ -63,25 +63,25 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
-def _once(predictor: Any, rows: int) -> Callable[[], Any]:
+def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
     if TASKS[predictor.card.task].engine == "text":
         texts = predictor.dummy_texts(rows, STEPS)
         return lambda: predictor.step(texts)
     return lambda: predictor.dummy_run(rows)
 
 
-def _median(compute: Callable[[], Any]) -> float:
+def _median_seconds(compute: Callable[[], Any]) -> float:
     compute()
     taken: list[float] = []
     end = time.perf_counter() + SECONDS
-    while len(taken) < LEAST or time.perf_counter() < end:
+    while len(taken) < MIN_REPEATS or time.perf_counter() < end:
         begun = time.perf_counter()
         compute()
         taken.append(time.perf_counter() - begun)
     return statistics.median(taken)
 
 
-def _digits(value: float) -> float:
+def _round(value: float) -> float:
     """Three digits: more are not true of the next minute."""
     return float(f"{value:.3g}")
 

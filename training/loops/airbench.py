@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from app.networks.cnn import WhitenedNet
 from training.configs import AirbenchConfig
-from training.data.image_batches import accuracy_of, moved
-from training.run import derive
+from training.data.image_batches import accuracy_of, shift_and_mirror
+from training.run import derive_seed
 
 MOMENTUM = 0.85
 BIAS_FACTOR = 64  # of the rate of batch norm's biases
-LOOK_EVERY = 5  # steps from one look-ahead to the next
+LOOKAHEAD_INTERVAL = 5  # steps from one look-ahead to the next
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.opti
     return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
 
 
-def triangle(step: int, total: int) -> float:
+def triangular_schedule(step: int, total: int) -> float:
     """The rates' factor: from 0.2 up to 1 over the first 23 % of the steps, then down to 0.07, in straight lines."""
     peak = int(total * 0.23)
     if step < peak:
@@ -74,12 +74,12 @@ class Lookahead:
     def update(self, network: nn.Module, step: int, total: int) -> None:
         """After step ``step`` of ``total``, counted from 0: the last one leaves the slow copy in the network."""
         done = step + 1
-        if done % LOOK_EVERY == 0:
-            self._meet(network, 0.95**5 * (done / total) ** 3)
+        if done % LOOKAHEAD_INTERVAL == 0:
+            self._interpolate(network, 0.95**5 * (done / total) ** 3)
         if done == total:
-            self._meet(network, 1.0)
+            self._interpolate(network, 1.0)
 
-    def _meet(self, network: nn.Module, decay: float) -> None:
+    def _interpolate(self, network: nn.Module, decay: float) -> None:
         for key, tensor in _floating(network).items():
             tensor.copy_(self.slow[key].lerp_(tensor, 1 - decay))
 
@@ -104,7 +104,7 @@ class AirbenchTrainer:
         self.network = network.train()
         self.slow = Lookahead(network)
         self.optimizer = sgd(network, config.learning_rate, config.weight_decay, config.batch)
-        generator = torch.Generator().manual_seed(derive(seed, "mirrored"))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "mirrored"))
         self.mirrored = torch.randint(2, (images, 1), generator=generator)  # in the epochs 0, 2, 4, ...
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
@@ -117,13 +117,13 @@ class AirbenchTrainer:
         epoch = step // (total // config.epochs)
         network.whiten.get_parameter("bias").requires_grad_(epoch < config.whiten_epochs)
         shifts = torch.randint(-config.shift, config.shift + 1, (2, len(batch), 1))
-        augmented = moved(images[batch], shifts, (self.mirrored[batch] + epoch) % 2 == 1)
+        augmented = shift_and_mirror(images[batch], shifts, (self.mirrored[batch] + epoch) % 2 == 1)
         labels = labels[batch]
         with torch.autocast(images.device.type, torch.bfloat16):
             logits = network.scores(augmented)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial"] * triangle(step, total)
+            group["lr"] = group["initial"] * triangular_schedule(step, total)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

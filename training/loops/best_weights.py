@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 
-class Best:
+class BestWeights:
     """The weights that did best so far, and their loss: what is small is soon learnt by heart."""
 
     def __init__(self, network: nn.Module) -> None:
         self.loss = torch.tensor(torch.inf)
         self.weights = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
 
-    def offer(self, network: nn.Module, loss: float) -> None:
+    def update(self, network: nn.Module, loss: float) -> None:
         """Take these weights over when they do better than any before."""
         if loss < self.loss:
             self.loss.fill_(loss)

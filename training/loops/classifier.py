@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.configs import CnnConfig
-from training.data.image_batches import accuracy_of, batches, moved
-from training.run import Run, schedule, set_learning_rate
+from training.data.image_batches import accuracy_of, batches, shift_and_mirror
+from training.run import Run, cosine_schedule, set_learning_rate
 
 
 class ClassifierTrainer(Protocol):
@@ -56,7 +56,7 @@ class AveragedTrainer:
     def __init__(self, config: CnnConfig, network: nn.Module) -> None:
         self.config = config
         self.network = network.train()
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average), use_buffers=True)
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
         self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
@@ -64,7 +64,7 @@ class AveragedTrainer:
         config = self.config
         logits = self.network(augment(images[batch], config))
         loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
-        set_learning_rate(self.optimizer, config.learning_rate * schedule(step, total))
+        set_learning_rate(self.optimizer, config.learning_rate * cosine_schedule(step, total))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -91,4 +91,4 @@ def augment(images: Tensor, config: CnnConfig) -> Tensor:
         images = F.grid_sample(images.float(), grid, align_corners=False, padding_mode="reflection")
     shifts = torch.randint(-config.shift, config.shift + 1, (2, count, 1))
     mirrored = torch.randint(2, (count, 1)) * config.flip == 1
-    return moved(images, shifts, mirrored)
+    return shift_and_mirror(images, shifts, mirrored)

@@ -30,8 +30,8 @@ from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed, time_budget
-from training.loops.best_weights import Best
-from training.run import Run, derive, schedule, set_learning_rate
+from training.loops.best_weights import BestWeights
+from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
 SYNTHETIC_LENGTH = 700  # values of a synthetic series
@@ -103,7 +103,7 @@ def optimizer_and_average(
     network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig
 ) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW and the moving average of the weights."""
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     betas = (0.9, 0.99)
     return torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=betas, fused=True), average
 
@@ -135,7 +135,7 @@ class EnsembleTrainer:
         """Compute and clip the gradient of one member; returns its loss."""
         member: Any = self.network.members[number]
         device = member.head.weight.device
-        generator = Generator().manual_seed(derive(self.seed, "member", number, step))
+        generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         hidden = self.network.sizes.hidden
         batch, mask = sample_windows(self.sampler, self.config, hidden, generator, held_out)
         # bfloat16 takes 0.6 of the time of float32
@@ -162,29 +162,29 @@ class Trainer:
         self.network = network.to(device).train().requires_grad_(True)
         self.optimizer, self.average = optimizer_and_average(self.network, config)
         bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
-        self.loss_module = distributed.together(LossModule(self.network, bfloat16))
+        self.loss_module = distributed.data_parallel(LossModule(self.network, bfloat16))
 
     def update(self, step: int, learning_rate: float) -> float:
         """One step; returns the mean loss of all members over all processes."""
         samples = [self._sample(number, step) for number in range(len(self.network.members))]
         sums, weights = self.loss_module([batch for batch, _ in samples], [mask for _, mask in samples])
-        total_weights = distributed.total(weights.detach()).clamp(min=1)
+        total_weights = distributed.sum_over_ranks(weights.detach()).clamp(min=1)
         # Gradients are averaged over the processes, so each loss is multiplied by their number.
-        loss = (sums / total_weights).mean() * distributed.count()
+        loss = (sums / total_weights).mean() * distributed.world_size()
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
         self.average.update_parameters(self.network)
-        return float(distributed.total(loss.detach())) / distributed.count()
+        return float(distributed.sum_over_ranks(loss.detach())) / distributed.world_size()
 
     def _sample(self, number: int, step: int) -> tuple[Batch, Tensor]:
         """This process's share of a member's windows and of its dropout mask."""
-        generator = Generator().manual_seed(derive(self.seed, "member", number, step))
+        generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
-        share = Batch(*(distributed.share(part) for part in batch)).to(self.device)
-        return share, distributed.share(mask).to(self.device)
+        share = Batch(*(distributed.shard(part) for part in batch)).to(self.device)
+        return share, distributed.shard(mask).to(self.device)
 
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
@@ -202,7 +202,9 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
     first = round(config.updates * config.held_out)
     for step in run.steps(config.updates):
         held_out = step < first
-        factor = schedule(step, first) if held_out else 0.5 * schedule(step - first, config.updates - first)
+        factor = (
+            cosine_schedule(step, first) if held_out else 0.5 * cosine_schedule(step - first, config.updates - first)
+        )
         loss = trainer.update(step, config.learning_rate * factor, held_out)
         if (step + 1) % max(config.updates // 25, 1) == 0:
             run.log(loss=loss, **(validation_mase(trainer.average.module, sampler) if held_out else {}))
@@ -218,11 +220,11 @@ def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
     m4_share = (1 - config.synthetic_share) / 2
     collections = [datasets.m4_hourly(), datasets.m4_weekly()]
     sources = [Source(one.past, one.season, one.future.shape[1], m4_share) for one in collections]
-    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive(seed, "synthetic", 1))
+    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
     share = config.synthetic_share / (len(SEASONS) + 2)
     sources.append(Source(list(seasonless), 1, ForecasterSizes().horizon, 2 * share))
     for season in SEASONS:
-        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive(seed, "synthetic", season))
+        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
         series = [*seasonal, *seasonless[::MISLABELLED_EVERY]]
         sources.append(Source(series, season, ForecasterSizes().horizon, share))
     return sources
@@ -297,28 +299,28 @@ def finetune(
     series = [torch.from_numpy(split.series.values[: split.validation]) for split in splits]
     sampler = WindowSampler([Source(series, season, min(horizon, sizes.horizon), 1.0)], sizes.context, sizes.horizon)
     steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
-    config = replace(config, batch=distributed.even(config.batch))
+    config = replace(config, batch=distributed.divisible_batch(config.batch))
 
     def trial() -> Callable[[int], object]:
         discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
         return lambda step: discarded.update(step, config.learning_rate)
 
-    total = time_budget.epochs(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
-    average = max(0.0, min(config.average, 1 - 20 / total))  # covers at most 5 % of a short run
-    config = replace(config, average=average)
+    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
+    config = replace(config, ema_decay=ema_decay)
     validation = Validation(
         GlobalForecaster(base, torch.device(options.device)),
         backtest.origins(splits, season, horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
     )
     trainer = Trainer(network, sampler, config, options.seed, options.device)
-    best = Best(trainer.average.module)
-    best.offer(trainer.average.module, validation(trainer.average.module))
+    best = BestWeights(trainer.average.module)
+    best.update(trainer.average.module, validation(trainer.average.module))
     run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
     for step in run.steps(total):
-        loss = trainer.update(step, config.learning_rate * schedule(step, total))
+        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
         if (step + 1) % steps_per_epoch == 0:
             validation_loss = validation(trainer.average.module)
-            best.offer(trainer.average.module, validation_loss)
+            best.update(trainer.average.module, validation_loss)
             run.log(epoch=(step + 1) // steps_per_epoch, loss=loss, validation_loss=validation_loss)
     trainer.average.module.load_state_dict(best.weights)
     return trainer.average.module

@@ -23,7 +23,7 @@ from training.evaluation.backtest import Split
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
 from training.loops import distributed
 from training.loops.forecaster import finetune
-from training.options import Options, origin
+from training.options import Options, base_version
 from training.run import Run
 
 DEFAULT_HORIZON = 12  # steps, for series without a season
@@ -54,9 +54,9 @@ def read(options: Options, horizon: int) -> OwnSeries:
     Raises:
         DataError: the table or the version cannot be used.
     """
-    own = options.own
+    own = options.data_options
     table = tables.read(own["csv"], own["column"], own["time"], own["group"], own["season"], own["by_rows"])
-    base = origin(options, ("forecaster",))
+    base = base_version(options, ("forecaster",))
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
     if horizon < 0:
@@ -70,12 +70,12 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     own = read(options, config.horizon)
     tables.report(own.table)
     run = Run(options, config, argv, own.sha256)
-    run.write("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
-    run.write("series.jsonl", tables.to_json_lines(own.table))
+    run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
+    run.write_file("series.jsonl", tables.to_json_lines(own.table))
     network = finetune(run, config, own.base, own.splits, own.table.season, own.horizon)
     if distributed.rank() == 0:
         publish(run, own, network)
-    distributed.leave()
+    distributed.exit_process()
 
 
 def as_method(forecaster: GlobalForecaster) -> backtest.Forecast:
@@ -138,8 +138,8 @@ def publish(run: Run, own: OwnSeries, network: Any) -> None:
     helped, reason = verdict(metrics)
     card = {**card_of(own, network.sizes, reason), "metrics": metrics}
     samples = draw_samples(run.folder / "samples.png", examples(forecaster, own))
-    publishes = helped or run.options.own["force"]
-    run.finish(card, network, {"curves.png": run.curves(), "samples.png": samples}, publish=publishes)
+    publishes = helped or run.options.data_options["force"]
+    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples}, publish=publishes)
     print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
 
 

@@ -85,10 +85,10 @@ class DiscriminatorLoss(nn.Module):
         d_loss = F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()  # cross-entropy: real is 1, fake is 0
         loss = d_loss
         if isinstance(config, ConditionalGanConfig) and class_logits is not None and labels is not None:
-            loss = loss + config.reading * F.cross_entropy(class_logits[: len(real)], labels)
-        if config.penalty and penalize:
+            loss = loss + config.real_class_loss_weight * F.cross_entropy(class_logits[: len(real)], labels)
+        if config.r1_penalty and penalize:
             penalty = gradient_penalty(self.discriminator, real, labels)
-            loss = loss + config.penalty * config.penalty_every * penalty
+            loss = loss + config.r1_penalty * config.r1_interval * penalty
         return loss, d_loss
 
 
@@ -103,13 +103,13 @@ class GanTrainer:
     ) -> None:
         self.config, self.device = config, device
         self.generator, self.discriminator = generator.to(device), discriminator.to(device)
-        self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        self.average: Any = AveragedModel(self.generator, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         betas = (config.beta1, beta2)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
         # After the average, which keeps its own batch norms: only the first process draws with the average.
-        self.parallel_generator = distributed.together(self.generator)
-        self.discriminator_loss = distributed.together(DiscriminatorLoss(self.discriminator, config))
+        self.parallel_generator = distributed.data_parallel(self.generator)
+        self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
         """Train both networks for one step on the whole batch; return d_loss and g_loss.
@@ -120,11 +120,11 @@ class GanTrainer:
         set_learning_rate(self.generator_optimizer, rate)
         set_learning_rate(self.discriminator_optimizer, rate)
         latents = torch.randn(len(real), self.config.latent).to(self.device)
-        real, latents = distributed.share(real), distributed.share(latents)
-        labels = None if labels is None else distributed.share(labels)
+        real, latents = distributed.shard(real), distributed.shard(latents)
+        labels = None if labels is None else distributed.shard(labels)
         with bfloat16_convolutions():
             fake = self.parallel_generator(latents) if labels is None else self.parallel_generator(latents, labels)
-            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.penalty_every == 0)
+            d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.r1_interval == 0)
             g_loss = self.generator_step(fake, labels)
         self.average.update_parameters(self.generator)
         return d_loss, g_loss
@@ -143,7 +143,7 @@ class GanTrainer:
         logits, class_logits = score(self.discriminator, fake, labels)
         loss = g_loss = F.softplus(-logits).mean()
         if isinstance(self.config, ConditionalGanConfig) and class_logits is not None and labels is not None:
-            loss = g_loss + self.config.legible * F.cross_entropy(class_logits, labels)
+            loss = g_loss + self.config.class_loss_weight * F.cross_entropy(class_logits, labels)
         self.generator_optimizer.zero_grad()
         loss.backward()
         self.generator_optimizer.step()

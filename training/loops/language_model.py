@@ -22,8 +22,8 @@ from app.tasks.precision import fast_bfloat16
 from training.configs import RnnConfig
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
-from training.loops.best_weights import Best
-from training.run import Run, derive, schedule, set_learning_rate
+from training.loops.best_weights import BestWeights
+from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}  # of AdamW
 
@@ -77,10 +77,10 @@ class Trainer:
     def __init__(self, network: Any, config: RnnConfig, device: str = "cpu") -> None:
         self.config = config
         self.network = network.to(device)
-        self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+        self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         groups = parameter_groups(self.network, config)
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS[config.kind], fused=True)
-        self.loss_module = distributed.together(LossModule(self.network, config))
+        self.loss_module = distributed.data_parallel(LossModule(self.network, config))
 
     def update(self, characters: Tensor, state: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One step on characters [batch, bptt + 1]; returns the loss and the new state.
@@ -89,8 +89,8 @@ class Trainer:
         """
         unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown
         inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
-        distributed.draw_apart()  # dropout differs between processes
-        loss, state = self.loss_module(distributed.share(inputs), distributed.share(characters[:, 1:]), state)
+        distributed.seed_per_rank()  # dropout differs between processes
+        loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         loss.backward()
@@ -119,28 +119,28 @@ def fit(
     def trial() -> Callable[[int], object]:
         trainer = Trainer(copy.deepcopy(network), config, device)
         characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1)
-        state = trainer.network.zero_state(config.batch // distributed.count())
+        state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
-    total = time_budget.epochs(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
     if keep_best:  # the average covers at most 5 % of a short run
-        config = dataclasses.replace(config, average=max(0.0, min(config.average, 1 - 20 / total)))
+        config = dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / total)))
     trainer = Trainer(network, config, device)
-    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.count())
-    best = Best(trainer.average.module) if keep_best and config.validation else None
+    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
+    best = BestWeights(trainer.average.module) if keep_best and config.validation else None
     tracked = {"network": trainer.network, "average": trainer.average, "optimizer": trainer.optimizer}
     run.track(**tracked, **({"best": best} if best else {}))
     for step in run.steps(total):
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
         characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
         reset = torch.rand(config.batch, 1, 1) < (1.0 if step_of_epoch == 0 else config.reset_state)
-        state = run.tensors["state"].masked_fill(distributed.share(reset).to(device), 0)
-        learning_rate = config.learning_rate * schedule(step, total)
+        state = run.tensors["state"].masked_fill(distributed.shard(reset).to(device), 0)
+        learning_rate = config.learning_rate * cosine_schedule(step, total)
         loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
         if step_of_epoch == steps_per_epoch - 1:
             metrics = {"validation_loss": window_loss(trainer.average.module, *validation)} if config.validation else {}
             if best:
-                best.offer(trainer.average.module, metrics["validation_loss"])
+                best.update(trainer.average.module, metrics["validation_loss"])
             run.log(epoch=epoch + 1, loss=loss.item(), **metrics)
     if best:
         trainer.average.module.load_state_dict(best.weights)
@@ -149,6 +149,6 @@ def fit(
 
 def batch_at(train: Tensor, config: RnnConfig, seed: int, epoch: int, step: int) -> Tensor:
     """The characters [batch, bptt + 1] of a step; the streams start at other places in every epoch."""
-    offset = derive(seed, "offset", epoch) % len(train)
+    offset = derive_seed(seed, "offset", epoch) % len(train)
     starts = offset + torch.arange(config.batch).unsqueeze(1) * (len(train) // config.batch) + step * config.bptt
     return train[(starts + torch.arange(config.bptt + 1)) % len(train)]

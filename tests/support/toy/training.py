@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from app.tasks.classification import ImageClassifier
 from support.toy.network import ToyNet, ToyNetSizes
-from training.options import options
+from training.options import parse_options
 from training.run import Run, metric
 
 LABELS = ["horizontal", "vertical"]
@@ -47,7 +47,7 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
+    chosen, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
     run = Run(chosen, config, argv)
     network = ToyNet(ToyNetSizes())
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
@@ -72,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         "notes": "",
     }
     card["metrics"] = evaluate(run.predictor(ImageClassifier, card, network))
-    run.finish(card, network, {"curves.png": run.curves()})
+    run.finish(card, network, {"curves.png": run.plot_curves()})
