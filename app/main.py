@@ -20,9 +20,9 @@ from app.api.middleware.api_keys import close_storage, document_security, limit_
 from app.api.middleware.body_limit import BodyLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.fast_routes import FastRoutes
-from app.api.open_inference import routes
-from app.api.openai import completions
-from app.api.routes import admin, health, models, page, tasks
+from app.api.open_inference import generate, infer, metadata, repository, server, statistics
+from app.api.openai import completions, images
+from app.api.routes import admin, classify, forecast, generate_images, generate_text, health, models, page
 from app.observability.access_log import AccessLog
 from app.observability.logs import configure_logging
 from app.observability.metrics import Metrics
@@ -99,15 +99,22 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
     )
     app.state.registry = registry
     errors.install(app)
-    busy = tasks.router(registry, settings)
-    app.include_router(busy)
-    others = [completions.router(registry, settings), timeseries.router(registry, settings)]
-    for protocol in others:
-        app.include_router(protocol)
-    app.include_router(models.router(registry))
-    tensors = routes.router(registry, settings, metrics, key)
-    app.include_router(tensors)
-    app.include_router(health.router(registry, metrics))
+    tasks = [
+        module.router(registry, settings)
+        for module in (classify, generate_text, forecast, generate_images, completions, images, timeseries)
+    ]
+    tensors = [infer.router(registry, settings), generate.router(registry, settings)]
+    for router in (
+        *tasks,
+        models.router(registry),
+        server.router(registry),
+        statistics.router(registry, metrics),
+        metadata.router(registry, settings),
+        *tensors,
+        repository.router(registry, settings, key),
+        health.router(registry, metrics),
+    ):
+        app.include_router(router)
     if key:
         app.include_router(admin.router(registry, settings, key))
     app.include_router(page.router())
@@ -117,8 +124,11 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         document_security(app)
 
     # The outermost layers: requests to busy routes do not pass through FastAPI's and Starlette's own.
-    busiest = [route for each in (busy, *others) for route in each.routes]
-    fast = FastRoutes(app, busiest, named=routes.busy_routes(tensors))
+    fast = FastRoutes(
+        app,
+        [route for router in tasks for route in router.routes],
+        named=[route for router in tensors for route in router.routes],
+    )
     buffered = BodyLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     inside = with_api_keys(buffered, settings, counted, errors.error_response, metrics.on_rate_limited)
     app.middleware_stack = telemetry = RequestTelemetry(cors(inside, settings), metrics, log, errors.error_response)

@@ -14,7 +14,7 @@ from app.api.inference import resolve_model, run_inference
 from app.api.open_inference.decode import LONGEST_ID
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModel, add_routes, model_in_path
-from app.api.open_inference.responses import GenerateRequest, GenerateResponse
+from app.api.open_inference.responses import FAILURES, GenerateRequest, GenerateResponse
 from app.api.openapi import request_body
 from app.api.request import (
     EXTRA_COMMAS,
@@ -123,8 +123,9 @@ def _native_body(
         raise BadValue(error.message.replace(error.param, sent_name, 1), sent_name) from None
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``generate`` and ``generate_stream`` of every model of texts, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the routes ``generate`` and ``generate_stream`` of text models, with the limits of the settings."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
     prompts = generate_text.request_model(settings)
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
     reader = BodyReader(limit, settings.body_seconds, registry.parse_executor)
@@ -176,3 +177,5 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         The last event of the text has a `finish_reason`. There is no `[DONE]` event.
         """
         return await run(request, name, streamed=True)
+
+    return routes

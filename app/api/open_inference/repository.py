@@ -19,7 +19,7 @@ from starlette.responses import Response
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
 from app.api.open_inference.paths import OptionalModel, model_in_path
-from app.api.open_inference.responses import ModelLoaded, ModelUnloaded, RepositoryIndex
+from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
 from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body, set_deadline
 from app.api.responses import success_response
@@ -42,8 +42,9 @@ class LoadRequest(OpenModel):
     parameters: dict[str, Any] = Field({}, description="`unload_dependents` has no effect: no model depends on another")
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str | None) -> None:
-    """``/v2/repository/...``; without an admin key nothing is loaded or unloaded."""
+def router(registry: Registry, settings: Settings, admin_key: str | None) -> APIRouter:
+    """Return the routes ``/v2/repository/...``. Without an admin key, ``load`` and ``unload`` are refused."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
 
     @routes.post(
         "/repository/index",
@@ -61,7 +62,7 @@ def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: st
 
     if admin_key:
         _changes(routes, registry, settings, admin_key)
-        return
+        return routes
 
     @routes.post("/repository/models/{name}/load", include_in_schema=False)
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
@@ -71,6 +72,8 @@ def add(routes: APIRouter, registry: Registry, settings: Settings, admin_key: st
             "where a version that is published is served within moments, and one that is removed no longer",
             "name",
         )
+
+    return routes
 
 
 def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_key: str) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
-from app.api.open_inference.responses import StatisticsResponse
+from app.api.open_inference.responses import FAILURES, StatisticsResponse
 from app.api.openapi import WITH_TIMEOUT
 from app.api.request import json_response, set_deadline
 from app.api.responses import success_response
@@ -18,8 +18,12 @@ from app.serving.registry import Registry
 from app.tasks import TASKS
 
 
-def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
-    """``/v2/models/stats``, and ``/v2/models/{name}/stats``."""
+def router(registry: Registry, metrics: Metrics) -> APIRouter:
+    """Return the routes ``/v2/models/stats`` and ``/v2/models/{name}/stats``.
+
+    They must precede the routes of ``metadata``, which take "stats" as the name of a model.
+    """
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
 
     @routes.get(
         "/models/stats",
@@ -45,6 +49,8 @@ def add(routes: APIRouter, registry: Registry, metrics: Metrics) -> None:
         """Get the number of requests and the waiting and computing time of one model."""
         live = await model_in_path(registry, request, name, set_deadline(request, registry.settings.request_seconds))
         return json_response({"model_stats": [_of(live, metrics.totals())]})
+
+    return routes
 
 
 def _of(live: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
-from app.api.openai import images
 from app.api.openai.responses import Completion
 from app.api.openapi import request_body
 from app.api.request import ModelName, RequestBody, Seed, json_response, validate, with_limits
@@ -313,14 +312,8 @@ def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Call
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """The routes, with the limits of the settings."""
+    """Return the route ``/v1/completions``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
-    _completions(routes, registry, settings)
-    images.add(routes, registry, settings)
-    return routes
-
-
-def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     prompts = generate_text.request_model(settings)
     bodies = with_limits(CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
     endpoint = JsonEndpoint(
@@ -350,3 +343,5 @@ def _completions(routes: APIRouter, registry: Registry, settings: Settings) -> N
         With `stream` the service sends the characters as server-sent events while the model draws them.
         """
         return await endpoint.run(request)
+
+    return routes

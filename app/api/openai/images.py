@@ -18,7 +18,7 @@ from app.api.openai.prompt_labels import prompt_labels
 from app.api.openai.responses import ImageGenerationResponse
 from app.api.openapi import request_body
 from app.api.request import BYTES_PER_VALUE, ModelName, Seed, json_response, with_limits
-from app.api.responses import success_response
+from app.api.responses import ERROR_RESPONSES, success_response
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
@@ -105,8 +105,9 @@ class ImageGenerationInference(Inference[ImageSampler]):
         )
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v1/images/generations``, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``/v1/images/generations``, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
     bodies = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
     endpoint = JsonEndpoint(
         registry,
@@ -130,3 +131,5 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         A prompt without a label, such as "digits", gives images of random labels.
         """
         return await endpoint.run(request)
+
+    return routes

@@ -34,7 +34,7 @@ from app.api.request import (
     set_deadline,
     with_limits,
 )
-from app.api.responses import ClassifyResponse, success_response, with_model
+from app.api.responses import ERROR_RESPONSES, ClassifyResponse, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.serving.loader import LoadedModel
@@ -65,8 +65,9 @@ class ClassifyRequest(RequestBody):
     images: list[str] = Field(description="image files in base64", min_length=1)
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v1/images/classify``, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``/v1/images/classify``, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     images = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
     reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
@@ -93,6 +94,8 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         if query.explain:
             return await _explain(request, registry, inference, deadline)
         return await run_inference(request, registry, inference, deadline)
+
+    return routes
 
 
 def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:

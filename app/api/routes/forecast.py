@@ -13,7 +13,7 @@ from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
 from app.api.request import ModelName, json_response, with_limits
-from app.api.responses import ForecastResponse, success_response, with_model
+from app.api.responses import ERROR_RESPONSES, ForecastResponse, success_response, with_model
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -150,8 +150,9 @@ class ForecastInference(Inference[AnyForecaster]):
         return json_response(with_model(self.model, results=self.results(outputs)))
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v1/series/forecast``, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``/v1/series/forecast``, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     histories = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
@@ -173,3 +174,5 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def forecast(request: Request) -> Response:
         """Forecast the next values of one or several series of numbers, with prediction intervals."""
         return await endpoint.run(request)
+
+    return routes

@@ -23,7 +23,7 @@ from app.api.request import (
     preferred_media_type,
     with_limits,
 )
-from app.api.responses import ImagesResponse, success_response, with_model
+from app.api.responses import ERROR_RESPONSES, ImagesResponse, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -89,8 +89,9 @@ def encode_images(pixels: np.ndarray) -> list[str]:
     return [base64.b64encode(png(image)).decode() for image in pixels]
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v1/images/sample``, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``/v1/images/sample``, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     draws = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
     endpoint = JsonEndpoint(registry, settings, GENERATE_IMAGES, draws, ImageInference, content_commas=MAX_LABEL_LENGTH)
 
@@ -112,3 +113,5 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         (`image/png`). With `walk_to` one animated image (`image/png`, `image/apng` or `image/webp`).
         """
         return await endpoint.run(request)
+
+    return routes

@@ -15,7 +15,7 @@ from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
 from app.api.request import MAX_SEED, ModelName, Seed, json_response, with_limits
-from app.api.responses import TextResponse, stream_response, success_response, with_model
+from app.api.responses import ERROR_RESPONSES, TextResponse, stream_response, success_response, with_model
 from app.api.sse import event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
@@ -148,8 +148,9 @@ class TextInference(Inference[TextGenerator]):
                 yield b"".join(events)
 
 
-def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    """``/v1/text/continue``, with the limits of the settings."""
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``/v1/text/continue``, with the limits of the settings."""
+    routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
     prompts = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
@@ -178,3 +179,5 @@ def add(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         With `stream` the service sends the characters as server-sent events while the model draws them.
         """
         return await endpoint.run(request)
+
+    return routes

@@ -1,0 +1,108 @@
+"""Inference on tensors under ``/v2``.
+
+Bodies are read whatever their Content-Type is: tritonclient sends none, or a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api import openapi
+from app.api.inference import Inference, run_inference
+from app.api.open_inference.decode import (
+    DECOMPRESSORS,
+    JSON_LENGTH_HEADER,
+    InferenceRequest,
+    decode_request,
+    decompress,
+)
+from app.api.open_inference.encode import encode_response, requested_outputs
+from app.api.open_inference.models import RequestModels, TensorModel, check_inputs, earlier_deadline, tensor_model
+from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.responses import FAILURES, InferenceResponse
+from app.api.openapi import BINARY, request_body
+from app.api.request import BYTES_PER_VALUE, header, max_json_bytes, read_body, set_deadline
+from app.api.responses import success_response
+from app.serving.loader import LoadedModel
+from app.serving.registry import Registry
+from app.settings import Settings
+
+VALUE_BYTES = 26  # of a value in JSON; a binary value has up to 8
+
+
+class TensorInference(Inference[Any]):
+    """Computes the outputs of a tensor model. ``limit`` bounds the body in bytes, also after decompression."""
+
+    def __init__(
+        self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
+    ) -> None:
+        super().__init__(model)
+        self.parse_size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
+        self.tensors = tensors
+        self.content = content
+        self.coding = coding
+        self.json_length = json_length
+        self.limit = limit
+
+    def parse(self) -> Sequence[Any]:
+        tensors = self.tensors
+        only = tensors.inputs[0] if len(tensors.inputs) == 1 else None
+        content = decompress(self.content, self.coding, self.limit)
+        self.decoded = decode_request(content, self.json_length, tensors.values, tensors.commas, only)
+        check_inputs(tensors, self.decoded)
+        requested_outputs(self.decoded.body, {spec.name: spec for spec in tensors.outputs})
+        self.items: Sequence[Any] = tensors.items(self.decoded)
+        return self.items
+
+    def deadline(self, deadline: float) -> float:
+        return earlier_deadline(self.decoded.body.parameters, deadline)
+
+    def response_size(self, outputs: Sequence[Any]) -> int:
+        tensors: Any = self.tensors
+        return max(self.parse_size, tensors.length(self.items))
+
+    def respond(self, outputs: Sequence[Any]) -> Response:
+        tensors: Any = self.tensors
+        head = {"model_name": self.model.card.name, "model_version": str(self.model.card.version)}
+        if self.decoded.body.id:
+            head["id"] = self.decoded.body.id
+        arrays = tensors.answers(self.decoded, self.items, outputs)
+        return encode_response(head, self.decoded.body, arrays, {spec.name: spec for spec in tensors.outputs})
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the route ``infer`` of every model, with the limits of the settings."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+    limits = RequestModels.build(settings)
+    binary = {"application/octet-stream": {"schema": BINARY}}
+
+    @add_routes(
+        routes,
+        "POST",
+        "/infer",
+        operation_id="infer",
+        summary="Run a model on tensors",
+        openapi_extra=request_body(InferenceRequest, openapi.INFER_EXAMPLE, others=binary),
+        responses=success_response(InferenceResponse, binary, "The output tensors"),
+    )
+    async def infer(request: Request, name: SeriesModel) -> Response:
+        """Run a model on input tensors and return its output tensors.
+
+        Values are in JSON, or binary behind the JSON part (Triton's binary tensor extension). The body may be
+        compressed with gzip or deflate.
+        """
+        deadline = set_deadline(request, settings.request_seconds)
+        model = await model_in_path(registry, request, name, deadline)
+        model.engine.admit(1)  # reject before the body is read
+        tensors = tensor_model(model, limits)
+        limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
+        content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))
+        coding, json_length = header(request, b"content-encoding").lower(), header(request, JSON_LENGTH_HEADER)
+        inference = TensorInference(model, tensors, content, coding, json_length, limit)
+        return await run_inference(request, registry, inference, deadline)
+
+    return routes

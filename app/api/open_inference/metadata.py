@@ -1,0 +1,119 @@
+"""Names, tensors, configuration and readiness of the models under ``/v2``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.open_inference.decode import TensorSpec
+from app.api.open_inference.models import RequestModels, TensorModel, tensor_model
+from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
+from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
+from app.api.openapi import WITH_TIMEOUT
+from app.api.request import json_response, set_deadline
+from app.api.responses import success_response
+from app.errors import NotReady
+from app.serving.loader import LoadedModel
+from app.serving.registry import Registry
+from app.settings import Settings
+
+PLATFORM = "pytorch_safetensors"
+CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all other data types are TYPE_ and their name
+
+
+def router(registry: Registry, settings: Settings) -> APIRouter:
+    """Return the routes ``/v2/models`` and those of one model, with the limits of the settings."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+    limits = RequestModels.build(settings)
+
+    @routes.get(
+        "/models",
+        operation_id="list_model_names",
+        summary="List the names of all models",
+        responses=success_response(ModelNames, description="The names"),
+    )
+    async def models() -> Response:
+        """List the names of all models, loaded or not."""
+        return json_response({"models": sorted(registry.version_sets)})
+
+    @add_routes(
+        routes,
+        "GET",
+        "",
+        operation_id="get_model_metadata",
+        summary="Get the tensors of a model",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelMetadata, description="The model"),
+    )
+    async def metadata(request: Request, name: SeriesModel) -> Response:
+        """Get names, data types and shapes of a model's inputs and outputs; -1 is a dimension that varies.
+
+        All paths of a model also exist with `/versions/{version}` after the name.
+        """
+        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
+        told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
+        properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
+        tensors = {"inputs": _metadata(model.inputs), "outputs": _metadata(model.outputs)}
+        return json_response({**told, **tensors, "properties": properties})
+
+    @add_routes(
+        routes,
+        "GET",
+        "/config",
+        operation_id="get_model_configuration",
+        summary="Get the configuration of a model",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelConfiguration, description="The configuration"),
+    )
+    async def config(request: Request, name: SeriesModel) -> Response:
+        """Get a model's configuration in Triton's format."""
+        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        return json_response(_config(live, tensor_model(live, limits)))
+
+    @add_routes(
+        routes,
+        "GET",
+        "/ready",
+        operation_id="get_model_ready",
+        summary="Check that a model is ready",
+        openapi_extra=WITH_TIMEOUT,
+        responses=success_response(ModelReady, description="The model is ready"),
+    )
+    async def model_ready(request: Request, name: SeriesModel) -> Response:
+        """Check that a model answers requests. The status is 404 or 503 with the reason if it does not."""
+        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
+        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        if problems := registry.problems():
+            raise NotReady("; ".join(problems))
+        return json_response({"name": live.card.name, "ready": True})
+
+    return routes
+
+
+def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
+    return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
+
+
+def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
+    def tensors(specs: list[TensorSpec]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": spec.name,
+                "data_type": CONFIGURATION_TYPES.get(spec.datatypes[0], f"TYPE_{spec.datatypes[0]}"),
+                "dims": spec.shape[1:] or [1],
+            }
+            for spec in specs
+        ]
+
+    return {
+        "name": live.card.name,
+        "platform": PLATFORM,
+        "backend": "quartet",
+        "max_batch_size": model.rows,
+        "input": tensors(model.inputs),
+        "output": tensors(model.outputs),
+        "dynamic_batching": {},
+    }

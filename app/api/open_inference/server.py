@@ -1,0 +1,63 @@
+"""The server's health and metadata under ``/v2``."""
+
+from __future__ import annotations
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.open_inference.responses import FAILURES, ServerLive, ServerMetadata, ServerReady
+from app.api.request import json_response
+from app.api.responses import success_response
+from app.serving.registry import Registry
+
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "model_configuration", "model_repository", "parameters", "statistics")
+]
+
+
+def router(registry: Registry) -> APIRouter:
+    """Return the routes ``/v2`` and ``/v2/health/...``."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+
+    @routes.get(
+        "/health/live",
+        operation_id="get_server_live",
+        summary="Check that the process is alive",
+        responses={
+            **success_response(ServerLive, description="The process is alive"),
+            503: {"model": ServerLive, "description": "The engine hangs"},
+        },
+    )
+    async def live() -> Response:
+        """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
+        good = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
+        return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
+
+    @routes.get(
+        "/health/ready",
+        operation_id="get_server_ready",
+        summary="Check that the service takes requests",
+        responses={
+            **success_response(ServerReady, description="The service takes requests"),
+            503: {"model": ServerReady, "description": "Send requests elsewhere"},
+        },
+    )
+    async def ready() -> Response:
+        """Answer 503 when requests should go to another server."""
+        good = not registry.problems()
+        content = {"live": True, "ready": good}
+        return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")
+
+    @routes.get(
+        "",
+        operation_id="get_server_metadata",
+        summary="Get the server's name and extensions",
+        responses=success_response(ServerMetadata, description="The server"),
+    )
+    @routes.get("/", include_in_schema=False)
+    async def server(request: Request) -> Response:
+        """Get the server's name, version and protocol extensions."""
+        return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
+
+    return routes
