@@ -1,4 +1,4 @@
-"""Servers that people would pick instead, with the workshop's CNN behind each: how they are installed and asked.
+"""Competing servers with the workshop's CNN: how they are installed and called.
 
 Each has a file here with what its documentation recommends for such a network, and an environment of its own, made
 on first use. One worker, batches of up to 64, no waiting where that can be had. This file runs in those environments

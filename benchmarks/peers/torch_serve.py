@@ -50,7 +50,7 @@ def main() -> None:
     subprocess.run([binaries / "torch-model-archiver", *names, "--export-path", folder], check=True)
     (folder / "config.properties").write_text(configuration(folder, int(os.environ["PEER_PORT"])))
     places = {name: str(folder) for name in ("TEMP", "LOG_LOCATION", "METRICS_LOCATION")}
-    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"  # its workers are started with the python found there
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"  # its workers start with the python found there
     command = ["torchserve", "--foreground", "--ts-config", str(folder / "config.properties")]
     os.execve(binaries / "torchserve", command, {**os.environ, **places, "PATH": path})
 

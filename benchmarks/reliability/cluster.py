@@ -1,15 +1,15 @@
-"""A Ray cluster of two nodes on this machine: the answers of a plain service, and what gets lost when parts of it die.
+"""A Ray cluster of two nodes on this machine: its answers equal a single service's; nodes and replicas are killed.
 
     python -m benchmarks.reliability.cluster                     # all of it, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
-same      each endpoint through the cluster and from a plain service: equal to the byte, streams in what they say
-replica   a replica is killed under load: which answers came, and when there are two again
-node      the same with a whole node, all its processes
-scaling   one replica becomes two as requests wait, and one again under two streams: which answers came
-drain     two replicas become one while both write long texts: which of them were finished
+same      each endpoint through the cluster and from a single service: equal bytes, streams with equal text
+replica   a replica is killed under load: statuses of the answers, and seconds until two replicas run again
+node      a node with all its processes is killed under load
+scaling   one replica becomes two when requests wait, and one again under two streams: statuses of the answers
+drain     two replicas become one while both generate long texts: number of finished texts
 
-Status 0 is an answer that broke off or a connection that was refused.
+Status 0 is an incomplete answer or a refused connection.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SCALED = {"least": 1, "most": 2, "requests": 8, "upscale_seconds": 1, "downscale
 
 
 def requests() -> list[Request]:
-    """One of each kind, through each protocol."""
+    """Return one request of each kind for each protocol."""
 
     def post(path: str, **body: Any) -> Request:
         return Request(path, json.dumps(body).encode())
@@ -78,11 +78,11 @@ def requests() -> list[Request]:
 
 
 def said(body: bytes) -> object:
-    """An answer without what each has of its own: ids and the time; of a stream its text, however it was cut."""
+    """Return an answer without ids and times; for a stream its text."""
     events = re.findall(rb"^data: (\{.*\})\r?$", body, re.MULTILINE)
     if events:
-        told = [json.loads(event) for event in events]
-        pieces = [(one.get("choices") or [one])[0] for one in told]
+        parsed = [json.loads(event) for event in events]
+        pieces = [(one.get("choices") or [one])[0] for one in parsed]
         keys = ("text", "text_output")
         texts: dict[int, str] = collections.defaultdict(str)
         for piece in pieces:
@@ -92,7 +92,7 @@ def said(body: bytes) -> object:
 
 
 async def differences(port: int, plain: int) -> list[str]:
-    """The paths that are answered otherwise by the cluster than by a plain service."""
+    """Return the paths whose answers differ between the cluster and a single service."""
     wrong = []
     for request in requests():
         ours, theirs = await load.ask(port, request), await load.ask(plain, request)
@@ -105,22 +105,22 @@ async def differences(port: int, plain: int) -> list[str]:
 
 
 def replicas() -> int:
-    """How many of the group run."""
+    """Return the number of running replicas of the group."""
     group = serve.status().applications[APPLICATION].deployments[GROUP]
     return group.replica_states.get("RUNNING", 0)
 
 
 async def until(holds: Callable[[], bool]) -> float:
-    """Seconds until it is so. Raises TimeoutError."""
-    begun = time.perf_counter()
+    """Return the seconds until the condition holds. Raises TimeoutError."""
+    started = time.perf_counter()
     async with asyncio.timeout(FOREVER):
         while not await asyncio.to_thread(holds):  # noqa: ASYNC110  # Ray has no event for it
             await asyncio.sleep(0.2)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def victim() -> int:
-    """The process of one replica."""
+    """Return the process of one replica."""
     for pid, _ in stats():
         with suppress(OSError):  # it has ended
             if (
@@ -133,9 +133,9 @@ def victim() -> int:
 
 
 async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]) -> str:
-    """What came of the requests while something was done to the cluster."""
-    asked = works(ROOT / "models_store")
-    sent = asked["cnn"].requests if work == "cnn" else [each for each in requests() if b'"stream"' in each.body]
+    """Return the statuses of the answers during a change of the cluster."""
+    requested = works(ROOT / "models_store")
+    sent = requested["cnn"].requests if work == "cnn" else [each for each in requests() if b'"stream"' in each.body]
     stop, answers = asyncio.Event(), []
 
     async def keep_asking() -> None:
@@ -149,31 +149,33 @@ async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]
     stop.set()
     await asking
     counted = dict(collections.Counter(answer.status for answer in answers))
-    told = sum(b'"error"' in answer.body for answer in answers if answer.status == 200)
+    failed = sum(b'"error"' in answer.body for answer in answers if answer.status == 200)
     slowest = max(answer.seconds for answer in answers if answer.status == 200)
-    return f"{work}, {callers} callers: {counted}, {told} streams ended with an error; slowest {slowest:.1f} s; {done}"
+    return (
+        f"{work}, {callers} callers: {counted}, {failed} streams ended with an error; slowest {slowest:.1f} s; {done}"
+    )
 
 
 async def drained(port: int, texts: int = 16) -> str:
-    """What becomes of long streams while one of two replicas has to go."""
+    """Return the outcomes of long streams while one of two replicas is drained."""
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
     sent = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
     asking = [asyncio.create_task(load.ask(port, request)) for request in sent]
     await asyncio.sleep(2)
-    under_way, begun = sum(not one.done() for one in asking), time.perf_counter()
+    under_way, started = sum(not one.done() for one in asking), time.perf_counter()
     await asyncio.to_thread(deploy, ONE)  # comes back once it is gone
     await until(lambda: replicas() == 1)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     answers = await asyncio.gather(*asking)
     whole = sum(isinstance(text := said(answer.body), dict) and len(text[0]) == LONG for answer in answers)
     longest = max(answer.seconds for answer in answers)
-    told = f"{whole} finished, in up to {longest:.1f} s; gone after {seconds:.1f} s"
-    return f"{under_way} of {texts} were under way, {told}"
+    outcome = f"{whole} finished, in up to {longest:.1f} s; gone after {seconds:.1f} s"
+    return f"{under_way} of {texts} were under way, {outcome}"
 
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; the second one holds replicas alone and can be taken away."""
+    """Start two nodes. The second one holds only replicas and can be removed."""
     os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both
     os.environ.setdefault("QUARTET_STORE", str(ROOT / "models_store"))
     node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}

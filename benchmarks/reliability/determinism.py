@@ -1,10 +1,11 @@
-"""Whether a request is answered alike alone and in a crowd.
+"""Determinism test: a request gets the same answer alone and under load.
 
-    python -m benchmarks.reliability.determinism                 # 2,000 requests of all kinds, alone and among 64
+    python -m benchmarks.reliability.determinism                 # 2,000 requests, with 1 and with 64 callers
     python -m benchmarks.reliability.determinism --requests 200 --callers 16
 
-Texts, streams, images and refusals must be equal to the last bit, probabilities and forecasts to 1e-4 (how many of
-those are equal to the last bit too is told). Prints a table and a JSON line; ends with 1 when an answer differs.
+Texts, streams, images and rejections must be equal bit by bit, probabilities and forecasts up to 1e-4; the table also
+counts how many of these are equal bit by bit. The program prints a table and a JSON line. The exit status is 1 if an
+answer differs.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ def main() -> None:
             crowd = asyncio.run(mix.answers(server.port, wanted, options.callers))
         finally:
             server.stop()
-    asked, equal, bits = Counter[str](), Counter[str](), Counter[str]()
+    requested, equal, bits = Counter[str](), Counter[str](), Counter[str]()
     for ask, one, other in zip(wanted, alone, crowd, strict=True):
-        asked[ask.kind] += 1
+        requested[ask.kind] += 1
         equal[ask.kind] += mix.same(ask.kind, other, one)
         bits[ask.kind] += one == other
-    print("| kind | requests | equal | to the bit |\n|---|--:|--:|--:|")
+    print("| kind | requests | equal | bit by bit |\n|---|--:|--:|--:|")
     for kind in mix.KINDS:
-        print(f"| {kind} | {asked[kind]:,} | {equal[kind]:,} | {bits[kind]:,} |")
-    print(json.dumps({"callers": options.callers, "asked": asked, "equal": equal, "bits": bits}))
-    sys.exit(equal != asked)
+        print(f"| {kind} | {requested[kind]:,} | {equal[kind]:,} | {bits[kind]:,} |")
+    print(json.dumps({"callers": options.callers, "asked": requested, "equal": equal, "bits": bits}))
+    sys.exit(equal != requested)
 
 
 if __name__ == "__main__":

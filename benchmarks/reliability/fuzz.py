@@ -1,9 +1,9 @@
-"""Schemathesis over the OpenAPI document: every check, on every operation, against a service that it starts.
+"""Fuzz test: Schemathesis checks every operation of the OpenAPI document against a running service.
 
     python -m benchmarks.reliability.fuzz                               # 100 examples of each kind for each operation
     python -m benchmarks.reliability.fuzz --max-examples 20 --phases fuzzing
 
-What follows is given to ``schemathesis run``, whose exit status is its own.
+Further arguments are passed to ``schemathesis run``. The exit status is that of Schemathesis.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.support import servers
 from benchmarks.support.servers import ROOT
 
-# What a document cannot say: names of models, shapes of files, and that an empty body means the defaults.
-OTHERWISE = ("positive_data_acceptance", "negative_data_rejection")
+# Checks that the document cannot satisfy: names of models, formats of files, empty bodies that mean the defaults.
+EXCLUDED_CHECKS = ("positive_data_acceptance", "negative_data_rejection")
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
         server.start()
         try:
             url = f"http://127.0.0.1:{server.port}/openapi.json"
-            options = ["--checks", "all", "--exclude-checks", ",".join(OTHERWISE), "--max-examples", "100"]
+            options = ["--checks", "all", "--exclude-checks", ",".join(EXCLUDED_CHECKS), "--max-examples", "100"]
             command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, *options, "--seed", "0"]
             sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=folder, check=False).returncode)
         finally:

@@ -1,12 +1,12 @@
-"""Services behind the proxy of deploy/, each stopped and started again in turn under load; then a worker killed.
+"""Rolling restart under load: services behind nginx are restarted in turn; then a worker is killed.
 
-    python -m benchmarks.reliability.restarts                           # four services, twice round; needs nginx
+    python -m benchmarks.reliability.restarts                           # four services, two rounds; needs nginx
     python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
-Callers ask for everything there is (``mix``) and hold each answer against the one that the same request had before.
-Beside them long streams are written that outlast a stop: these must say so at their end. Then one service of two
-workers is asked by the same callers without a proxy, and one of its workers is killed with SIGKILL. Ends with 1 when a
-request failed, a stream ended without a word, or the kill cost more than the requests of the worker that was killed.
+Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Long
+streams outlast a stop: they must end with an error event. Then the same callers use one service of two workers without
+a proxy, and one of its workers is killed with SIGKILL. The exit status is 1 if a request failed, if a stream ended
+without a final event, or if the kill cost more than the requests of the killed worker.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from benchmarks.support.servers import ROOT, Server
 SERVICES = 4
 STOP_SECONDS = 2  # that a service has to finish what runs: less than the long streams take
 BACK = 5.0  # seconds until another worker answers in place of one that was killed
-PATIENCE = 60.0  # seconds for a service to end
-DIFFERENT = 200  # requests that are asked again and again
+STOP_TIMEOUT = 60.0  # seconds for a service to end
+DIFFERENT = 200  # number of different requests, sent repeatedly
 BEFORE = 3.0  # seconds of load before the first stop, between two, and before and after the kill
 LONG = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 4000, "stream": true}')
 
 
 @dataclass
-class Seen:
-    """What became of the requests: ``right``, ``told`` (a stream), ``lost`` (no answer), ``wrong``, or a status."""
+class Outcomes:
+    """Outcomes of the requests: ``right``, ``announced`` (a stream), ``lost`` (no answer), ``wrong``, or a status."""
 
-    asked: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
     streams: Counter[str] = field(default_factory=Counter)  # the long ones
-    ended: list[tuple[str, Answer]] = field(default_factory=list)  # of those in ``asked``
+    ended: list[tuple[str, Answer]] = field(default_factory=list)  # of those in ``sent``
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"stop": [], "start": []})
     statuses: Counter[int] = field(default_factory=Counter)  # of the services, when they ended
 
 
 def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
-    """deploy/nginx.conf for services on this machine, in a folder of its own."""
+    """Write deploy/nginx.conf for services on this machine to a folder, and return its path."""
     text = (ROOT / "deploy" / "nginx.conf").read_text().replace("listen 8080", f"listen 127.0.0.1:{port}")
     first, *others = re.findall(r"^ *server quartet-\d+:8000.*\n", text, re.MULTILINE)
     for line in others:
@@ -69,7 +69,7 @@ def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
 
 @contextmanager
 def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> Iterator[None]:
-    """The proxy in front of services that answer already."""
+    """Start nginx in front of running services."""
     file = proxy_file(folder, port, upstreams)
     command = ["nginx", "-e", "stderr", "-p", str(folder), "-c", str(file), "-g", "daemon off;"]
     proxy = Server("nginx", command, port, folder / "nginx.log")
@@ -92,19 +92,19 @@ def outcome(ask: mix.Ask, answer: Answer, right: Any) -> str:
 
 
 def ended(answer: Answer) -> str:
-    """How a stream ended: ``finished``, ``told`` why not, or ``cut off``."""
+    """How a stream ended: ``finished``, ``announced`` (an error event), or ``cut off``."""
     if answer.status != 200:
         return str(answer.status) if answer.status else "lost"
     if not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
         return "cut off"
-    return "told" if b'data: {"error"' in answer.body else "finished"
+    return "announced" if b'data: {"error"' in answer.body else "finished"
 
 
 @asynccontextmanager
-async def asked(
-    port: int, wanted: Sequence[mix.Ask], right: Sequence[Any], seen: Seen, callers: int
+async def running_callers(
+    port: int, wanted: Sequence[mix.Ask], right: Sequence[Any], outcomes: Outcomes, callers: int
 ) -> AsyncIterator[None]:
-    """So many callers while the block runs, and one of a long stream for every four; then until they are answered."""
+    """Run ``callers`` callers during the block, and one long stream for every four of them; wait for their answers."""
     stop = asyncio.Event()
 
     async def mixed(seed: int) -> None:
@@ -115,15 +115,15 @@ async def asked(
             connection = await mix.kept(connection, port)
             answer = await connection.ask(wanted[at].request.bytes())
             word = outcome(wanted[at], answer, right[at])
-            seen.asked[word] += 1
-            seen.ended.append((word, answer))
+            outcomes.sent[word] += 1
+            outcomes.ended.append((word, answer))
         _close(connection)
 
     async def streams() -> None:
         connection: Connection | None = None
         while not stop.is_set():
             connection = await mix.kept(connection, port)
-            seen.streams[ended(await connection.ask(LONG.bytes(), 2 * PATIENCE))] += 1
+            outcomes.streams[ended(await connection.ask(LONG.bytes(), 2 * STOP_TIMEOUT))] += 1
         _close(connection)
 
     calls = [
@@ -143,30 +143,30 @@ def _close(connection: Connection | None) -> None:
         connection.transport.close()
 
 
-def restart(server: Server, seen: Seen) -> None:
-    """Stop a service as an operator does, wait for its end, and start it again on its port."""
-    process, begun = server.process, time.perf_counter()
+def restart(server: Server, outcomes: Outcomes) -> None:
+    """Stop a service with SIGTERM, wait for its end, and start it again on its port."""
+    process, started = server.process, time.perf_counter()
     assert process
     process.send_signal(signal.SIGTERM)
-    seen.statuses[process.wait(PATIENCE)] += 1
-    seen.seconds["stop"].append(time.perf_counter() - begun)
-    seen.seconds["start"].append(server.start())
+    outcomes.statuses[process.wait(STOP_TIMEOUT)] += 1
+    outcomes.seconds["stop"].append(time.perf_counter() - started)
+    outcomes.seconds["start"].append(server.start())
 
 
-async def rolling(running: Sequence[Server], port: int, options: argparse.Namespace) -> Seen:
-    """Each service in turn, so many times round."""
-    wanted, seen = mix.asks(DIFFERENT, 0), Seen()
+async def rolling(running: Sequence[Server], port: int, options: argparse.Namespace) -> Outcomes:
+    """Restart each service in turn, ``rounds`` times."""
+    wanted, outcomes = mix.asks(DIFFERENT, 0), Outcomes()
     right = await mix.answers(port, wanted, 1)
-    async with asked(port, wanted, right, seen, options.callers):
+    async with running_callers(port, wanted, right, outcomes, options.callers):
         for _ in range(options.rounds):
             for server in running:
-                await asyncio.to_thread(restart, server, seen)
+                await asyncio.to_thread(restart, server, outcomes)
                 await asyncio.sleep(BEFORE)
-    return seen
+    return outcomes
 
 
 def connections(worker: int, port: int) -> int:
-    """How many connections to a local port a process holds."""
+    """Return the number of connections of a process to a local port."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     established = {line[9] for line in lines if int(line[1].split(":")[1], 16) == port and line[3] == "01"}
     held = 0
@@ -178,54 +178,62 @@ def connections(worker: int, port: int) -> int:
 
 
 async def replaced(server: Server, before: Collection[int]) -> float:
-    """Seconds until a process that was not there ``before`` has answered on a connection of its own."""
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < PATIENCE:
+    """Return the seconds until a process that is not in ``before`` answers on a new connection."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < STOP_TIMEOUT:
         connection = await mix.kept(None, server.port)  # goes to the worker with least to do
         await connection.ask(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        found = any(connections(pid, server.port) for pid in server.pids() if pid not in before)
+        result = any(connections(pid, server.port) for pid in server.pids() if pid not in before)
         _close(connection)
-        if found:
-            return time.perf_counter() - begun
+        if result:
+            return time.perf_counter() - started
         await asyncio.sleep(0.02)
     return math.inf
 
 
 async def kill(server: Server, callers: int) -> dict[str, Any]:
-    """Kill one of two workers under load: what it cost, and how long until there were two again."""
-    wanted, seen = mix.asks(DIFFERENT, 0), Seen()
+    """Kill one of two workers under load. Return the lost requests and the seconds until two workers run again."""
+    wanted, outcomes = mix.asks(DIFFERENT, 0), Outcomes()
     right = await mix.answers(server.port, wanted, 1)
-    async with asked(server.port, wanted, right, seen, callers):
+    async with running_callers(server.port, wanted, right, outcomes, callers):
         before = server.pids()
         victim = next(pid for pid in before if server.process and pid != server.process.pid)
         held = connections(victim, server.port)
         os.kill(victim, signal.SIGKILL)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         back = await replaced(server, before)
-    lost = [answer.ended - begun for word, answer in seen.ended if word == "lost"]
+    lost = [answer.ended - started for word, answer in outcomes.ended if word == "lost"]
     return {
-        "requests": seen.asked.total(), **seen.asked, **{f"streams {word}": n for word, n in seen.streams.items()},
-        "connections of the killed": held, "all lost": len(lost) + seen.streams["lost"],
-        "last loss after ms": round(1000 * max(lost, default=0.0), 1), "back after s": round(back, 2),
-    }  # fmt: skip
+        "requests": outcomes.sent.total(),
+        **outcomes.sent,
+        **{f"streams {word}": n for word, n in outcomes.streams.items()},
+        "connections of the killed": held,
+        "all lost": len(lost) + outcomes.streams["lost"],
+        "last loss after ms": round(1000 * max(lost, default=0.0), 1),
+        "back after s": round(back, 2),
+    }
 
 
-def figures(seen: Seen) -> dict[str, Any]:
-    """Of the rolling restart."""
-    latencies = [answer.seconds for _, answer in seen.ended]
+def figures(outcomes: Outcomes) -> dict[str, Any]:
+    """Return the figures of the rolling restart."""
+    latencies = [answer.seconds for _, answer in outcomes.ended]
     return {
-        "requests": seen.asked.total(), **seen.asked, **{f"streams {word}": n for word, n in seen.streams.items()},
-        "restarts": len(seen.seconds["stop"]), "exit statuses": sorted(seen.statuses),
-        **{f"longest {name} s": round(max(took), 2) for name, took in seen.seconds.items()},
-        "p50 ms": round(1000 * percentile(latencies, 0.5), 1), "p99 ms": round(1000 * percentile(latencies, 0.99), 1),
-    }  # fmt: skip
+        "requests": outcomes.sent.total(),
+        **outcomes.sent,
+        **{f"streams {word}": n for word, n in outcomes.streams.items()},
+        "restarts": len(outcomes.seconds["stop"]),
+        "exit statuses": sorted(outcomes.statuses),
+        **{f"longest {name} s": round(max(took), 2) for name, took in outcomes.seconds.items()},
+        "p50 ms": round(1000 * percentile(latencies, 0.5), 1),
+        "p99 ms": round(1000 * percentile(latencies, 0.99), 1),
+    }
 
 
-def show(title: str, found: dict[str, Any]) -> None:
+def show(title: str, result: dict[str, Any]) -> None:
     print(f"\n| {title} | |\n|---|--:|")
-    for key, value in found.items():
+    for key, value in result.items():
         print(f"| {key} | {value} |")
-    print(json.dumps(found), flush=True)
+    print(json.dumps(result), flush=True)
 
 
 def main() -> None:
@@ -249,19 +257,22 @@ def main() -> None:
                 service.start()
             port = servers.free_port()
             with nginx(folder, port, [service.port for service in services]):
-                seen = asyncio.run(rolling(services, port, options))
+                outcomes = asyncio.run(rolling(services, port, options))
             for service in services:
                 service.stop()
-            show("rolling restart", figures(seen))
+            show("rolling restart", figures(outcomes))
             one.start()
             cost = asyncio.run(kill(one, options.callers))
             show("a worker killed", cost)
         finally:
             for service in (*services, one):
                 service.stop()
-    well = seen.asked.keys() <= {"right", "told"} and seen.streams.keys() <= {"finished", "told"}
+    well = outcomes.sent.keys() <= {"right", "announced"} and outcomes.streams.keys() <= {
+        "finished",
+        "announced",
+    }
     alone = cost["all lost"] <= cost["connections of the killed"] and cost["back after s"] <= BACK
-    sys.exit(not (well and alone and set(seen.statuses) == {0}))
+    sys.exit(not (well and alone and set(outcomes.statuses) == {0}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A classifier's forward pass as it is served, and in the other ways that there are on a CPU, in turns.
+"""Compare a classifier's forward pass as served with other CPU runtimes, in alternation.
 
     python -m benchmarks.speed.forwards                                   # the two of CIFAR-10
     python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
 
-ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) take part where they are installed, and compiled
-graphs where there is a C++ compiler. A row: milliseconds of a call, median, least and most of the turns; how many times
-as fast as what is served; and by how much any probability differs at most from single precision.
+ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) are compared if they are installed, and compiled
+graphs if there is a C++ compiler. A row shows milliseconds per call (median, minimum, maximum), the speed relative to
+the served one, and the largest difference of any probability from single precision.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TURN = 0.3  # seconds
 
 
 def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """In single precision, layer by layer."""
+    """Single precision, layer by layer."""
     return network.forward
 
 
 def halved(network: Any, example: Tensor, threads: int) -> Forward:
-    """The large convolutions in bfloat16. Raises AttributeError for a network that is not made for it."""
+    """The large convolutions in bfloat16. Raises AttributeError for a network without support for it."""
     network.halve()
     return network.forward
 
@@ -121,8 +121,8 @@ WAYS: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
 
 def turn(forward: Forward, images: Tensor) -> float:
     """Milliseconds of a call."""
-    calls, begun = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - begun) < TURN:
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < TURN:
         forward(images)
         calls += 1
     return 1000 * elapsed / calls

@@ -1,11 +1,10 @@
-"""The training loops that are measured: the workshop's, and ours.
+"""The measured training loops: the workshop's and ours.
 
-Each is an endless generator: it takes a training step and yields how many samples the step has learnt from. A sample is
-an image (for the GAN: a real one), or a window with the character or value that follows it. The workshop's loops are
-those it specifies, corrected: its batches, optimisers and losses, a loader without worker processes, a fresh window for
-every single sample. Ours are the steps of ``training/`` with the numbers of their presets. Both sides have networks of
-the same sizes and draw on the same part of the data. Left out on both: the bar, and what happens once an epoch or every
-20 seconds (validation, sheets of samples, saved states).
+Each loop is an endless generator: it takes a training step and yields the number of samples in the step. A sample is an
+image (for the GAN: a real one), or a window with the character or value after it. The workshop's loops are the
+specified ones, corrected: its batches, optimisers and losses, a loader without worker processes, a new window for every
+sample. Ours are the steps of ``training/`` with their presets. Both use networks of the same sizes and the same data.
+Progress bars, validation, sample sheets and saved states are not measured.
 """
 
 from __future__ import annotations

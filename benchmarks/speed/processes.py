@@ -1,11 +1,11 @@
-"""Measure training with several processes (DistributedDataParallel), on the CPU, in turns.
+"""Measure training with several processes (DistributedDataParallel) on the CPU.
 
     python -m benchmarks.speed.processes            # one process of 1 thread, one of 2, two of 1: about four minutes
     python -m benchmarks.speed.processes --only cnn --seconds 1 --rounds 1
 
-What is measured are the steps of training on own data, with the numbers of the presets "own", all layouts on the same
-batch: two processes take half of it each and average their gradients over gloo. What is learnt does not matter here, so
-images, characters and series are random. Left out: reading, validation and saved states.
+The training steps on own data are measured with the "own" presets, all layouts with the same batch: two processes take
+half of it each and average their gradients over gloo. Images, characters and series are random. Reading, validation and
+saving are not measured.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Work:
 
 
 def images() -> Step:
-    """The CNN on coloured images of 32 x 32 pixels in ten classes, from nothing."""
+    """The CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
     trainer = cnn_finetune.FinetuneTrainer(config, network, torch.ones(10), "cpu", pretrained=False)
@@ -65,7 +65,7 @@ def characters() -> Step:
 
 
 def series() -> Step:
-    """The forecaster, three members, on series that repeat after 12 values."""
+    """The forecaster with three members on series of season 12."""
     sizes = ForecasterSizes()
     many = list(torch.randn(20, 400, dtype=torch.float64))
     sampler = WindowSampler([Source(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
@@ -91,26 +91,26 @@ class Speed:
 
 
 def turn(name: str, seconds: float, threads: int) -> None:
-    """In each of the processes: take steps for about so many seconds; the first prints the samples a second."""
+    """Train for about ``seconds`` in each process; the first process prints the samples per second."""
     configure_cpu(threads)
     distributed.initialize("cpu")
     torch.manual_seed(0)
     step = WORKS[name].begin()
     step(0)
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for number in range(TRIED):
         step(number + 1)
-    took = (time.perf_counter() - begun) / TRIED
+    took = (time.perf_counter() - started) / TRIED
     count = distributed.from_rank_zero(lambda: math.ceil(seconds / took))  # the same in all of them
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for number in range(count):
         step(number + 1 + TRIED)
-    distributed.print_once(str(count * WORKS[name].batch / (time.perf_counter() - begun)))
+    distributed.print_once(str(count * WORKS[name].batch / (time.perf_counter() - started)))
     distributed.exit_process()
 
 
 def speed(name: str, seconds: float, count: int, threads: int) -> float:
-    """Samples a second of a turn in ``count`` fresh processes."""
+    """Return the samples per second of one measurement in ``count`` new processes."""
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     words = ["-m", "benchmarks.speed.processes", "--turn", name, "--seconds", str(seconds), "--threads", str(threads)]
     done = subprocess.run([sys.executable, *several, *words], capture_output=True, text=True, check=False)
@@ -120,15 +120,15 @@ def speed(name: str, seconds: float, count: int, threads: int) -> float:
 
 
 def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
-    """All layouts in turns, so that whatever else the machine does meets all."""
+    """Alternate all layouts, so that disturbances affect all."""
     turns = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
     return [Speed(statistics.median(one), min(one), max(one)) for one in zip(*turns, strict=True)]
 
 
-def row(name: str, found: Sequence[Speed]) -> str:
-    """A line of the table: two processes against one of one thread, and against one of two."""
-    one, threads, two = found
-    cells = [f"{own.median:,.0f} ({own.least:,.0f}–{own.most:,.0f})" for own in found]
+def row(name: str, result: Sequence[Speed]) -> str:
+    """Return a row: two processes compared with one process of one thread and of two threads."""
+    one, threads, two = result
+    cells = [f"{own.median:,.0f} ({own.least:,.0f}–{own.most:,.0f})" for own in result]
     ratios = [f"{two.median / own.median:.2f}" for own in (one, threads)]
     work = WORKS[name]
     return f"| {name} | {work.samples}, {work.batch:,} a step | {' | '.join([*cells, *ratios])} |"
@@ -151,8 +151,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in [chosen.only] if chosen.only else list(WORKS):
         results[name] = measure(name, chosen.seconds, chosen.rounds)
         print(row(name, results[name]), flush=True)
-    told = {"hardware": hardware(), "torch": torch.__version__, "seconds": chosen.seconds, "rounds": chosen.rounds}
-    print(json.dumps({**told, "networks": {name: [asdict(one) for one in found] for name, found in results.items()}}))
+    conditions = {
+        "hardware": hardware(),
+        "torch": torch.__version__,
+        "seconds": chosen.seconds,
+        "rounds": chosen.rounds,
+    }
+    print(
+        json.dumps(
+            {**conditions, "networks": {name: [asdict(one) for one in result] for name, result in results.items()}}
+        )
+    )
 
 
 if __name__ == "__main__":

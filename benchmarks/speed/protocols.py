@@ -1,11 +1,11 @@
-"""The same work through each protocol, beside the native endpoint: what does a protocol cost?
+"""The cost of each protocol: the same work through it and through the native endpoint.
 
     python -m benchmarks.speed.protocols                                 # about three minutes
     python -m benchmarks.speed.protocols --only forecast --callers 32    # one kind of work
 
-The service runs as ``make serve`` starts it. Each round measures every protocol once, in an order that turns; the load
-is that of ``benchmarks.speed.serving``. "Time" is the native endpoint's rate over this one's: how long a request takes
-of the service when it has enough to do.
+The service runs as ``make serve`` starts it. Each round measures every protocol once, in rotating order; the load is
+that of ``benchmarks.speed.serving``. "Time" is the native endpoint's rate divided by the protocol's: the relative time
+of a request under full load.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
 LONG = ("text", "stream")  # answers that are still under way when the time is up: by callers of our own
 
-Ways = dict[str, Request]  # a protocol, and how the work is asked for by it
+Ways = dict[str, Request]  # protocol -> the request of the workload in it
 
 
 def post(path: str, **body: Any) -> Request:
@@ -60,20 +60,20 @@ def tensors(model: str, name: str, datatype: str, values: np.ndarray, **paramete
 
 
 def works() -> dict[str, Ways]:
-    """What there is to do, by each protocol that can ask for it, the native one first."""
+    """Return the workloads, each with its request in every protocol that supports it, the native one first."""
     picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
     latents = np.random.default_rng(0).standard_normal((DIGITS, 100), dtype=np.float32)
     name, number = RNN.split("@")
     base = f"/v2/models/{name}/versions/{number}"
-    asked = {"prompt": "ROMEO:", "temperature": 0.8, "seed": 2}
+    requested = {"prompt": "ROMEO:", "temperature": 0.8, "seed": 2}
     written = {"text_input": "ROMEO:", "temperature": 0.8, "seed": 2, "max_characters": CHARACTERS}
     series = {"type": "univariate_time_series", "series": values, "frequency": "H"}
     prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["ROMEO:"]}
     options = {"max_characters": CHARACTERS, "temperature": 0.8, "seed": 2}
-    own = {**asked, "model": RNN, "max_characters": CHARACTERS}
-    openai = {**asked, "model": RNN, "max_tokens": CHARACTERS}
+    own = {**requested, "model": RNN, "max_characters": CHARACTERS}
+    openai = {**requested, "model": RNN, "max_tokens": CHARACTERS}
     return {
         "image": {
             NATIVE: Request(f"/v1/images/classify?model={CNN}", picture, "image/png"),
@@ -108,7 +108,7 @@ def works() -> dict[str, Ways]:
 
 
 async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, turn: int) -> None:
-    """One round of one kind of work."""
+    """Measure one round of one workload."""
     for way, request in turned(list(works()[work].items()), turn):
         answer = await load.ask(server.port, request)
         if answer.status != 200:
@@ -116,9 +116,9 @@ async def measure(server: Server, results: Results, options: argparse.Namespace,
         progress(f"{work}, round {turn + 1} of {options.rounds}: {way}")
         generator = load.own if work in LONG or not load.fast() else load.wrk
         await load.call(server.port, [request], options.callers, 0.5)
-        cpu, begun = server.cpu_seconds(), time.perf_counter()
+        cpu, started = server.cpu_seconds(), time.perf_counter()
         figures = await generator(server.port, [request], options.callers, options.seconds)
-        figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - begun)
+        figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
         results.add(work, way, options.callers, figures)
 
 

@@ -1,11 +1,11 @@
-"""One and two replicas under Ray Serve beside one and two workers of the service itself, one after the other.
+"""Ray Serve with one and two replicas, compared with one and two workers of the service.
 
     python -m benchmarks.speed.replicas                          # the table; needs the extra [ray]
     python -m benchmarks.speed.replicas --only cnn --callers 64  # one kind of work
-    python -m benchmarks.speed.replicas --kill --seconds 20      # a replica is killed in the middle: which answers came
+    python -m benchmarks.speed.replicas --kill --seconds 20      # kill a replica under load and count the answers
 
-Every process computes with one thread. What Ray costs is the way through its proxy and the ingress; what it gives is
-a second machine, which this does not show. Figures and their conditions are those of ``benchmarks.speed.serving``.
+Every process computes with one thread. Ray's cost is its proxy and the ingress. Its gain is a second machine, which
+this benchmark does not show. Figures and conditions are those of ``benchmarks.speed.serving``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TASKS = ["classify", "continue", "forecast", "sample"]
 
 
 def replicas(folder: Path, store: Path, count: int) -> Server:
-    """So many replicas for all tasks, on a Ray of their own."""
+    """Start replicas for all tasks on a separate Ray cluster."""
     port, name = free_port(), f"ray x{count}"
     group = {"tasks": TASKS, "least": count, "most": count, "requests": 64}
     config = {
@@ -54,27 +54,27 @@ def replicas(folder: Path, store: Path, count: int) -> Server:
 
 
 def victims(server: Server) -> list[int]:
-    """The processes of the replicas of the group."""
+    """Return the processes of the group's replicas."""
     own = set(server.pids())
-    found = []
+    result = []
     for pid, _ in stats():
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:  # it has ended
             continue
         if pid in own and title.startswith(b"ray::ServeReplica:quartet:all"):
-            found.append(pid)
-    return found
+            result.append(pid)
+    return result
 
 
 async def killed(server: Server, work: str, callers: int, seconds: float, folder: Path) -> collections.Counter[int]:
-    """How many answers had which status while one of the replicas was killed; 0: there was none."""
-    asked = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
+    """Count the statuses of the answers while a replica is killed; 0 means no answer."""
+    requested = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
     await asyncio.sleep(seconds / 3)
     victim = victims(server)[0]
     os.kill(victim, signal.SIGKILL)
     progress(f"killed {victim}")
-    answers, _ = await asked
+    answers, _ = await requested
     return collections.Counter(answer.status for answer in answers)
 
 

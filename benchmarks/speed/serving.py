@@ -1,19 +1,18 @@
-"""Measure the service under load beside a plain FastAPI server with the same networks, in turns.
+"""Measure the service under load, in alternation with a plain FastAPI server with the same networks.
 
-    python -m benchmarks.speed.serving                                       # all of it, about twenty minutes
+    python -m benchmarks.speed.serving                                       # everything, about twenty minutes
     python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
-    python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # workers x threads of ours, side by side
+    python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # several layouts: workers x threads
     python -m benchmarks.speed.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
 
-Each round measures every server once for each number of callers, in an order that turns; while one is measured the
-others are stopped (SIGSTOP). Callers send the next request when the last one is answered, on connections that stay
-open, on the same machine: with ``wrk`` where it is installed, and texts, streams and whatever runs beside them with
-callers of our own. Before that every server must give the answers that ours gives. "In process" is the network called
-eagerly on whole batches, without a server: decoding, forward pass, encoding. Ours runs as ``make serve`` starts it,
-its access log in a file.
+Each round measures every server once for each number of callers, in rotating order. The other servers are stopped
+(SIGSTOP) meanwhile. Callers run on the same machine and keep their connections; each sends its next request when the
+previous one is answered. ``wrk`` generates the load where it is installed; our own generator measures texts and
+streams. First, every server must give the same answers as Quartet. "In process" is the network called eagerly on whole
+batches without a server: decoding, forward pass, encoding. Quartet ("ours") runs as ``make serve`` starts it.
 
-The table shows medians of the rounds. CPU: seconds of all processes of a server in a second. Memory: of all of them,
-PSS (what they share counts once) or RSS.
+The table shows medians over the rounds. CPU is the CPU seconds of all processes of a server per second. Memory is PSS
+(shared pages count once) or RSS of all its processes.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def turned(items: Sequence[Item], by: int) -> list[Item]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asks for. ``store``: the networks of all servers."""
+    """The options of the command line. ``store`` is the folder of the networks for all servers."""
 
     store: Path
     seconds: float
@@ -77,7 +76,7 @@ class Plan:
 
 @contextmanager
 def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
-    """Servers that are ready and paused. Whatever happens, none of their processes is left."""
+    """Start servers and pause them. All their processes are stopped at the end."""
     ready = []
     try:
         for server in begins:
@@ -109,18 +108,18 @@ def awake(server: Server) -> Iterator[None]:
 
 
 async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
-    """One turn of a server: the figures of each part of the work, and what it took for all of it."""
+    """Measure one server. Return the figures of each part of the workload, and the CPU and memory of the whole."""
     with awake(server):
         await work.warm_up(server, callers)
-        cpu, begun = server.cpu_seconds(), time.perf_counter()
+        cpu, started_at = server.cpu_seconds(), time.perf_counter()
         parts = await work.measure(server, callers, seconds)
-        cpu, elapsed = server.cpu_seconds() - cpu, time.perf_counter() - begun
+        cpu, elapsed = server.cpu_seconds() - cpu, time.perf_counter() - started_at
         took = {"cpu": cpu / elapsed, **server.memory()}
         return {part: {**figures, **took} for part, figures in parts.items()}
 
 
 async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]:
-    """The servers that do this work, each with the answers of the first one: figures of others would say nothing."""
+    """Return the servers that support the workload and give the same answers as the first one."""
     good: list[Server] = []
     expected: list[Any] = []
     for server in running:
@@ -128,10 +127,12 @@ async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]
             continue
         try:
             with awake(server):
-                found = [work.read(server, await load.ask(server.port, request)) for request in work.asked(server)]
-            expected = expected or found
-            if not all(work.right(answer, ours) for answer, ours in zip(found, expected, strict=True)):
-                raise ValueError(f"its answers are not right, or not those of {running[0].name}")
+                result = [
+                    work.read(server, await load.ask(server.port, request)) for request in work.adapted_requests(server)
+                ]
+            expected = expected or result
+            if not all(work.right(answer, ours) for answer, ours in zip(result, expected, strict=True)):
+                raise ValueError(f"its answers are wrong or differ from those of {running[0].name}")
         except (OSError, ValueError, LookupError, TypeError) as error:
             print(f"\n{name}: {server.name} is not measured: {error}", flush=True)
             progress(f"the end of its log: {server.tail()}")
@@ -141,7 +142,7 @@ async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]
 
 
 async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) -> None:
-    """All cells of one kind of work."""
+    """Measure all cells of one workload."""
     running = await able(running, name, work)
     bodies = [request.body for request in work.requests]
     processes = {limit.name: limits.Process(limit, plan.store, bodies) for limit in work.limits}
@@ -166,7 +167,7 @@ async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) 
 
 
 async def starts(plan: Plan, shipped: Path, begins: Sequence[Callable[[], Server]]) -> None:
-    """From the start of a process to ready with all shipped networks, and the memory once all of them have worked."""
+    """Measure the time from process start to readiness, and the memory after each network has been used."""
     known = works(shipped)
     tasks = [known["cnn"], known["forecast"], known["sample"], replace(known["text"], requests=prompts(SHIPPED_RNN))]
     for turn in range(plan.rounds):
@@ -185,7 +186,7 @@ async def starts(plan: Plan, shipped: Path, begins: Sequence[Callable[[], Server
 
 
 def all_ready(server: Server, shipped: Path) -> None:
-    """Raises SystemExit when one that calls itself ready does not serve all networks."""
+    """Raises SystemExit if a server is ready but does not serve all networks."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
     expected = [f"{name}@{version}" for name, version in store.all_versions(shipped)]
@@ -194,7 +195,7 @@ def all_ready(server: Server, shipped: Path) -> None:
 
 
 def begins(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
-    """What makes each server that was asked for, ours first: the others are held against it."""
+    """Return a factory for each selected server, Quartet first: the others are compared with it."""
     made: list[Callable[[], Server]] = []
     if "ours" in options.servers:
         made += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
@@ -203,7 +204,7 @@ def begins(options: argparse.Namespace, folder: Path, networks: Path) -> list[Ca
 
 
 def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list[Server]:
-    """The other servers that were asked for, installed if need be."""
+    """Return the selected competitors, installed if necessary."""
     made = []
     for name in options.peers:
         progress(f"installing {name}")
@@ -215,13 +216,13 @@ def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list
 
 
 def two_workers(folder: Path, networks: Path) -> Server:
-    """Ours with a core for each of two processes."""
+    """Quartet with two workers, one core each."""
     server = servers.ours(folder, networks, "2x1")
     return replace(server, name=report.TWO_WORKERS)
 
 
 async def bench(options: argparse.Namespace, results: Results) -> str:
-    """Everything that was asked for; tables are printed as they come. Gives what the RNN is."""
+    """Run all selected workloads and print their tables. Return a description of the RNN."""
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
         folder, shipped = Path(name), options.store
         networks, rnn = prepare(shipped, folder)
@@ -252,14 +253,14 @@ def show(results: Results, work: str, title: str) -> None:
 
 
 def words(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
-    """A parser of words with commas between."""
+    """Return a parser for comma-separated words."""
 
     def parse(text: str) -> list[str]:
-        found = [word for word in text.split(",") if word]
-        for word in found:
+        result = [word for word in text.split(",") if word]
+        for word in result:
             if allowed and word not in allowed:
                 raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
-        return found
+        return result
 
     return parse
 
@@ -291,7 +292,7 @@ def conditions(options: argparse.Namespace, rnn: str) -> dict[str, Any]:
 
 
 def finite(content: Any) -> Any:
-    """The same with null for what is not a number, as JSON has it."""
+    """Replace NaN by None, for JSON."""
     if isinstance(content, dict):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list):
@@ -309,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, stop)
     busy = os.getloadavg()[0]
     if busy > QUIET:
-        print(f"This machine is busy (load {busy:.1f}): the figures will say little.", file=sys.stderr)
+        print(f"This machine is busy (load {busy:.1f}): the figures will not be reliable.", file=sys.stderr)
     results = Results(ours=f"{OURS} {options.layouts[0]}" if options.layouts else OURS)
     try:
         rnn = uvloop.run(bench(options, results))
@@ -317,14 +318,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped") from None
-    found = report.judged(results)
-    print(f"\n**targets**\n\n{report.targets(found)}\n")
-    told = {**conditions(options, rnn), "load_before": busy}
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-    print(f"On {told['hardware']}; {versions}; load by {told['load']}.")
+    result = report.judged(results)
+    print(f"\n**targets**\n\n{report.targets(result)}\n")
+    setting = {**conditions(options, rnn), "load_before": busy}
+    versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
+    print(f"On {setting['hardware']}; {versions}; load by {setting['load']}.")
     print(f"Medians of {options.rounds} rounds of {options.seconds:g} s each. The RNN of the texts: {rnn}.\n")
-    reached = {target.text: value for target, value in found}
-    print(json.dumps(finite({**told, "targets": reached, "works": results.cells})))
+    reached = {target.text: value for target, value in result}
+    print(json.dumps(finite({**setting, "targets": reached, "works": results.cells})))
 
 
 if __name__ == "__main__":

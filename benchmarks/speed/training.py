@@ -1,11 +1,11 @@
-"""Measure the workshop's training loops beside ours, on the CPU, in turns.
+"""Measure the workshop's training loops and ours in alternation, on the CPU.
 
     python -m benchmarks.speed.training                             # all four networks, about four minutes
     python -m benchmarks.speed.training --only rnn --seconds 1      # one of them, short
 
-The loops stand in ``benchmarks/speed/loops.py``. Windows overlap: ours reads a character or value once and learns from
-each, where the workshop reads a whole window for one. So what is read a second stands below the table as well. Neither
-says how well a network learns from a sample: that stands on the cards.
+The loops are in ``benchmarks/speed/loops.py``. Windows overlap: our loops read each character or value once and learn
+from each; the workshop reads a whole window for one target. The values read per second are printed below the table.
+The quality that a network learns is on the model cards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from training.run import configure_cpu
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples a second over the rounds."""
+    """Samples per second of each round."""
 
     median: float
     least: float
@@ -49,17 +49,17 @@ class Result:
 
 
 def speed(loop: Loop, seconds: float) -> float:
-    """Samples a second over whole steps that last at least so many seconds."""
-    samples, begun = 0, time.perf_counter()
+    """Return samples per second over whole steps that take at least ``seconds``."""
+    samples, started = 0, time.perf_counter()
     while True:
         samples += next(loop)
-        elapsed = time.perf_counter() - begun
+        elapsed = time.perf_counter() - started
         if elapsed >= seconds:
             return samples / elapsed
 
 
 def serve_turns(name: str, side: str, threads: int, line: Connection) -> None:
-    """Run one loop in a process of its own: for every number of seconds that comes, give the speed of a turn."""
+    """Run one loop in a separate process: for each number of seconds received, measure and send the speed."""
     if side == "ours":
         configure_cpu(threads)
     torch.set_num_threads(threads)
@@ -71,7 +71,7 @@ def serve_turns(name: str, side: str, threads: int, line: Connection) -> None:
 
 
 def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
-    """Both sides in turns, so that whatever else the machine does meets both."""
+    """Alternate both loops, so that disturbances affect both."""
     pair, spawn = PAIRS[name], multiprocessing.get_context("spawn")
     lines = []
     for side in ("workshop", "ours"):
@@ -96,7 +96,7 @@ def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
 
 
 def rows(name: str, result: Result) -> str:
-    """Two rows of the table."""
+    """Return two rows of the table."""
     pair = PAIRS[name]
     sides = (("workshop", pair.workshop, result.workshop, ""), ("ours", pair.ours, result.ours, f"{result.ratio:.1f}"))
     return "\n".join(
@@ -107,7 +107,7 @@ def rows(name: str, result: Result) -> str:
 
 
 def remarks(results: dict[str, Result]) -> list[str]:
-    """What is read a second, where that differs from samples a second."""
+    """Return the values read per second where they differ from samples per second."""
     lines = []
     for name, result in results.items():
         pair = PAIRS[name]

@@ -1,6 +1,6 @@
-"""What the same work comes to in one process without a server: the network called eagerly on whole batches.
+"""Upper limits: the same work in one process without a server, the network called eagerly on whole batches.
 
-What a server can at best reach with that network, that batch and so many threads, when all else costs nothing.
+A server can reach this rate at best, if everything besides the network costs nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Batch = Callable[[], object]  # computes one batch
 
 @dataclass(frozen=True)
 class Limit:
-    """``work``: a function below; ``rows``: requests in a batch."""
+    """One limit. ``work`` names a function of this module; ``rows`` is the number of requests in a batch."""
 
     work: str
     model: str
@@ -47,7 +47,7 @@ def newest(folder: Path, model: str) -> store.Version:
 
 
 def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Decode, forward, the five likeliest as JSON."""
+    """Decode, run the forward pass, and encode the five most probable labels as JSON."""
     network, labels = version.network(), version.card.labels or []
     contents = [bodies[i % len(bodies)] for i in range(rows)]
 
@@ -64,18 +64,18 @@ def classify(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batc
 
 
 def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Read the prompts, which are of one length, in one call; then step and draw, the drawn character read next."""
+    """Process prompts of equal length in one call, then sample one character per step."""
     network, vocabulary = version.network(), version.card.vocabulary or []
-    asked = [orjson.loads(bodies[i % len(bodies)]) for i in range(rows)]
-    prompts = torch.tensor([[vocabulary.index(character) for character in body["prompt"]] for body in asked])
+    requested = [orjson.loads(bodies[i % len(bodies)]) for i in range(rows)]
+    prompts = torch.tensor([[vocabulary.index(character) for character in body["prompt"]] for body in requested])
 
     def batch() -> list[str]:
         texts: list[list[int]] = []
         read, state = prompts, network.zero_state(rows)
-        for _ in range(asked[0]["max_characters"]):
+        for _ in range(requested[0]["max_characters"]):
             logits, state = network(read, state)
             logits[:, -1, -1] = -torch.inf
-            read = (logits[:, -1] / asked[0]["temperature"]).softmax(dim=1).multinomial(1)
+            read = (logits[:, -1] / requested[0]["temperature"]).softmax(dim=1).multinomial(1)
             texts.append(read.squeeze(1).tolist())
         return ["".join(vocabulary[index] for index in indices) for indices in zip(*texts, strict=True)]
 
@@ -83,21 +83,21 @@ def text(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
 
 
 def forecast(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """The bodies parsed, all steps in the network's own one call, the means as JSON."""
+    """Parse the bodies, forecast all steps in one call, and encode the means as JSON."""
     network: Any = version.network()
     contents = [bodies[i % len(bodies)] for i in range(rows)]
 
     def batch() -> list[bytes]:
-        asked = [orjson.loads(content) for content in contents]
-        windows = torch.tensor([body["values"][-network.sizes.window :] for body in asked])
-        means = network((windows - network.location) / network.scale, asked[0]["horizon"])
+        requested = [orjson.loads(content) for content in contents]
+        windows = torch.tensor([body["values"][-network.sizes.window :] for body in requested])
+        means = network((windows - network.location) / network.scale, requested[0]["horizon"])
         return [orjson.dumps(mean) for mean in (means * network.scale + network.location).tolist()]
 
     return batch
 
 
 def sample(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
-    """Draw, and encode each image as PNG and base64."""
+    """Generate images, and encode each as PNG and base64."""
     network: Any = version.network()
     images = sum(orjson.loads(bodies[i % len(bodies)])["count"] for i in range(rows))
 
@@ -117,32 +117,32 @@ WORKS = {"classify": classify, "text": text, "forecast": forecast, "sample": sam
 
 
 def serve_turns(limit: Limit, folder: Path, bodies: Sequence[bytes], line: Connection) -> None:
-    """In a process of its own: for every number of seconds that comes, give the requests a second of a turn."""
+    """Run in a separate process: for each number of seconds received, measure and send the requests per second."""
     torch.set_num_threads(limit.threads)
     torch.set_grad_enabled(False)
     batch = WORKS[limit.work](newest(folder, limit.model), limit.rows, bodies)
     batch()
     while seconds := line.recv():
-        batches, begun = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - begun) < seconds:
+        batches, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
             batch()
             batches += 1
         line.send(batches * limit.rows / elapsed)
 
 
 class Process:
-    """A limit that waits for its turns."""
+    """A process that measures one limit on demand."""
 
     def __init__(self, limit: Limit, folder: Path, bodies: Sequence[bytes]) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.line, there = spawn.Pipe()
         self.process: BaseProcess = spawn.Process(target=serve_turns, args=(limit, folder, bodies, there), daemon=True)
         self.process.start()
-        there.close()  # so that a process that dies is noticed
+        there.close()  # so that the end of the process is noticed
         self.turn(0.2)
 
     def turn(self, seconds: float) -> float:
-        """Requests a second over whole batches that last at least so long."""
+        """Return requests per second over whole batches that take at least ``seconds``."""
         self.line.send(seconds)
         reached: float = self.line.recv()
         return reached

@@ -1,6 +1,7 @@
-"""Callers that send the next request when the last one is answered: ``wrk`` where it is installed, and our own.
+"""Load generators: each caller sends its next request when the previous one is answered.
 
-Ours also keeps what came and when, so it is what measures streams, and whatever takes long.
+``wrk`` is used where it is installed. Our own generator records when each part of an answer arrived; it measures
+streams and long answers.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any, cast
 
 Figures = dict[str, float]
 
-PATIENCE = 60.0  # seconds for one answer, in a crowd
-FIRST = 20.0  # seconds for the first answers of a server
-# Each of the bodies in turn. Percentiles are in microseconds; its own page of results rounds them.
+ANSWER_TIMEOUT = 60.0  # seconds for one answer under load
+FIRST_ANSWER_TIMEOUT = 20.0  # seconds for the first answer of a server
+# Sends the bodies in rotation. Prints percentiles in microseconds: wrk's own report rounds them.
 SCRIPT = """
 local bodies, i = {}, 0
 function init(args)
@@ -44,7 +45,10 @@ end
 
 @dataclass(frozen=True)
 class Request:
-    """A POST; ``kind`` is its Content-Type, ``length`` the bytes of JSON before the tensors of a binary request."""
+    """A POST request.
+
+    ``kind`` is its Content-Type; ``length`` is the size of the JSON part of a binary request in bytes.
+    """
 
     path: str
     body: bytes
@@ -60,9 +64,12 @@ class Request:
 
 @dataclass
 class Answer:
-    """``pieces``: when something came (seconds of ``perf_counter``) and what, without the head. Status 0: none came."""
+    """An answer.
 
-    begun: float
+    ``pieces`` are the received parts of the body with their times (``perf_counter``). Status 0: no answer.
+    """
+
+    started: float
     ended: float = math.nan
     status: int = 0
     pieces: list[tuple[float, bytes]] = field(default_factory=list)
@@ -73,22 +80,25 @@ class Answer:
 
     @property
     def seconds(self) -> float:
-        return self.ended - self.begun
+        return self.ended - self.started
 
 
 class Connection(asyncio.Protocol):
-    """One caller's connection, kept alive. Parses as little of HTTP as it can: it runs beside the server."""
+    """One caller's keep-alive connection.
+
+    It parses a minimum of HTTP, because it shares the machine with the server.
+    """
 
     def __init__(self) -> None:
         self.transport: asyncio.WriteTransport | None = None
         self.done: asyncio.Future[None] | None = None
         self.answer = Answer(math.nan)
         self.head = self.tail = b""
-        self.left = -1  # bytes of the body; -1: it comes in chunks
-        self.last = False  # whether the server ends the connection with this answer
+        self.left = -1  # remaining bytes of the body; -1: chunked
+        self.last = False  # whether the server closes the connection after this answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by its class
+        self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's class does not inherit from it
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -113,19 +123,19 @@ class Connection(asyncio.Protocol):
             whole = self.left <= 0
         else:
             self.tail = (self.tail + data)[-7:]
-            whole = self.tail in (b"\r\n0\r\n\r\n", b"0\r\n\r\n")  # the chunk of no bytes
+            whole = self.tail in (b"\r\n0\r\n\r\n", b"0\r\n\r\n")  # the last chunk
         if whole and self.done and not self.done.done():
             self.answer.ended = now
             self.done.set_result(None)
 
-    async def ask(self, request: bytes, patience: float = PATIENCE) -> Answer:
-        """Send a request and wait for the whole answer."""
+    async def ask(self, request: bytes, max_seconds: float = ANSWER_TIMEOUT) -> Answer:
+        """Send a request and return the complete answer."""
         assert self.transport
         self.answer, self.head, self.tail, self.left = Answer(time.perf_counter()), b"", b"", -1
         self.done = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(max_seconds):
                 await self.done
         except (OSError, TimeoutError):
             self.answer.status, self.answer.ended = 0, time.perf_counter()
@@ -140,16 +150,16 @@ async def connect(port: int) -> Connection:
 
 
 async def ask(port: int, request: Request) -> Answer:
-    """One request on a connection of its own."""
+    """Send one request on a new connection."""
     connection = await connect(port)
-    answer = await connection.ask(request.bytes(), FIRST)
+    answer = await connection.ask(request.bytes(), FIRST_ANSWER_TIMEOUT)
     if connection.transport:
         connection.transport.close()
     return answer
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """All answers to requests that were sent in so many seconds, however long they took, and when the time was up."""
+    """Send requests for ``seconds``. Return all their answers, including late ones, and the end of that time."""
     raw, turn, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
     until = time.perf_counter() + seconds
@@ -169,36 +179,36 @@ async def call(port: int, requests: Sequence[Request], callers: int, seconds: fl
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The value that ``part`` of 1 of the values do not exceed (nearest rank); not a number when there is none."""
+    """Return the percentile ``part`` (0 to 1) by nearest rank; NaN for no values."""
     return sorted(values)[math.ceil(part * len(values)) - 1] if values else math.nan
 
 
 def times(prefix: str, seconds: Sequence[float]) -> Figures:
-    """50th, 95th and 99th percentile in milliseconds."""
+    """Return the 50th, 95th and 99th percentile in milliseconds."""
     return {f"{prefix}p{part}": percentile(seconds, part / 100) * 1000 for part in (50, 95, 99)}
 
 
 def summed(answers: Sequence[Answer], until: float, seconds: float) -> Figures:
-    """Requests a second, latencies, errors.
+    """Return requests per second, latencies and errors.
 
-    A request that was still running when the time was up counts for the part of it that lay before: else a long
-    one would count by luck, and texts that run in step would all count or none.
+    A request that was still running at the end counts in part, by the share of its time before the end. Otherwise long
+    requests that run in step would all count or not at all.
     """
     good = [answer for answer in answers if answer.status == 200]
-    parts = [(min(answer.ended, until) - answer.begun) / answer.seconds for answer in good]
+    parts = [(min(answer.ended, until) - answer.started) / answer.seconds for answer in good]
     figures = {"per_second": sum(parts) / seconds, "errors": float(len(answers) - len(good))}
     return {**figures, **times("", [answer.seconds for answer in good])}
 
 
 def streamed(answers: Sequence[Answer], until: float, seconds: float) -> Figures:
-    """As ``summed``; and of the characters: how many a second, time to the first one, gaps between them."""
+    """Return ``summed``'s figures, characters per second, time to first character and gaps between characters."""
     firsts, gaps, characters, broken = [], [], 0, 0
     for answer in answers:
         came = [when for when, _ in arrivals(answer)]
         if not came or not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
-            broken += answer.status == 200  # any other status is an error already
+            broken += answer.status == 200  # other statuses are counted as errors already
             continue
-        firsts.append(came[0] - answer.begun)
+        firsts.append(came[0] - answer.started)
         gaps += [later - earlier for earlier, later in pairwise(came)]
         characters += sum(when <= until for when in came)
     figures = summed(answers, until, seconds)
@@ -207,9 +217,9 @@ def streamed(answers: Sequence[Answer], until: float, seconds: float) -> Figures
 
 
 def arrivals(answer: Answer) -> list[tuple[float, str]]:
-    """When each character of a stream came, and which. Those that came together came at the same time.
+    """Return the arrival time and value of each character of a stream.
 
-    Lines that are no ``data:`` are the sizes of HTTP chunks; an event is never split over two chunks.
+    Lines without ``data:`` are sizes of HTTP chunks. An event is never split over two chunks.
     """
     came: list[tuple[float, str]] = []
     rest = b""
@@ -233,7 +243,10 @@ async def streams(port: int, requests: Sequence[Request], callers: int, seconds:
 
 
 async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    """The same with ``wrk``, of one thread. It runs for whole seconds, and leaves out what they cut off."""
+    """Measure with ``wrk``, one thread.
+
+    It runs for whole seconds and ignores requests that are unfinished at the end.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "script.lua").write_text(SCRIPT)
@@ -242,7 +255,7 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
             (folder / str(i)).write_bytes(request.body)
             length = "-" if request.length is None else str(request.length)
             arguments += [request.path, request.kind, length, str(folder / str(i))]
-        options = ["-t1", f"-c{callers}", f"-d{math.ceil(seconds)}s", f"--timeout={PATIENCE:.0f}s"]
+        options = ["-t1", f"-c{callers}", f"-d{math.ceil(seconds)}s", f"--timeout={ANSWER_TIMEOUT:.0f}s"]
         command = ["wrk", *options, "-s", str(folder / "script.lua"), f"http://127.0.0.1:{port}", "--", *arguments]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         try:
@@ -250,16 +263,16 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
         finally:
             if process.returncode is None:
                 process.kill()
-    found = re.search(r"^figures (.*)$", output, re.MULTILINE)
-    if not found:
+    result = re.search(r"^figures (.*)$", output, re.MULTILINE)
+    if not result:
         raise RuntimeError(f"wrk failed: {output}")
-    number, duration, errors, *latencies = map(float, found[1].split())
-    if not number:  # wrk says 0 then
+    number, duration, errors, *latencies = map(float, result[1].split())
+    if not number:  # wrk prints 0 for percentiles without requests
         latencies = [math.nan] * 3
     figures = {f"p{part}": latency / 1000 for part, latency in zip((50, 95, 99), latencies, strict=True)}
     return {"per_second": (number - errors) / duration * 1e6, "errors": errors, **figures}
 
 
 def fast() -> bool:
-    """Whether there is a load generator that takes less from the server than ours."""
+    """Return whether ``wrk`` is installed. It uses less CPU than our own generator."""
     return shutil.which("wrk") is not None

@@ -1,9 +1,9 @@
-"""The server that a good tutorial writes: one handler a task, each calls its network, eagerly, a request at a time.
+"""A plain FastAPI server as in a good tutorial: one handler per task calls the network eagerly, one request at a time.
 
     QUARTET_STORE=models_store uvicorn benchmarks.support.plain:app --workers 1
 
-It serves the newest version of everything in the store, with requests and answers shaped like ours, and checks
-nothing. ``PLAIN_THREADS``: threads of torch in each process; torch's own choice when it is not set.
+It serves the newest version of each model in the store. Requests and answers have Quartet's format; nothing is checked.
+``PLAIN_THREADS`` sets torch's threads per process; by default torch chooses.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if "PLAIN_THREADS" in os.environ:
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The newest network of a name, and its card."""
+    """Load the newest version of a model. Return the network and its card."""
     newest = max((entry for entry in folder.iterdir() if entry.name.isdigit()), key=lambda entry: int(entry.name))
     card = json.loads((newest / "card.json").read_text())
     network = build(card["kind"], card["sizes"])
@@ -80,7 +80,7 @@ async def classify(request: Request, model: str = "cifar10-lenet") -> dict[str, 
 
 
 def characters(body: Prompt) -> Iterator[str]:
-    """The text character by character."""
+    """Yield the text character by character."""
     network, card = NETWORKS[body.model]
     vocabulary = card["vocabulary"]
     read = torch.tensor([[vocabulary.index(character) for character in body.prompt]])
@@ -88,7 +88,7 @@ def characters(body: Prompt) -> Iterator[str]:
     for _ in range(body.max_characters):
         with torch.inference_mode():
             logits, state = network(read, state)
-            logits[:, -1, -1] = -torch.inf  # <unk>: read, never written
+            logits[:, -1, -1] = -torch.inf  # <unk> is never generated
             read = (logits[:, -1] / body.temperature).softmax(dim=1).multinomial(1)
         yield vocabulary[int(read)]
 
@@ -96,7 +96,7 @@ def characters(body: Prompt) -> Iterator[str]:
 async def events(body: Prompt) -> AsyncIterator[str]:
     for character in characters(body):
         yield f"data: {json.dumps({'index': 0, 'text': character})}\n\n"
-        await asyncio.sleep(0)  # or the other streams would wait for the end of this one
+        await asyncio.sleep(0)  # let the other streams continue
     yield "data: [DONE]\n\n"
 
 

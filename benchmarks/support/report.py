@@ -1,4 +1,4 @@
-"""Medians of rounds as Markdown tables, and the targets beside what was measured."""
+"""Medians over rounds as Markdown tables, and targets beside the measured figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ START = "start"
 
 @dataclass
 class Results:
-    """``cells``: work -> server -> callers (0: none) -> the figures of each round.
+    """``cells`` maps workload -> server -> callers (0: none) -> the figures of each round.
 
-    ``ours``: the server that stands for ours where there are several layouts of it.
+    ``ours`` names the server that represents Quartet if several layouts were measured.
     """
 
     cells: dict[str, dict[str, dict[int, list[Figures]]]] = field(default_factory=dict)
@@ -30,18 +30,18 @@ class Results:
         self.cells.setdefault(work, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
 
     def values(self, work: str, server: str, callers: int, key: str) -> list[float]:
-        """Of each round that has such a figure."""
+        """Return the figure ``key`` of each round that has it."""
         rounds = self.cells.get(work, {}).get(server, {}).get(callers, [])
         return [figures[key] for figures in rounds if not math.isnan(figures.get(key, math.nan))]
 
     def median(self, work: str, server: str, callers: int, key: str) -> float:
-        """Not a number for what was not measured."""
+        """Return the median over rounds; NaN if nothing was measured."""
         values = self.values(work, server, callers, key)
         return statistics.median(values) if values else math.nan
 
 
 def named(server: str, part: str) -> str:
-    """How results name a part of the work that a server did."""
+    """Return the name of a part of a server's workload in the results."""
     return f"{server}: {part}" if part else server
 
 
@@ -49,7 +49,7 @@ class Column(NamedTuple):
     key: str
     head: str
     digits: int = 0
-    total: bool = False  # of all rounds, instead of their median
+    total: bool = False  # sum over rounds instead of the median
 
 
 LATENCIES = [Column("p50", "p50 ms", 1), Column("p95", "p95 ms", 1), Column("p99", "p99 ms", 1)]
@@ -72,13 +72,13 @@ def number(value: float, digits: int) -> str:
 
 
 def table(results: Results, work: str) -> str:
-    """A row for each server and number of callers; the first column of figures has its least and most beside it."""
+    """Return a table: one row per server and number of callers, with minimum and maximum of the first figure."""
     columns = TABLES.get(work, COLUMNS)
     first = columns[0]
     heads = ["server", "callers", first.head, "min–max", *(column.head for column in columns[1:])]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     servers = results.cells[work]
-    for callers in sorted({callers for found in servers.values() for callers in found}):
+    for callers in sorted({callers for result in servers.values() for callers in result}):
         for server in (server for server in servers if callers in servers[server]):
             values = results.values(work, server, callers, first.key) or [math.nan]
             spread = f"{number(min(values), first.digits)}–{number(max(values), first.digits)}"
@@ -101,7 +101,7 @@ def cell(results: Results, work: str, server: str, callers: int, column: Column)
 
 @dataclass(frozen=True)
 class Target:
-    """``must`` and ``aim``: at least so much, or at most where ``most`` is set."""
+    """A target. ``must`` and ``aim`` are lower limits, or upper limits if ``most`` is set."""
 
     text: str
     must: float
@@ -124,24 +124,24 @@ def over(value: float, base: float) -> float:
 
 
 def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
-    return lambda found: over(found.median(work, found.ours, callers, key), found.median(work, PLAIN, callers, key))
+    return lambda result: over(result.median(work, result.ours, callers, key), result.median(work, PLAIN, callers, key))
 
 
 def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
-    """Per cent."""
+    """Return the throughput in per cent of a limit's."""
     key = "per_second"
-    return lambda found: 100 * over(found.median(work, found.ours, callers, key), found.median(work, limit, 0, key))
+    return lambda result: 100 * over(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
 
 
 def first_character(streams: int) -> Callable[[Results], float]:
-    return lambda found: found.median("streams", found.ours, streams, "first_p99")
+    return lambda result: result.median("streams", result.ours, streams, "first_p99")
 
 
 def slowdown(callers: int) -> Callable[[Results], float]:
-    """The 99th percentile of classification beside texts over that alone."""
+    """Return the p99 of classification beside texts, divided by its p99 alone."""
 
-    def measured(found: Results) -> float:
-        beside, alone = (found.median("mixed", named(found.ours, part), callers, "p99") for part in (BESIDE, ALONE))
+    def measured(result: Results) -> float:
+        beside, alone = (result.median("mixed", named(result.ours, part), callers, "p99") for part in (BESIDE, ALONE))
         return over(beside, alone)
 
     return measured
@@ -164,11 +164,11 @@ TARGETS = [
         "memory of two workers, RSS",
         900,
         500,
-        lambda found: found.median(START, TWO_WORKERS, 0, "rss"),
+        lambda result: result.median(START, TWO_WORKERS, 0, "rss"),
         "MiB",
         most=True,
     ),
-    Target("start to ready", 5, 2.5, lambda found: found.median(START, found.ours, 0, "seconds"), "s", most=True),
+    Target("start to ready", 5, 2.5, lambda result: result.median(START, result.ours, 0, "seconds"), "s", most=True),
 ]
 
 
@@ -176,9 +176,9 @@ def judged(results: Results) -> list[tuple[Target, float]]:
     return [(target, target.measured(results)) for target in TARGETS]
 
 
-def targets(found: Sequence[tuple[Target, float]]) -> str:
+def targets(result: Sequence[tuple[Target, float]]) -> str:
     lines = ["| target | must | aim | measured | met |", "|---|--:|--:|--:|---|"]
-    for target, measured in found:
+    for target, measured in result:
         sign = "≤" if target.most else "≥"
         bounds = [f"{sign} {wanted:g} {target.unit}" for wanted in (target.must, target.aim)]
         shown = "" if math.isnan(measured) else f"{measured:,.2f} {target.unit}"

@@ -1,4 +1,4 @@
-"""Server processes: started, measured, paused while another one's turn is, and stopped with all their children."""
+"""Server processes: start, measure, pause and stop them with all their children."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.support.load import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
-BEGUN = 19  # where ``stats`` has the time a process was started: a number may be given again, that with it not
+STARTED = 19  # index of the start time in ``stats``: process numbers are reused, number and start time are not
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
-CALM_SECONDS = 1.0  # in which a server that is to have settled does nothing
+IDLE_SECONDS = 1.0  # a server without CPU use for so long is idle
 STOP_SECONDS = 1.0
 
 
 class StartFailed(Exception):
-    """The server ended, or did not answer in time: the last lines of its log."""
+    """The server exited or did not answer in time. The message holds the last lines of its log."""
 
 
 def free_port() -> int:
-    """A port that is free with the four after it, which some servers take too.
+    """Return a free port whose four successors are free too: some servers use them.
 
-    Below those that the kernel gives to callers, and each time another one: a server may start much later.
+    The ports are below the kernel's ephemeral range. Each call returns another one, because a server may start later.
     """
     for port in PORTS:
         with ExitStack() as stack:
@@ -43,15 +43,15 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise AssertionError("the ports have no end")
+    raise AssertionError("unreachable: the counter of ports does not end")
 
 
 @dataclass
 class Server:
-    """One command, in a session of its own so that all its processes can be found.
+    """A server command in its own session, so that all its processes can be found.
 
-    ``ready``: the path to ask. ``adapt``: a request of ours as it wants it; ``said``: its answer in the shape of ours.
-    ``peer``: it does only a part of the work.
+    ``ready`` is the path of its readiness check. ``adapt`` converts one of our requests to the server's format,
+    ``said`` its answer to ours. A ``peer`` supports only some of the workloads.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 120) -> float:
-        """Start it and wait until it is ready. Gives the seconds that took. Raises StartFailed."""
-        begun = time.perf_counter()
+        """Start the server and wait until it is ready. Return the seconds needed. Raises StartFailed."""
+        started = time.perf_counter()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -78,9 +78,9 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        while time.perf_counter() - begun < seconds:
+        while time.perf_counter() - started < seconds:
             if self._answers():
-                return time.perf_counter() - begun
+                return time.perf_counter() - started
             if self.process.poll() is not None:
                 break
             time.sleep(0.005)
@@ -88,11 +88,11 @@ class Server:
         raise StartFailed(f"{self.name} did not start:\n{self.tail()}")
 
     def tail(self) -> str:
-        """The end of its log."""
+        """Return the last 2,000 characters of the log."""
         return self.log.read_text(errors="replace")[-2000:]
 
     def _answers(self) -> bool:
-        """Whether it says 200."""
+        """Return whether the readiness check answers 200."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(
@@ -103,46 +103,46 @@ class Server:
             return False
 
     def pids(self) -> list[int]:
-        """All its processes: those of its session, and children that began one of their own."""
+        """Return all processes of its session, and children that started a session of their own."""
         if not self.process:
             return []
-        known, found = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
+        known, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
         while more := {
             pid
             for pid, (parent, session) in known.items()
-            if pid not in found and (parent in found or session == self.process.pid)
+            if pid not in result and (parent in result or session == self.process.pid)
         }:
-            found |= more
-        return sorted(found)
+            result |= more
+        return sorted(result)
 
     def cpu_seconds(self) -> float:
-        """Of all its processes so far, in user and in system mode."""
+        """Return the CPU seconds (user and system) of all its processes so far."""
         mine = set(self.pids())
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in mine)
 
     def settle(self, seconds: float = 30) -> None:
-        """Wait, no longer than so, until it does nothing: the first of its processes answers before the others do."""
+        """Wait up to ``seconds`` until the server is idle: its first process may answer before the others are ready."""
         end, before = time.perf_counter() + seconds, self.cpu_seconds()
         while time.perf_counter() < end:
-            time.sleep(CALM_SECONDS)
+            time.sleep(IDLE_SECONDS)
             before, busy = (now := self.cpu_seconds()), now - before
-            if busy < 0.1 * CALM_SECONDS:
+            if busy < 0.1 * IDLE_SECONDS:
                 return
 
     def memory(self) -> dict[str, float]:
-        """Mebibytes of all its processes: ``pss`` counts a page that several share once, ``rss`` in each of them."""
+        """Return the MiB of all its processes. ``pss`` counts shared pages once, ``rss`` once per process."""
         kilobytes = {"pss": 0, "rss": 0}
         for pid in self.pids():
             try:
                 text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
             for key, value in re.findall(r"^(Pss|Rss): +(\d+) kB", text, re.MULTILINE):
                 kilobytes[key.lower()] += int(value)
         return {key: value / 1024 for key, value in kilobytes.items()}
 
     def pause(self) -> None:
-        """So that not even its timers disturb the others."""
+        """Stop all its processes with SIGSTOP, so that they do not disturb another measurement."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -154,18 +154,20 @@ class Server:
                 os.kill(pid, number)
 
     def stop(self) -> None:
-        """Ask it to end, then kill whatever of it is left."""
+        """Terminate the server, then kill its remaining processes."""
         if not self.process:
             return
         self.resume()
         mine = set(self.pids())
-        known = {(pid, fields[BEGUN]) for pid, fields in stats() if pid in mine}  # before they lose their parent
+        known = {
+            (pid, fields[STARTED]) for pid, fields in stats() if pid in mine
+        }  # before the processes lose their parent
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)
         for pid, fields in stats():
-            if (pid, fields[BEGUN]) in known:
+            if (pid, fields[STARTED]) in known:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()
@@ -173,20 +175,23 @@ class Server:
 
 
 def stats() -> list[tuple[int, list[str]]]:
-    """Of every process its id and what follows its name in ``/proc/<pid>/stat`` (proc(5), from the state on)."""
-    found = []
+    """Return each process's id and the fields after its name in ``/proc/<pid>/stat`` (proc(5))."""
+    result = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 text = (entry / "stat").read_text()
-            except OSError:  # it has ended
+            except OSError:  # the process has ended
                 continue
-            found.append((int(entry.name), text.rpartition(")")[2].split()))
-    return found
+            result.append((int(entry.name), text.rpartition(")")[2].split()))
+    return result
 
 
 def ours(folder: Path, store: Path, layout: str = "") -> Server:
-    """As ``make serve`` starts it. ``layout``: workers x threads, such as 2x1; empty: as the settings choose."""
+    """Quartet as ``make serve`` starts it.
+
+    ``layout`` is workers x threads, such as 2x1; empty: chosen by the settings.
+    """
     port = free_port()
     environment = {"QUARTET_PORT": str(port), "QUARTET_STORE": str(store)}
     if layout:
@@ -196,7 +201,7 @@ def ours(folder: Path, store: Path, layout: str = "") -> Server:
 
 
 def plain(folder: Path, store: Path, workers: int) -> Server:
-    """``plain.py`` with torch's own number of threads, or as many as cores are left for each of several processes."""
+    """The server of ``plain.py``: torch's default threads for one worker, else cores divided by workers."""
     port = free_port()
     environment = {"QUARTET_STORE": str(store)}
     if workers > 1:

@@ -1,4 +1,4 @@
-"""The kinds of work: what is sent, by how many callers, and when an answer is right."""
+"""Workloads: their requests, numbers of callers, and checks of the answers."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from benchmarks.support.limits import Limit, newest
 from benchmarks.support.load import Answer, Figures, Request
 from benchmarks.support.servers import ROOT, Server
 
-RNN = "bench-rnn"  # 2 x 512 with random weights, published into the benchmark's own store
+RNN = "bench-rnn"  # 2 x 512 with random weights, in the benchmark's own store
 WEAK = ("cifar10-lenet", "mnist-judge")
 CHARACTERS = 200
 PROMPT = 32  # characters
 HORIZON = 48
 DIGITS = 16
-SINGLE = 8  # callers of each task where tasks are mixed
-TEXTS = 32  # that run beside the classification
+SINGLE = 8  # callers per task in the mixed load
+TEXTS = 32  # texts that run beside the classification
 ALONE, BESIDE = "images alone", f"images beside {TEXTS} texts"
 
-Right = Callable[[Any, Any], bool]  # an answer, and ours to the same request
+Right = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request)
 
 
 @dataclass(frozen=True)
 class Work:
-    """``callers``: how many, where the command line does not say; ``peers``: whether the other servers do it too."""
+    """A workload. ``callers`` are the default numbers of callers; ``peers``: whether the other servers support it."""
 
     title: str
     requests: Sequence[Request]
@@ -46,49 +46,49 @@ class Work:
     limits: Sequence[Limit] = ()
     callers: Sequence[int] = ()
     peers: bool = False
-    long: bool = False  # answers that take so long that parts of them count
+    long: bool = False  # whether unfinished answers count in part
     streamed: bool = False
 
     @property
     def rnn(self) -> bool:
-        """Whether it is done by the benchmark's own network."""
+        """Whether the workload uses the benchmark's own network."""
         return any(RNN.encode() in request.body for request in self.requests)
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
-        """The figures of each part of the work, by its name."""
+        """Measure. Return the figures of each part of the workload by its name."""
         return {"": await self.once(server, callers, seconds)}
 
     async def once(self, server: Server, callers: int, seconds: float) -> Figures:
         with_ours = load.streams if self.streamed else load.own
         generator = with_ours if self.streamed or self.long or not load.fast() else load.wrk
-        return await generator(server.port, self.asked(server), callers, seconds)
+        return await generator(server.port, self.adapted_requests(server), callers, seconds)
 
-    def asked(self, server: Server) -> list[Request]:
+    def adapted_requests(self, server: Server) -> list[Request]:
         return [server.adapt(request) for request in self.requests]
 
     def read(self, server: Server, answer: Answer) -> Any:
-        """What an answer says; a stream says what the same request says without one."""
+        """Return the content of an answer; a stream's text in the form of an answer without streaming."""
         if answer.status != 200:
             raise ValueError(f"status {answer.status}: {answer.body[:300]!r}")
         if self.streamed:
             if b"data: [DONE]" not in answer.body:
-                raise ValueError(f"the stream has no end: {answer.body[-300:]!r}")
+                raise ValueError(f"the stream has no final event: {answer.body[-300:]!r}")
             return {"results": [{"text": "".join(character for _, character in load.arrivals(answer))}]}
         return server.said(json.loads(answer.body))
 
     async def warm_up(self, server: Server, callers: int) -> None:
-        await load.call(server.port, self.asked(server), callers, 0.5)
+        await load.call(server.port, self.adapted_requests(server), callers, 0.5)
 
 
 @dataclass(frozen=True)
 class Mixed(Work):
-    """Classification alone, then beside texts, then all tasks together. ``others``: text, forecast, sample."""
+    """Classification alone, then beside texts, then all tasks together. ``others`` are text, forecast and sample."""
 
     others: Sequence[Work] = ()
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
         alone = await self.once(server, callers, seconds)
-        # texts begin earlier and end later than what is measured beside them
+        # the texts start before and end after the measurement beside them
         texts = asyncio.create_task(self.others[0].once(server, TEXTS, math.ceil(seconds) + 0.5))
         await asyncio.sleep(0.4)
         parts = {ALONE: alone, BESIDE: await self.once(server, callers, seconds), f"the {TEXTS} texts": await texts}
@@ -99,7 +99,7 @@ class Mixed(Work):
 
 
 def same_label(answer: Any, ours: Any) -> bool:
-    label, expected = (found["results"][0]["predictions"][0]["label"] for found in (answer, ours))
+    label, expected = (each["results"][0]["predictions"][0]["label"] for each in (answer, ours))
     return bool(label == expected)
 
 
@@ -108,8 +108,8 @@ def whole_text(answer: Any, ours: Any) -> bool:
 
 
 def same_forecast(answer: Any, ours: Any) -> bool:
-    """As near as single precision comes."""
-    mean, expected = (found["results"][0]["mean"] for found in (answer, ours))
+    """Compare means up to single precision."""
+    mean, expected = (each["results"][0]["mean"] for each in (answer, ours))
     return len(mean) == HORIZON and all(abs(a - b) < 1e-3 for a, b in zip(mean, expected, strict=True))
 
 
@@ -124,14 +124,19 @@ def prompts(model: str, stream: bool = False) -> list[Request]:
         "resolved rather to die than to famish? All: Resolved, resolved. First Citizen: First, you know Caius Marcius "
     )
     pieces = [text[at : at + PROMPT] for at in range(0, len(text) - PROMPT, PROMPT)]
-    asked = {"max_characters": CHARACTERS, "temperature": 0.8, "model": model}
+    adapted_requests = {"max_characters": CHARACTERS, "temperature": 0.8, "model": model}
     if stream:
-        asked["stream"] = True
-    return [Request("/v1/text/continue", json.dumps({"prompt": piece, **asked}).encode()) for piece in pieces]
+        adapted_requests["stream"] = True
+    return [
+        Request("/v1/text/continue", json.dumps({"prompt": piece, **adapted_requests}).encode()) for piece in pieces
+    ]
 
 
 def works(folder: Path) -> dict[str, Work]:
-    """What there is to do with the networks of a store, in the order it is measured. Without a strong CNN: no row."""
+    """Return the workloads for the networks of a store, in their order.
+
+    A store without a strong CNN has no such row.
+    """
     pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
     history = json.dumps({"values": values, "horizon": HORIZON, "model": "sine-lstm"}).encode()
@@ -144,7 +149,7 @@ def works(folder: Path) -> dict[str, Work]:
         return [Limit(work, model, rows, threads) for rows, threads in layouts]
 
     cnn, strong = "cifar10-lenet", strong_cnn(folder)
-    found = {
+    works = {
         "cnn": Work(
             "workshop CNN, one 32x32 PNG",
             images(cnn),
@@ -155,7 +160,7 @@ def works(folder: Path) -> dict[str, Work]:
     }
     if strong:
         layouts = limits("classify", strong, (1, 1), (32, 1), (32, 2))
-        found["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
+        works["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
     text = Work(
         f"text, {PROMPT} characters in, {CHARACTERS} out",
         prompts(RNN),
@@ -179,12 +184,12 @@ def works(folder: Path) -> dict[str, Work]:
     streams = Work(
         f"streams of {CHARACTERS} characters", prompts(RNN, stream=True), whole_text, callers=[8, 64], streamed=True
     )
-    found |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed}
-    return found
+    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed}
+    return works
 
 
 def strong_cnn(folder: Path) -> str | None:
-    """A classifier of colour images that is not one of the workshop's size, if the store has one."""
+    """Return the name of a colour image classifier other than the workshop's, or None."""
     for name in dict.fromkeys(name for name, _ in store.all_versions(folder)):
         if name not in WEAK and newest(folder, name).card.task == "classify":
             return name
@@ -192,7 +197,7 @@ def strong_cnn(folder: Path) -> str | None:
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
-    """A copy of the shipped networks with the RNN beside them, and what that RNN is."""
+    """Copy the shipped store, add the benchmark's RNN, and return the folder and a description of the RNN."""
     target = folder / "store"
     shutil.copytree(shipped, target)
     model = newest(shipped, "shakespeare-rnn").card

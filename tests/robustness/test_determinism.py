@@ -39,7 +39,7 @@ def test_a_wrong_answer_is_seen_as_one() -> None:
     ("status", "body", "word"),
     [
         (200, b'data: {"index": 0, "text": "a"}\n\ndata: [DONE]\n\n', "finished"),
-        (200, b'data: {"index": 0, "text": "a"}\n\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "told"),
+        (200, b'data: {"index": 0, "text": "a"}\n\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "announced"),
         (200, b'data: {"index": 0, "text": "a"}\n\n', "cut off"),
         (200, b"", "cut off"),
         (502, b"<html>", "502"),
@@ -51,7 +51,7 @@ def test_how_a_stream_ended_is_seen(status: int, body: bytes, word: str) -> None
 
 
 def test_a_soak_says_what_has_grown() -> None:
-    seen = soak.Seen(looks=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
+    seen = soak.Observations(looks=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
     found = {"mib_per_10000": 0.9, "p50_ms": [10.0, 12.0]}
     assert soak.grown(seen, found) == []
     seen.looks.append((9.0, 900, 600.0, 81, 13))
@@ -59,5 +59,5 @@ def test_a_soak_says_what_has_grown() -> None:
         "memory grew by 1.1 MiB in 10,000 requests",
         "descriptors grew from 80 to 81",
         "threads grew from 12 to 13",
-        "a picture took 10.0 ms and then 16.0 ms",
+        "the latency of classification grew from 10.0 to 16.0 ms",
     ]
