@@ -58,31 +58,34 @@ TAGS = [
 ]
 
 
-def create_app(settings: Settings | None = None, shared: Storage | None = None) -> FastAPI:
-    """The application. ``shared``: where the requests of keys are counted, if other workers do it too.
+def create_app(settings: Settings | None = None, counters: Storage | None = None) -> FastAPI:
+    """Build the application. ``counters``: rate-limit counters that other workers share.
 
-    Raises SettingsError for a setting, device or store that cannot be used.
+    Serve it with ``python -m app.main``: time limits, head limits and draining belong to the servers in ``app.server``.
+
+    Raises:
+        SettingsError: a setting, the device or the store cannot be used.
     """
     settings = settings or Settings()
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint)), AccessLog(settings.log_format)
-    registry, counted = Registry(settings, metrics), shared or limit_storage(settings)
+    registry, counters = Registry(settings, metrics), counters or limit_storage(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await registry.load()
         gc.collect()
         trim_heap()
-        gc.freeze()  # what was loaded stays: looking through it again and again would hold requests up
-        gc.set_threshold(10_000, 20, 20)  # what a request leaves behind has no cycles, as a rule
-        beside = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
+        gc.freeze()  # loaded models stay: collecting them again and again would delay requests
+        gc.set_threshold(10_000, 20, 20)  # requests rarely leave reference cycles
+        background = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
         yield
-        for task in beside:
+        for task in background:
             task.cancel()
         await registry.close()
-        if counted:
-            await close_storage(counted)
+        if counters:
+            await close_storage(counters)
         await asyncio.to_thread(log.close)
         if metrics.tracer:
             await asyncio.to_thread(metrics.tracer.close)
@@ -129,21 +132,25 @@ def create_app(settings: Settings | None = None, shared: Storage | None = None) 
         [route for router in tasks for route in router.routes],
         named=[route for router in tensors for route in router.routes],
     )
-    buffered = BodyLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
-    inside = with_api_keys(buffered, settings, counted, errors.error_response, metrics.on_rate_limited)
-    app.middleware_stack = telemetry = RequestTelemetry(cors(inside, settings), metrics, log, errors.error_response)
+    limited = BodyLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    protected = with_api_keys(limited, settings, counters, errors.error_response, metrics.on_rate_limited)
+    app.middleware_stack = telemetry = RequestTelemetry(cors(protected, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused
     return app
 
 
 def check_torch() -> None:
-    """Raises SettingsError for a torch that is older than what is tested: it would fail later and say less."""
+    """Check torch's version at start-up, because later errors would be less clear.
+
+    Raises:
+        SettingsError: torch is older than ``OLDEST_TORCH``.
+    """
     if Version(torch.__version__) < Version(OLDEST_TORCH):
-        raise SettingsError(f"torch is {torch.__version__}, and {OLDEST_TORCH} is the oldest that serves here")
+        raise SettingsError(f"torch is {torch.__version__}; {OLDEST_TORCH} or newer is required")
 
 
 async def _report(registry: Registry) -> None:
-    """Bring this worker's gauges up to date, for whichever worker is asked for all of them."""
+    """Update this worker's gauges regularly: any worker may answer /metrics for all of them."""
     while True:
         registry.report()
         await asyncio.sleep(REPORT_SECONDS)

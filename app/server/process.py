@@ -34,9 +34,9 @@ MAX_WORKERS = 16
 
 
 class AppFactory(Protocol):
-    """Builds the application; all workers count API keys' requests in ``shared``."""
+    """Builds the application; all workers share the rate-limit ``counters``."""
 
-    def __call__(self, settings: Settings, shared: Storage | None = None) -> FastAPI: ...
+    def __call__(self, settings: Settings, counters: Storage | None = None) -> FastAPI: ...
 
 
 def run_service(settings: Settings, create_app: AppFactory) -> int:
@@ -96,7 +96,7 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 
 
 def run_server(server: ListeningServer | WorkerServer) -> None:
-    """Run until stopped. If a compute thread still runs then, exit at once: Python would wait for the thread."""
+    """Run until stopped. If a compute thread still runs then, exit immediately: Python would wait for the thread."""
     server.run()
     logging.shutdown()  # a forked worker does not call this at exit
     if server.registry.executor.busy or server.registry.parse_executor.busy:
@@ -119,7 +119,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         }
     )
     tls_context(settings)
-    listener, counts = listen_at(settings.host, settings.port), limit_storage(settings)
+    listener, counters = listen_at(settings.host, settings.port), limit_storage(settings)
     try:
         metrics_folder = shared_metrics()
     except OSError as error:
@@ -133,7 +133,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         def work(channel: socket.socket) -> None:
             log_in_background()
             exit_if_orphaned(parent, stop_seconds)
-            run_server(WorkerServer(create_app(worker_settings, counts), worker_settings, channel))
+            run_server(WorkerServer(create_app(worker_settings, counters), worker_settings, channel))
 
         return Supervisor(
             listener,

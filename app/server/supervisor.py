@@ -1,10 +1,10 @@
-"""Several processes behind one address, each with an event loop, the networks, and a core of its own.
+"""The supervisor: one listening process that distributes connections among worker processes.
 
-One process listens and hands each connection to the worker that has least to do: workers that share a socket are
-given connections by chance, and keep-alive keeps them where they are. It starts another worker for one that dies, or
-no longer tells that it is alive, and stops them all when it is told to stop.
+Each worker has an event loop, the networks and a core of its own. The supervisor passes each connection to the worker
+with the least work. Workers that share a socket would get connections at random, and keep-alive would keep them there.
+The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
 
-It imports neither torch nor an event loop of its own, and has no threads: it forks.
+This module uses no threads, no event loop and no torch, because the supervisor forks.
 """
 
 from __future__ import annotations
@@ -25,43 +25,44 @@ from multiprocessing.context import ForkProcess
 
 log = logging.getLogger("quartet")
 
-CONNECTION_MESSAGE = b"c"  # goes with the connection that a worker is given
-RELEASE_MESSAGE = b"s"  # asks a worker to close a connection after its next answer
+CONNECTION_MESSAGE = b"c"  # sent to a worker with a connection
+RELEASE_MESSAGE = b"s"  # asks a worker to close a connection after its next response
 BACKLOG = 2048
-TICK = 0.25  # seconds
-PAUSED = 2.0  # seconds between two ticks, from which on the process was stopped meanwhile
-LOADING = 60.0  # seconds that a new worker may take until it is ready
-MAX_PENDING = 5.0  # seconds that a connection may wait until one of them has read those that were handed over before
-UNEVEN = 5.0  # seconds for which one worker may have many more connections than another
-HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
-AGAIN = (0.1, 10.0)  # seconds before a worker that dies at once is replaced: at first, and at most
+TICK_SECONDS = 0.25
+PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
+START_SECONDS = 60.0  # for a replaced worker to become ready
+MAX_PENDING_SECONDS = 5.0  # a connection is closed if no worker accepts it for this long
+REBALANCE_SECONDS = 5.0  # how long one worker may have many more connections than another
+BLOCKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)  # while a worker is forked
+RESTART_DELAYS = (0.1, 10.0)  # seconds before a worker that died early is replaced: first and longest
 
 
 @dataclass(eq=False)
 class WorkerProcess:
-    """A process, the socket to it, and what it has told of itself."""
+    """A worker process, the socket to it, and its last reported status."""
 
     process: ForkProcess
     channel: socket.socket
     started: float = field(default_factory=time.monotonic)
     last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
-    leaving: bool = False  # it was told to stop, by whom ever
-    unwell: bool = False  # it cannot answer as it should, and says so
+    stopping: bool = False
+    unwell: bool = False  # it reports problems
     connections: int = 0
-    busy: int = 0  # requests under way when it last told, and connections handed to it since
-    words: bytes = b""
+    busy: int = 0  # running requests at the last report, plus connections sent since
+    buffer: bytes = b""  # an incomplete line
 
     def load(self) -> tuple[bool, int, int]:
-        """The least is given the next connection: one that fails at once would else always have the least to do."""
+        """Sort key: the lowest gets the next connection. Unwell workers come last; they would otherwise seem idle."""
         return self.unwell, self.busy, self.connections
 
 
 class Supervisor:
-    """``work`` runs a worker: it is given its end of a socket, over which connections come, and tells its state.
+    """Starts ``count`` workers and distributes connections. ``work(channel)`` runs in each worker process.
 
-    A worker without a heartbeat for ``unready_after_seconds`` gets connections only when no other worker is better.
-    After ``liveness_timeout_seconds`` it is replaced. At a stop, workers have ``shutdown_grace_seconds``.
+    A worker without a heartbeat for ``unready_after_seconds`` gets connections only when no other worker is ready.
+    After ``liveness_timeout_seconds`` it is replaced. Workers are killed ``shutdown_grace_seconds`` after a stop.
+    ``ready()`` is called when the service listens, ``died(pid)`` when a worker has ended.
     """
 
     def __init__(
@@ -78,98 +79,100 @@ class Supervisor:
         self._listener = listener
         self._work = work
         self._count = count
-        self._silent_seconds = unready_after_seconds
-        self._hang_seconds = liveness_timeout_seconds
-        self._stop_seconds = shutdown_grace_seconds
+        self._unready_after_seconds = unready_after_seconds
+        self._liveness_timeout_seconds = liveness_timeout_seconds
+        self._shutdown_grace_seconds = shutdown_grace_seconds
         self._ready = ready
         self._died = died
         self._workers: list[WorkerProcess] = []
         self._selector = selectors.DefaultSelector()
         self._accepting = False
         self._serving = False
-        self._stopping: float | None = None  # when it was told
-        self._pause = AGAIN[0]
+        self._stopping: float | None = None  # time of the stop
+        self._restart_delay = RESTART_DELAYS[0]
         self._start_after = 0.0
-        self._status = 0  # of the whole service, for whoever started it
-        self._even = time.monotonic()  # when it last was
-        self._looked = time.monotonic()
-        self._pending: tuple[socket.socket, float] | None = None  # a connection that all are too busy for, until when
+        self._status = 0  # exit status of the service
+        self._balanced_at = time.monotonic()
+        self._checked_at = time.monotonic()
+        self._pending: tuple[socket.socket, float] | None = None  # an unaccepted connection and its deadline
 
     def run(self) -> int:
-        """Serve until told to stop by SIGTERM or SIGINT, or left by the terminal; the second of them stops at once.
-        Gives the exit status.
+        """Serve until stopped by SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT exits immediately.
+
+        Returns the exit status.
         """
         self._listener.setblocking(False)
-        waking, told = socket.socketpair()
-        for end in (waking, told):
+        wakeup_read, wakeup_write = socket.socketpair()
+        for end in (wakeup_read, wakeup_write):
             end.setblocking(False)
-        self._selector.register(waking, selectors.EVENT_READ, lambda: self._on_signal(waking))
-        signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+        self._selector.register(wakeup_read, selectors.EVENT_READ, lambda: self._on_signal(wakeup_read))
+        signal.set_wakeup_fd(wakeup_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, *([signal.SIGHUP] if handles_sighup() else [])):
             signal.signal(number, lambda *_: None)
         try:
             while self._stopping is None or self._workers:
                 self._spawn_missing()
-                for key, _ in self._selector.select(TICK):
+                for key, _ in self._selector.select(TICK_SECONDS):
                     key.data()
                 self._offer_again()
                 self._check_workers()
-        except BaseException:  # else the others would go on listening for nobody
+        except BaseException:  # workers must not outlive the supervisor
             self._kill()
             raise
         return self._status
 
     def _spawn_missing(self) -> None:
-        """Start the workers that are missing."""
+        """Start missing workers."""
         while self._stopping is None and len(self._workers) < self._count and time.monotonic() >= self._start_after:
             try:
                 worker = self._spawn()
-            except OSError as error:  # no memory, processes or files are left: there may be later
-                log.error("a worker cannot be started: %s", error)
-                self._wait(time.monotonic())
+            except OSError as error:  # out of memory, processes or files: try again later
+                log.error("cannot start a worker: %s", error)
+                self._delay_restart(time.monotonic())
                 return
-            ours = worker.channel
             self._workers.append(worker)
-            self._selector.register(ours, selectors.EVENT_READ, lambda worker=worker: self._receive(worker))
+            self._selector.register(worker.channel, selectors.EVENT_READ, lambda worker=worker: self._receive(worker))
 
     def _spawn(self) -> WorkerProcess:
-        """A new process. Raises OSError."""
+        """Fork a worker. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             context = multiprocessing.get_context("fork")
             process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)  # a signal to the new one would be told to this one
+            # The child shares this process's wakeup socket until _run_worker resets it.
+            previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
             try:
                 process.start()
             except OSError:
                 ours.close()
                 raise
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         ours.setblocking(False)
         return WorkerProcess(process, ours)
 
-    def _wait(self, now: float) -> None:
-        """Start none for a while, and the next time for longer."""
-        self._start_after, self._pause = now + self._pause, min(self._pause * 2, AGAIN[1])
+    def _delay_restart(self, now: float) -> None:
+        """Delay the next start; the delay doubles each time."""
+        self._start_after = now + self._restart_delay
+        self._restart_delay = min(self._restart_delay * 2, RESTART_DELAYS[1])
 
     def _run_worker(self, channel: socket.socket, other_end: socket.socket) -> None:
-        """In the new process: keep nothing of this one's but the socket, which ends when this one does."""
+        """Run in the new process: close all inherited sockets but ``channel``, which ends with the supervisor."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal they go to all: the one that listens tells others
+        for number in (signal.SIGINT, signal.SIGHUP):  # sent to all processes of a terminal; the supervisor acts
             signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
         self._selector.close()
         self._listener.close()
         pending = [self._pending[0]] if self._pending else []
-        for held in (other_end, *pending, *(worker.channel for worker in self._workers)):
-            held.close()
+        for inherited in (other_end, *pending, *(worker.channel for worker in self._workers)):
+            inherited.close()
         self._work(channel)
 
     def _receive(self, worker: WorkerProcess) -> None:
-        """What a worker tells: ``ready``, ``busy N`` or ``unwell N`` requests, ``left N`` connections; a line each."""
+        """Read status lines of a worker: ``ready``, ``busy N`` or ``unwell N`` requests, ``left N`` connections."""
         try:
             content = worker.channel.recv(4096)
         except BlockingIOError:
@@ -177,26 +180,26 @@ class Supervisor:
         except OSError:
             content = b""
         if not content:
-            worker.ready = False  # it is gone, and will be looked after
+            worker.ready = False  # it has ended; _check_workers replaces it
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.channel)
             return
-        *lines, worker.words = (worker.words + content).split(b"\n")
+        *lines, worker.buffer = (worker.buffer + content).split(b"\n")
         worker.last_heartbeat = time.monotonic()
         for line in lines:
-            word, _, number = line.partition(b" ")
-            if word == b"ready":
-                worker.ready = not worker.leaving
+            state, _, number = line.partition(b" ")
+            if state == b"ready":
+                worker.ready = not worker.stopping
                 self._accept_when_ready()
-            elif word == b"stopping":
-                worker.ready, worker.leaving = False, True
-            elif word in (b"busy", b"unwell"):
-                worker.busy, worker.unwell = int(number), word == b"unwell"
-            elif word == b"left":
+            elif state == b"stopping":
+                worker.ready, worker.stopping = False, True
+            elif state in (b"busy", b"unwell"):
+                worker.busy, worker.unwell = int(number), state == b"unwell"
+            elif state == b"left":
                 worker.connections -= int(number)
 
     def _accept_when_ready(self) -> None:
-        """Begin to listen when all workers are ready, so that the first connections are shared among them."""
+        """Listen once all workers are ready, so that the first connections are distributed among all."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)
@@ -212,7 +215,7 @@ class Supervisor:
             self._accepting = False
 
     def _accept(self) -> None:
-        """Hand over the connections that have come."""
+        """Send waiting connections to workers."""
         for _ in range(64):
             ready = [worker for worker in self._workers if worker.ready]
             if not ready:
@@ -222,37 +225,41 @@ class Supervisor:
                 connection, _ = self._listener.accept()
             except OSError as error:
                 if not isinstance(error, BlockingIOError):
-                    log.error("a connection cannot be taken: %s", error)
-                    time.sleep(0.01)  # out of file descriptors: the others need a moment to close theirs
+                    log.error("cannot accept a connection: %s", error)
+                    time.sleep(0.01)  # out of file descriptors: workers need a moment to close some
                 return
             if self._hand_over(connection, ready):
                 connection.close()
             else:
-                self._pending = connection, time.monotonic() + MAX_PENDING
+                self._pending = connection, time.monotonic() + MAX_PENDING_SECONDS
                 self._stop_accepting()
                 return
 
     def _offer_again(self) -> None:
-        """The connection that no worker could take, before any other: soon they will have read those before it."""
+        """Send the pending connection before any other: workers may have read earlier ones by now."""
         if self._pending is None:
             return
         connection, end = self._pending
-        handed = self._hand_over(connection, [worker for worker in self._workers if worker.ready])
-        if handed or time.monotonic() > end or self._stopping is not None:
-            if not handed:
-                log.error("a connection is closed: no worker takes it")
+        sent = self._hand_over(connection, [worker for worker in self._workers if worker.ready])
+        if sent or time.monotonic() > end or self._stopping is not None:
+            if not sent:
+                log.error("closed a connection: no worker accepted it")
             connection.close()
             self._pending = None
             self._accept_when_ready()
 
     def _hand_over(self, connection: socket.socket, workers: list[WorkerProcess]) -> bool:
-        """Give a connection to the one with least to do; False when none can take more now."""
+        """Send a connection to the worker with the least work. Returns False when no worker accepts it now."""
         now = time.monotonic()
-        for worker in sorted(workers, key=lambda one: (now - one.last_heartbeat > self._silent_seconds, one.load())):
+
+        def order(worker: WorkerProcess) -> tuple[bool, tuple[bool, int, int]]:
+            return now - worker.last_heartbeat > self._unready_after_seconds, worker.load()
+
+        for worker in sorted(workers, key=order):
             try:
                 socket.send_fds(worker.channel, [CONNECTION_MESSAGE], [connection.fileno()])
-            except OSError as error:  # one that takes no more will be found hung
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it is gone, and will be buried
+            except OSError as error:  # its queue is full; if it hangs, _check_workers replaces it
+                if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it has ended
                     worker.ready = False
                 continue
             worker.connections += 1
@@ -261,30 +268,28 @@ class Supervisor:
         return False
 
     def _check_workers(self) -> None:
-        """Bury the dead, end the hung, and even out what the workers have."""
+        """Reap ended workers, kill hung ones, and rebalance connections."""
         now = time.monotonic()
-        if (paused := now - self._looked) > PAUSED:  # the whole service was: nobody could tell anything
+        if (paused := now - self._checked_at) > PAUSE_SECONDS:  # the whole service was stopped: no worker could report
             for worker in self._workers:
                 worker.last_heartbeat += paused
-        self._looked = now
+        self._checked_at = now
         for worker in list(self._workers):
             if worker.process.exitcode is not None:
                 self._reap(worker, now)
-            elif self._stopping is None and not worker.leaving and self._hangs(worker, now):
-                log.error(
-                    "worker %s has not answered for %.0f s: ended", worker.process.pid, now - worker.last_heartbeat
-                )
+            elif self._stopping is None and not worker.stopping and self._hangs(worker, now):
+                log.error("killed worker %s: no answer for %.0f s", worker.process.pid, now - worker.last_heartbeat)
                 worker.process.kill()
-                worker.ready, worker.leaving = False, True
-        if self._stopping is not None and now - self._stopping > self._stop_seconds:
+                worker.ready, worker.stopping = False, True
+        if self._stopping is not None and now - self._stopping > self._shutdown_grace_seconds:
             self._kill()
         self._rebalance(now)
 
     def _hangs(self, worker: WorkerProcess, now: float) -> bool:
-        """Whether it is silent for too long; before it is ready it tells nothing, and the first may take their time."""
+        """Whether a worker has been silent too long. The first workers may take any time to become ready."""
         if worker.ready:
-            return now - worker.last_heartbeat > self._hang_seconds
-        return self._serving and now - worker.started > max(LOADING, 2 * self._hang_seconds)
+            return now - worker.last_heartbeat > self._liveness_timeout_seconds
+        return self._serving and now - worker.started > max(START_SECONDS, 2 * self._liveness_timeout_seconds)
 
     def _reap(self, worker: WorkerProcess, now: float) -> None:
         self._workers.remove(worker)
@@ -295,41 +300,41 @@ class Supervisor:
             self._died(worker.process.pid)
         if self._stopping is not None:
             return
-        log.error("worker %s ended with %s", worker.process.pid, worker.process.exitcode)
-        if not self._serving:  # it said why; the others would say the same
+        log.error("worker %s exited with status %s", worker.process.pid, worker.process.exitcode)
+        if not self._serving:  # it logged the reason; the others would fail alike
             self._status = 1
             self._stop()
-        elif now - worker.started < AGAIN[1]:
-            self._wait(now)
+        elif now - worker.started < RESTART_DELAYS[1]:
+            self._delay_restart(now)
         else:
-            self._pause = AGAIN[0]
+            self._restart_delay = RESTART_DELAYS[0]
 
     def _rebalance(self, now: float) -> None:
-        """When a worker has long had many more connections than another, as after a replacement, let some come again.
+        """Close some connections of a worker that has had many more than another for ``REBALANCE_SECONDS``.
 
-        For a moment that is nothing: callers come and go.
+        Their clients connect again, and get another worker. Short imbalances are normal.
         """
         ready = [worker for worker in self._workers if worker.ready and not worker.unwell]
         counts = [worker.connections for worker in ready] or [0]
         surplus = (max(counts) - min(counts)) // 2
         if surplus < 2 or max(counts) <= 1.5 * min(counts):
-            self._even = now
-        elif now - self._even > UNEVEN:
-            self._even = now
+            self._balanced_at = now
+        elif now - self._balanced_at > REBALANCE_SECONDS:
+            self._balanced_at = now
             with contextlib.suppress(OSError):
                 max(ready, key=lambda worker: worker.connections).channel.send(RELEASE_MESSAGE * surplus)
 
-    def _on_signal(self, waking: socket.socket) -> None:
-        """A signal came."""
-        for number in waking.recv(64):
+    def _on_signal(self, wakeup: socket.socket) -> None:
+        """Handle the signals that have arrived."""
+        for number in wakeup.recv(64):
             if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 if self._stopping is None:
                     self._stop()
-                elif number != signal.SIGHUP:  # of a terminal that is closed, more than one may come
+                elif number != signal.SIGHUP:  # a closing terminal may send more than one SIGHUP
                     self._kill()
 
     def _stop(self) -> None:
-        """Take no more connections, and have the workers finish what they have."""
+        """Stop accepting connections, and let the workers drain."""
         self._stopping = time.monotonic()
         self._stop_accepting()
         self._listener.close()
@@ -342,10 +347,7 @@ class Supervisor:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet, so that nobody connects before there is somebody to answer.
-
-    Raises OSError.
-    """
+    """A bound socket that does not listen yet: no client connects before a worker is ready. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
         host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -357,10 +359,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def handles_sighup() -> bool:
-    """Whether the end of a terminal is to stop the service: not under ``nohup``, nor where there is no such signal."""
+    """Whether SIGHUP stops the service: not under ``nohup``, and not on systems without the signal."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def can_fork() -> bool:
-    """Whether this system can share a process's memory with workers."""
+    """Whether this system can fork workers."""
     return sys.platform == "linux" and hasattr(os, "fork")

@@ -1,4 +1,4 @@
-"""uvicorn as this service runs it: alone, or as a worker that is handed its connections."""
+"""uvicorn servers: one that listens itself, and one that receives connections from the supervisor."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")
-HANDSHAKE = 10.0  # seconds that the beginning of TLS may take
+TLS_HANDSHAKE_SECONDS = 10.0
 
 
 class Server(uvicorn.Server):
-    """Turns readiness off as soon as it is told to stop; told again, or before it serves, it stops at once."""
+    """uvicorn's server. The first SIGTERM drains. A second SIGTERM, or one during start-up, exits immediately."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -37,10 +37,10 @@ class Server(uvicorn.Server):
             port=settings.port,
             log_level="warning",
             access_log=False,
-            log_config=None,  # its lines are written as all others
+            log_config=None,  # uvicorn's records use the root logger
             ws="none",
             server_header=False,
-            proxy_headers=False,  # nothing looks at the caller's address
+            proxy_headers=False,  # client addresses are not used
             timeout_graceful_shutdown=math.ceil(settings.shutdown_grace_seconds),
             http=BoundedHttpProtocol,
             **tls_context(settings),
@@ -64,59 +64,57 @@ def exit_on_signal(*_: object) -> NoReturn:
 
 
 def exit_if_orphaned(parent: int, seconds: float) -> None:
-    """End this process when the one that started it has been gone for so many seconds. It finishes what it has before
-    that, by itself; but one that hangs would stay for ever.
-    """
+    """Exit ``seconds`` after the parent process has ended. Normally a worker drains and exits earlier by itself."""
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         time.sleep(seconds)
         os._exit(1)
 
-    threading.Thread(target=watch, name="orphan", daemon=True).start()
+    threading.Thread(target=wait_for_parent, name="orphan", daemon=True).start()
 
 
 class Watchdog:
-    """Ends the process, with status 1, when it has not been told for so many ``seconds`` that all is well.
+    """Ends the process with status 1 after ``seconds`` without a heartbeat.
 
-    A thread that hangs cannot be ended alone; whoever started the process starts it again.
+    A hung thread cannot be ended alone. The process manager is expected to restart the process.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._heard = 0.0
+        self._last_heartbeat = 0.0
 
     def heartbeat(self) -> None:
-        """All is well; with the first time it begins to watch."""
-        self._heard = time.monotonic()
-        if not self._thread.is_alive() and not self._over.is_set():
+        """Report that the process works. The first call starts the watchdog."""
+        self._last_heartbeat = time.monotonic()
+        if not self._thread.is_alive() and not self._stopped.is_set():
             self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
-        self._over.set()
+        """End the watchdog."""
+        self._stopped.set()
 
     def _watch(self) -> None:
-        often = min(1.0, self._seconds / 8)
-        looked = self._heard = time.monotonic()  # a pause may lie between the first word and here
-        while not self._over.wait(often):
-            now, before = time.monotonic(), looked
-            looked = now
-            if now - before > 2 * often + 1:  # the whole process was stopped: it could tell nothing
-                self._heard = now
-            if (silent := now - self._heard) > self._seconds:
-                log.critical("nothing has been computed for %.0f s: the service ends", silent)
+        interval = min(1.0, self._seconds / 8)
+        last_check = self._last_heartbeat = time.monotonic()  # the thread may start late
+        while not self._stopped.wait(interval):
+            now, previous_check = time.monotonic(), last_check
+            last_check = now
+            if now - previous_check > 2 * interval + 1:  # the whole process was stopped, for example by SIGSTOP
+                self._last_heartbeat = now
+            if (silence := now - self._last_heartbeat) > self._seconds:
+                log.critical("no heartbeat for %.0f s: the service exits", silence)
                 logging.shutdown()
                 os._exit(1)
 
 
 class ListeningServer(Server):
-    """Prints its address once it answers there: with port 0 nobody could know it before.
+    """A server with its own socket. Prints its address after start-up, because port 0 is chosen by the system.
 
-    Alone in its process, it may have a ``watchdog``; a worker is watched by the process that listens.
+    ``watchdog`` ends the process if the engine hangs. Workers have none: the supervisor watches them.
     """
 
     watchdog: Watchdog | None = None
@@ -132,7 +130,11 @@ class ListeningServer(Server):
         await super().shutdown(sockets)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Raises SettingsError for an address where it cannot listen."""
+        """Serve until stopped.
+
+        Raises:
+            SettingsError: the address cannot be used.
+        """
         super().run(sockets or [listen_at(self.config.host, self.config.port)])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -142,30 +144,39 @@ class ListeningServer(Server):
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """A socket for an address of the settings. Raises SettingsError where that cannot be."""
+    """A bound socket for the address of the settings.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
     try:
         return listen(host, port)
-    except (OSError, UnicodeError) as error:  # the latter of a name that can be none
+    except (OSError, UnicodeError) as error:  # UnicodeError: an invalid host name
         address = f"QUARTET_HOST {host!r}, QUARTET_PORT {port}"
-        raise SettingsError(f"{address}: cannot listen there: {getattr(error, 'strerror', None) or error}") from None
+        raise SettingsError(f"{address}: cannot listen: {getattr(error, 'strerror', None) or error}") from None
 
 
 def tls_context(settings: Settings) -> dict[str, Any]:
-    """What uvicorn is told to serve HTTPS; nothing for HTTP. Raises SettingsError for files that cannot be used."""
+    """uvicorn's options for HTTPS; empty for HTTP.
+
+    Raises:
+        SettingsError: the certificate or its key cannot be used.
+    """
     cert, key = settings.tls_cert, settings.tls_key
     if cert is None:
         if key is not None:
-            raise SettingsError(f"QUARTET_TLS_KEY is {str(key)!r}: QUARTET_TLS_CERT has to be set too")
+            raise SettingsError(f"QUARTET_TLS_KEY is {str(key)!r}: QUARTET_TLS_CERT must be set too")
         return {}
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
-    except (OSError, ValueError) as error:  # also ssl.SSLError; never with a word of what is in them
-        told = f"QUARTET_TLS_CERT is {str(cert)!r}, QUARTET_TLS_KEY {str(key or cert)!r}"
-        raise SettingsError(f"{told}: they are no certificate and its key: {error}") from None
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; its text quotes no file contents
+        files = f"QUARTET_TLS_CERT is {str(cert)!r}, QUARTET_TLS_KEY {str(key or cert)!r}"
+        raise SettingsError(f"{files}: not a certificate and its key: {error}") from None
     return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def announce(listener: socket.socket, settings: Settings) -> None:
+    """Print the address of the service."""
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     address = f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
@@ -173,14 +184,14 @@ def announce(listener: socket.socket, settings: Settings) -> None:
 
 
 class WorkerServer(Server):
-    """Takes connections from a ``channel`` and tells over it how it is; see ``app.server.supervisor``."""
+    """A server that receives connections over ``channel`` and reports its status there; see the supervisor."""
 
     def __init__(self, app: FastAPI, settings: Settings, channel: socket.socket) -> None:
         super().__init__(app, settings)
         channel.setblocking(False)
         self._channel = channel
         self._hang_seconds = settings.liveness_timeout_seconds
-        self._left = 0  # connections that have ended since it was told
+        self._closed = 0  # connections that have ended since the last report
         self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -192,12 +203,13 @@ class WorkerServer(Server):
         self._send_status("ready")
 
     def accepting(self) -> None:
-        """From now on connections are taken."""
+        """Accept connections from now on."""
         asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """However often it is told: what runs is finished. To end a worker at once is for the process that listens,
-        and Ctrl-C, which a terminal sends to all, for that one alone.
+        """Drain on SIGTERM, however often it comes. Only the supervisor ends a worker at once.
+
+        SIGINT is ignored: a terminal sends it to all processes, and the supervisor handles it.
         """
         if sig == signal.SIGTERM:
             if not self.started:
@@ -207,31 +219,31 @@ class WorkerServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self.registry.executor.oldest_job_seconds() < self._hang_seconds:
-            word = "unwell" if self.registry.problems() else "busy"
-            self._send_status(f"{word} {len(self.server_state.tasks)}")
+            state = "unwell" if self.registry.problems() else "busy"
+            self._send_status(f"{state} {len(self.server_state.tasks)}")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._accept_all()  # what was handed over before the other side knew
+        self._accept_all()  # connections that the supervisor sent before it knew of the stop
         asyncio.get_running_loop().remove_reader(self._channel)
         if self.arriving:
-            await asyncio.wait(self.arriving, timeout=1)  # TLS may wait for a caller who says nothing
+            await asyncio.wait(self.arriving, timeout=1)  # a TLS handshake may wait for a silent client
         await super().shutdown(sockets)
 
     def _send_status(self, line: str) -> None:
-        """A line about this worker, and how many connections have ended."""
+        """Send a status line and the number of connections that have ended."""
         with contextlib.suppress(OSError):
-            gone = self._left
-            self._channel.send(f"{line}\nleft {gone}\n".encode())
-            self._left -= gone
+            closed = self._closed
+            self._channel.send(f"{line}\nleft {closed}\n".encode())
+            self._closed -= closed
 
     def _accept_all(self) -> None:
-        """All that has come: a reading brings one connection, and between two turns of a busy loop lie milliseconds."""
+        """Accept all waiting connections at once: iterations of a busy event loop are milliseconds apart."""
         while self._accept():
             pass
 
     def _accept(self) -> bool:
-        """Connections that were handed over, and requests to part with some. Gives whether there were any."""
+        """Receive one message: new connections, or a request to close some. Returns whether there was one."""
         loop = asyncio.get_running_loop()
         try:
             content, descriptors, _, _ = socket.recv_fds(self._channel, 256, 16)
@@ -239,40 +251,39 @@ class WorkerServer(Server):
             return False
         except OSError:
             content, descriptors = b"", []
-        if not content:  # the process that listens is gone: finish and go too
+        if not content:  # the supervisor has ended: drain and exit
             loop.remove_reader(self._channel)
             self.handle_exit(signal.SIGTERM, None)
             return False
         if lost := content.count(CONNECTION_MESSAGE) - len(descriptors):
-            log.error("%s connections are lost: too many files are open (see ulimit -n)", lost)
-            self._left += lost
+            log.error("%s connections were lost: too many open files (see ulimit -n)", lost)
+            self._closed += lost
         for descriptor in descriptors:
             task = loop.create_task(self._connect(socket.socket(fileno=descriptor)))
             self.arriving.add(task)
             task.add_done_callback(self.arriving.discard)
         surplus = content.count(RELEASE_MESSAGE)
-        for connection in [one for one in self.server_state.connections if isinstance(one, BoundedHttpProtocol)][
-            :surplus
-        ]:
-            connection.last = True
+        open_connections = [each for each in self.server_state.connections if isinstance(each, BoundedHttpProtocol)]
+        for connection in open_connections[:surplus]:
+            connection.close_after_response = True
         return True
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            secured: dict[str, Any] = {}
+            tls: dict[str, Any] = {}
             if self.config.is_ssl:
-                secured = {"ssl": self.config.ssl, "ssl_handshake_timeout": HANDSHAKE}
-            await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **secured)
+                tls = {"ssl": self.config.ssl, "ssl_handshake_timeout": TLS_HANDSHAKE_SECONDS}
+            await asyncio.get_running_loop().connect_accepted_socket(self.protocol, connection, **tls)
             return
         connection.close()
-        self._exit()
+        self._count_closed()
 
     def protocol(self) -> BoundedHttpProtocol:
         protocol = BoundedHttpProtocol(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())
-        protocol.left = self._exit
+        protocol.on_connection_lost = self._count_closed
         return protocol
 
-    def _exit(self) -> None:
-        self._left += 1
+    def _count_closed(self) -> None:
+        self._closed += 1

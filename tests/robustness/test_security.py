@@ -139,7 +139,7 @@ def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certi
         with pytest.raises(SettingsError, match="QUARTET_TLS_CERT is ") as refusal:
             tls_context(Settings(**settings))
         assert "s3cr3t" not in str(refusal.value)
-    with pytest.raises(SettingsError, match="QUARTET_TLS_CERT has to be set too"):
+    with pytest.raises(SettingsError, match="QUARTET_TLS_CERT must be set too"):
         tls_context(Settings(tls_key=key))
 
 

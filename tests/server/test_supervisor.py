@@ -310,7 +310,7 @@ def test_a_worker_has_room_for_every_body_that_is_allowed(tiny_store: Path) -> N
 
 
 def test_a_name_that_can_be_none_is_told_in_a_sentence() -> None:
-    with pytest.raises(SettingsError, match=r"QUARTET_HOST 'a\.\.b', QUARTET_PORT 0: cannot listen there: "):
+    with pytest.raises(SettingsError, match=r"QUARTET_HOST 'a\.\.b', QUARTET_PORT 0: cannot listen: "):
         listen_at("a..b", 0)
 
 
@@ -323,6 +323,4 @@ def test_an_address_that_is_taken_is_told_in_a_sentence(tiny_store: Path) -> Non
             env={**os.environ, "QUARTET_PORT": str(port), "QUARTET_STORE": str(tiny_store), "QUARTET_WORKERS": "2"},
         )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen there: " + os.strerror(
-        98
-    )
+    assert done.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: " + os.strerror(98)
