@@ -1,4 +1,4 @@
-"""From a failure to what its caller reads: one shape, one sentence."""
+"""Error responses: one format per protocol."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from starlette.types import Receive, Scope, Send
 from app.engine.observer import current_trace
 from app.errors import BadValue, MethodNotAllowed, NotFound, QuartetError, quote_value
 
-LONGEST_PARAM = 100  # characters
+MAX_PARAM_LENGTH = 100  # characters
 
 
 def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
-    """What is told of a failure of a request to ``path``, in an answer or in an event: each protocol has one shape.
+    """The JSON content of an error, for a response or a stream event, in the format of the protocol of ``path``.
 
-    The account of the request keeps its code.
+    Stores the error code in the request's trace.
     """
-    if account := current_trace.get():
-        account.error_code = error.code
+    if trace := current_trace.get():
+        trace.error_code = error.code
     if path == "/v2" or path.startswith("/v2/"):
         return {"error": error.message}
-    param = error.param and error.param[:LONGEST_PARAM]
+    param = error.param and error.param[:MAX_PARAM_LENGTH]
     return {"error": {"message": error.message, "type": error.type, "param": param, "code": error.code}}
 
 
 class ErrorResponse(Response):
-    """The answer to a request that failed, in the shape of the protocol that the request came by."""
+    """The response to a failed request, in the format of the request's protocol."""
 
     def __init__(self, error: QuartetError, path: str = "") -> None:
         super().__init__(orjson.dumps(error_content(error, path)), error.status, error.headers(), "application/json")
@@ -49,7 +49,7 @@ class ErrorResponse(Response):
 
 
 def error_response(error: QuartetError) -> Response:
-    """The answer to a request that failed."""
+    """The response to a failed request."""
     return ErrorResponse(error)
 
 
@@ -58,10 +58,10 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
-    """The first of pydantic's findings as a sentence that names the field, what came and what is allowed."""
+    """The first of pydantic's errors, as a sentence with the field, its value and the allowed values."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # the last two tag unions
-    param = ".".join(place)[:LONGEST_PARAM] or None  # which may have a name of the caller's
+    place = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # "one" and "many" tag unions
+    param = ".".join(place)[:MAX_PARAM_LENGTH] or None  # field names may be the client's
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)
@@ -71,14 +71,14 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
 
 
 def install(app: FastAPI) -> None:
-    """Have every failure of a request answered in this shape."""
+    """Register exception handlers that answer every error in this format."""
 
     @app.exception_handler(QuartetError)
-    async def of_ours(request: Request, error: QuartetError) -> Response:
+    async def quartet_error(request: Request, error: QuartetError) -> Response:
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
-    async def of_a_query(request: Request, error: RequestValidationError) -> Response:
+    async def invalid_query(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] != "extra_forbidden":
             return error_response(validation_error(error.errors()))
@@ -87,8 +87,8 @@ def install(app: FastAPI) -> None:
         return error_response(unknown_field(str(first["loc"][-1]), known))
 
     @app.exception_handler(HTTPException)
-    async def of_starlette(request: Request, error: HTTPException) -> Response:
-        path, headers = request.scope["path"], error.headers or {}  # request.url is none where the query is not UTF-8
+    async def http_exception(request: Request, error: HTTPException) -> Response:
+        path, headers = request.scope["path"], error.headers or {}  # request.url fails if the query is not UTF-8
         if error.status_code == HTTPStatus.NOT_FOUND:
             return error_response(NotFound(f"there is nothing at {quote_value(path)}; /docs shows what there is"))
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
@@ -99,5 +99,5 @@ def install(app: FastAPI) -> None:
         return error_response(BadValue(str(error.detail)))
 
     @app.exception_handler(Exception)
-    async def of_nobody(request: Request, error: Exception) -> Response:
-        raise error  # so that Starlette does not answer: whoever gave the request its id does, and logs it
+    async def unexpected(request: Request, error: Exception) -> Response:
+        raise error  # RequestTelemetry logs and answers it, with the request id; Starlette would not

@@ -1,4 +1,4 @@
-"""What goes around every request: its id, its account, its figures, its line in the log, its span."""
+"""ASGI middleware around every request: request id, trace, metrics, access log and span."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from app.observability.metrics import Metrics
 
 log = logging.getLogger("quartet")
 REQUEST_ID = "quartet.request_id"  # in the scope of a request
-SECURITY_HEADERS = (  # what browsers are told not to do with any answer
-    (b"x-content-type-options", b"nosniff"),  # take it for another type than it says
-    (b"x-frame-options", b"DENY"),  # show it in another page's frame
-    (b"referrer-policy", b"no-referrer"),  # tell others where they came from
+SECURITY_HEADERS = (  # of every response; browsers obey them
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
 )
 
 
 class RequestTelemetry:
-    """Gives each request its id and account, counts and times it, logs one line, and traces it where that is wanted."""
+    """Assigns each request an id and a trace, measures and logs it, and creates its span if tracing is on.
+
+    ``failure`` makes the response to an error that no endpoint handled.
+    """
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, log: AccessLog, failure: Callable[[QuartetError], ASGIApp]
@@ -41,66 +44,68 @@ class RequestTelemetry:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = time.perf_counter()
+        started = time.perf_counter()
         scope[REQUEST_ID] = request_id = _request_id(scope)
-        account = RequestTrace(request_id)
-        current_trace.set(account)
-        added = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+        trace = RequestTrace(request_id)
+        current_trace.set(trace)
+        headers = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
         if tracer := self.metrics.tracer:
-            account.span, parent = tracer.begin(scope["method"], scope["headers"])
-            added += [(b"traceparent", parent)] if parent else []
+            trace.span, parent = tracer.begin(scope["method"], scope["headers"])
+            headers += [(b"traceparent", parent)] if parent else []
         self.metrics.running_requests += 1
-        status = 499  # the caller left before there was an answer
+        status = 499  # until the response starts: the client has disconnected
 
-        async def sending(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *added]
+                message["headers"] = [*message.get("headers", []), *headers]
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
-        except asyncio.CancelledError:  # at shutdown, when a request has had the time that it may take
+            await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # at shutdown, after the grace period
             if status == 499:  # nothing was sent yet
                 error: QuartetError = NotReady("the service stopped before it could answer")
-                await self.failure(error)(scope, receive, sending)
-        except CallerGone:  # in the middle of an answer
+                await self.failure(error)(scope, receive, send_with_headers)
+        except CallerGone:  # during a streamed response
             status = CallerGone.status
         except Exception:
             log.exception("request %s failed", request_id)
             if status == 499:
-                error = QuartetError(f"the service failed; its log tells more of request {request_id}")
-                await self.failure(error)(scope, receive, sending)
+                error = QuartetError(
+                    f"internal error; the log of the service has the traceback of request {request_id}"
+                )
+                await self.failure(error)(scope, receive, send_with_headers)
         finally:
-            self._ended(scope, status, time.perf_counter() - begun, account)
+            self._on_end(scope, status, time.perf_counter() - started, trace)
 
     def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
-        """What was no HTTP, or too long a head of it, was answered before it was a request."""
+        """Record a rejection by the HTTP protocol: invalid HTTP, or a request head that is too large."""
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
-    def _ended(self, scope: Scope, status: int, seconds: float, account: RequestTrace) -> None:
+    def _on_end(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
         self.metrics.running_requests -= 1
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         route = _route(scope)
-        self.metrics.on_response(route, method, status, seconds, account.error_code)
-        self.log(method, scope["path"], route, status, seconds, account)
+        self.metrics.on_response(route, method, status, seconds, trace.error_code)
+        self.log(method, scope["path"], route, status, seconds, trace)
         if tracer := self.metrics.tracer:
-            names = {"quartet.model": account.model, "quartet.version": account.version, "quartet.rows": account.rows}
-            tracer.end(account.span, method, route, status, names | {"error.type": account.error_code})
+            names = {"quartet.model": trace.model, "quartet.version": trace.version, "quartet.rows": trace.rows}
+            tracer.end(trace.span, method, route, status, names | {"error.type": trace.error_code})
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
-    """The route's pattern, so that callers' own paths do not become labels."""
+    """The route's path pattern: clients' paths would make too many metric labels."""
     return getattr(scope.get("route"), "path", None) or "unknown"
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's own id where it is fit for a header and a log, else a new one."""
+    """The client's ``x-request-id`` if it has allowed characters only, else a new id."""
     for key, value in scope["headers"]:
         if key == b"x-request-id":
             text = value.decode("latin-1")

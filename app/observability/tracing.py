@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: a span for each request, its wait and its computing, and one for each batch.
+"""OpenTelemetry traces: spans for each request, its queueing and its computation, and one for each batch.
 
-No request pays for it, and none of it is imported from here, unless ``QUARTET_OTLP_ENDPOINT`` names a collector.
+OpenTelemetry is only imported if ``QUARTET_OTLP_ENDPOINT`` is set.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-CARRIED = (b"traceparent", b"tracestate")  # W3C Trace Context
-SEND_SECONDS = 3  # that a collector may take, also at a stop
-LINKS = 128  # of one span: the most that OpenTelemetry keeps by default
+CONTEXT_HEADERS = (b"traceparent", b"tracestate")  # W3C Trace Context
+EXPORT_SECONDS = 3  # timeout of the collector, also at shutdown
+MAX_LINKS = 128  # per span: OpenTelemetry's default limit
 
 
 class Tracer:
-    """Makes the spans and sends them to ``address``, a collector of OTLP over HTTP; see ``tracer``.
+    """Creates spans and exports them with ``provider``; see ``create_tracer``.
 
-    The names of the service and of its host, and what share of the requests is traced, come from OpenTelemetry's own
-    variables (``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``).
+    OpenTelemetry's own variables set the service name, its attributes and the share of traced requests
+    (``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``).
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -35,21 +35,22 @@ class Tracer:
         self._provider = provider
         self._tracer = provider.get_tracer("quartet")
         self._propagator = TraceContextTextMapPropagator()
-        self._trace, self._nowhere = trace, context.Context()
+        self._trace, self._no_context = trace, context.Context()
 
     def begin(self, method: str, headers: Sequence[tuple[bytes, bytes]]) -> tuple[Span, bytes]:
-        """The span of a request, the child of the caller's where it sent a ``traceparent``; gives also its own one,
-        empty where OpenTelemetry is switched off.
+        """Start the span of a request, as a child of the client's ``traceparent`` if there is one.
+
+        Returns the span and its ``traceparent``, which is empty if OpenTelemetry is disabled.
         """
-        sent = {name.decode(): value.decode("latin-1") for name, value in headers if name in CARRIED}
-        parent = self._propagator.extract(sent, self._nowhere)
+        incoming = {name.decode(): value.decode("latin-1") for name, value in headers if name in CONTEXT_HEADERS}
+        parent = self._propagator.extract(incoming, self._no_context)
         span = self._tracer.start_span(method, parent, self._trace.SpanKind.SERVER)
-        told: dict[str, str] = {}
-        self._propagator.inject(told, self._trace.set_span_in_context(span, self._nowhere))
-        return span, told.get("traceparent", "").encode()
+        outgoing: dict[str, str] = {}
+        self._propagator.inject(outgoing, self._trace.set_span_in_context(span, self._no_context))
+        return span, outgoing.get("traceparent", "").encode()
 
     def end(self, span: Span, method: str, route: str, status: int, attributes: Mapping[str, Any]) -> None:
-        """The request is over. What is the service's fault makes the span an error."""
+        """End the span of a request. Server errors set the span's error status."""
         span.update_name(f"{method} {route}")
         span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
         span.set_attributes({name: value for name, value in attributes.items() if value})
@@ -58,44 +59,47 @@ class Tracer:
         span.end()
 
     def computed(self, model: str, version: int, members: Sequence[BatchMember]) -> None:
-        """One batch: a span of its own that links to its members, and in each request its wait and its computing."""
+        """Record a finished batch: a span linked to its requests, and queue and compute spans in each request."""
         traced: dict[RequestTrace, list[BatchMember]] = {}
         for member in members:
-            if (account := member.trace) and account.span and account.span.get_span_context().trace_flags.sampled:
-                traced.setdefault(account, []).append(member)
+            if (trace := member.trace) and trace.span and trace.span.get_span_context().trace_flags.sampled:
+                traced.setdefault(trace, []).append(member)
         if not traced:
             return
         offset = time.time_ns() - time.monotonic_ns()
         rows = sum(member.rows for member in members)
         names: dict[str, str | int] = {"quartet.model": model, "quartet.version": version, "quartet.rows": rows}
-        requests = [account.span.get_span_context() for account in traced]
+        requests = [trace.span.get_span_context() for trace in traced]
         batch = self._tracer.start_span(
             "batch",
-            self._nowhere,
+            self._no_context,
             attributes=names,
-            links=[self._trace.Link(request) for request in requests[:LINKS]],
+            links=[self._trace.Link(request) for request in requests[:MAX_LINKS]],
             start_time=_nanoseconds(min(member.started_at for member in members), offset),
         )
         link = [self._trace.Link(batch.get_span_context())]
-        for account, own in traced.items():
-            parent = self._trace.set_span_in_context(account.span, self._nowhere)
-            begun = _nanoseconds(own[0].started_at, offset)
+        for trace, own in traced.items():
+            parent = self._trace.set_span_in_context(trace.span, self._no_context)
+            started = _nanoseconds(own[0].started_at, offset)
             waiting = self._tracer.start_span("queue", parent, start_time=_nanoseconds(own[0].queued_at, offset))
-            waiting.end(begun)
-            told = {**names, "quartet.rows": sum(member.rows for member in own)}
-            computing = self._tracer.start_span("compute", parent, attributes=told, links=link, start_time=begun)
+            waiting.end(started)
+            attributes = {**names, "quartet.rows": sum(member.rows for member in own)}
+            computing = self._tracer.start_span(
+                "compute", parent, attributes=attributes, links=link, start_time=started
+            )
             computing.end(_nanoseconds(max(member.ended_at for member in own), offset))
         batch.end(_nanoseconds(max(member.ended_at for member in members), offset))
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         self._provider.shutdown()
 
 
 def create_tracer(address: str) -> Tracer | None:
-    """One that sends to the collector at ``address``, such as ``http://localhost:4318``; none for an empty one.
+    """A tracer for the OTLP collector at ``address``, such as ``http://localhost:4318``; None if it is empty.
 
-    Raises SettingsError when OpenTelemetry is not installed.
+    Raises:
+        SettingsError: OpenTelemetry is not installed.
     """
     if not address:
         return None
@@ -106,15 +110,15 @@ def create_tracer(address: str) -> Tracer | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise SettingsError(f"QUARTET_OTLP_ENDPOINT needs the extra [tracing] ({error.name} is missing)") from None
-    resource = Resource.create()  # with what OpenTelemetry's variables say
+    resource = Resource.create()  # reads OpenTelemetry's environment variables
     if str(resource.attributes["service.name"]).startswith("unknown_service"):
         resource = resource.merge(Resource({"service.name": "quartet"}))
     provider = TracerProvider(resource=resource)
-    exporter = OTLPSpanExporter(f"{address.rstrip('/')}/v1/traces", timeout=SEND_SECONDS)
+    exporter = OTLPSpanExporter(f"{address.rstrip('/')}/v1/traces", timeout=EXPORT_SECONDS)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return Tracer(provider)
 
 
 def _nanoseconds(monotonic: float, offset: int) -> int:
-    """A time of ``time.monotonic`` as one of the wall clock."""
+    """Convert a ``time.monotonic`` time in seconds to nanoseconds since the epoch."""
     return int(monotonic * 1e9) + offset

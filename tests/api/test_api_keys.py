@@ -75,7 +75,7 @@ def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: 
         assert client.post(SAMPLE, json=GOOD, headers=bearer(alice)).status_code == 200
         assert client.get("/v2/models/tiny-gan", headers=bearer(alice)).status_code == 200
         answer = client.get("/v2/models/tiny-gan", headers=bearer("x"))
-        assert (answer.status_code, answer.json()) == (401, {"error": "the key is not known here"})
+        assert (answer.status_code, answer.json()) == (401, {"error": "unknown API key"})
 
 
 def test_without_a_key_every_route_is_closed_but_those_that_are_meant_to_be_open(

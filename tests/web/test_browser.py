@@ -327,7 +327,7 @@ def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
         assert not form.is_visible()
         file.write_text("# nobody\n")
         page.locator("#generation-seed").fill("7")
-        page.locator("#generation .error", has_text="The key is not known here.").wait_for()
+        page.locator("#generation .error", has_text="Unknown API key.").wait_for()
         assert form.is_visible()
     assert refused(page) == 2
 

@@ -1,4 +1,4 @@
-"""Who calls, and how often: nobody without a key gets further, where there is a file of keys."""
+"""API keys and rate limits, if the settings name a key file."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from app.settings import Settings, SettingsError, hide_password
 
 log = logging.getLogger("quartet")
 
-# What a browser or a load balancer asks for before it could know a key, and what has a key of its own.
+# No API key is needed for the page, the documentation and health; administration has a key of its own.
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-STORAGE_RETRY_SECONDS = (
-    5.0  # seconds without a count once it could not be had: to wait for each would cost every caller a second
-)
+STORAGE_RETRY_SECONDS = 5.0  # how long requests are not counted after an error: each attempt could take a second
 
 
 class ApiKeys:
-    """Lets requests with a key of the ring through, as many as it may send, and says to the engines whose they are.
+    """ASGI middleware: require a key of ``ring``, apply rate limits, and set ``current_caller`` for the engines.
 
-    ``limits`` are for keys that have none of their own; ``limited`` is told of each that was over its limit.
+    ``limits`` apply to keys without limits of their own. ``on_rate_limited`` is called with the key's name for each
+    request over a limit.
     """
 
     def __init__(
@@ -48,15 +47,15 @@ class ApiKeys:
         limits: Sequence[RateLimitItem],
         counts: Storage,
         failure: Callable[[QuartetError], ASGIApp],
-        limited: Callable[[str], None],
+        on_rate_limited: Callable[[str], None],
     ) -> None:
         self.app = app
         self.ring = ring
         self.limits = limits
         self.limiter = FixedWindowRateLimiter(counts)
         self.failure = failure
-        self.limited = limited
-        self.away = 0.0  # until when counts are not asked for
+        self.on_rate_limited = on_rate_limited
+        self.retry_at = 0.0  # requests are not counted before
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_public(scope["path"]):
@@ -72,10 +71,12 @@ class ApiKeys:
         await self.app(scope, receive, send)
 
     async def _count(self, key: ApiKey) -> None:
-        """Raises LimitReached. Where the counts cannot be had (Redis is away) nobody is held up for long: it is logged,
-        and for a while they are not asked for.
+        """Count a request. If the storage fails (for example Redis), log it and count nothing for a while.
+
+        Raises:
+            LimitReached: the key has no requests left in a window.
         """
-        if time.monotonic() < self.away:
+        if time.monotonic() < self.retry_at:
             return
         for limit in key.limits or self.limits:
             try:
@@ -83,23 +84,21 @@ class ApiKeys:
                     continue
                 end, _ = await self.limiter.get_window_stats(limit, key.name)
             except (StorageError, OSError) as error:
-                log.error("limits are not counted for %.0f s: %s", STORAGE_RETRY_SECONDS, type(error).__name__)
-                self.away = time.monotonic() + STORAGE_RETRY_SECONDS
+                log.error("rate limits are not counted for %.0f s: %s", STORAGE_RETRY_SECONDS, type(error).__name__)
+                self.retry_at = time.monotonic() + STORAGE_RETRY_SECONDS
                 return
-            self.limited(key.name)
+            self.on_rate_limited(key.name)
             seconds = max(1, math.ceil(end - time.time()))
-            raise LimitReached(
-                f"{key.name} may send {describe_limits(limit)}; the next from {seconds} s from now", seconds
-            )
+            raise LimitReached(f"{key.name} may send {describe_limits(limit)}; retry in {seconds} s", seconds)
 
 
 def is_public(path: str) -> bool:
-    """Whether no key is asked for: health, the documentation and the page, and what has a key of its own."""
+    """Whether a path needs no API key."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)
 
 
 def sent_key(scope: Scope) -> str | None:
-    """The key that a request carries: a bearer token, or else ``x-api-key``."""
+    """The key of a request: a bearer token, or ``x-api-key``."""
     headers = dict(scope["headers"])
     word, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if word.lower() == "bearer" and token.strip():
@@ -109,14 +108,19 @@ def sent_key(scope: Scope) -> str | None:
 
 
 def key_of(ring: Keyring, scope: Scope) -> ApiKey:
-    """Whose key a request carries. Raises MissingKey and Unauthorized, which never show what came."""
+    """The key of a request. The errors never contain the key that was sent.
+
+    Raises:
+        MissingKey: the request has no key.
+        Unauthorized: the key is not in the key file.
+    """
     sent = sent_key(scope)
     if sent is None:
-        raise MissingKey("there is no key; send Authorization: Bearer KEY, or x-api-key: KEY")
-    found = ring.find(sent)
-    if found is None:
-        raise Unauthorized("the key is not known here")
-    return found
+        raise MissingKey("the API key is missing; send Authorization: Bearer KEY, or x-api-key: KEY")
+    key = ring.find(sent)
+    if key is None:
+        raise Unauthorized("unknown API key")
+    return key
 
 
 def document_security(app: FastAPI) -> None:
@@ -153,32 +157,39 @@ def describe_limits(limit: RateLimitItem) -> str:
 
 
 def limit_storage(settings: Settings) -> Storage | None:
-    """Where requests are counted, to be made before workers are forked; None without keys. Raises SettingsError."""
+    """The storage of rate-limit counters, created before workers are forked; None without a key file.
+
+    Raises:
+        SettingsError: the storage cannot be used.
+    """
     if settings.keys_file is None:
         return None
     if settings.rate_limit_storage == "memory":
         return SharedCounters()
     try:
-        found = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
-    except Exception as error:  # each kind of storage has its own: a wrong address, a package that is missing
-        why = (
-            type(error).__name__ if "@" in settings.rate_limit_storage else error
-        )  # it may quote a part of the password
+        storage = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
+    except Exception as error:  # each kind of storage raises its own: a wrong address, a missing package
+        # The message may quote a part of the password.
+        reason = type(error).__name__ if "@" in settings.rate_limit_storage else error
         raise SettingsError(
-            f"QUARTET_RATE_LIMIT_STORAGE is {hide_password(repr(settings.rate_limit_storage))}: {why}"
+            f"QUARTET_RATE_LIMIT_STORAGE is {hide_password(repr(settings.rate_limit_storage))}: {reason}"
         ) from None
-    assert isinstance(found, Storage)
-    return found
+    assert isinstance(storage, Storage)
+    return storage
 
 
-async def close_storage(counted: Storage) -> None:
-    """End the connections that counting has opened (a Redis'): their event loop could not be closed with them."""
-    if bridge := getattr(counted, "bridge", None):
+async def close_storage(storage: Storage) -> None:
+    """Close the storage's connections (Redis), before their event loop is closed."""
+    if bridge := getattr(storage, "bridge", None):
         await bridge.get_connection().aclose()
 
 
 def load_keyring(settings: Settings) -> Keyring | None:
-    """The keys of those who may call; none where nobody needs one. Raises SettingsError."""
+    """The keys of the key file, or None without one.
+
+    Raises:
+        SettingsError: the key file cannot be used.
+    """
     if settings.keys_file is None:
         return None
     try:
@@ -192,15 +203,21 @@ def with_api_keys(
     settings: Settings,
     shared: Storage | None,
     failure: Callable[[QuartetError], ASGIApp],
-    limited: Callable[[str], None],
+    on_rate_limited: Callable[[str], None],
 ) -> ASGIApp:
-    """The application behind its keys; without a file of keys itself. Raises SettingsError."""
+    """Wrap the application in ``ApiKeys`` if the settings name a key file.
+
+    Raises:
+        SettingsError: the key file or a rate limit cannot be used.
+    """
     ring = load_keyring(settings)
     if ring is None:
         return app
     try:
         limits = parse_limits(settings.rate_limit)
     except ValueError:
-        raise SettingsError(f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}: it is not like 600/minute") from None
+        raise SettingsError(
+            f"QUARTET_RATE_LIMIT is {settings.rate_limit!r}: expected a limit such as 600/minute"
+        ) from None
     assert shared is not None
-    return ApiKeys(app, ring, limits, shared, failure, limited)
+    return ApiKeys(app, ring, limits, shared, failure, on_rate_limited)

@@ -1,4 +1,4 @@
-"""Which other sites' pages may call the service from a browser (CORS): none, where the settings do not name them."""
+"""CORS: the origins whose pages may call the service from a browser. By default there are none."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ ALLOWED_HEADERS = (
     "x-api-key",
     "x-request-id",
     "x-request-timeout",
-)  # headers that a page may send ...
-EXPOSED_HEADERS = ("x-request-id", "x-model", "x-seed", "retry-after")  # ... and see
-HOUR = 3600
+)  # request headers that a page may send
+EXPOSED_HEADERS = ("x-request-id", "x-model", "x-seed", "retry-after")  # response headers that a page may read
+MAX_AGE = 3600  # seconds for which a browser may cache a preflight response
 
 
 def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The application as the named origins may call it; with none named itself. Raises SettingsError."""
+    """Wrap the application in CORS middleware if the settings name origins.
+
+    Raises:
+        SettingsError: an origin is malformed.
+    """
     origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
     for origin in origins:
         if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):
@@ -27,4 +31,6 @@ def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
             )
     if not origins:
         return app
-    return CORSMiddleware(app, origins, ("GET", "POST"), ALLOWED_HEADERS, expose_headers=EXPOSED_HEADERS, max_age=HOUR)
+    return CORSMiddleware(
+        app, origins, ("GET", "POST"), ALLOWED_HEADERS, expose_headers=EXPOSED_HEADERS, max_age=MAX_AGE
+    )

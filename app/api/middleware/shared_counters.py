@@ -1,4 +1,4 @@
-"""Counts that all workers share, for limits: in memory that is there before they are forked."""
+"""Rate-limit counters in memory that all forked workers share."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from typing import IO
 
 from limits.aio.storage import Storage
 
-SLOT = struct.Struct("=Qdq")  # hash of what is counted, when its window ends, count
-SLOTS = 8192  # more than a file of keys can have lines with a few limits each
+SLOT = struct.Struct("=Qdq")  # hash of the counter's key, end of its window, count
+SLOTS = 8192  # enough for the largest key file with a few limits per key
 
 
-def _nameless() -> IO[bytes]:
-    """A file whose lock is what it is for: in memory where that can be, since a container may have no other place."""
+def _lock_file() -> IO[bytes]:
+    """A file that is only used for its lock, in memory if possible: a container's disk may be read-only."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("quartet-counts"), "wb")
     return tempfile.TemporaryFile()
 
 
 class SharedCounters(Storage):
-    """``limits``' own storage in memory counts for one process. This one counts for all that are forked after it was
-    made: a table in shared memory, under a lock that the system takes back from a process that dies.
+    """Storage for ``limits`` that is shared by all processes forked later; its own memory storage is per process.
 
-    Time is the machine's, in seconds since 1970, as ``limits`` has it.
+    A hash table in shared memory, protected by a file lock. The system releases the lock if its process dies.
+    Times are seconds since the epoch.
     """
 
     STORAGE_SCHEME = None
@@ -40,7 +40,7 @@ class SharedCounters(Storage):
         super().__init__()
         self._slots = slots
         self._table = mmap.mmap(-1, slots * SLOT.size)
-        self._file = _nameless()
+        self._file = _lock_file()
         weakref.finalize(self, self._file.close)
 
     @property
@@ -56,27 +56,27 @@ class SharedCounters(Storage):
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _find(self, key: str, now: float) -> tuple[int, int, float, int]:
-        """Offset, hash, end and count of what is counted under a key; count 0 and end 0 where nothing is."""
-        named = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1
+        """The offset, hash, window end and count of a key; end and count are 0 for an unused or expired slot."""
+        digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1
         free = -1
         for i in range(self._slots):
-            offset = (named + i) % self._slots * SLOT.size
+            offset = (digest + i) % self._slots * SLOT.size
             known, end, count = SLOT.unpack_from(self._table, offset)
-            if known == named:
-                return (offset, named, end, count) if end > now else (offset, named, 0.0, 0)
+            if known == digest:
+                return (offset, digest, end, count) if end > now else (offset, digest, 0.0, 0)
             if free < 0 and end <= now:
                 free = offset
             if known == 0:
                 break
         if free < 0:
-            raise OSError("the table of counts is full")
-        return free, named, 0.0, 0
+            raise OSError("the table of rate-limit counters is full")
+        return free, digest, 0.0, 0
 
     async def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         now = time.time()
         with self._locked():
-            offset, named, end, count = self._find(key, now)
-            SLOT.pack_into(self._table, offset, named, end or now + expiry, count + amount)
+            offset, digest, end, count = self._find(key, now)
+            SLOT.pack_into(self._table, offset, digest, end or now + expiry, count + amount)
         return count + amount
 
     async def get(self, key: str) -> int:
@@ -98,5 +98,5 @@ class SharedCounters(Storage):
 
     async def clear(self, key: str) -> None:
         with self._locked():
-            offset, named, _, _ = self._find(key, time.time())
-            SLOT.pack_into(self._table, offset, named, 0.0, 0)
+            offset, digest, _, _ = self._find(key, time.time())
+            SLOT.pack_into(self._table, offset, digest, 0.0, 0)
