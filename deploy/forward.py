@@ -1,4 +1,4 @@
-"""A request carried to an application in another process, and its answer back, message by message. Knows no Ray."""
+"""Forward requests to an application in another process, and return its ASGI messages. Does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.api.sse import DONE, event
 from app.errors import NotReady, Overloaded
 from app.tasks import TASKS
 
-CARRIED = (
+FORWARDED_SCOPE = (
     "type",
     "asgi",
     "http_version",
@@ -30,22 +30,22 @@ CARRIED = (
     "root_path",
     "headers",
 )
-PENDING = 64  # messages of an answer that its reader has not taken yet
-HELD = 2**20  # bytes of an answer that may wait for its end, so that another replica can be asked if it does not come
-TRIES = 3  # at a request whose replica died before the answer had begun
+MAX_QUEUED_MESSAGES = 64  # of one response, until they are sent
+MAX_HELD_BYTES = 2**20  # of a response, held back so that another replica can be tried if this one dies
+MAX_TRIES = 3  # for a request whose replica died before the response started
 END: Message = {"type": "end"}
 
 
-class Answer(Protocol):
-    """Lists of ASGI messages, as they come."""
+class RemoteResponse(Protocol):
+    """An asynchronous iterator over lists of ASGI messages that can be cancelled."""
 
     def __aiter__(self) -> AsyncIterator[list[Message]]: ...
 
     def cancel(self) -> object: ...
 
 
-class Hosted:
-    """An application without a socket: it is started, asked and stopped by whoever holds it."""
+class HostedApp:
+    """An application without a socket, which its owner starts, calls and stops."""
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app
@@ -59,10 +59,10 @@ class Hosted:
         await self._lifespan.__aexit__(None, None, None)
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """The ASGI messages of an answer: those that come at once in one list. Closed early, the caller has hung up."""
-        queue: asyncio.Queue[Message] = asyncio.Queue(PENDING)
-        gone = asyncio.Event()
-        task = asyncio.create_task(self._run(scope, body, queue, gone))
+        """Yield lists of ASGI messages of the response. Close the generator to cancel the request."""
+        queue: asyncio.Queue[Message] = asyncio.Queue(MAX_QUEUED_MESSAGES)
+        cancelled = asyncio.Event()
+        task = asyncio.create_task(self._run(scope, body, queue, cancelled))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -75,21 +75,21 @@ class Hosted:
                 if ended:
                     return
         finally:
-            gone.set()
-            while not queue.empty():  # so that nobody waits to put one more into it
+            cancelled.set()
+            while not queue.empty():  # so that no sender waits for space
                 queue.get_nowait()
 
-    async def _run(self, scope: Scope, body: bytes, queue: asyncio.Queue[Message], gone: asyncio.Event) -> None:
-        whole = [{"type": "http.request", "body": body, "more_body": False}]
+    async def _run(self, scope: Scope, body: bytes, queue: asyncio.Queue[Message], cancelled: asyncio.Event) -> None:
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> Message:
-            if whole:
-                return whole.pop()
-            await gone.wait()
+            if messages:
+                return messages.pop()
+            await cancelled.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
-            if not gone.is_set():
+            if not cancelled.is_set():
                 await queue.put(message)
 
         try:
@@ -98,73 +98,74 @@ class Hosted:
             await send(END)
 
 
-class Forwarded(Response):
-    """The answer of another process. ``call`` asks one of several; ``lost`` are the failures by which one dies, after
-    which another one is asked as long as the answer has not begun, ``full`` is raised when all have too much to do.
+class ForwardedResponse(Response):
+    """The response of a replica in another process.
 
-    A stream begins with its first event, any other answer once it is whole or has more than ``HELD`` bytes.
+    ``call`` sends the request to a replica. If it raises an error of ``replica_errors`` before the response has
+    started, another replica is tried. It raises ``overload_error`` if all replicas are full.
 
-    ``most``: bytes of a body that are carried; a longer one is cut after one more, and the application refuses it.
+    A stream starts with its first event. Other responses start when they are complete, or after ``MAX_HELD_BYTES``.
+    Request bodies are cut one byte after ``max_body_bytes``, so that the application rejects them.
     """
 
     def __init__(
         self,
-        call: Callable[[Scope, bytes], Answer],
-        most: int,
-        lost: tuple[type[Exception], ...],
-        full: type[Exception],
+        call: Callable[[Scope, bytes], RemoteResponse],
+        max_body_bytes: int,
+        replica_errors: tuple[type[Exception], ...],
+        overload_error: type[Exception],
     ) -> None:
         super().__init__()
         self.call = call
-        self.most = most
-        self.lost = lost
-        self.full = full
+        self.max_body_bytes = max_body_bytes
+        self.replica_errors = replica_errors
+        self.overload_error = overload_error
         self.streamed = False
-        self.begun = False  # whether the caller has seen anything
-        self.whole = False  # whether all has been sent: a replica that dies then takes nothing with it
+        self.started = False  # whether the client has received anything
+        self.complete = False  # whether all has been sent: a later death of the replica does not matter
         self.held: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._body(receive)
         if body is None:
             return
-        carried = {key: scope[key] for key in CARRIED if key in scope}
-        carried["headers"] = [tuple(header) for header in scope["headers"]]
-        left = asyncio.Event()
-        for _ in range(TRIES):
+        forwarded = {key: scope[key] for key in FORWARDED_SCOPE if key in scope}
+        forwarded["headers"] = [tuple(header) for header in scope["headers"]]
+        disconnected = asyncio.Event()
+        for _ in range(MAX_TRIES):
             try:
-                await self._relay(self.call(carried, body), receive, send, left)
+                await self._relay(self.call(forwarded, body), receive, send, disconnected)
                 return
-            except self.full:
-                told = Overloaded("all replicas have as much to do as they may", retry_after=1)
-                await error_response(told)(scope, receive, send)
+            except self.overload_error:
+                error = Overloaded("all replicas are at their limit of requests", retry_after=1)
+                await error_response(error)(scope, receive, send)
                 return
-            except self.lost:
-                if self.whole:
+            except self.replica_errors:
+                if self.complete:
                     return
-                if self.begun:
+                if self.started:
                     break
                 self.held.clear()
-        if not self.begun:
-            await error_response(NotReady("the replicas that were asked died; try again"))(scope, receive, send)
+        if not self.started:
+            await error_response(NotReady("the replicas died while answering; try again"))(scope, receive, send)
         elif self.streamed:
-            told_in_stream = event(error_content(NotReady("the replica that wrote this answer died"))) + DONE
-            await send({"type": "http.response.body", "body": told_in_stream, "more_body": False})
+            last_events = event(error_content(NotReady("the replica that generated this answer died"))) + DONE
+            await send({"type": "http.response.body", "body": last_events, "more_body": False})
         else:
-            raise ConnectionError("the replica died in the middle of its answer")
+            raise ConnectionError("the replica died while sending its response")
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """What the caller sent, or none when it hung up."""
-        pieces, length = [], 0
+        """The request body, or None if the client disconnected."""
+        parts, length = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            if length <= self.most:
-                pieces.append(message.get("body", b""))
-                length += len(pieces[-1])
+            if length <= self.max_body_bytes:
+                parts.append(message.get("body", b""))
+                length += len(parts[-1])
             if not message.get("more_body", False):
-                return b"".join(pieces)[: self.most + 1]
+                return b"".join(parts)[: self.max_body_bytes + 1]
 
     async def _pass_on(self, message: Message, send: Send) -> None:
         self.held.append(message)
@@ -172,55 +173,55 @@ class Forwarded(Response):
             kind = dict(message["headers"]).get(b"content-type", b"")
             self.streamed = kind.startswith(b"text/event-stream")
             return
-        whole = not message.get("more_body", False)
-        if whole or self.streamed or sum(len(each.get("body", b"")) for each in self.held) > HELD:
-            self.begun = True
+        complete = not message.get("more_body", False)
+        if complete or self.streamed or sum(len(each.get("body", b"")) for each in self.held) > MAX_HELD_BYTES:
+            self.started = True
             for each in self.held:
                 await send(each)
             self.held.clear()
-            self.whole = whole
+            self.complete = complete
 
-    async def _relay(self, answer: Answer, receive: Receive, send: Send, left: asyncio.Event) -> None:
-        async def watch() -> None:
+    async def _relay(self, response: RemoteResponse, receive: Receive, send: Send, disconnected: asyncio.Event) -> None:
+        async def wait_for_disconnect() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            left.set()
-            answer.cancel()
+            disconnected.set()
+            response.cancel()
 
-        watching = asyncio.create_task(watch())
+        watcher = asyncio.create_task(wait_for_disconnect())
         try:
-            async for messages in answer:
+            async for messages in response:
                 for message in messages:
                     await self._pass_on(message, send)
         except BaseException:
-            if not left.is_set():  # else it was ended from here
+            if not disconnected.is_set():  # otherwise the cancellation above caused it
                 raise
         finally:
-            watching.cancel()
+            watcher.cancel()
             with suppress(asyncio.CancelledError):
-                await watching
+                await watcher
 
 
-def gathered(figures: Mapping[str, Iterable[Metric]]) -> bytes:
-    """The figures of several processes as one page for Prometheus, with the label ``replica``."""
+def render_metrics(by_replica: Mapping[str, Iterable[Metric]]) -> bytes:
+    """The metrics of several replicas in Prometheus' text format, with the label ``replica``."""
     families: dict[str, Metric] = {}
-    for replica, metrics in figures.items():
+    for replica, metrics in by_replica.items():
         for metric in metrics:
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             family.samples += [
                 Sample(sample.name, {**sample.labels, "replica": replica}, sample.value) for sample in metric.samples
             ]
 
-    class Gathered:
+    class Families:
         def collect(self) -> Iterable[Metric]:
             return families.values()
 
-    return generate_latest(Gathered())  # it only collects
+    return generate_latest(Families())
 
 
-def task_of(path: str, cards: Callable[[str], str | None]) -> str | None:
-    """Which task a request is for, by its path; ``cards`` says it of a model. None: of none, any process can answer."""
+def task_of_path(path: str, task_of_model: Callable[[str], str | None]) -> str | None:
+    """The task of a request, or None if any replica can answer. ``task_of_model`` maps a model name to its task."""
     for prefix in ("/v2/models/", "/v2/repository/models/"):
         if path.startswith(prefix):
-            return cards(path.removeprefix(prefix).split("/")[0].split("@")[0])
+            return task_of_model(path.removeprefix(prefix).split("/")[0].split("@")[0])
     return next((task.name for task in TASKS.values() if path in task.paths), None)

@@ -1,12 +1,12 @@
 """Quartet as a Ray Serve application: groups of replicas on one or many machines.
 
-    serve run deploy.ray_serve:app                       # the groups below
-    serve deploy deploy/ray_serve.yaml                   # onto a running cluster, with groups of one's own
+    serve run deploy.ray_serve:app                       # the default groups below
+    serve deploy deploy/ray_serve.yaml                   # your own groups on a running cluster
 
-Each replica is the whole service, its batcher and its text engine, without a socket. Ray routes to the replica with
-least to do, places, restarts, scales by the requests that wait and run, and lets a replica finish before it goes.
-Replicas are grouped by what they are asked, so that long texts do not hold up images. An ingress carries requests to
-the group; when a replica dies under a request whose answer has not begun, another one is asked.
+Each replica is a complete service without a socket. Ray places and restarts replicas, routes to the least busy one,
+scales them by waiting and running requests, and lets a replica drain before it stops. Replicas are grouped by task, so
+that long texts do not delay images. An ingress forwards requests to the groups. If a replica dies before its response
+has started, the ingress tries another replica.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ from app.main import create_app
 from app.settings import PREFIX, Settings
 from app.store import StoreError, TaskName
 from app.tasks import TASKS
-from deploy.forward import Forwarded, Hosted, gathered, task_of
+from deploy.forward import ForwardedResponse, HostedApp, render_metrics, task_of_path
 
-LOST = (
+REPLICA_ERRORS = (
     exceptions.RayActorError,
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
     exceptions.ObjectLostError,
     ReplicaUnavailableError,
 )
-FIGURES_SECONDS = 5.0  # for all replicas to tell theirs
-REPORT_SECONDS = 2.0  # between two reports of what waits and runs; Ray's own 10 s are late for upscale_seconds
-MEAN_SECONDS = 10.0  # over which it is averaged, in place of 30
-QUIET = {"enable_access_log": False}  # a replica tells of each request itself
+METRICS_SECONDS = 5.0  # timeout for collecting the metrics of all replicas
+REPORT_SECONDS = 2.0  # between two reports of waiting and running requests; Ray's default of 10 s is too slow
+LOOK_BACK_SECONDS = 10.0  # over which these reports are averaged; Ray's default is 30 s
+LOGGING = {"enable_access_log": False}  # replicas write their own access log
 
 
 class Group(BaseModel):
-    """Replicas for some tasks. ``requests``: that wait or run in one replica, on average; more and there will be one
-    replica more, up to ``most``. ``settings`` are QUARTET_ variables without their prefix, in small letters.
+    """Replicas for some tasks.
+
+    Ray starts replicas up to ``max_replicas`` while more than ``target_requests`` wait or run in each on average.
+    ``settings`` are QUARTET_ variables in lower case, without the prefix.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     tasks: list[TaskName] = Field(min_length=1)
-    least: int = Field(default=1, ge=1)
-    most: int = Field(default=4, ge=1)
-    requests: float = Field(default=16, gt=0)
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=4, ge=1)
+    target_requests: float = Field(default=16, gt=0)
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
     upscale_seconds: float = Field(default=5, ge=0)
@@ -68,7 +70,7 @@ class Group(BaseModel):
 
 
 class Layout(BaseModel):
-    """Which groups there are; every task must be in one. ``ingresses``: processes that carry requests to them."""
+    """Groups of replicas; each task belongs to one. ``ingresses``: number of processes that forward requests."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -80,16 +82,16 @@ class Layout(BaseModel):
 
 
 class Replica:
-    """One process of a group."""
+    """One replica of a group."""
 
     async def __init__(self, environment: dict[str, str]) -> None:  # type: ignore[misc]  # Ray awaits it
         os.environ.update(environment)
-        self.hosted = Hosted(create_app(Settings()))
+        self.hosted = HostedApp(create_app(Settings()))
         self.registry = self.hosted.app.state.registry
         await self.hosted.start()
 
     async def answer(self, scope: Scope, body: bytes) -> AsyncGenerator[list[Message], None]:
-        """The ASGI messages of an answer, as they come."""
+        """Yield the response's ASGI messages; see ``HostedApp.answer``."""
         answer = self.hosted.answer(scope, body)
         try:
             async for messages in answer:
@@ -97,25 +99,25 @@ class Replica:
         finally:
             await answer.aclose()
 
-    async def figures(self) -> tuple[str, list[Metric]]:
-        """Which replica this is, and what it has counted."""
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """The name of this replica and its metrics."""
         self.registry.report()
         context = serve.get_replica_context()
         return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.registry.collect())
 
     async def check_health(self) -> None:
-        """Raises, so that Ray starts another one, when the engine has hung as ``/health/live`` has it."""
-        silent = self.registry.executor.oldest_job_seconds()
-        if silent > 2 * self.registry.settings.liveness_timeout_seconds:
-            raise RuntimeError(f"the engine has not answered for {silent:.0f} s")
+        """Raise if the engine hangs, by the rule of ``/health/live``; Ray then replaces the replica."""
+        silence = self.registry.executor.oldest_job_seconds()
+        if silence > 2 * self.registry.settings.liveness_timeout_seconds:
+            raise RuntimeError(f"the engine has not answered for {silence:.0f} s")
 
     async def __del__(self) -> None:
-        """Ray calls this once no request is under way here, and none will come."""
+        """Ray calls this after the last request."""
         await self.hosted.stop()
 
 
 class Ingress:
-    """Carries requests to their groups. ``tasks`` says which group a task has; the first group answers all else."""
+    """Forwards requests to groups. ``tasks`` maps tasks to groups; the first group answers all other requests."""
 
     def __init__(self, tasks: dict[str, str], environment: dict[str, str], groups: dict[str, DeploymentHandle]) -> None:
         os.environ.update(environment)  # this may be another machine
@@ -123,51 +125,53 @@ class Ingress:
         self.tasks = tasks
         self.store = settings.store
         self.ring = load_keyring(settings)
-        self.known: dict[str, str] = {}  # tasks of models
+        self.task_by_model: dict[str, str] = {}
         self.groups = groups
         calls = {name: handle.options(method_name="answer", stream=True) for name, handle in groups.items()}
         self.forwarded = {
-            name: partial(Forwarded, handle.remote, settings.max_body_bytes, LOST, BackPressureError)
+            name: partial(ForwardedResponse, handle.remote, settings.max_body_bytes, REPLICA_ERRORS, BackPressureError)
             for name, handle in calls.items()
         }
 
     async def __call__(self, request: Request) -> Response:
         path = request.scope["path"]
-        if path == "/metrics":  # of all replicas, so that none can answer it
+        if path == "/metrics":  # of all replicas together
             try:
                 if self.ring:
                     key_of(self.ring, request.scope)
             except Unauthorized as error:
                 return error_response(error)
-            return Response(await self._figures(), media_type=CONTENT_TYPE_LATEST)
-        task = task_of(path, self._card)
+            return Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)
+        task = task_of_path(path, self._task_of_model)
         return self.forwarded[self.tasks[task] if task else next(iter(self.groups))]()
 
-    def _card(self, name: str) -> str | None:
-        """The task of a model; none when there is no such model."""
-        if name not in self.known:
-            for found, number in store.all_versions(self.store):
-                with suppress(StoreError):  # the replicas say what is wrong with it
-                    self.known[found] = store.read_card(self.store / found / str(number)).task
-        return self.known.get(name)
+    def _task_of_model(self, name: str) -> str | None:
+        """The task of a model, or None for an unknown model."""
+        if name not in self.task_by_model:
+            for model, number in store.all_versions(self.store):
+                with suppress(StoreError):  # the replicas report the error
+                    self.task_by_model[model] = store.read_card(self.store / model / str(number)).task
+        return self.task_by_model.get(name)
 
-    async def _figures(self) -> bytes:
-        told: dict[str, Iterable[Metric]] = {}
+    async def _metrics(self) -> bytes:
+        by_replica: dict[str, Iterable[Metric]] = {}
         for handle in self.groups.values():
-            found = handle.broadcast("figures").results_async(timeout_s=FIGURES_SECONDS, return_exceptions=True)
-            told |= {answer[0]: answer[1] for answer in await found if not isinstance(answer, Exception)}
-        return gathered(told)
+            results = handle.broadcast("metrics").results_async(timeout_s=METRICS_SECONDS, return_exceptions=True)
+            by_replica |= {result[0]: result[1] for result in await results if not isinstance(result, Exception)}
+        return render_metrics(by_replica)
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """The application for a ``Layout``; QUARTET_ variables of this process are those of all replicas.
+    """Build the application for the arguments of a ``Layout``. All replicas get this process's QUARTET_ variables.
 
-    Raises SettingsError for a wrong one, and ValueError for a task that is in no group or in two.
+    Raises:
+        SettingsError: a variable is invalid.
+        ValueError: a task is in no group or in two.
     """
     layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
     if sorted(task for task, _ in tasks) != sorted(TASKS):
-        raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each must be in one of them")
+        raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each task must be in one group")
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     shared |= {f"{PREFIX}STORE": str(settings.store.resolve()), f"{PREFIX}WORKERS": "1"}
     if settings.keys_file:
@@ -176,7 +180,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     ingress = serve.deployment(Ingress).options(
         num_replicas=layout.ingresses,
         ray_actor_options={"num_cpus": 0},
-        logging_config=QUIET,
+        logging_config=LOGGING,
         max_ongoing_requests=10_000,
         graceful_shutdown_timeout_s=settings.request_seconds + 5,
     )
@@ -189,15 +193,15 @@ def _group(name: str, group: Group, shared: dict[str, str], settings: Settings) 
     deployment = serve.deployment(Replica).options(
         name=name,
         ray_actor_options={"num_cpus": group.cpus, "num_gpus": group.gpus},
-        logging_config=QUIET,
-        max_ongoing_requests=max(1, int(4 * group.requests)),  # so that batches fill while another replica starts
+        logging_config=LOGGING,
+        max_ongoing_requests=max(1, int(4 * group.target_requests)),  # batches can fill while another replica starts
         max_queued_requests=settings.queue_rows,
         autoscaling_config={
-            "min_replicas": group.least,
-            "max_replicas": group.most,
-            "target_ongoing_requests": group.requests,
+            "min_replicas": group.min_replicas,
+            "max_replicas": group.max_replicas,
+            "target_ongoing_requests": group.target_requests,
             "metrics_interval_s": REPORT_SECONDS,
-            "look_back_period_s": MEAN_SECONDS,
+            "look_back_period_s": LOOK_BACK_SECONDS,
             "upscale_delay_s": group.upscale_seconds,
             "downscale_delay_s": group.downscale_seconds,
         },

@@ -43,10 +43,10 @@ PARTS = ("same", "replica", "node", "scaling", "drain")
 TASKS = ["classify", "continue", "forecast", "sample"]
 FOREVER = 240.0  # seconds after which what should come true did not
 APPLICATION, GROUP = "quartet", "all"
-FIXED = {"least": 2, "most": 2, "requests": 64}
-ONE = {"least": 1, "most": 1, "requests": 64}
+FIXED = {"min_replicas": 2, "max_replicas": 2, "target_requests": 64}
+ONE = {"min_replicas": 1, "max_replicas": 1, "target_requests": 64}
 LONG = 1000  # characters that a text has still to write when its replica is to go; well before its deadline
-SCALED = {"least": 1, "most": 2, "requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
+SCALED = {"min_replicas": 1, "max_replicas": 2, "target_requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
 def requests() -> list[Request]:

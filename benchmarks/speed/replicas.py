@@ -34,7 +34,7 @@ TASKS = ["classify", "continue", "forecast", "sample"]
 def replicas(folder: Path, store: Path, count: int) -> Server:
     """Start replicas for all tasks on a separate Ray cluster."""
     port, name = free_port(), f"ray x{count}"
-    group = {"tasks": TASKS, "least": count, "most": count, "requests": 64}
+    group = {"tasks": TASKS, "min_replicas": count, "max_replicas": count, "target_requests": 64}
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [

@@ -19,7 +19,7 @@ from support.service import TEST
 from app.main import create_app
 from app.observability.metrics import Metrics
 from app.settings import Settings
-from deploy.forward import Forwarded, Hosted, gathered, task_of
+from deploy.forward import ForwardedResponse, HostedApp, render_metrics, task_of_path
 
 pytestmark = pytest.mark.anyio
 CONTINUE = "/v1/text/continue"
@@ -64,21 +64,21 @@ async def singly(messages: AsyncGenerator[list[Message], None]) -> AsyncGenerato
 
 
 @pytest.fixture
-async def hosted(tiny_store: Path) -> AsyncIterator[Hosted]:
-    hosted = Hosted(create_app(Settings(store=tiny_store, **TEST)))
+async def hosted(tiny_store: Path) -> AsyncIterator[HostedApp]:
+    hosted = HostedApp(create_app(Settings(store=tiny_store, **TEST)))
     await hosted.start()
     yield hosted
     await hosted.stop()
 
 
-def client(call: Callable[[Scope, bytes], Any], most: int = 10**6) -> httpx.AsyncClient:
+def client(call: Callable[[Scope, bytes], Any], max_body_bytes: int = 10**6) -> httpx.AsyncClient:
     async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
-        await Forwarded(call, most, (Died,), Full)(scope, receive, send)
+        await ForwardedResponse(call, max_body_bytes, (Died,), Full)(scope, receive, send)
 
     return httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://x")
 
 
-async def test_an_answer_is_the_same_through_the_ingress(hosted: Hosted) -> None:
+async def test_an_answer_is_the_same_through_the_ingress(hosted: HostedApp) -> None:
     direct = httpx.AsyncClient(transport=httpx.ASGITransport(hosted.app), base_url="http://x")
     async with direct, client(lambda scope, body: Asked(hosted.answer(scope, body))) as through:
         for path, sent in (
@@ -100,7 +100,7 @@ async def test_an_answer_is_the_same_through_the_ingress(hosted: Hosted) -> None
         assert (listed.status_code, len(listed.json()["data"])) == (200, 4)
 
 
-async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted: Hosted) -> None:
+async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted: HostedApp) -> None:
     scope = {"type": "http", "method": "POST", "path": CONTINUE, "query_string": b"", "headers": []}
     answer = hosted.answer(scope, json.dumps(LONG).encode())
     first = await anext(answer)
@@ -113,7 +113,7 @@ async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted
             await asyncio.sleep(0.005)  # not 0: a loop that spins keeps the engine's thread from Python's lock
 
 
-async def test_a_request_whose_replica_dies_is_asked_again(hosted: Hosted) -> None:
+async def test_a_request_whose_replica_dies_is_asked_again(hosted: HostedApp) -> None:
     calls = []
 
     def call(scope: Scope, body: bytes) -> Asked:
@@ -129,7 +129,7 @@ async def test_a_request_whose_replica_dies_is_asked_again(hosted: Hosted) -> No
 
 @pytest.mark.parametrize(("dies_after", "calls"), [(1, 2), (2, 1)])
 async def test_an_answer_that_is_no_stream_comes_whole_or_from_another_replica(
-    hosted: Hosted, dies_after: int, calls: int
+    hosted: HostedApp, dies_after: int, calls: int
 ) -> None:
     asked = []
 
@@ -143,7 +143,7 @@ async def test_an_answer_that_is_no_stream_comes_whole_or_from_another_replica(
     assert len(asked) == calls
 
 
-async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again(hosted: Hosted) -> None:
+async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again(hosted: HostedApp) -> None:
     asked = []
 
     def call(scope: Scope, body: bytes) -> Asked:
@@ -157,7 +157,7 @@ async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again
     assert len(asked) == 2
 
 
-async def test_when_all_die_or_are_busy_it_is_told(hosted: Hosted) -> None:
+async def test_when_all_die_or_are_busy_it_is_told(hosted: HostedApp) -> None:
     async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=0)) as through:
         answer = await through.post("/v1/images/sample", json={})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
@@ -170,17 +170,17 @@ async def test_when_all_die_or_are_busy_it_is_told(hosted: Hosted) -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
-async def test_a_stream_whose_replica_dies_ends_with_an_event(hosted: Hosted) -> None:
+async def test_a_stream_whose_replica_dies_ends_with_an_event(hosted: HostedApp) -> None:
     async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=2)) as through:
         answer = await through.post(CONTINUE, json=LONG)
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert answer.status_code == 200
-    assert json.loads(events[-2])["error"]["message"] == "the replica that wrote this answer died"
+    assert json.loads(events[-2])["error"]["message"] == "the replica that generated this answer died"
     assert events[-1] == "[DONE]"
 
 
 async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) -> None:
-    hosted = Hosted(create_app(Settings(store=tiny_store, **{**TEST, "max_body_bytes": 1000})))
+    hosted = HostedApp(create_app(Settings(store=tiny_store, **{**TEST, "max_body_bytes": 1000})))
     await hosted.start()
     carried = []
 
@@ -192,7 +192,7 @@ async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) ->
         for _ in range(10):
             yield b"x" * 500
 
-    async with client(call, most=1000) as through:
+    async with client(call, max_body_bytes=1000) as through:
         answer = await through.post("/v1/images/classify", content=pieces())
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         413,
@@ -208,7 +208,7 @@ async def test_figures_of_all_replicas_are_one_page() -> None:
         metrics = Metrics()
         metrics.for_version("m", 1).on_batch(3, 0.1)
         told[replica] = list(metrics.registry.collect())
-    families = {family.name: family for family in text_string_to_metric_families(gathered(told).decode())}
+    families = {family.name: family for family in text_string_to_metric_families(render_metrics(told).decode())}
     rows = [sample for sample in families["quartet_batch_rows"].samples if sample.name.endswith("_sum")]
     assert {sample.labels["replica"]: sample.value for sample in rows} == {"a": 3, "b": 3}
     assert families["quartet_workers"].type == "gauge"
@@ -218,15 +218,15 @@ async def test_a_path_says_which_task_is_asked(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     paths = create_app(Settings(store=tmp_path)).openapi()["paths"]
     cards = {"tiny-gan": "sample"}.get
-    tasks = {path: task_of(path, cards) for path, methods in paths.items() if "post" in methods}
+    tasks = {path: task_of_path(path, cards) for path, methods in paths.items() if "post" in methods}
     expected = {"classify": "classify", "continue": "continue", "forecast": "forecast", "sample": "sample"}
     for path, task in tasks.items():
         if path in ("/v1/images/classify", "/v1/text/continue", "/v1/series/forecast", "/v1/images/sample"):
             assert task == expected.pop(path.rsplit("/")[-1])
     assert not expected
-    assert task_of("/v2/models/tiny-gan/infer", cards) == "sample"
-    assert task_of("/v2/models/tiny-gan@1/versions/1/infer", cards) == "sample"
-    assert task_of("/v2/repository/models/tiny-gan@1/load", cards) == "sample"  # where it is asked for afterwards
-    assert task_of("/v2/repository/index", cards) is None
-    assert task_of("/v2/models/none/infer", cards) is None
-    assert task_of("/v1/models", cards) is None
+    assert task_of_path("/v2/models/tiny-gan/infer", cards) == "sample"
+    assert task_of_path("/v2/models/tiny-gan@1/versions/1/infer", cards) == "sample"
+    assert task_of_path("/v2/repository/models/tiny-gan@1/load", cards) == "sample"  # where it is asked for afterwards
+    assert task_of_path("/v2/repository/index", cards) is None
+    assert task_of_path("/v2/models/none/infer", cards) is None
+    assert task_of_path("/v1/models", cards) is None
