@@ -1,4 +1,4 @@
-"""What SECURITY.md says holds: headers, origins, TLS, and no pickle behind any door."""
+"""Rules of SECURITY.md: security headers, CORS, TLS, no pickle, and closing silent connections."""
 
 from __future__ import annotations
 
@@ -259,10 +259,10 @@ def test_a_pickle_in_the_store_is_refused_as_what_it_is_not(
     assert not crater.exists()
 
 
-def test_the_tests_that_security_md_names_are_there() -> None:
-    named = set(re.findall(r"test_[a-z_*]+\.py", (ROOT / "SECURITY.md").read_text()))
-    assert len(named) >= 6
-    assert not [name for name in named if not list((ROOT / "tests").glob(name))]
+def test_the_tests_named_in_security_md_exist() -> None:
+    names = set(re.findall(r"test_[a-z_*]+\.py", (ROOT / "SECURITY.md").read_text()))
+    assert len(names) >= 6
+    assert not [name for name in names if not list((ROOT / "tests").rglob(name))]
 
 
 def test_head_is_get_without_its_body(serve: Serve) -> None:
