@@ -19,6 +19,7 @@ from app.settings import Settings
 from docs import http_api
 
 ROLLOUT = ROOT / "docs" / "how-to" / "rollout.md"  # its commands change the store: they run one after the other
+TUTORIAL = ROOT / "docs" / "tutorial" / "README.md"  # see test_tutorial.py
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="the examples use curl")
 
@@ -34,7 +35,7 @@ def case_id(page: Path, text: str) -> str:
     return f"{page.relative_to(ROOT)}: {text[:60]}"
 
 
-CONSOLE = [(page, *example) for page in PAGES if page != ROLLOUT for example in console(page)]
+CONSOLE = [(page, *example) for page in PAGES if page not in (ROLLOUT, TUTORIAL) for example in console(page)]
 PYTHON = [
     (page, code)
     for page in PAGES
