@@ -6,7 +6,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.open_inference.responses import FAILURES, ServerLive, ServerMetadata, ServerReady
+from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
 from app.api.request import json_response
 from app.api.responses import success_response
 from app.serving.registry import Registry
@@ -18,7 +18,7 @@ EXTENSIONS = [
 
 def router(registry: Registry) -> APIRouter:
     """Return the routes ``/v2`` and ``/v2/health/...``."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
     @routes.get(
         "/health/live",
