@@ -12,7 +12,8 @@ from unittest.mock import patch
 
 from docs.markdown import code, table
 
-MAKEFILE = Path(__file__).parent.parent / "Makefile"
+ROOT = Path(__file__).parent.parent
+MAKEFILE = ROOT / "Makefile"
 COMMANDS = {
     "The service": ("app.models", "app.keys"),
     "Training": (
@@ -122,4 +123,7 @@ def default_of(action: argparse.Action) -> str:
         return ""
     if isinstance(value, list | tuple):
         return code(",".join(map(str, value)))
+    if isinstance(value, Path) and value.is_absolute():  # the page must not depend on the machine
+        inside = value.is_relative_to(ROOT)
+        return code(value.relative_to(ROOT) if inside else Path("~") / value.relative_to(Path.home()))
     return code(value)
