@@ -1,8 +1,8 @@
-"""Competing servers with the workshop's CNN: how they are installed and called.
+"""Competing servers with the workshop's CNN: how to install, start and call them.
 
-Each has a file here with what its documentation recommends for such a network, and an environment of its own, made
-on first use. One worker, batches of up to 64, no waiting where that can be had. This file runs in those environments
-too, so it imports nothing that they lack.
+Each server has a file here that follows its documentation, and an environment that is created on first use. All use one
+worker, batches of up to 64, and no batching delay where possible. This file also runs in those environments, so it
+imports no other packages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INSTALL_SECONDS = 1200
 
 @dataclass(frozen=True)
 class Peer:
-    """``request``: the JSON it wants for a picture; ``said``: its answer in the shape of ours."""
+    """A server. ``request`` makes its JSON for an image; ``said`` converts its answer to Quartet's format."""
 
     packages: Sequence[str]
     command: Sequence[str]
@@ -40,7 +40,7 @@ def text(picture: bytes) -> str:
 
 
 def tensor(picture: bytes) -> Any:
-    """As the Open Inference Protocol has it."""
+    """A tensor in the format of the Open Inference Protocol."""
     parameters = {"content_type": "base64"}
     data = {"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [text(picture)], "parameters": parameters}
     return {"inputs": [data]}
@@ -86,11 +86,11 @@ PEERS = {
 
 
 class Missing(Exception):
-    """It cannot be installed here, and why."""
+    """The server cannot be installed here; the message has the reason."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """The Python of an environment that has it. Raises Missing."""
+    """Install a server if necessary. Returns the Python of its environment. Raises Missing."""
     python, done = folder / name / "bin" / "python", folder / name / "installed"
     if not done.exists():
         try:

@@ -1,4 +1,4 @@
-"""BentoML: one worker, its adaptive batching."""
+"""BentoML: one worker, adaptive batching."""
 
 # mypy: disable-error-code="import-not-found, untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LitServe: one worker, batches of what has queued up."""
+"""LitServe: one worker; a batch contains all queued requests."""
 
 # mypy: disable-error-code="import-not-found, misc"
 # Without postponed annotations: LitServe reads that of the request.

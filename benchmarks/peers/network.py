@@ -1,4 +1,4 @@
-"""What all the other servers call: the workshop's CNN of the store, eager, as ``plain.py`` calls it."""
+"""The network of all other servers: the workshop's CNN of the store, called eagerly as in ``plain.py``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Classifier:
         self.network, self.labels = network.eval(), card["labels"]
 
     def pixels(self, content: bytes) -> Tensor:
-        """The bytes of an image file -> pixels [3, 32, 32]."""
+        """Decode the bytes of an image file to pixels [3, 32, 32]."""
         image = Image.open(io.BytesIO(content)).convert("RGB").resize((32, 32))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
     def decode(self, text: str) -> Tensor:
-        """An image file in base64 -> pixels [3, 32, 32]."""
+        """Decode an image file in base64 to pixels [3, 32, 32]."""
         return self.pixels(base64.b64decode(text))
 
     def predict(self, pixels: Tensor) -> list[dict[str, Any]]:
-        """Pixels [N, 3, 32, 32] -> an answer in our shape for each."""
+        """Classify pixels [N, 3, 32, 32]. Returns one answer per image, in Quartet's format."""
         with torch.inference_mode():
             values, indices = self.network(pixels).softmax(dim=1).topk(5)
         return [self._answer(*row) for row in zip(values.tolist(), indices.tolist(), strict=True)]

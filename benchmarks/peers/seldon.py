@@ -1,4 +1,4 @@
-"""MLServer: one process, its adaptive batching with a millisecond of waiting, the least that it batches with."""
+"""MLServer: one process, adaptive batching with a delay of 1 ms, the shortest that it supports."""
 
 # mypy: disable-error-code="import-not-found, misc"
 from __future__ import annotations

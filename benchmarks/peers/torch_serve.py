@@ -1,6 +1,6 @@
-"""TorchServe: one worker, batches of what comes within a millisecond. Needs Java 17.
+"""TorchServe: one worker, batching with a delay of 1 ms. Needs Java 17.
 
-This file is both the handler that TorchServe's worker loads from its archive, and what packs that and starts it.
+TorchServe's worker loads this file from its archive as the handler. The file also packs the archive and starts it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ classifier = cache(Classifier)
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[dict[str, Any]]:
-    """The bodies of a batch -> an answer for each. The first call has none: it is there to load the network."""
+    """Answer the bodies of a batch, one answer per body. The first call has no bodies; it loads the network."""
     network = classifier()
     return network.predict(torch.stack([network.pixels(row["body"]) for row in data])) if data else []
 

@@ -237,8 +237,8 @@ async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: in
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description="A Ray cluster of two nodes on this machine, parts of which die.")
-    made.add_argument("--only", type=words(PARTS), default=list(PARTS), help=f"of {','.join(PARTS)}")
-    made.add_argument("--callers", type=int, default=32, help="(default: %(default)s)")
+    made.add_argument("--only", type=words(PARTS), default=list(PARTS), help=f"parts among {','.join(PARTS)}")
+    made.add_argument("--callers", type=int, default=32, help="number of callers (default: %(default)s)")
     options = made.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name, cluster() as nodes:
         port = free_port()

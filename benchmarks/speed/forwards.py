@@ -148,7 +148,7 @@ def compare(version: store.Version, rows: int, threads: int, rounds: int) -> Non
     for _ in range(rounds):
         for name, forward in ways.items():
             times[name].append(turn(forward, images))
-    print("| way | ms | least–most | times as fast | off by |\n|---|--:|--:|--:|--:|")
+    print("| runtime | ms | min–max | relative speed | largest difference |\n|---|--:|--:|--:|--:|")
     base = statistics.median(times["served"])
     for name, took in times.items():
         middle, off = statistics.median(took), float((probabilities(ways[name](images)) - right).abs().max())
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", default=["cifar10-lenet", "cifar10-whitened"], help="classifiers")
     parser.add_argument("--rows", default="1,8,64", help="images in a batch (default: 1,8,64)")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each runtime (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=ROOT / "models_store")
     chosen = parser.parse_args(argv)
     warnings.filterwarnings("ignore")  # exporters and TorchScript warn of themselves

@@ -31,7 +31,7 @@ from training.loops import cnn_finetune, distributed, forecaster, language_model
 from training.run import configure_cpu
 
 LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
-TRIED = 3  # steps after the first, from which the number of steps of a turn is known
+TRIED = 3  # steps after the first, from which the number of steps of a measurement is known
 CHARACTERS = 64  # different ones
 
 Step = Callable[[int], object]
@@ -135,9 +135,9 @@ def row(name: str, result: Sequence[Speed]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Training with one process and with two, on the CPU, in turns.")
-    parser.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each layout (default: %(default)s)")
+    parser = argparse.ArgumentParser(description="Measure training with one process and with two in alternation.")
+    parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each layout (default: %(default)s)")
     parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
     parser.add_argument("--turn", choices=list(WORKS), help=argparse.SUPPRESS)  # what each process is started with
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)

@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description="The same work through each protocol, beside the native endpoint.")
     made.add_argument("--only", type=words(tuple(works())), default=list(works()), help=f"of {','.join(works())}")
     made.add_argument("--callers", type=int, default=32, help="(default: %(default)s)")
-    made.add_argument("--seconds", type=float, default=3, help="of each turn (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="turns of each protocol (default: %(default)s)")
+    made.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="measurements of each protocol (default: %(default)s)")
     options = made.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
         server = servers.ours(Path(name), ROOT / "models_store")

@@ -108,12 +108,12 @@ async def bench(options: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description="Replicas under Ray Serve beside workers of the service.")
-    made.add_argument("--only", type=words(WORKS), default=["cnn", "text"], help=f"of {','.join(WORKS)}")
+    made.add_argument("--only", type=words(WORKS), default=["cnn", "text"], help=f"workloads among {','.join(WORKS)}")
     made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64])
-    made.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="turns of each server (default: %(default)s)")
+    made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
     made.add_argument("--kill", action="store_true", help="kill a replica under load instead, and count the answers")
-    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="the shipped networks")
+    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     asyncio.run(bench(made.parse_args(argv)))
 
 

@@ -266,16 +266,23 @@ def words(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="The service under load beside a plain FastAPI server, in turns.")
-    made.add_argument("--only", type=words(WORKS), default=list(WORKS), help=f"of {','.join(WORKS)} (default: all)")
+    made = argparse.ArgumentParser(description="Measure Quartet in alternation with a plain FastAPI server.")
+    made.add_argument("--only", type=words(WORKS), default=list(WORKS), help=f"workloads: {','.join(WORKS)}")
     made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
-    made.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="turns of each server (default: %(default)s)")
-    made.add_argument("--servers", type=words(SERVERS), default=list(SERVERS), help=f"of {','.join(SERVERS)}")
-    made.add_argument("--layouts", type=words(), default=[], help="of ours, workers x threads: 1x2,2x1 (default: none)")
-    made.add_argument("--peers", type=words(list(peers.PEERS)), default=[], help=f"of {','.join(peers.PEERS)}")
+    made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
+    made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
+    made.add_argument("--servers", type=words(SERVERS), default=list(SERVERS), help=f"servers: {','.join(SERVERS)}")
+    made.add_argument(
+        "--layouts",
+        type=words(),
+        default=[],
+        help="workers x threads, such as 1x2,2x1",
+    )
+    made.add_argument(
+        "--peers", type=words(list(peers.PEERS)), default=[], help=f"competitors: {','.join(peers.PEERS)}"
+    )
     made.add_argument("--peers-dir", type=Path, default=Path.home() / ".cache/quartet-peers", help="their environments")
-    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="the shipped networks")
+    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     return made
 
 
@@ -310,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, stop)
     busy = os.getloadavg()[0]
     if busy > QUIET:
-        print(f"This machine is busy (load {busy:.1f}): the figures will not be reliable.", file=sys.stderr)
+        print(f"This machine is busy (load {busy:.1f}): the measurements will not be reliable.", file=sys.stderr)
     results = Results(ours=f"{OURS} {options.layouts[0]}" if options.layouts else OURS)
     try:
         rnn = uvloop.run(bench(options, results))

@@ -126,14 +126,14 @@ def hardware() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The workshop's training loops beside ours, on the CPU, in turns.")
-    parser.add_argument("--seconds", type=float, default=4, help="of each turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of torch (default: all cores)")
+    parser = argparse.ArgumentParser(description="Measure the workshop's training loops and ours in alternation.")
+    parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each loop (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: all cores)")
     parser.add_argument("--only", choices=list(PAIRS), help="one network (default: all)")
     chosen = parser.parse_args(argv)
     results = {}
-    print("| network | loop | a second | min–max | ratio | what limits it |\n|---|---|--:|--:|--:|---|", flush=True)
+    print("| network | loop | per second | min–max | ratio | limited by |\n|---|---|--:|--:|--:|---|", flush=True)
     for name in [chosen.only] if chosen.only else list(PAIRS):
         results[name] = measure(name, chosen.seconds, chosen.rounds, chosen.threads)
         print(rows(name, results[name]), flush=True)
