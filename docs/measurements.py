@@ -68,7 +68,7 @@ ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts"
 SECTIONS = {
     "accuracy": "Results of `training/` besides the model cards.",
     "speed": "`plain` is a plain FastAPI server without batching. Other columns: `of plain` is the throughput relative to "
-    "`plain` with as many callers, `CPU s/s` the used CPU seconds per second, `PSS` the memory of all processes.",
+    "`plain` with as many callers. `CPU s/s` is the used CPU seconds per second. `PSS` is the memory of all processes.",
     "reliability": "Each command checks every answer and ends with an error if a limit is exceeded.",
 }
 
