@@ -6,7 +6,6 @@ Layouts: wide (one column per series), rows (one row per series, ``--by-rows``) 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -18,17 +17,23 @@ import numpy as np
 
 from app.tasks.forecasting import LONGEST_SEASON
 from training.data import time_index
+from training.data.csv_cells import (
+    MISSING,
+    Row,
+    column_cells,
+    is_numeric,
+    parse_number,
+    read_rows,
+    uses_decimal_comma,
+)
 from training.data.datasets import DataError
 from training.data.time_index import Frequency
 from training.loops import distributed
 
-MISSING = {"", "-", "?", "na", "n/a", "nan", "null", "none"}  # cells without a value, in any case
 INDEX_NAME = re.compile(r"index|id|unnamed: 0(\.\d+)?", re.IGNORECASE)  # of columns that may only number the rows
 MIN_LENGTH = 30  # values of a series
 MAX_GAP = 3  # missing values in a row that are interpolated; one season if that is longer
 MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
-
-Row = tuple[int, list[str]]  # row number in the file, from 1; cells
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def read(
     """
     if season is not None and not 1 <= season <= LONGEST_SEASON:
         raise DataError(f"--season is {season}; allowed are 1 (no season) to {LONGEST_SEASON} steps")
-    header, rows, delimiter = _read_rows(path)
+    header, rows, delimiter = read_rows(path)
     remarks: list[str] = []
     if by_rows:
         series = {row[0]: _cells_of_row(path, row, header, delimiter, remarks) for _, row in rows}
@@ -111,7 +116,7 @@ def read(
     time = _time_column(header, rows, used, index_columns) if time is None else time  # "" is a valid name
     columns = columns or _numeric_columns(path, header, rows, {time, group}, index_columns, remarks)
     commas = {
-        name: _uses_decimal_comma(path, name, _column(header.index(name), header, rows), delimiter, remarks)
+        name: uses_decimal_comma(path, name, column_cells(header.index(name), header, rows), delimiter, remarks)
         for name in columns
     }
     cells = _cells_by_series(header, rows, commas, time, group, remarks)
@@ -155,100 +160,6 @@ def report(table: Table) -> None:
         distributed.print_once(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[Row], str]:
-    """The header, the non-empty rows below it, and the delimiter: the most frequent of ``,`` ``;`` tab ``|``."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at byte offset {error.start:,}; save it as "
-            "UTF-8"
-        ) from error
-    lines = text.splitlines()
-    if not text.strip():
-        raise DataError(f"{path} is empty")
-    delimiter = max(",;\t|", key=lines[0].count)
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
-    except csv.Error as error:  # for example a cell of more than 131,072 characters
-        raise DataError(f"{path} is not a CSV file: {error}") from error
-    header = rows[0]
-    if not header:
-        raise DataError(f"{path}: the first row must hold column names, but is empty")
-    if all(_is_number(cell) for cell in header):
-        raise DataError(f"{path}: the first row must hold column names, but holds numbers: {', '.join(header)[:80]}")
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: column names must be unique; the first row is {', '.join(header)[:80]}")
-    numbered = [(number, row) for number, row in enumerate(rows[1:], 2) if any(row)]
-    if not numbered:
-        raise DataError(f"{path} has no rows below its column names: {', '.join(header)[:80]}")
-    return header, numbered, delimiter
-
-
-def _column(at: int, header: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """(place, cell) of one column, from all rows as long as the header."""
-    return [(f"row {number}", row[at]) for number, row in rows if len(row) == len(header)]
-
-
-def _parse_number(cell: str, decimal_comma: bool) -> float | None:
-    """A finite number, or None. ``decimal_comma``: 1.234,5 instead of 1,234.5.
-
-    Thousands separators must be followed by groups of three digits; the number must not begin with a zero then.
-    """
-    decimal, thousands = (",", ".") if decimal_comma else (".", ",")
-    if re.fullmatch(rf"[+-]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{decimal}]\d*)?", cell):
-        cell = cell.replace(thousands, "")
-    elif thousands in cell:
-        return None
-    try:
-        number = float(cell.replace(decimal, "."))
-    except ValueError:
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _is_number(cell: str) -> bool:
-    return _parse_number(cell, False) is not None or _parse_number(cell, True) is not None
-
-
-def _uses_decimal_comma(
-    path: Path, name: str, cells: Sequence[tuple[str, str]], delimiter: str, remarks: list[str]
-) -> bool:
-    """Whether a series writes 1,5 for one and a half; ``cells``: (place, cell).
-
-    Unambiguous cells decide. If all are like 1,234 the comma is decimal exactly when semicolons separate the columns.
-
-    Raises:
-        DataError: some cells need a decimal comma, others a decimal point.
-    """
-    separated = [(place, cell) for place, cell in cells if ("," in cell or "." in cell) and _is_number(cell)]
-    with_comma = [(place, cell) for place, cell in separated if _parse_number(cell, False) is None]
-    with_point = [(place, cell) for place, cell in separated if _parse_number(cell, True) is None]
-    if with_comma and with_point:
-        (comma_place, comma_cell), (point_place, point_cell) = with_comma[0], with_point[0]
-        raise DataError(
-            f"{path}: {name} mixes decimal commas ({comma_cell!r} in {comma_place}) and decimal points "
-            f"({point_cell!r} in {point_place}); use one of them for all its values"
-        )
-    if with_comma or with_point:
-        return bool(with_comma)
-    commas = [(place, cell) for place, cell in separated if "," in cell]
-    decimal_comma = bool(commas) and delimiter == ";"
-    if commas or (separated and delimiter == ";"):
-        place, cell = (commas or separated)[0]
-        value = _parse_number(cell, decimal_comma)
-        remarks.append(f"{name}: {cell!r} in {place} may have decimals or thousands separators; read as {value}")
-    return decimal_comma
-
-
-def _is_numeric(at: int, rows: Sequence[Row]) -> bool:
-    """Whether more than 90 % of a column's non-missing cells are numbers."""
-    cells = [row[at] for _, row in rows if len(row) > at and row[at].lower() not in MISSING]
-    return bool(cells) and sum(map(_is_number, cells)) > 0.9 * len(cells)
-
-
 def _numeric_columns(
     path: Path,
     header: Sequence[str],
@@ -261,7 +172,7 @@ def _numeric_columns(
     left_out = [name for name in index_columns if name not in used]
     remarks += [f"column {name!r} only numbers the rows: left out; --column {name!r} reads it" for name in left_out]
     candidates = [name for name in header if name not in used and name not in left_out]
-    numeric = [name for name in candidates if _is_numeric(header.index(name), rows)]
+    numeric = [name for name in candidates if is_numeric(header.index(name), rows)]
     if not numeric:
         reasons = "; ".join([f"{path} has no column of numbers", *remarks])
         raise DataError(f"{reasons}; its columns are: {', '.join(header)}")
@@ -272,7 +183,7 @@ def _only_numbers_rows(at: int, header: Sequence[str], rows: Sequence[Row]) -> b
     """Whether a column is a row index, as pandas writes it: consecutive integers under an index name or no name."""
     if not (INDEX_NAME.fullmatch(header[at]) or (at == 0 and not header[at])):
         return False
-    cells = [cell for _, cell in _column(at, header, rows)]
+    cells = [cell for _, cell in column_cells(at, header, rows)]
     if len(cells) < 2 or not all(re.fullmatch(r"-?\d{1,15}", cell) for cell in cells):
         return False
     numbers = sorted(map(int, cells))  # rows may come in any order
@@ -287,9 +198,9 @@ def _time_column(
     Index columns come last, for they may hold years. The only numeric column holds values, not bare years.
     """
     candidates = [name for name in header if name not in used and name not in index_columns]
-    numeric = [name for name in candidates if _is_numeric(header.index(name), rows)]
+    numeric = [name for name in candidates if is_numeric(header.index(name), rows)]
     for name in [*candidates, *index_columns]:
-        cells = [cell for _, cell in _column(header.index(name), header, rows)]
+        cells = [cell for _, cell in column_cells(header.index(name), header, rows)]
         sample = cells[:50] + cells[-50:]
         stamps = sum(time_index.is_stamp(cell) for cell in sample)
         if stamps > 0.9 * len(sample) and numeric != [name]:
@@ -316,7 +227,7 @@ def _cells_by_series(
             continue
         for column, decimal_comma in commas.items():
             cell = row[header.index(column)]
-            value = _parse_number(cell, decimal_comma)
+            value = parse_number(cell, decimal_comma)
             if value is None and cell.lower() not in MISSING:
                 remarks.append(f"row {number}: {column} is {cell[:40]!r}, not a number: read as missing")
             name = row[header.index(group)] if group else column
@@ -334,8 +245,8 @@ def _cells_of_row(path: Path, row: Sequence[str], header: Sequence[str], delimit
     while cells and cells[-1].lower() in MISSING:
         cells.pop()
     placed = [(f"column {at}", cell) for at, cell in enumerate(cells, 2)]
-    comma = _uses_decimal_comma(path, row[0], placed, delimiter, remarks)
-    values = [_parse_number(cell, comma) for cell in cells]
+    comma = uses_decimal_comma(path, row[0], placed, delimiter, remarks)
+    values = [parse_number(cell, comma) for cell in cells]
     return Cells(list(range(len(cells))), list(header[1 : len(cells) + 1]), values)
 
 

@@ -1,44 +1,33 @@
-"""Training loops of the forecaster: ``pretrain`` on M4 and synthetic series, ``finetune`` on own series.
+"""Training of the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
 
-Both share the windows of a member, its loss and the optimizer. ``EnsembleTrainer`` trains each member on a thread of
-its own; ``Trainer`` trains all members in one step and can be distributed.
+``EnsembleTrainer`` trains each member on a thread of its own. ``Trainer`` trains all members in one step and can be
+distributed; training/loops/forecaster_finetune.py uses it for own series.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app import store
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
-from app.tasks.forecasting import GlobalForecaster
 from app.tasks.precision import fast_bfloat16
 from app.tasks.seasonality import SEASONS
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data import datasets
 from training.data.series_windows import Batch, Source, WindowSampler
 from training.data.synthetic_series import synthetic
-from training.evaluation import backtest, forecast_metrics
-from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import PREFIXES
-from training.loops import distributed, time_budget
-from training.loops.best_weights import BestWeights
+from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
 SYNTHETIC_LENGTH = 700  # values of a synthetic series
 MISLABELLED_EVERY = 5  # one in so many seasonless synthetic series is also trained with each season, wrongly
 NEIGHBOURS = 6  # steps on each side whose errors also determine the interval scale of a step
-MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # of fine-tuning; each epoch ends with a validation
-MAX_VALIDATION_FORECASTS = 1000
 
 
 def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -262,65 +251,3 @@ def interval_scale(network: Any, sampler: WindowSampler) -> Tensor:
             nearby = needed[:, max(center - NEIGHBOURS, 0) : center + NEIGHBOURS + 1].flatten()
             scales[row, step] = nearby[nearby.isfinite()].quantile(QUANTILES[-1] - QUANTILES[0])
     return scales
-
-
-class Validation:
-    """The quantile loss of a network on forecast origins."""
-
-    def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
-        self.origins = origins
-        items = [forecaster.parse(past.tolist(), 1, seasonality=origins.season) for past in origins.past]
-        self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
-        self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
-
-    @torch.inference_mode()
-    def __call__(self, network: Forecaster) -> float:
-        """The quantile loss; the network is set to evaluation mode."""
-        network.eval()
-        horizon = self.origins.actual.shape[1]
-        batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
-        quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
-        levels = quantiles[..., 1:-1].cpu().numpy()
-        return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
-
-
-def finetune(
-    run: Run,
-    config: ForecasterFinetuneConfig,
-    base: store.Version,
-    splits: Sequence[Split],
-    season: int,
-    horizon: int,
-) -> Any:
-    """Fine-tune the network of ``base`` and return the averaged network with the lowest validation loss."""
-    options = run.options
-    network: Any = base.network()
-    sizes: ForecasterSizes = network.sizes
-    series = [torch.from_numpy(split.series.values[: split.validation]) for split in splits]
-    sampler = WindowSampler([Source(series, season, min(horizon, sizes.horizon), 1.0)], sizes.context, sizes.horizon)
-    steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
-    config = replace(config, batch=distributed.divisible_batch(config.batch))
-
-    def trial() -> Callable[[int], object]:
-        discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
-        return lambda step: discarded.update(step, config.learning_rate)
-
-    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
-    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
-    config = replace(config, ema_decay=ema_decay)
-    validation = Validation(
-        GlobalForecaster(base, torch.device(options.device)),
-        backtest.origins(splits, season, horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
-    )
-    trainer = Trainer(network, sampler, config, options.seed, options.device)
-    best = BestWeights(trainer.average.module)
-    best.update(trainer.average.module, validation(trainer.average.module))
-    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
-    for step in run.steps(total):
-        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
-        if (step + 1) % steps_per_epoch == 0:
-            validation_loss = validation(trainer.average.module)
-            best.update(trainer.average.module, validation_loss)
-            run.log(epoch=(step + 1) // steps_per_epoch, loss=loss, validation_loss=validation_loss)
-    trainer.average.module.load_state_dict(best.weights)
-    return trainer.average.module

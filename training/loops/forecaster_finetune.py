@@ -5,29 +5,34 @@ Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from app import store
-from app.networks.forecaster import QUANTILES, ForecasterSizes
+from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
 from training.configs import ForecasterFinetuneConfig
 from training.data import tables
 from training.data.datasets import DataError
+from training.data.series_windows import Source, WindowSampler
 from training.data.tables import Table
-from training.evaluation import backtest
-from training.evaluation.backtest import Split
+from training.evaluation import backtest, forecast_metrics
+from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
-from training.loops import distributed
-from training.loops.forecaster import finetune
+from training.loops import distributed, time_budget
+from training.loops.best_weights import BestWeights
+from training.loops.forecaster import Trainer
 from training.options import Options, base_version
-from training.run import Run
+from training.run import Run, cosine_schedule
 
 DEFAULT_HORIZON = 12  # steps, for series without a season
-MAX_TEST_FORECASTS = 5000
+MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
+MAX_VALIDATION_FORECASTS, MAX_TEST_FORECASTS = 1000, 5000
 MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must reduce it
 
 
@@ -72,10 +77,66 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", tables.to_json_lines(own.table))
-    network = finetune(run, config, own.base, own.splits, own.table.season, own.horizon)
+    network = finetune(run, config, own)
     if distributed.rank() == 0:
         publish(run, own, network)
     distributed.exit_process()
+
+
+def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
+    """Fine-tune the base network and return the averaged network with the lowest validation loss."""
+    options, season = run.options, own.table.season
+    network: Any = own.base.network()
+    sizes: ForecasterSizes = network.sizes
+    series = [torch.from_numpy(split.series.values[: split.validation]) for split in own.splits]
+    source = Source(series, season, min(own.horizon, sizes.horizon), share=1.0)
+    sampler = WindowSampler([source], sizes.context, sizes.horizon)
+    steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
+    config = replace(config, batch=distributed.divisible_batch(config.batch))
+
+    def trial() -> Callable[[int], object]:
+        discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
+        return lambda step: discarded.update(step, config.learning_rate)
+
+    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
+    config = replace(config, ema_decay=ema_decay)
+    validation = Validation(
+        GlobalForecaster(own.base, torch.device(options.device)),
+        backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
+    )
+    trainer = Trainer(network, sampler, config, options.seed, options.device)
+    best = BestWeights(trainer.average.module)
+    best.update(trainer.average.module, validation(trainer.average.module))
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
+    for step in run.steps(total):
+        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
+        if (step + 1) % steps_per_epoch == 0:
+            validation_loss = validation(trainer.average.module)
+            best.update(trainer.average.module, validation_loss)
+            run.log(epoch=(step + 1) // steps_per_epoch, loss=loss, validation_loss=validation_loss)
+    trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module
+
+
+class Validation:
+    """The quantile loss of a network on forecast origins."""
+
+    def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
+        self.origins = origins
+        items = [forecaster.parse(past.tolist(), 1, seasonality=origins.season) for past in origins.past]
+        self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
+        self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
+
+    @torch.inference_mode()
+    def __call__(self, network: Forecaster) -> float:
+        """The quantile loss; the network is set to evaluation mode."""
+        network.eval()
+        horizon = self.origins.actual.shape[1]
+        batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
+        quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
+        levels = quantiles[..., 1:-1].cpu().numpy()
+        return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
 
 
 def as_method(forecaster: GlobalForecaster) -> backtest.Forecast:
