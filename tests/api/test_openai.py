@@ -295,7 +295,7 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
         (
             {"prompt": "three sevens", "model": "tiny-gan"},
             "prompt",
-            "tiny-gan draws without labels, so nothing can be chosen",
+            "tiny-gan has no labels, so none can be chosen",
         ),
         ({"prompt": "9999 ys"}, "prompt", "asks for 9,999 images; allowed are 1,024"),
         ({"prompt": "99999 ys " * 100, "n": 1024}, "prompt", "asks for 10,239,897,600 images; allowed are 1,024"),

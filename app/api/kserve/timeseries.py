@@ -41,18 +41,18 @@ Frequency = Literal[
 
 
 def _level(quantile: float) -> float:
-    """The per cent of the interval that a quantile bounds; 0: it is the median."""
+    """Return the level, in per cent, of the central interval that a quantile bounds; 0 for the median."""
     return round(abs(2 * quantile - 1) * 100, 10)
 
 
-def _apart(quantile: float) -> float:
-    """Refuses a quantile that no interval bounds but one of 100 per cent."""
+def _check_level(quantile: float) -> float:
+    """Reject a quantile so close to 0 or 1 that its interval rounds to 100 per cent."""
     if _level(quantile) == 100:
         raise PydanticCustomError("quantile", "Input should be at least 1e-12 away from 0 and from 1")
     return quantile
 
 
-Quantile = Annotated[float, Field(gt=0, lt=1), AfterValidator(_apart)]
+Quantile = Annotated[float, Field(gt=0, lt=1), AfterValidator(_check_level)]
 
 
 class TimeSeriesInput(RequestBody):
@@ -166,7 +166,7 @@ def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
-    """The routes, with the limits of the settings."""
+    """Return the routes under ``/v1/timeseries``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1/timeseries", tags=["KServe time series"], responses=ERROR_RESPONSES)
     forecast_request = native.request_model(settings)
     endpoint = JsonEndpoint(

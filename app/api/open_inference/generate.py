@@ -1,4 +1,4 @@
-"""Triton's generate extension: texts without tensors, whole or as they are written."""
+"""Triton's generate extension: text generation without tensors, as one response or as a stream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from app.api import openapi
 from app.api.inference import resolve_model, run_inference
-from app.api.open_inference.decode import LONGEST_ID
+from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, GenerateRequest, GenerateResponse
@@ -81,9 +81,9 @@ def _end_fields(text: Continuation) -> dict[str, Any]:
 def _take_id(body: dict[str, Any]) -> str:
     """Remove the request id from the body and return it; empty if there is none. Raises BadValue."""
     request_id = body.pop("id", "")
-    if not isinstance(request_id, str) or len(request_id) > LONGEST_ID:
+    if not isinstance(request_id, str) or len(request_id) > MAX_ID_LENGTH:
         raise BadValue(
-            f"id is {quote_value(request_id)}; it should be a text of at most {LONGEST_ID:,} characters", "id"
+            f"id is {quote_value(request_id)}; it should be a text of at most {MAX_ID_LENGTH:,} characters", "id"
         )
     return request_id
 
@@ -126,7 +126,7 @@ def _native_body(
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the routes ``generate`` and ``generate_stream`` of text models, with the limits of the settings."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    prompts = generate_text.request_model(settings)
+    text_request = generate_text.request_model(settings)
     limit = max_json_bytes(settings.max_body_bytes, generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters)
     reader = BodyReader(limit, settings.body_seconds, registry.parse_executor)
     max_commas = settings.max_prompt_characters + EXTRA_COMMAS
@@ -139,7 +139,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         request_id = _take_id(body)
         fields = _fields(body, streamed)
         end = earlier_deadline(fields, deadline)
-        inference = GenerateInference(model, _native_body(fields, prompts), request_id, streamed, end)
+        inference = GenerateInference(model, _native_body(fields, text_request), request_id, streamed, end)
         model.engine.admit(1)
         return await run_inference(request, registry, inference, deadline)
 
@@ -152,7 +152,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         openapi_extra=request_body(GenerateRequest, openapi.V2_GENERATE_EXAMPLE),
         responses=success_response(GenerateResponse, description="The continuation of the prompt"),
     )
-    async def generate(request: Request, name: TextModel) -> Response:
+    async def generate_whole(request: Request, name: TextModel) -> Response:
         """Continue a prompt. `text_output` is the continuation without the prompt."""
         return await run(request, name, streamed=False)
 

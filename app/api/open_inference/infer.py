@@ -63,14 +63,14 @@ class TensorInference(Inference[Any]):
 
     def response_size(self, outputs: Sequence[Any]) -> int:
         tensors: Any = self.tensors
-        return max(self.parse_size, tensors.length(self.items))
+        return max(self.parse_size, tensors.response_size(self.items))
 
     def respond(self, outputs: Sequence[Any]) -> Response:
         tensors: Any = self.tensors
         head = {"model_name": self.model.card.name, "model_version": str(self.model.card.version)}
         if self.decoded.body.id:
             head["id"] = self.decoded.body.id
-        arrays = tensors.answers(self.decoded, self.items, outputs)
+        arrays = tensors.outputs_of(self.decoded, self.items, outputs)
         return encode_response(head, self.decoded.body, arrays, {spec.name: spec for spec in tensors.outputs})
 
 

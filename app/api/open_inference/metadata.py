@@ -34,7 +34,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         summary="List the names of all models",
         responses=success_response(ModelNames, description="The names"),
     )
-    async def models() -> Response:
+    async def list_models() -> Response:
         """List the names of all models, loaded or not."""
         return json_response({"models": sorted(registry.version_sets)})
 
@@ -52,12 +52,18 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
         All paths of a model also exist with `/versions/{version}` after the name.
         """
-        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
-        model, versions = tensor_model(live, limits), registry.version_sets[live.card.name].numbers
-        told = {"name": live.card.name, "versions": [str(number) for number in sorted(versions)], "platform": PLATFORM}
-        properties = {"task": live.card.task, "title": live.card.title, "parameters": ",".join(model.parameters)}
-        tensors = {"inputs": _metadata(model.inputs), "outputs": _metadata(model.outputs)}
-        return json_response({**told, **tensors, "properties": properties})
+        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        card, tensors = model.card, tensor_model(model, limits)
+        return json_response(
+            {
+                "name": card.name,
+                "versions": [str(number) for number in sorted(registry.version_sets[card.name].numbers)],
+                "platform": PLATFORM,
+                "inputs": _metadata(tensors.inputs),
+                "outputs": _metadata(tensors.outputs),
+                "properties": {"task": card.task, "title": card.title, "parameters": ",".join(tensors.parameters)},
+            }
+        )
 
     @add_routes(
         routes,
@@ -70,8 +76,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     async def config(request: Request, name: SeriesModel) -> Response:
         """Get a model's configuration in Triton's format."""
-        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
-        return json_response(_config(live, tensor_model(live, limits)))
+        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        return json_response(_configuration(model, tensor_model(model, limits)))
 
     @add_routes(
         routes,
@@ -84,11 +90,11 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Check that a model answers requests. The status is 404 or 503 with the reason if it does not."""
-        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load or unload it
-        live = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        await registry.recheck(name.partition("@")[0])  # another process may have just loaded or unloaded the model
+        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
-        return json_response({"name": live.card.name, "ready": True})
+        return json_response({"name": model.card.name, "ready": True})
 
     return routes
 
@@ -97,8 +103,10 @@ def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
 
-def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
-    def tensors(specs: list[TensorSpec]) -> list[dict[str, Any]]:
+def _configuration(model: LoadedModel, tensors: TensorModel) -> dict[str, Any]:
+    """Return a model's configuration in Triton's format."""
+
+    def describe(specs: list[TensorSpec]) -> list[dict[str, Any]]:
         return [
             {
                 "name": spec.name,
@@ -109,11 +117,11 @@ def _config(live: LoadedModel, model: TensorModel) -> dict[str, Any]:
         ]
 
     return {
-        "name": live.card.name,
+        "name": model.card.name,
         "platform": PLATFORM,
         "backend": "quartet",
-        "max_batch_size": model.rows,
-        "input": tensors(model.inputs),
-        "output": tensors(model.outputs),
+        "max_batch_size": tensors.rows,
+        "input": describe(tensors.inputs),
+        "output": describe(tensors.outputs),
         "dynamic_batching": {},
     }

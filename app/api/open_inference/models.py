@@ -1,6 +1,6 @@
-"""Every network as a model of tensors: what it reads and gives, and the items that the engines take.
+"""Each task as a tensor model: its inputs, outputs and parameters, and the conversion to and from engine items.
 
-Nothing is computed here: an item is what the native endpoint of the task makes of the same input.
+The items are those of the task's native endpoint, so that both give the same results.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from app.tasks.token_sampling import LogProbs, SamplingOptions
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
 Outputs = dict[str, np.ndarray]
-MAX_LATENT = 1000.0  # standard deviations: no latent lies there, and beyond it a network's sums overflow
-PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # of the protocol, for every model
+MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
+PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 
 
 @dataclass(frozen=True)
 class RequestModels:
-    """The settings, and the bodies of the native endpoints with them, whose sentences are also those of parameters."""
+    """The settings, and the body models of native endpoints that validate the parameters of a request."""
 
     settings: Settings
     text_request: type[generate_text.GenerateTextRequest]
@@ -50,10 +50,10 @@ class RequestModels:
 
 
 class ClassifierTensors:
-    """A classifier: ``image`` in raw pixel units, 0 to 255 -> ``probabilities``."""
+    """Classification: ``image`` [N, channels, height, width], 0 to 255 -> ``probabilities`` [N, classes]."""
 
-    def __init__(self, live: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
-        predictor = live.predictor
+    def __init__(self, model: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
+        predictor = model.predictor
         shape = (-1, predictor.channels, predictor.side, predictor.side)
         self.inputs = [TensorSpec("image", ("UINT8", "FP32"), shape)]
         labels = predictor.labels
@@ -66,70 +66,78 @@ class ClassifierTensors:
     def items(self, request: DecodedRequest) -> list[Tensor]:
         pixels = request.tensors["image"]
         if pixels.dtype != np.uint8 and not ((pixels >= 0) & (pixels <= 255)).all():
-            odd = pixels[~((pixels >= 0) & (pixels <= 255))][0]
-            raise BadValue(f"image has {odd}; pixels are from 0 to 255", "image")
+            wrong = pixels[~((pixels >= 0) & (pixels <= 255))][0]
+            raise BadValue(f"image has {wrong}; pixels are from 0 to 255", "image")
         return list(torch.from_numpy(pixels.copy()).unbind(0))
 
-    def answers(self, request: DecodedRequest, items: Sequence[Tensor], found: Sequence[list[float]]) -> Outputs:
-        return {"probabilities": np.array(found)}
+    def outputs_of(self, request: DecodedRequest, items: Sequence[Tensor], results: Sequence[list[float]]) -> Outputs:
+        """Return the outputs by name; ``results`` has one result of the engine for each item."""
+        return {"probabilities": np.array(results)}
 
-    def length(self, items: Sequence[Tensor]) -> int:
-        """How many values the answer has, about."""
+    def response_size(self, items: Sequence[Tensor]) -> int:
+        """Return the approximate number of values in the response."""
         return len(items) * self.outputs[0].shape[1]
 
 
 class TextTensors:
-    """A text network: ``prompt`` -> ``text``, its continuation, and ``log_probabilities`` of the first character."""
+    """Text generation: ``prompt`` [N] -> the continuation ``text`` [N], and ``log_probabilities`` [N, vocabulary] of
+    its first character.
+    """
 
-    def __init__(self, live: LoadedModel[TextGenerator], limits: RequestModels) -> None:
-        self.predictor = live.predictor
+    def __init__(self, model: LoadedModel[TextGenerator], limits: RequestModels) -> None:
+        self.predictor = model.predictor
         self.inputs = [TensorSpec("prompt", ("BYTES",), (-1,))]
-        known = live.predictor.vocabulary
+        vocabulary = model.predictor.vocabulary
         self.outputs = [
             TensorSpec("text", ("BYTES",), (-1,)),
-            TensorSpec("log_probabilities", ("FP64",), (-1, len(known)), labels=known),
+            TensorSpec("log_probabilities", ("FP64",), (-1, len(vocabulary)), labels=vocabulary),
         ]
         self.rows = self.values = limits.settings.max_texts
         self.parameters = TEXT_PARAMETERS
-        self.bodies = limits.text_request
-        self.most = limits.settings.max_prompt_characters
-        self.commas = self.values + self.most + generate_text.LONGEST_STOP + EXTRA_COMMAS  # also those of the texts
-        self.bytes = generate_text.BYTES_PER_CHARACTER * self.most
+        self.text_request = limits.text_request
+        self.max_characters = limits.settings.max_prompt_characters
+        self.commas = self.values + self.max_characters + generate_text.MAX_STOP_LENGTH + EXTRA_COMMAS
+        self.bytes = generate_text.BYTES_PER_CHARACTER * self.max_characters
 
     def items(self, request: DecodedRequest) -> list[Continuation]:
-        given = model_parameters(request.body.parameters, self.parameters)
-        prompts = [_text(prompt) for prompt in request.tensors["prompt"].reshape(-1)]
-        asked = {output.name for output in request.body.outputs or ()}
-        if asked == {"log_probabilities"}:
-            given = {"max_characters": 1, **given}
-        extras = self._extras if not asked or "log_probabilities" in asked else None
-        if (length := sum(map(len, prompts))) > self.most:
-            raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.most:,}", "prompt")
-        bodies = [validate({"prompt": prompt, **given}, self.bodies) for prompt in prompts]
-        return [text for body in bodies for text in generate_text.start_texts(self.predictor, body, extras)[0]]
+        parameters = model_parameters(request.body.parameters, self.parameters)
+        prompts = [_decode_prompt(prompt) for prompt in request.tensors["prompt"].reshape(-1)]
+        requested = {output.name for output in request.body.outputs or ()}
+        if requested == {"log_probabilities"}:
+            parameters = {"max_characters": 1, **parameters}
+        make_options = self._log_prob_options if not requested or "log_probabilities" in requested else None
+        if (length := sum(map(len, prompts))) > self.max_characters:
+            raise BadValue(f"prompt has {length:,} characters in all; allowed are {self.max_characters:,}", "prompt")
+        bodies = [validate({"prompt": prompt, **parameters}, self.text_request) for prompt in prompts]
+        return [text for body in bodies for text in generate_text.start_texts(self.predictor, body, make_options)[0]]
 
-    def _extras(self) -> SamplingOptions:
+    def _log_prob_options(self) -> SamplingOptions:
+        """Return options that record all log-probabilities of the first character."""
         size = len(self.predictor.vocabulary)
         return SamplingOptions(np.zeros(size), notes=LogProbs(size, top=1))
 
-    def answers(self, request: DecodedRequest, items: Sequence[Continuation], found: Sequence[Continuation]) -> Outputs:
-        outputs = {"text": np.array([text.text.encode() for text in found], dtype=object)}
-        notes = [text.extras.notes for text in found if text.extras and text.extras.notes]
-        logs = np.full((len(notes), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
-        for row, noted in zip(logs, notes, strict=True):
-            for index, value in noted.likeliest[0]:
+    def outputs_of(
+        self, request: DecodedRequest, items: Sequence[Continuation], results: Sequence[Continuation]
+    ) -> Outputs:
+        texts = np.array([text.text.encode() for text in results], dtype=object)
+        recorded = [text.extras.notes for text in results if text.extras and text.extras.notes]
+        log_probs = np.full((len(recorded), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
+        for row, text_log_probs in zip(log_probs, recorded, strict=True):
+            for index, value in text_log_probs.likeliest[0]:
                 row[index] = max(value, MIN_LOG_PROBABILITY)
-        return {**outputs, "log_probabilities": logs}
+        return {"text": texts, "log_probabilities": log_probs}
 
-    def length(self, items: Sequence[Continuation]) -> int:
+    def response_size(self, items: Sequence[Continuation]) -> int:
         return sum(len(text.uniforms) for text in items) + len(items) * len(self.predictor.vocabulary)
 
 
 class ForecasterTensors:
-    """A series network: ``values``, NaN where one is missing -> ``mean``, and ``lower`` and ``upper`` of each level."""
+    """Forecasting: ``values`` [N, T], NaN where one is missing -> ``mean`` [N, horizon], and the interval bounds
+    ``lower`` and ``upper`` [N, levels, horizon].
+    """
 
-    def __init__(self, live: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
-        self.live = live
+    def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
+        self.model = model
         self.settings = limits.settings
         self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
         self.outputs = [
@@ -141,48 +149,50 @@ class ForecasterTensors:
         self.values = limits.settings.max_series_values
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters = ("horizon", "levels", "seasonality")
-        self.bodies = limits.forecast_request
+        self.forecast_request = limits.forecast_request
 
     def items(self, request: DecodedRequest) -> list[Any]:
         values = request.tensors["values"].astype(np.float64)
-        if len(odd := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
-            raise BadValue(f"values has {odd[0]}; allowed is from -1e300 to 1e300", "values")
-        return forecast.parse_series(self.live, self._body(request, values.tolist()), self.settings)
+        if len(wrong := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
+            raise BadValue(f"values has {wrong[0]}; allowed is from -1e300 to 1e300", "values")
+        return forecast.parse_series(self.model, self._body(request, values.tolist()), self.settings)
 
     def _body(self, request: DecodedRequest, values: list[Any]) -> forecast.ForecastRequest:
-        given = model_parameters(request.body.parameters, self.parameters)
-        if isinstance(levels := given.get("levels"), str):
+        parameters = model_parameters(request.body.parameters, self.parameters)
+        if isinstance(levels := parameters.get("levels"), str):
             try:
-                given["levels"] = [float(level) for level in levels.split(",") if level.strip()]
+                parameters["levels"] = [float(level) for level in levels.split(",") if level.strip()]
             except ValueError:
                 raise BadValue(f"levels is {quote_value(levels)}; it should be like '80,95'", "levels") from None
         elif levels is not None:
-            given["levels"] = [levels]
-        body = validate({"values": [], **given}, self.bodies)
+            parameters["levels"] = [levels]
+        body = validate({"values": [], **parameters}, self.forecast_request)
         return body.model_copy(update={"values": values})
 
-    def answers(self, request: DecodedRequest, items: list[Any], found: list[Any]) -> Outputs:
-        told = forecast.forecast_results(self.live, items, found, self._body(request, []).levels)
-        mean = np.array([each["mean"] for each in told])
+    def outputs_of(self, request: DecodedRequest, items: list[Any], results: list[Any]) -> Outputs:
+        forecasts = forecast.forecast_results(self.model, items, results, self._body(request, []).levels)
+        mean = np.array([each["mean"] for each in forecasts])
         bounds = {
-            side: np.array([[interval[side] for interval in each["intervals"].values()] for each in told])
+            side: np.array([[interval[side] for interval in each["intervals"].values()] for each in forecasts])
             for side in ("lower", "upper")
         }
-        shape = (len(mean), -1, mean.shape[1])  # also where no level is asked for
+        shape = (len(mean), -1, mean.shape[1])  # also without levels
         return {"mean": mean, **{side: bound.reshape(shape) for side, bound in bounds.items()}}
 
-    def length(self, items: Sequence[Any]) -> int:
+    def response_size(self, items: Sequence[Any]) -> int:
         return sum(item.horizon for item in items) * 5
 
 
 class GeneratorTensors:
-    """A generator: ``latents`` from N(0, 1), and ``classes`` by index or label -> ``images``."""
+    """Image generation: ``latents`` [N, latent] from N(0, 1), and ``classes`` [N] by index or label -> ``images``
+    [N, channels, height, width].
+    """
 
-    def __init__(self, live: LoadedModel[ImageSampler], limits: RequestModels) -> None:
-        self.predictor = live.predictor
-        sizes = live.predictor.network.sizes
+    def __init__(self, model: LoadedModel[ImageSampler], limits: RequestModels) -> None:
+        self.predictor = model.predictor
+        sizes = model.predictor.network.sizes
         self.inputs = [TensorSpec("latents", FLOATS, (-1, sizes.latent))]
-        if live.predictor.labels:
+        if model.predictor.labels:
             self.inputs.append(TensorSpec("classes", ("INT64", "INT32", "BYTES"), (-1,)))
         self.outputs = [TensorSpec("images", ("UINT8",), (-1, sizes.channels, sizes.image, sizes.image))]
         self.rows = limits.settings.max_samples
@@ -193,27 +203,29 @@ class GeneratorTensors:
     def items(self, request: DecodedRequest) -> list[LatentBatch]:
         latents = request.tensors["latents"].astype(np.float64)
         if not (np.abs(latents) <= MAX_LATENT).all():
-            odd = latents[~(np.abs(latents) <= MAX_LATENT)][0]
-            raise BadValue(f"latents has {odd}; allowed is from -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
+            wrong = latents[~(np.abs(latents) <= MAX_LATENT)][0]
+            raise BadValue(f"latents has {wrong}; allowed is from -{MAX_LATENT:g} to {MAX_LATENT:g}", "latents")
         classes = request.tensors.get("classes")
         return [LatentBatch(latents, None if classes is None else self._indices(classes.reshape(-1)))]
 
     def _indices(self, classes: np.ndarray) -> np.ndarray:
         labels = self.predictor.labels
-        known = {label.encode(): index for index, label in enumerate(labels)}
-        known |= dict(enumerate(range(len(labels)))) if classes.dtype != object else {}  # type: ignore[arg-type]
-        for given in classes.tolist():
-            if given not in known:
+        indices = {label.encode(): index for index, label in enumerate(labels)}
+        indices |= dict(enumerate(range(len(labels)))) if classes.dtype != object else {}  # type: ignore[arg-type]
+        for value in classes.tolist():
+            if value not in indices:
                 raise BadValue(
-                    f"classes has {quote_value(given)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}",
+                    f"classes has {quote_value(value)}; there are: 0 to {len(labels) - 1}, or {', '.join(labels)}",
                     "classes",
                 )
-        return np.array([known[given] for given in classes.tolist()], dtype=np.int64)
+        return np.array([indices[value] for value in classes.tolist()], dtype=np.int64)
 
-    def answers(self, request: DecodedRequest, items: Sequence[LatentBatch], found: Sequence[np.ndarray]) -> Outputs:
-        return {"images": found[0]}
+    def outputs_of(
+        self, request: DecodedRequest, items: Sequence[LatentBatch], results: Sequence[np.ndarray]
+    ) -> Outputs:
+        return {"images": results[0]}
 
-    def length(self, items: Sequence[LatentBatch]) -> int:
+    def response_size(self, items: Sequence[LatentBatch]) -> int:
         return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
 
 
@@ -226,55 +238,55 @@ MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]]
 }
 
 
-def tensor_model(live: LoadedModel, limits: RequestModels) -> TensorModel:
-    """A version as a model of tensors."""
-    return MODELS[live.card.task](live, limits)
+def tensor_model(model: LoadedModel, limits: RequestModels) -> TensorModel:
+    """Return the tensor model of a version."""
+    return MODELS[model.card.task](model, limits)
 
 
 def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
-    """Raises BadValue for a request whose inputs or parameters are not the model's."""
+    """Raises BadValue for a request whose inputs or parameters do not fit the model."""
     specs = {spec.name: spec for spec in model.inputs}
-    for given in request.body.inputs:
-        if given.name not in specs:
-            raise BadValue(f"there is no input {quote_value(given.name)}; there are: {', '.join(specs)}", "inputs")
-        spec, shape = specs[given.name], request.tensors[given.name].shape
-        if given.datatype not in spec.datatypes:
+    for item in request.body.inputs:
+        if item.name not in specs:
+            raise BadValue(f"there is no input {quote_value(item.name)}; there are: {', '.join(specs)}", "inputs")
+        spec, shape = specs[item.name], request.tensors[item.name].shape
+        if item.datatype not in spec.datatypes:
             allowed = ", ".join(spec.datatypes)
-            raise BadValue(f"input {given.name!r} is of {given.datatype}; allowed are {allowed}", "inputs")
+            raise BadValue(f"input {item.name!r} is of {item.datatype}; allowed are {allowed}", "inputs")
         if not spec.fits(shape):
-            raise BadValue(f"input {given.name!r} has the shape {list(shape)}, expected {list(spec.shape)}", "inputs")
+            raise BadValue(f"input {item.name!r} has the shape {list(shape)}, expected {list(spec.shape)}", "inputs")
         if not 1 <= shape[0] <= model.rows:
-            raise BadValue(f"input {given.name!r} has {shape[0]:,} rows; allowed are 1 to {model.rows:,}", "inputs")
+            raise BadValue(f"input {item.name!r} has {shape[0]:,} rows; allowed are 1 to {model.rows:,}", "inputs")
     missing = [name for name in specs if name not in request.tensors]
     if missing:
         raise BadValue(f"input {missing[0]!r} is missing; there are: {', '.join(specs)}", "inputs")
     rows = {name: len(tensor) for name, tensor in request.tensors.items()}
     if len(set(rows.values())) > 1:
-        raise BadValue(f"inputs have {quote_value(rows)} rows, expected as many in each", "inputs")
+        raise BadValue(f"inputs have {quote_value(rows)} rows, expected the same number in each", "inputs")
     model_parameters(request.body.parameters, model.parameters)
 
 
-def earlier_deadline(parameters: Mapping[str, Any], until: float) -> float:
-    """The deadline, or what is left when the request states its own ``timeout`` in microseconds. Raises BadValue."""
-    stated = parameters.get("timeout", 0)
-    if type(stated) is not int or stated < 0:
-        raise BadValue(f"timeout is {quote_value(stated)}; it should be a whole number of microseconds", "timeout")
+def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
+    """Return the deadline, or an earlier one from the parameter ``timeout`` in microseconds. Raises BadValue."""
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise BadValue(f"timeout is {quote_value(timeout)}; it should be a whole number of microseconds", "timeout")
     now = asyncio.get_running_loop().time()
-    return now + stated / 1e6 if 0 < stated < (until - now) * 1e6 else until  # compared first: no float may hold it
+    # The comparison comes first: a huge integer cannot be converted to a float.
+    return now + timeout / 1e6 if 0 < timeout < (deadline - now) * 1e6 else deadline
 
 
 def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """The parameters that are the model's own. Raises BadValue for one that is nobody's."""
+    """Return the parameters in ``known``. Raises BadValue for one that is neither known nor of the protocol."""
     for name in parameters:
         if name not in (*known, *PROTOCOL_PARAMETERS) and not name.startswith("triton_"):
             allowed = ", ".join((*known, *PROTOCOL_PARAMETERS))
-            told = f"there is no parameter {quote_value(name)} here; there are: {allowed}"
-            raise BadValue(told, "parameters")
+            raise BadValue(f"there is no parameter {quote_value(name)} here; there are: {allowed}", "parameters")
     return {name: value for name, value in parameters.items() if name in known}
 
 
-def _text(prompt: bytes) -> str:
-    """A string of a request. Raises BadValue."""
+def _decode_prompt(prompt: bytes) -> str:
+    """Decode UTF-8. Raises BadValue."""
     try:
         return prompt.decode()
     except UnicodeDecodeError as error:

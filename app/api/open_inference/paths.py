@@ -1,4 +1,4 @@
-"""The paths of the Open Inference Protocol that name a model, with its version or without."""
+"""The paths of the Open Inference Protocol that contain a model's name, with or without a version."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from app.tasks import TASKS
 
 Endpoint = Callable[..., Any]
 SeriesModel = Annotated[str, Path(description="`name` or `name@version`", examples=["sine-lstm"])]
-OptionalModel = Annotated[  # one that serves no task by default, so that it may be unloaded
+OptionalModel = Annotated[  # the example is not the default model of a task, so that it may be unloaded
     str, Path(description="a model's name", examples=["mnist-gan"])
 ]
 TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
 
 
 def add_routes(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endpoint], Endpoint]:
-    """A decorator for an endpoint of a model: ``/models/{name}`` and the path, and the same of one version."""
+    """Return a decorator that adds an endpoint at ``/models/{name}`` + ``path``, with and without a version."""
 
     def add(endpoint: Endpoint) -> Endpoint:
         versioned = f"/models/{{name}}/versions/{{version}}{path}"
@@ -35,30 +35,34 @@ def add_routes(routes: APIRouter, method: str, path: str, **more: Any) -> Callab
     return add
 
 
-async def model_in_path(registry: Registry, request: Request, name: str, until: float) -> LoadedModel:
-    """The version that a path means; one that is not in memory is waited for.
+async def model_in_path(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
+    """Return the version that a path names. Waits until ``deadline`` while that version is being loaded.
 
-    Raises BadValue, UnknownModel, RetiredModel, UnloadedModel, TimedOut, and NotReady for a model that is broken.
+    Raises:
+        UnknownModel, RetiredModel, UnloadedModel: the version is not served.
+        BadValue: the version is not a number.
+        NotReady: the model is broken.
+        TimedOut: the deadline passed.
     """
     try:
-        found, number = version_in_path(registry, request, name)
+        model_name, number = version_in_path(registry, request, name)
     except UnloadedModel:
-        await registry.recheck(name.partition("@")[0])  # another process may just have been told to load it
-        found, number = version_in_path(registry, request, name)
-    card = registry.card(found, number)
-    if card is None:  # removed a moment ago
+        await registry.recheck(name.partition("@")[0])  # another process may have just loaded the model
+        model_name, number = version_in_path(registry, request, name)
+    card = registry.card(model_name, number)
+    if card is None:  # the version was just removed
         raise UnknownModel(name, registry.version_sets, "name")
-    return await resolve_model(request, registry, TASKS[card.task], f"{found}@{number}", until)
+    return await resolve_model(request, registry, TASKS[card.task], f"{model_name}@{number}", deadline)
 
 
 def version_in_path(registry: Registry, request: Request, name: str) -> VersionKey:
-    """The name and number that a path means, in memory or not. Raises as ``asked`` does, but not TimedOut."""
+    """Return the name and number of the version that a path names. Raises as ``model_in_path`` does."""
     version = request.path_params.get("version")
     if version is None:
         if name not in registry.version_sets and (
             reasons := [entry.reason for entry in registry.failures if entry.name == name]
         ):
-            raise NotReady(f"model {quote_value(name)} is not whole: {'; '.join(reasons)}")
+            raise NotReady(f"model {quote_value(name)} is broken: {'; '.join(reasons)}")
         return registry.resolve_name(name, request.scope.get(REQUEST_ID, ""), "name")
     if not (version.isascii() and version.isdigit()):
         raise BadValue(f"version is {quote_value(version)}; it should be a number", "version")

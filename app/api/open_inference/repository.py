@@ -1,10 +1,10 @@
-"""What Triton calls the model repository: which versions there are, and in which state; models are loaded and unloaded.
+"""Triton's model repository: list versions and their state, load and unload models.
 
-Whether a model is unloaded stands in the store, beside which version serves: it is true of every process that follows
-the store, and still after a restart. To drop it from the memory of the one process that was asked would be a lie, for
-the next request may reach another. So an unloaded model is not loaded on demand either: a stray request, or
-``is_model_ready`` itself, would undo what somebody has decided. What follows within a moment elsewhere is told at
-once: the index, a model's readiness, and whoever is about to be refused look at the store first.
+The store records that a model is unloaded. So the state holds in all processes that follow the store, and after a
+restart. An unloaded model is not loaded on demand: a stray request, or ``is_model_ready``, would undo the decision.
+
+Other processes follow within a moment. The index, a model's readiness, and requests for an unloaded model read the
+store first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     )
     async def index(request: Request) -> Response:
         """List all versions in the store with their state. `reason` says why a version is unavailable."""
-        body = await _body(request, IndexRequest, settings)
+        body = await _read_body(request, IndexRequest, settings)
         await registry.watcher.refresh()
         versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
         return json_response([_entry(registry, version) for version in versions])
@@ -68,8 +68,8 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     @routes.post("/repository/models/{name}/unload", include_in_schema=False)
     async def refuse(request: Request, name: str) -> Response:
         raise NotEnabled(
-            "models are loaded and unloaded with an admin key only, and this service has none: it follows its store, "
-            "where a version that is published is served within moments, and one that is removed no longer",
+            "loading and unloading models requires an admin key, and this service has none; it follows its store, so "
+            "that published versions are served and removed versions are not, without a request",
             "name",
         )
 
@@ -94,11 +94,11 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
 
         With `name@version` the service waits for that version instead.
         """
-        until = set_deadline(request, settings.request_seconds)
-        _check((await _body(request, LoadRequest, settings)).parameters)
+        deadline = set_deadline(request, settings.request_seconds)
+        _check((await _read_body(request, LoadRequest, settings)).parameters)
         await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
-        live = await model_in_path(registry, request, name, until)
-        return json_response({"name": live.card.name, "version": str(live.card.version), "load": True})
+        model = await model_in_path(registry, request, name, deadline)
+        return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
     @routes.post(
         "/repository/models/{name}/unload",
@@ -112,39 +112,39 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
 
         A model that serves a task by default cannot be unloaded: 409.
         """
-        await _body(request, LoadRequest, settings)
+        await _read_body(request, LoadRequest, settings)
         if "@" in name:
-            told = f"name is {quote_value(name)}; all versions of a model are unloaded together, `retire` is for one"
-            raise BadValue(told, "name")
+            allowed = "all versions of a model are unloaded together; use `retire` for one version"
+            raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
         await _change(registry, lambda: rollout.unload(settings.store, name))
         return json_response({"name": name, "unload": True})
 
 
 async def _change(registry: Registry, change: Callable[[], Rollout]) -> None:
-    """Write it into the store and follow that at once. Raises Conflict, and as ``on_store`` does."""
+    """Change the store, and follow the change before the response. Raises Conflict, and as ``on_store`` does."""
     if not registry.settings.store_poll_seconds:
-        raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service looks at its store only at the start")
+        raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
     await on_store(change)
     await registry.watcher.refresh()
 
 
 def _check(parameters: dict[str, Any]) -> None:
-    """Raises BadValue for what Triton would load in place of what lies in its repository."""
+    """Raises BadValue for parameters that would replace the model's configuration or files."""
     for name in parameters:
         if name == "config" or name.startswith("file:"):
             raise BadValue(
-                f"there is a parameter {quote_value(name)}; a model is loaded as it lies in the store: its card is its "
-                "configuration, and files come by /v1/admin/import",
+                f"there is a parameter {quote_value(name)}; models are loaded from the store only: the card is the "
+                "configuration, and /v1/admin/import adds files",
                 "parameters",
             )
 
 
-async def _body(request: Request, kind: type[B], settings: Settings) -> B:
-    """A body that may be empty. Raises BadValue."""
+async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
+    """Return a JSON body, which may be empty. Raises as ``read_body`` does."""
     set_deadline(request, settings.request_seconds)
     content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
-        return kind.model_validate(parse_object(content, EXTRA_COMMAS))
+        return model.model_validate(parse_object(content, EXTRA_COMMAS))
     except ValidationError as error:
         raise validation_error(error.errors(include_url=False)) from None
 
@@ -154,6 +154,6 @@ def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):
         served = version.number in registry.version_sets[version.name].numbers
-        reason = "not in memory; it is loaded when somebody asks for it" if served else "unloaded"
+        reason = "not in memory; the first request loads it" if served else "unloaded"
     state = "READY" if version.state is VersionState.READY else "UNAVAILABLE"
     return {"name": version.name, "version": str(version.number), "state": state, "reason": reason}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, RootModel
 
-from app.api.open_inference.decode import LONGEST_ID
+from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.responses import ResponseModel, error_responses
 from app.store import TaskName
 
@@ -146,7 +146,7 @@ class GenerateParameters(BaseModel):
 
 
 class GenerateRequest(GenerateParameters):
-    id: str = Field("", max_length=LONGEST_ID, description="your own id of the request; the answer repeats it")
+    id: str = Field("", max_length=MAX_ID_LENGTH, description="your own id of the request; the answer repeats it")
     text_input: str = Field(description="the prompt")
     parameters: GenerateParameters = Field(
         description="sampling parameters", default_factory=lambda: GenerateParameters.model_validate({})

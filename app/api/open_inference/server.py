@@ -29,10 +29,10 @@ def router(registry: Registry) -> APIRouter:
             503: {"model": ServerLive, "description": "The engine hangs"},
         },
     )
-    async def live() -> Response:
+    async def check_live() -> Response:
         """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
-        good = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
-        return Response(orjson.dumps({"live": good}), 200 if good else 503, media_type="application/json")
+        live = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
+        return Response(orjson.dumps({"live": live}), 200 if live else 503, media_type="application/json")
 
     @routes.get(
         "/health/ready",
@@ -43,11 +43,11 @@ def router(registry: Registry) -> APIRouter:
             503: {"model": ServerReady, "description": "Send requests elsewhere"},
         },
     )
-    async def ready() -> Response:
+    async def check_ready() -> Response:
         """Answer 503 when requests should go to another server."""
-        good = not registry.problems()
-        content = {"live": True, "ready": good}
-        return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")
+        ready = not registry.problems()
+        content = {"live": True, "ready": ready}
+        return Response(orjson.dumps(content), 200 if ready else 503, media_type="application/json")
 
     @routes.get(
         "",
@@ -56,7 +56,7 @@ def router(registry: Registry) -> APIRouter:
         responses=success_response(ServerMetadata, description="The server"),
     )
     @routes.get("/", include_in_schema=False)
-    async def server(request: Request) -> Response:
+    async def server_metadata(request: Request) -> Response:
         """Get the server's name, version and protocol extensions."""
         return json_response({"name": "quartet", "version": request.app.version, "extensions": EXTENSIONS})
 

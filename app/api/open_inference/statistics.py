@@ -1,4 +1,4 @@
-"""What Triton calls statistics: counts and times of each model, from the same figures as ``/metrics``."""
+"""Triton's statistics: counts and times of each model, from the metrics of ``/metrics``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     async def all_statistics() -> Response:
         """Get the number of requests and the waiting and computing time of each model."""
         totals = metrics.totals()
-        return json_response({"model_stats": [_of(live, totals) for live in registry.models()]})
+        return json_response({"model_stats": [_statistics(model, totals) for model in registry.models()]})
 
     @add_routes(
         routes,
@@ -47,40 +47,41 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     )
     async def statistics(request: Request, name: SeriesModel) -> Response:
         """Get the number of requests and the waiting and computing time of one model."""
-        live = await model_in_path(registry, request, name, set_deadline(request, registry.settings.request_seconds))
-        return json_response({"model_stats": [_of(live, metrics.totals())]})
+        deadline = set_deadline(request, registry.settings.request_seconds)
+        model = await model_in_path(registry, request, name, deadline)
+        return json_response({"model_stats": [_statistics(model, metrics.totals())]})
 
     return routes
 
 
-def _of(live: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
-    """The figures of a version, or of all its model's versions where they are not told apart.
+def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
+    """Return the statistics of a version. They include metrics that all versions of the model share.
 
-    ``queue`` counts rows that left the queue, ``compute_infer`` batches; of texts a batch is a turn, and the inferences
-    are the texts. What is read and written beside the computing is not measured: 0.
+    ``queue`` counts rows that left the queue, and ``compute_infer`` batches. For texts, ``compute_infer`` counts steps
+    of the engine, and the inferences are texts. Input and output times are not measured, and always 0.
     """
 
-    def total(figure: str) -> float:
-        own, shared = ((f"quartet_{figure}", live.card.name, version) for version in (str(live.card.version), ""))
+    def total(metric: str) -> float:
+        own, shared = ((f"quartet_{metric}", model.card.name, version) for version in (str(model.card.version), ""))
         return totals.get(own, 0.0) + totals.get(shared, 0.0)
 
-    def measured(figure: str) -> dict[str, int]:
-        return _duration(total(f"{figure}_count"), total(f"{figure}_sum"))
+    def duration(metric: str) -> dict[str, int]:
+        return _duration(total(f"{metric}_count"), total(f"{metric}_sum"))
 
-    queue, computing = measured("queue_seconds"), measured("compute_seconds")
-    done = {
-        "success": _duration(queue["count"], (queue["ns"] + computing["ns"]) / 1e9),
+    queue, compute = duration("queue_seconds"), duration("compute_seconds")
+    measured = {
+        "success": _duration(queue["count"], (queue["ns"] + compute["ns"]) / 1e9),
         "fail": _duration(total("failures_total"), 0),
         "queue": queue,
-        "compute_infer": computing,
+        "compute_infer": compute,
     }
     unmeasured = ("compute_input", "compute_output", "cache_hit", "cache_miss")
     return {
-        "name": live.card.name,
-        "version": str(live.card.version),
-        "inference_count": queue["count"] if TASKS[live.card.task].engine == "text" else int(total("batch_rows_sum")),
-        "execution_count": computing["count"],
-        "inference_stats": {**done, **{name: _duration(0, 0) for name in unmeasured}},
+        "name": model.card.name,
+        "version": str(model.card.version),
+        "inference_count": queue["count"] if TASKS[model.card.task].engine == "text" else int(total("batch_rows_sum")),
+        "execution_count": compute["count"],
+        "inference_stats": {**measured, **{name: _duration(0, 0) for name in unmeasured}},
         "response_stats": {},
         "batch_stats": [],
         "memory_usage": [],

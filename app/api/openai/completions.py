@@ -1,5 +1,6 @@
-"""OpenAI's completions, for its clients as they are. A token is a character, its id the character's place in the card's
-vocabulary.
+"""OpenAI's completions: ``/v1/completions``.
+
+A token is one character. Its id is the index of the character in the vocabulary of the model card.
 """
 
 from __future__ import annotations
@@ -314,23 +315,26 @@ def _sampling_options(body: CompletionRequest, predictor: TextGenerator) -> Call
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/completions``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
-    prompts = generate_text.request_model(settings)
-    bodies = with_limits(CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts})
+    text_request = generate_text.request_model(settings)
+    max_prompt = settings.max_prompt_characters
+    body_model = with_limits(
+        CompletionRequest, max_tokens={"le": settings.max_characters}, n={"le": settings.max_texts}
+    )
     endpoint = JsonEndpoint(
         registry,
         settings,
         GENERATE_TEXT,
-        bodies,
-        lambda _, model, body: CompletionInference(model, body, prompts, settings, registry.parse_executor),
-        content_bytes=generate_text.BYTES_PER_CHARACTER * settings.max_prompt_characters,
-        content_commas=settings.max_prompt_characters + generate_text.STOPS * generate_text.LONGEST_STOP + MAX_BIASES,
+        body_model,
+        lambda _, model, body: CompletionInference(model, body, text_request, settings, registry.parse_executor),
+        content_bytes=generate_text.BYTES_PER_CHARACTER * max_prompt,
+        content_commas=max_prompt + generate_text.MAX_STOPS * generate_text.MAX_STOP_LENGTH + MAX_BIASES,
     )
 
     @routes.post(
         "/completions",
         operation_id="create_completion",
         summary="Create a completion",
-        openapi_extra=request_body(bodies, openapi.COMPLETION_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.COMPLETION_EXAMPLE),
         responses=success_response(
             Completion,
             stream_response("With `stream`: a `Completion` with new characters in each event, then `[DONE]`"),

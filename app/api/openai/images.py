@@ -1,4 +1,4 @@
-"""OpenAI's image generations: the prompt names what is to be drawn, "three sevens and a 2"."""
+"""OpenAI's image generation: ``/v1/images/generations``. A prompt names labels, as in "three sevens and a 2"."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ class ImageGenerationInference(Inference[ImageSampler]):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/generations``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERROR_RESPONSES)
-    bodies = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
+    body_model = with_limits(ImageGenerationRequest, n={"le": settings.max_samples})
     endpoint = JsonEndpoint(
         registry,
         settings,
         GENERATE_IMAGES,
-        bodies,
+        body_model,
         lambda _, model, body: ImageGenerationInference(model, body, settings.max_samples),
         content_commas=MAX_PROMPT_LENGTH,
     )
@@ -122,7 +122,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         "/images/generations",
         operation_id="create_image",
         summary="Create images",
-        openapi_extra=request_body(bodies, openapi.IMAGE_GENERATION_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.IMAGE_GENERATION_EXAMPLE),
         responses=success_response(ImageGenerationResponse, description="The images as PNG files"),
     )
     async def generate(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What a prompt for images names: "three sevens and a 2"."""
+"""Find the labels in a prompt for images, such as "three sevens and a 2"."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ NUMBERS = {
     )
 }
 UNITS = {"pair": 2, "couple": 2, "dozen": 12}
-# what says nothing about which
 IGNORED_WORDS = {
     *("a", "an", "the", "and", "of", "me", "please", "draw", "with", "handwritten"),
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
-MOST = 10**5  # of one label
+MAX_COUNT = 10**5  # images of one label; larger numbers are cut
 
 
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
-    """The labels that a prompt names, in its order, and how many images of each; none when it names nothing at all, as
-    "digits" does.
+    """Return the labels in a prompt with the number of images of each; an empty list for a prompt such as "digits".
 
-    A number before a plural says how many: "three sevens", "2 cats". Any other is a label itself, and several figures
-    together are one each: "42". Raises BadValue for a word that is none of these.
+    A number before a plural is a count: "three sevens", "2 cats". Any other number is a label, or one label for each
+    of its digits: "42". ``model`` is the model's name in error messages.
+
+    Raises:
+        BadValue: a word is not a label, a number or an ignored word.
     """
-    one, many = _names(labels)
-    if prompt.strip().lower() in one:
-        return [(one[prompt.strip().lower()], 1)]
-    words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in one]
-    found: list[tuple[str, int]] = []
+    singulars, plurals = _names(labels)
+    if prompt.strip().lower() in singulars:
+        return [(singulars[prompt.strip().lower()], 1)]
+    words = [word for word in _words(prompt) if word not in IGNORED_WORDS or word in singulars]
+    label_counts: list[tuple[str, int]] = []
     count = 1
     for word, following in zip_longest(words, words[1:], fillvalue=""):
-        value = _value(word)
-        if value is not None and (following in many or following in UNITS):
-            count = min(count * value, MOST)
-        elif word in many:
-            found.append((many[word], count))
+        value = _number(word)
+        if value is not None and (following in plurals or following in UNITS):
+            count = min(count * value, MAX_COUNT)
+        elif word in plurals:
+            label_counts.append((plurals[word], count))
             count = 1
-        elif word in one:
-            found.append((one[word], 1))
-        elif word.isdigit() and all(figure in one for figure in word):
-            found += [(one[figure], 1) for figure in word]
+        elif word in singulars:
+            label_counts.append((singulars[word], 1))
+        elif word.isdigit() and all(digit in singulars for digit in word):
+            label_counts += [(singulars[digit], 1) for digit in word]
         else:
-            known = f"cannot draw {quote_value(word)}; there are: {', '.join(labels)}"
-            free = "draws without labels, so nothing can be chosen; ask it for 'digits'"
-            raise BadValue(f"prompt is {quote_value(prompt)}; {model} {known if labels else free}", "prompt")
-    return found
+            labelled = f"cannot draw {quote_value(word)}; there are: {', '.join(labels)}"
+            unlabelled = "has no labels, so none can be chosen; send the prompt 'digits'"
+            raise BadValue(f"prompt is {quote_value(prompt)}; {model} {labelled if labels else unlabelled}", "prompt")
+    return label_counts
 
 
 def _words(prompt: str) -> list[str]:
@@ -59,16 +60,16 @@ def _words(prompt: str) -> list[str]:
     return re.findall(r"\d+s?|[^\W\d_]+", plain)
 
 
-def _value(word: str) -> int | None:
-    """How many a word counts, where it does."""
+def _number(word: str) -> int | None:
+    """Return the number that a word means, or None."""
     if word in UNITS:
         return UNITS[word]
-    return min(int(word), MOST) if word.isascii() and word.isdigit() else NUMBERS.get(word)
+    return min(int(word), MAX_COUNT) if word.isascii() and word.isdigit() else NUMBERS.get(word)
 
 
 def _names(labels: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """What one image of each label is called, and what several are."""
+    """Return the labels by their singular names and by their plural names."""
     words = {str(value): word for word, value in NUMBERS.items()}
-    one = {label.lower(): label for label in labels} | {words[label]: label for label in labels if label in words}
-    many = {name + ending: label for name, label in one.items() for ending in ("s", "es")}
-    return one, {name: label for name, label in many.items() if name not in one}
+    singulars = {label.lower(): label for label in labels} | {words[label]: label for label in labels if label in words}
+    plurals = {name + ending: label for name, label in singulars.items() for ending in ("s", "es")}
+    return singulars, {name: label for name, label in plurals.items() if name not in singulars}

@@ -1,4 +1,4 @@
-"""What ``python -m app.models`` does, over HTTP, for whoever has the admin key. Without a key it does not exist."""
+"""The commands of ``python -m app.models`` over HTTP, with the admin key. Without a key these routes do not exist."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollo
 from app.store.rollout import NEWEST, RolloutRefused, VersionNotFound
 
 PREFIX = "/v1/admin"
-SPOOLED = f"{PREFIX}/import"  # its bodies go to the disk, and are not held in memory
-SHORTEST = 16  # characters of a key
+SPOOLED = f"{PREFIX}/import"  # bodies are written to disk, not kept in memory
+MIN_KEY_LENGTH = 16  # characters
 JSON_BYTES = 16 * 1024
-COMMAS = 16
+MAX_COMMAS = 16
 
 R = TypeVar("R")
 bearer = HTTPBearer(scheme_name="admin_key", auto_error=False, description="the admin key")
@@ -93,9 +93,13 @@ class ImportQuery(BaseModel):
 
 
 def admin_key(settings: Settings) -> str | None:
-    """The key of the settings, or of their file. Raises SettingsError for one that cannot be used."""
+    """Return the admin key from the settings or its file, or None if there is none.
+
+    Raises:
+        SettingsError: both are set, the file cannot be read, or the key is too short or not plain ASCII.
+    """
     if settings.admin_key and settings.admin_key_file:
-        raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set: one of them is enough")
+        raise SettingsError("QUARTET_ADMIN_KEY and QUARTET_ADMIN_KEY_FILE are both set; set one of them")
     key, source = settings.admin_key.get_secret_value() if settings.admin_key else None, "QUARTET_ADMIN_KEY"
     if path := settings.admin_key_file:
         source = f"QUARTET_ADMIN_KEY_FILE is {str(path)!r}: its content"
@@ -103,32 +107,34 @@ def admin_key(settings: Settings) -> str | None:
             key = path.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"QUARTET_ADMIN_KEY_FILE is {str(path)!r}: it cannot be read: {error}") from None
-    if key is not None and (len(key) < SHORTEST or not key.isascii() or not key.isprintable()):
-        raise SettingsError(f"{source} has {len(key)} characters; a key has at least {SHORTEST}, plain ASCII ones")
+    if key is not None and (len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable()):
+        allowed = f"a key has at least {MIN_KEY_LENGTH} characters, all of them printable ASCII"
+        raise SettingsError(f"{source} has {len(key)} characters; {allowed}")
     return key
 
 
 def guard(key: str) -> Callable[..., Any]:
-    """Lets requests through that carry the key; how long the comparison takes tells nothing of it."""
+    """Return a dependency that raises Unauthorized for requests without the key. It compares in constant time."""
     expected = hashlib.sha256(key.encode()).digest()
 
-    async def allowed(found: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        given = hashlib.sha256(found.credentials.encode() if found else b"").digest()
-        if not hmac.compare_digest(given, expected):
+    async def check_key(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+        digest = hashlib.sha256(credentials.credentials.encode() if credentials else b"").digest()
+        if not hmac.compare_digest(digest, expected):
             raise Unauthorized("this needs the admin key, as `Authorization: Bearer KEY`")
 
-    return allowed
+    return check_key
 
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
+    """Return the routes under ``/v1/admin``. All require ``key``."""
     routes = APIRouter(prefix=PREFIX, tags=["Administration"], dependencies=[Depends(guard(key))], responses=FAILURES)
-    _look(routes, settings.store)
-    _choose(routes, registry, settings)
-    _carry(routes, settings)
+    _add_reading(routes, settings.store)
+    _add_rollout(routes, registry, settings)
+    _add_archives(routes, settings)
     return routes
 
 
-def _look(routes: APIRouter, store: pathlib.Path) -> None:
+def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
     @routes.get(
         "/models",
         operation_id="list_stored_models",
@@ -172,8 +178,8 @@ def _look(routes: APIRouter, store: pathlib.Path) -> None:
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
-def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
-    store, reading = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
+def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    store, reader = settings.store, BodyReader(JSON_BYTES, settings.body_seconds, registry.parse_executor)
 
     @routes.post(
         "/models/{name}/activate",
@@ -188,7 +194,7 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
         All processes follow within two seconds.
         """
         set_deadline(request, settings.request_seconds)
-        body = await read_json(request, Activation, reading, COMMAS)
+        body = await read_json(request, Activation, reader, MAX_COMMAS)
         await on_store(lambda: rollout.activate(store, name, body.version, body.share))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
@@ -213,13 +219,13 @@ def _choose(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     async def retire(name: ModelName, request: Request) -> Response:
         """Stop serving a version, also for requests that name its number. Its files stay; `undo` serves it again."""
         set_deadline(request, settings.request_seconds)
-        body = await read_json(request, Retirement, reading, COMMAS)
+        body = await read_json(request, Retirement, reader, MAX_COMMAS)
         await on_store(lambda: rollout.retire(store, name, body.version, body.undo))
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
 
-def _carry(routes: APIRouter, settings: Settings) -> None:
-    store, most = settings.store, settings.max_import_bytes
+def _add_archives(routes: APIRouter, settings: Settings) -> None:
+    store, max_bytes = settings.store, settings.max_import_bytes
     file = {"requestBody": {"required": True, "content": {"application/zip": {"schema": BINARY}}}}
 
     @routes.post(
@@ -229,20 +235,19 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
         openapi_extra={**file, **query_parameters(ImportQuery)},
         responses=success_response(ImportResponse, description="The versions of the model, after the import"),
     )
-    async def bring_in(request: Request) -> Response:
+    async def import_version(request: Request) -> Response:
         """Add a version from an archive that an export gave, after checking all of it."""
         renumber = read_query(request, ImportQuery).renumber
         try:
-            with tempfile.TemporaryFile(dir=store) as body:  # nameless: nothing is left of it, whatever happens
-                await spool_body(request, body, most, settings.body_seconds)
+            with tempfile.TemporaryFile(dir=store) as body:  # a file without a name: it never remains
+                await spool_body(request, body, max_bytes, settings.body_seconds)
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, most, renumber), otherwise=BadValue
+                    lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
                 )
         except OSError as error:
-            raise _not_written(error) from None
-        return json_response(
-            await on_store(lambda: catalogue.describe_model(store, card.name)) | {"imported": card.version}
-        )
+            raise _not_writable(error) from None
+        versions = await on_store(lambda: catalogue.describe_model(store, card.name))
+        return json_response(versions | {"imported": card.version})
 
     @routes.get(
         "/models/{name}/export",
@@ -255,13 +260,20 @@ def _carry(routes: APIRouter, settings: Settings) -> None:
     async def export(name: ModelName, request: Request) -> Response:
         """Get all files of a version as one ZIP archive."""
         version = read_query(request, VersionQuery).version
-        pieces = await on_store(lambda: archive.export_version(store, name, version))
+        chunks = await on_store(lambda: archive.export_version(store, name, version))
         headers = {"content-disposition": f'attachment; filename="{name}-{version}.zip"'}
-        return StreamingResponse(pieces, headers=headers, media_type="application/zip")
+        return StreamingResponse(chunks, headers=headers, media_type="application/zip")
 
 
 async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Conflict) -> R:
-    """Do what works on the store, on a thread. Its failures become those that a caller can see."""
+    """Call ``work`` on a thread and translate the errors of the store.
+
+    Raises:
+        NotFound: the version does not exist.
+        Conflict: the rollout does not allow the change.
+        StoreNotWritable: the store is read-only, or the disk is full.
+        QuartetError: another StoreError, as ``otherwise``.
+    """
     try:
         return await asyncio.to_thread(work)
     except VersionNotFound as error:
@@ -271,8 +283,8 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
     except StoreError as error:
         raise otherwise(str(error)) from None
     except OSError as error:
-        raise _not_written(error) from None
+        raise _not_writable(error) from None
 
 
-def _not_written(error: OSError) -> StoreNotWritable:
+def _not_writable(error: OSError) -> StoreNotWritable:
     return StoreNotWritable(f"the store cannot be written: {error.strerror or type(error).__name__}")

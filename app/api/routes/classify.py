@@ -1,4 +1,4 @@
-"""Say what is in images."""
+"""Image classification: ``/v1/images/classify``."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class ClassifyRequest(RequestBody):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/classify``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
-    images = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
+    body_model = with_limits(ClassifyRequest, images={"max_length": settings.max_images})
     reader = BodyReader(settings.max_body_bytes, settings.body_seconds, registry.parse_executor)
 
     @routes.post(
         "/images/classify",
         operation_id="classify_images",
         summary="Classify images",
-        openapi_extra=_image_bodies(images, settings),
+        openapi_extra=_image_bodies(body_model, settings),
         responses=success_response(ClassifyResponse, description="The most probable labels of each image"),
     )
     async def classify(request: Request) -> Response:
@@ -89,7 +89,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         query = read_query(request, ClassifyQuery)
         model = await resolve_model(request, registry, CLASSIFY, query.model, deadline)
         model.engine.admit(1)  # reject before the body is read
-        files = await _files(request, images, settings, reader)
+        files = await _files(request, body_model, settings, reader)
         inference = ClassifyInference(model, files, query.top_k, settings.max_pixels)
         if query.explain:
             return await _explain(request, registry, inference, deadline)
@@ -98,8 +98,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     return routes
 
 
-def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
-    """The three ways to send images, for the OpenAPI document; a form with files comes first."""
+def _image_bodies(body_model: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
+    """Describe the three ways to send images for the OpenAPI document; a form with files comes first."""
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {
         "title": "ClassifyForm",
@@ -109,7 +109,7 @@ def _image_bodies(images: type[ClassifyRequest], settings: Settings) -> dict[str
         "additionalProperties": False,
     }
     raw = {f"image/{kind}": {"schema": BINARY} for kind in ("png", "jpeg", "webp")}
-    return request_body(images, openapi.CLASSIFY_EXAMPLE, query=ClassifyQuery, form=form, others=raw)
+    return request_body(body_model, openapi.CLASSIFY_EXAMPLE, query=ClassifyQuery, form=form, others=raw)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ImageFile:
 
 
 async def _files(
-    request: Request, images: type[ClassifyRequest], settings: Settings, reader: BodyReader
+    request: Request, body_model: type[ClassifyRequest], settings: Settings, reader: BodyReader
 ) -> list[ImageFile]:
     """Read the image files of a request: a form, JSON or the bytes of one image.
 
@@ -131,7 +131,8 @@ async def _files(
     """
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type == "application/json":
-        body = await read_json(request, images, reader, settings.max_images + EXTRA_COMMAS, ClassifyQuery.model_fields)
+        max_commas = settings.max_images + EXTRA_COMMAS
+        body = await read_json(request, body_model, reader, max_commas, ClassifyQuery.model_fields)
         size = sum(map(len, body.images)) // BYTES_PER_VALUE
         return await run_before_deadline(request, reader.executor, size, _decode_base64_files, body.images)
     if media_type != "multipart/form-data":

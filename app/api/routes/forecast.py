@@ -1,4 +1,4 @@
-"""Go on with series of numbers."""
+"""Forecasting: ``/v1/series/forecast``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from app.settings import Settings
 from app.tasks import FORECAST
 from app.tasks.forecasting import AnyForecaster
 
-VALUES_PER_SERIES = 3000  # values that are read in the time that a series takes besides them
-BYTES_PER_NUMBER = 26  # bytes that a value can take in JSON
+VALUES_PER_SERIES = 3000  # values parsed in the time that each series takes besides its values
+BYTES_PER_NUMBER = 26  # largest size of a value in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
 
 
 def _one_or_many(value: Any) -> str:
-    """Whether it is a series or a list of series."""
+    """Return the union tag of ``values``: one series, or a list of series."""
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
@@ -153,12 +153,12 @@ class ForecastInference(Inference[AnyForecaster]):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/series/forecast``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
-    histories = request_model(settings)
+    body_model = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
         settings,
         FORECAST,
-        histories,
+        body_model,
         lambda _, model, body: ForecastInference(model, body, settings),
         content_bytes=BYTES_PER_NUMBER * settings.max_series_values,
         content_commas=settings.max_series_values + settings.max_series,
@@ -168,7 +168,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         "/series/forecast",
         operation_id="forecast_series",
         summary="Forecast series",
-        openapi_extra=request_body(histories, openapi.FORECAST_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.FORECAST_EXAMPLE),
         responses=success_response(ForecastResponse, description="Mean, median and intervals of each series"),
     )
     async def forecast(request: Request) -> Response:

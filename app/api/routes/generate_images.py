@@ -1,4 +1,4 @@
-"""Draw images."""
+"""Image generation: ``/v1/images/sample``."""
 
 from __future__ import annotations
 
@@ -92,21 +92,23 @@ def encode_images(pixels: np.ndarray) -> list[str]:
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/images/sample``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
-    draws = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
-    endpoint = JsonEndpoint(registry, settings, GENERATE_IMAGES, draws, ImageInference, content_commas=MAX_LABEL_LENGTH)
+    body_model = with_limits(GenerateImagesRequest, count={"le": settings.max_samples})
+    endpoint = JsonEndpoint(
+        registry, settings, GENERATE_IMAGES, body_model, ImageInference, content_commas=MAX_LABEL_LENGTH
+    )
 
     @routes.post(
         "/images/sample",
         operation_id="generate_images",
         summary="Generate images",
-        openapi_extra=request_body(draws, openapi.GENERATE_IMAGES_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.GENERATE_IMAGES_EXAMPLE),
         responses=success_response(
             ImagesResponse,
             {kind: {"schema": BINARY} for kind in WALK_TYPES[1:]},
             "The images as PNG files, or one image",
         ),
     )
-    async def sample(request: Request) -> Response:
+    async def generate_images(request: Request) -> Response:
         """Generate images from a seed, by label if the model has labels.
 
         The `Accept` header selects the format: PNG files in base64 in JSON, or one PNG image with all of them

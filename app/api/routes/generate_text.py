@@ -1,4 +1,4 @@
-"""Go on with texts."""
+"""Text generation: ``/v1/text/continue``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
-BYTES_PER_CHARACTER = 12  # bytes that a character can take in JSON
-LONGEST_STOP = 100  # characters
-STOPS = 16
+BYTES_PER_CHARACTER = 12  # largest size of a character in JSON
+MAX_STOP_LENGTH = 100  # characters
+MAX_STOPS = 16
 
-Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 
 
 def _text_or_list(value: Any) -> str:
@@ -36,7 +36,7 @@ def _text_or_list(value: Any) -> str:
 
 
 Stops = Annotated[
-    Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=STOPS), Tag("many")],
+    Annotated[Stop, Tag("one")] | Annotated[list[Stop], Field(max_length=MAX_STOPS), Tag("many")],
     Discriminator(_text_or_list),
 ]
 
@@ -57,7 +57,7 @@ class GenerateTextRequest(InferenceBody):
 
 
 def request_model(settings: Settings) -> type[GenerateTextRequest]:
-    """The body, with the limits of the settings."""
+    """Return the body model with the limits of the settings."""
     return with_limits(
         GenerateTextRequest,
         prompt={"max_length": settings.max_prompt_characters},
@@ -151,22 +151,22 @@ class TextInference(Inference[TextGenerator]):
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``/v1/text/continue``, with the limits of the settings."""
     routes = APIRouter(prefix="/v1", tags=["Tasks"], responses=ERROR_RESPONSES)
-    prompts = request_model(settings)
+    body_model = request_model(settings)
     endpoint = JsonEndpoint(
         registry,
         settings,
         GENERATE_TEXT,
-        prompts,
+        body_model,
         lambda _, model, body: TextInference(model, body),
         content_bytes=BYTES_PER_CHARACTER * settings.max_prompt_characters,
-        content_commas=settings.max_prompt_characters + STOPS * LONGEST_STOP,
+        content_commas=settings.max_prompt_characters + MAX_STOPS * MAX_STOP_LENGTH,
     )
 
     @routes.post(
         "/text/continue",
         operation_id="generate_text",
         summary="Generate text",
-        openapi_extra=request_body(prompts, openapi.GENERATE_TEXT_EXAMPLE),
+        openapi_extra=request_body(body_model, openapi.GENERATE_TEXT_EXAMPLE),
         responses=success_response(
             TextResponse,
             stream_response("With `stream`: events with new characters of a text, then `[DONE]`"),

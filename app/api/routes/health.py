@@ -17,6 +17,7 @@ from app.serving.registry import Registry
 
 
 def router(registry: Registry, metrics: Metrics) -> APIRouter:
+    """Return the routes ``/health/live``, ``/health/ready`` and ``/metrics``."""
     routes = APIRouter(tags=["Health"])
 
     @routes.get(
@@ -25,12 +26,11 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         summary="Check that the process is alive",
         responses=_status_responses(LiveStatus, "The process is alive", "The engine hangs"),
     )
-    async def live() -> Response:
+    async def check_live() -> Response:
         """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
-        silent = registry.executor.oldest_job_seconds()
-        return _status(
-            {"live": silent < 2 * registry.settings.liveness_timeout_seconds, "seconds_unanswered": round(silent, 3)}
-        )
+        seconds = registry.executor.oldest_job_seconds()
+        live = seconds < 2 * registry.settings.liveness_timeout_seconds
+        return _status({"live": live, "seconds_unanswered": round(seconds, 3)})
 
     @routes.get(
         "/health/ready",
@@ -38,7 +38,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         summary="Check that the service takes requests",
         responses=_status_responses(ReadyStatus, "The service takes requests", "Send requests elsewhere"),
     )
-    async def ready() -> Response:
+    async def check_ready() -> Response:
         """List the models in memory, and those that could not be loaded with the reason. Answer 503 when not ready."""
         problems = registry.problems()
         broken = [
@@ -54,7 +54,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         response_class=PlainTextResponse,
         response_description="Metrics in Prometheus' text format",
     )
-    async def prometheus() -> Response:
+    async def get_metrics() -> Response:
         """Get counters, gauges and histograms of all workers in Prometheus' text format."""
         registry.report()
         return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
@@ -67,5 +67,6 @@ def _status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int |
 
 
 def _status(content: dict[str, Any]) -> Response:
-    good = next(iter(content.values()))
-    return Response(orjson.dumps(content), 200 if good else 503, media_type="application/json")
+    """Return 200 if the first value of ``content`` is true, else 503."""
+    healthy = next(iter(content.values()))
+    return Response(orjson.dumps(content), 200 if healthy else 503, media_type="application/json")

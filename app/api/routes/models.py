@@ -21,6 +21,7 @@ PictureName = Annotated[str, Path(description="a file name from the model's `pic
 
 
 def router(registry: Registry) -> APIRouter:
+    """Return the routes under ``/v1/models``."""
     routes = APIRouter(prefix="/v1", tags=["Models"], responses={"4XX": ERROR_RESPONSES["4XX"]})
 
     @routes.get(
@@ -54,13 +55,13 @@ def router(registry: Registry) -> APIRouter:
     )
     async def show_picture(request: Request, name: VersionName, file: PictureName) -> Response:
         """Get a picture of a model's training, such as its learning curves."""
-        found, number = registry.resolve_name(name, param="name")
-        card = registry.card(found, number)
-        there = registry.pictures(card) if card else {}
-        if card is None or file not in there:  # the caller's name is looked up and never part of a path
-            known = ", ".join(there) or "none"
-            raise NotFound(f"{found}@{number} has no picture {quote_value(file)}; there are: {known}", "file")
-        content = await asyncio.to_thread(there[file].read_bytes)
+        model_name, number = registry.resolve_name(name, param="name")
+        card = registry.card(model_name, number)
+        pictures = registry.pictures(card) if card else {}
+        if card is None or file not in pictures:  # the name is only looked up, never used as a path
+            known = ", ".join(pictures) or "none"
+            raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; there are: {known}", "file")
+        content = await asyncio.to_thread(pictures[file].read_bytes)
         return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 
     return routes
@@ -71,11 +72,11 @@ def _names(registry: Registry) -> list[str]:
 
 
 def _model(registry: Registry, name: str, number: int | None = None) -> dict[str, Any]:
-    """OpenAI's keys of a model, and ours."""
+    """Describe a model, or one version of it, with OpenAI's fields and further ones."""
     broken = [{"version": entry.version, "reason": entry.reason} for entry in registry.failures if entry.name == name]
-    card, shelf = registry.card(name, number), registry.version_sets.get(name)
-    if card is None or shelf is None:
-        state = "unloaded" if shelf and shelf.unloaded else "broken"
+    card, versions = registry.card(name, number), registry.version_sets.get(name)
+    if card is None or versions is None:
+        state = "unloaded" if versions and versions.unloaded else "broken"
         return {"id": name, "object": "model", "created": 0, "owned_by": "quartet", "state": state, "broken": broken}
     return {
         "id": name,
@@ -86,12 +87,12 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "task": card.task,
         "title": card.title,
         "version": card.version,
-        "versions": list(shelf.numbers),
-        "active": shelf.active,
-        "canary": {"version": shelf.canary, "share": shelf.share} if shelf.canary else None,
-        "previous": shelf.previous,
-        "retired": list(shelf.retired),
-        "loaded": [number for number in shelf.numbers if registry.state(name, number) is VersionState.READY],
+        "versions": list(versions.numbers),
+        "active": versions.active,
+        "canary": {"version": versions.canary, "share": versions.share} if versions.canary else None,
+        "previous": versions.previous,
+        "retired": list(versions.retired),
+        "loaded": [number for number in versions.numbers if registry.state(name, number) is VersionState.READY],
         "default": registry.defaults.get(card.task) == name,
         "device": str(registry.device),
         "inputs": [spec.model_dump() for spec in card.inputs],

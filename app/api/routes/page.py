@@ -1,4 +1,4 @@
-"""The web page at ``/`` and its files, which are read from ``app/web`` once."""
+"""The web page at ``/`` and its files. They are read from ``app/web`` once and stay in memory."""
 
 from __future__ import annotations
 
@@ -33,42 +33,43 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-GUARDS = {
+PAGE_HEADERS = {
     "content-security-policy": POLICY,
     "cross-origin-opener-policy": "same-origin",
 }
 
 
 def router() -> APIRouter:
+    """Return the routes ``/`` and ``/web/{file}``."""
     routes = APIRouter(include_in_schema=False)
     paths = [path for path in sorted(FOLDER.rglob("*")) if path.suffix in TYPES]
     files = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
-    tags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
+    etags = {name: hashlib.sha256(content).hexdigest()[:32] for name, content in files.items()}
 
-    def answer(request: Request, name: str) -> Response:
-        return cached_response(request, files[name], TYPES[Path(name).suffix], tags[name])
+    def file_response(request: Request, name: str) -> Response:
+        return cached_response(request, files[name], TYPES[Path(name).suffix], etags[name])
 
     @routes.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
         """The page."""
-        found = answer(request, "index.html")
-        found.headers.update(GUARDS)
-        return found
+        response = file_response(request, "index.html")
+        response.headers.update(PAGE_HEADERS)
+        return response
 
     @routes.api_route("/web/{file:path}", methods=["GET", "HEAD"])
-    async def part(request: Request, file: str) -> Response:
+    async def web_file(request: Request, file: str) -> Response:
         """A script, style sheet or picture of the page."""
         if file not in files:  # the name is only looked up, never used as a path
             raise NotFound(f"the page has no file {quote_value(file)}")
-        return answer(request, file)
+        return file_response(request, file)
 
     return routes
 
 
-def cached_response(request: Request, content: bytes, kind: str, tag: str) -> Response:
-    """Content with an ETag: 304 when the browser's copy has the same ``tag`` (RFC 9110, 13.1.2)."""
-    headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
-    held = request.headers.get("if-none-match", "")
-    if held.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in held.split(",")):
+def cached_response(request: Request, content: bytes, media_type: str, etag: str) -> Response:
+    """Return content with an ETag, or 304 if the browser's copy has the same ETag (RFC 9110, 13.1.2)."""
+    headers = {"etag": f'"{etag}"', "cache-control": "no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if known.strip() == "*" or headers["etag"] in (part.strip().removeprefix("W/") for part in known.split(",")):
         return Response(None, 304, headers)
-    return Response(content, 200, headers, kind)
+    return Response(content, 200, headers, media_type)
