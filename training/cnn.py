@@ -1,11 +1,11 @@
 """Train an image classifier.
 
-    python -m training.cnn                     # the workshop's CNN on CIFAR-10: cifar10-lenet
-    python -m training.cnn --preset digits     # the judge of generated digits, on MNIST: mnist-judge
-    python -m training.cnn --preset strong     # the recipe of airbench95, narrower and longer: cifar10-whitened
-    python -m training.cnn --images DIR --name pets   # your own: a sub-folder for each class, or a CSV of path,label
+    python -m training.cnn                     # preset workshop: the workshop's CNN on CIFAR-10, cifar10-lenet
+    python -m training.cnn --preset digits     # digits of MNIST, rates the images of the GANs: mnist-judge
+    python -m training.cnn --preset strong     # CIFAR-10, the recipe of airbench95: cifar10-whitened
+    python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 
-Measured results stand in the README's table and on each card.
+Results are in docs/measurements.md and on the model cards.
 """
 
 from __future__ import annotations
@@ -32,41 +32,56 @@ from training.options import Options, parse_options
 from training.run import Run, metric
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each class, or a CSV of path,label"},
+    "--images": {
+        "metavar": "PATH",
+        "type": Path,
+        "help": "folder with one sub-folder per class, or CSV file with the columns path,label",
+    },
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
         "default": "cifar10-whitened",
-        "help": "network to begin with, or scratch",
+        "help": "published network to fine-tune, NAME or NAME@VERSION; scratch: train a new one",
     },
-    "--size": {"type": int, "choices": (32, 64), "default": 32, "help": "pixels of a side that are looked at"},
+    "--size": {
+        "type": int,
+        "choices": (32, 64),
+        "default": 32,
+        "help": "side length in pixels to which images are resized",
+    },
 }
 NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge", "strong": "cifar10-whitened"}
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
-    "lenet": "The workshop's CNN: two convolutions, three linear layers; ten kinds of things in 32 x 32 pixels",
-    "digit-net": "Reads handwritten digits; the judge of the images that the GAN draws",
-    "whitened-net": "Seven convolutions, the first of which whitens; ten kinds of things in 32 x 32 pixels",
+    "lenet": "The workshop's CNN: two convolutions and three linear layers, for the ten classes of CIFAR-10",
+    "digit-net": "Classifies handwritten digits; rates the images of the GANs",
+    "whitened-net": "Seven convolutions, the first of which whitens, for the ten classes of CIFAR-10",
 }
-CORRUPTED_IMAGES = 2000  # test images that are also damaged in each of 18 ways
+CORRUPTED_IMAGES = 2000  # test images on which the 18 corruptions are measured
 
 
 def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy in one view on damaged images: of each kind of damage over its strengths, and of all."""
-    found: dict[str, Any] = {}
+    """Accuracy on corrupted images without test-time augmentation: of each corruption, and the mean of all.
+
+    Args:
+        images: uint8 [N, 3, S, S].
+        labels: [N].
+        split: name of these images for the card.
+    """
+    metrics: dict[str, Any] = {}
     for kind in CORRUPTIONS:
-        guesses = [
+        predictions = [
             served_probabilities(classifier, corrupt(images, kind, strength)).argmax(dim=1)
             for strength in range(STRENGTHS)
         ]
-        right = (torch.stack(guesses) == labels).double().mean().item()
-        found[f"accuracy_{kind}"] = metric(right, f"{split}, {kind} in {STRENGTHS} strengths")
-    mean = sum(figure["value"] for figure in found.values()) / len(found)
-    return {"accuracy_damaged": metric(mean, f"{split}, {len(found)} kinds of damage"), **found}
+        accuracy = (torch.stack(predictions) == labels).double().mean().item()
+        metrics[f"accuracy_{kind}"] = metric(accuracy, f"{split}, {kind} in {STRENGTHS} strengths")
+    mean = sum(entry["value"] for entry in metrics.values()) / len(metrics)
+    return {"accuracy_damaged": metric(mean, f"{split}, {len(metrics)} corruptions"), **metrics}
 
 
 def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
-    """The metrics of a published classifier, on the test part of its data."""
+    """The metrics of a published classifier on the test part of its data set."""
     images = getattr(data, next(iter(classifier.card.data)))()
     split = f"{images.name} test part, {len(images.test_labels):,} images"
     probability, labels, network = (
@@ -76,13 +91,15 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
     )
     if not isinstance(network, WhitenedNet):
         return classification_metrics(probability, labels, split)
-    found = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
+    metrics = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
     with torch.inference_mode():
         parts = [network.views(batch.to(classifier.device)) for batch in images.test_images.split(250)]
-    seen = probabilities(torch.cat(parts)).float().cpu()
-    found |= calibrated_metrics(seen, network.views_temperature.item(), labels, f"{split}, 6 views", "_views")
+    tta_probability = probabilities(torch.cat(parts)).float().cpu()
+    metrics |= calibrated_metrics(
+        tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"
+    )
     some = slice(CORRUPTED_IMAGES)
-    return found | corruption_metrics(
+    return metrics | corruption_metrics(
         classifier, images.test_images[some], labels[some], f"{images.name} test part, first {len(labels[some]):,}"
     )
 
@@ -111,32 +128,34 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
-    """What a command line says."""
+    """Parse the command line: the options and the preset's config with all overrides."""
     return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = arguments(argv)
+    options, config = arguments(argv)
     if isinstance(config, CnnFinetuneConfig):
-        cnn_finetune.train(chosen, config, argv)
+        cnn_finetune.train(options, config, argv)
         return
-    run = Run(chosen, config, argv)
+    run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()
     if isinstance(config, AirbenchConfig):
-        network: nn.Module = train_airbench(run, config, images, chosen.device)
+        network: nn.Module = train_airbench(run, config, images, options.device)
         notes = (
-            f"{config.validation:,} images of the training part were held out, and the temperatures fitted on them. "
-            "6 views: the image and two moved by one pixel, each also mirrored. "
-            f"The answers are without the label smoothing of {config.label_smoothing} that was learnt with."
+            f"{config.validation:,} training images were held out for validation and to fit the temperatures. "
+            "6 views: the image and two copies shifted by one pixel, each also mirrored. "
+            f"The probabilities are corrected for the label smoothing of {config.label_smoothing} in training."
         )
     else:
-        network = train_averaged(run, config, images, chosen.device)
-        notes = f"{config.validation:,} images of the training part validated; weights averaged over steps."
+        network = train_averaged(run, config, images, options.device)
+        notes = (
+            f"{config.validation:,} training images were held out for validation. The weights are averaged over steps."
+        )
     publish(run, config.kind, images, network, notes)
 
 
 def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) -> None:
-    """Read the test part once, with the code that serves, and write the card."""
+    """Evaluate on the test part with the serving code, write the card, and publish."""
     sizes = network.sizes
     card = {
         "task": "classify",

@@ -1,11 +1,11 @@
-"""Train a network that draws images.
+"""Train an image generator.
 
-    python -m training.gan                         # the workshop's GAN on MNIST: mnist-gan
-    python -m training.gan --preset conditional    # draws the digit that is asked for: mnist-cgan
-    python -m training.gan --images DIR --name shapes   # your own: a sub-folder for each label
+    python -m training.gan                         # preset workshop: the workshop's GAN on MNIST, mnist-gan
+    python -m training.gan --preset conditional    # MNIST with labels, generates a requested digit: mnist-cgan
+    python -m training.gan --images DIR --name shapes   # preset own: your images, one sub-folder per label
 
-The presets are measured with the judge of ``python -m training.cnn --preset digits``, which must be in the store.
-Measured results stand in the README's table and on each card.
+The presets workshop and conditional are evaluated with mnist-judge. If the store does not hold mnist-judge, train it
+first: python -m training.cnn --preset digits. Results are in docs/measurements.md and on the model cards.
 """
 
 from __future__ import annotations
@@ -27,45 +27,60 @@ from training.options import Options, parse_options
 from training.run import Run
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--images": {"metavar": "PATH", "type": Path, "help": "a sub-folder for each label, or a CSV of path,label"},
-    "--size": {"type": int, "choices": (28, 32), "default": 32, "help": "pixels of a side that are drawn"},
-    "--colour": {"choices": ("auto", "grey", "rgb"), "default": "auto", "help": "auto: grey where all images are"},
+    "--images": {
+        "metavar": "PATH",
+        "type": Path,
+        "help": "folder with one sub-folder per label, or CSV file with the columns path,label",
+    },
+    "--size": {
+        "type": int,
+        "choices": (28, 32),
+        "default": 32,
+        "help": "side length of the generated images in pixels",
+    },
+    "--colour": {
+        "choices": ("auto", "grey", "rgb"),
+        "default": "auto",
+        "help": "colour of the generated images; auto: grey if all images are grey",
+    },
 }
 NAMES = {"workshop": "mnist-gan", "conditional": "mnist-cgan"}
 TITLES = {
-    "gan-generator": "The workshop's GAN: a generator of linear layers that draws handwritten digits",
-    "conditional-generator": "A generator of convolutions that draws the handwritten digit it is asked for",
+    "gan-generator": "The workshop's GAN: a generator of linear layers for handwritten digits",
+    "conditional-generator": "A convolutional generator for handwritten digits, with labels",
 }
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
-    """What a command line says."""
+    """Parse the command line: the options and the preset's config with all overrides."""
     return parse_options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = arguments(argv)
-    if chosen.preset == "own":
+    options, config = arguments(argv)
+    if options.preset == "own":
         assert isinstance(config, ConditionalGanConfig)
-        gan_finetune.train(chosen, config, argv)
+        gan_finetune.train(options, config, argv)
         return
-    run = Run(chosen, config, argv)
+    run = Run(options, config, argv)
 
     images = datasets.mnist()
-    real_images, real_labels = images.train_images.to(chosen.device), images.train_labels.to(chosen.device)
-    judge = generation.load_reference_classifier(chosen.store, chosen.device)  # before the training, not after it
+    real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
+    classifier = generation.load_reference_classifier(
+        options.store, options.device
+    )  # fails before the training if missing
 
     if isinstance(config, ConditionalGanConfig):
-        trainer = conditional_trainer(config, chosen.device)
+        trainer = conditional_trainer(config, options.device)
         fit(run, trainer, real_images, real_labels, config.epochs)
     else:
-        trainer = workshop_trainer(config, chosen.device)
+        trainer = workshop_trainer(config, options.device)
         fit(run, trainer, real_images, None, config.epochs)
-    publish(run, images, trainer.averaged_generator(), judge)
+    publish(run, images, trainer.averaged_generator(), classifier)
 
 
-def publish(run: Run, images: datasets.Images, network: Any, judge: ImageClassifier) -> None:
-    """Read the test part once, with the code that serves, and write the card."""
+def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageClassifier) -> None:
+    """Evaluate with the serving code, write the card, and publish."""
     sizes = network.sizes
     labelled = isinstance(sizes, ConditionalSizes)
     latents = {"name": "latents", "dtype": "float64", "shape": [-1, sizes.latent]}
@@ -80,12 +95,12 @@ def publish(run: Run, images: datasets.Images, network: Any, judge: ImageClassif
         "labels": images.labels if labelled else None,
         "data": {
             images.name: images.sha256,
-            f"{generation.REFERENCE_CLASSIFIER}@{judge.card.version}": judge.card.weights_sha256,
+            f"{generation.REFERENCE_CLASSIFIER}@{classifier.card.version}": classifier.card.weights_sha256,
         },
-        "notes": "The generator's weights are the average over steps; the judge took no part in the training.",
+        "notes": "The generator's weights are an average over steps. The rating classifier was not used in training.",
     }
     sampler = run.predictor(ImageSampler, card, network)
-    card["metrics"] = generation.evaluate(sampler, judge)
+    card["metrics"] = generation.evaluate(sampler, classifier)
     drawing = generation.class_rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

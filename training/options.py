@@ -19,12 +19,12 @@ from app.store import rollout
 from training.data.datasets import DataError
 from training.loops import distributed
 
-C = TypeVar("C")  # the dataclass of a script's numbers
+C = TypeVar("C")  # the dataclass of a preset
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a caller chooses besides the numbers of the preset."""
+    """The options that all training commands have. ``data_options`` holds those of one command for own data."""
 
     script: str  # module of the command, as in "training.cnn"
     preset: str
@@ -37,14 +37,14 @@ class Options:
     runs: Path
     store: Path
     minutes: float | None = None
-    data_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # what only one script asks
+    data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the description, and states the default of each option that takes a value."""
+    """Keeps the lines of the description, and appends the default of each option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.nargs == 0 else super()._get_help_string(action)
+        return action.help if action.nargs == 0 or action.default is None else super()._get_help_string(action)
 
 
 def parse_options(
@@ -53,58 +53,80 @@ def parse_options(
     presets: dict[str, C],
     names: dict[str, str],
     argv: Sequence[str] | None,
-    own: dict[str, dict[str, Any]] | None = None,
+    data_flags: dict[str, dict[str, Any]] | None = None,
 ) -> tuple[Options, C]:
-    """Read the command line. Every number of the presets' dataclasses is an option of its own.
+    """Parse the command line; return the options and the preset's config with all overrides.
 
-    ``own``: the options by which a script trains on the caller's own data, with the preset "own". The first of them
-    says where the data are.
+    Every number of a preset is an option. Exits with a message if options contradict each other.
+
+    Args:
+        script: module of the command.
+        description: shown above the options in the help.
+        presets: config by preset; the first is the default.
+        names: model name by preset.
+        argv: the arguments; None: those of the process.
+        data_flags: arguments of ``add_argument`` for the options of the preset "own". The first one is the path.
     """
     parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=HelpFormatter)
-    first, own = next(iter(presets)), own or {}
+    default_preset, data_flags = next(iter(presets)), data_flags or {}
     _add_common_options(parser, list(presets))
-    if own:
-        data = parser.add_argument_group("your own data")
-        for flag, how in own.items():
-            data.add_argument(flag, **how)
-        data.add_argument("--minutes", type=_minutes, metavar="N", help="fit the epochs to so many minutes")
-    told = _add_numbers(parser, presets)
-    given = vars(parser.parse_args(argv))
-    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "own"}
-    common = {name: given.pop(name) for name in list(given) if name in fields}
-    numbers = {name: given.pop(name) for name in list(given) if name in told}
-    if own:
-        _check_data_options(parser, next(iter(own)), given, common, numbers)
-    common.setdefault("preset", first)
+    if data_flags:
+        group = parser.add_argument_group("own data", "The first option selects the preset own.")
+        for flag, settings in data_flags.items():
+            group.add_argument(flag, **settings)
+        minutes_help = "choose the number of epochs so that training takes about N minutes"
+        group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
+    numbers = _add_numbers(parser, presets)
+    arguments = vars(parser.parse_args(argv))
+    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
+    common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
+    overrides = {name: arguments.pop(name) for name in list(arguments) if name in numbers}
+    if data_flags:
+        _check_data_options(parser, next(iter(data_flags)), arguments, common, overrides)
+    preset = common.setdefault("preset", default_preset)
     if "name" not in common:
-        common["name"] = names[common["preset"]]
-    for name in numbers:
-        if common["preset"] not in told[name]:
-            parser.error(f"the preset {common['preset']} has no {name.replace('_', ' ')}")
-    if common["preset"] != "own" and distributed.world_size() > 1:
-        parser.error("several processes train on your own data only: the presets are for one")
+        common["name"] = names[preset]
+    for name in overrides:
+        if preset not in numbers[name]:
+            parser.error(f"the preset {preset} has no --{name.replace('_', '-')}")
+    if preset != "own" and distributed.world_size() > 1:
+        parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
-    return Options(script, **common, data_options=given), dataclasses.replace(presets[common["preset"]], **numbers)  # type: ignore[type-var]
+    config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
+    return Options(script, **common, data_options=arguments), config
 
 
 def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> None:
-    parser.add_argument("--preset", choices=presets, default=argparse.SUPPRESS, help=f"(default: {presets[0]})")
     parser.add_argument(
-        "--name", type=_name, default=argparse.SUPPRESS, help="name in the store (default: the preset's)"
+        "--preset",
+        choices=presets,
+        default=argparse.SUPPRESS,
+        help=f"what to train, as listed above (default: {presets[0]})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of every step")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--name",
+        type=_name,
+        default=argparse.SUPPRESS,
+        help="model name in the store (default: the preset's name; required for own data)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
     cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
-    parser.add_argument("--threads", type=int, default=cores, help="of torch, on the CPU")
-    parser.add_argument("--resume", action="store_true", help="go on with the last unfinished run of this name")
-    parser.add_argument("--no-publish", dest="publish", action="store_false", help="leave the store as it is")
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="where run folders go")
-    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="where to publish")
+    parser.add_argument("--threads", type=int, default=cores, help="CPU threads of PyTorch")
+    parser.add_argument("--resume", action="store_true", help="resume the last unfinished run of this model")
+    parser.add_argument("--no-publish", dest="publish", action="store_false", help="do not publish to the store")
+    parser.add_argument(
+        "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"
+    )
+    parser.add_argument(
+        "--store", metavar="DIR", type=Path, default=Path("models_store"), help="model store to publish to"
+    )
 
 
 def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:
-    """Make every number of the presets an option; return each number's value in the presets that have the number."""
-    group = parser.add_argument_group("hyperparameters", "Each changes one number of the preset.")
+    """Add an option for every number of the presets; return the values of each number, by preset."""
+    group = parser.add_argument_group("hyperparameters", "Each option changes one number of the preset.")
     values: dict[str, dict[str, Any]] = {}
     help_texts: dict[str, str] = {}
     for preset, config in presets.items():
@@ -123,30 +145,30 @@ def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict
 def _check_data_options(
     parser: argparse.ArgumentParser,
     flag: str,
-    own: dict[str, Any],
+    data_options: dict[str, Any],
     common: dict[str, Any],
-    numbers: dict[str, Any],
+    overrides: dict[str, Any],
 ) -> None:
-    """Own data, the preset "own", a name and a budget go together, or an error says what is missing."""
-    given = own[flag.removeprefix("--")] is not None
-    if given and common.setdefault("preset", "own") != "own":
-        parser.error(f"{flag} trains on your own data, the preset {common['preset']} on its own")
-    if not given and common.get("preset") == "own":
-        parser.error(f"the preset own is for your own data: say with {flag} where they are")
-    if given and "name" not in common:
-        parser.error(f"{flag} needs a --name for what is trained")
-    if not given and common["minutes"] is not None:
-        parser.error(f"--minutes goes with {flag}: the presets have their epochs")
-    if common["minutes"] is not None and "epochs" in numbers:
-        parser.error("--minutes chooses the epochs: leave out --epochs")
+    """Exit with a message unless the path ``flag``, the preset "own", a name and ``--minutes`` fit together."""
+    has_data = data_options[flag.removeprefix("--")] is not None
+    if has_data and common.setdefault("preset", "own") != "own":
+        parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
+    if not has_data and common.get("preset") == "own":
+        parser.error(f"the preset own needs {flag}")
+    if has_data and "name" not in common:
+        parser.error(f"{flag} needs --name, the name of the new model")
+    if not has_data and common["minutes"] is not None:
+        parser.error(f"--minutes needs {flag}: the other presets have a fixed number of epochs")
+    if common["minutes"] is not None and "epochs" in overrides:
+        parser.error("--minutes and --epochs cannot be combined")
 
 
 def _name(text: str) -> str:
     try:
         name: str = TypeAdapter(store.ModelName).validate_python(text)
     except ValidationError:
-        allowed = "small letters, digits and hyphens, at most 64, no hyphen first"
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be a name; allowed are {allowed}") from None
+        allowed = "at most 64 lower-case letters, digits and hyphens, not starting with a hyphen"
+        raise argparse.ArgumentTypeError(f"name {text!r} is not allowed; use {allowed}") from None
     return name
 
 
@@ -156,31 +178,34 @@ def _minutes(text: str) -> float:
     except ValueError:
         minutes = math.nan
     if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+        raise argparse.ArgumentTypeError(f"minutes must be a number above 0, not {text!r}")
     return minutes
 
 
 def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None:
-    """The version that ``--from`` names, NAME or NAME@VERSION, by default the one that serves; None for scratch.
+    """The published version that ``--from`` names; None for ``--from scratch``.
 
-    Raises DataError when it is not there, is not whole, or none of ``kinds``.
+    NAME stands for the active version, NAME@VERSION for any version.
+
+    Raises:
+        DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
     """
-    named: str = options.data_options["origin"]
-    if named == "scratch":
+    text: str = options.data_options["origin"]
+    if text == "scratch":
         return None
-    name, _, number = named.partition("@")
-    known = list(store.all_versions(options.store)) if options.store.is_dir() else []
-    numbers = [own for other, own in known if other == name]
+    name, _, number = text.partition("@")
+    versions = list(store.all_versions(options.store)) if options.store.is_dir() else []
+    numbers = [own for other, own in versions if other == name]
     if not numbers or (number and number not in map(str, numbers)):
-        there = ", ".join(dict.fromkeys(other for other, _ in known)) or "nothing"
-        raise DataError(f"--from {named}: not in {options.store}, which holds {there}; or begin --from scratch")
+        names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
+        raise DataError(f"--from {text}: not in {options.store}, which holds {names}; or use --from scratch")
     try:
-        serves = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
-        version = rollout.check_version(options.store, name, serves or max(numbers))
+        active = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
+        version = rollout.check_version(options.store, name, active or max(numbers))
     except store.StoreError as error:
-        raise DataError(f"--from {named}: {error}") from error
+        raise DataError(f"--from {text}: {error}") from error
     if version.card.kind not in kinds:
         raise DataError(
-            f"--from {named}: it is a {version.card.kind}; this training begins with a {' or '.join(kinds)}"
+            f"--from {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     return version

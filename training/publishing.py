@@ -1,4 +1,4 @@
-"""A trained network into the store: once, whatever is killed when, and with a word on whether it serves."""
+"""Publishing of a trained network to the model store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from app.store import rollout
 
 
 def publish_once(models: Path, card: dict[str, Any], network: nn.Module, pictures: dict[str, Path]) -> None:
-    """Publish a network, unless a run that was killed has done so, and say it when the version does not serve."""
+    """Publish the network unless a version with the same weights exists; print whether the version is active.
+
+    A run that was killed after publishing and is resumed does not publish a second time.
+    """
     name = str(card["name"])
     number = find_version(models, name, store.weights_digest(network.state_dict()))
     if number is None:
@@ -22,19 +25,19 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
         number = version.card.version
         print(f"published {version.folder}")
     else:
-        print(f"{name} {number} has these weights already")
-    serves = rollout.serving(models, name, rollout.read(models, name))
-    if serves != number:
-        where = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
-        command = f"python -m app.models activate {name} {number}{where}"
-        print(f"{name}@{number} waits, for {name}@{serves} serves; to have it serve: {command}")
+        print(f"{name}@{number} already has these weights")
+    active = rollout.serving(models, name, rollout.read(models, name))
+    if active != number:
+        option = "" if models == Path("models_store") else f" --store {shlex.quote(str(models))}"
+        command = f"python -m app.models activate {name} {number}{option}"
+        print(f"{name}@{number} is not active; {name}@{active} is. To activate the new version: {command}")
 
 
 def find_version(models: Path, name: str, digest: str) -> int | None:
-    """The newest version of a name that has weights of this digest; None when there is none."""
-    known = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
-    for number in reversed(known):
-        with contextlib.suppress(store.StoreError):  # of one that is broken nothing is known
+    """The newest version of a model whose weights have this digest; None if there is none."""
+    numbers = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
+    for number in reversed(numbers):
+        with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
             if store.read_card(models / name / str(number)).weights_sha256 == digest:
                 return number
     return None

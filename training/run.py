@@ -1,7 +1,7 @@
-"""What the four training scripts share: progress, resumable state, curves, publishing.
+"""Training runs: progress bar, checkpoints, curves and publishing, for all training commands.
 
-All randomness of a step comes from (seed, step), so a run that was killed and resumed ends with the same weights as
-one that never stopped.
+All random numbers of a step come from the seed and the step. A run that was killed and resumed ends with the same
+weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from training.loops import distributed
 from training.options import Options
 from training.publishing import publish_once
 
-P = TypeVar("P")  # a predictor
+P = TypeVar("P")  # predictor
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-SAVE_EVERY = 20  # seconds between two saved states
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+SAVE_EVERY = 20  # seconds between two checkpoints
 
 
 def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
-    """The learning rate's factor: linear warm-up over a fraction of the run, then a cosine to 0."""
+    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
     done = (step + 1) / total
     if done < warm_up:
         return done / warm_up
@@ -50,25 +50,29 @@ def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def derive_seed(seed: int, *keys: object) -> int:
-    """A seed for one use, from the run's seed and what it is for."""
+    """A seed for one purpose, from the run's seed and the keys of the purpose."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=7).digest())
 
 
 def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
-    """The order [count] of one epoch, the same whenever it is asked for."""
+    """A random order [count] that depends only on the seed and the keys."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, *keys)))
 
 
 class Run:
-    """One training run: its folder, its bar, its state.
+    """One training run: folder, progress bar and checkpoints.
 
-    ``tracked`` are the objects with ``state_dict`` that make up the state, and ``tensors`` a dictionary of plain ones,
-    of whose first dimension each process has its share. ``data``: the digest of the caller's own data.
+    Attributes:
+        tracked: the objects with ``state_dict`` that a checkpoint holds.
+        tensors: further tensors of a checkpoint; each process has its shard of their first dimension.
+
+    ``data`` is the digest of own data. A run is resumed only with the same config and data.
     """
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
@@ -96,17 +100,17 @@ class Run:
 
     def _open_folder(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
-        begun = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
-        unfinished = sorted(folder for folder in begun if not (folder / "finished").exists())
+        started = [folder for folder in runs.glob("*") if (folder / "config.json").exists()]
+        unfinished = sorted(folder for folder in started if not (folder / "finished").exists())
         if self.options.resume and unfinished:
             before = json.loads((unfinished[-1] / "config.json").read_text())
             changed = [key for key in content if before.get(key) != content[key]]
             if changed:
-                told = ", ".join(f"{key} {before.get(key)} (now {content[key]})" for key in changed)
-                sys.exit(f"{unfinished[-1]} was begun with {told}: resume it with the same numbers")
+                changes = ", ".join(f"{key} {before.get(key)} (now {content[key]})" for key in changed)
+                sys.exit(f"{unfinished[-1]} was started with {changes}: resume it with the same options and data")
             return unfinished[-1]
         if self.options.resume:
-            print(f"nothing unfinished in {runs}: a new run begins")
+            print(f"{runs} holds no unfinished run: starting a new one")
         folder = runs / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")[:-3]
         folder.mkdir(parents=True)
         (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
@@ -114,7 +118,7 @@ class Run:
         return folder
 
     def track(self, **objects: Any) -> None:
-        """Name the objects that make up the state, and take over the saved state when there is one."""
+        """Set the objects of the checkpoint, and load the last checkpoint if there is one."""
         self.tracked = objects
         path = self.folder / "state.pt"
         if not path.exists():
@@ -133,10 +137,10 @@ class Run:
     def _log_lines(self) -> list[str]:
         path = self.folder / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [line for line in lines if line.endswith("\n")]  # a kill can cut the last one
+        return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
 
     def save(self) -> None:
-        """Replace the saved state by the present one, at once or not at all."""
+        """Write a checkpoint, replacing the last one atomically."""
         tensors = {name: distributed.gather(part) for name, part in self.tensors.items()}
         if distributed.rank():
             return
@@ -146,9 +150,9 @@ class Run:
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
     def steps(self, total: int) -> Iterator[int]:
-        """The steps that are still to do, with a bar, each with its own random numbers.
+        """Yield the remaining steps with a progress bar, each with its own random seed.
 
-        Ctrl-C ends after the step under way, saves, and says how to go on.
+        Ctrl-C finishes the current step, writes a checkpoint and exits with the command that resumes the run.
         """
         interrupted = False
 
@@ -183,13 +187,15 @@ class Run:
                     bar.close()
                     if distributed.rank():
                         sys.exit(1)
-                    sys.exit(f"saved {self.folder} at step {self.step} of {total}; go on with: {self.command} --resume")
+                    sys.exit(
+                        f"saved {self.folder} at step {self.step} of {total}; resume with: {self.command} --resume"
+                    )
         finally:
             bar.close()
             signal.signal(signal.SIGINT, before)
 
     def log(self, **metrics: float) -> None:
-        """Show figures on the bar and add them to metrics.jsonl, at the step under way."""
+        """Show metrics on the progress bar and append them to metrics.jsonl with the current step."""
         self.latest_metrics.update(metrics)
         if distributed.rank():
             return
@@ -197,12 +203,12 @@ class Run:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
 
     def write_file(self, name: str, text: str) -> None:
-        """A file in the run's folder, written once."""
+        """Write a file to the run's folder, in the first process only."""
         if distributed.rank() == 0:
             (self.folder / name).write_text(text, "utf-8")
 
     def plot_curves(self) -> Path:
-        """Draw every logged figure against the step, curves.png."""
+        """Plot every logged metric over the steps, to curves.png; return its path."""
         from matplotlib.figure import Figure
 
         records = [json.loads(line) for line in self._log_lines()]
@@ -218,7 +224,7 @@ class Run:
         return save_figure(figure, path)
 
     def provenance(self) -> dict[str, Any]:
-        """The keys of the card that every training has."""
+        """The fields of the card that describe the run."""
         return {
             "seed": self.options.seed,
             "command": self.command.replace(" --resume", ""),
@@ -230,7 +236,7 @@ class Run:
         }
 
     def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module) -> P:
-        """The trained network as the service has it, so that what is measured is what will be served."""
+        """Load the trained network with the serving code, so that the measured predictions equal the served ones."""
         whole = store.Card.model_validate(
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
@@ -240,7 +246,7 @@ class Run:
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
     ) -> None:
-        """Print the figures, write card.json to the run folder and, unless it or the caller says no, publish."""
+        """Print the metrics, write card.json to the run folder, and publish if ``publish`` and the options allow it."""
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
             self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
@@ -255,10 +261,11 @@ class Run:
 
 
 def configure_cpu(threads: int) -> None:
-    """Set up the process to train on the CPU.
+    """Set the threads of PyTorch, keep freed memory, and flush denormal numbers to zero.
 
-    glibc gives freed memory back to the system at once, and to fetch a fresh tensor of 2 MB costs more than what is
-    computed with it: told to keep it, LeNet learns 28 % faster. Decaying averages meet denormals, which are slow.
+    By default glibc returns freed memory to the system, and allocating a tensor of 2 MB again takes longer than
+    computing with it. Keeping freed memory makes the training of LeNet 28 % faster. Moving averages contain denormal
+    numbers, which are slow.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -269,7 +276,7 @@ def configure_cpu(threads: int) -> None:
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
-    """Write a picture. Characters that the font has not are boxes, without a warning for each."""
+    """Save a figure, without warnings about characters that the font does not have; return the path."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(path, dpi=dpi)
@@ -277,7 +284,7 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
 
 
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
-    """A figure as the card holds it, rounded to the decimals it is stated with."""
+    """A metric as stored on the card, rounded to its decimals."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
 
 

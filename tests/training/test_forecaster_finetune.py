@@ -259,10 +259,10 @@ def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(
     train("--force", "--seed", "1")
     told = capsys.readouterr().out
     command = "python -m app.models activate sales 2"
-    assert f"sales@2 waits, for sales@1 serves; to have it serve: {command}\n" in told
+    assert f"sales@2 is not active; sales@1 is. To activate the new version: {command}\n" in told
     train("--force", "--seed", "1", "--store", str(models))
     told = capsys.readouterr().out
-    assert "sales 2 has these weights already" in told
+    assert "sales@2 already has these weights" in told
     assert f"{command} --store {models}\n" in told
     assert rollout.numbers(models, "sales") == [1, 2]
 

@@ -124,7 +124,7 @@ def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resume
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running.Run, "log", interrupt)
-    with pytest.raises(SystemExit, match=r"saved .* go on with: python -m training\.\w+ .*--name mine .*--resume"):
+    with pytest.raises(SystemExit, match=r"saved .* resume with: python -m training\.\w+ .*--name mine .*--resume"):
         train(stem)
     assert not (place / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)
@@ -135,10 +135,10 @@ def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resume
 
 def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit, match="go on with"):
+    with pytest.raises(SystemExit, match="resume with"):
         train("cnn")
     (place / "shapes" / "circle" / "0000.png").unlink()
-    with pytest.raises(SystemExit, match="was begun with data "):
+    with pytest.raises(SystemExit, match="was started with data "):
         train("cnn", "--resume")
 
 
@@ -243,7 +243,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
     assert pictures.describe_classes() == "cat (1), dog (1)"
     told = "\n".join(pictures.skipped)
     for sentence in (
-        "loose.png: lies beside the sub-folders, so it has no class",
+        "loose.png: not in a sub-folder, so it has no class",
         "half.png: the PNG image is damaged",
         "note.txt: its 12 bytes are not an image; allowed are PNG",
         "empty.jpg has 0 bytes",
@@ -260,8 +260,8 @@ def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "dog", "c.png", 2)
     pictures = image_folders.read(tmp_path / "pets", 32)
     assert pictures.describe_classes() == "cat (1), dog (1)"
-    assert any("the same picture under cat and dog" in remark for remark in pictures.skipped)
-    assert any("again.bmp: the same picture as" in remark for remark in pictures.skipped)
+    assert any("the same image with the labels cat and dog" in remark for remark in pictures.skipped)
+    assert any("again.bmp: duplicate of" in remark for remark in pictures.skipped)
 
 
 def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
     listed, folder = image_folders.read(Path("list.csv"), 32), image_folders.read(Path("shapes"), 32)
     assert listed.sha256 == folder.sha256
     assert any("shapes/none.png: No such file" in remark for remark in listed.skipped)
-    assert any("row 51: has no path and label: '10;;x.png'" in remark for remark in listed.skipped)
+    assert any("row 51: expected a path and a label, not '10;;x.png'" in remark for remark in listed.skipped)
 
 
 @pytest.mark.parametrize("head", ["filename,class", "image,label", "file,label", "Path,Category", "class,id,file"])
@@ -312,7 +312,7 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
     assert pictures.describe_classes() == "cat (1), dog (1)"
     assert pictures.skipped[:2] == [
         "class bird: none of its 2 files could be read",
-        f"{path}, row 1: names no file, so it counts as the head: 'photo,species'",
+        f"{path}, row 1: names no file, so it counts as a header: 'photo,species'",
     ]
     assert len(pictures.skipped) == 4
     for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):  # no heads, these
@@ -320,7 +320,7 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
         pictures = image_folders.read(path, 32)
         assert pictures.describe_classes() == "cat (1), dog (1)"
         assert any(remark in told for told in pictures.skipped) == (first != "plain,cat")
-        assert not any("the head" in told for told in pictures.skipped)
+        assert not any("a header" in told for told in pictures.skipped)
 
 
 def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
         picture(pets / part / "cat", "a.png", number)
         picture(pets / part / "dog", "b.png", 2 + number)
         (pets / part / "labels.txt").write_text("cat dog")
-    with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: give {pets}/train; or, if"):
+    with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: use {pets}/train; or, if"):
         image_folders.read(pets, 32)
     assert image_folders.read(pets / "train", 32).describe_classes() == "cat (1), dog (1)"
     picture(pets / "train", "c.png", 4)
@@ -346,7 +346,7 @@ def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
 def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
     for images, sentence in (
         ("nowhere", "nowhere does not exist"),
-        ("shapes/circle", r"holds one class only, circle \(16\): it takes two"),
+        ("shapes/circle", r"holds only one class, circle \(16\); at least two"),
         ("models_store", r"none of its \d+ files is an image"),
     ):
         with pytest.raises(DataError, match=sentence):
@@ -358,7 +358,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
     Path("empty").mkdir()
     with pytest.raises(DataError, match="empty holds no files"):
         image_folders.read(Path("empty"), 32)
-    with pytest.raises(DataError, match=r"to draw such images it takes 20 different ones"):
+    with pytest.raises(DataError, match=r"at least 20 different images are needed"):
         gan.main(["--images", "shapes/circle", "--name", "mine"])
     assert not Path("runs").exists()
 
@@ -398,7 +398,9 @@ def test_uneven_classes_weigh_alike() -> None:
 
 def test_begun_from_scratch_it_needs_no_other_network(place: Path) -> None:
     shutil.rmtree("models_store")
-    with pytest.raises(SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or begin"):
+    with pytest.raises(
+        SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or use --from"
+    ):
         train("cnn")
     train("cnn", "--from", "scratch", "--first-width", "8", "--later-width", "8", "--epochs", "1", "--size", "64")
     assert store.read_card(Path("models_store/mine/1")).sizes["image"] == 64
@@ -449,7 +451,7 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
     Path("novel.txt").write_text("ПРИВЕТ\n" * 3000)
     with pytest.raises(DataError, match="--from other: its vocabulary covers 14% of the text's characters"):
         train("rnn", "--from", "other")
-    with pytest.raises(SystemExit, match="it is a character-rnn; this training begins with a whitened-net"):
+    with pytest.raises(SystemExit, match="the network kind is character-rnn; this command can start from whitened-net"):
         train("cnn", "--from", "other")
 
 
@@ -495,14 +497,23 @@ def test_without_sub_folders_there_is_one_label(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--images", "shapes"], "--images needs a --name for what is trained"),
-        (["--images", "shapes", "--name", "My Pets"], "'My Pets' cannot be a name; allowed are small letters"),
-        (["--images", "shapes", "--name", "a", "--preset", "strong"], "the preset strong on its own"),
-        (["--preset", "own"], "say with --images where they are"),
-        (["--minutes", "3"], "--minutes goes with --images"),
-        (["--images", "x", "--name", "a", "--minutes", "-1"], "'-1' is not a number of minutes above 0"),
-        (["--images", "x", "--name", "a", "--minutes", "1", "--epochs", "2"], "leave out --epochs"),
-        (["--images", "x", "--name", "a", "--rotate", "2"], "the preset own has no rotate"),
+        (["--images", "shapes"], "--images needs --name, the name of the new model"),
+        (
+            ["--images", "shapes", "--name", "My Pets"],
+            "name 'My Pets' is not allowed; use at most 64 lower-case letters",
+        ),
+        (
+            ["--images", "shapes", "--name", "a", "--preset", "strong"],
+            "--images cannot be combined with --preset strong",
+        ),
+        (["--preset", "own"], "the preset own needs --images"),
+        (["--minutes", "3"], "--minutes needs --images"),
+        (["--images", "x", "--name", "a", "--minutes", "-1"], "minutes must be a number above 0, not '-1'"),
+        (
+            ["--images", "x", "--name", "a", "--minutes", "1", "--epochs", "2"],
+            "--minutes and --epochs cannot be combined",
+        ),
+        (["--images", "x", "--name", "a", "--rotate", "2"], "the preset own has no --rotate"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

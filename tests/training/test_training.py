@@ -200,11 +200,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(running.Run, "log", interrupt)
-    with pytest.raises(SystemExit, match=r"saved .* at step 8 of 24; go on with: python -m training.* --resume"):
+    with pytest.raises(SystemExit, match=r"saved .* at step 8 of 24; resume with: python -m training.* --resume"):
         cnn.main(arguments("cnn", tmp_path / "runs", models))
     assert not (models / "cifar10-lenet").exists()
     monkeypatch.setattr(running.Run, "log", log)
-    with pytest.raises(SystemExit, match="was begun with batch 16"):
+    with pytest.raises(SystemExit, match="was started with batch 16"):
         cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume", "--batch", "8"])
     cnn.main([*arguments("cnn", tmp_path / "runs", models), "--resume"])
     assert (models / "cifar10-lenet" / "1").exists()
@@ -355,21 +355,23 @@ def test_the_fitted_temperature_is_that_of_the_labels() -> None:
 def test_a_number_of_another_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cnn.main(["--preset", "strong", "--weight-decay", "0.1", "--rotate", "3"])
-    assert "the preset strong has no rotate" in capsys.readouterr().err
+    assert "the preset strong has no --rotate" in capsys.readouterr().err
 
 
 def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path))
     monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
     (tmp_path / "tinyshakespeare.txt.part").write_text("half")
-    with pytest.raises(datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to where it is"):
+    with pytest.raises(
+        datasets.DataError, match=r"could not be downloaded .*; set QUARTET_DATA_DIR to the folder that holds it"
+    ):
         datasets.tinyshakespeare()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "tinyshakespeare.txt").write_text("half")
     with pytest.raises(datasets.DataError, match=r"sha256 is .*, expected 86c4e6aa.*: delete it and run again"):
         datasets.tinyshakespeare()
     (tmp_path / "mnist.safetensors").write_bytes(b"half")
-    with pytest.raises(datasets.DataError, match="is not whole"):
+    with pytest.raises(datasets.DataError, match="is damaged"):
         datasets.mnist()
 
 

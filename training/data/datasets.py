@@ -1,6 +1,6 @@
-"""The data sets: downloaded once, verified, laid out in ``QUARTET_DATA_DIR`` (default: ``data``); tensors out.
+"""The public data sets. Each is downloaded once to ``QUARTET_DATA_DIR`` (default: ``data``) and verified by its sha256.
 
-python -m training.data        # fetch all that is not there yet
+python -m training.data        # download all missing data sets
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ URLS = {
     "airline-passengers.csv": "https://raw.githubusercontent.com/jbrownlee/Datasets/master/airline-passengers.csv",
 }
 
-# of the file, or for images of the four tensors one after the other
+# Of the file; for images, of the four tensors one after the other
 SHA256 = {
     "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
@@ -49,12 +49,12 @@ SHA256 = {
 
 
 class DataError(SystemExit):
-    """Data that cannot be had or is not what it should be. Ends a script with its sentence instead of a traceback."""
+    """Missing or invalid data. As a SystemExit, it ends a command with its message and without a traceback."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """uint8 images [N, channels, side, side] and int64 labels [N]; the test part is for the one final evaluation."""
+    """uint8 images [N, channels, side, side] and int64 labels [N]. The test part is for the final evaluation only."""
 
     name: str
     labels: list[str]
@@ -65,14 +65,14 @@ class Images:
     sha256: str
 
     def split_validation(self, count: int) -> tuple[Tensor, Tensor]:
-        """Which training images learn and which validate: two index tensors, the same in every run."""
+        """The indices of the training images and of ``count`` validation images, the same in every run."""
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text in nanoGPT's split: the first 90 % to train on, the last 10 % to test on."""
+    """A text in nanoGPT's split: the first 90 % for training, the last 10 % for testing."""
 
     train: str
     test: str
@@ -81,7 +81,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Sine:
-    """The workshop's series [1000]: sin over [0, 20] and Gaussian noise; the first 800 values are to train on."""
+    """The workshop's series [1000]: sin over [0, 20] plus Gaussian noise; the first 800 values are for training."""
 
     values: Tensor
     noiseless: Tensor
@@ -92,7 +92,7 @@ class Sine:
 
 @dataclass(frozen=True)
 class Series:
-    """One series, float64 [T], with a season of so many values."""
+    """One series, float64 [T], and its season in values."""
 
     values: Tensor
     season: int
@@ -101,7 +101,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Collection:
-    """Series with a season of so many values: what is known of each, float64 [T], and what followed [N, horizon]."""
+    """Series with the same season in values: the past of each, float64 [T], and their futures [N, horizon]."""
 
     name: str
     season: int
@@ -111,6 +111,7 @@ class Collection:
 
 
 def data_directory() -> Path:
+    """The folder of the data sets."""
     return Path(os.environ.get("QUARTET_DATA_DIR", "data"))
 
 
@@ -141,22 +142,22 @@ def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
 
 
 def m4_hourly() -> Collection:
-    """The 414 hourly series of the M4 competition, each with the 48 values that followed (Makridakis et al. 2020)."""
+    """The 414 hourly series of the M4 competition, each with 48 future values (Makridakis et al. 2020)."""
     return _m4("Hourly", 24)
 
 
 def m4_weekly() -> Collection:
-    """The 359 weekly series of the M4 competition, with 13 values that followed; M4 gives them no season."""
+    """The 359 weekly series of the M4 competition, each with 13 future values; M4 defines no season for them."""
     return _m4("Weekly", 1)
 
 
 def etth1() -> Series:
-    """The oil temperature of an electricity transformer, 17,420 hours from July 2016 on (Zhou et al. 2021)."""
+    """The oil temperature of an electricity transformer: 17,420 hours from July 2016 (Zhou et al. 2021)."""
     return _column("ETTh1.csv", "OT", 24)
 
 
 def airline() -> Series:
-    """Airline passengers, 144 months from 1949 on (Box and Jenkins 1976)."""
+    """Airline passengers: 144 months from 1949 (Box and Jenkins 1976)."""
     return _column("airline-passengers.csv", "Passengers", 12)
 
 
@@ -184,7 +185,7 @@ def _images(name: str, labels: list[str]) -> Images:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise DataError(f"{path} is not whole ({error}): delete it and run again") from error
+        raise DataError(f"{path} is damaged ({error}): delete it and run again") from error
     keys = ("train_images", "train_labels", "test_images", "test_labels")
     if sorted(tensors) != sorted(keys):
         raise DataError(f"{path} has the tensors {sorted(tensors)}, expected {sorted(keys)}")
@@ -196,7 +197,7 @@ def _images(name: str, labels: list[str]) -> Images:
 
 
 def _download_images(name: str, path: Path) -> None:
-    """Fetch with torchvision, which verifies the archives, and keep the pixels as one file."""
+    """Download with torchvision, which verifies the archives, and store the pixels in one file."""
     import torchvision
 
     classes = {"cifar10": torchvision.datasets.CIFAR10, "mnist": torchvision.datasets.MNIST}
@@ -237,7 +238,7 @@ def _download(url: str, part: Path, name: str, path: Path) -> None:
 
 
 def _write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and rename: a half-written file is never taken for a whole one."""
+    """Write to a temporary file and rename it, so that an interrupted write leaves no incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
@@ -254,13 +255,17 @@ def _verify(path: Path, name: str, digest: str) -> None:
 
 
 def _download_error(name: str, path: Path, error: Exception) -> str:
-    return f"{name} is not in {path.parent} and could not be downloaded ({error}); set QUARTET_DATA_DIR to where it is"
+    return (
+        f"{name} is not in {path.parent} and could not be downloaded ({error}); "
+        "set QUARTET_DATA_DIR to the folder that holds it"
+    )
 
 
 def main() -> None:
+    """Download all data sets and print their sha256."""
     for load in (cifar10, mnist, tinyshakespeare, m4_hourly, m4_weekly, etth1, airline):
-        found = load()
-        print(f"{load.__name__:16} sha256 {found.sha256}")
+        dataset = load()
+        print(f"{load.__name__:16} sha256 {dataset.sha256}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the trainings of image classifiers share: batches, moved images, answers as the service gives them, pictures."""
+"""Batches, augmentation, evaluation and plots for image classifiers."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from training.run import Run, permutation, save_figure
 
 
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """Images [N, C, S, S], each shifted up and to the left by ``shifts`` [2, N, 1] and mirrored where told [N, 1].
+    """Shift images [N, C, S, S] up and to the left by ``shifts`` [2, N, 1], and mirror those in ``mirrored`` [N, 1].
 
-    Edges are reflected, the channels lie last.
+    Edges are filled by reflection. The result is in channels-last memory format.
     """
     count, _, side, _ = images.shape
     place = torch.arange(side) + shifts  # [2, N, S]
-    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges
+    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges, in 0 ... S - 1
     columns = torch.where(mirrored, side - 1 - place[1], place[1]).to(images.device)
     rows = place[0].to(images.device)
     which = torch.arange(count, device=images.device).view(-1, 1, 1)
     return images.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def batches(run: Run, learn: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
-    """The steps that are still to do: step, epoch, and which images [size]; each epoch has an order of its own."""
-    per_epoch = len(learn) // size
-    shuffled = -1
+def batches(run: Run, train: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield the remaining steps: step, epoch, and image indices [size], in a new random order for each epoch."""
+    per_epoch = len(train) // size
+    shuffled_epoch = -1
     for step in run.steps(epochs * per_epoch):
         epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, learn[permutation(len(learn), run.options.seed, "epoch", epoch)]
+        if shuffled_epoch != epoch:
+            shuffled_epoch, order = epoch, train[permutation(len(train), run.options.seed, "epoch", epoch)]
         yield step, epoch, order[place * size : (place + 1) * size]
 
 
 def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that the averaged network gets right."""
+    """The share of images [N, C, S, S] that the network classifies correctly."""
     network.eval()
     with torch.inference_mode():
-        right = sum(
+        correct = sum(
             int((network(x).argmax(1).eq(y)).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True)
         )
     network.train()
-    return right / len(labels)
+    return correct / len(labels)
 
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures, which are 1 before, on images that were held out."""
+    """Fit both temperatures of the network, which are 1 before, on held-out images."""
     network.eval()
     parts = images.split(250)
-    one, six = (torch.cat([look(part) for part in parts]) for look in (network, network.views))
-    network.temperature.fill_(fit_temperature(one, labels))
-    network.views_temperature.fill_(fit_temperature(six, labels))
+    logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
+    network.temperature.fill_(fit_temperature(logits, labels))
+    network.views_temperature.fill_(fit_temperature(tta_logits, labels))
 
 
 def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """uint8 images [N, C, S, S] -> probabilities [N, classes], as the service answers."""
+    """The probabilities [N, classes] that the service returns for uint8 images [N, C, S, S]."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     return torch.tensor([row for batch in rows for row in batch])
 
@@ -69,7 +69,10 @@ def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
 def plot_samples(
     path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor, beside: str = ""
 ) -> Path:
-    """Up to 24 classified images with the answer above each, in red where it is wrong, and what it is ``beside``."""
+    """Plot up to 24 images with their predictions, wrong ones in red.
+
+    ``beside``: a second title line of wrong predictions, with the field {truth}.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -79,20 +82,20 @@ def plot_samples(
             continue
         best = int(probability[i].argmax())
         axis.imshow(images[i].permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray")
-        right = best == int(truth[i])
-        told = f"{_shorten(labels[best])} {probability[i, best]:.0%}"
-        if beside and not right:
-            told += "\n" + beside.format(truth=_shorten(labels[int(truth[i])]))
-        axis.set_title(told, fontsize=9, color="black" if right else "crimson", parse_math=False)
+        correct = best == int(truth[i])
+        title = f"{_shorten(labels[best])} {probability[i, best]:.0%}"
+        if beside and not correct:
+            title += "\n" + beside.format(truth=_shorten(labels[int(truth[i])]))
+        axis.set_title(title, fontsize=9, color="black" if correct else "crimson", parse_math=False)
     return save_figure(figure, path, 70)
 
 
-def plot_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor) -> Path:
-    """How many images of each class (rows) were read as which (columns)."""
+def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Tensor) -> Path:
+    """Plot the confusion matrix: classes in rows, predictions in columns."""
     from matplotlib.figure import Figure
 
     counts = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    counts.index_put_((truth, guesses), torch.ones_like(truth), accumulate=True)
+    counts.index_put_((truth, predictions), torch.ones_like(truth), accumulate=True)
     side = min(16.0, 2.2 + 0.55 * len(labels))
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
@@ -101,7 +104,7 @@ def plot_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor
     names = [_shorten(label) for label in labels]
     axis.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
     axis.set_yticks(range(len(labels)), names, parse_math=False)
-    axis.set(xlabel="read as", ylabel="is")
+    axis.set(xlabel="predicted", ylabel="true class")
     if len(labels) <= 20:
         for row, column in counts.nonzero().tolist():
             color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
@@ -110,9 +113,9 @@ def plot_confusion(path: Path, labels: list[str], truth: Tensor, guesses: Tensor
 
 
 def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
-    """The images that were read wrongly with the most certainty, up to 24; without any, those least surely read."""
-    confidence, guesses = probability.max(dim=1)
-    wrong = guesses != truth
+    """Plot the 24 most confident wrong predictions; after these, the least confident correct ones."""
+    confidence, predictions = probability.max(dim=1)
+    wrong = predictions != truth
     worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)
     return plot_samples(path, images[worst], labels, probability[worst], truth[worst], "is {truth}")
 

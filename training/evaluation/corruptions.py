@@ -1,7 +1,7 @@
-"""Damaged images, to measure how much of its accuracy a classifier keeps: six kinds of damage, three strengths each.
+"""Image corruptions, to measure the robustness of classifiers: six kinds with three strengths each.
 
-A set of our own, made from the images by this file and the same on every call. It is not CIFAR-10-C (Hendrycks and
-Dietterich 2019), whose kinds are others and stronger, and its figures do not compare with that one's.
+The corruptions are deterministic. They differ from those of CIFAR-10-C (Hendrycks and Dietterich 2019) and are weaker,
+so the results cannot be compared with those on CIFAR-10-C.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ STRENGTHS = 3
 
 
 def noise(images: Tensor, strength: int) -> Tensor:
-    """Gaussian, with a standard deviation of 10, 20 or 30 shades."""
+    """Gaussian noise with a standard deviation of 10, 20 or 30 of 255."""
     generator = torch.Generator().manual_seed(strength)
     return images + (10, 20, 30)[strength] * torch.randn(images.shape, generator=generator)
 
 
 def blur(images: Tensor, strength: int) -> Tensor:
-    """Gaussian, with a standard deviation of 0.5, 0.75 or 1 pixel."""
+    """Gaussian blur with a standard deviation of 0.5, 0.75 or 1 pixel."""
     distance = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (distance / (0.5, 0.75, 1.0)[strength]) ** 2)
     kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
@@ -35,24 +35,24 @@ def blur(images: Tensor, strength: int) -> Tensor:
 
 
 def contrast(images: Tensor, strength: int) -> Tensor:
-    """Drawn towards the mean of each image, to 0.6, 0.4 or 0.2 of its contrast."""
+    """Contrast reduced to 0.6, 0.4 or 0.2, around the mean of each image."""
     mean = images.float().mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * (0.6, 0.4, 0.2)[strength]
 
 
 def brightness(images: Tensor, strength: int) -> Tensor:
-    """Lighter by 25, 50 or 75 shades."""
+    """Brightness increased by 25, 50 or 75 of 255."""
     return images.float() + (25, 50, 75)[strength]
 
 
 def pixelate(images: Tensor, strength: int) -> Tensor:
-    """Averaged over areas, down to 24, 16 or 12 pixels a side and up again."""
+    """Downsampled to a side of 24, 16 or 12 pixels and upsampled again."""
     small = F.interpolate(images.float(), size=(24, 16, 12)[strength], mode="area")
     return F.interpolate(small, size=images.shape[2], mode="area")
 
 
 def jpeg(images: Tensor, strength: int) -> Tensor:
-    """Through a JPEG file of quality 60, 40 or 20."""
+    """Compressed as JPEG with quality 60, 40 or 20."""
     damaged = []
     for image in images.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
@@ -72,5 +72,5 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int) -> Tensor:
-    """uint8 images [N, 3, S, S] -> the same, damaged; ``strength`` is 0, 1 or 2."""
+    """Apply a corruption of strength 0, 1 or 2 to uint8 images [N, 3, S, S]."""
     return CORRUPTIONS[kind](images, strength).round().clamp(0, 255).to(torch.uint8)

@@ -1,6 +1,6 @@
-"""What the training of the whitened network is made of: first layer, steps, look-ahead.
+"""Training of the whitened network: whitening of the first layer, optimizer, schedule and look-ahead.
 
-All of it as in legacy/airbench95.py of KellerJordan/cifar10-airbench.
+All as in legacy/airbench95.py of KellerJordan/cifar10-airbench.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from training.data.image_batches import accuracy_of, shift_and_mirror
 from training.run import derive_seed
 
 MOMENTUM = 0.85
-BIAS_FACTOR = 64  # of the rate of batch norm's biases
-LOOKAHEAD_INTERVAL = 5  # steps from one look-ahead to the next
+BIAS_FACTOR = 64  # of the learning rate, for the biases of batch norms
+LOOKAHEAD_INTERVAL = 5  # steps between two look-aheads
 
 
 @torch.no_grad()
 def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
-    """Set what the network knows of the data: mean and deviation of its pixels, and the filters of its first layer.
+    """Set the network's pixel mean and deviation, and the filters of its first layer, from uint8 images [N, C, S, S].
 
-    images [N, C, S, S], uint8. The filters are the eigenvectors of the covariance of 2x2 patches, scaled to unit
-    variance, and their negatives.
+    The filters are the eigenvectors of the covariance of 2x2 patches, scaled to unit variance, and their negatives.
     """
     pixels = images.double()
     network.mean.copy_(pixels.mean(dim=(0, 2, 3)).view(-1, 1, 1))
-    network.deviation.copy_(pixels.std(dim=(0, 2, 3)).clamp(min=1).view(-1, 1, 1))  # a channel may be all the same
+    network.deviation.copy_(pixels.std(dim=(0, 2, 3)).clamp(min=1).view(-1, 1, 1))  # a channel may be constant
     patches = F.unfold((pixels - network.mean) / network.deviation, 2)  # [N, C * 4, places]
     patches = patches.transpose(0, 1).flatten(1)
     values, vectors = torch.linalg.eigh(patches @ patches.T / patches.shape[1])
@@ -39,25 +38,25 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
 
 
 def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.optim.SGD:
-    """Nesterov's method for a loss that is summed over the batch; ``initial`` is the rate of each group at its peak.
+    """SGD with Nesterov momentum for a loss that is summed over the batch.
 
-    ``rate`` and ``decay`` are those of 1,024 images: how far they move a weight depends neither on the momentum nor on
-    the size of the batch, nor the decay on the rate.
+    ``rate`` and ``decay`` are per 1,024 images: their effect is independent of the momentum and of the batch size, and
+    that of the decay also of the rate. Each parameter group has its peak learning rate in ``initial``.
     """
     per_image = 1 / (1024 * (1 + 1 / (1 - MOMENTUM)))
-    own, decay = rate * per_image, decay * batch * per_image
-    learnt = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
-    biases = [weight for name, weight in learnt if "norm" in name]
-    others = [weight for name, weight in learnt if "norm" not in name]
+    rate, decay = rate * per_image, decay * batch * per_image
+    trained = [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+    biases = [weight for name, weight in trained if "norm" in name]
+    others = [weight for name, weight in trained if "norm" not in name]
     groups = [
         {"params": weights, "lr": peak, "initial": peak, "weight_decay": decay / peak}
-        for weights, peak in ((biases, own * BIAS_FACTOR), (others, own))
+        for weights, peak in ((biases, rate * BIAS_FACTOR), (others, rate))
     ]
     return torch.optim.SGD(groups, momentum=MOMENTUM, nesterov=True)
 
 
 def triangular_schedule(step: int, total: int) -> float:
-    """The rates' factor: from 0.2 up to 1 over the first 23 % of the steps, then down to 0.07, in straight lines."""
+    """Factor of the learning rate: linear from 0.2 to 1 in the first 23 % of the steps, then linear to 0.07."""
     peak = int(total * 0.23)
     if step < peak:
         return 0.2 + 0.8 * step / peak
@@ -65,14 +64,14 @@ def triangular_schedule(step: int, total: int) -> float:
 
 
 class Lookahead:
-    """A slow copy of the weights that follows the learning ones, and to which they return every few steps."""
+    """Slow weights: an average of the trained weights, which are set to it every few steps."""
 
     def __init__(self, network: nn.Module) -> None:
         self.slow = {key: tensor.clone() for key, tensor in _floating(network).items()}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int, total: int) -> None:
-        """After step ``step`` of ``total``, counted from 0: the last one leaves the slow copy in the network."""
+        """Call after step ``step`` of ``total``, from 0. After the last step the network has the slow weights."""
         done = step + 1
         if done % LOOKAHEAD_INTERVAL == 0:
             self._interpolate(network, 0.95**5 * (done / total) ** 3)
@@ -84,11 +83,11 @@ class Lookahead:
             tensor.copy_(self.slow[key].lerp_(tensor, 1 - decay))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The slow copy."""
+        """The slow weights, for a checkpoint."""
         return self.slow
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a saved slow copy."""
+        """Restore the slow weights of a checkpoint."""
         for key, tensor in state.items():
             self.slow[key].copy_(tensor)
 

@@ -1,7 +1,7 @@
-"""The caller's own images: the loop of ``python -m training.cnn --images``, its figures and its pictures.
+"""Image classifiers for own images: ``python -m training.cnn --images``.
 
-Begins with a network that knows other images, whose last layer is made anew: first this layer learns alone, then all
-do, those that are not new at a lower rate. Or begins from nothing.
+Fine-tunes a published network: its last layer is replaced and trained alone first, then all layers are trained, the
+pretrained ones with a lower learning rate. ``--from scratch`` trains a new network instead.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from training.loops.classifier import fit
 from training.options import Options, base_version
 from training.run import Run, cosine_schedule, metric
 
-MAX_IMBALANCE = 1.5  # times as many images as the smallest class has, from which on classes are weighted
-MIN_CALIBRATION_IMAGES = 50  # images that must validate for a temperature to be fitted on them
-TEMPERATURE_RANGE = (0.4, 2.5)  # a few hundred images that are all read rightly would call for one of 0
+MAX_IMBALANCE = 1.5  # images of the largest class over those of the smallest; above it, classes are weighted
+MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
+TEMPERATURE_RANGE = (0.4, 2.5)  # with few images that are all classified correctly, the best fit would be 0
 
 
 class FinetuneLoss(nn.Module):
@@ -122,14 +122,14 @@ class FinetuneTrainer:
 
 
 def initial_network(
-    config: CnnFinetuneConfig, pictures: ImageDataset, learn: Tensor, base: store.Version | None
+    config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: store.Version | None
 ) -> WhitenedNet:
-    """A network for the classes of these pictures: what ``base`` knows with a new last layer, or nothing yet."""
-    side, classes = pictures.images.shape[-1], len(pictures.classes)
+    """A network for the classes of the dataset: ``base`` with a new last layer, or a new network without ``base``."""
+    side, classes = dataset.images.shape[-1], len(dataset.classes)
     if base is None:
         widths = (config.first_width, config.later_width, config.later_width)
         network = WhitenedNet(WhitenedNetSizes(classes, image=side, widths=widths))
-        airbench.whiten(network, pictures.images[learn[:5000]])
+        airbench.whiten(network, dataset.images[train_indices[:5000]])
         return network
     sizes = {**base.card.sizes, "classes": classes, "image": side, "label_smoothing": 0.0}
     network = WhitenedNet(WhitenedNetSizes(**{**sizes, "widths": tuple(sizes["widths"])}))
@@ -140,99 +140,99 @@ def initial_network(
 
 
 def class_weights(counts: Sequence[int]) -> Tensor:
-    """A weight [classes] for each class, so that all weigh alike; 1 for all where they are nearly even."""
+    """Loss weights [classes] that give all classes the same total weight; 1 for nearly even classes."""
     shares = torch.tensor(counts, dtype=torch.float32)
     if shares.max() <= MAX_IMBALANCE * shares.min():
         return torch.ones(len(shares))
     return shares.sum() / (len(shares) * shares)
 
 
-def fine_tune(run: Run, config: CnnFinetuneConfig, pictures: ImageDataset, base: store.Version | None) -> WhitenedNet:
-    """The whole training; gives the network, with its temperatures where enough images validate."""
-    learn, validate, _ = pictures.split()
+def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: store.Version | None) -> WhitenedNet:
+    """Train and return the network; with enough validation images, its temperatures are fitted."""
+    train_indices, validation, _ = dataset.split()
     device = run.options.device
-    images, labels = pictures.images.to(device), pictures.labels.to(device)
-    weights = class_weights(pictures.labels[learn].bincount(minlength=len(pictures.classes)).tolist())
-    network = initial_network(config, pictures, learn, base)
-    size = distributed.divisible_batch(min(config.batch, len(learn)))
-    per_epoch = len(learn) // size
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
+    weights = class_weights(dataset.labels[train_indices].bincount(minlength=len(dataset.classes)).tolist())
+    network = initial_network(config, dataset, train_indices, base)
+    size = distributed.divisible_batch(min(config.batch, len(train_indices)))
+    per_epoch = len(train_indices) // size
 
     def trial() -> Callable[[int], object]:
         trainer = FinetuneTrainer(config, copy.deepcopy(network), weights, device, base is not None)
-        return lambda step: trainer.update(images, labels, learn[:size], step + 100, 200)
+        return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
     epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, trial)
     trainer = FinetuneTrainer(config, network, weights, device, base is not None)
-    fit(run, trainer, images, labels, learn, validate, size, epochs)
+    fit(run, trainer, images, labels, train_indices, validation, size, epochs)
     network.eval()
-    if len(validate) >= MIN_CALIBRATION_IMAGES:
-        fit_temperatures(network, images[validate], labels[validate])
+    if len(validation) >= MIN_CALIBRATION_IMAGES:
+        fit_temperatures(network, images[validation], labels[validation])
         network.temperature.clamp_(*TEMPERATURE_RANGE)
         network.views_temperature.clamp_(*TEMPERATURE_RANGE)
     return network
 
 
-def measure(classifier: ImageClassifier, pictures: ImageDataset) -> dict[str, Any]:
-    """The figures of a published classifier on the test part of its pictures."""
-    test = pictures.split()[2]
-    probability, labels = served_probabilities(classifier, pictures.images[test]), pictures.labels[test]
-    split = f"{len(test):,} images of {pictures.name} that took no part in the training"
-    right = (probability.argmax(dim=1) == labels).double()
-    each = torch.stack([right[labels == label].mean() for label in range(len(pictures.classes))])
-    worst = pictures.classes[int(each.argmin())]
+def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
+    """The metrics of a published classifier on the test part of its dataset."""
+    test = dataset.split()[2]
+    probability, labels = served_probabilities(classifier, dataset.images[test]), dataset.labels[test]
+    split = f"{len(test):,} images of {dataset.name} that were not used in training"
+    correct = (probability.argmax(dim=1) == labels).double()
+    class_accuracy = torch.stack([correct[labels == label].mean() for label in range(len(dataset.classes))])
+    worst = dataset.classes[int(class_accuracy.argmin())]
     commonest = labels.bincount().max().item() / len(labels)
     return {
         **classification_metrics(probability, labels, split),
-        "worst_class_accuracy": metric(each.min().item(), f"{split}: those of {worst}"),
-        "commonest_class": metric(commonest, f"{split}: what always naming the commonest class gets right"),
+        "worst_class_accuracy": metric(class_accuracy.min().item(), f"{split}: class {worst}"),
+        "commonest_class": metric(commonest, f"{split}: accuracy of always predicting the most common class"),
     }
 
 
-def train(chosen: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None) -> None:
-    """Read, learn, measure, publish."""
-    path: Path = chosen.data_options["images"]
-    base = base_version(chosen, ("whitened-net",))
-    pictures = image_folders.read(path, chosen.data_options["size"])
-    image_folders.check_trainable(pictures, path)
-    image_folders.print_summary(pictures)
-    run = Run(chosen, config, argv, pictures.sha256)
-    run.write_file("left-out.txt", "".join(f"{remark}\n" for remark in pictures.skipped))
-    network = fine_tune(run, config, pictures, base)
+def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None) -> None:
+    """Train on own images and publish."""
+    path: Path = options.data_options["images"]
+    base = base_version(options, ("whitened-net",))
+    dataset = image_folders.read(path, options.data_options["size"])
+    image_folders.check_trainable(dataset, path)
+    image_folders.print_summary(dataset)
+    run = Run(options, config, argv, dataset.sha256)
+    run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
+    network = fine_tune(run, config, dataset, base)
     if distributed.rank() == 0:
-        publish(run, pictures, network, base)
+        publish(run, dataset, network, base)
     distributed.exit_process()
 
 
-def publish(run: Run, pictures: ImageDataset, network: WhitenedNet, base: store.Version | None) -> None:
-    """Read the test part once, with the code that serves, and write the card."""
-    sizes, (learn, validate, test) = network.sizes, pictures.split()
-    begin = f"Begun with {base.card.name} {base.card.version}" if base else "Begun from nothing"
+def publish(run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None) -> None:
+    """Evaluate on the test part with the serving code, write the card, and publish."""
+    sizes, (train_indices, validation, test) = network.sizes, dataset.split()
+    start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
     fitted = (
-        "the temperatures fitted on them"
-        if len(validate) >= MIN_CALIBRATION_IMAGES
-        else "too few to fit a temperature on"
+        "used to fit the temperatures"
+        if len(validation) >= MIN_CALIBRATION_IMAGES
+        else "too few to fit the temperatures"
     )
     card = {
         "task": "classify",
-        "title": f"Tells {len(pictures.classes)} kinds of images apart: {', '.join(pictures.classes)}"[:200],
+        "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
         "kind": "whitened-net",
         "sizes": asdict(sizes),
         "inputs": [{"name": "image", "dtype": "uint8", "shape": [-1, sizes.channels, sizes.image, sizes.image]}],
         "outputs": [{"name": "probabilities", "dtype": "float64", "shape": [-1, sizes.classes]}],
-        "labels": pictures.classes,
-        "data": {f"images:{pictures.name}": pictures.sha256}
+        "labels": dataset.classes,
+        "data": {f"images:{dataset.name}": dataset.sha256}
         | ({f"{base.card.name}@{base.card.version}": base.card.weights_sha256} if base else {}),
         "notes": (
-            f"{begin}. {pictures.describe_classes()}: {len(learn):,} for training, {len(validate):,} for validation "
-            f"({fitted}), {len(test):,} for testing. {len(pictures.skipped):,} files were skipped."
+            f"{start}. {dataset.describe_classes()}: {len(train_indices):,} for training, {len(validation):,} for "
+            f"validation ({fitted}), {len(test):,} for testing. {len(dataset.skipped):,} files were skipped."
         ),
     }
     classifier = run.predictor(ImageClassifier, card, network)
-    card["metrics"] = measure(classifier, pictures)
-    images, truth = pictures.images[test], pictures.labels[test]
+    card["metrics"] = measure(classifier, dataset)
+    images, truth = dataset.images[test], dataset.labels[test]
     probability = served_probabilities(classifier, images)
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
-    labels, folder = pictures.classes, run.folder
+    labels, folder = dataset.classes, run.folder
     drawn = {
         "curves.png": run.plot_curves(),
         "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),

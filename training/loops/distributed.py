@@ -1,8 +1,8 @@
-"""Several processes that train one network: ``torchrun --nproc-per-node 2 -m training.cnn --images ...``.
+"""Data-parallel training in several processes: ``torchrun --nproc-per-node 2 -m training.cnn --images ...``.
 
-All processes draw the random numbers of the whole batch and take their share of it, gradients are averaged
-(DistributedDataParallel), and batch norm takes its statistics over all of them: the result is that of one process with
-the same batch, but for rounding. One process alone goes through the same functions, which then do nothing.
+All processes draw the random numbers of the whole batch and train on their shard of it. Gradients are averaged
+(DistributedDataParallel), and batch norms use the statistics of the whole batch. The result equals that of one process
+with the same batch, except for rounding. In a single process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Which of them this one is. The first, 0, writes, prints and publishes."""
+    """The number of this process, from 0. Process 0 writes, prints and publishes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_world_size() -> int:
-    """How many of them run on this machine, and share its cores."""
+    """The number of processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local_device(device: str) -> str:
-    """The device of this process: of several, each has a GPU of its own."""
+    """The device of this process; with several processes, each has its own GPU."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and world_size() > 1 else device
 
 
 def print_once(text: str) -> None:
-    """Print once, not once for each process."""
+    """Print in the first process only."""
     if rank() == 0:
         print(text, flush=True)
 
 
 def initialize(device: str) -> None:
-    """Meet the other processes, where there are any: over gloo, and NCCL between GPUs."""
+    """Connect to the other processes, if any: with gloo on CPUs, with NCCL on GPUs."""
     if world_size() == 1 or dist.is_initialized():
         return
     if device.startswith("cuda"):
@@ -56,10 +56,10 @@ def initialize(device: str) -> None:
 
 
 def exit_process() -> None:
-    """Part from the other processes, when all is written: of several, this one ends here, with status 0.
+    """Exit with status 0 if there are several processes; otherwise return.
 
-    It does so without Python's clearing up, during which threads of the process group at times abort the process
-    ("terminate called without an active exception"; 1 run in 3 on two cores).
+    Skips Python's finalization, because threads of the process group may abort the process during it ("terminate
+    called without an active exception"; 1 run in 3 on two cores). All files must have been written before.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -69,7 +69,7 @@ def exit_process() -> None:
 
 
 def from_rank_zero(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them."""
+    """Call ``make`` in the first process and return its result in all processes."""
     if world_size() == 1:
         return make()
     made: list[Any] = [make() if rank() == 0 else None]
@@ -79,7 +79,7 @@ def from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def any_rank(claim: bool) -> bool:
-    """Whether it is so in any process: all of them must ask at the same step."""
+    """Whether ``claim`` is true in any process. All processes must call this at the same step."""
     if world_size() == 1:
         return claim
     claims = torch.tensor(int(claim))
@@ -88,12 +88,12 @@ def any_rank(claim: bool) -> bool:
 
 
 def shard(whole: Tensor) -> Tensor:
-    """This process's part of the first dimension: every ``count``-th, which must come out even."""
+    """This process's shard of the first dimension: every ``world_size``-th entry. All shards must be equally long."""
     return whole[rank() :: world_size()]
 
 
 def gather(part: Tensor) -> Tensor:
-    """The whole of which each process has its ``share``."""
+    """The whole tensor whose shards the processes have."""
     if world_size() == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -102,20 +102,20 @@ def gather(part: Tensor) -> Tensor:
 
 
 def seed_per_rank() -> None:
-    """From here on, until the next step, each process draws random numbers of its own."""
+    """Let each process draw its own random numbers until the next step."""
     if world_size() > 1:
         torch.manual_seed(torch.initial_seed() + 1 + rank())
 
 
 def divisible_batch(batch: int) -> int:
-    """The largest batch up to this one that all processes have the same share of."""
+    """The largest batch size up to ``batch`` that is divisible by the number of processes."""
     return max(1, batch // world_size()) * world_size()
 
 
 def data_parallel(network: nn.Module) -> nn.Module:
-    """The network such that its gradients are means over all processes, and its batch norms' statistics too.
+    """The network with gradients and batch norm statistics averaged over all processes.
 
-    The loss must be a mean over this process's share of the batch.
+    The loss must be a mean over this process's shard of the batch.
     """
     if world_size() == 1:
         return network
@@ -126,7 +126,7 @@ def data_parallel(network: nn.Module) -> nn.Module:
 
 
 def sum_over_ranks(part: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient."""
+    """The sum over all processes, without gradient."""
     whole = part.detach().clone()
     if world_size() > 1:
         dist.all_reduce(whole)
@@ -134,9 +134,9 @@ def sum_over_ranks(part: Tensor) -> Tensor:
 
 
 class NormalizeFunction(torch.autograd.Function):
-    """x [N, C, H, W] of this process in units of the whole batch, by its mean and scale [1, C, 1, 1].
+    """Normalises a shard [N, C, H, W] with the mean and inverse deviation [1, C, 1, 1] of the whole batch.
 
-    Both depend on x as well, and what they do to other processes' losses is part of the gradient: one sum over all.
+    Both depend on all shards, so the gradient includes the losses of the other processes: one sum over all processes.
     """
 
     @staticmethod
@@ -154,16 +154,16 @@ class NormalizeFunction(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes. PyTorch's own (SyncBatchNorm) is for GPUs only."""
+    """Batch norm over the whole batch of all processes. PyTorch's SyncBatchNorm supports GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W], this process's share -> the same, normalised over the shares of all."""
+        """Normalise this process's shard [N, C, H, W] with the statistics of all shards."""
         if not self.training:
             return super().forward(x)
         values = x.float()
         variance, mean = (own.double() for own in torch.var_mean(values.detach(), (0, 2, 3), correction=0))
         mean, square = sum_over_ranks(torch.stack([mean, variance + mean.square()])) / world_size()
-        variance = square - mean.square()  # in double precision, for these may nearly be the same
+        variance = square - mean.square()  # in double precision: both terms may be nearly equal
         self._update_statistics(mean.float(), variance.float(), values[:, 0].numel() * world_size())
         scale = (variance + self.eps).rsqrt()
         normed: Tensor = NormalizeFunction.apply(values, *(own.float().view(1, -1, 1, 1) for own in (mean, scale)))
