@@ -130,8 +130,8 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         if distributed.rank():
             return
-        kept = [line for line in self._log_lines() if json.loads(line)["step"] <= self.step]
-        (self.folder / "metrics.jsonl").write_text("".join(kept))
+        lines = [line for line in self._log_lines() if json.loads(line)["step"] <= self.step]
+        (self.folder / "metrics.jsonl").write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
 
     def _log_lines(self) -> list[str]:
@@ -161,7 +161,7 @@ class Run:
             interrupted = True
 
         before = signal.signal(signal.SIGINT, interrupt)
-        saved = begun = time.monotonic()
+        saved = last = time.monotonic()
         bar = tqdm(
             total=total,
             initial=self.step,
@@ -176,7 +176,7 @@ class Run:
                 yield self.step
                 self.step += 1
                 now = time.monotonic()
-                self.seconds, begun = self.seconds + now - begun, now
+                self.seconds, last = self.seconds + now - last, now
                 interrupted = distributed.any_rank(interrupted)
                 if interrupted or self.step == total or distributed.any_rank(now - saved > SAVE_EVERY):
                     self.save()
@@ -237,11 +237,11 @@ class Run:
 
     def predictor(self, predictor: Callable[..., P], card: dict[str, Any], network: torch.nn.Module) -> P:
         """Load the trained network with the serving code, so that the measured predictions equal the served ones."""
-        whole = store.Card.model_validate(
+        full_card = store.Card.model_validate(
             {"name": self.options.name, "version": 1, "metrics": {}, "weights_sha256": "", **card, **self.provenance()}
         )
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
-        return predictor(store.Version(self.folder, whole, tensors), torch.device(self.options.device))
+        return predictor(store.Version(self.folder, full_card, tensors), torch.device(self.options.device))
 
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
@@ -254,7 +254,7 @@ class Run:
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
-        print(speed.told(card["speed"], card["task"]))
+        print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
             publish_once(self.options.store, card, network, pictures)
         (self.folder / "finished").touch()

@@ -102,13 +102,13 @@ def test_own_data_become_a_version_that_evaluation_confirms(
     (place / SOURCES[stem]).write_bytes(OTHER.get(stem) or image_bytes())
     capsys.readouterr()
     assert evaluate.main(["mine"]) == 1
-    assert f"{kind:34} is not that of the card ✗" in capsys.readouterr().out
+    assert f"{kind:34} differs from the card ✗" in capsys.readouterr().out
     for source in ("novel.txt", "sales.csv"):
         (place / source).unlink()
     shutil.rmtree(place / "shapes")
     assert evaluate.main(["mine"]) == 0
     told = capsys.readouterr().out
-    assert "its data are not here, so its figures are not measured again" in told
+    assert "not measured, because the data are missing" in told
     assert "1 not measured" in told
 
 

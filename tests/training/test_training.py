@@ -172,10 +172,10 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     assert (models / name / "1" / "samples.png").exists()
     assert card.speed is not None
     assert card.speed.milliseconds > 0
-    assert speed.told(card.speed.model_dump(), card.task) in capsys.readouterr().out
+    assert speed.describe(card.speed.model_dump(), card.task) in capsys.readouterr().out
     assert speed.main([name, "--store", str(models), "--write"]) == 0
     again = store.read_version(models, name, 1).card
-    assert f"{name}@1: {speed.told(again.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
+    assert f"{name}@1: {speed.describe(again.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
     assert {**again.model_dump(), "speed": None} == {**card.model_dump(), "speed": None}
 
     assert evaluate.main([name, "--store", str(models)]) == 0

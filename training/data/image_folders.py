@@ -143,9 +143,9 @@ def _files_of_folder(path: Path, name: str, skipped: list[str]) -> Iterator[tupl
         return
     if shared := _shared_sub_folders(folders):
         names = _shorten([folder.name for folder in folders])
-        whole = next((folder for folder in folders if "train" in folder.name.lower()), folders[0])
+        example = next((folder for folder in folders if "train" in folder.name.lower()), folders[0])
         raise DataError(
-            f"{path} holds {names}, each with {_shorten(shared)}: use {whole}; "
+            f"{path} holds {names}, each with {_shorten(shared)}: use {example}; "
             f"or, if {names} are the classes, put their images into them without sub-folders"
         )
     skipped += [f"{file}: not in a sub-folder, so it has no class" for file in loose]
@@ -227,7 +227,6 @@ def _deduplicate(
     """Remove duplicate images, and skip images that have two different labels."""
     first: dict[str, tuple[Path, str, Tensor]] = {}
     ambiguous: set[str] = set()
-    duplicates: Counter[str] = Counter()
     for (file, label), outcome in zip(listed, read, strict=True):
         if isinstance(outcome, str):
             skipped.append(outcome)
@@ -238,15 +237,16 @@ def _deduplicate(
             ambiguous.add(digest)
             skipped.append(f"{known[0]} and {file}: the same image with the labels {known[1]} and {label}")
         elif known[0] != file:
-            duplicates[digest] += 1
             skipped.append(f"{file}: duplicate of {known[0]}")
-    kept = sorted(digest for digest in first if digest not in ambiguous)
+    distinct = sorted(digest for digest in first if digest not in ambiguous)
     readable = {label for (_, label), outcome in zip(listed, read, strict=True) if not isinstance(outcome, str)}
     classes = sorted(readable)
     unread = Counter(label for _, label in listed if label not in readable)
     if classes:  # otherwise the first file's error says more
-        whole = (f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items()))
-        skipped[:0] = whole  # first, so that they are printed
-    labels = torch.tensor([classes.index(first[digest][1]) for digest in kept], dtype=torch.int64)
-    images = torch.stack([first[digest][2] for digest in kept]) if kept else torch.empty(0)
-    return ImageDataset(name, classes, images, labels, kept, skipped)
+        unreadable = (
+            f"class {label}: none of its {count:,} files could be read" for label, count in sorted(unread.items())
+        )
+        skipped[:0] = unreadable  # first, so that they are printed
+    labels = torch.tensor([classes.index(first[digest][1]) for digest in distinct], dtype=torch.int64)
+    images = torch.stack([first[digest][2] for digest in distinct]) if distinct else torch.empty(0)
+    return ImageDataset(name, classes, images, labels, distinct, skipped)

@@ -48,10 +48,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     The likelihood is convex in 1 / T, so bisection finds the zero of its derivative.
     """
     logits = logits.double()
-    right = logits.gather(1, labels.unsqueeze(1)).mean()
+    label_logit = logits.gather(1, labels.unsqueeze(1)).mean()
     low, high = 0.01, 100.0  # bounds of 1 / T
     for _ in range(60):
         middle = (low * high) ** 0.5
-        slope = ((logits * middle).softmax(dim=1) * logits).sum(dim=1).mean() - right
+        slope = ((logits * middle).softmax(dim=1) * logits).sum(dim=1).mean() - label_logit
         low, high = (low, middle) if slope > 0 else (middle, high)
     return 1 / (low * high) ** 0.5

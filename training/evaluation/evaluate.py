@@ -1,9 +1,10 @@
-"""Measure what lies in ``models_store/`` again, with the code that serves it, and compare with the cards.
+"""Measure all versions of a model store again, with the serving code, and compare the metrics with the cards.
 
     python -m training.evaluation.evaluate [--store DIR] [NAME ...]
 
-Ends with status 1 when a figure is off by more than its rounding, or the data are not those of the card. Networks that
-are computed in bfloat16 where the processor can may be off by 0.002: half of their figures are off by 0.0001 to 0.001.
+Exits with status 1 if a metric differs by more than its rounding, or if the data differ from those of the card.
+Networks that compute in bfloat16 on processors that support it may differ by 0.002; typical differences are 0.0001 to
+0.001.
 """
 
 from __future__ import annotations
@@ -27,10 +28,8 @@ from training.data.datasets import DataError
 from training.evaluation import generation, language_model
 from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
 
-BFLOAT16_TOLERANCE = 0.002  # by which a figure may differ between processors with and without products in bfloat16
-TRAINED_TOLERANCE = {
-    "samples_only_accuracy": 0.004
-}  # what a training ends at that measures: processors round it elsewhere
+BFLOAT16_TOLERANCE = 0.002  # between processors with and without bfloat16
+TRAINED_TOLERANCE = {"samples_only_accuracy": 0.004}  # its measurement trains a network, which amplifies rounding
 
 
 class EvaluationError(Exception):
@@ -43,7 +42,7 @@ class Script:
 
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
-        judge: loads the classifier that ``evaluate`` takes as second argument: ``judge(store, device, version)``.
+        reference_classifier: loads the second argument of ``evaluate``, if any, from a store, a device and a version.
         read_own: reads the caller's own data of a card from the place that its command names.
         measure_own: returns the metrics of a predictor on these data.
     """
@@ -55,29 +54,29 @@ class Script:
 
 
 def _read_images(card: store.Card, models: Path) -> Any:
-    chosen, _ = cnn.arguments(_command(card)[1])
-    return image_folders.read(chosen.data_options["images"], chosen.data_options["size"])
+    options, _ = cnn.arguments(_command(card)[1])
+    return image_folders.read(options.data_options["images"], options.data_options["size"])
 
 
 def _read_text(card: store.Card, models: Path) -> Any:
-    chosen, _ = rnn.arguments(_command(card)[1])
-    return texts.read(chosen.data_options["text"])
+    options, _ = rnn.arguments(_command(card)[1])
+    return texts.read(options.data_options["text"])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:
     """The series, and the version with which the training started."""
-    chosen, config = lstm.arguments(_command(card)[1])
+    options, config = lstm.arguments(_command(card)[1])
     base = next(name for name in card.data if "@" in name and ":" not in name)
     return forecaster_finetune.read(
-        replace(chosen, store=models, data_options={**chosen.data_options, "origin": base}),
+        replace(options, store=models, data_options={**options.data_options, "origin": base}),
         config.horizon,  # type: ignore[union-attr]
     )
 
 
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
-    chosen, _ = gan.arguments(_command(card)[1])
+    options, _ = gan.arguments(_command(card)[1])
     return gan_finetune.read(
-        chosen.data_options["images"], chosen.data_options["size"], chosen.data_options["colour"], chosen.name
+        options.data_options["images"], options.data_options["size"], options.data_options["colour"], options.name
     )
 
 
@@ -138,19 +137,19 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
 
 
 def sha256_of(name: str, models: Path, own: Any = None) -> str:
-    """The sha256 of a data set as it lies here, or of the weights of a model by which others are judged."""
+    """Return the sha256 of a data set, of own data, or of the weights of a reference classifier."""
     if ":" in name:
         return str(own.sha256)
     if "@" in name:
         model, _, number = name.partition("@")
         return store.read_card(models / model / number).weights_sha256
-    found: str = getattr(datasets, name)().sha256
-    return found
+    digest: str = getattr(datasets, name)().sha256
+    return digest
 
 
 def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
-    """A line for each figure; where it is off by more than one of its last digit, ``HALVED`` or ``LEARNT``, a cross."""
-    halved = hasattr(KINDS[card.kind][0], "halve")
+    """Return one line per metric; lines of metrics beyond their tolerance end with a cross."""
+    bfloat16 = hasattr(KINDS[card.kind][0], "halve")
     lines = []
     for name in sorted(card.metrics.keys() | measured.keys()):
         if name not in card.metrics or name not in measured:
@@ -159,48 +158,49 @@ def compare(card: store.Card, measured: dict[str, Any]) -> list[str]:
         stated, now = card.metrics[name].value, measured[name]["value"]
         decimals = card.metrics[name].decimals
         same = abs(stated - now) <= max(
-            1.01 * 10**-decimals, BFLOAT16_TOLERANCE if halved else 0, TRAINED_TOLERANCE.get(name, 0)
+            1.01 * 10**-decimals, BFLOAT16_TOLERANCE if bfloat16 else 0, TRAINED_TOLERANCE.get(name, 0)
         )
         lines.append(f"  {name:34} {stated:.{decimals}f}  measured {now:.{decimals}f} {'✓' if same else '✗'}")
     return lines
 
 
 def check(version: store.Version, models: Path, device: str) -> list[str]:
-    """Measure a version again and return one line per figure; lines of wrong figures or data end with a cross.
+    """Measure a version again and return one line per metric; lines of wrong metrics or data end with a cross.
 
     Raises DataError when the caller's own data are no longer there, and EvaluationError for an unknown training script.
     """
     own = own_data(version.card, models)
     changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]
-    lines = [f"  {name:34} is not that of the card ✗" for name in changed]
+    lines = [f"  {name:34} differs from the card ✗" for name in changed]
     return [*lines, *compare(version.card, measure(version, models, device, own))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparison of all versions; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
-    parser.add_argument("--store", type=Path, default=Path("models_store"))
-    parser.add_argument("--device", default="cpu")
-    chosen = parser.parse_args(argv)
-    wrong = found = absent = 0
-    for name, number in store.all_versions(chosen.store):
-        if chosen.names and name not in chosen.names:
+    parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="default: models_store")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    options = parser.parse_args(argv)
+    wrong = measured = missing = 0
+    for name, number in store.all_versions(options.store):
+        if options.names and name not in options.names:
             continue
-        version = store.read_version(chosen.store, name, number)
+        version = store.read_version(options.store, name, number)
         try:
-            lines = check(version, chosen.store, chosen.device)
-            found += 1
+            lines = check(version, options.store, options.device)
+            measured += 1
         except DataError as error:
-            lines = [f"  its data are not here, so its figures are not measured again: {error}"]
-            absent += 1
+            lines = [f"  not measured, because the data are missing: {error}"]
+            missing += 1
         except EvaluationError as error:
             lines = [f"  not measured: {error} ✗"]
         wrong += sum(line.endswith("✗") for line in lines)
         print(f"{name}@{number}", *lines, sep="\n", flush=True)
-    if not found and not absent and not wrong:
-        parser.error(f"nothing to measure in {chosen.store}")
-    told = f"{wrong} figures are off" if wrong else f"all figures of {found} versions are as their cards say"
-    print(f"{told}; {absent} not measured" if absent else told)
+    if not measured and not missing and not wrong:
+        parser.error(f"nothing to measure in {options.store}")
+    summary = f"{wrong} metrics are wrong" if wrong else f"all metrics of {measured} versions agree with their cards"
+    print(f"{summary}; {missing} not measured" if missing else summary)
     return 1 if wrong else 0
 
 

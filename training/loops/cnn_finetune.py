@@ -133,9 +133,9 @@ def initial_network(
         return network
     sizes = {**base.card.sizes, "classes": classes, "image": side, "label_smoothing": 0.0}
     network = WhitenedNet(WhitenedNetSizes(**{**sizes, "widths": tuple(sizes["widths"])}))
-    known = base.network().state_dict()
-    kept = {key: tensor for key, tensor in known.items() if key != "head.weight" and "temperature" not in key}
-    network.load_state_dict(kept, strict=False)
+    state = base.network().state_dict()
+    pretrained = {key: tensor for key, tensor in state.items() if key != "head.weight" and "temperature" not in key}
+    network.load_state_dict(pretrained, strict=False)
     return network
 
 
@@ -180,11 +180,11 @@ def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any
     correct = (probability.argmax(dim=1) == labels).double()
     class_accuracy = torch.stack([correct[labels == label].mean() for label in range(len(dataset.classes))])
     worst = dataset.classes[int(class_accuracy.argmin())]
-    commonest = labels.bincount().max().item() / len(labels)
+    majority_share = labels.bincount().max().item() / len(labels)
     return {
         **classification_metrics(probability, labels, split),
         "worst_class_accuracy": metric(class_accuracy.min().item(), f"{split}: class {worst}"),
-        "commonest_class": metric(commonest, f"{split}: accuracy of always predicting the most common class"),
+        "commonest_class": metric(majority_share, f"{split}: accuracy of always predicting the most common class"),
     }
 
 
@@ -233,10 +233,10 @@ def publish(run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.V
     probability = served_probabilities(classifier, images)
     some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
     labels, folder = dataset.classes, run.folder
-    drawn = {
+    pictures = {
         "curves.png": run.plot_curves(),
         "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
         "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
         "mistakes.png": plot_mistakes(folder / "mistakes.png", images, labels, probability, truth),
     }
-    run.finish(card, network, drawn)
+    run.finish(card, network, pictures)

@@ -235,8 +235,11 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, ep
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
-    """Images [N, channels, side, side], uint8 -> a sheet of them, twice the size, as nearly square as may be."""
-    drawn = sheet(images, columns=columns)
-    picture = Image.fromarray(drawn[0] if len(drawn) == 1 else drawn.transpose(1, 2, 0))
+    """Save uint8 images [N, channels, side, side] as a sheet at twice their size; return the path.
+
+    Without ``columns`` the sheet is as square as possible.
+    """
+    pixels = sheet(images, columns=columns)
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST).save(path)
     return path
