@@ -1,4 +1,7 @@
-"""Series to forecasts with intervals."""
+"""Forecasting: series of numbers to forecasts with intervals.
+
+``GlobalForecaster`` forecasts any series. ``WindowForecaster`` is for the workshop's network, which knows one kind.
+"""
 
 from __future__ import annotations
 
@@ -20,24 +23,24 @@ from app.tasks.precision import check_finite
 from app.tasks.seasonality import detect_season, fill_missing
 
 NORMAL = NormalDist()
-MIN_VALUES = 8  # values that a series must have
-LONGEST_SEASON = 168  # values: a week of hours
-LONGEST_GAP = 336  # missing values at the end that are forecast
-TAIL_SCORES = 1000.0  # times as far from the middle as nine tenths of the values are: no value, but a fault
+MIN_VALUES = 8  # of a series
+MAX_SEASON = 168  # values; one week of hours
+MAX_GAP = 336  # missing values at the end of a series that are forecast
+OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of the values are errors
 SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
 _levels = np.array([0.0, *QUANTILES, 1.0])
-SHARES = (_levels[2:] - _levels[:-2]) / 2  # of each quantile in the mean
-SHARES[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
-USUAL = 48  # steps ahead, when the pace is measured
+MEAN_WEIGHTS = (_levels[2:] - _levels[:-2]) / 2  # of each quantile in the mean
+MEAN_WEIGHTS[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
+DUMMY_HORIZON = 48  # steps of the forecasts that are timed
 NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True)
 class QuantileForecast:
-    """The coming values of a series, in its units.
+    """A forecast in the units of its series: mean and median [horizon], and quantiles [horizon, Q].
 
-    ``quantiles`` [horizon, Q] belong to ``scores`` [Q], ascending: how many standard deviations from the middle each
-    would lie if errors were normal. One of the scores is 0: the median.
+    ``scores`` [Q] are the normal scores of the quantiles, ascending: the number of standard deviations from the median
+    if errors were normal. One score is 0.
     """
 
     mean: np.ndarray
@@ -47,26 +50,26 @@ class QuantileForecast:
     seasonality: int | None = None
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """The lower and upper bounds [horizon] that hold ``level`` per cent."""
+        """Return the lower and upper bounds [horizon] of the interval that contains ``level`` per cent."""
         score = -NORMAL.inv_cdf(0.5 - level / 200)
         return self._at(-score), self._at(score)
 
     def _at(self, score: float) -> np.ndarray:
-        """On the line between the scores that there are; beyond them as far in proportion, as normal errors are."""
+        """Return the values [horizon] at a score: interpolated linearly, or extrapolated as normal errors are."""
         scores, quantiles = self.scores, self.quantiles
         if not scores[0] < score < scores[-1]:
             outermost = -1 if score > 0 else 0
             return self.median + (quantiles[:, outermost] - self.median) * (score / scores[outermost])
         above = int(np.searchsorted(scores, score, "right"))
-        share = (score - scores[above - 1]) / (scores[above] - scores[above - 1])
-        return quantiles[:, above - 1] + share * (quantiles[:, above] - quantiles[:, above - 1])
+        fraction = (score - scores[above - 1]) / (scores[above] - scores[above - 1])
+        return quantiles[:, above - 1] + fraction * (quantiles[:, above] - quantiles[:, above - 1])
 
 
 @dataclass(frozen=True)
 class SeriesWindow:
-    """A series ready to be forecast: its last values [context], NaN before it begins; its season; how far to go.
+    """A parsed series: its last values [context], NaN before the first one, its season, and the steps to forecast.
 
-    ``gap``: how many of the first steps are not asked for, because the series ends with as many missing values.
+    ``gap`` is the number of missing values at the end. They are forecast as well, and left out of the result.
     """
 
     values: np.ndarray
@@ -76,7 +79,7 @@ class SeriesWindow:
 
 
 class GlobalForecaster:
-    """A forecaster of the store, for series of any kind."""
+    """Predictor for networks that forecast any series."""
 
     def __init__(self, version: Version, device: torch.device) -> None:
         self.card = version.card
@@ -92,27 +95,35 @@ class GlobalForecaster:
         param: str = "values",
         seasonality: int | None = None,
     ) -> SeriesWindow:
-        """A series, None where a value is missing -> an item. ``seasonality`` None: it is looked for.
+        """Prepare a series for ``predict``.
 
-        Of a series that is no longer than one season, only its last value can be relied on: its season is 1. Missing
-        values at its end are forecast before what is asked for; a value that is beyond all measure counts as missing.
-        Raises BadValue for a series that is too short or has no value at all, and for a season that is too long.
+        Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. A
+        series no longer than one season gets season 1.
+
+        Args:
+            values: None marks a missing value.
+            horizon: steps to forecast.
+            param: name of the series in error messages.
+            seasonality: values per season; None detects the season.
+
+        Raises:
+            BadValue: the series is too short or has no value, or the season is too long.
         """
         if len(values) < MIN_VALUES:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {MIN_VALUES}", param)
-        if seasonality is not None and seasonality > LONGEST_SEASON:
+        if seasonality is not None and seasonality > MAX_SEASON:
             raise BadValue(
                 f"seasonality is {quote_value(seasonality)}; "
-                f"{self.card.name} takes seasons of up to {LONGEST_SEASON} values",
+                f"{self.card.name} takes seasons of up to {MAX_SEASON} values",
                 "seasonality",
             )
         series = np.array(values, dtype=np.float64)
         known = np.flatnonzero(~np.isnan(series))
         if not len(known):
             raise BadValue(f"{param} has only missing values; at least one must be known", param)
-        series = series[known[0] : known[-1] + 1]  # it begins and ends with a value
+        series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
         gap = len(values) - 1 - int(known[-1])
-        series[_tail_quantiles(series)] = np.nan
+        series[_outliers(series)] = np.nan
         if seasonality is None:
             season = detect_season(fill_missing(series, 1))
         else:
@@ -121,64 +132,65 @@ class GlobalForecaster:
         window = np.full(context, np.nan)
         series = fill_missing(series, season)[-context:]
         window[context - len(series) :] = series
-        if gap > LONGEST_GAP:  # in the same place of the season, and as uncertain as what is far away
-            gap = LONGEST_GAP - (LONGEST_GAP - gap) % season
+        if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
+            gap = MAX_GAP - (MAX_GAP - gap) % season
         return SeriesWindow(window, season, gap + horizon, gap)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
-        """Items of any lengths, seasons and horizons -> the outlook of each."""
+        """Forecast series of any lengths, seasons and horizons in one batch."""
         values = torch.from_numpy(np.stack([item.values for item in items]))
         seasons = torch.tensor([item.season for item in items])
         with torch.inference_mode():
             horizon = max(item.horizon for item in items)
-            found = self.network.forecast(values.to(self.device), seasons.to(self.device), horizon)
-        check_finite(float((found * 0).sum()), "forecasts")  # times 0: the sum of what is large may have no number
-        return [self._forecast(item, own) for item, own in zip(items, found.cpu().numpy(), strict=True)]
+            quantiles = self.network.forecast(values.to(self.device), seasons.to(self.device), horizon)  # [N, H, Q]
+        check_finite(float((quantiles * 0).sum()), "forecasts")  # times 0: a sum of large values may overflow
+        return [self._forecast(item, rows) for item, rows in zip(items, quantiles.cpu().numpy(), strict=True)]
 
     def _forecast(self, item: SeriesWindow, quantiles: np.ndarray) -> QuantileForecast:
         quantiles = quantiles[item.gap : item.horizon]
         median = quantiles[:, MEDIAN].copy()
-        mean = median + (quantiles - median[:, None]) @ SHARES
+        mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
         return QuantileForecast(mean, median, SCORES, quantiles, item.season)
 
-    def forecast(self, item: SeriesWindow, answer: QuantileForecast) -> QuantileForecast:
-        """What ``predict`` gave for an item, as the service answers."""
-        return answer
+    def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:
+        """Convert the result of ``predict`` for an item; here it is a QuantileForecast already."""
+        return result
 
     def rows(self, item: SeriesWindow) -> int:
-        """How much of a batch an item takes."""
+        """Return the number of batch rows that an item takes."""
         return 1
 
     def seconds(self, items: Sequence[SeriesWindow]) -> float:
-        """How long a batch should take: as many passes as its longest forecast needs."""
+        """Return the expected duration of a batch: the longest forecast decides the number of passes."""
         return self.latency(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
 
     def dummy_run(self, rows: int) -> None:
-        """Compute so many series of no meaning: to warm up, and to be timed."""
+        """Compute a batch of ``rows`` dummy series."""
         sizes = self.network.sizes
         self.predict([SeriesWindow(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Compute alone, in a full batch and between, and measure it."""
+        """Measure batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
-def _tail_quantiles(series: np.ndarray) -> np.ndarray:
-    """Which values of a series [T] with NaN are beyond all measure; never the last ones, which may be a new level.
+def _outliers(series: np.ndarray) -> np.ndarray:
+    """Return which values of a series [T] with NaN are extreme outliers, as bool [T].
 
-    The unit of a series is its usual step: one value of 1e12 among tens would make it 1e10.
+    One value of 1e12 among values around 10 would dominate the scale of the series. Values at the end are never
+    outliers, because they may be a new level.
     """
-    away = np.abs(series / 2 - np.nanmedian(series) / 2)  # halves: a difference might overflow
-    usual = np.nanquantile(away, 0.9)
-    beyond = away > TAIL_SCORES * usual if usual > 0 else np.zeros(len(series), bool)
-    within = np.flatnonzero(~beyond & ~np.isnan(series))
-    beyond[within[-1] + 1 :] = False
-    return beyond
+    distance = np.abs(series / 2 - np.nanmedian(series) / 2)  # halves, because the difference might overflow
+    usual = np.nanquantile(distance, 0.9)
+    outliers = distance > OUTLIER_RATIO * usual if usual > 0 else np.zeros(len(series), bool)
+    inliers = np.flatnonzero(~outliers & ~np.isnan(series))
+    outliers[inliers[-1] + 1 :] = False
+    return outliers
 
 
 @dataclass(frozen=True)
 class ScaledSeries:
-    """A series ready to be forecast: its last window [window], the units it is read in, and how far to go."""
+    """A parsed series: its last values [window], its location and scale, and the steps to forecast."""
 
     window: np.ndarray
     location: float
@@ -187,7 +199,10 @@ class ScaledSeries:
 
 
 class WindowForecaster:
-    """A series LSTM of the store. ``residuals`` are its measured errors per step ahead, in units of the scale."""
+    """Predictor for the workshop's series LSTM.
+
+    ``residuals`` are the measured standard deviations of its errors for each step ahead, in units of the scale.
+    """
 
     def __init__(self, version: Version, device: torch.device) -> None:
         card = version.card
@@ -195,7 +210,7 @@ class WindowForecaster:
             raise StoreError(f"{version.label}: residuals must be a list of standard deviations, one per step ahead")
         self.card = card
         self.device = device
-        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # no step is surer than one before it
+        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors never shrink with the distance
         self.network = version.network().to(device)
         self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
@@ -203,13 +218,14 @@ class WindowForecaster:
     def parse(
         self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
     ) -> ScaledSeries:
-        """A series, None where a value is missing -> an item. Missing values lie on the line between their neighbours.
+        """Prepare a series for ``predict``. Missing values (None) are interpolated linearly.
 
-        Raises BadValue for a series that is too short or has no value at all, and for a seasonality: it reads none.
+        Raises:
+            BadValue: the series is too short or has no value, or ``seasonality`` is set, which the network ignores.
         """
         if seasonality is not None:
-            told = f"seasonality is {quote_value(seasonality)}; {self.card.name} has none, so leave it out"
-            raise BadValue(told, "seasonality")
+            problem = f"seasonality is {quote_value(seasonality)}; {self.card.name} has none, so leave it out"
+            raise BadValue(problem, "seasonality")
         if len(values) < self.minimum:
             raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)
         series = np.array(values, dtype=np.float64)
@@ -221,41 +237,41 @@ class WindowForecaster:
         return ScaledSeries(series[-self.minimum :], location, scale, horizon)
 
     def _units(self, series: np.ndarray) -> tuple[float, float]:
-        """The location and scale to read a series [T] in.
+        """Return the location and scale that standardise a series [T].
 
-        One like the series trained on keeps the training units: a window of it is shorter than its period, so that
-        its own mean would mislead. Any other is standardised by itself, as the workshop does with its own.
+        A series like the training series gets the units of the training: its window is shorter than its period, so
+        its own mean would mislead. Any other series is standardised by its own mean and deviation, as in the workshop.
         """
         if series.min() == series.max():
             return float(series[0]), 0.0
         if self.network.knows(torch.from_numpy(series).to(self.device)):
             return float(self.network.location), float(self.network.scale)
-        largest = np.abs(series).max()  # so that no square overflows or vanishes
+        largest = np.abs(series).max()  # scale first, so that no square overflows or underflows
         unit = series / largest
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
     def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Items -> the forecast [horizon] of each, which is the mean and, its errors being symmetric, the median."""
+        """Return the forecast [horizon] of each item. It is the mean and, as errors are symmetric, the median."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])
             windows = np.stack([item.window for item in items]) - location[:, None]
             windows /= np.where(scale > 0, scale, 1.0)[:, None]
-            read = torch.from_numpy(windows).float().to(self.device)
-            standardised = self.network(read, max(item.horizon for item in items))
+            inputs = torch.from_numpy(windows).float().to(self.device)
+            standardised = self.network(inputs, max(item.horizon for item in items))
         check_finite(float(standardised.double().sum()), "forecasts")
         forecasts = standardised.double().cpu().numpy() * scale[:, None] + location[:, None]
         return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
 
     def half_widths(self, item: ScaledSeries, level: float) -> np.ndarray:
-        """Half the width [horizon] of the interval that holds ``level`` per cent, from the measured residuals.
+        """Return half the width [horizon] of the interval that contains ``level`` per cent, from the residuals.
 
-        Beyond the last measured step the error grows with the square root of the distance, as a random walk's does.
+        Beyond the last measured step, errors grow with the square root of the distance, as those of a random walk.
         """
         return -NORMAL.inv_cdf(0.5 - level / 200) * self._deviation(item)
 
     def forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
-        """What ``predict`` gave for an item, as the service answers: with normal errors around it."""
+        """Convert the result of ``predict`` for an item into a QuantileForecast with normal errors."""
         deviation = self._deviation(item)
         quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
         return QuantileForecast(mean, mean, NORMAL_SCORES, quantiles)
@@ -267,20 +283,20 @@ class WindowForecaster:
         return deviation * item.scale
 
     def rows(self, item: ScaledSeries) -> int:
-        """How much of a batch an item takes."""
+        """Return the number of batch rows that an item takes."""
         return 1
 
     def seconds(self, items: Sequence[ScaledSeries]) -> float:
-        """How long a batch should take: as long as its longest forecast."""
+        """Return the expected duration of a batch, in proportion to its longest forecast."""
         steps = self.minimum + max(item.horizon for item in items)
-        return self.latency(len(items)) * steps / (self.minimum + USUAL)
+        return self.latency(len(items)) * steps / (self.minimum + DUMMY_HORIZON)
 
     def dummy_run(self, rows: int) -> None:
-        """Compute so many series of no meaning: to warm up, and to be timed."""
-        self.predict([ScaledSeries(np.zeros(self.minimum), 0.0, 1.0, USUAL)] * rows)
+        """Compute a batch of ``rows`` dummy series."""
+        self.predict([ScaledSeries(np.zeros(self.minimum), 0.0, 1.0, DUMMY_HORIZON)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Compute alone, in a full batch and between, and measure it."""
+        """Measure batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 

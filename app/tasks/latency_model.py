@@ -6,34 +6,34 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SLOW_BATCH_SECONDS = 0.05  # seconds; what takes longer is not timed again: the first time is near enough
+SLOW_BATCH_SECONDS = 0.05  # seconds; slower batches are timed once, which is accurate enough
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Seconds that a batch takes: measured alone and full, and on the line between."""
+    """The seconds of a batch, linear in its number of rows."""
 
-    single_row: float
-    per_row: float  # for every row after the first
+    single_row: float  # seconds of a batch of one row
+    per_row: float  # seconds of each further row
 
     def __call__(self, rows: int) -> float:
         return self.single_row + (rows - 1) * self.per_row
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
-        """Warm up with 1, 2, 4 ... ``rows`` rows, and time the first and the last."""
+        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and time the smallest and the largest."""
         sizes = [1]
         while sizes[-1] < rows:
             sizes.append(min(2 * sizes[-1], rows))
-        taken = [_seconds(compute, size) for size in sizes]  # the first of a size costs more than those after it
-        alone, full = (
+        first_seconds = [_seconds(compute, size) for size in sizes]  # the first batch of a size is the slowest
+        single, full = (
             min(_seconds(compute, size) for _ in range(2)) if first < SLOW_BATCH_SECONDS else first
-            for size, first in ((1, taken[0]), (rows, taken[-1]))
+            for size, first in ((1, first_seconds[0]), (rows, first_seconds[-1]))
         )
-        return cls(alone, max(full - alone, 0.0) / max(rows - 1, 1))
+        return cls(single, max(full - single, 0.0) / max(rows - 1, 1))
 
 
 def _seconds(compute: Callable[[int], object], rows: int) -> float:
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     compute(rows)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at

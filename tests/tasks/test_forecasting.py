@@ -14,7 +14,7 @@ from support.service import ROOT, Serve
 from app import store
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
-from app.tasks.forecasting import NORMAL, SCORES, SHARES, GlobalForecaster, QuantileForecast
+from app.tasks.forecasting import NORMAL, SCORES, MEAN_WEIGHTS, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
@@ -296,8 +296,8 @@ def test_intervals_of_any_level_lie_between_and_beyond_the_quantiles_as_normal_e
         lower, upper = outlook.interval(level)
         assert upper == pytest.approx(3 - 2 * NORMAL.inv_cdf(0.5 - level / 200))
         assert (lower + upper) / 2 == pytest.approx(3)
-    assert SHARES.sum() == pytest.approx(1)
-    assert normal @ SHARES == pytest.approx(3)
+    assert MEAN_WEIGHTS.sum() == pytest.approx(1)
+    assert normal @ MEAN_WEIGHTS == pytest.approx(3)
 
 
 def test_the_service_finds_a_season_or_takes_it(serve: Serve, tiny_store: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.tasks.forecasting import LONGEST_SEASON
+from app.tasks.forecasting import MAX_SEASON
 from training.data import time_index
 from training.data.csv_cells import (
     MISSING,
@@ -99,8 +99,8 @@ def read(
     Raises:
         DataError: the file cannot be read, or holds no series of MIN_LENGTH values.
     """
-    if season is not None and not 1 <= season <= LONGEST_SEASON:
-        raise DataError(f"--season is {season}; allowed are 1 (no season) to {LONGEST_SEASON} steps")
+    if season is not None and not 1 <= season <= MAX_SEASON:
+        raise DataError(f"--season is {season}; allowed are 1 (no season) to {MAX_SEASON} steps")
     header, rows, delimiter = read_rows(path)
     remarks: list[str] = []
     if by_rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.tasks.forecasting import LONGEST_SEASON
+from app.tasks.forecasting import MAX_SEASON
 from training.data.datasets import DataError
 
 FORMATS = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M:%S")
@@ -106,10 +106,10 @@ def autocorrelation(values: np.ndarray, lag: int) -> float:
 def season(series: Sequence[np.ndarray], frequency: Frequency | None) -> int:
     """The season length of the series, in steps; 1 without a season.
 
-    Candidates are the usual seasons of the frequency; without one, all lags from 2 to LONGEST_SEASON. The strongest
+    Candidates are the usual seasons of the frequency; without one, all lags from 2 to MAX_SEASON. The strongest
     autocorrelation, averaged over up to 50 series, wins.
     """
-    candidates = [lag for lag in (frequency.seasons if frequency else range(2, 401)) if lag <= LONGEST_SEASON]
+    candidates = [lag for lag in (frequency.seasons if frequency else range(2, 401)) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]
 
     def strength(lag: int, candidate: int) -> float:
