@@ -1,4 +1,4 @@
-"""Images in any format to class probabilities."""
+"""Classification: images to class probabilities."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from app.tasks.precision import check_finite, fast_bfloat16
 
 
 class ImageClassifier(ImageDecoder):
-    """A CNN of the store. ``labels`` are in the order of its logits; with ``views`` it looks at each image several
-    times, moved and mirrored, if it is one that can.
+    """Predictor for classifiers.
+
+    Args:
+        version: a version whose card has ``labels``, in the order of the logits.
+        device: the device of the network.
+        tta: average over shifted and mirrored views of each image, if the network supports it.
     """
 
     def __init__(self, version: Version, device: torch.device, tta: bool = False) -> None:
         card = version.card
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
-            raise StoreError(f"{version.label}: labels are {len(card.labels or [])}, expected one for each class")
+            classes = card.sizes.get("classes", 10)
+            raise StoreError(f"{version.label}: there are {len(card.labels or [])} labels, expected {classes}")
         self.card = card
         self.labels = card.labels
         self.device = device
@@ -37,51 +42,50 @@ class ImageClassifier(ImageDecoder):
         self.latency = LatencyModel(0.0, 0.0)
 
     def predict(self, items: Sequence[Tensor]) -> list[list[float]]:
-        """Pixels [channels, side, side] of each image -> probabilities [classes] of each."""
+        """Return the probabilities [classes] of each image, given its pixels uint8 [channels, side, side]."""
         with torch.inference_mode():
             pixels = torch.stack(list(items)).to(self.device)
             logits = self.network.views(pixels) if self.tta else self.network(pixels)
-            found = probabilities(logits)
-            check_finite(float(found.sum()), "probabilities")
-            answers: list[list[float]] = found.tolist()
-        return answers
+            result = probabilities(logits)  # [N, classes]
+            check_finite(float(result.sum()), "probabilities")
+            rows: list[list[float]] = result.tolist()
+        return rows
 
     def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
-        """Pixels of each image -> its probabilities [classes], and where what speaks for the likeliest class is seen:
-        [h, w], 0 to 1.
+        """Return the probabilities [classes] and a heat map [h, w] of each image, 0 to 1, for its likeliest class.
 
-        Grad-CAM (Selvaraju et al. 2017): the maps of the last convolution, each weighted by the mean slope of the
-        likeliest class's score along it.
+        Grad-CAM (Selvaraju et al. 2017): the sum of the maps of the last convolution, each weighted by the mean
+        gradient of the class's score.
         """
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
             maps = self.network.maps(pixels)
-            seen = self.network.views(pixels) if self.tta else None
+            tta_logits = self.network.views(pixels) if self.tta else None
         maps.requires_grad_()
         with torch.enable_grad():
             scores = self.network.classified(maps)
-            likeliest = (scores if seen is None else seen).argmax(dim=1, keepdim=True)
-            (slopes,) = torch.autograd.grad(scores.gather(1, likeliest).sum(), maps)
+            likeliest = (scores if tta_logits is None else tta_logits).argmax(dim=1, keepdim=True)
+            (gradients,) = torch.autograd.grad(scores.gather(1, likeliest).sum(), maps)
         with torch.no_grad():
-            heat = F.relu((slopes.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
+            heat = F.relu((gradients.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            likely = probabilities(self.network.calibrated(scores) if seen is None else seen)
-            check_finite(float(likely.sum() + heat.sum()), "probabilities or heat")
-            found: list[list[float]] = likely.tolist()
-        return list(zip(found, heat.cpu().numpy(), strict=True))
+            result = probabilities(self.network.calibrated(scores) if tta_logits is None else tta_logits)
+            check_finite(float(result.sum() + heat.sum()), "probabilities or heat maps")
+            rows: list[list[float]] = result.tolist()
+        return list(zip(rows, heat.cpu().numpy(), strict=True))
 
     def rows(self, item: Tensor) -> int:
-        """How much of a batch an item takes."""
+        """Return the number of batch rows that an item takes."""
         return 1
 
     def seconds(self, items: Sequence[Tensor]) -> float:
-        """How long a batch should take."""
+        """Return the expected duration of a batch."""
         return self.latency(len(items))
 
     def dummy_run(self, rows: int) -> None:
-        """Compute so many images of no meaning: to warm up, and to be timed."""
+        """Compute a batch of ``rows`` dummy images."""
         self.predict([torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Compute alone, in a full batch and between, and measure it."""
+        """Measure batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)

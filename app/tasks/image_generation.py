@@ -1,4 +1,4 @@
-"""Seeds to images."""
+"""Image generation: seeds and labels to images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from app.store import StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import batch_invariant, pad
 
-MAX_BATCH = 64  # images in one matrix product, however many are drawn: more would be computed in another order
+MAX_BATCH = 64  # images per matrix product; larger products might sum in another order
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """What a request wants drawn: latents [count, latent], and class indices [count] where the network has classes."""
+    """The images of a request: latents [count, latent], and class indices [count] if the network has classes."""
 
     latents: np.ndarray
     classes: np.ndarray | None = None
@@ -30,10 +30,10 @@ class LatentBatch:
 
 
 class ImageSampler:
-    """A generator of the store. With ``labels``, in the order of its classes, it draws what it is asked for.
+    """Predictor for generators. ``labels`` are in the order of the network's classes, empty without classes.
 
-    An image does not depend on how many are drawn together: where the processor's rounding does, which is tried at
-    the start, it computes in double precision, in which no pixel is tipped by it.
+    An image does not depend on the batch in which it is generated. If the processor's rounding depends on the batch
+    size, which ``warm_up`` tries, the network computes in float64, in which no pixel changes.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -43,21 +43,19 @@ class ImageSampler:
         self.network = version.network().to(device)
         expected = getattr(self.network.sizes, "classes", 0)
         if len(self.labels) != expected:
-            raise StoreError(f"{version.label}: labels are {len(self.labels)}, expected {expected}: one for each class")
+            raise StoreError(f"{version.label}: there are {len(self.labels)} labels, expected {expected}")
         self.dtype = torch.float32
         self.latent: int = self.network.sizes.latent
         self.latency = LatencyModel(0.0, 0.0)
 
     def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
-        """What to draw. Image i of a seed is the same for every count. Raises BadValue.
+        """Return the latents and classes of ``count`` images. Raises BadValue for an unknown label.
 
-        Without a label each ten (or as many as there are labels) in a row are one of each, in an order of their own;
-        with one, the latents are the same.
+        Image i of a seed is the same for every count. Without ``label``, each run of as many images as there are
+        labels has one image per label, in random order. The latents do not depend on the label.
         """
         if label is not None and label not in self.labels:
-            allowed = (
-                f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} draws without labels"
-            )
+            allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
             raise BadValue(f"label is {quote_value(label)}; {allowed}", "label")
         if label is not None:
             return self.for_labels([label] * count, seed)
@@ -69,7 +67,7 @@ class ImageSampler:
         return LatentBatch(latents, order.reshape(-1)[:count])
 
     def for_labels(self, labels: Sequence[str], seed: int) -> LatentBatch:
-        """An image of each label, with the latents that image i of the seed always has."""
+        """Return the latents and classes of one image per label; image i has the i-th latent of the seed."""
         indices = {label: index for index, label in enumerate(self.labels)}
         return LatentBatch(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
 
@@ -77,20 +75,20 @@ class ImageSampler:
         return np.random.Generator(np.random.Philox(seed)).standard_normal((count, self.latent))
 
     def names(self, item: LatentBatch) -> list[str | None]:
-        """The label of each image."""
+        """Return the label of each image."""
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
     def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:
-        """What to draw on the way from the first image of one seed to the first one of another. Raises BadValue.
+        """Return the latents of a path from the first image of ``seed`` to that of ``walk_to``. Raises BadValue.
 
-        Without a label all have that of the first.
+        All images have the class of the first one.
         """
         start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
         latents = arc(start.latents[0], end.latents[0], count)
         return LatentBatch(latents, None if start.classes is None else start.classes.repeat(count))
 
     def predict(self, items: Sequence[LatentBatch]) -> list[np.ndarray]:
-        """What to draw, of each request -> pixels [count, channels, side, side] of each, uint8."""
+        """Return the pixels uint8 [count, channels, side, side] of each request."""
         latents = torch.from_numpy(np.concatenate([item.latents for item in items])).to(self.device, self.dtype)
         inputs = [latents]
         if self.labels:
@@ -105,37 +103,39 @@ class ImageSampler:
         return self.network.pixels(*map(pad, inputs))[: len(inputs[0])]
 
     def rows(self, item: LatentBatch) -> int:
-        """How much of a batch an item takes."""
+        """Return the number of batch rows that an item takes."""
         return len(item)
 
     def seconds(self, items: Sequence[LatentBatch]) -> float:
-        """How long a batch should take."""
+        """Return the expected duration of a batch."""
         return self.latency(sum(map(len, items)))
 
     def dummy_run(self, rows: int) -> None:
-        """Compute so many images of no meaning: to warm up, and to be timed."""
+        """Compute a batch of ``rows`` dummy images."""
         self.predict([self.parse(rows, None, 0)])
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision; compute alone, in a full batch and between, and measure it."""
+        """Choose the precision, and measure batches of 1 to ``rows`` rows."""
         latents = torch.randn(MAX_BATCH, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
         classes = [torch.arange(MAX_BATCH, device=self.device) % len(self.labels)] if self.labels else []
-        if not batch_invariant(lambda rows: self.network(rows, *(each[: len(rows)] for each in classes)), latents):
+        if not batch_invariant(
+            lambda rows: self.network(rows, *(indices[: len(rows)] for indices in classes)), latents
+        ):
             self.dtype = torch.float64
             self.network = self.network.double()
         self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
-    """Latents [latent] and [latent] -> [count, latent] from one to the other (slerp, Shoemake 1985).
+    """Return latents [count, latent] on the arc from ``start`` to ``end``, both [latent] (slerp, Shoemake 1985).
 
-    On the straight line they would be shorter midway than any latent that a generator was trained on.
+    On a straight line, the latents in the middle would be shorter than any latent of the training.
     """
     cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
     angle = math.acos(min(1.0, max(-1.0, cosine)))
-    done = np.linspace(0.0, 1.0, count)[:, None]
-    if math.sin(angle) < 1e-6:  # the same direction, so that the arc is no longer than the line
-        return (1 - done) * start + done * end
-    path = (np.sin((1 - done) * angle) * start + np.sin(done * angle) * end) / math.sin(angle)
-    path[-1], path[0] = end, start  # to the last bit; of one image it is the start that counts
+    fraction = np.linspace(0.0, 1.0, count)[:, None]
+    if math.sin(angle) < 1e-6:  # almost the same direction: the arc is a line
+        return (1 - fraction) * start + fraction * end
+    path = (np.sin((1 - fraction) * angle) * start + np.sin(fraction * angle) * end) / math.sin(angle)
+    path[-1], path[0] = end, start  # without rounding errors; a path of one image is the start
     return path

@@ -1,4 +1,4 @@
-"""Texts to their continuation, many at once, each with its own random numbers."""
+"""Text generation: prompts to continuations, many texts at a time, each with its own random numbers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-PREFILL_SECONDS = 0.002  # for which prompts are read in one step, so that whoever comes or goes is noticed
-PREFILL_SHARE = 1.0  # of the time of a step, where texts are drawn beside: a long prompt slows them down by so much
-MAX_PREFILL = 256  # characters of a prompt in one step
-UNIFORMS_AHEAD = 64  # characters for which a drawing has its random numbers ready
+PREFILL_SECONDS = 0.002  # longest prefill per step, so that texts can join and leave between steps
+PREFILL_SHARE = 1.0  # longest prefill beside generating texts, relative to the time of their step
+MAX_PREFILL = 256  # characters of a prompt per step
+UNIFORMS_AHEAD = 64  # characters whose random numbers a batch holds
 
 
 @dataclass(eq=False)
 class Prompt:
-    """Characters [T], read once for all texts that continue them; ``state`` is that after those read so far.
+    """A prompt, read once for all of its texts.
 
-    The last one is not read here: each text begins its drawing with it. ``notes``, where asked for, are of all but the
-    first.
+    ``characters`` [T] are indices. ``state`` is the network's state after the first ``read`` of them. The last
+    character is left to the first step of each text. ``log_probs`` records all characters but the first.
     """
 
     characters: np.ndarray
     state: Tensor
     read: int = 0
-    notes: LogProbs | None = None
+    log_probs: LogProbs | None = None
 
     @property
     def unread(self) -> int:
@@ -41,7 +41,7 @@ class Prompt:
 
 @dataclass(eq=False)
 class Continuation:
-    """One text under way. ``draws`` are its random numbers, one for each character."""
+    """A text that is being generated. ``uniforms`` are its random numbers, one per character."""
 
     prompt: Prompt
     uniforms: np.ndarray
@@ -50,12 +50,12 @@ class Continuation:
     top_p: float
     stop: tuple[str, ...]
     seed: int
-    extras: SamplingOptions | None = None
+    options: SamplingOptions | None = None
     text: str = ""
     finish_reason: str | None = None
     last: int = field(init=False)
-    drawing: DecodeBatch | None = None  # where it is drawn, once its prompt is read ...
-    row: int = 0  # ... and which row of it
+    batch: DecodeBatch | None = None  # the batch that contains the text, once its prompt is read
+    row: int = 0  # in ``batch``
 
     def __post_init__(self) -> None:
         self.last = int(self.prompt.characters[-1])
@@ -66,22 +66,22 @@ class Continuation:
 
     @property
     def generated(self) -> int:
-        """Characters so far."""
+        """The number of characters generated so far."""
         return len(self.text)
 
     @property
     def remaining(self) -> int:
-        """Characters that it may yet take: of its prompt to read, and to draw."""
+        """The largest number of characters still to be read from the prompt and generated."""
         return self.prompt.unread + len(self.uniforms) - len(self.text)
 
     @property
     def state(self) -> Tensor:
-        """After all characters but the last, [layers, hidden]."""
-        return self.prompt.state if self.drawing is None else self.drawing.state[self.row]
+        """The network's state [layers, hidden] after all characters but the last."""
+        return self.prompt.state if self.batch is None else self.batch.state[self.row]
 
     @property
     def settled(self) -> str:
-        """The text so far without an end that may yet turn out to begin a stop string: what a stream may show."""
+        """The part of the text that a stream may send: without an end that may become a stop string."""
         if self.finished or not self.stop:
             return self.text
         text, held = self.text, 0
@@ -93,7 +93,7 @@ class Continuation:
         return text[: len(text) - held]
 
     def add(self, character: str) -> None:
-        """Take one more character; ends at a stop string, which is left out, or when the draws are used up."""
+        """Append a character. The text ends before a stop string, or at its maximum length."""
         text = self.text + character
         for stop in self.stop:
             if text.endswith(stop):
@@ -105,39 +105,39 @@ class Continuation:
 
 
 class DecodeBatch:
-    """Texts that are drawn together: row i of everything is text i. Made anew when a text joins or leaves."""
+    """The texts of one decoding step. Row i of each array belongs to text i. Replaced when a text joins or leaves."""
 
     def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
-        self.texts = [ref(text) for text in texts]  # each text knows its drawing: a circle would outlive its answer
+        self.texts = [ref(text) for text in texts]  # weak, because each text refers to its batch
         self.state = torch.stack([text.state for text in texts])  # [N, layers, hidden]
         self.characters = torch.tensor([text.last for text in texts], device=device)  # [N]
-        self.choose = Sampler(
+        self.sampler = Sampler(
             np.array([text.temperature for text in texts]),
             np.array([text.top_k for text in texts]),
             np.array([text.top_p for text in texts]),
             vocabulary,
         )
-        self.extras = OptionRows(texts) if any(text.extras for text in texts) else None
-        self.uniform = np.zeros((UNIFORMS_AHEAD, len(texts)))  # one row for each character to come
+        self.options = OptionRows(texts) if any(text.options for text in texts) else None
+        self.uniforms = np.zeros((UNIFORMS_AHEAD, len(texts)))  # one row per step
         for i, text in enumerate(texts):
             coming = text.uniforms[len(text.text) : len(text.text) + UNIFORMS_AHEAD]
-            self.uniform[: len(coming), i] = coming
-        self.drawn = 0
+            self.uniforms[: len(coming), i] = coming
+        self.steps_done = 0
         for i, text in enumerate(texts):
-            text.drawing, text.row = self, i
+            text.batch, text.row = self, i
 
-    def uniforms(self, texts: Sequence[Continuation]) -> bool:
-        """Whether it can go on for just these texts."""
+    def matches(self, texts: Sequence[Continuation]) -> bool:
+        """Return whether the batch consists of these texts and has random numbers for a further step."""
         pairs = zip(self.texts, texts, strict=False)
         same = len(texts) == len(self.texts) and all(known() is text for known, text in pairs)
-        return same and self.drawn < UNIFORMS_AHEAD
+        return same and self.steps_done < UNIFORMS_AHEAD
 
 
 class TextGenerator:
-    """A character RNN of the store.
+    """Predictor for character RNNs.
 
-    A seed gives the same text whatever else is running: where the processor's rounding depends on how many texts are
-    computed together, which is tried at the start, it computes in double precision, in which no draw is tipped by it.
+    A seed gives the same text at any load. If the processor's rounding depends on the batch size, which ``warm_up``
+    tries, the network computes in float64, in which no sampled character changes.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -159,22 +159,21 @@ class TextGenerator:
         self.device = device
         self.network = network.to(device)
         self.steps = self.network.steps()
-        self.blank = self.network.zero_state(1)[0]  # what a text begins from, [layers, hidden]
-        self.least = MIN_ROWS  # rows that are computed together: fewer are padded
-        self.latency = self.reading = LatencyModel(
-            PREFILL_SECONDS / MAX_PREFILL, 0.0
-        )  # of a step that draws, and of one that reads
-        self._drawing: DecodeBatch | None = None
+        self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
+        self.min_rows = MIN_ROWS  # smaller batches are padded
+        # of a step that decodes, and of one that only reads prompts; measured by warm_up
+        self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
+        self._batch: DecodeBatch | None = None
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
-        """What a text begins with -> its prompt, never empty, and which characters the network does not know.
+        """Return the prompt of a text, and the sorted characters that the network does not know.
 
-        An empty prompt is read as a line break where the network knows one: texts start on a new line.
+        An empty text becomes a line break, or ``<unk>`` if the network knows no line break.
         """
         if not text:
-            return Prompt(np.array([self.index.get("\n", self.unknown)]), self.blank), []
+            return Prompt(np.array([self.index.get("\n", self.unknown)]), self.initial_state), []
         indices = np.fromiter((self.index.get(character, self.unknown) for character in text), np.int64, len(text))
-        return Prompt(indices, self.blank), sorted(set(text) - self.index.keys())
+        return Prompt(indices, self.initial_state), sorted(set(text) - self.index.keys())
 
     def begin(
         self,
@@ -185,126 +184,133 @@ class TextGenerator:
         top_p: float | None,
         stop: Sequence[str],
         seed: int,
-        extras: SamplingOptions | None = None,
+        options: SamplingOptions | None = None,
     ) -> Continuation:
-        """A text that waits to be continued. All its random numbers follow from ``seed``."""
-        draws = np.random.Generator(np.random.Philox(seed)).random(max_characters)
-        everything = len(self.vocabulary)
-        kept = min(top_k or everything, everything)
-        return Continuation(prompt, draws, temperature, kept, top_p or 1.0, tuple(stop), seed, extras)
+        """Return a new text for ``step``. All its random numbers follow from ``seed``."""
+        uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
+        size = len(self.vocabulary)
+        top_k = min(top_k or size, size)
+        return Continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def step(self, texts: Sequence[Continuation]) -> None:
-        """Draw one character for each text whose prompt is read, and read on in the other prompts."""
-        reading = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
-        drawing = [text for text in texts if text.prompt not in reading] if reading else texts
+        """Generate one character of each text whose prompt is read; read on in the other prompts.
+
+        Raises ArithmeticError for non-finite logits. The texts are then unchanged, and the step can be repeated.
+        """
+        prompts = list(dict.fromkeys(text.prompt for text in texts if text.prompt.unread))
+        decoding = [text for text in texts if text.prompt not in prompts] if prompts else texts
         with torch.inference_mode():
-            if reading:
-                share = PREFILL_SHARE * self.latency(len(drawing)) if drawing else PREFILL_SECONDS
-                self._prefill(reading, min(share, PREFILL_SECONDS))
-            if drawing:
-                self._sample(drawing, [prompt for prompt in reading if prompt.unread])
+            if prompts:
+                seconds = PREFILL_SHARE * self.latency(len(decoding)) if decoding else PREFILL_SECONDS
+                self._prefill(prompts, min(seconds, PREFILL_SECONDS))
+            if decoding:
+                self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
-        """The same number of characters of each, as many as the time allows and the shortest has."""
-        noting = any(prompt.notes for prompt in prompts)
-        pace = self.latency if noting else self.reading  # to note a character costs what drawing one does
-        most = max(1, min(int(seconds / pace(len(prompts))), MAX_PREFILL))
-        count = min(most, *(prompt.unread for prompt in prompts))
-        pieces = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])
+        """Read the same number of characters of each prompt: as many as fit the time and the shortest prompt."""
+        recording = any(prompt.log_probs for prompt in prompts)
+        latency = self.latency if recording else self.prefill_latency  # recording needs the logits, as decoding does
+        max_count = max(1, min(int(seconds / latency(len(prompts))), MAX_PREFILL))
+        count = min(max_count, *(prompt.unread for prompt in prompts))
+        block = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])  # [N, count]
         state = torch.stack([prompt.state for prompt in prompts])
-        likely = []
-        for characters in torch.from_numpy(pieces).to(self.device).unbind(1):
-            above, state = self._after(characters, state)
-            likely.append(self._restrict(prompts, above) if noting else None)
-        _keep(prompts, state, likely)
+        log_probs = []
+        for characters in torch.from_numpy(block).to(self.device).unbind(1):
+            hidden, state = self._read(characters, state)
+            log_probs.append(self._prompt_log_probs(prompts, hidden) if recording else None)
+        _advance(prompts, state, log_probs)
 
-    def _restrict(self, prompts: Sequence[Prompt], above: Tensor) -> np.ndarray | None:
-        """What was read of the prompts -> log-probabilities of what comes next in those of which it is noted."""
-        rows = [row for row, prompt in enumerate(prompts) if prompt.notes]
-        return log_probabilities(self._logits(above[rows])) if rows else None
+    def _prompt_log_probs(self, prompts: Sequence[Prompt], hidden: Tensor) -> np.ndarray | None:
+        """Return the log-probabilities of the next character of those prompts that record them."""
+        rows = [row for row, prompt in enumerate(prompts) if prompt.log_probs]
+        return log_probabilities(self._logits(hidden[rows])) if rows else None
 
-    def _logits(self, above: Tensor) -> np.ndarray:
-        """What ``steps.read`` gave of N texts -> logits [N, V], float64; <unk> is read, but never written.
+    def _logits(self, hidden: Tensor) -> np.ndarray:
+        """Return logits float64 [N, V] of the outputs of ``steps.read``; -inf for ``<unk>``, which is never generated.
 
         Raises ArithmeticError.
         """
-        logits = self.steps.logits(pad(above, self.least))[: len(above)].cpu().numpy().astype(np.float64)
+        logits = self.steps.logits(pad(hidden, self.min_rows))[: len(hidden)].cpu().numpy().astype(np.float64)
         check_finite(float(logits.sum()), "logits")
         logits[:, self.unknown] = -np.inf
         return logits
 
-    def _after(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """``steps.read`` of characters [N] and state [N, layers, hidden], in no fewer rows than it needs."""
-        above, state = self.steps.read(pad(characters, self.least), pad(state, self.least))
-        return above[: len(characters)], state[: len(characters)]
+    def _read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Call ``steps.read`` with characters [N] and state [N, layers, hidden], padded to ``min_rows``."""
+        hidden, state = self.steps.read(pad(characters, self.min_rows), pad(state, self.min_rows))
+        return hidden[: len(characters)], state[: len(characters)]
 
-    def _sample(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
-        """A character of each text, and one that is read of each of the prompts: beside the others it costs little."""
-        drawing = self._drawing
-        if drawing is None or not drawing.uniforms(texts):
-            drawing = self._drawing = DecodeBatch(texts, len(self.vocabulary), self.device)
-        characters, state, count = drawing.characters, drawing.state, len(texts)
+    def _decode(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
+        """Generate one character of each text, and read one character of each prompt, which costs little more."""
+        batch = self._batch
+        if batch is None or not batch.matches(texts):
+            batch = self._batch = DecodeBatch(texts, len(self.vocabulary), self.device)
+        characters, state, count = batch.characters, batch.state, len(texts)
         if prompts:
             coming = torch.tensor([int(prompt.characters[prompt.read]) for prompt in prompts], device=self.device)
             characters = torch.cat([characters, coming])
             state = torch.cat([state, torch.stack([prompt.state for prompt in prompts])])
-        above, state = self._after(characters, state)
-        logits, extras = self._logits(above[:count]), drawing.extras
-        if extras:
-            likely = extras.likely(logits)
-            extras.steer(logits)
-        drawn = drawing.choose(logits, drawing.uniform[drawing.drawn])
-        in_prompts = self._restrict(prompts, above[count:]) if prompts else None
-        # nothing has changed before this line: a step that fails can be taken again
-        if extras:
-            extras.take(drawn, likely)
-        _keep(prompts, state[count:], [in_prompts])
-        drawing.state, drawing.drawn = state[:count], drawing.drawn + 1
-        drawing.characters = torch.from_numpy(drawn).to(self.device)
-        for text, character in zip(texts, drawn.tolist(), strict=True):
-            text.last = character
-            text.add(self.vocabulary[character])
+        hidden, state = self._read(characters, state)
+        logits, options = self._logits(hidden[:count]), batch.options
+        if options:
+            log_probs = options.log_probabilities(logits)
+            options.apply(logits)
+        sampled = batch.sampler(logits, batch.uniforms[batch.steps_done])
+        prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:]) if prompts else None
+        # No text has changed before this line, so a step that fails can be repeated.
+        if options:
+            options.record(sampled, log_probs)
+        _advance(prompts, state[count:], [prompt_log_probs])
+        batch.state, batch.steps_done = state[:count], batch.steps_done + 1
+        batch.characters = torch.from_numpy(sampled).to(self.device)
+        for text, index in zip(texts, sampled.tolist(), strict=True):
+            text.last = index
+            text.add(self.vocabulary[index])
         if all(text.finished for text in texts):
-            self._drawing = None
+            self._batch = None
 
     def dummy_texts(self, rows: int, characters: int) -> list[Continuation]:
-        """Return ``rows`` texts of no meaning that take ``characters`` steps each."""
-        prompts = [Prompt(np.full(1, self.unknown), self.blank) for _ in range(rows)]
+        """Return ``rows`` dummy texts that take ``characters`` steps each."""
+        prompts = [Prompt(np.full(1, self.unknown), self.initial_state) for _ in range(rows)]
         return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure a step alone and with all rows. After it there is no ``network``: what the
-        steps read is theirs, and often another copy of its weights.
+        """Choose the precision, and measure steps of 1 to ``rows`` texts.
+
+        Deletes ``network`` to free memory, because ``steps`` may hold a copy of its weights.
         """
         generator = torch.Generator().manual_seed(0)
         characters = torch.randint(0, self.unknown, (rows,), generator=generator).to(self.device)
-        states = torch.rand(rows, *self.blank.shape, generator=generator).to(self.device)
+        states = torch.rand(rows, *self.initial_state.shape, generator=generator).to(self.device)
 
-        def computed(state: Tensor) -> Tensor:
-            above, state = self.steps.read(characters[: len(state)], state)
-            return torch.cat([self.steps.logits(above), state.flatten(1)], dim=1)
+        def logits_and_state(state: Tensor) -> Tensor:
+            hidden, state = self.steps.read(characters[: len(state)], state)
+            return torch.cat([self.steps.logits(hidden), state.flatten(1)], dim=1)
 
-        if batch_invariant(computed, states, 1):
-            self.least = 1
-        elif not batch_invariant(computed, states, self.least):
-            self.steps, self.least = self.network.double().steps(), 1
-            self.blank = self.blank.double()
+        if batch_invariant(logits_and_state, states, 1):
+            self.min_rows = 1
+        elif not batch_invariant(logits_and_state, states, self.min_rows):
+            self.steps, self.min_rows = self.network.double().steps(), 1
+            self.initial_state = self.initial_state.double()
         del self.network
 
         self.latency = LatencyModel.measure(lambda count: self.step(self.dummy_texts(count, 1)), rows)
         with torch.inference_mode():
-            self.reading = LatencyModel.measure(
-                lambda count: self._after(characters[:count], states[:count].to(self.blank.dtype)), rows
+            self.prefill_latency = LatencyModel.measure(
+                lambda count: self._read(characters[:count], states[:count].to(self.initial_state.dtype)), rows
             )
 
 
-def _keep(prompts: Sequence[Prompt], state: Tensor, likely: Sequence[np.ndarray | None]) -> None:
-    """Note that more characters of each prompt are read: as many as ``likely`` tells of what was to come next."""
-    noted = [(prompt, prompt.notes) for prompt in prompts if prompt.notes]
-    for step, logs in enumerate(likely):
-        if logs is not None:
-            following = np.array([prompt.characters[prompt.read + step + 1] for prompt, _ in noted])
-            record_log_probs([notes for _, notes in noted], logs, following)
+def _advance(prompts: Sequence[Prompt], state: Tensor, log_probs: Sequence[np.ndarray | None]) -> None:
+    """Update prompts of which ``len(log_probs)`` more characters have been read.
+
+    ``state`` [N, layers, hidden] is the new state, ``log_probs`` the result of ``_prompt_log_probs`` per character.
+    """
+    records = [(prompt, prompt.log_probs) for prompt in prompts if prompt.log_probs]
+    for step, rows in enumerate(log_probs):
+        if rows is not None:
+            following = np.array([prompt.characters[prompt.read + step + 1] for prompt, _ in records])
+            record_log_probs([record for _, record in records], rows, following)
     for prompt, own in zip(prompts, state.unbind(0), strict=True):
         prompt.state = own
-        prompt.read += len(likely)
+        prompt.read += len(log_probs)

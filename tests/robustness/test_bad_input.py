@@ -124,7 +124,7 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (FORECAST, "long series", json.dumps({"values": [[0] * 50_000, [0] * 50_001]}), 400, "values", "100,001 values; allowed are 100,000"),
     (SAMPLE, "count 0", '{"count": 0}', 400, "count", "is 0"),
     (SAMPLE, "count 10^9", '{"count": 1000000000}', 400, "count", "less than or equal to 1024"),
-    (SAMPLE, "unknown label", '{"label": "cat"}', 400, "label", "'cat'; tiny-gan draws without labels"),
+    (SAMPLE, "unknown label", '{"label": "cat"}', 400, "label", "'cat'; tiny-gan has no labels"),
     (SAMPLE, "label number", '{"label": 7}', 400, "label", "is 7; it should be a valid string"),
     (SAMPLE, "seed text", '{"seed": "x"}', 400, "seed", "'x'"),
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from support.service import ROOT, Serve
 from app import store
 from app.errors import BadValue
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
-from app.tasks.forecasting import NORMAL, SCORES, MEAN_WEIGHTS, GlobalForecaster, QuantileForecast
+from app.tasks.forecasting import MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)

@@ -93,12 +93,12 @@ def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) ->
     task, kind, sizes, _ = MORE["tiny-cgan"]
     card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
     version = store.publish(tmp_path, card, build(kind, sizes).state_dict())
-    with pytest.raises(store.StoreError, match="odd/1: labels are 1, expected 3: one for each class"):
+    with pytest.raises(store.StoreError, match="odd/1: there are 1 labels, expected 3"):
         ImageSampler(version, torch.device("cpu"))
 
 
 def test_a_label_that_does_not_exist_is_refused(sampler: ImageSampler) -> None:
-    with pytest.raises(BadValue, match="label is 'x'; tiny-gan draws without labels"):
+    with pytest.raises(BadValue, match="label is 'x'; tiny-gan has no labels"):
         sampler.parse(1, "x", 0)
 
 

@@ -27,7 +27,7 @@ PIECE = 60  # characters that a step reads
 @pytest.fixture
 def continuer(tmp_path: Path) -> TextGenerator:
     continuer = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
-    continuer.latency = continuer.reading = LatencyModel(PREFILL_SECONDS / PIECE, 0.0)
+    continuer.latency = continuer.prefill_latency = LatencyModel(PREFILL_SECONDS / PIECE, 0.0)
     return continuer
 
 
@@ -147,7 +147,7 @@ def test_the_network_is_doubled_only_when_it_must_be(continuer: TextGenerator, m
     single = finish(continuer, begin(continuer, "abc")).text
     monkeypatch.setattr("app.tasks.text_generation.batch_invariant", lambda *_: False)
     continuer.warm_up(8)
-    assert continuer.blank.dtype == torch.float64
+    assert continuer.initial_state.dtype == torch.float64
     assert finish(continuer, begin(continuer, "abc")).text == single
 
 
@@ -295,37 +295,39 @@ def test_extras_beside_plain_texts_change_neither(continuer: TextGenerator) -> N
             None,
             steered(continuer, bias={3: 2.0}),
             None,
-            steered(continuer, presence=0.5, frequency=0.3, notes=LogProbs(3)),
-            steered(continuer, notes=LogProbs(0)),
+            steered(continuer, presence=0.5, frequency=0.3, log_probs=LogProbs(3)),
+            steered(continuer, log_probs=LogProbs(0)),
         ]
-        return [begin(continuer, "ab", max_characters=30 * i + 80, seed=i, extras=each) for i, each in enumerate(asked)]
+        return [
+            begin(continuer, "ab", max_characters=30 * i + 80, seed=i, options=each) for i, each in enumerate(asked)
+        ]
 
     alone, together = [finish(continuer, text) for text in texts()], texts()
     while not all(text.finished for text in together):
         continuer.step([text for text in together if not text.finished])
     assert [text.text for text in together] == [text.text for text in alone]
     for one, other in zip(alone, together, strict=True):
-        assert (one.extras is None) == (other.extras is None)
-        if one.extras and one.extras.notes:
-            assert other.extras
-            assert other.extras.notes
-            assert vars(one.extras.notes) == vars(other.extras.notes)
+        assert (one.options is None) == (other.options is None)
+        if one.options and one.options.log_probs:
+            assert other.options
+            assert other.options.log_probs
+            assert vars(one.options.log_probs) == vars(other.options.log_probs)
     plain = finish(continuer, begin(continuer, "ab", max_characters=200, seed=4))
     assert plain.text == alone[4].text  # to note is not to change
 
 
 def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextGenerator) -> None:
-    extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, notes=LogProbs(2))
-    text = finish(continuer, begin(continuer, "abc", extras=extras, max_characters=2 * UNIFORMS_AHEAD))
+    extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, log_probs=LogProbs(2))
+    text = finish(continuer, begin(continuer, "abc", options=extras, max_characters=2 * UNIFORMS_AHEAD))
     written, read = "", "abc"
     for at, uniform in enumerate(text.uniforms):
         logits = reading(continuer, read)[0][0, -1, :-1].double()
-        assert extras.notes
-        assert extras.notes.tokens[at] == pytest.approx(
+        assert extras.log_probs
+        assert extras.log_probs.tokens[at] == pytest.approx(
             float(logits.log_softmax(0)[VOCABULARY.index(text.text[at])]), abs=1e-5
         )
         best, second = logits.log_softmax(0).topk(2).indices.tolist()
-        assert [index for index, _ in extras.notes.likeliest[at]] == [best, second]
+        assert [index for index, _ in extras.log_probs.likeliest[at]] == [best, second]
         logits[2] += 0.7
         for index, character in enumerate(VOCABULARY[:-1]):
             logits[index] -= 0.4 * written.count(character) + 0.9 * (character in written)
@@ -337,20 +339,20 @@ def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextGenerator) -
 def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * 20
     noted, _ = continuer.parse(prompt)
-    noted.notes = LogProbs(1)
+    noted.log_probs = LogProbs(1)
     texts = [continuer.begin(noted, 3, 1.0, None, None, (), seed) for seed in (1, 2)]
     beside = begin(continuer, "a", max_characters=30)  # read on beside it, then by itself
     while not all(text.finished for text in (*texts, beside)):
         continuer.step([text for text in (*texts, beside) if not text.finished])
     logits = reading(continuer, prompt)[0][0, :-1, :-1].double().log_softmax(1)
     expected = [float(logs[VOCABULARY.index(character)]) for logs, character in zip(logits, prompt[1:], strict=True)]
-    assert noted.notes.tokens == pytest.approx(expected, abs=1e-5)
-    assert [best[0][0] for best in noted.notes.likeliest] == logits.argmax(1).tolist()
+    assert noted.log_probs.tokens == pytest.approx(expected, abs=1e-5)
+    assert [best[0][0] for best in noted.log_probs.likeliest] == logits.argmax(1).tolist()
 
 
 def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     def text() -> Continuation:
-        return begin(continuer, "ab", extras=steered(continuer, frequency=0.5, notes=LogProbs(1)))
+        return begin(continuer, "ab", options=steered(continuer, frequency=0.5, log_probs=LogProbs(1)))
 
     whole, broken = finish(continuer, text()), text()
     for _ in range(5):
@@ -361,10 +363,10 @@ def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, mo
             continuer.step([broken])
     finish(continuer, broken)
     assert broken.text == whole.text
-    assert broken.extras
-    assert whole.extras
-    assert broken.extras.counts.tolist() == whole.extras.counts.tolist()
-    assert broken.extras.counts.sum() == len(broken.text) == len(broken.extras.notes.tokens)  # type: ignore[union-attr]
+    assert broken.options
+    assert whole.options
+    assert broken.options.counts.tolist() == whole.options.counts.tolist()
+    assert broken.options.counts.sum() == len(broken.text) == len(broken.options.log_probs.tokens)  # type: ignore[union-attr]
 
 
 def test_a_finished_text_leaves_no_circle_behind(continuer: TextGenerator) -> None:
@@ -376,7 +378,7 @@ def test_a_finished_text_leaves_no_circle_behind(continuer: TextGenerator) -> No
     try:
         while not texts[-1].finished:
             continuer.step([text for text in texts if not text.finished])
-        drawing = weakref.ref(texts[1].drawing)
+        drawing = weakref.ref(texts[1].batch)
         texts.clear()
         assert first() is None
         assert drawing() is None

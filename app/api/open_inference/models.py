@@ -114,13 +114,13 @@ class TextTensors:
     def _log_prob_options(self) -> SamplingOptions:
         """Return options that record all log-probabilities of the first character."""
         size = len(self.predictor.vocabulary)
-        return SamplingOptions(np.zeros(size), notes=LogProbs(size, top=1))
+        return SamplingOptions(np.zeros(size), log_probs=LogProbs(size, max_tokens=1))
 
     def outputs_of(
         self, request: DecodedRequest, items: Sequence[Continuation], results: Sequence[Continuation]
     ) -> Outputs:
         texts = np.array([text.text.encode() for text in results], dtype=object)
-        recorded = [text.extras.notes for text in results if text.extras and text.extras.notes]
+        recorded = [text.options.log_probs for text in results if text.options and text.options.log_probs]
         log_probs = np.full((len(recorded), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
         for row, text_log_probs in zip(log_probs, recorded, strict=True):
             for index, value in text_log_probs.likeliest[0]:

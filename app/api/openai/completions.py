@@ -194,8 +194,8 @@ class CompletionInference(Inference[TextGenerator]):
         return {"index": index, "text": echo + new, "logprobs": log_probs, "finish_reason": reason}
 
     def _log_probs(self, choice: CompletionChoice, echo: str, start: int, new: str) -> dict[str, list[Any]]:
-        assert choice.text.extras
-        recorded = choice.text.extras.notes
+        assert choice.text.options
+        recorded = choice.text.options.log_probs
         assert recorded
         end, offset = start + len(new), 0 if echo else len(choice.echo) + start
         token_log_probs: list[float | None] = list(map(_finite, recorded.tokens[start:end]))

@@ -77,7 +77,7 @@ def start_texts(
     ``make_options`` makes the sampling options of each text. ``prompt_log_probs`` records those of the prompt.
     """
     prompt, unknown = predictor.parse(body.prompt)
-    prompt.notes = prompt_log_probs
+    prompt.log_probs = prompt_log_probs
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     first_seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     sampling = body.max_characters, body.temperature, body.top_k, body.top_p, stop
