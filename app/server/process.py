@@ -26,7 +26,8 @@ from app.server.uvicorn_server import (
     listen_at,
     tls_context,
 )
-from app.serving.loader import check_store, find_device
+from app.serving.device import find_device
+from app.serving.loader import check_store
 from app.settings import Settings, SettingsError
 from app.store import rollout
 

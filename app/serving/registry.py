@@ -19,7 +19,8 @@ from app import store
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
-from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, check_store, find_device
+from app.serving.device import find_device
+from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, check_store
 from app.serving.model_cache import LoadTask, ModelCache, VersionState
 from app.serving.reconcile import (
     check_defaults,

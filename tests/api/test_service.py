@@ -27,7 +27,7 @@ from support.waiting import wait_until
 
 from app.api.request import preferred_media_type
 from app.main import create_app
-from app.serving.loader import find_device
+from app.serving.device import find_device
 from app.settings import Settings, SettingsError
 
 

@@ -1,0 +1,25 @@
+"""Which device the networks run on: GPU or CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from app.settings import SettingsError
+
+
+def find_device(name: str) -> torch.device:
+    """Return the torch device: ``auto`` is the first GPU, or the CPU without a GPU.
+
+    Raises:
+        SettingsError: there is no such GPU.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        available = f"there are {count} GPUs" if count else "there is no GPU that torch can use"
+        raise SettingsError(
+            f"QUARTET_DEVICE is {name!r}: {available}; allowed are auto, cpu" + (", cuda:N" if count else "")
+        )
+    return device
