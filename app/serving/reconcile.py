@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadedModel
 from app.serving.store_snapshot import StoreSnapshot
-from app.serving.version_set import VersionSet
+from app.serving.version_choice import VersionSet
 from app.store import Card, TaskName
 
 IDLE_SECONDS = 300.0  # seconds without a request after which a version is evicted that is not resident

@@ -31,7 +31,7 @@ from app.serving.reconcile import (
 )
 from app.serving.store_snapshot import is_unloaded
 from app.serving.store_watcher import StoreWatcher
-from app.serving.version_set import VersionSet
+from app.serving.version_choice import VersionSet
 from app.settings import Settings
 from app.store import Card, TaskName
 from app.tasks import Task
