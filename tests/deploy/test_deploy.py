@@ -1,4 +1,4 @@
-"""What lies in deploy/: it says what the service says, and is what its readers read."""
+"""The files in deploy/ are valid and match the service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def live(serve: Serve) -> dict[str, set[str]]:
-    """The names of all samples of a service that was asked for all kinds of things, with their labels."""
+    """The names and labels of all samples of a service that has answered all kinds of requests."""
     with serve() as client:
         client.post("/v1/images/sample", json={"count": 5})
         client.post("/v1/images/sample", json={"count": 0})
@@ -56,7 +56,7 @@ def live(serve: Serve) -> dict[str, set[str]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """All PromQL in deploy/: where it stands, and what it says."""
+    """All PromQL queries in deploy/, with their places."""
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
@@ -72,7 +72,7 @@ def queries() -> Iterator[tuple[str, str]]:
     yield "autoscaler", pods["pods"]["metric"]["name"]
 
 
-def test_every_query_asks_for_what_the_service_counts(live: dict[str, set[str]]) -> None:
+def test_every_query_uses_existing_metrics(live: dict[str, set[str]]) -> None:
     asked = set()
     for place, query in queries():
         assert query.count("(") == query.count(")"), place
@@ -95,13 +95,13 @@ def test_every_query_asks_for_what_the_service_counts(live: dict[str, set[str]])
     assert set(re.findall(r"^\| `(quartet_[a-z_]+)`", documented, re.MULTILINE)) == counted
 
 
-def test_counters_are_asked_for_their_rate() -> None:
+def test_queries_use_the_rate_of_counters() -> None:
     for place, query in queries():
         for match in re.finditer(r"quartet_[a-z_]+_(?:total|bucket|sum|count)\b", query):
             assert re.search(r"(rate|increase)\($", query[: match.start()]), f"{place}: {match[0]}"
 
 
-def test_the_dashboard_can_be_read() -> None:
+def test_the_dashboard_is_valid() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -125,7 +125,7 @@ def test_the_dashboard_can_be_read() -> None:
     assert default["current"]["value"] == provisioned["datasources"][0]["uid"]
 
 
-def test_every_alert_says_what_happened_and_what_to_do() -> None:
+def test_every_alert_has_a_summary_and_instructions() -> None:
     (group,) = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
     names = [rule["alert"] for rule in group["rules"]]
     assert len(set(names)) == len(names)
@@ -140,7 +140,7 @@ def test_every_alert_says_what_happened_and_what_to_do() -> None:
 @pytest.mark.skipif(
     not shutil.which("promtool"), reason="promtool is not installed (Debian: apt-get install prometheus)"
 )
-def test_prometheus_takes_the_alerts_and_its_configuration() -> None:
+def test_promtool_accepts_alerts_and_configuration() -> None:
     for arguments in (
         ["check", "rules", "alerts.yml"],
         ["test", "rules", "alerts_test.yml"],
@@ -151,20 +151,20 @@ def test_prometheus_takes_the_alerts_and_its_configuration() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in KUBERNETES if name not in OWN])
-def test_kubernetes_takes_the_manifest(name: str) -> None:
+def test_manifests_match_the_kubernetes_schema(name: str) -> None:
     for document in documents(name):
         kubernetes_validate.validate(document, VERSION, strict=True)
         assert document["metadata"]["name"].startswith("quartet")
 
 
-def test_a_manifest_that_is_wrong_is_not_taken() -> None:
+def test_a_wrong_manifest_is_rejected() -> None:
     (deployment,) = documents("deployment.yaml")
     deployment["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(deployment, VERSION, strict=True)
 
 
-def test_all_manifests_are_applied_and_mean_the_same_pods() -> None:
+def test_kustomize_lists_all_manifests_and_labels_match() -> None:
     (kustomization,) = documents("kustomization.yaml")
     assert set(kustomization["resources"]) == set(KUBERNETES) - OWN
     (deployment,), (service,), (scaler,) = map(documents, ("deployment.yaml", "service.yaml", "autoscaler.yaml"))
@@ -184,7 +184,7 @@ def containers() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "kserve.yaml", documents("kserve.yaml")[0]["spec"]["containers"][0]
 
 
-def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
+def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
     with serve() as client:
         for name, container in containers():
             for probe in (name for name in container if name.endswith("Probe")):
@@ -202,7 +202,7 @@ def test_pods_ask_for_what_the_service_has(serve: Serve) -> None:
     assert documents("kserve.yaml")[1]["spec"]["predictor"]["timeout"] >= grace
 
 
-def test_an_empty_volume_gets_the_networks_of_the_image_and_any_other_stays_as_it_is(tmp_path: Path) -> None:
+def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> None:
     (seed,) = documents("deployment.yaml")[0]["spec"]["template"]["spec"]["initContainers"]
     image, volume = tmp_path / "image", tmp_path / "volume"
 
@@ -229,8 +229,8 @@ def test_an_empty_volume_gets_the_networks_of_the_image_and_any_other_stays_as_i
     assert run() == whole - {"b/2/card.json", ".seeded"}
 
 
-def test_kserve_is_given_its_own_fields_and_a_container_that_kubernetes_takes() -> None:
-    """KServe's schemas are not to be had apart from KServe: its fields are those of its v1alpha1 and v1beta1 types."""
+def test_the_kserve_manifest_has_known_fields_and_a_valid_container() -> None:
+    """KServe does not publish its schemas separately. The fields are those of its v1alpha1 and v1beta1 types."""
     runtime, service = documents("kserve.yaml")
     assert (runtime["apiVersion"], runtime["kind"]) == ("serving.kserve.io/v1alpha1", "ServingRuntime")
     assert set(runtime["spec"]) <= {"supportedModelFormats", "protocolVersions", "containers", "multiModel", "volumes"}
@@ -252,7 +252,7 @@ def test_kserve_is_given_its_own_fields_and_a_container_that_kubernetes_takes() 
     assert model["storageUri"] == f"pvc://{documents('store.yaml')[0]['metadata']['name']}"
 
 
-def test_compose_has_its_profiles_and_what_they_mount() -> None:
+def test_compose_profiles_and_mounted_files_exist() -> None:
     services = COMPOSE["services"]
     profiles = {name: service.get("profiles", []) for name, service in services.items()}
     assert profiles == {
@@ -278,7 +278,7 @@ def as_compose_reads(text: str) -> str:
     return yaml.safe_dump(content)
 
 
-def test_compose_is_taken_by_its_specification() -> None:
+def test_compose_matches_its_specification() -> None:
     specification = pytest.importorskip("compose_spec", reason="compose-spec is not installed")
     text = (ROOT / "docker-compose.yml").read_text()
     found = specification.PyCompose.from_yaml(as_compose_reads(text))
@@ -291,7 +291,7 @@ def test_compose_is_taken_by_its_specification() -> None:
             assert COMPOSE["services"][other].get("profiles", []) == service["profiles"], name
 
 
-def test_grafana_finds_what_compose_mounts() -> None:
+def test_grafana_uses_the_mounted_files() -> None:
     grafana = COMPOSE["services"]["grafana"]
     mounted = {target: source for source, target, *_ in (volume.split(":") for volume in grafana["volumes"])}
     assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"  # where the image looks
@@ -304,7 +304,7 @@ def test_grafana_finds_what_compose_mounts() -> None:
     assert source["url"] in {f"http://prometheus:{port}" for port in ports}
 
 
-def test_nginx_and_prometheus_ask_services_that_compose_has() -> None:
+def test_nginx_and_prometheus_name_services_of_compose() -> None:
     services = set(COMPOSE["services"])
     asked = re.findall(r"server (\S+):8000 ", (DEPLOY / "nginx.conf").read_text())
     assert set(asked) == {"quartet-1", "quartet-2"} <= services
@@ -338,7 +338,7 @@ def test_the_sizing_page_follows_from_the_measurements() -> None:
     assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in page
 
 
-def test_the_image_and_the_pods_are_not_root_and_tell_what_is_in_them() -> None:
+def test_containers_are_not_root_and_contain_an_sbom() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     final = dockerfile.rsplit("\nFROM ", 1)[1]
     assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""deploy/nginx.conf before two services: a stream is not held back, and a restart loses no request."""
+"""deploy/nginx.conf with two services: streams are not buffered, and a restart loses no request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONTINUE, SAMPLE = "/v1/text/continue", "/v1/images/sample"
 
 @contextmanager
 def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
-    """nginx with the configuration of deploy/, but for its addresses and folders."""
+    """nginx with the configuration of deploy/ and test addresses and folders."""
     file = proxy_file(folder, port, upstreams)
     process = subprocess.Popen(["nginx", "-e", "stderr", "-p", folder, "-c", file, "-g", "daemon off;"])
 
@@ -51,14 +51,14 @@ def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
 
 
 def answered(service: ServiceProcess, route: str) -> float:
-    """How many requests for a route a service has answered whole."""
+    """The number of complete answers of a service for a route."""
     with httpx.Client(base_url=service.url) as client:
         return metric_samples(client).get(
             ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0
         )
 
 
-def test_a_stream_is_not_held_back_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
+def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
     front, one, two = (free_port() for _ in range(3))
     seen: list[int] = []
     stop = threading.Event()

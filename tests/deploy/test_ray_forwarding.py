@@ -1,4 +1,4 @@
-"""What carries requests to replicas: the same answers, streams as they grow, and another replica when one dies."""
+"""Forwarding to replicas: equal answers, unbuffered streams, and another replica when one dies."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ CONTINUE = "/v1/text/continue"
 LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
 
 
-class Died(Exception): ...
+class ReplicaDied(Exception): ...
 
 
-class Full(Exception): ...
+class ReplicasFull(Exception): ...
 
 
-class Asked:
-    """An answer as Ray gives it, which dies after so many lists of messages."""
+class ReplicaResponse:
+    """A response as Ray provides it, which fails after ``dies_after`` lists of messages."""
 
     def __init__(
         self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None, apart: bool = False
@@ -47,7 +47,7 @@ class Asked:
             while count != self.dies_after:
                 yield await anext(self.messages)
                 count += 1
-            raise Died
+            raise ReplicaDied
         except StopAsyncIteration:
             return
         finally:
@@ -57,7 +57,7 @@ class Asked:
 
 
 async def singly(messages: AsyncGenerator[list[Message], None]) -> AsyncGenerator[list[Message], None]:
-    """Each message by itself, as they come when a process is busy."""
+    """Yield each message in a list of its own, as in a busy process."""
     async for several in messages:
         for message in several:
             yield [message]
@@ -73,14 +73,14 @@ async def hosted(tiny_store: Path) -> AsyncIterator[HostedApp]:
 
 def client(call: Callable[[Scope, bytes], Any], max_body_bytes: int = 10**6) -> httpx.AsyncClient:
     async def ingress(scope: Scope, receive: Receive, send: Send) -> None:
-        await ForwardedResponse(call, max_body_bytes, (Died,), Full)(scope, receive, send)
+        await ForwardedResponse(call, max_body_bytes, (ReplicaDied,), ReplicasFull)(scope, receive, send)
 
     return httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://x")
 
 
 async def test_an_answer_is_the_same_through_the_ingress(hosted: HostedApp) -> None:
     direct = httpx.AsyncClient(transport=httpx.ASGITransport(hosted.app), base_url="http://x")
-    async with direct, client(lambda scope, body: Asked(hosted.answer(scope, body))) as through:
+    async with direct, client(lambda scope, body: ReplicaResponse(hosted.answer(scope, body))) as through:
         for path, sent in (
             ("/v1/images/sample", {"json": {"count": 3, "seed": 5}}),
             ("/v1/images/sample", {"json": {"count": 3, "seed": 5}, "headers": {"accept": "image/png"}}),
@@ -100,7 +100,7 @@ async def test_an_answer_is_the_same_through_the_ingress(hosted: HostedApp) -> N
         assert (listed.status_code, len(listed.json()["data"])) == (200, 4)
 
 
-async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted: HostedApp) -> None:
+async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted: HostedApp) -> None:
     scope = {"type": "http", "method": "POST", "path": CONTINUE, "query_string": b"", "headers": []}
     answer = hosted.answer(scope, json.dumps(LONG).encode())
     first = await anext(answer)
@@ -113,12 +113,12 @@ async def test_a_stream_comes_while_it_is_written_and_who_leaves_frees_it(hosted
             await asyncio.sleep(0.005)  # not 0: a loop that spins keeps the engine's thread from Python's lock
 
 
-async def test_a_request_whose_replica_dies_is_asked_again(hosted: HostedApp) -> None:
+async def test_another_replica_answers_when_one_dies(hosted: HostedApp) -> None:
     calls = []
 
-    def call(scope: Scope, body: bytes) -> Asked:
+    def call(scope: Scope, body: bytes) -> ReplicaResponse:
         calls.append(body)
-        return Asked(hosted.answer(scope, body), dies_after=0 if len(calls) == 1 else None)
+        return ReplicaResponse(hosted.answer(scope, body), dies_after=0 if len(calls) == 1 else None)
 
     async with client(call) as through:
         answer = await through.post("/v1/images/sample", json={"count": 2, "seed": 1})
@@ -128,14 +128,16 @@ async def test_a_request_whose_replica_dies_is_asked_again(hosted: HostedApp) ->
 
 
 @pytest.mark.parametrize(("dies_after", "calls"), [(1, 2), (2, 1)])
-async def test_an_answer_that_is_no_stream_comes_whole_or_from_another_replica(
+async def test_an_incomplete_answer_is_replaced_by_another_replica(
     hosted: HostedApp, dies_after: int, calls: int
 ) -> None:
     asked = []
 
-    def call(scope: Scope, body: bytes) -> Asked:
-        asked.append(body)  # dies between the head of its answer and the rest, or after all of it
-        return Asked(hosted.answer(scope, body), dies_after=dies_after if len(asked) == 1 else None, apart=True)
+    def call(scope: Scope, body: bytes) -> ReplicaResponse:
+        asked.append(body)  # the first replica dies after the head of its answer, or after all of it
+        return ReplicaResponse(
+            hosted.answer(scope, body), dies_after=dies_after if len(asked) == 1 else None, apart=True
+        )
 
     async with client(call) as through:
         answer = await through.post("/v1/images/sample", json={"count": 2, "seed": 1})
@@ -143,12 +145,12 @@ async def test_an_answer_that_is_no_stream_comes_whole_or_from_another_replica(
     assert len(asked) == calls
 
 
-async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again(hosted: HostedApp) -> None:
+async def test_another_replica_answers_when_one_dies_before_its_first_event(hosted: HostedApp) -> None:
     asked = []
 
-    def call(scope: Scope, body: bytes) -> Asked:
+    def call(scope: Scope, body: bytes) -> ReplicaResponse:
         asked.append(body)
-        return Asked(hosted.answer(scope, body), dies_after=1 if len(asked) == 1 else None, apart=True)
+        return ReplicaResponse(hosted.answer(scope, body), dies_after=1 if len(asked) == 1 else None, apart=True)
 
     async with client(call) as through:
         answer = await through.post(CONTINUE, json={**LONG, "max_characters": 5})
@@ -157,21 +159,21 @@ async def test_a_stream_whose_replica_dies_before_its_first_event_is_asked_again
     assert len(asked) == 2
 
 
-async def test_when_all_die_or_are_busy_it_is_told(hosted: HostedApp) -> None:
-    async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=0)) as through:
+async def test_dead_or_full_replicas_give_503_or_429(hosted: HostedApp) -> None:
+    async with client(lambda scope, body: ReplicaResponse(hosted.answer(scope, body), dies_after=0)) as through:
         answer = await through.post("/v1/images/sample", json={})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
 
-    def full(scope: Scope, body: bytes) -> Asked:
-        raise Full
+    def full(scope: Scope, body: bytes) -> ReplicaResponse:
+        raise ReplicasFull
 
     async with client(full) as through:
         answer = await through.post("/v1/images/sample", json={})
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
-async def test_a_stream_whose_replica_dies_ends_with_an_event(hosted: HostedApp) -> None:
-    async with client(lambda scope, body: Asked(hosted.answer(scope, body), dies_after=2)) as through:
+async def test_a_stream_ends_with_an_error_event_when_its_replica_dies(hosted: HostedApp) -> None:
+    async with client(lambda scope, body: ReplicaResponse(hosted.answer(scope, body), dies_after=2)) as through:
         answer = await through.post(CONTINUE, json=LONG)
     events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
     assert answer.status_code == 200
@@ -179,14 +181,14 @@ async def test_a_stream_whose_replica_dies_ends_with_an_event(hosted: HostedApp)
     assert events[-1] == "[DONE]"
 
 
-async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) -> None:
+async def test_a_body_that_is_too_large_is_cut(tiny_store: Path) -> None:
     hosted = HostedApp(create_app(Settings(store=tiny_store, **{**TEST, "max_body_bytes": 1000})))
     await hosted.start()
     carried = []
 
-    def call(scope: Scope, body: bytes) -> Asked:
+    def call(scope: Scope, body: bytes) -> ReplicaResponse:
         carried.append(len(body))
-        return Asked(hosted.answer(scope, body))
+        return ReplicaResponse(hosted.answer(scope, body))
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(10):
@@ -202,7 +204,7 @@ async def test_a_body_that_is_too_long_is_not_carried_whole(tiny_store: Path) ->
     await hosted.stop()
 
 
-async def test_figures_of_all_replicas_are_one_page() -> None:
+async def test_metrics_of_all_replicas_are_one_page() -> None:
     told = {}
     for replica in ("a", "b"):
         metrics = Metrics()
@@ -214,7 +216,7 @@ async def test_figures_of_all_replicas_are_one_page() -> None:
     assert families["quartet_workers"].type == "gauge"
 
 
-async def test_a_path_says_which_task_is_asked(tmp_path: Path) -> None:
+async def test_the_path_determines_the_task(tmp_path: Path) -> None:
     publish_tiny(tmp_path, "tiny-gan")
     paths = create_app(Settings(store=tmp_path)).openapi()["paths"]
     cards = {"tiny-gan": "sample"}.get

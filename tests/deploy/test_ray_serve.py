@@ -1,4 +1,4 @@
-"""The Ray Serve application: its groups, and one replica as Ray would hold it. See ``benchmarks.speed.replicas``."""
+"""The Ray Serve application: its groups, and one replica without Ray. See also ``benchmarks.speed.replicas``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_every_task_must_be_in_one_group() -> None:
         build({"groups": {"a": {"tasks": ["classify"], "replicas": 3}}})
 
 
-async def test_the_file_for_a_cluster_is_read() -> None:
+async def test_the_cluster_configuration_is_valid() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     from deploy import ray_serve
@@ -51,7 +51,7 @@ async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch:
     await replica.hosted.stop()
 
 
-async def test_the_figures_of_all_replicas_are_for_those_who_have_a_key(
+async def test_metrics_of_all_replicas_need_an_api_key(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from starlette.requests import Request

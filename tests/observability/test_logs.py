@@ -1,4 +1,4 @@
-"""Log lines are written on a thread: a stderr that nobody reads stalls neither requests nor the exit."""
+"""Log lines are written on a thread: a blocked stderr stalls neither requests nor the exit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_requests_are_answered_while_nobody_reads_stderr(tiny_store: Path, worke
 
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
-    """A stderr that takes its first record once the event is set; and the messages written to it."""
+    """A stderr that blocks until the event is set, and the messages written to it."""
     event, messages = threading.Event(), list[str]()
 
     def emit(self: StderrHandler, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""What operators see: figures, the log and traces, of one process and of several."""
+"""Metrics, logs and traces of one process and of several."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def of(model: str, version: int = 1) -> tuple[tuple[str, str], ...]:
     return (("model", model), ("version", str(version)))
 
 
-def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None:
+def test_time_to_first_token_and_inter_token_time_are_measured(serve: Serve) -> None:
     with serve() as client:
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 40, "n": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
@@ -56,7 +56,7 @@ def test_texts_tell_when_they_began_and_how_fast_they_grew(serve: Serve) -> None
     assert 0 < seen["quartet_inter_token_seconds_sum", *of("tiny-rnn")] < seen["quartet_request_seconds_sum", *answered]
 
 
-def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tiny_store: Path) -> None:
+def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) -> None:
     with serve(store_poll_seconds=0.02) as client:
         size = metric_samples(client)["quartet_loaded_bytes", *of("tiny-gan")]
         assert size == SIZE
@@ -68,7 +68,7 @@ def test_the_bytes_of_a_version_are_counted_while_it_is_loaded(serve: Serve, tin
         assert metric_samples(client)["quartet_versions", ("state", "live")] == 4
 
 
-def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, held: HeldGenerator) -> None:
+def test_gauges_show_queued_and_running_rows(serve: Serve, held: HeldGenerator) -> None:
     with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as callers:
         held.armed.set()
 
@@ -89,7 +89,7 @@ def test_gauges_say_what_waits_and_what_runs_and_return_to_none(serve: Serve, he
 
 
 @pytest.mark.usefixtures("slow")
-def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
+def test_errors_are_counted_by_code(serve: Serve) -> None:
     with serve(inline_seconds=0) as client:
         client.post(SAMPLE, json={"count": 0})
         client.post(SAMPLE, json={"model": "none"})
@@ -105,7 +105,7 @@ def test_errors_are_counted_by_the_code_that_was_told(serve: Serve) -> None:
         assert seen["quartet_errors_total", ("reason", reason), ("route", route)] == 1
 
 
-def test_figures_of_several_workers_are_added_and_the_dead_ones_gauges_forgotten(tiny_store: Path) -> None:
+def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         with httpx.Client(base_url=service.url) as client:
             wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
@@ -127,8 +127,8 @@ def test_figures_of_several_workers_are_added_and_the_dead_ones_gauges_forgotten
         wait_until(replaced)
 
 
-def come_and_go(client: httpx.Client, store: Path) -> Iterator[int]:
-    """Versions of tiny-gan after its first, which stays: each is asked, and taken away once the next one answers."""
+def publish_and_remove(client: httpx.Client, store: Path) -> Iterator[int]:
+    """Publish versions of tiny-gan, use each, and remove it once the next one answers. The first one stays."""
     before = None
     for number in count(2):
         version = publish_tiny(store, "tiny-gan")
@@ -139,7 +139,7 @@ def come_and_go(client: httpx.Client, store: Path) -> Iterator[int]:
         yield number
 
 
-def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
+def test_metrics_of_removed_versions_are_hidden_and_deleted(
     serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = Metrics()
@@ -148,7 +148,8 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
         client.post(SAMPLE, json={"count": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
         *gone, _ = (
-            of("tiny-gan", number) for number in islice(come_and_go(client, tiny_store), STALE_VERSIONS_PER_SWEEP + 2)
+            of("tiny-gan", number)
+            for number in islice(publish_and_remove(client, tiny_store), STALE_VERSIONS_PER_SWEEP + 2)
         )
         wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in gone])
         seen = metric_samples(client)
@@ -160,7 +161,7 @@ def test_figures_of_versions_that_are_gone_are_told_no_longer_and_forgotten(
         assert len(held.intersection(gone)) < STALE_VERSIONS_PER_SWEEP
 
 
-def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> None:
+def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Path) -> None:
     with (
         serving(tiny_store, store_poll_seconds=0.02) as service,
         httpx.Client(base_url=service.url, timeout=60) as client,
@@ -174,7 +175,7 @@ def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> N
             there = {key for file in folder.glob("*.db") for key, *_ in MmapedDict.read_all_values_from_file(file)}
             return not any('"tiny-gan", "version": "2"' in key for key in there)
 
-        versions = come_and_go(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
+        versions = publish_and_remove(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
         wait_until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
         seen = metric_samples(client)
         assert seen[asked] == seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 6
@@ -187,13 +188,13 @@ def test_several_workers_forget_versions_and_nothing_else(tiny_store: Path) -> N
 
 @pytest.fixture
 def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """What was logged of requests, once the service has stopped."""
+    """The JSON lines of the access log, after the service has stopped."""
     logging.getLogger("quartet.access").setLevel(logging.INFO)
     yield lambda: [line for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     logging.getLogger("quartet.access").setLevel(logging.NOTSET)
 
 
-def test_the_log_is_json_where_that_is_wanted(serve: Serve, lines: Any) -> None:
+def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
     with serve(log_format="json") as client:
         client.post(f"{CLASSIFY}?model=tiny-cnn", files=[("file", ("x.png", image_bytes()))] * 3)
         client.post(CONTINUE, json={"prompt": "a", "max_characters": 5, "n": 2}, headers={"x-request-id": "mine"})
@@ -212,7 +213,7 @@ def test_the_log_is_json_where_that_is_wanted(serve: Serve, lines: Any) -> None:
     assert '/odd path/é"\n' in told
 
 
-def test_other_lines_are_json_too_with_their_traceback() -> None:
+def test_other_log_records_are_json_with_their_traceback() -> None:
     try:
         raise ValueError("zwölf\n")
     except ValueError:
@@ -224,14 +225,14 @@ def test_other_lines_are_json_too_with_their_traceback() -> None:
     assert "ValueError: zwölf" in told["traceback"]
 
 
-def test_a_log_that_is_no_kind_is_refused() -> None:
+def test_an_unknown_log_format_is_refused() -> None:
     for wrong in ({"log_format": "xml"}, {"otlp_endpoint": "localhost:4318"}):
         with pytest.raises(SettingsError, match=r"QUARTET_(LOG_FORMAT|OTLP_ENDPOINT) is"):
             Settings(**wrong)  # type: ignore[arg-type]
 
 
 class Collector(ThreadingHTTPServer):
-    """An OTLP collector: keeps the spans that are posted to it."""
+    """An OTLP collector that stores the received spans."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -271,7 +272,7 @@ def attributes(span: Span) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-def test_a_request_its_wait_its_batch_and_its_computing_are_traced(serve: Serve, collector: Collector) -> None:
+def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, collector: Collector) -> None:
     with serve(otlp_endpoint=f"http://127.0.0.1:{collector.server_port}") as client:
         answer = client.post(SAMPLE, json={"count": 4}, headers={"traceparent": PARENT})
         given = answer.headers["traceparent"].split("-")
@@ -305,7 +306,7 @@ def test_a_request_its_wait_its_batch_and_its_computing_are_traced(serve: Serve,
     assert [told["error.type"] for told in refused] == ["invalid_value"]
 
 
-def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
+def test_without_a_collector_opentelemetry_is_not_imported(serve: Serve) -> None:
     code = "import sys, app.main; app.main.create_app(); print('opentelemetry.sdk' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
@@ -316,14 +317,14 @@ def test_without_a_collector_no_traces_are_made(serve: Serve) -> None:
     assert create_tracer("") is None
 
 
-def test_traces_without_opentelemetry_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_without_opentelemetry_gives_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(SettingsError, match=r"needs the extra \[tracing\]"):
         create_tracer("http://localhost:4318")
 
 
-def test_figures_that_a_killed_service_left_go_and_those_of_another_stay(tmp_path: Path) -> None:
-    """Whatever number its process has in a container of its own."""
+def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
+    """Independent of process ids, which repeat in containers."""
     for name in ("quartet-1-dead", "quartet-1-busy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "alive").touch()

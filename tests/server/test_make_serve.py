@@ -1,4 +1,4 @@
-"""As a newcomer: ``make serve``, and real images get true answers."""
+"""``make serve`` starts a service that classifies real images correctly."""
 
 from __future__ import annotations
 

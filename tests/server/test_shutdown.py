@@ -1,4 +1,4 @@
-"""Stops: while a service loads, has nothing to do, computes or writes; told once or twice. No word is lost."""
+"""Shutdown: during loading, idle, computing or streaming; by one or two signals. No accepted request is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 
 
 def stream(service: ServiceProcess, characters: int) -> socket.socket:
-    """A text that is being streamed."""
+    """A running text stream."""
     caller = service.connect()
     body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
     caller.sendall(b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -30,7 +30,7 @@ def stream(service: ServiceProcess, characters: int) -> socket.socket:
     return caller
 
 
-def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> None:
+def test_a_stop_drains_and_leaves_no_process(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         workers, caller = service.workers, stream(service, 3000)
         service.process.send_signal(signal.SIGTERM)
@@ -46,8 +46,8 @@ def test_a_stop_finishes_what_runs_and_leaves_no_process(tiny_store: Path) -> No
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, number: int, workers: int) -> None:
-    """As a terminal's Ctrl-C, a terminal that is closed, and as systemd stops a service."""
+def test_a_signal_to_all_processes_drains_too(tiny_store: Path, number: int, workers: int) -> None:
+    """Like Ctrl-C in a terminal, a closed terminal, and systemd."""
     heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also where these tests run under nohup
     with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
         caller = stream(service, 3000)
@@ -58,7 +58,7 @@ def test_a_signal_to_all_processes_finishes_what_runs_too(tiny_store: Path, numb
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
-def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
+def test_a_single_stopped_worker_loses_no_request(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         before, caller = service.workers, stream(service, 3000)
         for worker in before:
@@ -70,7 +70,7 @@ def test_a_worker_that_stops_alone_loses_nothing(tiny_store: Path) -> None:
         wait_until(lambda: len(service.workers) == 2 and not service.workers & before)
 
 
-def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
+def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) -> None:
     with serving(tiny_store, liveness_timeout_seconds=0.3, shutdown_grace_seconds=10) as service:
         caller = stream(service, 4000)
         service.process.send_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_a_stop_may_take_longer_than_a_hang(tiny_store: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_closed_terminal_may_say_so_twice(tiny_store: Path, workers: int) -> None:
+def test_a_second_sighup_does_not_interrupt_draining(tiny_store: Path, workers: int) -> None:
     heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
     with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
         caller = stream(service, 3000)
@@ -92,7 +92,7 @@ def test_a_closed_terminal_may_say_so_twice(tiny_store: Path, workers: int) -> N
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
-def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> None:
+def test_sighup_is_ignored_under_nohup(tiny_store: Path) -> None:
     ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
     with serving(tiny_store, own_group=True, before=ignored) as service:
         before = service.workers
@@ -101,7 +101,7 @@ def test_under_nohup_the_end_of_a_terminal_ends_nothing(tiny_store: Path) -> Non
         assert service.workers == before
 
 
-def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: Path) -> None:
+def test_a_hung_worker_does_not_outlive_the_supervisor(tiny_store: Path) -> None:
     with serving(
         tiny_store, before=HANG_ON_SEVEN, own_group=True, shutdown_grace_seconds=0.1, inline_seconds=0.05
     ) as service:
@@ -114,7 +114,7 @@ def test_a_hung_worker_does_not_outlive_the_process_that_started_it(tiny_store: 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
+def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> None:
     with serving(tiny_store, workers=workers, shutdown_grace_seconds=60) as service:
         processes, caller = service.workers, service.connect()
         caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
@@ -136,7 +136,7 @@ def test_told_twice_it_stops_at_once(tiny_store: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) -> None:
+def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: int) -> None:
     weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
     weights.unlink()
     os.mkfifo(weights)  # whoever reads it waits for what never comes
@@ -168,9 +168,7 @@ def test_a_stop_while_it_loads_is_one_at_once(tiny_store: Path, workers: int) ->
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
-def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported(
-    tiny_store: Path, tmp_path: Path
-) -> None:
+def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
         pytest.skip("nobody may make a container here")
     begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
@@ -187,8 +185,8 @@ def test_the_first_process_of_a_container_can_be_stopped_while_torch_is_imported
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, workers: int) -> None:
-    """Within a tenth of a second, in one of three tries: others use this machine too."""
+def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> None:
+    """Within 0.1 s in one of three tries, because the machine may be busy."""
     took = [_until_unready(tiny_store, workers)]
     while took[-1] > 0.1 and len(took) < 3:
         took.append(_until_unready(tiny_store, workers))
@@ -196,7 +194,7 @@ def test_readiness_is_off_as_soon_as_it_is_told_to_stop(tiny_store: Path, worker
 
 
 def _until_unready(store: Path, workers: int) -> float:
-    """Seconds from the signal, while a stream keeps the service."""
+    """Seconds from the signal to 503, while a stream keeps the service running."""
 
     def ready(connection: socket.socket) -> bool:
         try:
@@ -222,7 +220,7 @@ def _until_unready(store: Path, workers: int) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, workers: int) -> None:
+def test_requests_that_cannot_finish_before_the_stop_get_an_error(tiny_store: Path, workers: int) -> None:
     with serving(
         tiny_store, before=HANG_ON_SEVEN, workers=workers, shutdown_grace_seconds=1, inline_seconds=0
     ) as service:
@@ -238,7 +236,7 @@ def test_who_cannot_be_answered_before_a_stop_is_told_so(tiny_store: Path, worke
         assert not [one for one in processes if Path(f"/proc/{one}").exists()]
 
 
-def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> None:
+def test_a_client_that_stops_reading_does_not_delay_the_stop(tiny_store: Path) -> None:
     with serving(tiny_store, shutdown_grace_seconds=1) as service, socket.socket() as caller:
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         url, body = httpx.URL(service.url), b'{"prompt": "a", "max_characters": 4000, "n": 16, "stream": true}'
@@ -252,7 +250,7 @@ def test_a_caller_who_reads_no_more_does_not_hold_a_stop(tiny_store: Path) -> No
         assert not [one for one in processes if Path(f"/proc/{one}").exists()]
 
 
-def test_workers_end_with_the_process_that_listens(tiny_store: Path) -> None:
+def test_workers_end_with_the_supervisor(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         workers = service.workers
         service.stop(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Several workers behind one address: shared evenly, replaced when dead or hung."""
+"""Several workers behind one address: connections are distributed; dead and hung workers are replaced."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from benchmarks.reliability.restarts import connections
 pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 
 
-class Parting(WorkerServer):
-    """One that ends each connection as soon as it has it."""
+class AbortingWorker(WorkerServer):
+    """A worker that aborts each connection immediately."""
 
     def protocol(self) -> Any:
-        class Ending(asyncio.Protocol):
+        class AbortingProtocol(asyncio.Protocol):
             def connection_made(self, transport: Any) -> None:
                 transport.abort()
 
-        return Ending()
+        return AbortingProtocol()
 
 
-def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -> None:
+def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) -> None:
     with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
         assert len(service.workers) == 2
         kept = [service.connect() for _ in range(12)]
@@ -57,15 +57,15 @@ def test_connections_are_shared_and_figures_are_those_of_all(tiny_store: Path) -
         assert metric_samples(client)[live] == 24
 
 
-def test_all_connections_that_wait_are_taken_in_one_turn_of_the_loop(tiny_store: Path) -> None:
-    """One a turn let the last of a crowd wait for a turn's computing as often as there were others before it."""
+def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_store: Path) -> None:
+    """With one per iteration, the last connection would wait for the computation of all iterations before."""
 
     async def taken() -> int:
         settings = Settings(store=tiny_store, workers=1)
         ours, channel = socket.socketpair()
         callers: list[socket.socket] = []
         with ours, channel, socket.create_server(("127.0.0.1", 0)) as listener:
-            worker = Parting(create_app(settings), settings, channel)
+            worker = AbortingWorker(create_app(settings), settings, channel)
             worker.accepting()
             for _ in range(20):
                 callers.append(socket.create_connection(listener.getsockname()))
@@ -120,7 +120,7 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
             connection.close()
 
 
-def test_the_figures_of_workers_that_died_are_kept_in_one_place(tiny_store: Path) -> None:
+def test_metrics_of_dead_workers_are_merged_into_one_file(tiny_store: Path) -> None:
     with serving(tiny_store, log_level="error") as service:
         folder = next(Path("/dev/shm").glob(f"quartet-{service.process.pid}-*"))
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
@@ -146,8 +146,8 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
 
 
 @pytest.mark.parametrize("at_once", [0, 0.05])
-def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Path, at_once: float) -> None:
-    """On a thread, and on the event loop itself."""
+def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, at_once: float) -> None:
+    """On a thread, and on the event loop."""
     with serving(
         tiny_store, before=HANG_ON_SEVEN, workers=1, liveness_timeout_seconds=0.5, inline_seconds=at_once
     ) as service:
@@ -157,8 +157,8 @@ def test_alone_in_its_process_a_service_whose_network_hangs_ends(tiny_store: Pat
         assert service.process.wait(TIMEOUT_SECONDS) == 1
 
 
-def test_a_worker_that_hangs_at_once_is_given_no_connections_until_it_is_replaced(tiny_store: Path) -> None:
-    """Its event loop computes small batches itself: it can tell nobody anything, and its own callers are hung up on."""
+def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny_store: Path) -> None:
+    """Its event loop computes small batches inline: it reports nothing, and its clients are disconnected."""
     with serving(
         tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
     ) as service:
@@ -193,7 +193,7 @@ ForkProcess.start = start
 """
 
 
-def test_a_worker_that_cannot_be_started_is_tried_again(tiny_store: Path) -> None:
+def test_a_failed_worker_start_is_retried(tiny_store: Path) -> None:
     with serving(tiny_store, before=NO_PROCESSES, log_level="error") as service:
         assert len(service.workers) == 2
         assert httpx.get(f"{service.url}/health/ready", timeout=TIMEOUT_SECONDS).status_code == 200
@@ -213,7 +213,7 @@ ImageSampler.predict = predict
 """
 
 
-def test_a_worker_that_fails_on_everything_is_given_nothing_while_another_works(tiny_store: Path) -> None:
+def test_an_unwell_worker_gets_no_connections_while_another_works(tiny_store: Path) -> None:
     with serving(tiny_store, before=FAILS, log_level="error") as service:
 
         def statuses(count: int) -> list[int]:
@@ -229,8 +229,8 @@ def test_a_worker_that_fails_on_everything_is_given_nothing_while_another_works(
         assert set(statuses(8)) == {200}
 
 
-def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Path) -> None:
-    """More than the channels hold: what cannot be handed over waits, and is not closed."""
+def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
+    """There are more connections than the channels hold: the others wait and are not closed."""
     with serving(tiny_store) as service:
         for worker in service.workers:
             os.kill(worker, signal.SIGSTOP)
@@ -243,8 +243,8 @@ def test_a_crowd_that_comes_while_no_worker_looks_is_served_later(tiny_store: Pa
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_pause_of_the_whole_service_ends_nothing(tiny_store: Path, workers: int) -> None:
-    """As of a container that is frozen: it is longer than a hang may be."""
+def test_a_pause_of_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
+    """Like a frozen container. The pause is longer than the liveness timeout."""
     with serving(
         tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=0.5, log_level="error"
     ) as service:
@@ -259,7 +259,7 @@ def test_a_pause_of_the_whole_service_ends_nothing(tiny_store: Path, workers: in
         assert service.process.poll() is None
 
 
-def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
+def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         kept = [service.connect() for _ in range(12)]
         port = httpx.URL(service.url).port or 0
@@ -284,7 +284,7 @@ def test_after_a_replacement_the_connections_even_out(tiny_store: Path) -> None:
             connection.close()
 
 
-def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -> None:
+def test_upgrade_requests_do_not_change_the_connection_counts(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
         for _ in range(10):
@@ -302,19 +302,19 @@ def test_upgrades_do_not_change_what_is_known_of_connections(tiny_store: Path) -
             connection.close()
 
 
-def test_a_worker_has_room_for_every_body_that_is_allowed(tiny_store: Path) -> None:
-    """However little of what all of them may hold is its own part."""
+def test_each_worker_has_room_for_the_largest_body(tiny_store: Path) -> None:
+    """Even if its share of max_buffered_bytes is smaller."""
     with serving(tiny_store, max_body_bytes=40_000, max_buffered_bytes=50_000) as service:
         answer = httpx.post(f"{service.url}/v1/images/classify", content=bytes(39_000), timeout=TIMEOUT_SECONDS)
         assert answer.json()["error"]["code"] == "not_an_image"
 
 
-def test_a_name_that_can_be_none_is_told_in_a_sentence() -> None:
+def test_an_invalid_host_name_gives_a_clear_error() -> None:
     with pytest.raises(SettingsError, match=r"QUARTET_HOST 'a\.\.b', QUARTET_PORT 0: cannot listen: "):
         listen_at("a..b", 0)
 
 
-def test_an_address_that_is_taken_is_told_in_a_sentence(tiny_store: Path) -> None:
+def test_a_used_address_gives_a_clear_error(tiny_store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = subprocess.run(

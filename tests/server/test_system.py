@@ -1,4 +1,4 @@
-"""How much of the machine is ours, and how many workers that makes."""
+"""Usable cores and memory, and the number of workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.server.system import available_memory, cores
 from app.settings import Settings, SettingsError
 
 
-def test_a_container_has_the_cores_of_its_quota(tmp_path: Path) -> None:
+def test_the_cpu_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
     own = len(os.sched_getaffinity(0))
     assert cores(tmp_path) == own
     for text, expected in (("max 100000", own), ("50000 100000", 1), ("100000 100000", 1), ("9900000 100000", own)):
@@ -32,7 +32,7 @@ def test_a_container_has_the_cores_of_its_quota(tmp_path: Path) -> None:
     assert cores(tmp_path) == 1
 
 
-def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
+def test_the_memory_limit_of_a_container_limits_the_memory(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     assert available_memory(tmp_path, meminfo) is None
     meminfo.write_text("MemTotal:        2048 kB\nMemFree:         1 kB\n")
@@ -60,7 +60,7 @@ def test_a_container_has_the_memory_of_its_limit(tmp_path: Path) -> None:
         ({"cores": 16, "can_fork": False}, {}, (1, 16)),
     ],
 )
-def test_workers_and_threads_fill_the_cores_once(
+def test_workers_and_threads_use_each_core_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     machine: dict[str, Any],
@@ -75,7 +75,7 @@ def test_workers_and_threads_fill_the_cores_once(
     assert process.plan_workers(Settings(store=tmp_path, **chosen)) == expected
 
 
-def test_a_gpu_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_allows_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "find_device", lambda wanted: torch.device("cuda:0"))
     with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed are 0, 1"):
         process.plan_workers(Settings(store=tmp_path, workers=2))
@@ -101,7 +101,7 @@ library.fflush(None)
 """
 
 
-def test_threads_share_one_heap() -> None:
+def test_threads_share_one_arena() -> None:
     def heaps(*arguments: str) -> int:
         done = subprocess.run(
             [sys.executable, "-c", HEAPS, *arguments], capture_output=True, text=True, cwd=ROOT, check=False

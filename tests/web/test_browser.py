@@ -1,4 +1,4 @@
-"""The page in a real browser: each panel from its controls to its answer, by mouse and by keyboard, in both themes."""
+"""The web page in a real browser: all panels, by mouse and keyboard, in both themes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
-    """Open the page of a service, and hold against it what it noted as an error and whom else it asked."""
+    """Open the page of a service. Fail on console errors and on requests to other hosts."""
     noted: list[str] = []
     asked: set[str] = set()
     contexts: list[Any] = []
@@ -61,15 +61,15 @@ def open_page(browser: Any) -> Iterator[Open]:
     assert noted == []
 
 
-def refused(page: Any) -> int:
-    """How many answers were refusals; they were meant."""
+def expected_errors(page: Any) -> int:
+    """Count and clear the console messages of expected error responses."""
     count = sum(note.startswith(REFUSED) for note in page.noted)
     page.noted[:] = [note for note in page.noted if not note.startswith(REFUSED)]
     return count
 
 
-def told(page: Any, panel: str) -> str:
-    """Who answered, and how long it took, once the panel says so."""
+def status_of(page: Any, panel: str) -> str:
+    """Wait for a panel's answer. Returns its status line: model, version and duration."""
     from playwright.sync_api import expect
 
     expect(page.locator(f"#{panel} .status strong")).to_be_visible(timeout=WAIT)
@@ -77,22 +77,20 @@ def told(page: Any, panel: str) -> str:
     return str(page.locator(f"#{panel} .status").inner_text())
 
 
-def test_each_panel_opens_with_an_answer_and_says_who_gave_it_and_how_long_it_took(
-    shipped: httpx.Client, open_page: Open
-) -> None:
+def test_each_panel_starts_with_an_answer_its_model_and_its_duration(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "series-lstm"),
                          ("generation", "mnist-cgan")):  # fmt: skip
-        assert re.match(rf"{model}, version \d\s+[\d.]+ m?s", told(page, panel))
+        assert re.match(rf"{model}, version \d\s+[\d.]+ m?s", status_of(page, panel))
         offered = page.locator(f"#{panel} select[name=model] option").all_inner_texts()
         assert offered[0] == model
     assert page.locator("#image select[name=model] option").count() == 3
     assert page.locator("#image-bars li").first.inner_text().startswith("bird")
 
 
-def test_a_picture_is_picked_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
+def test_an_image_is_chosen_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    told(page, "image")
+    status_of(page, "image")
     first = page.locator("#image-bars li:first-child")
     frog, ship = (next((IMAGES / "cifar10").glob(f"*-{name}.png")) for name in ("frog", "ship"))
     page.set_input_files("#image-file", frog)
@@ -113,9 +111,9 @@ def test_a_picture_is_picked_dropped_or_pasted(shipped: httpx.Client, open_page:
     assert "file=@given.png" in page.locator("#image code").inner_text()
 
 
-def test_the_heat_map_lies_over_the_picture_as_thick_as_is_wanted(shipped: httpx.Client, open_page: Open) -> None:
+def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    told(page, "image")
+    status_of(page, "image")
     bird = (WEB / "samples" / "bird.png").read_bytes()
     answer = shipped.post("/v1/images/classify?explain=true", content=bird).json()
     source = page.locator("#image-heat").get_attribute("src")
@@ -127,19 +125,19 @@ def test_the_heat_map_lies_over_the_picture_as_thick_as_is_wanted(shipped: httpx
     page.locator("#image select[name=model]").select_option("mnist-judge")
     page.get_by_role("button", name="Example: seven").click()
     page.locator("#image-bars li:first-child", has_text="7").wait_for()
-    assert told(page, "image").startswith("mnist-judge")
+    assert status_of(page, "image").startswith("mnist-judge")
 
 
-def test_a_text_is_the_seeds_own_and_its_line_gives_the_same_in_a_shell(shipped: httpx.Client, open_page: Open) -> None:
+def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    told(page, "text")
+    status_of(page, "text")
     page.get_by_label("Prompt").fill('It\'s "here":\n')
     page.locator("#text-length").fill("60")
     page.locator("#text-seed").fill("")
     page.get_by_role("button", name="Generate text").click()
     page.locator("#text .status", has_text="characters/s").wait_for()
     page.locator("#text-prefix", has_text="here").wait_for()
-    told(page, "text")
+    status_of(page, "text")
     written = page.locator("#text-generated").text_content()
     assert len(written) == 60
     page.locator("#text").get_by_role("button", name="Copy").click()
@@ -150,9 +148,9 @@ def test_a_text_is_the_seeds_own_and_its_line_gives_the_same_in_a_shell(shipped:
     assert "".join(event["text"] for event in events) == written
 
 
-def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, open_page: Open) -> None:
+def test_stop_disconnects_and_ends_generation(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    told(page, "text")
+    status_of(page, "text")
     gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
     before = metric_samples(shipped).get(gone, 0)
     page.locator("#text-length").fill("4000")
@@ -168,11 +166,9 @@ def test_stop_hangs_up_and_the_service_writes_no_further(shipped: httpx.Client, 
     wait_until(lambda: metric_samples(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
 
 
-def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
-    shipped: httpx.Client, open_page: Open, tmp_path: Path
-) -> None:
+def test_the_chart_follows_a_pasted_or_opened_series(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
     page = open_page(shipped)
-    told(page, "series")
+    status_of(page, "series")
     chart = page.locator("#series-chart svg")
     assert chart.locator("path.fan").count() == 3
     page.get_by_label("99 %").check()
@@ -195,7 +191,7 @@ def test_a_series_is_pasted_opened_or_drawn_and_its_chart_follows(
 def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     for panel in ("image", "text", "series", "generation"):  # what comes above would move what is drawn on
-        told(page, panel)
+        status_of(page, panel)
     page.get_by_role("button", name="Draw", exact=True).first.click()
     page.locator("#series-chart").scroll_into_view_if_needed()
     frame = page.locator("#series-chart").bounding_box()
@@ -209,9 +205,9 @@ def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> No
     assert (values[0], values[-1]) == pytest.approx((-1, 1), abs=0.05)
 
 
-def test_a_sheet_is_the_seeds_and_a_walk_leads_to_another(shipped: httpx.Client, open_page: Open) -> None:
+def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped, reduced_motion="reduce")
-    told(page, "generation")
+    status_of(page, "generation")
 
     page.locator("#generation select[name=model]").select_option("mnist-gan")
     page.locator("#generation .status", has_text="mnist-gan").wait_for()
@@ -236,13 +232,13 @@ def test_a_sheet_is_the_seeds_and_a_walk_leads_to_another(shipped: httpx.Client,
     assert page.locator("#generation-frame").get_attribute("src") == walk[8]
 
 
-def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_store: Path, open_page: Open) -> None:
+def test_labels_and_versions_can_be_chosen(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for name in ("tiny-cgan", "tiny-rnn"):
         publish_tiny(tiny_store, name)
     with serve() as client:
         page = open_page(client)
         assert not page.locator("#generation-label").is_visible()
-        told(page, "generation")
+        status_of(page, "generation")
         page.locator("#generation select[name=model]").select_option("tiny-cgan")
         page.locator("#generation-label").select_option("y")
         page.locator("#generation-sheet img[alt^='Label y']").nth(39).wait_for()
@@ -255,12 +251,10 @@ def test_labels_and_versions_are_offered_where_there_are_any(serve: Serve, tiny_
         card.get_by_role("button", name="version 1", pressed=True).wait_for()
 
 
-def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
-    shipped: httpx.Client, open_page: Open, tmp_path: Path
-) -> None:
+def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
     page = open_page(shipped)
     for panel in ("image", "text", "series", "generation"):
-        told(page, panel)
+        status_of(page, panel)
 
     def sentence(selector: str) -> str:
         control = page.locator(f"{selector}[aria-invalid=true]")
@@ -284,14 +278,14 @@ def test_what_is_wrong_is_told_beside_the_control_that_caused_it(
     page.get_by_role("button", name="Example: ship").click()
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
     assert page.locator("#image .error").count() == 0
-    assert refused(page) == 5
+    assert expected_errors(page) == 5
 
 
-def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, open_page: Open) -> None:
+def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page: Open) -> None:
     with processes.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
         page = open_page(client)
         for panel in ("text", "series", "generation"):
-            told(page, panel)
+            status_of(page, panel)
         page.locator("#text-length").fill("4000")
         page.get_by_role("button", name="Generate text").click()
         page.locator("#text-generated", has_text=re.compile(".{200}", re.DOTALL)).wait_for()
@@ -309,7 +303,7 @@ def test_a_service_that_is_gone_is_told_wherever_it_was_asked(tiny_store: Path, 
     page.noted.clear()
 
 
-def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
+def test_the_page_asks_for_a_key_and_again_after_its_removal(
     serve: Serve, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
@@ -323,18 +317,16 @@ def test_the_page_asks_for_a_key_and_for_another_when_it_is_taken_back(
         trouble.get_by_text("An API key consists of printable ASCII characters").wait_for()
         form.fill(key)
         page.get_by_role("button", name="Use").click()
-        told(page, "generation")
+        status_of(page, "generation")
         assert not form.is_visible()
         file.write_text("# nobody\n")
         page.locator("#generation-seed").fill("7")
         page.locator("#generation .error", has_text="Unknown API key.").wait_for()
         assert form.is_visible()
-    assert refused(page) == 2
+    assert expected_errors(page) == 2
 
 
-def test_the_card_says_which_version_is_live_and_which_is_tried(
-    serve: Serve, tiny_store: Path, open_page: Open
-) -> None:
+def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_store: Path, open_page: Open) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, "tiny-gan")
     rollout.activate(tiny_store, "tiny-gan", 1)
@@ -347,7 +339,7 @@ def test_the_card_says_which_version_is_live_and_which_is_tried(
         assert buttons.all_inner_texts() == ["version 1, active", "version 2", "version 3, canary, 25 %"]
 
 
-def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client, open_page: Open) -> None:
+def test_the_cards_show_metrics_and_pictures(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     cards = page.get_by_role("article")
     models = {model["id"]: model["card"] for model in shipped.get("/v1/models").json()["data"]}
@@ -368,10 +360,10 @@ def test_the_models_show_their_figures_and_their_pictures(shipped: httpx.Client,
     picture.wait_for(state="hidden")
 
 
-def test_the_keyboard_alone_is_enough(shipped: httpx.Client, open_page: Open) -> None:
+def test_the_page_works_with_the_keyboard_only(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     for panel in ("image", "text", "series", "generation"):
-        told(page, panel)
+        status_of(page, panel)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     reached = set()
@@ -394,14 +386,14 @@ def test_the_keyboard_alone_is_enough(shipped: httpx.Client, open_page: Open) ->
     page.keyboard.type(" O")
     page.keyboard.press("Control+Enter")
     page.locator("#text-prefix", has_text="ROMEO: O").wait_for()
-    told(page, "text")
+    status_of(page, "text")
     assert len(page.locator("#text-generated").text_content()) == 20
     page.locator("#series-horizon").focus()
     page.keyboard.press("ArrowRight")
     page.locator("#series .status", has_text="61 steps").wait_for()
 
 
-def test_the_theme_is_the_systems_until_another_is_chosen_which_stays(shipped: httpx.Client, open_page: Open) -> None:
+def test_a_chosen_theme_is_kept(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped, color_scheme="dark")
     scheme = "getComputedStyle(document.documentElement).colorScheme"
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -414,13 +406,13 @@ def test_the_theme_is_the_systems_until_another_is_chosen_which_stays(shipped: h
 
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
-def test_axe_finds_nothing_serious_and_no_phone_scrolls_sideways(
+def test_axe_finds_no_serious_problem_and_the_page_fits_a_phone(
     shipped: httpx.Client, open_page: Open, theme: str, width: int
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = open_page(shipped, width=width, color_scheme=theme)
     for panel in ("image", "text", "series", "generation"):
-        told(page, panel)
+        status_of(page, panel)
     page.get_by_label("Interpolation", exact=True).check()
     page.locator("#generation .status", has_text="steps from seed").wait_for()
     page.locator("#text-seed").fill("-1")
@@ -430,4 +422,4 @@ def test_axe_finds_nothing_serious_and_no_phone_scrolls_sideways(
     assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found
             if each["impact"] in ("serious", "critical")] == []  # fmt: skip
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert refused(page) == 1
+    assert expected_errors(page) == 1

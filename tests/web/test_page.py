@@ -1,4 +1,4 @@
-"""The page at `/` as it is served: strict, whole, and asked about each time; and the models' pictures."""
+"""The files of the web page, their headers, and the models' pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.service import ROOT, Serve
 WEB = ROOT / "app" / "web"
 
 
-def test_the_page_is_served_strictly_and_asked_about_each_time(shipped: httpx.Client) -> None:
+def test_the_page_has_a_strict_policy_and_an_etag(shipped: httpx.Client) -> None:
     page = shipped.get("/")
     assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     policy = dict(part.split(" ", 1) for part in page.headers["content-security-policy"].split("; "))
@@ -28,7 +28,7 @@ def test_the_page_is_served_strictly_and_asked_about_each_time(shipped: httpx.Cl
     assert int(head.headers["content-length"]) == len(page.content)
 
 
-def test_every_part_of_the_page_is_served_and_packaged(shipped: httpx.Client) -> None:
+def test_every_file_of_the_page_is_served_and_packaged(shipped: httpx.Client) -> None:
     types = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["app"]
     for path in filter(Path.is_file, WEB.rglob("*")):
@@ -41,7 +41,7 @@ def test_every_part_of_the_page_is_served_and_packaged(shipped: httpx.Client) ->
         assert shipped.get(f"/web/{other}").json()["error"]["code"] == "not_found"
 
 
-def test_the_page_has_nothing_inline_and_nothing_from_elsewhere() -> None:
+def test_the_page_has_no_inline_code_and_no_external_files() -> None:
     page = (WEB / "index.html").read_text()
     assert not re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", page)
     for path in WEB.rglob("*.[chj]*s*"):
@@ -50,7 +50,7 @@ def test_the_page_has_nothing_inline_and_nothing_from_elsewhere() -> None:
         assert not re.findall(r"innerHTML|\beval\(|new Function|document\.write", path.read_text()), path.name
 
 
-def test_a_models_pictures_are_those_of_its_folder_and_no_other_file(shipped: httpx.Client) -> None:
+def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
     model = shipped.get("/v1/models/mnist-gan").json()
     assert model["pictures"] == ["curves.png", "samples.png"]
     for file in model["pictures"]:
@@ -72,7 +72,7 @@ def test_a_models_pictures_are_those_of_its_folder_and_no_other_file(shipped: ht
         assert answer.json()["error"]["message"].startswith(sentence)
 
 
-def test_a_model_without_pictures_says_so(serve: Serve) -> None:
+def test_a_model_without_pictures_gives_a_clear_error(serve: Serve) -> None:
     with serve() as client:
         assert client.get("/v1/models/tiny-gan").json()["pictures"] == []
         answer = client.get("/v1/models/tiny-gan/pictures/curves.png").json()
