@@ -27,6 +27,7 @@ HEAD = """# Measurements
 
 `make report` writes this page from the cards in `models_store/` and the files in `benchmarks/results/`. Each figure names
 its command, machine and date. To change a figure, run its command again and edit the file.
+`make bench ARGS="--save benchmarks/results/speed/serving.json"` writes the file of [Quartet and a plain FastAPI server](#quartet-and-a-plain-fastapi-server).
 
 - [Models](#models): what each network achieves on its test data
 - [Accuracy](#accuracy): comparisons with other forecasters, and training on your own data
@@ -107,7 +108,7 @@ def amount(unit: str, decimals: int = 0) -> Callable[[float], str]:
     return lambda value: f"{value:,.{decimals}f} {unit}".strip()
 
 
-CNN, TEXT = "Workshop CNN (`cifar10-lenet`), one 32x32 PNG", "Text, 32 characters in, 200 characters out"
+CNN, TEXT = "workshop CNN, one 32x32 PNG", "text, 32 characters in, 200 out"
 BENCH = "make bench"
 KEY_FIGURES = [
     KeyFigure(
@@ -157,7 +158,7 @@ KEY_FIGURES = [
     ),
     KeyFigure(
         "start to ready, eight networks, two workers",
-        result("speed/serving", "Targets", "measured", figure="start to ready"),
+        result("speed/serving", "targets", "measured", figure="start to ready"),
         amount("s", 2),
         BENCH,
     ),

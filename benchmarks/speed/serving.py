@@ -22,6 +22,7 @@ import importlib.metadata
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -232,7 +233,8 @@ async def bench(options: argparse.Namespace, results: Results) -> str:
             if "workers" in Settings.model_fields and not options.layouts and "ours" in options.servers:
                 fresh.append(partial(two_workers, folder, shipped))
             await starts(plan, shipped, fresh)
-            show(results, START, "start and memory, shipped networks")
+            results.titles[START] = "start and memory, shipped networks"
+            show(results, START, results.titles[START])
         known = works(networks)
         chosen = [(name, known.get(name)) for name in options.only if name != START]
         if not chosen:
@@ -243,6 +245,7 @@ async def bench(options: argparse.Namespace, results: Results) -> str:
                 if work is None:
                     print(f"\n{work_name}: not measured, the store has no such network", flush=True)
                     continue
+                results.titles[work_name] = work.title
                 await compare(plan, work_name, work, running)
                 show(results, work_name, f"{work.title}{f' ({rnn})' if work.rnn else ''}")
         return rnn
@@ -282,6 +285,7 @@ def parser() -> argparse.ArgumentParser:
         "--peers", type=words(list(peers.PEERS)), default=[], help=f"competitors: {','.join(peers.PEERS)}"
     )
     made.add_argument("--peers-dir", type=Path, default=Path.home() / ".cache/quartet-peers", help="their environments")
+    made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
     made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
     return made
 
@@ -305,6 +309,27 @@ def finite(content: Any) -> Any:
     if isinstance(content, list):
         return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Results) -> None:
+    """Write the tables for ``make report``. The title and the notes of an existing file stay."""
+    place = arguments.index("--save")
+    command = shlex.join(["python", "-m", "benchmarks.speed.serving", *arguments[:place], *arguments[place + 2 :]])
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
+    measured = [work for work in results.titles if work in results.cells]
+    content = {
+        "title": before["title"],
+        "command": command,
+        "machine": setting["hardware"],
+        "date": time.strftime("%Y-%m-%d"),
+        "software": ", ".join(f"{name} {version}" for name, version in setting["versions"].items()),
+        "notes": before["notes"],
+        "tables": [
+            report.targets_as_json(report.judged(results)),
+            *(report.as_json(results, work, results.titles[work]) for work in measured),
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def stop(*_: object) -> None:
@@ -333,6 +358,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"Medians of {options.rounds} rounds of {options.seconds:g} s each. The RNN of the texts: {rnn}.\n")
     reached = {target.text: value for target, value in result}
     print(json.dumps(finite({**setting, "targets": reached, "works": results.cells})))
+    if options.save:
+        save(options.save, list(sys.argv[1:] if argv is None else argv), setting, results)
 
 
 if __name__ == "__main__":

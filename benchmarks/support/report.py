@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.support.load import Figures
 from benchmarks.support.works import ALONE, BESIDE
@@ -25,6 +25,7 @@ class Results:
     cells: dict[str, dict[str, dict[int, list[Figures]]]] = field(default_factory=dict)
 
     ours: str = OURS
+    titles: dict[str, str] = field(default_factory=dict)  # of the measured workloads
 
     def add(self, work: str, server: str, callers: int, figures: Figures) -> None:
         self.cells.setdefault(work, {}).setdefault(server, {}).setdefault(callers, []).append(figures)
@@ -88,15 +89,42 @@ def table(results: Results, work: str) -> str:
 
 
 def cell(results: Results, work: str, server: str, callers: int, column: Column) -> str:
+    return number(figure(results, work, server, callers, column), column.digits)
+
+
+def figure(results: Results, work: str, server: str, callers: int, column: Column) -> float:
+    """Return the figure of a cell; NaN for an empty one."""
     if column.key == "ratio":
         key = TABLES.get(work, COLUMNS)[0].key
         base = named(PLAIN, server.partition(": ")[2])
         ratio = over(results.median(work, server, callers, key), results.median(work, base, callers, key))
-        return "" if server == base else number(ratio, column.digits)
+        return math.nan if server == base else ratio
     if column.total:
         values = results.values(work, server, callers, column.key)
-        return number(sum(values), column.digits) if values else ""
-    return number(results.median(work, server, callers, column.key), column.digits)
+        return sum(values) if values else math.nan
+    return results.median(work, server, callers, column.key)
+
+
+def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
+    """Return the table of a workload as benchmarks/results/ stores it: the decimals of each column, and the rows."""
+    first, *others = TABLES.get(work, COLUMNS)
+    decimals = {"server": None, "callers": 0, first.head: first.digits, "min": first.digits, "max": first.digits}
+    rows: list[list[Any]] = []
+    servers = results.cells[work]
+    for callers in sorted({callers for rounds in servers.values() for callers in rounds}):
+        for server in (server for server in servers if callers in servers[server]):
+            values = results.values(work, server, callers, first.key) or [math.nan]
+            figures = [(figure(results, work, server, callers, first), first.digits)]
+            figures += [(limit(values), first.digits) for limit in (min, max)]
+            figures += [(figure(results, work, server, callers, column), column.digits) for column in others]
+            rows.append([server, callers or None, *(rounded(value, digits) for value, digits in figures)])
+    return {"title": title, "columns": {**decimals, **{column.head: column.digits for column in others}}, "rows": rows}
+
+
+def rounded(value: float, digits: int) -> float | None:
+    if math.isnan(value):
+        return None
+    return round(value, digits) if digits else round(value)
 
 
 @dataclass(frozen=True)
@@ -150,16 +178,22 @@ def slowdown(callers: int) -> Callable[[Results], float]:
 TWO_THREADS = "in process, 2 threads, batch 32"
 TWO_WORKERS = f"{OURS}, 2 workers"
 TARGETS = [
-    Target("workshop CNN, 64 callers: throughput over plain", 3.3, 4.2, over_plain("cnn", 64, "per_second")),
-    Target("workshop CNN, 1 caller: p50 over plain's", 1.1, 0.9, over_plain("cnn", 1, "p50"), most=True),
-    Target("workshop CNN, 64 callers: p99 over plain's", 0.6, 0.4, over_plain("cnn", 64, "p99"), most=True),
-    Target("strong CNN, 64 callers, of two threads in process", 80, 95, of_limit("strong", 64, TWO_THREADS), "%"),
-    Target("text, 32 callers x 200 characters: throughput over plain", 5.5, 7.5, over_plain("text", 32, "per_second")),
-    Target("text, 32 callers, of two threads in process", 75, 95, of_limit("text", 32, TWO_THREADS), "%"),
-    Target("64 streams: first character, p99", 100, 30, first_character(64), "ms", most=True),
-    Target("forecasts, 32 callers: throughput over plain", 9, 15, over_plain("forecast", 32, "per_second")),
-    Target("16 digits, 32 callers: throughput over plain", 2, 2.6, over_plain("sample", 32, "per_second")),
-    Target("8 callers classify: p99 beside 32 texts over alone", 3, 1.5, slowdown(8), most=True),
+    Target("workshop CNN, 64 callers: throughput / plain", 3.3, 4.2, over_plain("cnn", 64, "per_second")),
+    Target("workshop CNN, 1 caller: p50 / plain", 1.1, 0.9, over_plain("cnn", 1, "p50"), most=True),
+    Target("workshop CNN, 64 callers: p99 / plain", 0.6, 0.4, over_plain("cnn", 64, "p99"), most=True),
+    Target(
+        "cifar10-whitened, 64 callers: throughput / in process with 2 threads",
+        80,
+        95,
+        of_limit("strong", 64, TWO_THREADS),
+        "%",
+    ),
+    Target("text, 32 callers, 200 characters: throughput / plain", 5.5, 7.5, over_plain("text", 32, "per_second")),
+    Target("text, 32 callers: throughput / in process with 2 threads", 75, 95, of_limit("text", 32, TWO_THREADS), "%"),
+    Target("64 streams: time to first character, p99", 100, 30, first_character(64), "ms", most=True),
+    Target("forecasts, 32 callers: throughput / plain", 9, 15, over_plain("forecast", 32, "per_second")),
+    Target("16 digits, 32 callers: throughput / plain", 2, 2.6, over_plain("sample", 32, "per_second")),
+    Target("8 callers classify: p99 with 32 texts running / alone", 3, 1.5, slowdown(8), most=True),
     Target(
         "memory of two workers, RSS",
         900,
@@ -184,3 +218,14 @@ def targets(result: Sequence[tuple[Target, float]]) -> str:
         shown = "" if math.isnan(measured) else f"{measured:,.2f} {target.unit}"
         lines.append(f"| {target.text} | {' | '.join(bounds)} | {shown} | {target.met(measured)} |")
     return "\n".join(lines)
+
+
+def targets_as_json(result: Sequence[tuple[Target, float]]) -> dict[str, Any]:
+    """Return the table of targets as benchmarks/results/ stores it."""
+    rows = []
+    for target, measured in result:
+        sign = "≤" if target.most else "≥"
+        bounds = [f"{sign} {bound:g}" for bound in (target.must, target.aim)]
+        rows.append([target.text, target.unit, *bounds, rounded(measured, 2)])
+    columns = {"figure": None, "unit": None, "must": None, "goal": None, "measured": "g"}
+    return {"title": "targets", "columns": columns, "rows": rows}

@@ -320,10 +320,10 @@ def test_the_sizing_page_follows_from_the_measurements() -> None:
     results = json.loads((ROOT / "benchmarks" / "results" / "speed" / "serving.json").read_text())
     tables = {table["title"]: table for table in results["tables"]}
     titles = (
-        "Workshop CNN (`cifar10-lenet`), one 32x32 PNG",
-        "`cifar10-whitened`, one 32x32 PNG",
-        "Text, 32 characters in, 200 characters out",
-        "Forecasts of 48 steps",
+        "workshop CNN, one 32x32 PNG",
+        "cifar10-whitened, one 32x32 PNG",
+        "text, 32 characters in, 200 out",
+        "forecasts of 48 steps",
         "16 digits as PNGs",
     )
     assert len(rows) == 2 * len(titles)
