@@ -26,7 +26,7 @@ BESIDE = {  # who imports nothing of a neighbour in the same layer
 }
 TRAINING_LAYERS = (
     (
-        *("training.configs", "training.options", "training.run", "training.publishing"),
+        *("training.best_weights", "training.configs", "training.options", "training.run", "training.publishing"),
         *("training.data.datasets", "training.evaluation.speed", "training.loops.distributed"),
     ),
     ("training.data", "training.evaluation", "training.loops"),

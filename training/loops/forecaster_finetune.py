@@ -16,6 +16,7 @@ import torch
 from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
+from training.best_weights import BestWeights
 from training.configs import ForecasterFinetuneConfig
 from training.data import tables
 from training.data.datasets import DataError
@@ -25,7 +26,6 @@ from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
 from training.loops import distributed, time_budget
-from training.loops.best_weights import BestWeights
 from training.loops.forecaster import Trainer
 from training.options import Options, base_version
 from training.run import Run, cosine_schedule

@@ -19,10 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks import build
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.tasks.precision import fast_bfloat16
+from training.best_weights import BestWeights
 from training.configs import RnnConfig
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
-from training.loops.best_weights import BestWeights
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99)}  # of AdamW
