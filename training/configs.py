@@ -18,7 +18,7 @@ class CnnConfig:
     kind: str
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
-    learning_rate: Annotated[float, "peak learning rate"]
+    learning_rate: Annotated[float, "peak learning rate; strong: per 1,024 images; own: of the last layer"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
@@ -54,7 +54,7 @@ class CnnFinetuneConfig:
     later_width: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
     epochs: Annotated[int, "passes over the training images"]
     batch: Annotated[int, "images per step"]
-    learning_rate: Annotated[float, "peak learning rate"]  # of the last layer
+    learning_rate: Annotated[float, "peak learning rate"]  # of the last layer only
     pretrained_learning_rate: Annotated[float, "peak learning rate of the pretrained layers"]
     scratch_learning_rate: Annotated[float, "peak learning rate of all layers but the last, from scratch"]
     head_only_share: Annotated[float, "share of the steps that train the last layer only, before fine-tuning"]

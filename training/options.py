@@ -109,11 +109,11 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
         default=argparse.SUPPRESS,
         help="model name in the store (default: the preset's name; required for own data)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of all random numbers")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="cpu, cuda or cuda:N")
     cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
-    parser.add_argument("--threads", type=int, default=cores, help="CPU threads of PyTorch")
+    parser.add_argument("--threads", metavar="N", type=int, default=cores, help="CPU threads of PyTorch")
     parser.add_argument("--resume", action="store_true", help="resume the last unfinished run of this model")
     parser.add_argument("--no-publish", dest="publish", action="store_false", help="do not publish to the store")
     parser.add_argument(

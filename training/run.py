@@ -77,11 +77,8 @@ class Run:
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
         self.options = options
-        python = (
-            ["python"]
-            if distributed.world_size() == 1
-            else ["torchrun", "--nproc-per-node", str(distributed.world_size())]
-        )
+        processes = distributed.world_size()
+        python = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
         self.command = shlex.join([*python, "-m", options.script, *(sys.argv[1:] if argv is None else argv)])
         self.commit = _commit()
         self.tracked: dict[str, Any] = {}
