@@ -1,4 +1,4 @@
-"""Image classifiers: raw pixels in (uint8 or float, 0 to 255), logits out."""
+"""Image classifiers: pixels (uint8 or float, 0 to 255) to logits."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch.nn import functional as F
 
 
 class Classifier(nn.Module, ABC):
-    """What the classifiers share: pixels become maps, maps become scores, and scores the logits that are answered.
+    """Base class of the classifiers: pixels -> feature maps -> scores -> calibrated logits.
 
-    ``order``: that in which the numbers of its weights should lie to be computed with.
+    ``order`` is the memory format in which the weights compute fastest.
     """
 
     order = torch.contiguous_format
 
     @abstractmethod
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> what some convolution makes of them, [N, C, h, w]."""
+        """pixels [N, channels, image, image], 0 to 255 -> feature maps [N, C, h, w] of a late convolution."""
 
     @abstractmethod
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]: the logits that were learnt."""
+        """maps -> scores [N, classes]: the logits of the training."""
 
     def calibrated(self, scores: Tensor) -> Tensor:
-        """scores [N, classes] -> logits [N, classes], in the same order."""
+        """scores [N, classes] -> calibrated logits [N, classes] with the same ranking."""
         return scores
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ class LeNet(Classifier):
         self.fc3 = nn.Linear(sizes.hidden[1], sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> what the last convolution makes of them, [N, 16, 10, 10]."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, 16, 10, 10] of the last convolution."""
         x = scaled(pixels, self.fc3.weight.dtype)
-        # ReLU after the pool: the same values, a quarter of the work
+        # ReLU after the pool: same values, a quarter of the work
         x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
         return convolved(self.conv2, x)
 
@@ -76,7 +76,7 @@ class LeNet(Classifier):
 
 @dataclass(frozen=True)
 class DigitNetSizes:
-    """``conv``: channels of the two pairs of 3x3 convolutions, ``features``: the width that is judged on."""
+    """``conv``: channels of the two pairs of 3x3 convolutions, ``features``: width of the hidden linear layer."""
 
     classes: int = 10
     channels: int = 1
@@ -95,7 +95,7 @@ class Halved(nn.Module):
 class DigitNet(Classifier):
     """Two pairs of 3x3 convolutions with batch norm, each pair pooled; a fully connected layer; the classes.
 
-    Its ``features`` (after the ReLU) are what Frechet distances between sets of digits are measured on.
+    Its ``features`` (after the ReLU) are used to measure Frechet distances between sets of digits.
     """
 
     def __init__(self, sizes: DigitNetSizes) -> None:
@@ -115,11 +115,11 @@ class DigitNet(Classifier):
         self.fc2 = nn.Linear(sizes.features, sizes.classes)
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> what the last convolution makes of them, [N, 64, 14, 14]."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, 64, 14, 14] of the last convolution."""
         return self.convolutions[:-1](scaled(pixels, self.fc2.weight.dtype))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> features [N, features], none below 0."""
+        """pixels [N, channels, image, image], 0 to 255 -> features [N, features], all at least 0."""
         return self._features(self.maps(pixels))
 
     def _features(self, maps: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class DigitNet(Classifier):
 class WhitenedNetSizes:
     """``widths``: channels of the three groups of two 3x3 convolutions.
 
-    ``label_smoothing``: that of the training, when the answers are to be without it again.
+    ``label_smoothing``: the smoothing of the training, which the logits undo. 0 leaves the logits unchanged.
     """
 
     classes: int = 10
@@ -150,8 +150,8 @@ class WhitenedNetSizes:
 class Group(nn.Module):
     """Convolution 3x3, max-pool 2, batch norm, GELU; convolution 3x3, batch norm, GELU.
 
-    The convolutions begin as the identity (dirac) on as many channels as they read. Of batch norm only the bias is
-    learnt.
+    The convolutions are initialised as the identity (dirac) on their input channels. Only the bias of the batch norms
+    is trained.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -175,12 +175,11 @@ class Group(nn.Module):
 class WhitenedNet(Classifier):
     """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498): its first layer whitens patches of 2x2 pixels.
 
-    ``whiten`` holds a fixed set of filters and their negatives. Label smoothing is taken out of the scores;
-    ``temperature`` and ``views_temperature`` are fitted after the training, so that the softmax of the logits is
-    calibrated, for one view and for six.
+    ``whiten`` holds fixed filters and their negatives. The logits undo label smoothing. ``temperature`` (one view) and
+    ``views_temperature`` (six views) are fitted after the training, to calibrate the softmax of the logits.
     """
 
-    order = torch.channels_last  # else each call copies them: of one image that takes two fifths more
+    order = torch.channels_last  # otherwise each call copies the weights; for one image this takes 40 % longer
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
@@ -204,19 +203,19 @@ class WhitenedNet(Classifier):
         self.register_buffer("views_temperature", torch.ones(()))
 
     def halve(self) -> None:
-        """From now on compute the six large convolutions, and what lies between them, in bfloat16.
+        """Convert the six large convolutions and the layers between them to bfloat16.
 
-        On a CPU that multiplies in it this takes half of the time and of the memory. The pixels, the whitening, batch
-        norm's figures and the head stay in single precision: all in bfloat16 is no faster and three times as far off.
+        On a CPU with bfloat16 instructions this halves time and memory. Pixels, whitening, batch-norm statistics and
+        head stay in float32: converting them too is no faster, and the error is three times as large.
         """
         for layer in self.groups.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> what the second group makes of them, [N, second, 7, 7]."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, second, 7, 7] of the second group."""
         x = (pixels.to(self.head.weight.dtype) - self.mean) / self.deviation
-        x = x.contiguous(memory_format=torch.channels_last)  # the faster order on the CPU
+        x = x.contiguous(memory_format=torch.channels_last)  # faster on the CPU
         x = F.gelu(self.whiten(x)).to(next(self.groups.parameters()).dtype)  # [N, 24, 31, 31]
         return self.groups[1](self.groups[0](x))
 
@@ -235,8 +234,8 @@ class WhitenedNet(Classifier):
     def views(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] from six views of each image.
 
-        The image and the image one pixel up and to the left, or down and to the right, with reflected edges; each also
-        mirrored. The unmoved pair counts as much as the two others together.
+        The views are the image, and the image shifted by one pixel up and left, or down and right, with reflected
+        edges; each also mirrored. The unshifted pair has the weight of the two other pairs together.
         """
         wide = F.pad(pixels.to(self.head.weight.dtype), (1, 1, 1, 1), mode="reflect")  # [N, channels, S + 2, S + 2]
         moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]
@@ -246,41 +245,41 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-BEND = 0.2  # of what smoothing gives to each class
+BEND = 0.2  # relative to the probability that smoothing gives to each class
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """Logits [N, classes] learnt with label smoothing -> log-probabilities [N, classes] of the labels themselves.
+    """Logits [N, classes] trained with label smoothing -> log-probabilities [N, classes] of the labels.
 
-    Where the labels of an image have probabilities p, a network learns q = (1 - s) p + s / classes (Szegedy et al.
-    2016, section 7): solved for p. No temperature does this, for it takes from the likely and the unlikely alike. What
-    falls below 0 is bent up to it, along a hyperbola, so that no class becomes impossible.
+    If the labels of an image have probabilities p, the network learns q = (1 - s) p + s / classes (Szegedy et al. 2016,
+    section 7). This function solves for p. A temperature cannot, as it scales likely and unlikely classes alike.
+    Negative solutions are bent to small positive values along a hyperbola, so that no class becomes impossible.
     """
     if not smoothing:
         return logits
-    given = smoothing / logits.shape[1]
-    share = logits.softmax(dim=1) - given
-    return (share + share.square().add((BEND * given) ** 2).sqrt()).div(2 * (1 - smoothing)).log()
+    floor = smoothing / logits.shape[1]
+    excess = logits.softmax(dim=1) - floor
+    return (excess + excess.square().add((BEND * floor) ** 2).sqrt()).div(2 * (1 - smoothing)).log()
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """pixels, 0 to 255 -> the same in [-1, 1]: mean 0.5 and standard deviation 0.5 of [0, 1].
+    """pixels, 0 to 255 -> values in [-1, 1].
 
-    In one fresh tensor: on the CPU a second one costs more than the arithmetic.
+    Allocates one tensor only: on the CPU a second one costs more than the arithmetic.
     """
     return torch.sub(pixels, 127.5).to(dtype).div_(127.5)
 
 
-FEW = 4  # images
+SMALL_BATCH = 4  # images
 
 
 def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """The convolution of x [N, C, H, W], for few channels.
+    """Convolve x [N, C, H, W] with few channels.
 
-    Where no gradient is wanted, of few images as matrix products: on the CPU, oneDNN's set-up for each call takes
-    longer than the computing (one image through LeNet: 0.62 of the time).
+    For few images without gradients on the CPU, uses matrix products, because oneDNN's set-up per call takes longer
+    than the computation (one image through LeNet takes 0.62 of the time).
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > FEW:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > SMALL_BATCH:
         return convolution(x)
     weight, bias = convolution.weight, convolution.bias
     kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
@@ -290,10 +289,10 @@ def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 def halved(x: Tensor) -> Tensor:
     """Max-pooling by 2: [N, C, H, W] -> [N, C, H // 2, W // 2].
 
-    Where no gradient is wanted, of many images as the largest of four views: on the CPU, max_pool2d takes ten times as
-    long (64 images through LeNet: half of the time).
+    For many images without gradients on the CPU, uses the maximum of four strided slices, because max_pool2d takes ten
+    times as long (64 images through LeNet take half of the time).
     """
-    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= FEW:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= SMALL_BATCH:
         return F.max_pool2d(x, 2)
     height, width = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     rows = torch.maximum(x[:, :, 0:height:2], x[:, :, 1:height:2])

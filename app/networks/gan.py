@@ -1,4 +1,4 @@
-"""The generators of images and, for training, their discriminators: latents in, grey values out."""
+"""Image generators (latents to pixel values in [-1, 1]), and their discriminators for training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """The workshop's discriminator: linear layers with LeakyReLU 0.2; real is 1.
 
-    Its sigmoid stands in the loss (``binary_cross_entropy_with_logits``): the same function, without overflow.
+    The sigmoid is part of the loss (``binary_cross_entropy_with_logits``), where it cannot overflow.
     """
 
     def __init__(self, pixels: int = 784, hidden: tuple[int, ...] = (512, 256)) -> None:
@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
 
 @dataclass(frozen=True)
 class ConditionalSizes:
-    """``widths``: channels at a quarter of the image's side, at half of it, and at all of it."""
+    """``widths``: channels at a quarter, half and full side of the image."""
 
     latent: int = 64
     classes: int = 10
@@ -73,9 +73,9 @@ class ConditionalSizes:
 
 
 class ClassNorm(nn.Module):
-    """Batch norm whose gain and shift belong to the class (de Vries et al. 2017), and a ReLU.
+    """Conditional batch norm (de Vries et al. 2017) with gain and shift per class, then ReLU.
 
-    In evaluation mode its statistics are fixed, so that no image depends on another.
+    In evaluation mode the statistics are fixed, so no image depends on another.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -86,15 +86,15 @@ class ClassNorm(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x [N, channels, H, W], chosen [N, classes] with a 1 at the class -> [N, channels, H, W]."""
-        gain, shift = chosen @ self.gain, chosen @ self.shift  # not by index: its gradient has no fixed order
+        gain, shift = chosen @ self.gain, chosen @ self.shift  # no indexing: its gradient sums in varying order
         return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
 
 
 class ConditionalGenerator(nn.Module):
-    """Draws the class that is asked for: a linear layer, and convolutions that double the side twice.
+    """Class-conditional generator: a linear layer, and convolutions that double the side twice.
 
-    The class comes in beside the latent and in every norm. What the latent alone decides - slant, thickness - is the
-    same for every class: two classes of one latent are two digits in one hand.
+    The class enters with the latent and in every norm. The latent alone determines the style, such as slant and
+    thickness, for all classes.
     """
 
     def __init__(self, sizes: ConditionalSizes) -> None:
@@ -108,7 +108,7 @@ class ConditionalGenerator(nn.Module):
         self.double2 = nn.ConvTranspose2d(second, third, 4, stride=2, padding=1, bias=False)
         self.grey = nn.Conv2d(third, sizes.channels, 3, padding=1)
         self.norms = nn.ModuleList(ClassNorm(width, sizes.classes) for width in (first, second, second, third))
-        with torch.no_grad():  # the one column of a class weighs as much as all of the latent's
+        with torch.no_grad():  # initially, the single column of a class has the weight of all latent columns
             self.linear.weight[:, sizes.latent :] *= sizes.latent**0.5
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -131,8 +131,8 @@ class ConditionalGenerator(nn.Module):
 class ConditionalDiscriminator(nn.Module):
     """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28 or 32 x 32.
 
-    Whether an image is a real one of its class is told by a projection (Miyato and Koyama 2018); a second head reads
-    the class itself.
+    A projection (Miyato and Koyama 2018) scores whether an image is a real one of its class. A second head classifies
+    the image.
     """
 
     def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128), channels: int = 1) -> None:
@@ -148,8 +148,8 @@ class ConditionalDiscriminator(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, grey: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """grey values [N, channels, 28, 28] in [-1, 1], labels [N] -> logits: [N] of being real, [N, classes] of the
-        class.
+        """grey values [N, channels, 28, 28] in [-1, 1], labels [N] -> logits [N] of being real, and class logits
+        [N, classes].
         """
         x = F.leaky_relu(self.conv1(grey), 0.2)  # [N, 32, 14, 14]
         x = F.leaky_relu(self.conv2(x), 0.2)  # [N, 64, 7, 7]
@@ -160,7 +160,7 @@ class ConditionalDiscriminator(nn.Module):
 
 
 def as_pixels(grey: Tensor) -> Tensor:
-    """Grey values in [-1, 1] -> uint8, 0 to 255. Raises ArithmeticError for what is no number: it would turn black."""
+    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError for NaN, which would become black."""
     if not bool(grey.sum().isfinite()):
         raise ArithmeticError("grey values are not finite")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The character network: indices of characters in, logits of the next character out."""
+"""Character RNNs: indices of characters to logits of the next character."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PACKED = 256  # width from which packed weights are faster (measured: at 128 twice as slow, at 512 0.7 of the time)
+MIN_PACKED_WIDTH = 256  # packed weights take 2 times the time at width 128, and 0.7 times at 512 (measured)
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class CharacterRNNSizes:
 
 
 class CharacterRNN(nn.Module):
-    """An embedding, Elman layers (tanh), a linear layer; its memory is the state [N, layers, hidden].
+    """An embedding, Elman layers (tanh) and a linear layer. The state is [N, layers, hidden].
 
-    The workshop's has one layer of 128.
+    The workshop's network has one layer of width 128.
     """
 
     def __init__(self, sizes: CharacterRNNSizes) -> None:
@@ -36,7 +36,7 @@ class CharacterRNN(nn.Module):
         self.head = nn.Linear(sizes.hidden, sizes.vocabulary)
 
     def zero_state(self, rows: int) -> Tensor:
-        """What a text begins from: state [rows, layers, hidden]."""
+        """Return the initial state [rows, layers, hidden]."""
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,15 +45,15 @@ class CharacterRNN(nn.Module):
         return self.head(outputs), last.transpose(0, 1)
 
     def steps(self) -> Steps:
-        """The same, a character of each text at a time."""
+        """Return the network prepared to read one character per text and call."""
         return Steps(self)
 
 
 class Packed:
-    """act(x W^T + b) with the weight [out, in] laid out once as oneDNN's kernels read it, and act in the same pass.
+    """act(x W^T + b) in one oneDNN call, with the weight [out, in] packed once in oneDNN's own layout.
 
-    Of large weights that is faster than separate operations, the more the fewer the rows; and unlike other matrix
-    products it rounds each row alike whatever rows are beside it (nearly always: ``steady`` tries it).
+    For large weights and few rows this is faster than separate operations. Unlike other matrix products, it nearly
+    always rounds a row independently of the other rows (``batch_invariant`` in ``app.tasks.precision`` tries it).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, act: str = "tanh") -> None:
@@ -61,35 +61,35 @@ class Packed:
         self.bias, self.act = bias, act
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        """x in parts [N, ...] that lie side by side -> [N, out].
+        """Parts of x [N, ...], concatenated along the columns -> [N, out].
 
-        Of many rows a few at a time: for each number of rows oneDNN makes kernels of its own and keeps them, 0.75 MiB
-        for each shape of weight, and more than 32 rows at once are no faster.
+        Many rows are computed in chunks. oneDNN compiles and caches kernels for each number of rows, 0.75 MiB per
+        shape of weight, and more than 32 rows at a time are no faster.
         """
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        pieces = _pieces(len(x))
-        if len(pieces) == 1:
+        sizes = _chunk_sizes(len(x))
+        if len(sizes) == 1:
             return self._product(x)
-        return torch.cat([self._product(piece) for piece in x.split(pieces)])
+        return torch.cat([self._product(chunk) for chunk in x.split(sizes)])
 
     def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, self.act, [], "")
 
 
 @cache
-def _pieces(rows: int) -> list[int]:
-    """So many rows in pieces of 32, 16 and 8, and a rest."""
-    pieces = []
+def _chunk_sizes(rows: int) -> list[int]:
+    """Split a number of rows into chunks of 32, 16 and 8 rows, and the remainder."""
+    sizes = []
     for size in (32, 16, 8):
-        pieces += [size] * (rows // size)
+        sizes += [size] * (rows // size)
         rows %= size
-    return pieces + [rows] * (rows > 0)
+    return sizes + [rows] * (rows > 0)
 
 
 class Steps:
-    """One character of each of many texts at a time: ``network.forward`` for T = 1, with all that never changes ready.
+    """``CharacterRNN.forward`` for T = 1, with everything precomputed that does not depend on the texts.
 
-    What a character adds to the first layer is looked up: its embedding times W_ih, with both biases.
+    The contribution of a character to the first layer is a table: its embedding times W_ih, plus both biases.
     """
 
     def __init__(self, network: CharacterRNN) -> None:
@@ -102,7 +102,7 @@ class Steps:
         self.head = Packed(network.head.weight, network.head.bias, "none") if pack else network.head
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N] and state [N, layers, hidden] -> what ``logits`` needs, [N, hidden], and the next state."""
+        """characters [N] and state [N, layers, hidden] -> input of ``logits`` [N, hidden], and the next state."""
         below, states = self.first[characters], []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             below = layer(below, before)
@@ -110,13 +110,13 @@ class Steps:
         return below, torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """What ``read`` gave, [N, hidden] -> logits [N, vocabulary] of what comes next."""
+        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
         return self.head(above)
 
 
 @dataclass(frozen=True)
 class StackedRNNSizes:
-    """``vocabulary`` counts the characters and one ``<unk>``; ``hidden`` is the width of everything."""
+    """``vocabulary`` counts the characters and one ``<unk>``; ``hidden`` is the width of all layers."""
 
     vocabulary: int
     hidden: int = 512
@@ -124,10 +124,10 @@ class StackedRNNSizes:
 
 
 class StackedRNN(nn.Module):
-    """Elman layers (tanh) in a residual stack: each reads the normalised sum of the embedding and of all layers below.
+    """Elman layers (tanh) in a residual stack: each reads the normalised sum of the embedding and all lower layers.
 
-    Normalisation and residual lie outside of the recurrence, which stays a plain h = tanh(W x + U h + b). ``gain``
-    weighs what each layer adds; it begins at 1 / sqrt(2 layers), so that the sum begins no larger than the embedding.
+    Normalisation and residual are outside the recurrence, which is a plain h = tanh(W x + U h + b). ``gain`` scales the
+    output of each layer. Its initial value 1 / sqrt(2 layers) keeps the sum no larger than the embedding.
     """
 
     def __init__(self, sizes: StackedRNNSizes) -> None:
@@ -142,7 +142,7 @@ class StackedRNN(nn.Module):
         self.head = nn.Linear(width, sizes.vocabulary)
 
     def zero_state(self, rows: int) -> Tensor:
-        """What a text begins from: state [rows, layers, hidden]."""
+        """Return the initial state [rows, layers, hidden]."""
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,12 +155,12 @@ class StackedRNN(nn.Module):
         return self.head(self.norm(x)), torch.stack(states, dim=1)
 
     def steps(self) -> StackedSteps:
-        """The same, a character of each text at a time."""
+        """Return the network prepared to read one character per text and call."""
         return StackedSteps(self)
 
 
 class StackedSteps:
-    """``Steps`` of a residual stack. The normalisations' scale and shift are merged into the weights that read them."""
+    """``Steps`` of ``StackedRNN``. Scale and shift of each norm are merged into the following weights."""
 
     def __init__(self, network: StackedRNN) -> None:
         self.width = (network.sizes.hidden,)
@@ -183,7 +183,7 @@ class StackedSteps:
         self.head = Packed(weight, shift, "none") if pack else partial(F.linear, weight=weight, bias=shift)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N] and state [N, layers, hidden] -> what ``logits`` needs, [N, hidden], and the next state."""
+        """characters [N] and state [N, layers, hidden] -> input of ``logits`` [N, hidden], and the next state."""
         x, states = self.embedding[characters], []
         for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
             below = F.layer_norm(x, self.width) if i else self.first[characters]
@@ -192,33 +192,33 @@ class StackedSteps:
         return F.layer_norm(x, self.width), torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """What ``read`` gave, [N, hidden] -> logits [N, vocabulary] of what comes next."""
+        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
         return self.head(above)
 
 
 def _merged(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [out, in] and bias that read a normalised x as these read it with the norm's scale and shift."""
+    """Return weight [out, in] and bias that include the scale and shift of the preceding norm."""
     return weight * norm.weight, bias + weight @ norm.bias
 
 
 def _first_layer(table: Tensor, recurrent: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """The layer that reads characters: looked up in a table [vocabulary, hidden], or one-hot, in the same product."""
+    """Return the first layer: it uses the rows of a table [vocabulary, hidden], or one-hot rows if packed."""
     if pack:
         return Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(table[0]))
     return partial(_after_table, recurrent.t())
 
 
 def _layer(read: Tensor, recurrent: Tensor, bias: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """A layer that reads the one below."""
+    """Return a layer that reads the layer below."""
     if pack:
         return Packed(torch.cat([read, recurrent], dim=1), bias)
     return partial(_after_layer, read.t(), recurrent.t(), bias)
 
 
 def _packable(weight: Tensor) -> bool:
-    """Whether packed weights can be used for a network with such a head [vocabulary, hidden], and are faster."""
-    fit = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    return fit and weight.shape[1] >= PACKED
+    """Return whether packed weights are supported and faster, given the head's weight [vocabulary, hidden]."""
+    supported = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    return supported and weight.shape[1] >= MIN_PACKED_WIDTH
 
 
 def _after_table(recurrent: Tensor, looked_up: Tensor, before: Tensor) -> Tensor:

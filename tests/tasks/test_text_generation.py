@@ -15,7 +15,7 @@ import torch
 from support.networks import VOCABULARY, publish_tiny
 
 from app.networks import build
-from app.networks.rnn import PACKED, Packed
+from app.networks.rnn import MIN_PACKED_WIDTH, Packed
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
 from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator
@@ -94,7 +94,7 @@ def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continu
 
 @pytest.mark.parametrize("kind", ["character-rnn", "stacked-rnn"])
 @pytest.mark.parametrize(
-    ("layers", "hidden", "dtype"), [(1, 16, "float64"), (3, 16, "float64"), (2, PACKED, "float32")]
+    ("layers", "hidden", "dtype"), [(1, 16, "float64"), (3, 16, "float64"), (2, MIN_PACKED_WIDTH, "float32")]
 )
 def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, dtype: str) -> None:
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_packed_weights_keep_kernels_for_few_numbers_of_rows_and_answer_each_row
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    weight, bias, x = torch.randn(70, PACKED), torch.randn(70), torch.randn(121, PACKED)
+    weight, bias, x = torch.randn(70, MIN_PACKED_WIDTH), torch.randn(70), torch.randn(121, MIN_PACKED_WIDTH)
     packed, sizes = Packed(weight, bias), set()
     product = packed._product
 
