@@ -61,7 +61,7 @@ class Inference(Generic[P]):
         """Return the items for the engine. Raises BadValue."""
         raise NotImplementedError
 
-    def deadline(self, deadline: float) -> float:
+    def engine_deadline(self, deadline: float) -> float:
         """Return the deadline for the engine, in event-loop time: ``deadline``, or an earlier time."""
         return deadline
 
@@ -87,7 +87,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     """
     executor = registry.parse_executor
     items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
-    deadline = inference.deadline(deadline)
+    deadline = inference.engine_deadline(deadline)
     if inference.streamed:
         return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
     async with Deadline(request, deadline):

@@ -190,9 +190,9 @@ ERROR_RESPONSES = error_responses(
 )
 
 
-def with_model(live: LoadedModel, **rest: Any) -> dict[str, Any]:
+def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
     """An answer with the name and version of the model that gave it."""
-    return {"model": live.card.name, "version": live.card.version, **rest}
+    return {"model": model.card.name, "version": model.card.version, **rest}
 
 
 def success_response(

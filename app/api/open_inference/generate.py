@@ -50,17 +50,17 @@ class GenerateInference(TextInference):
         body: generate_text.GenerateTextRequest,
         request_id: str,
         streamed: bool,
-        end: float,
+        deadline: float,
     ) -> None:
         super().__init__(model, body)
         self.streamed = streamed
-        self.end = end
+        self.deadline = deadline
         self.head = {"model_name": model.card.name, "model_version": str(model.card.version)}
         if request_id:
             self.head["id"] = request_id
 
-    def deadline(self, deadline: float) -> float:
-        return self.end
+    def engine_deadline(self, deadline: float) -> float:
+        return self.deadline
 
     def respond(self, outputs: Sequence[Continuation]) -> Response:
         (text,) = outputs
@@ -138,8 +138,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         model = await resolve_model(request, registry, GENERATE_TEXT, version.id, deadline)  # rejects other tasks
         request_id = _take_id(body)
         fields = _fields(body, streamed)
-        end = earlier_deadline(fields, deadline)
-        inference = GenerateInference(model, _native_body(fields, text_request), request_id, streamed, end)
+        earlier = earlier_deadline(fields, deadline)
+        inference = GenerateInference(model, _native_body(fields, text_request), request_id, streamed, earlier)
         model.engine.admit(1)
         return await run_inference(request, registry, inference, deadline)
 

@@ -58,7 +58,7 @@ class TensorInference(Inference[Any]):
         self.items: Sequence[Any] = tensors.items(self.decoded)
         return self.items
 
-    def deadline(self, deadline: float) -> float:
+    def engine_deadline(self, deadline: float) -> float:
         return earlier_deadline(self.decoded.body.parameters, deadline)
 
     def response_size(self, outputs: Sequence[Any]) -> int:

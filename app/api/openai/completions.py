@@ -244,14 +244,13 @@ def _prompt_size(prompt: Any) -> int:
 def _check(body: CompletionRequest) -> None:
     """Raises BadValue for fields that contradict each other."""
     if body.best_of not in (None, body.n or 1):
-        n = body.n or 1
-        raise BadValue(f"best_of is {quote_value(body.best_of)}; it should be {n} as n is: all are given", "best_of")
+        raise BadValue(f"best_of is {quote_value(body.best_of)}; it should equal n, which is {body.n or 1}", "best_of")
     if body.suffix:
         raise BadValue(
             f"suffix is {quote_value(body.suffix)}; the network reads forwards only, so leave it out", "suffix"
         )
     if body.stream_options and not body.stream:
-        raise BadValue("stream_options are given without stream", "stream_options")
+        raise BadValue("stream_options requires stream", "stream_options")
     if body.max_tokens == 0 and not body.echo:
         raise BadValue("max_tokens is 0; without echo it should be greater than 0", "max_tokens")
 

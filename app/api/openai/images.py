@@ -71,7 +71,7 @@ class ImageGenerationInference(Inference[ImageSampler]):
     def _check(self, body: ImageGenerationRequest) -> None:
         """Raises BadValue for a response format or image size that is not available."""
         if body.response_format not in (None, "b64_json"):
-            allowed = "allowed is 'b64_json': this service keeps no files, so there is nothing that a URL could name"
+            allowed = "allowed is 'b64_json': this service stores no images, so it has no URLs for them"
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
         if body.size not in (None, "auto", self.size):
             raise BadValue(
