@@ -38,9 +38,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": Path,
         "help": "CSV file with one column per series; see --by-rows and --group for other layouts",
     },
-    "--column": {"metavar": "Y", "nargs": "+", "help": "value columns; by default all columns of numbers"},
-    "--time": {"metavar": "TS", "help": "column of time stamps; by default the first column that holds some"},
-    "--group": {"metavar": "ID", "help": "column that names the series of each row, if several share the columns"},
+    "--column": {"metavar": "NAME", "nargs": "+", "help": "value columns; by default all columns of numbers"},
+    "--time": {"metavar": "NAME", "help": "column of time stamps; by default the first column that holds some"},
+    "--group": {"metavar": "NAME", "help": "column that names the series of each row, if several share the columns"},
     "--season": {
         "metavar": "N",
         "type": int,

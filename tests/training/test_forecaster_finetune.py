@@ -30,7 +30,7 @@ SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "
 
 
 def sold(seed: int, count: int = 120) -> np.ndarray:
-    """Sales that repeat each four days, with so much noise that the last four say little of the next."""
+    """Sales with a season of four days, and so much noise that seasonal naive is poor."""
     return 50 + 10 * np.sin(np.pi * np.arange(count) / 2) + np.random.default_rng(seed).normal(0, 4, count)
 
 
@@ -48,7 +48,7 @@ def written(path: Path, **series: Any) -> Path:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in: sales of two shops, and a store with a tiny forecaster that knows nothing yet."""
+    """A working folder with sales of two shops and a store with a tiny, untrained forecaster."""
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "sales.csv", north=sold(1), south=sold(2))
     torch.manual_seed(3)
@@ -61,7 +61,7 @@ def train(*more: str, file: str = "sales.csv") -> None:
     lstm.main(["--csv", file, "--name", "sales", *SHORT, *more])
 
 
-def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_forecaster_that_improves_is_published_and_served(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train()
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("Fine-tuning helped: quantile loss 0.")
@@ -88,7 +88,7 @@ def test_tuning_that_helps_is_published_and_served(place: Path, capsys: pytest.C
         assert client.get("/v1/models/sales").json()["card"]["metrics"]["mase"]["value"] == card.metrics["mase"].value
 
 
-def test_tuning_that_does_not_help_is_published_by_force_only(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_improvement_only_force_publishes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--learning-rate", "1e-9")
     told = capsys.readouterr().out.splitlines()[-1]
     assert told.startswith("Fine-tuning did not help: quantile loss ")
@@ -110,7 +110,7 @@ def test_tuning_that_does_not_help_is_published_by_force_only(place: Path, capsy
         ((0.7, 0.8, 0.7), "Fine-tuning did not help enough: "),
     ],
 )
-def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: Any, begin: str) -> None:
+def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, begin: str) -> None:
     names = ("", "untuned_", "naive_")
     metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
     helped, sentence = forecaster_finetune.verdict(metrics)
@@ -118,7 +118,7 @@ def test_it_helped_when_it_beats_what_it_was_before_and_the_last_season(losses: 
     assert helped == begin.startswith("Fine-tuning helped")
 
 
-def test_what_tests_is_not_learnt_from_nor_looked_at_before(place: Path) -> None:
+def test_test_values_do_not_influence_the_weights(place: Path) -> None:
     train("--force")
     values = sold(1), sold(2)
     changed = [np.concatenate([one[:92], one[92:] * 3]) for one in values]  # of 120 values 28 test
@@ -133,7 +133,7 @@ def test_what_tests_is_not_learnt_from_nor_looked_at_before(place: Path) -> None
     assert first.card.data["series-lstm@1"] == cards[1]["data"]["series-lstm@1"]
 
 
-def test_figures_are_those_of_a_loop_over_all_origins(tmp_path: Path) -> None:
+def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) -> None:
     values = sold(1).tolist()
     values[100] = None
     table = tables.read(written(tmp_path / "one.csv", north=values), season=4)
@@ -154,7 +154,7 @@ def test_figures_are_those_of_a_loop_over_all_origins(tmp_path: Path) -> None:
     assert [len(past) for past in validated.subset(3).past] == [68, 78, 88]
 
 
-def test_a_forecast_without_width_has_its_mase_for_a_quantile_loss(tmp_path: Path) -> None:
+def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:
     table = tables.read(written(tmp_path / "one.csv", north=sold(1)), season=4)
     tried = backtest.origins(backtest.split(table, 4), 4, 4, "test")
 
@@ -200,22 +200,22 @@ def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
         (["--column", "east"], "sales.csv has no column 'east'; its columns are: day, north, south"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_tuned_on_is_refused_before_a_run_begins(place: Path, more: list[str], sentence: str) -> None:
+def test_unusable_data_and_options_are_refused_before_a_run_starts(place: Path, more: list[str], sentence: str) -> None:
     with pytest.raises(DataError) as refused:
         train(*more)
     assert sentence in str(refused.value)
     assert not (place / "runs").exists()
 
 
-def test_a_walk_that_remembers_a_week_has_no_week(tmp_path: Path) -> None:
+def test_a_random_walk_has_no_season(tmp_path: Path) -> None:
     walks = {f"w{seed}": np.random.default_rng(seed).normal(size=400).cumsum() for seed in range(4)}
     assert tables.read(written(tmp_path / "walks.csv", **walks)).season == 1
 
 
-# --- which version it begins with, and which one serves in the end
+# --- which version is fine-tuned, and which one serves in the end
 
 
-def test_a_training_begins_with_the_version_that_serves(place: Path) -> None:
+def test_the_serving_version_is_fine_tuned(place: Path) -> None:
     card = tiny_card("series-lstm", "forecast", "forecaster", FORECASTER, {})
     store.publish(place / "models_store", card, build("forecaster", FORECASTER).state_dict())
     words = ["--csv", "sales.csv", "--name", "sales"]
@@ -231,7 +231,7 @@ def test_a_training_begins_with_the_version_that_serves(place: Path) -> None:
     assert begun("--from", "series-lstm@2") == 2
 
 
-def test_the_judge_that_serves_judges(tiny_store: Path) -> None:
+def test_the_serving_reference_classifier_is_used(tiny_store: Path) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         sizes = {"conv": [2, 3]}
@@ -249,7 +249,7 @@ def test_the_judge_that_serves_judges(tiny_store: Path) -> None:
     assert generation.load_reference_classifier(tiny_store, "cpu", 2).card.version == 2
 
 
-def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(
+def test_a_version_published_under_another_active_one_is_reported_as_waiting(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = place / "models_store"
@@ -267,9 +267,7 @@ def test_what_is_published_while_a_version_is_chosen_is_said_to_wait(
     assert rollout.numbers(models, "sales") == [1, 2]
 
 
-def test_a_run_that_was_killed_once_it_had_published_publishes_nothing_more(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_after_publishing_does_not_publish_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 

@@ -34,7 +34,7 @@ def weekly(folder: Path, **replaced: str) -> Path:
     return written(folder, [line for line in lines if line != "gone"])
 
 
-def test_a_series_is_found_with_its_step_and_its_season(tmp_path: Path) -> None:
+def test_time_step_and_season_are_detected(tmp_path: Path) -> None:
     table = tables.read(weekly(tmp_path))
     (series,) = table.series
     assert (series.name, series.start, table.frequency, table.season) == ("sold", "2024-01-01", "day", 7)
@@ -115,7 +115,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
         ([f"{datetime(2024, 1, 7) + timedelta(weeks=i):%Y%m%d}" for i in range(40)], "week"),
     ],
 )
-def test_the_step_of_time_stamps_is_found(tmp_path: Path, stamps: list[str], name: str) -> None:
+def test_the_time_step_is_detected(tmp_path: Path, stamps: list[str], name: str) -> None:
     table = tables.read(written(tmp_path, ["when,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
     assert table.frequency == name
     assert len(table.series[0].values) == len(stamps)
@@ -127,14 +127,14 @@ def test_a_stamp_between_two_steps_is_left_out_by_row(tmp_path: Path) -> None:
     assert "row 9: '2024-01-08 00:07' lies between two time steps (one per day): the row is left out" in table.remarks
 
 
-def test_a_season_is_found_without_time_stamps_and_not_where_there_is_none(tmp_path: Path) -> None:
+def test_a_season_is_detected_without_time_stamps_if_there_is_one(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for season, expected in ((24, 24), (0, 1)):
         values = [math.sin(2 * math.pi * i / season) if season else 0 for i in range(240)] + random.normal(0, 0.3, 240)
         assert tables.read(written(tmp_path, ["y", *map(str, values)])).season == expected
 
 
-def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
+def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> None:
     cells = ["1,234.5", "-2", "1e3", "7"] * 10
     path = written(tmp_path, ["y;z", *(f"{cell};1" for cell in cells)])
     (series, _) = tables.read(path).series
@@ -155,7 +155,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path: Path) -> None:
         (["1,234", "12.5"], [1234, 12.5]),
     ],
 )
-def test_a_column_has_one_kind_of_comma_whatever_stands_between_columns(
+def test_one_unambiguous_number_decides_the_decimal_sign_of_its_column(
     tmp_path: Path, cells: list[str], values: list[float], delimiter: str
 ) -> None:
     rows = [f'"{cell}"{delimiter}"1,234.5"' for cell in cells * 20]
@@ -174,7 +174,7 @@ def test_an_ambiguous_comma_is_decimal_in_files_with_semicolons(tmp_path: Path) 
         assert table.remarks == [remark]
 
 
-def test_each_row_that_is_a_series_has_one_kind_of_comma(tmp_path: Path) -> None:
+def test_each_series_of_a_row_has_its_own_decimal_sign(tmp_path: Path) -> None:
     cells = {"a": ["0,5", "0,125", "12,345"], "b": ["1,234", "1,234,567", "7"]}
     lines = [";".join([name, *own * 20]) for name, own in cells.items()]
     table = tables.read(written(tmp_path, [";".join(["id", *(f"V{i}" for i in range(60))]), *lines]), by_rows=True)
@@ -182,7 +182,7 @@ def test_each_row_that_is_a_series_has_one_kind_of_comma(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("pointed", ["1,234.5", "1,234,567", "0.5"])
-def test_a_column_with_both_kinds_of_comma_is_refused_by_row(tmp_path: Path, pointed: str) -> None:
+def test_a_column_with_decimal_commas_and_points_is_refused_by_row(tmp_path: Path, pointed: str) -> None:
     path = written(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])
     with pytest.raises(DataError, match=rf"y mixes .*'0,5' in row 42\) and .*'{re.escape(pointed)}' in row 43\)"):
         tables.read(path)
@@ -208,7 +208,7 @@ def test_a_column_called_id_that_does_not_count_is_a_series(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["", "index"])
-def test_the_index_of_a_table_may_be_its_time(tmp_path: Path, name: str) -> None:
+def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) -> None:
     for stamps, step in (([f"{day:%Y-%m-%d}" for day in DAYS], "day"), ([str(1950 + i) for i in range(40)], "year")):
         lines = [f"{name},sold", *(f"{stamp},{i % 7}" for i, stamp in enumerate(stamps))]
         table = tables.read(written(tmp_path, lines))
@@ -238,7 +238,7 @@ def test_an_unusable_table_is_refused(tmp_path: Path, lines: list[str], options:
         tables.read(path, **options)
 
 
-def test_a_leap_day_and_the_ends_of_months_are_on_the_grid() -> None:
+def test_month_ends_are_one_month_apart() -> None:
     ends = ["2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"]
     frequency = time_index.frequency([ends], Path("x"))
     assert frequency.name == "month"
