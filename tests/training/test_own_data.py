@@ -86,7 +86,7 @@ def train(stem: str, *more: str, name: str = "mine") -> None:
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_own_data_become_a_version_that_evaluation_confirms(
+def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
     stem: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(stem)
@@ -113,7 +113,7 @@ def test_own_data_become_a_version_that_evaluation_confirms(
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resumed(
+def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
     stem: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(stem, name="whole")
@@ -133,7 +133,7 @@ def test_stopped_by_ctrl_c_own_data_publish_nothing_and_end_the_same_once_resume
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_data_that_changed_are_not_resumed_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_resumed_on_changed_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="resume with"):
         train("cnn")
@@ -154,7 +154,7 @@ generation.LABEL_CLASSIFIER_STEPS, gan_loop.RECALIBRATION_BATCHES = 10, 5
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_two_processes_learn_what_one_does(stem: str, place: Path) -> None:
+def test_two_processes_train_like_one(stem: str, place: Path) -> None:
     # dropout's noise each process draws for itself, but for series
     exact = {"rnn": ["--dropout", "0"], "gan": []}.get(stem, ["--bfloat16", "0"])
     train(stem, *exact, name="one")
@@ -252,7 +252,7 @@ def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
     assert len(pictures.skipped) == 4
 
 
-def test_a_picture_counts_once_and_under_one_label(tmp_path: Path) -> None:
+def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None:
     picture(tmp_path / "pets" / "cat", "a.png")
     picture(tmp_path / "pets" / "cat", "again.bmp")
     picture(tmp_path / "pets" / "cat", "both.png", 1)
@@ -343,7 +343,7 @@ def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
     assert image_folders.read(tmp_path / "pets", 32).describe_classes() == "cat (2), dog (2)"
 
 
-def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: Path) -> None:
+def test_unusable_images_are_rejected_with_a_summary(place: Path) -> None:
     for images, sentence in (
         ("nowhere", "nowhere does not exist"),
         ("shapes/circle", r"holds only one class, circle \(16\); at least two"),
@@ -367,7 +367,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_with_what_was_found(place: P
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: Path, side: int) -> None:
+def test_fine_tuning_starts_with_all_layers_but_the_last(place: Path, side: int) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", side)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
@@ -378,7 +378,7 @@ def test_a_network_begins_with_all_that_another_knows_but_its_last_layer(place: 
     assert network.eval()(pictures.images[:2]).shape == (2, 3)
 
 
-def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
+def test_the_last_layer_is_trained_alone_at_first(place: Path) -> None:
     base = store.read_version(place / "models_store", "cifar10-whitened", 1)
     pictures = image_folders.read(place / "shapes", 32)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
@@ -390,13 +390,13 @@ def test_the_last_layer_learns_alone_at_first(place: Path) -> None:
         assert (changed == {"head.weight"}) == (step < 3)
 
 
-def test_uneven_classes_weigh_alike() -> None:
+def test_uneven_classes_have_equal_total_weight() -> None:
     assert cnn_finetune.class_weights([40, 50, 60]).tolist() == [1, 1, 1]
     weights = cnn_finetune.class_weights([10, 30])
     assert (weights * torch.tensor([10, 30])).tolist() == pytest.approx([20, 20])
 
 
-def test_begun_from_scratch_it_needs_no_other_network(place: Path) -> None:
+def test_training_from_scratch_needs_no_published_network(place: Path) -> None:
     shutil.rmtree("models_store")
     with pytest.raises(
         SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or use --from"
@@ -470,7 +470,7 @@ def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
 # --- images to draw
 
 
-def test_grey_images_are_drawn_grey_and_coloured_ones_in_colour(place: Path) -> None:
+def test_grey_images_are_generated_grey_and_coloured_ones_in_colour(place: Path) -> None:
     for file in Path("shapes").rglob("*.png"):
         target = Path("grey") / file.relative_to("shapes")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -516,7 +516,7 @@ def test_without_sub_folders_there_is_one_label(place: Path) -> None:
         (["--images", "x", "--name", "a", "--rotate", "2"], "the preset own has no --rotate"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_contradictory_options_are_rejected(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -524,7 +524,7 @@ def test_options_that_do_not_fit_are_refused(
     assert sentence in capsys.readouterr().err
 
 
-def test_shapes_differ_and_are_the_same_every_time() -> None:
+def test_shapes_are_reproducible() -> None:
     first, second = io.BytesIO(), io.BytesIO()
     for file in (first, second):
         shapes.draw_shape("square", np.random.default_rng(1)).save(file, "PNG")

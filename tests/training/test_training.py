@@ -1,4 +1,4 @@
-"""Training: killed at any moment and resumed it ends the same; what is published is measured and whole."""
+"""Training runs: resuming, published cards, schedules, metrics and downloads."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A store with nothing but the judge of digits."""
+    """A store that holds only mnist-judge."""
     shutil.copytree(ROOT / "models_store" / "mnist-judge", tmp_path / "models" / "mnist-judge")
     return tmp_path / "models"
 
@@ -118,7 +118,7 @@ def only(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
+def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
     script = SCRIPTS[stem]
@@ -154,7 +154,7 @@ def test_killed_and_resumed_it_ends_as_if_it_had_never_stopped(
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
+def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = SCRIPTS[stem]
@@ -189,7 +189,7 @@ def test_a_run_leaves_its_pictures_and_a_card_that_evaluation_confirms(
     assert "✗" in capsys.readouterr().out
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(
+def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(
     tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = running.Run.log
@@ -274,7 +274,7 @@ def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
     assert len(seen) == 50
 
 
-def test_rotation_by_nothing_is_the_image() -> None:
+def test_rotation_by_zero_degrees_changes_nothing() -> None:
     config = CnnConfig("mnist", "digit-net", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=0, flip=0, rotate=1e-9, validation=1)
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
@@ -290,7 +290,7 @@ def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
     )  # |m|^2 + sum of (s1 - s2)^2
 
 
-def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not_at_all() -> None:
+def test_density_and_coverage_are_one_for_equal_features_and_zero_for_distant_ones() -> None:
     torch.manual_seed(0)
     real, fake = torch.randn(2, 1500, 4)
     density, coverage = generation.density_and_coverage(real, fake)
@@ -299,7 +299,7 @@ def test_the_same_images_are_as_dense_and_covered_as_can_be_and_strange_ones_not
     assert generation.density_and_coverage(real, fake + 100) == (0, 0)
 
 
-def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
+def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs() -> None:
     torch.manual_seed(0)
     network: Any = build("conditional-generator", {"latent": 4})
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_settled_norms_have_the_statistics_of_what_they_read() -> None:
     assert torch.allclose(norm.running_var, seen.var(dim=(0, 1)), rtol=0.1)
 
 
-def test_the_schedule_warms_up_and_ends_at_nothing() -> None:
+def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     factors = [running.cosine_schedule(step, 100) for step in range(100)]
     assert max(factors) == 1
     assert factors[0] < 0.3
@@ -337,7 +337,7 @@ def test_look_ahead_leads_back_to_a_slow_copy_and_ends_in_it() -> None:
     assert seen[10:] == pytest.approx([seen[9] + 1, seen[9] + 2, seen[9]])
 
 
-def test_the_rates_rise_to_one_and_fall_in_straight_lines() -> None:
+def test_the_triangular_schedule_is_linear_up_and_down() -> None:
     factors = [triangular_schedule(step, 1000) for step in range(1000)]
     assert (factors[0], factors[115], factors[230]) == pytest.approx((0.2, 0.6, 1.0))
     assert factors[-1] == pytest.approx(0.07, abs=0.002)
@@ -352,13 +352,13 @@ def test_the_fitted_temperature_is_that_of_the_labels() -> None:
         assert fit_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
 
-def test_a_number_of_another_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_of_another_preset_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cnn.main(["--preset", "strong", "--weight-decay", "0.1", "--rotate", "3"])
     assert "the preset strong has no --rotate" in capsys.readouterr().err
 
 
-def test_half_a_download_is_never_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_download_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUARTET_DATA_DIR", str(tmp_path))
     monkeypatch.setitem(datasets.URLS, "tinyshakespeare.txt", "http://127.0.0.1:9/nothing-listens-here")
     (tmp_path / "tinyshakespeare.txt.part").write_text("half")
