@@ -17,7 +17,7 @@ from packaging.version import Version
 from app.api import errors, openapi
 from app.api.kserve import timeseries
 from app.api.middleware.api_keys import close_storage, document_security, limit_storage, with_api_keys
-from app.api.middleware.body_limit import BodyLimit
+from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.fast_routes import FastRoutes
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
@@ -132,7 +132,7 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
         [route for router in tasks for route in router.routes],
         named=[route for router in tensors for route in router.routes],
     )
-    limited = BodyLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
     protected = with_api_keys(limited, settings, counters, errors.error_response, metrics.on_rate_limited)
     app.middleware_stack = telemetry = RequestTelemetry(cors(protected, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused

@@ -1,4 +1,4 @@
-"""A limit on the bytes of all request bodies that are held in memory at the same time."""
+"""A limit on the bytes of all request bodies in memory. ``app/api/request.py`` limits each single body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Overloaded
 
 
-class BodyLimit:
+class BodyMemoryLimit:
     """ASGI middleware: reject a request when the bodies of all running requests would hold more than ``limit`` bytes.
 
     Bodies of requests to ``spooled`` paths are not counted: their endpoints write them to disk as they arrive.
