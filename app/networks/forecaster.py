@@ -52,7 +52,7 @@ class Reader(nn.Module):
         self.features = 2 * sizes.lags + 2 * YEARS + 4
 
     def forward(self, values: Tensor, seasons: Tensor) -> Reading:
-        """values float64 [N, context], NaN before the first value; seasons int64 [N], at most the known values."""
+        """values float64 [N, context], NaN before the first value; seasons int64 [N], none longer than its series."""
         known = ~values.isnan()
         x = values.nan_to_num(0.0)
         positions = torch.arange(self.sizes.context, device=x.device)

@@ -40,7 +40,7 @@ def _json_safe(value: Any) -> Any:
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _json_safe(item)
     if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
-        raise ValueError("a whole number should be one of 64 bits")
+        raise ValueError("an integer should have at most 64 bits")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number should be finite")
     return value

@@ -209,8 +209,8 @@ def publish(
     number, placed = 0, False
     while not placed:
         number = max((number for known, number in all_versions(store) if known == name), default=0) + 1
-        whole = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-        text = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode()
+        content = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
         parse_card(text, f"the card of {name!r}")  # checks the name before it becomes a path
         with scratch_folder(store) as scratch:
             folder = scratch / name / str(number)

@@ -33,8 +33,8 @@ def batch_invariant(compute: Callable[[Tensor], Tensor], inputs: Tensor, min_row
     """
     sizes = {padded_rows(rows) for rows in range(min_rows, len(inputs) + 1)}
     with torch.inference_mode():
-        whole = compute(inputs)
-        return all(torch.equal(compute(inputs[:rows]), whole[:rows]) for rows in sorted(sizes) if rows < len(inputs))
+        full = compute(inputs)
+        return all(torch.equal(compute(inputs[:rows]), full[:rows]) for rows in sorted(sizes) if rows < len(inputs))
 
 
 def fast_bfloat16(device: torch.device) -> bool:

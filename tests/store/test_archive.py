@@ -1,4 +1,4 @@
-"""A version as one file: what goes out comes in elsewhere, and nothing else does."""
+"""Exporting versions as archives and importing them; only archives of valid versions are accepted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bring_in(folder: Path, content: bytes, most: int = 10**6, renumber: bool = F
         return archive.import_archive(folder, file, most, renumber)
 
 
-def test_what_goes_out_comes_in_elsewhere(packed: bytes, other: Path, tmp_path: Path) -> None:
+def test_an_exported_version_can_be_imported_into_another_store(packed: bytes, other: Path, tmp_path: Path) -> None:
     assert bring_in(other, packed).version == 1
     for file in ("model.safetensors", "card.json", "curves.png"):
         assert (other / NAME / "1" / file).read_bytes() == (tmp_path / "first" / NAME / "1" / file).read_bytes()
@@ -53,7 +53,7 @@ def test_what_goes_out_comes_in_elsewhere(packed: bytes, other: Path, tmp_path: 
     assert sorted(path.name for path in other.iterdir()) == ["defaults.json", NAME]
 
 
-def test_a_number_that_is_taken_is_refused_or_the_next_one_given(packed: bytes, other: Path) -> None:
+def test_an_existing_version_number_is_rejected_or_renumbered(packed: bytes, other: Path) -> None:
     bring_in(other, packed)
     with pytest.raises(RolloutRefused, match=r"^tiny-gan@1 is already in the store$"):
         bring_in(other, packed)
@@ -65,7 +65,7 @@ def test_a_number_that_is_taken_is_refused_or_the_next_one_given(packed: bytes, 
         bring_in(other, packed)
 
 
-def test_the_command_line_carries_a_version_from_store_to_store(
+def test_the_command_line_exports_and_imports_a_version(
     tmp_path: Path, packed: bytes, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "gan.zip"
@@ -182,7 +182,7 @@ HOSTILE: list[tuple[str, Callable[[bytes], bytes], str]] = [
 
 
 @pytest.mark.parametrize(("change", "sentence"), [row[1:] for row in HOSTILE], ids=[row[0] for row in HOSTILE])
-def test_what_is_no_version_is_refused_and_leaves_nothing(
+def test_an_invalid_archive_is_rejected_and_leaves_nothing(
     packed: bytes, other: Path, change: Callable[[bytes], bytes], sentence: str
 ) -> None:
     with pytest.raises(store.StoreError, match=sentence):
@@ -192,7 +192,7 @@ def test_what_is_no_version_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("comment", [b"", b"an archive", b"PK"])
-def test_a_long_list_of_contents_is_refused_before_it_is_read(
+def test_a_long_central_directory_is_rejected_before_it_is_read(
     other: Path, comment: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = io.BytesIO()
@@ -205,7 +205,7 @@ def test_a_long_list_of_contents_is_refused_before_it_is_read(
         bring_in(other, content.getvalue())
 
 
-def test_an_archive_for_larger_files_is_read_too_and_its_list_of_contents_bounded(other: Path, packed: bytes) -> None:
+def test_a_zip64_archive_is_read_and_its_central_directory_is_limited(other: Path, packed: bytes) -> None:
     at = packed.rindex(b"PK\5\6")
     entries, size, place = struct.unpack_from("<HII", packed, at + 10)
 

@@ -1,4 +1,4 @@
-"""Which version serves: the newest, until somebody chooses; and the command line with which one does."""
+"""Rollouts: active version, canary, rollback and retirement, as functions and on the command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spoil(folder: Path, number: int) -> None:
     rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
 
 
-def test_the_newest_whole_version_serves_until_somebody_chooses(three: Path) -> None:
+def test_the_newest_valid_version_is_active_by_default(three: Path) -> None:
     assert serves(three) == 3
     publish_tiny(three, NAME)
     assert serves(three) == 4
@@ -44,7 +44,7 @@ def test_the_newest_whole_version_serves_until_somebody_chooses(three: Path) -> 
     assert not (three / NAME / rollout.FILE).exists()
 
 
-def test_what_is_published_waits_while_a_version_is_chosen(three: Path) -> None:
+def test_a_new_version_waits_while_a_chosen_version_is_active(three: Path) -> None:
     activate(three, NAME, 2)
     publish_tiny(three, NAME)
     assert serves(three) == 2
@@ -54,7 +54,7 @@ def test_what_is_published_waits_while_a_version_is_chosen(three: Path) -> None:
     assert serves(three) == 5
 
 
-def test_a_rollback_goes_to_the_version_before_and_another_one_back(three: Path) -> None:
+def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(three: Path) -> None:
     rollback(three, NAME)  # nothing was chosen: one below the newest
     assert serves(three) == 2
     rollback(three, NAME)
@@ -64,7 +64,7 @@ def test_a_rollback_goes_to_the_version_before_and_another_one_back(three: Path)
     assert rollback(three, NAME).active == 1
 
 
-def test_a_canary_ends_with_a_rollback_or_serves_with_an_activation(three: Path) -> None:
+def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
     assert activate(three, NAME, 2, share=12.5).model_dump(include={"active", "canary"}) == {
         "active": 3,
         "canary": {"version": 2, "share": 12.5},
@@ -78,7 +78,7 @@ def test_a_canary_ends_with_a_rollback_or_serves_with_an_activation(three: Path)
     assert (promoted.active, promoted.canary, promoted.previous) == (2, None, 3)
 
 
-def test_a_retired_version_serves_no_more_and_its_files_stay(three: Path) -> None:
+def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> None:
     with pytest.raises(RolloutRefused, match="tiny-gan@3 is the active version"):
         retire(three, NAME, 3)
     retire(three, NAME, 2)
@@ -107,7 +107,7 @@ REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
 
 
 @pytest.mark.parametrize(("ask", "kind", "sentence"), REFUSED, ids=[row[2][:30] for row in REFUSED])
-def test_what_cannot_be_chosen_is_refused_in_a_sentence_and_changes_nothing(
+def test_an_invalid_change_is_rejected_and_changes_nothing(
     three: Path, ask: Callable[[Path], object], kind: type[StoreError], sentence: str
 ) -> None:
     with pytest.raises(kind, match=sentence):
@@ -115,7 +115,7 @@ def test_what_cannot_be_chosen_is_refused_in_a_sentence_and_changes_nothing(
     assert not (three / NAME / rollout.FILE).exists()
 
 
-def test_a_choice_that_cannot_be_read_says_why(three: Path) -> None:
+def test_an_unreadable_rollout_file_is_reported(three: Path) -> None:
     (three / NAME / rollout.FILE).write_text('{"active": "two"}')
     with pytest.raises(
         StoreError, match=r"tiny-gan/active\.json: active: Input should be a valid integer, found 'two'"
@@ -123,7 +123,7 @@ def test_a_choice_that_cannot_be_read_says_why(three: Path) -> None:
         rollout.read(three, NAME)
 
 
-def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) -> None:
+def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
     size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
     assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the one before
     activate(three, NAME, 1, share=10)
@@ -131,7 +131,7 @@ def test_workers_are_counted_by_the_versions_that_stay_in_memory(three: Path) ->
     assert rollout.worker_bytes(three, max_bytes=size) == 100 * 2**20 + 2 * size
 
 
-def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_reports_each_change(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = [
         run_models_command(capsys, three, *words.split())[:2]
         for words in (
@@ -169,7 +169,7 @@ def test_the_command_line_tells_what_it_has_done(three: Path, capsys: pytest.Cap
         ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
     ],
 )
-def test_the_command_line_refuses_in_one_sentence(
+def test_the_command_line_rejects_with_one_message(
     three: Path, capsys: pytest.CaptureFixture[str], words: str, status: int, sentence: str
 ) -> None:
     found, out, error = run_models_command(capsys, three, *words.split())
@@ -177,7 +177,7 @@ def test_the_command_line_refuses_in_one_sentence(
     assert error.endswith(sentence)
 
 
-def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_names_invalid_versions_and_exits_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions checked: all valid\n")
     spoil(three, 2)
     status, out, _ = run_models_command(capsys, three, "verify")
@@ -186,7 +186,7 @@ def test_verify_names_what_is_broken_and_ends_with_1(three: Path, capsys: pytest
     assert out.endswith("\n3 versions checked: 1 problem found\n")
 
 
-def test_diff_shows_what_differs(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_shows_differences(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run_models_command(capsys, three, "diff", "tiny-gan", "1", "2")
     rows = [line.split() for line in out.splitlines()]
     assert status == 0

@@ -1,4 +1,4 @@
-"""Reading pictures: any format, mode and orientation, and the whole of it is seen."""
+"""Decoding of images, classifiers and their heat maps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
-def test_a_picture_of_the_right_size_is_read_pixel_for_pixel(classifier: ImageClassifier) -> None:
+def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifier) -> None:
     content = image_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(content))).transpose(2, 0, 1)
     assert np.array_equal(classifier.parse(content).numpy(), pixels)
@@ -49,7 +49,7 @@ def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> N
     assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(saved(upright)).numpy())
 
 
-def test_transparency_lies_on_white(classifier: ImageClassifier) -> None:
+def test_transparency_is_put_on_white(classifier: ImageClassifier) -> None:
     for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (9, 0))):
         assert (classifier.parse(saved(Image.new(mode, (32, 32), clear))) == 255).all()
     palette = Image.new("P", (32, 32), 0)
@@ -57,7 +57,7 @@ def test_transparency_lies_on_white(classifier: ImageClassifier) -> None:
     assert (classifier.parse(saved(palette, transparency=0)) == 255).all()
 
 
-def test_sixteen_bits_are_scaled_and_not_cut(classifier: ImageClassifier) -> None:
+def test_sixteen_bit_images_are_scaled_not_truncated(classifier: ImageClassifier) -> None:
     wide = Image.fromarray(np.full((32, 32), 128 * 257, dtype=np.uint16))
     assert (classifier.parse(saved(wide)) == 128).all()
 
@@ -68,7 +68,7 @@ def test_the_first_frame_of_an_animation_is_read(classifier: ImageClassifier) ->
     assert (classifier.parse(animation) == 255).all()
 
 
-def test_the_edges_of_a_large_picture_are_seen(classifier: ImageClassifier) -> None:
+def test_the_edges_of_a_large_image_are_used(classifier: ImageClassifier) -> None:
     photo = Image.new("RGB", (640, 320), "black")
     photo.paste("white", (0, 0, 40, 320))
     photo.paste("white", (600, 0, 640, 320))
@@ -78,18 +78,18 @@ def test_the_edges_of_a_large_picture_are_seen(classifier: ImageClassifier) -> N
     assert (pixels[:, :, 8:24] < 20).all()
 
 
-def test_resizing_smooths_what_is_too_fine(classifier: ImageClassifier) -> None:
+def test_resizing_is_antialiased(classifier: ImageClassifier) -> None:
     board = np.indices((320, 320)).sum(axis=0) % 2 * 255
     pixels = classifier.parse(saved(Image.fromarray(board.astype(np.uint8)))).float()
     assert (pixels - 127.5).abs().max() < 10
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(classifier: ImageClassifier) -> None:
+def test_too_many_pixels_are_rejected_before_decoding(classifier: ImageClassifier) -> None:
     with pytest.raises(TooLarge, match="33 x 32 pixels; allowed are 1,024 in all"):
         classifier.parse(image_bytes(size=(33, 32)), max_pixels=1024)
 
 
-def test_a_batch_is_what_each_image_is_alone(classifier: ImageClassifier) -> None:
+def test_a_batch_gives_the_same_results_as_single_images(classifier: ImageClassifier) -> None:
     images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in range(9)]
     together = classifier.predict(images)
     for image, row in zip(images, together, strict=True):
@@ -112,7 +112,7 @@ def test_the_workshops_network_has_its_exact_sizes() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 64])
-def test_the_fast_ways_without_gradients_equal_the_simple_one(count: int) -> None:
+def test_the_fast_operations_without_gradients_equal_the_simple_ones(count: int) -> None:
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
     network = LeNet(LeNetSizes()).eval()
@@ -140,9 +140,7 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "most"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)])
-def test_deep_shades_are_those_of_eight_bits_when_read_and_when_explained(
-    classifier: ImageClassifier, mode: str, most: float
-) -> None:
+def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier, mode: str, most: float) -> None:
     """Edges and all: shrunk as they are, they would be brighter than anything in the picture."""
     shades = np.zeros((160, 240))
     shades[:, 120:] = 1.0
@@ -159,7 +157,7 @@ def test_deep_shades_are_those_of_eight_bits_when_read_and_when_explained(
     assert np.abs(over - same).max() <= 2
 
 
-def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_path: Path) -> None:
+def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
     store.publish(tmp_path, card, whitened.state_dict())
@@ -170,14 +168,14 @@ def test_with_views_the_explained_answer_is_the_same(whitened: WhitenedNet, tmp_
         assert heat.max() <= 1
 
 
-def test_every_example_has_something_that_speaks_for_its_label() -> None:
+def test_every_example_has_a_heat_map() -> None:
     version = store.read_version(ROOT / "models_store", "cifar10-whitened", 1)
     classifier = ImageClassifier(version, torch.device("cpu"))
     images = [classifier.parse(path.read_bytes()) for path in sorted((IMAGES / "cifar10").glob("*.png"))]
     assert all(heat.max() == 1 for _, heat in classifier.explain(images))
 
 
-def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
+def test_a_heat_map_covers_the_image_at_its_own_size() -> None:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
     exif = Image.Exif()
@@ -193,7 +191,7 @@ def test_a_heat_map_lies_over_the_whole_picture_at_its_own_size() -> None:
 
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (300, 70)), ("RGBA", (7, 300)), ("L", (50, 50)), ("P", (90, 40))])
-def test_row_by_row_a_heat_map_lies_where_it_lies_at_once(
+def test_a_heat_map_in_bands_equals_one_in_a_single_pass(
     monkeypatch: pytest.MonkeyPatch, mode: str, size: tuple[int, int]
 ) -> None:
     heat = np.random.default_rng(0).random((5, 7), np.float32)
@@ -225,14 +223,14 @@ def whitened() -> WhitenedNet:
 
 
 @torch.no_grad()
-def test_bytes_and_floats_of_the_same_image_are_read_alike(whitened: WhitenedNet) -> None:
+def test_uint8_and_float_pixels_give_the_same_result(whitened: WhitenedNet) -> None:
     images = noise_images(5)
     assert torch.equal(whitened(images), whitened(images.float()))
     assert torch.allclose(whitened(images[:1]), whitened(images)[:1], atol=1e-5)
 
 
 @torch.no_grad()
-def test_the_first_layer_whitens_and_answers_with_both_signs(whitened: WhitenedNet) -> None:
+def test_the_first_layer_whitens_with_filters_and_their_negatives(whitened: WhitenedNet) -> None:
     pixels = (noise_images(64) - whitened.mean) / whitened.deviation
     answers = whitened.whiten(pixels).transpose(0, 1).flatten(1)  # [24, places]
     assert torch.allclose(answers[:12], -answers[12:], atol=1e-4)
@@ -243,7 +241,7 @@ def test_the_first_layer_whitens_and_answers_with_both_signs(whitened: WhitenedN
 
 
 @torch.no_grad()
-def test_six_views_are_the_weighted_mean_of_six_answers(whitened: WhitenedNet) -> None:
+def test_six_views_are_averaged_with_weights(whitened: WhitenedNet) -> None:
     images = noise_images(4).float()
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
     total = torch.zeros(4, 10)
@@ -265,7 +263,7 @@ def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened
 
 
 @torch.no_grad()
-def test_label_smoothing_is_taken_out_of_the_answers(whitened: WhitenedNet) -> None:
+def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     torch.manual_seed(0)
     likely = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((1000,))
     learnt = (likely * 0.8 + 0.02).log()  # what cross-entropy with smoothing of 0.2 is least at
@@ -289,7 +287,7 @@ def test_label_smoothing_is_taken_out_of_the_answers(whitened: WhitenedNet) -> N
 
 
 @torch.no_grad()
-def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> None:
+def test_bfloat16_is_close_to_float32_and_batch_invariant() -> None:
     network = store.read_version(ROOT / "models_store", "cifar10-whitened", 1).network()
     images = torch.stack(
         [ImageDecoder(3, 32).parse(path.read_bytes()) for path in sorted(IMAGES.glob("cifar10/*.png"))]
@@ -304,7 +302,7 @@ def test_halved_it_says_nearly_the_same_and_alone_what_it_says_in_a_batch() -> N
     assert torch.allclose(alone, after, atol=1e-6)
 
 
-def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
+def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
     whitened: WhitenedNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = {"labels": [str(label) for label in range(10)]}
@@ -321,7 +319,7 @@ def test_served_it_is_halved_where_the_processor_multiplies_halves_faster(
         assert (heat.dtype, heat.shape, heat.max()) == (np.float32, (7, 7), 1)
 
 
-def test_weights_lie_as_they_are_computed_with() -> None:
+def test_weights_have_the_memory_format_of_the_network() -> None:
     """Else they are copied at each call."""
     classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
     for group in classifier.network.groups:
@@ -329,7 +327,7 @@ def test_weights_lie_as_they_are_computed_with() -> None:
             assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_convolutions_begin_as_the_identity_on_what_they_read() -> None:
+def test_convolutions_are_initialised_as_the_identity() -> None:
     network = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 40)))
     x = torch.rand(1, 26, 5, 5)
     assert torch.allclose(network.groups[1].conv1(x)[:, :26], x, atol=1e-6)
@@ -338,7 +336,7 @@ def test_convolutions_begin_as_the_identity_on_what_they_read() -> None:
     assert not {name for name in learnt if name.endswith("weight") and ("norm" in name or "whiten" in name)}
 
 
-def test_damage_is_the_same_each_time_and_grows_with_its_strength() -> None:
+def test_corruptions_are_reproducible_and_grow_with_strength() -> None:
     images = noise_images(20)
     before = images.clone()
     for kind in CORRUPTIONS:

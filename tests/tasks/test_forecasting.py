@@ -1,4 +1,4 @@
-"""The forecaster of any series: its network, its predictor, seasons and gaps, and the way through the service."""
+"""Forecasting of any series: network, predictor, seasons, missing values and service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def series(seed: int, count: int = 60) -> np.ndarray:
     return random.normal(size=count).cumsum() + 3 * np.sin(2 * np.pi * np.arange(count) / 7)
 
 
-def test_what_is_read_is_what_a_loop_over_the_values_gives() -> None:
+def test_the_reader_equals_a_loop_over_the_values() -> None:
     values = torch.from_numpy(np.stack([series(0, 24), series(1, 24)]))
     values[1, :9] = torch.nan
     seasons = torch.tensor([7, 1])
@@ -55,7 +55,7 @@ def test_what_is_read_is_what_a_loop_over_the_values_gives() -> None:
     assert (unknown == 0).all()
 
 
-def test_what_came_after_the_same_week_of_earlier_years_is_read() -> None:
+def test_the_same_week_of_earlier_years_is_a_feature() -> None:
     sizes = ForecasterSizes(context=120, patch=12, horizon=6, hidden=8, lags=2, members=1)
     values = torch.from_numpy(series(0, 120)).unsqueeze(0)
     reading = Reader(sizes)(values, torch.tensor([1]))
@@ -78,7 +78,7 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_units_do_not_matter_to_the_shipped_forecaster_either(shipped_forecaster: GlobalForecaster, seed: int) -> None:
+def test_the_shipped_forecaster_is_independent_of_units(shipped_forecaster: GlobalForecaster, seed: int) -> None:
     random = np.random.default_rng(seed)
     values = series(seed, int(random.integers(8, 500)))
     units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
@@ -92,7 +92,7 @@ def test_units_do_not_matter_to_the_shipped_forecaster_either(shipped_forecaster
 @pytest.mark.parametrize(
     ("kind", "most"), [("season", 0.85), ("trend", 0.85), ("noisy sine", 1.0), ("level", 0.85), ("walk", 1.1)]
 )
-def test_the_shipped_forecaster_is_held_against_the_last_season_again(
+def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
     shipped_forecaster: GlobalForecaster, kind: str, most: float
 ) -> None:
     """Of a random walk nothing is better than its last value: there it may lose a tenth."""
@@ -134,7 +134,7 @@ def test_quantiles_never_cross_and_intervals_widen_to_ten_times_the_horizon(
         assert (lower < outlook.median).all()
 
 
-def test_past_its_horizon_the_network_reads_its_own_medians() -> None:
+def test_beyond_its_horizon_the_network_reads_its_own_medians() -> None:
     torch.manual_seed(0)
     network = Forecaster(SIZES)
     values = torch.from_numpy(np.stack([series(0, 24), series(1, 24)]))
@@ -144,7 +144,7 @@ def test_past_its_horizon_the_network_reads_its_own_medians() -> None:
     assert torch.equal(network.forecast(values, seasons, 11)[..., MEDIAN], torch.cat([first, second], dim=1)[:, :11])
 
 
-def test_many_series_are_forecast_as_each_alone(forecaster: GlobalForecaster) -> None:
+def test_a_batch_of_series_equals_single_series(forecaster: GlobalForecaster) -> None:
     given = [(series(i, 8 + 13 * i), 1 + 5 * i, season) for i, season in enumerate([None, 1, 7, 12, None])]
     items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values, horizon, season in given]
     for item, together in zip(items, forecaster.predict(items), strict=True):
@@ -153,7 +153,7 @@ def test_many_series_are_forecast_as_each_alone(forecaster: GlobalForecaster) ->
         assert alone.quantiles == pytest.approx(together.quantiles, rel=1e-5, abs=1e-5)
 
 
-def test_a_constant_series_goes_on_as_it_is(forecaster: GlobalForecaster) -> None:
+def test_a_constant_series_stays_constant(forecaster: GlobalForecaster) -> None:
     for value in (0.0, 5.0, -1e300):
         (outlook,) = forecaster.predict([forecaster.parse([value] * 30, 20)])
         assert outlook.mean.tolist() == outlook.median.tolist() == [value] * 20
@@ -171,7 +171,7 @@ def test_odd_series_get_finite_numbers(forecaster: GlobalForecaster, values: lis
         assert np.isfinite(outlook.mean).all()
 
 
-def test_what_cannot_be_forecast_is_refused_by_name(forecaster: GlobalForecaster) -> None:
+def test_invalid_series_are_rejected_with_their_name(forecaster: GlobalForecaster) -> None:
     with pytest.raises(BadValue, match=r"values\.3 has 7 values; tiny-forecaster needs at least 8"):
         forecaster.parse([1.0] * 7, 1, "values.3")
     with pytest.raises(BadValue, match="only missing values"):
@@ -182,13 +182,13 @@ def test_what_cannot_be_forecast_is_refused_by_name(forecaster: GlobalForecaster
         forecaster.parse([1.0] * 10, 1, seasonality=365)
 
 
-def test_a_season_longer_than_the_series_is_none(forecaster: GlobalForecaster) -> None:
+def test_a_season_longer_than_the_series_is_ignored(forecaster: GlobalForecaster) -> None:
     assert forecaster.parse(series(0, 20).tolist(), 1, seasonality=24).season == 1
     assert forecaster.parse(series(0, 25).tolist(), 1, seasonality=24).season == 24
 
 
 @pytest.mark.parametrize("season", SEASONS)
-def test_a_season_is_found_in_noise_and_on_a_trend(season: int) -> None:
+def test_a_season_is_detected_in_noise_and_on_a_trend(season: int) -> None:
     for seed in range(5):
         random = np.random.default_rng(seed)
         profile = random.normal(size=season)
@@ -199,7 +199,7 @@ def test_a_season_is_found_in_noise_and_on_a_trend(season: int) -> None:
 
 
 @pytest.mark.parametrize("season", [2, 5, 6, 9, 10, 30, 36, 48, 96, 130])
-def test_any_other_season_is_found_too_and_not_its_neighbour_among_the_usual_ones(season: int) -> None:
+def test_an_unusual_season_is_detected_instead_of_a_usual_one_close_to_it(season: int) -> None:
     time = np.arange(6 * season + 40)
     wave = np.sin(2 * np.pi * time / season + 0.3) if season > 2 else time % 2 * 1.0
     assert detect_season(wave) == season
@@ -209,7 +209,7 @@ def test_any_other_season_is_found_too_and_not_its_neighbour_among_the_usual_one
         assert abs(found - season) <= season // 24
 
 
-def test_a_found_season_helps(shipped_forecaster: GlobalForecaster) -> None:
+def test_a_detected_season_improves_the_forecast(shipped_forecaster: GlobalForecaster) -> None:
     random, time = np.random.default_rng(0), np.arange(528)
     wave = np.sin(2 * np.pi * time / 48)
     past = (wave + 0.2 * random.normal(size=len(time)))[:480].tolist()
@@ -236,7 +236,7 @@ def test_missing_values_at_the_end_are_forecast_first(shipped_forecaster: Global
     assert lower[0] < expected < upper[0]
 
 
-def test_a_value_beyond_all_measure_counts_as_missing(shipped_forecaster: GlobalForecaster) -> None:
+def test_an_extreme_outlier_counts_as_missing(shipped_forecaster: GlobalForecaster) -> None:
     clean = (10 + np.random.default_rng(0).normal(size=200)).tolist()
     for fault in (1e12, -1e300):
         (outlook,) = shipped_forecaster.predict([shipped_forecaster.parse([*clean[:100], fault, *clean[101:]], 24)])
@@ -247,7 +247,7 @@ def test_a_value_beyond_all_measure_counts_as_missing(shipped_forecaster: Global
     assert stepped.median[0] > 1e5  # a new level
 
 
-def test_no_season_is_found_where_there_is_none() -> None:
+def test_no_season_is_detected_in_series_without_one() -> None:
     found = []
     for seed in range(40):
         random = np.random.default_rng(seed)
@@ -258,7 +258,7 @@ def test_no_season_is_found_where_there_is_none() -> None:
     assert [detect_season(np.array(given, float)) for given in ([3] * 50, range(50), [0, 1], [7])] == [1, 1, 1, 1]
 
 
-def test_gaps_are_filled_on_the_line_and_with_the_season() -> None:
+def test_missing_values_are_interpolated_with_the_season() -> None:
     line = 2 * np.arange(40.0) + 10
     gaps = line.copy()
     gaps[[3, 20, 21]] = np.nan
@@ -273,7 +273,7 @@ def test_gaps_are_filled_on_the_line_and_with_the_season() -> None:
 
 
 @pytest.mark.parametrize("season", [2, 7, 24, 60])
-def test_medians_of_all_places_of_a_season_are_those_of_each(season: int) -> None:
+def test_seasonal_medians_equal_the_median_of_each_position(season: int) -> None:
     values = series(season, 100)
     values[np.random.default_rng(season).random(100) < 0.5] = np.nan
     values[3::season] = np.nan
@@ -283,13 +283,13 @@ def test_medians_of_all_places_of_a_season_are_those_of_each(season: int) -> Non
     ]
 
 
-def test_any_numbers_become_quantiles_in_order() -> None:
+def test_any_numbers_become_ordered_quantiles() -> None:
     torch.manual_seed(0)
     quantiles = in_order(5 * torch.randn(1000, len(QUANTILES)))
     assert (quantiles.diff(dim=1) >= 0).all()
 
 
-def test_intervals_of_any_level_lie_between_and_beyond_the_quantiles_as_normal_errors_do() -> None:
+def test_intervals_of_any_level_are_interpolated_or_extrapolated() -> None:
     normal = (3 + 2 * SCORES)[None].repeat(4, axis=0)
     outlook = QuantileForecast(normal[:, MEDIAN], normal[:, MEDIAN], SCORES, normal)
     for level in (0.001, 30, 60, 80, 87.3, 95, 99.9, 99.99999999999999):
@@ -300,7 +300,7 @@ def test_intervals_of_any_level_lie_between_and_beyond_the_quantiles_as_normal_e
     assert normal @ MEAN_WEIGHTS == pytest.approx(3)
 
 
-def test_the_service_finds_a_season_or_takes_it(serve: Serve, tiny_store: Path) -> None:
+def test_the_service_detects_or_takes_a_season(serve: Serve, tiny_store: Path) -> None:
     publish_tiny(tiny_store, "tiny-forecaster")
     values = (np.tile([0, 5, 1, 3], 20) + 0.1 * series(0, 80)).tolist()
 

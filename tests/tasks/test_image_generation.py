@@ -1,4 +1,4 @@
-"""The generator's predictor: a seed is a picture, whatever else is drawn."""
+"""Image generation: a seed gives the same image in every batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sampler(tmp_path: Path) -> ImageSampler:
     return ImageSampler(publish_tiny(tmp_path, "tiny-gan"), torch.device("cpu"))
 
 
-def test_an_image_does_not_change_with_the_count_or_the_crowd(sampler: ImageSampler) -> None:
+def test_an_image_does_not_depend_on_count_or_batch(sampler: ImageSampler) -> None:
     (many,) = sampler.predict([sampler.parse(100, None, 5)])
     for count in (1, 2, 3, 17, 64):
         crowd = [sampler.parse(7, None, 1), sampler.parse(count, None, 5), sampler.parse(50, None, 2)]
@@ -39,7 +39,7 @@ def conditional(tmp_path: Path) -> ImageSampler:
     return ImageSampler(publish_tiny(tmp_path, "tiny-cgan"), torch.device("cpu"))
 
 
-def test_an_image_with_a_label_does_not_change_with_the_count_or_the_crowd(conditional: ImageSampler) -> None:
+def test_an_image_with_a_label_does_not_depend_on_count_or_batch(conditional: ImageSampler) -> None:
     conditional.warm_up(64)
     drawing = conditional.parse(100, None, 5)
     (many,) = conditional.predict([drawing])
@@ -50,7 +50,7 @@ def test_an_image_with_a_label_does_not_change_with_the_count_or_the_crowd(condi
     assert not np.array_equal(many, conditional.predict([conditional.parse(100, None, 6)])[0])
 
 
-def test_labels_come_evenly_and_a_given_one_comes_alone_from_the_same_latents(conditional: ImageSampler) -> None:
+def test_labels_are_balanced_and_a_label_keeps_the_latents(conditional: ImageSampler) -> None:
     free, given = conditional.parse(60, None, 5), conditional.parse(60, "y", 5)
     names = conditional.names(free)
     assert all(sorted(names[i : i + 3], key=str) == ["x", "y", "z"] for i in range(0, 60, 3))
@@ -65,7 +65,7 @@ def test_labels_come_evenly_and_a_given_one_comes_alone_from_the_same_latents(co
 
 
 @pytest.mark.parametrize("name", ["sampler", "conditional"])
-def test_a_walk_leads_from_one_seed_to_another_at_a_steady_pace(name: str, request: pytest.FixtureRequest) -> None:
+def test_a_walk_leads_from_one_seed_to_another_in_equal_steps(name: str, request: pytest.FixtureRequest) -> None:
     sampler: ImageSampler = request.getfixturevalue(name)
     walk = sampler.walk(9, None, 5, 6)
     first = sampler.parse(1, None, 5)
@@ -83,13 +83,13 @@ def test_a_walk_leads_from_one_seed_to_another_at_a_steady_pace(name: str, reque
     assert np.array_equal(pixels[[0, -1]], np.concatenate([one, other]))
 
 
-def test_a_walk_to_its_own_seed_stands_still_and_one_of_one_image_is_its_start(sampler: ImageSampler) -> None:
+def test_a_walk_to_the_same_seed_is_constant_and_one_image_is_the_start(sampler: ImageSampler) -> None:
     start = sampler.parse(1, None, 5).latents
     assert np.allclose(sampler.walk(4, None, 5, 5).latents, start.repeat(4, axis=0), rtol=1e-12)
     assert np.array_equal(sampler.walk(1, None, 5, 6).latents, start)
 
 
-def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) -> None:
+def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> None:
     task, kind, sizes, _ = MORE["tiny-cgan"]
     card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
     version = store.publish(tmp_path, card, build(kind, sizes).state_dict())
@@ -97,17 +97,17 @@ def test_labels_that_are_not_those_of_the_network_are_refused(tmp_path: Path) ->
         ImageSampler(version, torch.device("cpu"))
 
 
-def test_a_label_that_does_not_exist_is_refused(sampler: ImageSampler) -> None:
+def test_a_label_for_a_network_without_labels_is_rejected(sampler: ImageSampler) -> None:
     with pytest.raises(BadValue, match="label is 'x'; tiny-gan has no labels"):
         sampler.parse(1, "x", 0)
 
 
-def test_a_label_that_is_not_the_networks_is_refused(conditional: ImageSampler) -> None:
+def test_an_unknown_label_is_rejected(conditional: ImageSampler) -> None:
     with pytest.raises(BadValue, match="label is 'w'; allowed are x, y, z"):
         conditional.parse(1, "w", 0)
 
 
-def test_a_sheet_is_nearly_square_and_a_png_is_lossless() -> None:
+def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 4), dtype=np.uint8)
     picture = sheet(images, gap=1)
     assert picture.shape == (3, 3 * 6 + 1, 3 * 5 + 1)
@@ -118,7 +118,7 @@ def test_a_sheet_is_nearly_square_and_a_png_is_lossless() -> None:
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/apng", "image/webp"])
-def test_a_walk_may_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
+def test_a_walk_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: str) -> None:
     with serve() as client:
         body = {"count": 6, "seed": 1, "walk_to": 2, "model": "tiny-gan"}
         frames = [result["image"] for result in client.post("/v1/images/sample", json=body).json()["results"]]

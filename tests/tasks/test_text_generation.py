@@ -1,4 +1,4 @@
-"""The text network's predictor: what is read, how a character is drawn, where a text ends."""
+"""Text generation: prompts, sampling, stop strings and precision."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def finish(continuer: TextGenerator, text: Continuation) -> Continuation:
     return text
 
 
-def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(continuer: TextGenerator) -> None:
+def test_a_prompt_becomes_indices_and_unknown_characters_are_listed(continuer: TextGenerator) -> None:
     prompt, unknown = continuer.parse("aéb東é")
     assert unknown == sorted("é東")
     assert [VOCABULARY[index] for index in prompt.characters] == ["a", "<unk>", "b", "<unk>", "<unk>"]
@@ -65,7 +65,7 @@ def test_a_prompt_is_read_character_by_character_and_strangers_are_listed(contin
         assert (read.characters.tolist(), unknown) == ([0], [])
 
 
-def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer: TextGenerator) -> None:
+def test_a_prompt_read_in_blocks_gives_the_state_of_one_pass(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * (3 * PIECE // 12) + "a"
     text = begin(continuer, prompt)
     steps = 0
@@ -78,7 +78,7 @@ def test_a_long_prompt_read_in_pieces_leaves_the_state_of_one_reading(continuer:
     assert text.text == ""
 
 
-def test_prompts_are_read_side_by_side_and_draw_as_soon_as_they_are_read(continuer: TextGenerator) -> None:
+def test_prompts_are_read_together_and_generation_starts_when_one_is_read(continuer: TextGenerator) -> None:
     texts = [begin(continuer, "a" * length) for length in (10_000, 41, 500)]
     drawing = begin(continuer, "a")
     for _ in range(20):  # one beside the text that is drawn, and one more in half of its time
@@ -113,7 +113,7 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
 
 
 @torch.inference_mode()
-def test_packed_weights_keep_kernels_for_few_numbers_of_rows_and_answer_each_row_the_same(
+def test_packed_weights_use_few_kernels_and_are_batch_invariant(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def test_packed_weights_keep_kernels_for_few_numbers_of_rows_and_answer_each_row
     assert sizes <= {1, 2, 4, 6, 8, 16, 32}
 
 
-def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
+def test_batch_invariant_detects_rounding_that_depends_on_the_batch() -> None:
     rows = torch.rand(9, 3)
     assert batch_invariant(lambda rows: rows * 2, rows)
     assert not batch_invariant(lambda rows: rows * len(rows), rows)
@@ -143,7 +143,7 @@ def test_precision_is_doubled_where_a_crowd_would_change_the_rounding() -> None:
     assert pad(rows[:1]).tolist() == [rows[0].tolist(), *[[0.0] * 3] * (MIN_ROWS - 1)]
 
 
-def test_the_network_is_doubled_only_when_it_must_be(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float64_is_used_only_when_needed(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     single = finish(continuer, begin(continuer, "abc")).text
     monkeypatch.setattr("app.tasks.text_generation.batch_invariant", lambda *_: False)
     continuer.warm_up(8)
@@ -151,7 +151,7 @@ def test_the_network_is_doubled_only_when_it_must_be(continuer: TextGenerator, m
     assert finish(continuer, begin(continuer, "abc")).text == single
 
 
-def test_a_text_longer_than_the_random_numbers_at_hand_goes_on(continuer: TextGenerator) -> None:
+def test_a_text_longer_than_the_prepared_random_numbers_continues(continuer: TextGenerator) -> None:
     text = finish(continuer, begin(continuer, "a", max_characters=3 * UNIFORMS_AHEAD + 1))
     assert text.uniforms.shape == (len(text.text),)
     expected, read = "", "a"
@@ -162,7 +162,7 @@ def test_a_text_longer_than_the_random_numbers_at_hand_goes_on(continuer: TextGe
     assert text.text == expected
 
 
-def test_a_step_that_fails_can_be_taken_again(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_step_can_be_repeated(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finish(continuer, begin(continuer, "ab")).text
     text = begin(continuer, "ab")
     for _ in range(5):
@@ -185,7 +185,7 @@ def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextGenera
     assert (text.settled, text.finish_reason) == ("xaba", "stop")
 
 
-def test_texts_that_continue_one_prompt_read_it_once(continuer: TextGenerator) -> None:
+def test_texts_with_one_prompt_read_it_once(continuer: TextGenerator) -> None:
     prompt, _ = continuer.parse("abc" * 100)
     settings: tuple[Any, ...] = (10, 1.0, None, None, ())
     texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
@@ -228,7 +228,7 @@ def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextGener
     assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
 
 
-def test_a_seed_is_a_text_and_another_seed_another(continuer: TextGenerator) -> None:
+def test_a_seed_determines_the_text(continuer: TextGenerator) -> None:
     texts = [finish(continuer, begin(continuer, "a", seed=seed)).text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
@@ -245,7 +245,7 @@ GRID = [(i + 0.5) / 1000 for i in range(1000)]
 LOGITS = torch.tensor([0.1, 0.4, 0.2, 0.3], dtype=torch.float64).log().tolist()
 
 
-def test_draws_follow_the_distribution() -> None:
+def test_samples_follow_the_distribution() -> None:
     shares = torch.tensor(drawn(LOGITS, GRID)).bincount(minlength=4) / 1000
     assert torch.allclose(shares, torch.tensor([0.1, 0.4, 0.2, 0.3]), atol=2e-3)
 
@@ -268,11 +268,11 @@ def test_top_k_and_top_p_keep_the_likeliest_and_renormalise() -> None:
     assert set(drawn(LOGITS, GRID, top_k=3, top_p=0.41)) == {1, 3}
 
 
-def test_an_impossible_character_is_never_drawn() -> None:
+def test_a_character_of_probability_0_is_never_sampled() -> None:
     assert set(drawn([0.0, -torch.inf, 0.0], [0.0, 0.5, 1 - 1e-16])) == {0, 2}
 
 
-def test_stop_strings_hold_back_what_the_naive_rule_does(continuer: TextGenerator) -> None:
+def test_stop_strings_withhold_the_same_text_as_the_naive_rule(continuer: TextGenerator) -> None:
     chance = random.Random(0)
     text = begin(continuer, "a")
     for _ in range(5000):
@@ -289,7 +289,7 @@ def steered(continuer: TextGenerator, **more: Any) -> SamplingOptions:
     return SamplingOptions(bias, **more)
 
 
-def test_extras_beside_plain_texts_change_neither(continuer: TextGenerator) -> None:
+def test_options_of_one_text_do_not_change_others(continuer: TextGenerator) -> None:
     def texts() -> list[Continuation]:
         asked = [
             None,
@@ -316,7 +316,7 @@ def test_extras_beside_plain_texts_change_neither(continuer: TextGenerator) -> N
     assert plain.text == alone[4].text  # to note is not to change
 
 
-def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextGenerator) -> None:
+def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerator) -> None:
     extras = steered(continuer, bias={2: 0.7}, presence=0.9, frequency=0.4, log_probs=LogProbs(2))
     text = finish(continuer, begin(continuer, "abc", options=extras, max_characters=2 * UNIFORMS_AHEAD))
     written, read = "", "abc"
@@ -336,7 +336,7 @@ def test_penalties_and_bias_are_taken_off_as_defined(continuer: TextGenerator) -
     assert text.text == written
 
 
-def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextGenerator) -> None:
+def test_log_probs_of_a_prompt_equal_those_of_one_pass(continuer: TextGenerator) -> None:
     prompt = "abcdefghij \n" * 20
     noted, _ = continuer.parse(prompt)
     noted.log_probs = LogProbs(1)
@@ -350,7 +350,7 @@ def test_a_noted_prompt_is_judged_as_one_reading_judges_it(continuer: TextGenera
     assert [best[0][0] for best in noted.log_probs.likeliest] == logits.argmax(1).tolist()
 
 
-def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     def text() -> Continuation:
         return begin(continuer, "ab", options=steered(continuer, frequency=0.5, log_probs=LogProbs(1)))
 
@@ -369,7 +369,7 @@ def test_a_step_that_fails_counts_and_notes_nothing(continuer: TextGenerator, mo
     assert broken.options.counts.sum() == len(broken.text) == len(broken.options.log_probs.tokens)  # type: ignore[union-attr]
 
 
-def test_a_finished_text_leaves_no_circle_behind(continuer: TextGenerator) -> None:
+def test_a_finished_text_leaves_no_reference_cycle(continuer: TextGenerator) -> None:
     """The collector counts objects, not the tensors that they hold: what waits for it grew by 47 KB a text."""
     texts = [begin(continuer, "abc", max_characters=length) for length in (2, 5)]
     first = weakref.ref(texts[0])

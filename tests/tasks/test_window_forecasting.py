@@ -15,7 +15,7 @@ from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import WindowForecaster
 
 
-def test_free_running_equals_reading_each_forecast_back() -> None:
+def test_free_running_equals_feeding_back_each_forecast() -> None:
     torch.manual_seed(0)
     network = SeriesLSTM(SeriesLSTMSizes(7, 5)).double()
     windows = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
@@ -40,7 +40,7 @@ def forecaster(tmp_path: Path) -> WindowForecaster:
     return WindowForecaster(publish_tiny(tmp_path, "tiny-lstm"), torch.device("cpu"))
 
 
-def test_a_batch_of_any_mix_is_what_each_is_alone(forecaster: WindowForecaster) -> None:
+def test_a_batch_of_mixed_series_equals_single_series(forecaster: WindowForecaster) -> None:
     chance = np.random.default_rng(0)
     items = [forecaster.parse((chance.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
     for item, together in zip(items, forecaster.predict(items), strict=True):
@@ -49,7 +49,7 @@ def test_a_batch_of_any_mix_is_what_each_is_alone(forecaster: WindowForecaster) 
         assert np.allclose(alone, together, rtol=0, atol=1e-6 * np.abs(alone).max())  # some processors round otherwise
 
 
-def test_a_network_knows_series_like_the_one_it_learnt_from() -> None:
+def test_a_network_recognises_series_like_its_training_series() -> None:
     network: Any = SeriesLSTM(SeriesLSTMSizes(10, 4))
     training = torch.sin(torch.arange(300) / 20) + 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))
     network.describe(training)
@@ -61,7 +61,7 @@ def test_a_network_knows_series_like_the_one_it_learnt_from() -> None:
 
 @pytest.mark.parametrize("shift", [0.0, 1e5])
 @pytest.mark.parametrize("factor", [1e-5, 1.0, 3.0, 1e6])
-def test_shift_and_scale_of_a_strange_series_shift_and_scale_its_forecast(
+def test_shift_and_scale_of_an_unknown_series_shift_and_scale_its_forecast(
     forecaster: WindowForecaster, shift: float, factor: float
 ) -> None:
     values = 1e3 * np.random.default_rng(1).normal(size=30)
@@ -70,7 +70,7 @@ def test_shift_and_scale_of_a_strange_series_shift_and_scale_its_forecast(
     assert (moved - shift) / factor == pytest.approx(plain, rel=1e-4)
 
 
-def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: WindowForecaster) -> None:
+def test_intervals_never_narrow_and_grow_beyond_the_measured_steps(forecaster: WindowForecaster) -> None:
     item = forecaster.parse([0.0, 1.0] * 10, 12)
     widths = forecaster.half_widths(item, 95)
     assert widths[:3] == pytest.approx(1.96 * np.array([0.1, 0.2, 0.3]) * item.scale, rel=1e-3)
@@ -81,7 +81,7 @@ def test_intervals_never_narrow_and_grow_beyond_what_was_measured(forecaster: Wi
     assert (nearly_all > widths).all()
 
 
-def test_a_series_too_short_or_unknown_is_refused_by_name(forecaster: WindowForecaster) -> None:
+def test_a_series_too_short_or_without_values_is_rejected(forecaster: WindowForecaster) -> None:
     with pytest.raises(BadValue, match=r"values\.3 has 9 values; tiny-lstm needs at least 10"):
         forecaster.parse([1.0] * 9, 1, "values.3")
     with pytest.raises(BadValue, match="only missing values"):
