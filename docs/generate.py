@@ -154,6 +154,8 @@ def error_page() -> str:
 
 def described(one: type[errors.QuartetError]) -> str:
     """The first paragraph of the docstring of an error."""
+    if one is errors.QuartetError:
+        return "An unexpected error. The log has the traceback."
     return sentence(one.__dict__.get("__doc__"))
 
 

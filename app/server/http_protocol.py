@@ -22,6 +22,8 @@ HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptoo
 
 
 class HeadTooLarge(QuartetError):
+    """The request line and the headers exceed 64 KiB."""
+
     status = 431
     type = "invalid_request_error"
     code = "head_too_large"
