@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
+from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
-from app.errors import CallerGone, QuartetError, TimedOut
+from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
 DISCONNECT_CHECK_SECONDS = 0.02  # shorter requests are not checked for a disconnected client
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def set_deadline(request: Request, max_seconds: float) -> float:
+    """Start the clock of a request. Return its deadline in event-loop time, at most ``max_seconds`` from now.
+
+    The header ``x-request-timeout`` shortens that time. The deadline is stored in the scope: it also bounds the reading
+    of the body.
+
+    Raises:
+        BadValue: the header is not a positive, finite number.
+    """
+    text = header(request, b"x-request-timeout", repr(max_seconds))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadValue(
+            f"x-request-timeout is {quote_value(text)}; it should be a number of seconds greater than 0",
+            "x-request-timeout",
+        )
+    deadline = asyncio.get_running_loop().time() + min(seconds, max_seconds)
+    request.scope[DEADLINE] = deadline
+    return deadline
 
 
 async def run_before_deadline(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from fastapi import Request
 from starlette.responses import Response
 
-from app.api.deadline import Deadline, run_before_deadline
-from app.api.request import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json, set_deadline
+from app.api.deadline import Deadline, run_before_deadline, set_deadline
+from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json
 from app.api.sse import DONE, EventStream
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel, P

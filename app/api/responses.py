@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, RootModel
+from starlette.responses import Response
 
 from app.api.openapi import BINARY, RETRY_AFTER
 from app.serving.loader import LoadedModel
@@ -210,3 +212,8 @@ def file_response(media_type: str, description: str) -> dict[int | str, dict[str
 def stream_response(description: str) -> dict[str, Any]:
     """The ``content`` of an answer that may be a stream of server-sent events."""
     return {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+
+
+def json_response(content: Any) -> Response:
+    """Return a JSON response; ``content`` may contain numpy arrays."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

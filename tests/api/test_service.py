@@ -25,7 +25,7 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
-from app.api.request import preferred_media_type
+from app.api.request_head import preferred_media_type
 from app.main import create_app
 from app.serving.device import find_device
 from app.settings import Settings, SettingsError

@@ -32,7 +32,7 @@ from support.responses import (
 from support.service import Serve
 from support.waiting import wait_until
 
-from app.api import request as bodies
+from app.api import request_body as bodies
 from app.server.http_protocol import CoalescingTransport
 
 ROUTES = {CLASSIFY: "POST", CONTINUE: "POST", FORECAST: "POST", SAMPLE: "POST", "/v1/models": "GET",

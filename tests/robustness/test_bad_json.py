@@ -33,7 +33,8 @@ from support.service import ROOT
 from app import store
 from app.api.open_inference import decode
 from app.api.open_inference.decode import DECOMPRESSORS, TensorSpec
-from app.api.request import _parse_model, preferred_media_type, with_limits
+from app.api.request_body import _parse_model, with_limits
+from app.api.request_head import preferred_media_type
 from app.api.routes.classify import ClassifyRequest
 from app.api.routes.forecast import ForecastRequest
 from app.api.routes.generate_images import GenerateImagesRequest

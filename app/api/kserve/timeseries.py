@@ -19,8 +19,8 @@ from app.api import openapi
 from app.api.inference import InferenceBody, JsonEndpoint
 from app.api.kserve.responses import TimeSeriesModelNames, TimeSeriesResponse
 from app.api.openapi import request_body
-from app.api.request import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, json_response, validate
-from app.api.responses import ERROR_RESPONSES, success_response
+from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, ModelName, RequestBody, validate
+from app.api.responses import ERROR_RESPONSES, json_response, success_response
 from app.api.routes import forecast as native
 from app.api.routes.forecast import ForecastInference, Value
 from app.errors import BadValue, quote_value

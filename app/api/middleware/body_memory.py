@@ -1,4 +1,4 @@
-"""A limit on the bytes of all request bodies in memory. ``app/api/request.py`` limits each single body."""
+"""A limit on the bytes of all request bodies in memory. ``app/api/request_body.py`` limits each single body."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from app.api.errors import validation_error
-from app.api.request import parse_object
+from app.api.request_body import parse_object
 from app.errors import BadValue, TooLarge, quote_value
 
 NUMPY = {

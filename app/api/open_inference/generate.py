@@ -10,22 +10,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import openapi
+from app.api.deadline import set_deadline
 from app.api.inference import resolve_model, run_inference
 from app.api.open_inference.decode import MAX_ID_LENGTH
 from app.api.open_inference.models import TEXT_PARAMETERS, earlier_deadline, model_parameters
 from app.api.open_inference.paths import TextModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, GenerateRequest, GenerateResponse
 from app.api.openapi import request_body
-from app.api.request import (
-    EXTRA_COMMAS,
-    BodyReader,
-    json_response,
-    max_json_bytes,
-    read_object,
-    set_deadline,
-    validate,
-)
-from app.api.responses import stream_response, success_response
+from app.api.request_body import EXTRA_COMMAS, BodyReader, max_json_bytes, read_object, validate
+from app.api.responses import json_response, stream_response, success_response
 from app.api.routes import generate_text
 from app.api.routes.generate_text import TextInference
 from app.api.sse import event

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import openapi
+from app.api.deadline import set_deadline
 from app.api.inference import Inference, run_inference
 from app.api.open_inference.decode import (
     DECOMPRESSORS,
@@ -25,7 +26,8 @@ from app.api.open_inference.models import RequestModels, TensorModel, check_inpu
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, InferenceResponse
 from app.api.openapi import BINARY, request_body
-from app.api.request import BYTES_PER_VALUE, header, max_json_bytes, read_body, set_deadline
+from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
+from app.api.request_head import header
 from app.api.responses import success_response
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

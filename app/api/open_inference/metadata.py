@@ -7,13 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.deadline import set_deadline
 from app.api.open_inference.decode import TensorSpec
 from app.api.open_inference.models import RequestModels, TensorModel, tensor_model
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelConfiguration, ModelMetadata, ModelNames, ModelReady
 from app.api.openapi import WITH_TIMEOUT
-from app.api.request import json_response, set_deadline
-from app.api.responses import success_response
+from app.api.responses import json_response, success_response
 from app.errors import NotReady
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

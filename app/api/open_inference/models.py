@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.api.open_inference.decode import DecodedRequest, TensorSpec
-from app.api.request import BYTES_PER_VALUE, EXTRA_COMMAS, validate
+from app.api.request_body import BYTES_PER_VALUE, EXTRA_COMMAS, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes import forecast, generate_text
 from app.errors import BadValue, quote_value

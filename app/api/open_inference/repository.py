@@ -16,13 +16,14 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
+from app.api.deadline import set_deadline
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
 from app.api.open_inference.paths import OptionalModel, model_in_path
 from app.api.open_inference.responses import FAILURES, ModelLoaded, ModelUnloaded, RepositoryIndex
 from app.api.openapi import request_body
-from app.api.request import EXTRA_COMMAS, json_response, max_json_bytes, parse_object, read_body, set_deadline
-from app.api.responses import success_response
+from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, read_body
+from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
 from app.serving.model_cache import VersionState

@@ -7,8 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.open_inference.responses import ServerLive, ServerMetadata, ServerReady
-from app.api.request import json_response
-from app.api.responses import success_response
+from app.api.responses import json_response, success_response
 from app.serving.registry import Registry
 
 EXTENSIONS = [

@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from app.api.deadline import set_deadline
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, StatisticsResponse
 from app.api.openapi import WITH_TIMEOUT
-from app.api.request import json_response, set_deadline
-from app.api.responses import success_response
+from app.api.responses import json_response, success_response
 from app.observability.metrics import Metrics
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

@@ -21,8 +21,8 @@ from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai.responses import Completion
 from app.api.openapi import request_body
-from app.api.request import ModelName, RequestBody, Seed, json_response, validate, with_limits
-from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, stream_response, success_response
+from app.api.request_body import ModelName, RequestBody, Seed, validate, with_limits
+from app.api.responses import ERROR_RESPONSES, MIN_LOG_PROBABILITY, json_response, stream_response, success_response
 from app.api.routes import generate_text
 from app.api.sse import event
 from app.engine.executor import Executor

@@ -17,8 +17,8 @@ from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openai.prompt_labels import prompt_labels
 from app.api.openai.responses import ImageGenerationResponse
 from app.api.openapi import request_body
-from app.api.request import BYTES_PER_VALUE, ModelName, Seed, json_response, with_limits
-from app.api.responses import ERROR_RESPONSES, success_response
+from app.api.request_body import BYTES_PER_VALUE, ModelName, Seed, with_limits
+from app.api.responses import ERROR_RESPONSES, json_response, success_response
 from app.api.routes.generate_images import encode_images
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel

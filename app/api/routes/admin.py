@@ -16,9 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response, StreamingResponse
 
+from app.api.deadline import set_deadline
 from app.api.openapi import BINARY, query_parameters, request_body
-from app.api.request import BodyReader, RequestBody, json_response, read_json, read_query, set_deadline, spool_body
-from app.api.responses import ERROR_RESPONSES, file_response, success_response
+from app.api.request_body import BodyReader, RequestBody, read_json, spool_body
+from app.api.request_head import read_query
+from app.api.responses import ERROR_RESPONSES, file_response, json_response, success_response
 from app.api.routes.admin_responses import (
     ImportResponse,
     StoredModelList,

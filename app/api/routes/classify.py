@@ -16,25 +16,22 @@ from starlette.responses import Response
 from torch import Tensor
 
 from app.api import openapi
-from app.api.deadline import Deadline, run_before_deadline
+from app.api.deadline import Deadline, run_before_deadline, set_deadline
 from app.api.inference import Inference, resolve_model, run_inference
 from app.api.openapi import BINARY, request_body
-from app.api.request import (
+from app.api.request_body import (
     BYTES_PER_VALUE,
     EXTRA_COMMAS,
     BodyReader,
     ModelName,
     RequestBody,
-    header,
-    json_response,
     read_body,
     read_form,
     read_json,
-    read_query,
-    set_deadline,
     with_limits,
 )
-from app.api.responses import ERROR_RESPONSES, ClassifyResponse, success_response, with_model
+from app.api.request_head import header, read_query
+from app.api.responses import ERROR_RESPONSES, ClassifyResponse, json_response, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.errors import BadValue, NotAnImage, TooLarge, quote_value
 from app.serving.loader import LoadedModel

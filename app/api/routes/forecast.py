@@ -12,8 +12,8 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request import ModelName, json_response, with_limits
-from app.api.responses import ERROR_RESPONSES, ForecastResponse, success_response, with_model
+from app.api.request_body import ModelName, with_limits
+from app.api.responses import ERROR_RESPONSES, ForecastResponse, json_response, success_response, with_model
 from app.errors import BadValue, quote_value
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

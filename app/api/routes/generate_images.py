@@ -14,16 +14,9 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import BINARY, request_body
-from app.api.request import (
-    BYTES_PER_VALUE,
-    ModelName,
-    Seed,
-    header,
-    json_response,
-    preferred_media_type,
-    with_limits,
-)
-from app.api.responses import ERROR_RESPONSES, ImagesResponse, success_response, with_model
+from app.api.request_body import BYTES_PER_VALUE, ModelName, Seed, with_limits
+from app.api.request_head import header, preferred_media_type
+from app.api.responses import ERROR_RESPONSES, ImagesResponse, json_response, success_response, with_model
 from app.engine.executor import INLINE_SIZE
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

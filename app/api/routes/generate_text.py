@@ -14,8 +14,15 @@ from starlette.responses import Response
 from app.api import openapi
 from app.api.inference import Inference, InferenceBody, JsonEndpoint
 from app.api.openapi import request_body
-from app.api.request import MAX_SEED, ModelName, Seed, json_response, with_limits
-from app.api.responses import ERROR_RESPONSES, TextResponse, stream_response, success_response, with_model
+from app.api.request_body import MAX_SEED, ModelName, Seed, with_limits
+from app.api.responses import (
+    ERROR_RESPONSES,
+    TextResponse,
+    json_response,
+    stream_response,
+    success_response,
+    with_model,
+)
 from app.api.sse import event
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry

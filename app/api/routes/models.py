@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
-from app.api.request import json_response
-from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_response, success_response
+from app.api.responses import ERROR_RESPONSES, ModelEntry, ModelList, file_response, json_response, success_response
 from app.api.routes.page import cached_response
 from app.errors import NotFound, quote_value
 from app.serving.model_cache import VersionState

@@ -1,26 +1,24 @@
-"""Read headers, query parameters and bodies. All sizes are bounded."""
+"""Read request bodies: JSON, forms and raw bytes. All sizes are limited."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
-import re
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, NamedTuple, TypeVar
 
-import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.responses import Response
 
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
+from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
 
@@ -31,7 +29,6 @@ MAX_FIELDS = 2000  # of all objects in a JSON body
 MAX_SEED = 2**53  # JSON readers that use doubles keep every smaller integer
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed for forms; some other codecs take minutes
 SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time: each write costs a change of threads
-HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
@@ -39,7 +36,6 @@ ModelName = Annotated[
 ]
 
 Model = TypeVar("Model", bound="RequestBody")
-Query = TypeVar("Query", bound=BaseModel)
 
 
 class RequestBody(BaseModel):
@@ -60,38 +56,6 @@ def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
 def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
     """Return the size limit of a JSON body whose prompt or values take up to ``content_bytes``."""
     return min(max_body_bytes, JSON_BYTES + content_bytes)
-
-
-def header(request: Request, name: bytes, default: str = "") -> str:
-    """Return the value of a header; ``name`` is in lower case. The last one counts if several have that name."""
-    if HEADERS not in request.scope:
-        request.scope[HEADERS] = dict(request.scope["headers"])
-    value = request.scope[HEADERS].get(name)
-    return default if value is None else value.decode("latin-1")
-
-
-def set_deadline(request: Request, max_seconds: float) -> float:
-    """Start the clock of a request. Return its deadline in event-loop time, at most ``max_seconds`` from now.
-
-    The header ``x-request-timeout`` shortens that time. The deadline is stored in the scope: it also bounds the reading
-    of the body.
-
-    Raises:
-        BadValue: the header is not a positive, finite number.
-    """
-    text = header(request, b"x-request-timeout", repr(max_seconds))
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise BadValue(
-            f"x-request-timeout is {quote_value(text)}; it should be a number of seconds greater than 0",
-            "x-request-timeout",
-        )
-    deadline = asyncio.get_running_loop().time() + min(seconds, max_seconds)
-    request.scope[DEADLINE] = deadline
-    return deadline
 
 
 async def read_body(request: Request, limit: int, pause_seconds: float, codings: Collection[str] = ()) -> bytes:
@@ -172,22 +136,6 @@ def _paused(pause_seconds: float) -> QuartetError:
 
 def _disconnected() -> QuartetError:
     return CallerGone("the client disconnected before the body was complete")
-
-
-def read_query(request: Request, model: type[Query]) -> Query:
-    """Return the query parameters as a model. Raises BadValue."""
-    if not request.scope["query_string"]:
-        return model()
-    parameters = request.query_params.multi_items()
-    for i, (name, _) in enumerate(parameters):
-        if name not in model.model_fields:
-            raise unknown_field(name, model.model_fields)
-        if any(name == earlier for earlier, _ in parameters[:i]):
-            raise BadValue(f"{name} came more than once", name)
-    try:
-        return model.model_validate(dict(parameters))
-    except ValidationError as error:
-        raise validation_error(error.errors(include_url=False)) from None
 
 
 @dataclass(frozen=True)
@@ -354,24 +302,3 @@ async def _parse_form(content: bytes, content_type: str, max_files: int) -> list
     finally:
         for file in parser._files_to_close_on_error:  # a broken form has files that are not in ``form``
             file.close()
-
-
-def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
-    """Return the offered media type that an Accept header (RFC 9110, 12.5.1) prefers; of equal ones the first."""
-    ranges = [part.strip().lower().split(";") for part in accept.split(",")]
-    weights = []
-    for media_type in offered:
-        matching = ("*/*", media_type.split("/")[0] + "/*", media_type)
-        parameters = {name.strip(): values for name, *values in ranges if name.strip() in matching}
-        weight = 0.0
-        for name in matching:  # the most specific range counts
-            if name in parameters:
-                quality = [value[2:] for value in map(str.strip, parameters[name]) if value.startswith("q=")]
-                weight = float(quality[0]) if quality and re.fullmatch(r"[01](\.\d{0,3})?", quality[0]) else 1.0
-        weights.append(weight)
-    return offered[weights.index(max(weights))]
-
-
-def json_response(content: Any) -> Response:
-    """Return a JSON response; ``content`` may contain numpy arrays."""
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
