@@ -27,7 +27,7 @@ from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
-from app.store.files import file_lock
+from app.store.atomic_files import file_lock
 
 log = logging.getLogger("quartet")
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Metric, multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict
 
 from app.observability.logs import log_errors
-from app.store.files import file_lock
+from app.store.atomic_files import file_lock
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that prometheus_client reads
 ALIVE = "alive"  # a file in the folder, locked as long as one of its processes lives

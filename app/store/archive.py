@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from app import store
 from app.store import CARD, WEIGHTS, StoreError
-from app.store.files import scratch_folder
+from app.store.atomic_files import scratch_folder
 from app.store.rollout import RolloutRefused, check_version, shorten, stored_versions
 
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")

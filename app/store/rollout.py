@@ -26,7 +26,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app import store
 from app.store import ModelName, StoreError, StrictModel, VersionNumber
-from app.store.files import file_lock, replace_file
+from app.store.atomic_files import file_lock, replace_file
 
 FILE = "active.json"
 NEWEST: Literal["newest"] = "newest"

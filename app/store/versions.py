@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from app.networks import KINDS, TaskName, build
+from app.store.atomic_files import file_lock, replace_file, scratch_folder, sync
 from app.store.card import CARD, Card, StoreError, parse_card, read_card
-from app.store.files import file_lock, replace_file, scratch_folder, sync
 
 WEIGHTS = "model.safetensors"
 DTYPES = (

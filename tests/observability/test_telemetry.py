@@ -34,7 +34,7 @@ from app.observability.logs import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
-from app.store.files import file_lock
+from app.store.atomic_files import file_lock
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
 SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)  # bytes of tiny-gan: latent 4, hidden 8, 28 x 28 pixels, with their biases

@@ -21,7 +21,7 @@ from support.service import ROOT
 from app import store
 from app.networks import KINDS, build
 from app.serving.store_snapshot import StoreSnapshot
-from app.store.files import file_lock
+from app.store.atomic_files import file_lock
 
 
 def raw_weights(folder: Path, head: bytes, content: bytes) -> None:
