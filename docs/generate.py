@@ -94,7 +94,7 @@ Every error has this form. The message names the wrong value and states what is 
 {"error": {"message": "temperature is -1; ...", "type": "invalid_request_error", "param": "temperature", "code": "invalid_value"}}
 ```
 
-Under `/v2` the form is `{"error": "the message"}`. A stream that has begun ends with an event of the same form. `type` and
+Under `/v2` the form is `{"error": "the message"}`. A started stream ends with an event of the same form. `type` and
 `code` follow OpenAI's errors; the OpenAI client raises its typed exceptions.
 
 """
