@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from app import store
-from app.store import files
+from app.store import atomic_files
 from app.tasks import TASKS
 
 SECONDS = 0.5  # per measurement, and at least MIN_REPEATS repetitions
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.write:
             path = version.folder / store.CARD
             card = json.loads(path.read_text(encoding="utf-8")) | {"speed": speed}
-            files.replace_file(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+            atomic_files.replace_file(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
