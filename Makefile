@@ -7,6 +7,9 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
+# Several tests run at the same time: idle threads of one must not use the cores of another.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
+
 .PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
 	bench-training bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
 
@@ -17,10 +20,10 @@ serve: .venv/serve ## the service on port 8000, or PORT=8111, with the networks 
 	@QUARTET_HOST=$(HOST) QUARTET_PORT=$(PORT) exec $(BIN)/python -m app.main
 
 test: .venv/test ## the whole test suite, on all cores
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST)
 
-quick: .venv/test ## the tests that start no other process, in under a minute
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not processes"
+quick: .venv/test ## the tests that start no process and train nothing, in about a minute
+	$(PYTEST) -m "not processes and not trainings"
 
 check: .venv/test ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,11 +22,16 @@ from app.tasks.text_generation import Continuation, TextGenerator
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+TRAINING_FILES = ("test_training.py", "test_own_data.py", "test_forecaster_finetune.py", "test_new_architecture.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes or a browser: ``make quick`` leaves them out."""
+    """Mark the tests that start processes or a browser, and those that train: ``make quick`` leaves them out."""
     for item in items:
         if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("processes")
+        if item.path.name in TRAINING_FILES:
+            item.add_marker("trainings")
 
 
 @pytest.fixture
