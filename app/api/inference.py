@@ -11,6 +11,7 @@ from starlette.responses import Response
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json
 from app.api.sse import DONE, EventStream
+from app.engine.executor import INLINE_SIZE
 from app.observability.middleware import REQUEST_ID
 from app.serving.loader import LoadedModel, P
 from app.serving.registry import Registry
@@ -86,14 +87,18 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
     executor = registry.parse_executor
-    items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
+    if inference.parse_size <= INLINE_SIZE:  # the usual case: no coroutine for a step on the event loop
+        items = inference.parse()
+    else:
+        items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
     deadline = inference.engine_deadline(deadline)
     if inference.streamed:
         return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
     async with Deadline(request, deadline):
         outputs = await inference.model.engine.submit(items)
-        size = inference.response_size(outputs)
-        return await executor.run_admitted_or_inline(size, inference.respond, outputs)
+        if inference.response_size(outputs) <= INLINE_SIZE:
+            return inference.respond(outputs)
+        return await executor.run_admitted(inference.respond, outputs)
 
 
 Body = TypeVar("Body", bound=InferenceBody)

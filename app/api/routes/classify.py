@@ -191,8 +191,9 @@ class ClassifyInference(Inference[ImageClassifier]):
 
     def parse(self) -> list[Tensor]:
         decode = self.predictor.decode
-        if self.small_images:
-            return [decode(image, file.param) for image, file in zip(self.small_images, self.files, strict=True)]
+        images, self.small_images = self.small_images, []  # the files stay open no longer than their decoding
+        if images:
+            return [decode(image, file.param) for image, file in zip(images, self.files, strict=True)]
         return [decode(self.open(file), file.param) for file in self.files]
 
     def respond(self, outputs: Sequence[list[float]], explanations: Sequence[dict[str, Any]] = ()) -> Response:
