@@ -72,24 +72,6 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint)), AccessLog(settings.log_format)
     registry, counters = Registry(settings, metrics), counters or limit_storage(settings)
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await registry.load()
-        gc.collect()
-        trim_heap()
-        gc.freeze()  # loaded models stay: collecting them again and again would delay requests
-        gc.set_threshold(10_000, 20, 20)  # requests rarely leave reference cycles
-        background = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
-        yield
-        for task in background:
-            task.cancel()
-        await registry.close()
-        if counters:
-            await close_storage(counters)
-        await asyncio.to_thread(log.close)
-        if metrics.tracer:
-            await asyncio.to_thread(metrics.tracer.close)
-
     key = admin.admin_key(settings)
     app = FastAPIOffline(
         title="Quartet",
@@ -97,7 +79,7 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
         description=DESCRIPTION,
         version="0.1.0",
         openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
-        lifespan=lifespan,
+        lifespan=lambda _: _lifespan(registry, counters, metrics, log),
         redirect_slashes=False,
     )
     app.state.registry = registry
@@ -137,6 +119,28 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
     app.middleware_stack = telemetry = RequestTelemetry(cors(protected, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused
     return app
+
+
+@asynccontextmanager
+async def _lifespan(
+    registry: Registry, counters: Storage | None, metrics: Metrics, log: AccessLog
+) -> AsyncIterator[None]:
+    """Load the models and watch the store while the application runs, then finish what runs."""
+    await registry.load()
+    gc.collect()
+    trim_heap()
+    gc.freeze()  # loaded models stay: collecting them again and again would delay requests
+    gc.set_threshold(10_000, 20, 20)  # requests rarely leave reference cycles
+    background = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
+    yield
+    for task in background:
+        task.cancel()
+    await registry.close()
+    if counters:
+        await close_storage(counters)
+    await asyncio.to_thread(log.close)
+    if metrics.tracer:
+        await asyncio.to_thread(metrics.tracer.close)
 
 
 def check_torch() -> None:
