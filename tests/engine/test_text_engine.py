@@ -61,6 +61,29 @@ class Stepper:
         self.sizes.append(len(texts))
 
 
+class Clock:
+    """A clock of the engine's rounds that only the test advances, so that a slow machine changes no round."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("app.engine.text_engine.time", clock)
+    return clock
+
+
 @pytest.fixture
 async def executor() -> AsyncIterator[Executor]:
     executor = Executor("test")
@@ -160,7 +183,7 @@ async def test_a_cancelled_preempted_text_is_not_resumed(executor: Executor, mon
 
 
 async def test_a_round_is_long_beside_long_batches_of_other_models(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
+    executor: Executor, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
     stepper, observer = Stepper(), RecordingObserver()
@@ -169,7 +192,7 @@ async def test_a_round_is_long_beside_long_batches_of_other_models(
     (task,) = await start_tasks(engine.submit([CountingText(9)]))
     for _ in range(2):
         await asyncio.sleep(0)  # its first step has begun, and holds the executor
-    (other,) = await start_tasks(executor.run_timed(30, time.sleep, 0.3))
+    (other,) = await start_tasks(executor.run_timed(30, clock.advance, 0.3))
     stepper.permits.release(99)
     await asyncio.gather(task, other)
     assert observer.batches == [1, 1]  # rounds: one step, then all others
@@ -177,29 +200,20 @@ async def test_a_round_is_long_beside_long_batches_of_other_models(
 
 
 async def test_long_rounds_of_another_text_engine_do_not_lengthen_rounds(
-    executor: Executor, monkeypatch: pytest.MonkeyPatch
+    executor: Executor, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slow_step(texts: Sequence[CountingText]) -> None:
+        clock.advance(0.02)
+        slow_stepper.step(texts)
+
     monkeypatch.setattr("app.engine.step_budget.MAX_STEP_BUDGET", 60.0)
     quick, observer = Stepper(threading.Semaphore(99)), RecordingObserver()
-    slow = TextEngine(
-        "slow",
-        lambda texts: [slow_step(text) for text in texts],
-        lambda rows: 0.001,
-        executor,
-        RecordingObserver(),
-        1,
-        4,
-        0,
-    )
+    slow_stepper = Stepper(threading.Semaphore(99))
+    slow = TextEngine("slow", slow_step, lambda rows: 0.001, executor, RecordingObserver(), 1, 4, 0)
     other = asyncio.ensure_future(slow.submit([CountingText(9)]))
     await engine_of(quick, executor, observer=observer).submit([CountingText(9)])
     assert len(observer.batches) == 9  # rounds of one step each
     await other
-
-
-def slow_step(text: CountingText) -> None:
-    time.sleep(0.02)
-    text.done += 1
 
 
 async def test_a_round_is_long_while_requests_are_rejected(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
