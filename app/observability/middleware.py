@@ -54,12 +54,21 @@ class RequestTelemetry:
             headers += [(b"traceparent", parent)] if parent else []
         self.metrics.running_requests += 1
         status = 499  # until the response starts: the client has disconnected
+        counted = False
+
+        def count() -> None:
+            nonlocal counted
+            if not counted:
+                counted = True
+                self._count(scope, status, time.perf_counter() - started, trace)
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *headers]
+            elif not message.get("more_body"):
+                count()  # before the answer is complete: the process may end as soon as the client has it
             await send(message)
 
         try:
@@ -78,6 +87,8 @@ class RequestTelemetry:
                 )
                 await self.failure(error)(scope, receive, send_with_headers)
         finally:
+            self.metrics.running_requests -= 1
+            count()  # without a complete response
             self._on_end(scope, status, time.perf_counter() - started, trace)
 
     def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
@@ -85,11 +96,11 @@ class RequestTelemetry:
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
+    def _count(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
+        self.metrics.on_response(_route(scope), _method(scope), status, seconds, trace.error_code)
+
     def _on_end(self, scope: Scope, status: int, seconds: float, trace: RequestTrace) -> None:
-        self.metrics.running_requests -= 1
-        method = scope["method"] if scope["method"] in METHODS else "OTHER"
-        route = _route(scope)
-        self.metrics.on_response(route, method, status, seconds, trace.error_code)
+        method, route = _method(scope), _route(scope)
         self.log(method, scope["path"], route, status, seconds, trace)
         if tracer := self.metrics.tracer:
             names = {"quartet.model": trace.model, "quartet.version": trace.version, "quartet.rows": trace.rows}
@@ -97,6 +108,10 @@ class RequestTelemetry:
 
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+def _method(scope: MutableMapping[str, Any]) -> str:
+    return scope["method"] if scope["method"] in METHODS else "OTHER"
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:

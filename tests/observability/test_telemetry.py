@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -30,8 +31,10 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
+from app.observability.access_log import AccessLog
 from app.observability.logs import JsonFormatter
 from app.observability.metrics import STALE_VERSIONS_PER_SWEEP, Metrics
+from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.settings import Settings, SettingsError
 from app.store.atomic_files import file_lock
@@ -103,6 +106,30 @@ def test_errors_are_counted_by_code(serve: Serve) -> None:
         ("unknown", "not_found"),
     ):
         assert seen["quartet_errors_total", ("reason", reason), ("route", route)] == 1
+
+
+def test_a_request_is_counted_before_its_answer_is_complete() -> None:
+    """A process that ends right after the answer loses no count."""
+    metrics, counts = Metrics(), []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        for more in (True, False):
+            await send({"type": "http.response.body", "body": b"x", "more_body": more})
+
+    async def send(message: Any) -> None:
+        labels = {"route": "unknown", "method": "GET", "status": "200"}
+        counts.append(metrics.registry.get_sample_value("quartet_requests_total", labels) or 0)
+
+    telemetry = RequestTelemetry(app, metrics, AccessLog(), lambda error: app)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(telemetry(scope, no_message, send))
+    asyncio.run(telemetry(scope, no_message, send))
+    assert counts == [0, 0, 1, 1, 1, 2]
+
+
+async def no_message() -> Any:
+    raise AssertionError
 
 
 def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny_store: Path) -> None:
@@ -182,7 +209,7 @@ def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Pat
         assert seen["quartet_workers",] == 2
         assert seen["quartet_loaded_bytes", *of("tiny-gan")] == 2 * SIZE
         assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
-        wait_until(lambda: metric_samples(client)[asked] == 7)
+        assert metric_samples(client)[asked] == 7
         assert not [key for key in metric_samples(client) if ("version", "2") in key]
 
 
