@@ -128,15 +128,20 @@ class Loader:
             rows, queue = self._max_rows(task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
             return LoadedModel(card, predictor, engine, bytes=size)
-        explainer = self._batcher(card, predictor.explain, predictor) if task.explains else None
-        return LoadedModel(card, predictor, self._batcher(card, predictor.predict, predictor), explainer, bytes=size)
+        batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds)
+        explainer = None
+        if task.explains:
+            explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
+        return LoadedModel(card, predictor, batcher, explainer, bytes=size)
 
-    def _batcher(self, card: Card, compute: Callable[..., Any], predictor: BatchPredictor) -> Batcher[Any, Any]:
+    def _batcher(
+        self, card: Card, predictor: BatchPredictor, compute: Callable[..., Any], seconds: Callable[..., float]
+    ) -> Batcher[Any, Any]:
         return Batcher(
             _label(card),
             compute,
             predictor.rows,
-            predictor.seconds,
+            seconds,
             self.executor,
             self.observers.for_version(card.name, card.version),
             batch_rows=self.settings.batch_rows,

@@ -50,6 +50,9 @@ class ExplainingPredictor(BatchPredictor, Protocol):
     def explain(self, items: Sequence[Any]) -> Sequence[Any]:
         """Return one prediction and one explanation per item."""
 
+    def explain_seconds(self, items: Sequence[Any]) -> float:
+        """Return the expected duration of ``explain``."""
+
 
 class TextPredictor(Predictor, Protocol):
     """A predictor for ``TextEngine``: one call adds one token to each text."""

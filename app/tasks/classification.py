@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,10 @@ class ImageClassifier(ImageDecoder):
     def seconds(self, items: Sequence[Tensor]) -> float:
         """Return the expected duration of a batch."""
         return self.latency(len(items))
+
+    def explain_seconds(self, items: Sequence[Tensor]) -> float:
+        """Return infinity: the backward pass never runs on the event loop, so its duration is not measured."""
+        return math.inf
 
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy images."""

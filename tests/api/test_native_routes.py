@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from support.images import image_bytes
 from support.service import IMAGES, Serve
+
+from app.tasks.classification import ImageClassifier
 
 FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
@@ -260,3 +264,19 @@ def test_a_classification_is_explained_on_the_picture_itself(shipped: httpx.Clie
         url, params={"explain": "1"}, files=[("file", ("a.png", content)), ("file", ("b.png", content))]
     )
     assert [result["explanation"] for result in both.json()["results"]] == [shown, shown]
+
+
+def test_the_backward_pass_of_an_explanation_does_not_run_on_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    explain = ImageClassifier.explain
+
+    def noting(self: ImageClassifier, items: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return explain(self, items)
+
+    monkeypatch.setattr(ImageClassifier, "explain", noting)
+    with serve(inline_seconds=0.05) as client:
+        client.post("/v1/images/classify?explain=true", content=image_bytes()).raise_for_status()
+    assert [name.partition("_")[0] for name in threads] == ["compute"]
