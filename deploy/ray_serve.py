@@ -107,7 +107,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """Raise if the engine hangs, by the rule of ``/health/live``; Ray then replaces the replica."""
-        silence = self.registry.executor.oldest_job_seconds()
+        silence = self.registry.executor.stalled_seconds()
         if silence > 2 * self.registry.settings.liveness_timeout_seconds:
             raise RuntimeError(f"the engine has not answered for {silence:.0f} s")
 

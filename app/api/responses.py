@@ -144,7 +144,7 @@ class ModelList(ResponseModel):
 
 class LiveStatus(ResponseModel):
     live: bool
-    seconds_unanswered: float = Field(description="how long the engine has worked on its oldest job, in seconds")
+    seconds_unanswered: float = Field(description="how long the engine has worked on its present job, in seconds")
 
 
 class BrokenModel(ResponseModel):

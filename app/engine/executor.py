@@ -10,9 +10,9 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import FairQueue
@@ -50,8 +50,7 @@ class Executor:
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._submitted_at: dict[int, float] = {}  # waiting and running jobs, time.monotonic's clock
-        self._last_job = 0
+        self._started_at: dict[Future[Any], float] = {}  # jobs on threads, time.monotonic's clock
         self.text_seconds = 0.0  # computing time of all text engines so far, seconds
         self._no_inline_until = -math.inf  # time.monotonic's clock
 
@@ -68,27 +67,23 @@ class Executor:
 
     async def run_admitted(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the last job of a request that was admitted: as ``run``, but never rejected."""
-        self._last_job += 1
-        job, loop = self._last_job, asyncio.get_running_loop()
-        self._submitted_at[job] = time.monotonic()
+        loop = asyncio.get_running_loop()
 
-        def release(_: object) -> None:
+        def finish(future: Future[R]) -> None:
             try:
-                loop.call_soon_threadsafe(self._release)
+                loop.call_soon_threadsafe(self._finish, future)
             except RuntimeError:  # the event loop is closed
-                self._release()
+                self._finish(future)
 
+        await self._acquire(loop)
         try:
-            await self._acquire(loop)
-            try:
-                future = self._pool.submit(function, *args, **kwargs)
-            except BaseException:  # the pool is shut down
-                self._release()
-                raise
-            future.add_done_callback(release)  # a caller may leave earlier, but the thread is busy until then
-            return await asyncio.wrap_future(future)
-        finally:
-            del self._submitted_at[job]
+            future = self._pool.submit(function, *args, **kwargs)
+        except BaseException:  # the pool is shut down
+            self._release()
+            raise
+        self._started_at[future] = time.monotonic()
+        future.add_done_callback(finish)  # a caller may leave earlier, but the thread is busy until then
+        return await asyncio.wrap_future(future)
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Wait for a free thread."""
@@ -110,6 +105,11 @@ class Executor:
         finally:
             if self._admission:
                 self._admission.remove(ticket.caller, 1)
+
+    def _finish(self, future: Future[Any]) -> None:
+        """Release the thread of a job that has ended."""
+        del self._started_at[future]
+        self._release()
 
     def _release(self) -> None:
         """Pass a free thread to the next waiting job."""
@@ -135,7 +135,7 @@ class Executor:
     async def run_timed(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
-        """Run inline if ``expected_seconds`` is short and no job waits, else on a thread.
+        """Run inline if ``expected_seconds`` is short and no thread is busy, else on a thread.
 
         Returns the result and the function's running time in seconds, without waiting. An inline job that overruns by
         far turns inline execution off for a while.
@@ -146,7 +146,7 @@ class Executor:
             return function(*args, **kwargs), time.perf_counter() - started_at
 
         started_at = time.monotonic()
-        if expected_seconds > self._inline_seconds or self._submitted_at or started_at < self._no_inline_until:
+        if expected_seconds > self._inline_seconds or self.busy or started_at < self._no_inline_until:
             return await self.run(measured)
         try:
             return measured()
@@ -168,13 +168,14 @@ class Executor:
         """Whether a thread computes, even if its caller has left."""
         return self._free_threads < self._thread_count
 
-    def oldest_job_seconds(self) -> float:
-        """Return how many seconds ago the oldest unfinished job was submitted; 0 when idle.
+    def stalled_seconds(self) -> float:
+        """Return for how many seconds no thread has started a job because all are busy; 0 while a thread is free.
 
-        The value grows without limit while a thread hangs.
+        The value grows without limit while all threads hang, even if their callers have left.
         """
-        now = time.monotonic()
-        return now - min(self._submitted_at.values(), default=now)
+        if len(self._started_at) < self._thread_count:
+            return 0.0
+        return time.monotonic() - max(self._started_at.values())
 
     def close(self) -> None:
         """Cancel waiting jobs and accept no more. Running functions end on their own."""

@@ -120,7 +120,7 @@ class ListeningServer(Server):
     watchdog: Watchdog | None = None
 
     async def on_tick(self, counter: int) -> bool:
-        if self.watchdog and self.registry.executor.oldest_job_seconds() < self.settings.liveness_timeout_seconds:
+        if self.watchdog and self.registry.executor.stalled_seconds() < self.settings.liveness_timeout_seconds:
             self.watchdog.heartbeat()
         return await super().on_tick(counter)
 
@@ -218,7 +218,7 @@ class WorkerServer(Server):
             self._send_status("stopping")
 
     async def on_tick(self, counter: int) -> bool:
-        if self.registry.executor.oldest_job_seconds() < self._hang_seconds:
+        if self.registry.executor.stalled_seconds() < self._hang_seconds:
             state = "unwell" if self.registry.problems() else "busy"
             self._send_status(f"{state} {len(self.server_state.tasks)}")
         return await super().on_tick(counter)

@@ -352,9 +352,10 @@ class Registry:
         models = self.models()
         if not models:
             return ["no whole model in the store"]
-        seconds = self.executor.oldest_job_seconds()
-        if seconds > min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds):
-            return [f"the engine has not answered for {seconds:.0f} s"]
+        limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
+        for executor, what in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
+            if (seconds := executor.stalled_seconds()) > limit:
+                return [f"{what} not answered for {seconds:.0f} s"]
         return [f"{model.id} fails on every input" for model in models if model.engine.circuit_breaker.is_open()]
 
     def report(self) -> None:

@@ -64,7 +64,6 @@ async def test_a_thread_whose_caller_left_counts_as_busy() -> None:
     await gate.busy()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert executor.oldest_job_seconds() == 0
     assert executor.busy
     gate.open.set()
     await executor.run(int)
@@ -97,15 +96,17 @@ async def test_a_job_that_overruns_by_far_turns_inline_execution_off(monkeypatch
     executor.close()
 
 
-async def test_the_age_of_the_oldest_job_is_known() -> None:
-    executor, gate = Executor("test"), Gate()
-    assert executor.oldest_job_seconds() == 0
-    (running,) = await start_tasks(executor.run(gate.predict, [0]))
+async def test_stalled_threads_are_noticed_even_if_their_callers_leave() -> None:
+    executor, gate = Executor("test", threads=2), Gate()
+    (first,) = await start_tasks(executor.run(gate.predict, [0]))
     await gate.busy()
-    first = executor.oldest_job_seconds()
+    assert executor.stalled_seconds() == 0  # the other thread is free
+    (running,) = await start_tasks(executor.run(gate.open.wait))
+    first.cancel()
+    seconds = executor.stalled_seconds()
     await asyncio.sleep(0.05)
-    assert executor.oldest_job_seconds() >= first + 0.05
+    assert executor.stalled_seconds() >= seconds + 0.05
     gate.open.set()
     await running
-    assert executor.oldest_job_seconds() == 0
+    assert executor.stalled_seconds() == 0
     executor.close()

@@ -4,6 +4,7 @@ guilty one alone is told, readiness says so, and it is over when it is over.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,3 +215,28 @@ def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve:
         wait_until(lambda: client.get("/health/ready").status_code == 200)
         for _, _, path, asked in ASKED.values():
             assert client.post(path, **asked).status_code == 200
+
+
+def test_hung_decoding_threads_turn_readiness_off_after_their_callers_have_left(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, decode = threading.Event(), ImageClassifier.decode
+
+    def hang(self: ImageClassifier, *arguments: Any) -> torch.Tensor:
+        assert release.wait(60)
+        return decode(self, *arguments)
+
+    monkeypatch.setattr(ImageClassifier, "decode", hang)
+    large = image_bytes(size=(1000, 1000))
+    with serve(unready_after_seconds=0.2) as client, ThreadPoolExecutor(2) as callers:
+
+        def classify() -> httpx.Response:
+            return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.1"})
+
+        answers = [callers.submit(classify) for _ in range(Settings().parse_threads)]
+        assert {answer.result().status_code for answer in answers} == {504}
+        wait_until(lambda: client.get("/health/ready").status_code == 503)
+        assert "the decoding threads have not answered for" in client.get("/health/ready").json()["problems"][0]
+        release.set()
+        wait_until(lambda: client.get("/health/ready").status_code == 200)
+        assert client.post("/v1/images/classify", content=large).status_code == 200

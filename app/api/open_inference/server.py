@@ -30,7 +30,7 @@ def router(registry: Registry) -> APIRouter:
     )
     async def check_live() -> Response:
         """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
-        live = registry.executor.oldest_job_seconds() < 2 * registry.settings.liveness_timeout_seconds
+        live = registry.executor.stalled_seconds() < 2 * registry.settings.liveness_timeout_seconds
         return Response(orjson.dumps({"live": live}), 200 if live else 503, media_type="application/json")
 
     @routes.get(

@@ -28,7 +28,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     )
     async def check_live() -> Response:
         """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
-        seconds = registry.executor.oldest_job_seconds()
+        seconds = registry.executor.stalled_seconds()
         live = seconds < 2 * registry.settings.liveness_timeout_seconds
         return _status({"live": live, "seconds_unanswered": round(seconds, 3)})
 
