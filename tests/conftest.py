@@ -1,4 +1,4 @@
-"""What the tests share: tiny real networks in a store of their own, and the real service on a free port."""
+"""Fixtures: stores of tiny networks, and the real service on a free port."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from support.markers import starts_processes
-from support.networks import MORE, TINY, publish_tiny
+from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 
 from app.settings import Settings
@@ -26,7 +26,7 @@ TRAINING_FILES = ("test_training.py", "test_own_data.py", "test_forecaster_finet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes or a browser, and those that train: ``make quick`` leaves them out."""
+    """Mark tests that start processes or a browser, and tests that train. ``make quick`` deselects them."""
     for item in items:
         if starts_processes(item) or "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("processes")
@@ -40,14 +40,14 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _timed_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast a network is, is of no interest in tests."""
+def _short_speed_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure the speed of each network once only, to save time."""
     monkeypatch.setattr("training.evaluation.speed.SECONDS", 0.0)
 
 
 @pytest.fixture
 def tiny_store(tmp_path: Path) -> Path:
-    """A store with one tiny network for each task."""
+    """Create a store with one tiny network for each task."""
     for name in TINY:
         publish_tiny(tmp_path / "store", name)
     return tmp_path / "store"
@@ -55,51 +55,51 @@ def tiny_store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(tiny_store: Path) -> Serve:
-    """Start the service on the tiny store, with other settings where given."""
+    """Return a function that starts the service on the tiny store with the given settings."""
     return lambda prepare=None, **settings: serving(Settings(**{"store": tiny_store, **TEST, **settings}), prepare)
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldGenerator]:
-    """Every generator of a service that is started from now on. It is let go at the end, whatever the test did."""
+    """Make the image generators of services started later wait on an event. It is set at the end of the test."""
     held, predict = HeldGenerator(), ImageSampler.predict
 
-    def holding(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
+    def predict_when_released(self: ImageSampler, items: Sequence[LatentBatch]) -> list[np.ndarray]:
         held.hold(sum(map(len, items)))
         return predict(self, items)
 
-    monkeypatch.setattr(ImageSampler, "predict", holding)
+    monkeypatch.setattr(ImageSampler, "predict", predict_when_released)
     yield held
     held.release.set()
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes five milliseconds: a text of 4,000 characters does not end while a test waits for it.
+    """Make each text step take at least 5 ms, so that a text of 4,000 characters outlasts a deadline of the test.
 
-    Of a service that is started from now on, with ``inline_seconds=0``.
+    This applies to services started later, which need ``inline_seconds=0``.
     """
     step = TextGenerator.step
 
-    def slowly(self: TextGenerator, texts: Sequence[Continuation]) -> None:
+    def slow_step(self: TextGenerator, texts: Sequence[Continuation]) -> None:
         time.sleep(0.005)
         step(self, texts)
 
-    monkeypatch.setattr(TextGenerator, "step", slowly)
+    monkeypatch.setattr(TextGenerator, "step", slow_step)
 
 
 @pytest.fixture(scope="session")
 def shipped() -> Iterator[httpx.Client]:
-    """The service with the networks of this repository."""
+    """Start the service with the networks of this repository."""
     with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """The service with one tiny network for each task, and a generator that draws by label."""
+    """Start the service with one tiny network for each task, a conditional generator and a second forecaster."""
     folder = tmp_path_factory.mktemp("tiny") / "store"
-    for name in (*TINY, *MORE):
+    for name in (*TINY, *SECOND_NETWORKS):
         publish_tiny(folder, name)
     with serving(Settings(store=folder, **TEST)) as client:
         yield client
@@ -107,8 +107,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, driven with Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven with Playwright")
+    """Start Chromium under Playwright, or skip the test."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as driver:

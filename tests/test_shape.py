@@ -20,7 +20,7 @@ LAYERS = (
     ("app.server",),
     ("app.main", "app.cli", "app.models", "app.keys"),
 )
-BESIDE = {  # who imports nothing of a neighbour in the same layer
+FORBIDDEN_IMPORTS = {  # imports of other modules in the same layer
     "app.engine": ("app.tasks", "app.store", "app.networks", "app.settings"),
     "app.tasks": ("app.engine",),
 }
@@ -35,60 +35,65 @@ TRAINING_LAYERS = (
         *("training.data.__main__", "training.evaluation.compare_forecasters", "training.evaluation.evaluate"),
     ),
 )
-OF_TRAINING = ("app.networks", "app.store", "app.tasks", "app.errors")
+IMPORTED_BY_TRAINING = (  # modules of app/ that training/ may import
+    "app.networks",
+    "app.store",
+    "app.tasks",
+    "app.errors",
+)
 
 
 def layer(name: str) -> int:
-    """The layer of the longest prefix that fits."""
+    """Return the layer number of a module: that of its longest known prefix."""
     rows = TRAINING_LAYERS if within(name, "training") else LAYERS
-    fitting = [(len(prefix), number) for number, row in enumerate(rows) for prefix in row if within(name, prefix)]
-    return max(fitting)[1]
+    matches = [(len(prefix), number) for number, row in enumerate(rows) for prefix in row if within(name, prefix)]
+    return max(matches)[1]
 
 
 def modules() -> list[tuple[str, ast.Module]]:
     paths = [path for folder in ("app", "training") for path in sorted((ROOT / folder).rglob("*.py"))]
-    named = [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in paths]
-    return [(name.removesuffix(".__init__"), ast.parse(path.read_text())) for name, path in named]
+    files = [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in paths]
+    return [(name.removesuffix(".__init__"), ast.parse(path.read_text())) for name, path in files]
 
 
 def imports(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
             inside = (ROOT / Path(*module.split("."))).is_dir() and (ROOT / module.split(".")[0]).is_dir()
-            found |= {f"{module}.{alias.name}" for alias in node.names} if inside else {module}
-    return found
+            names |= {f"{module}.{alias.name}" for alias in node.names} if inside else {module}
+    return names
 
 
 def within(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def test_arrows_point_one_way() -> None:
-    wrong = []
+def test_imports_go_from_higher_to_lower_layers_only() -> None:
+    violations = []
     for name, tree in modules():
         if name == "app":  # sets the environment, before anything else is imported
             continue
-        for found in imports(tree):
-            if within(found, "training"):
-                fine = within(name, "training") and layer(found) <= layer(name)
-            elif not within(found, "app") or found == "app":
+        for imported in imports(tree):
+            if within(imported, "training"):
+                allowed = within(name, "training") and layer(imported) <= layer(name)
+            elif not within(imported, "app") or imported == "app":
                 continue
             elif within(name, "training"):
-                fine = any(within(found, prefix) for prefix in OF_TRAINING)
+                allowed = any(within(imported, prefix) for prefix in IMPORTED_BY_TRAINING)
             else:
                 own = max((prefix for row in LAYERS for prefix in row if within(name, prefix)), key=len)
-                beside = any(within(found, prefix) for prefix in BESIDE.get(own, ()))
-                fine = layer(found) <= layer(name) and not beside
-            if not fine:
-                wrong.append(f"{name} -> {found}")
-    assert not wrong
+                forbidden = any(within(imported, prefix) for prefix in FORBIDDEN_IMPORTS.get(own, ()))
+                allowed = layer(imported) <= layer(name) and not forbidden
+            if not allowed:
+                violations.append(f"{name} -> {imported}")
+    assert not violations
 
 
-def test_no_modules_import_each_other() -> None:
+def test_imports_have_no_cycle() -> None:
     """The imports of app/ and training/ have no cycle, counting those under TYPE_CHECKING and inside functions."""
     trees = dict(modules())
     graph: dict[str, set[str]] = {}
@@ -102,7 +107,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Module and name of each import; the name is empty for ``import module``."""
+    """Yield module and name of each import. The name is empty for ``import module``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -111,24 +116,24 @@ def imported_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def known_module(name: str, known: Container[str]) -> str:
-    """The longest part of a dotted name that is one of the known modules, or nothing."""
+    """Return the longest prefix of a dotted name that is a known module, or an empty string."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name
 
 
-def test_the_engine_knows_neither_torch_nor_http() -> None:
+def test_the_engine_imports_neither_torch_nor_http_packages() -> None:
     for name, tree in modules():
         if within(name, "app.engine"):
-            found = {module.split(".")[0] for module in imports(tree)}
-            assert not found & {"torch", "numpy", "fastapi", "starlette", "uvicorn", "httpx"}, name
+            packages = {module.split(".")[0] for module in imports(tree)}
+            assert not packages & {"torch", "numpy", "fastapi", "starlette", "uvicorn", "httpx"}, name
 
 
-def test_networks_import_torch_and_nothing_of_ours() -> None:
+def test_networks_import_only_torch_app_and_the_standard_library() -> None:
     for name, tree in modules():
         if within(name, "app.networks"):
-            found = {module.split(".")[0] for module in imports(tree)}
-            assert found <= {
+            packages = {module.split(".")[0] for module in imports(tree)}
+            assert packages <= {
                 "__future__",
                 "collections",
                 "dataclasses",
@@ -141,7 +146,7 @@ def test_networks_import_torch_and_nothing_of_ours() -> None:
             }, name
 
 
-def test_no_pickle_is_loaded_by_the_service() -> None:
+def test_the_service_imports_no_pickle_loader() -> None:
     for name, tree in modules():
         if within(name, "app"):
             assert not {"pickle", "dill", "joblib", "shelve"} & imports(tree), name

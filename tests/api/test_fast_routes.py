@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from support.images import image_bytes
-from support.networks import MORE, TINY, publish_tiny
+from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import TEST, serving
 
 from app.api.middleware.fast_routes import FastRoutes
@@ -107,7 +107,7 @@ class SwitchedRoutes(FastRoutes):
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("fast") / "store"
-    for name in (*TINY, *MORE):
+    for name in (*TINY, *SECOND_NETWORKS):
         publish_tiny(folder, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.main.FastRoutes", SwitchedRoutes)

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
-from support.networks import MORE, TINY, VOCABULARY
+from support.networks import SECOND_NETWORKS, TINY, VOCABULARY
 from support.service import Serve, address
 
 from app.api.openai.prompt_labels import prompt_labels
@@ -34,7 +34,7 @@ def complete(client: openai.OpenAI, prompt: Any = "abc", **more: Any) -> Any:
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:
     models = client.models.list().data
-    assert [model.id for model in models] == sorted([*TINY, *MORE])
+    assert [model.id for model in models] == sorted([*TINY, *SECOND_NETWORKS])
     assert {model.object for model in models} == {"model"}
     assert client.models.retrieve("tiny-rnn").created == models[-1].created > 0
     with pytest.raises(openai.NotFoundError) as refusal:

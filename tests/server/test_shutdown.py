@@ -173,8 +173,8 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
         pytest.skip("nobody may make a container here")
     begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
     (tmp_path / "torch.py").write_text(begun)  # one that takes its time
-    inside = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
-    with start_process(tiny_store, workers=1, inside=inside) as process:
+    wrapper = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
+    with start_process(tiny_store, workers=1, wrapper=wrapper) as process:
         try:
             wait_until((tmp_path / "begun").exists)
             (first,) = children(process.pid)

@@ -47,7 +47,7 @@ class RecordingObserver:
 
 
 class Gate:
-    """A network that doubles numbers as soon as the gate is open. It fails on negative numbers."""
+    """A fake network: it waits until ``open`` is set, then doubles numbers. It fails on negative numbers."""
 
     def __init__(self) -> None:
         self.open = threading.Event()

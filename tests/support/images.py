@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32), **options: Any) -> bytes:
-    """A picture of noise in a format and mode."""
+    """Return an image file with random pixels."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     noise = np.random.default_rng(0).integers(0, 256, (*reversed(size), channels), dtype=np.uint8)
     file = io.BytesIO()
@@ -21,7 +21,7 @@ def image_bytes(kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (3
 
 
 def png_with_size(width: int, height: int) -> bytes:
-    """A PNG that announces many pixels in few bytes."""
+    """Return a PNG whose header states ``width`` x ``height`` pixels, with too little image data."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

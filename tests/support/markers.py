@@ -15,22 +15,22 @@ def starts_processes(item: pytest.Item) -> bool:
     """Return whether a test, one of its fixtures, or a function of its file that they call uses ``STARTERS``."""
     definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009
     functions = [getattr(item, "function", None), *(each.func for fixtures in definitions for each in fixtures)]
-    seen: set[types.CodeType] = set()
-    return any(_uses_starter(function, seen) for function in functions if function is not None)
+    visited: set[types.CodeType] = set()
+    return any(_uses_starter(function, visited) for function in functions if function is not None)
 
 
-def _uses_starter(function: Any, seen: set[types.CodeType]) -> bool:
+def _uses_starter(function: Any, visited: set[types.CodeType]) -> bool:
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    if code is None or code in seen:
+    if code is None or code in visited:
         return False
-    seen.add(code)
+    visited.add(code)
     for name in _names(code):
         value = names.get(name)
-        home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-        if home in STARTERS:
+        module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+        if module in STARTERS:
             return True
-        value = getattr(value, "__wrapped__", value)  # of a context manager: its generator
-        if isinstance(value, types.FunctionType) and home == function.__module__ and _uses_starter(value, seen):
+        value = getattr(value, "__wrapped__", value)  # the generator function of a context manager
+        if isinstance(value, types.FunctionType) and module == function.__module__ and _uses_starter(value, visited):
             return True
     return False
 

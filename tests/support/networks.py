@@ -29,19 +29,18 @@ TINY: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "tiny-gan": ("sample", "gan-generator", {"latent": 4, "hidden": [8]}, {}),
 }
 
-# a second network of a task, for the tests that want it
 CONDITIONAL: dict[str, Any] = {"latent": 4, "classes": 3, "widths": [4, 3, 2]}
 
 FORECASTER: dict[str, Any] = {"context": 24, "patch": 12, "horizon": 6, "hidden": 8, "lags": 2, "members": 2}
 
-MORE: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+SECOND_NETWORKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "tiny-cgan": ("sample", "conditional-generator", CONDITIONAL, {"labels": ["x", "y", "z"]}),
     "tiny-forecaster": ("forecast", "forecaster", FORECASTER, {}),
 }
 
 
-def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """A card as the trainings write it."""
+def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a complete model card; ``fields`` are added to it."""
     return {
         "name": name,
         "task": task,
@@ -60,15 +59,15 @@ def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], more: dict
         "minutes": 0.0,
         "created": "2026-01-01T00:00:00+00:00",
         "notes": "",
-        **more,
+        **fields,
     }
 
 
 def publish_tiny(folder: Path, name: str) -> store.Version:
-    """One more version of a tiny network, with weights of its own."""
-    task, kind, sizes, more = {**TINY, **MORE}[name]
+    """Publish another version of a tiny network, with other random weights."""
+    task, kind, sizes, fields = {**TINY, **SECOND_NETWORKS}[name]
     torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
-    return store.publish(folder, tiny_card(name, task, kind, sizes, more), build(kind, sizes).state_dict())
+    return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
 
 
 def rewrite_card(folder: Path, **changes: object) -> None:
@@ -78,7 +77,7 @@ def rewrite_card(folder: Path, **changes: object) -> None:
 
 
 def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Other weights with a right hash on the card: only their content is wrong."""
+    """Change the weights of a published version and update their hash on its card."""
     tensors = load_file(folder / store.WEIGHTS)
     change(tensors)
     save_file(tensors, folder / store.WEIGHTS)

@@ -1,4 +1,4 @@
-"""The service in processes of its own."""
+"""The service in separate processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import httpx
 
 from support.service import ROOT
 
-TIMEOUT_SECONDS = 30  # more than anything here should take
+TIMEOUT_SECONDS = 30  # for each wait
 
 
 class ServiceProcess:
-    """The service in processes of its own."""
+    """The service in separate processes."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
@@ -44,24 +44,26 @@ def children(process: int) -> set[int]:
 
 
 def start_process(
-    store: Path, own_group: bool = False, inside: Sequence[str] = (), before: str = "", **settings: object
+    store: Path, own_group: bool = False, wrapper: Sequence[str] = (), before: str = "", **settings: object
 ) -> subprocess.Popen[str]:
-    """Start the service, ``inside`` of another command, and do not wait until it serves; ``before``: what is done in
-    the process first.
+    """Start the service and return without waiting for it.
+
+    ``wrapper`` is a command that runs the service, such as ``nohup``. The process executes the Python code ``before``
+    first.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
-    chosen = {
+    values = {
         "store": store,
         "port": 0,
         "workers": 2,
         "threads": 1,
         "log_level": "warning",
-        "shutdown_grace_seconds": 20,  # more than what runs takes, on a slow machine too
+        "shutdown_grace_seconds": 20,  # longer than any request here, also on a slow machine
         **settings,
     }
-    environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in chosen.items()}
+    environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in values.items()}
     return subprocess.Popen(
-        [*inside, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
+        [*wrapper, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -76,7 +78,7 @@ def serving(store: Path, own_group: bool = False, before: str = "", **settings: 
     try:
         assert process.stdout
         address = re.search(r"https?://[\d.:]+", process.stdout.readline())
-        assert address, "it did not start"
+        assert address, "the service did not print its address"
         yield ServiceProcess(process, address[0])
     finally:
         with process:
@@ -86,13 +88,13 @@ def serving(store: Path, own_group: bool = False, before: str = "", **settings: 
 
 
 def request_live(connection: socket.socket) -> bool:
-    """A small request over a connection that is kept; gives whether it stays open."""
+    """Send GET /health/live over an open connection; return whether the service keeps the connection open."""
     connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     answer = b""
     while not answer.endswith(b"}"):
-        piece = connection.recv(4096)
-        assert piece, answer
-        answer += piece
+        chunk = connection.recv(4096)
+        assert chunk, answer
+        answer += chunk
     assert answer.startswith(b"HTTP/1.1 200")
     return b"connection: close" not in answer.lower()
 
@@ -100,6 +102,6 @@ def request_live(connection: socket.socket) -> bool:
 HANG_ON_SEVEN = """
 import time
 from app.tasks.image_generation import ImageSampler
-works = ImageSampler.predict
-ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else works(self, items)
+predict = ImageSampler.predict
+ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else predict(self, items)
 """

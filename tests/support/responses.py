@@ -1,4 +1,4 @@
-"""Requests to the native endpoints, and checks of what comes back."""
+"""Requests to the native endpoints, and checks of responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.service import ROOT
 
 
 def metric_samples(client: httpx.Client) -> dict[tuple[object, ...], float]:
-    """The samples of /metrics by name and labels."""
+    """Return the samples of /metrics by name and labels."""
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(client.get("/metrics").text)
@@ -34,7 +34,7 @@ SERIES = [float(i % 7) for i in range(20)]
 
 
 def assert_rejected(answer: httpx.Response, status: int, param: str | None, sentence: str) -> None:
-    """The answer has the one shape of an error, and says what it should."""
+    """Check that an answer is an error with this status, this ``param`` and a message that contains ``sentence``."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
@@ -56,15 +56,15 @@ def assert_still_serves(client: httpx.Client) -> None:
     assert client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 3}).status_code == 200
 
 
-def send_raw(client: httpx.Client, words: bytes) -> bytes:
-    """What the service says to raw bytes, until it closes the connection or has answered in full."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as line:
-        line.settimeout(30)
-        line.sendall(words)
-        heard = b""
-        while not (b"\r\n\r\n" in heard and heard.endswith(b"}")) and (piece := line.recv(65536)):
-            heard += piece
-        return heard
+def send_raw(client: httpx.Client, request: bytes) -> bytes:
+    """Send bytes and return the response, read until the service closes the connection or a JSON body ends."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.settimeout(30)
+        connection.sendall(request)
+        received = b""
+        while not (b"\r\n\r\n" in received and received.endswith(b"}")) and (chunk := connection.recv(65536)):
+            received += chunk
+        return received
 
 
 HOSTILE_NAMES = [
@@ -75,7 +75,7 @@ HOSTILE_NAMES = [
 
 
 def assert_harmless(answer: httpx.Response) -> None:
-    """Never a failure of ours, never a word about our inside, and one shape."""
+    """Check that an answer is no 5xx and shows no internals. An error must have the documented schema."""
     assert answer.status_code < 500, answer.text
     for leak in (str(ROOT), "site-packages", "Traceback", "/tmp/", ".py"):
         assert leak not in answer.text.replace("/v1/", "")

@@ -1,4 +1,4 @@
-"""The service in this process, behind a real socket, and a client of it."""
+"""The service in the test process, on a real socket."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ Prepare = Callable[[], Awaitable[None]]
 
 @contextmanager
 def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[httpx.Client]:
-    """The service as it is, behind a real socket, and a client of it. ``prepare`` runs on its event loop first."""
+    """Start the service on a real socket and yield a client. ``prepare`` runs on its event loop before startup."""
     server = ListeningServer(create_app(settings), settings)
     started = threading.Event()
     startup = server.startup
 
-    async def told(*arguments: Any, **named: Any) -> None:
+    async def prepare_and_start(*arguments: Any, **named: Any) -> None:
         if prepare:
             await prepare()
         await startup(*arguments, **named)
         started.set()
 
-    server.startup = told  # type: ignore[method-assign]
+    server.startup = prepare_and_start  # type: ignore[method-assign]
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -53,7 +53,7 @@ def serving(settings: Settings, prepare: Prepare | None = None) -> Iterator[http
 
 
 class HeldGenerator:
-    """A generator that computes nothing from ``armed`` until ``release``; ``batches``: the rows it was given then."""
+    """Makes image generators wait from ``armed`` until ``release``; ``batches`` lists the rows of each held batch."""
 
     def __init__(self) -> None:
         self.armed, self.entered, self.release = threading.Event(), threading.Event(), threading.Event()
@@ -67,5 +67,5 @@ class HeldGenerator:
 
 
 def address(client: httpx.Client) -> str:
-    """``host:port`` of a service, for other clients."""
+    """Return ``host:port`` of a service, for other clients."""
     return client.base_url.netloc.decode()

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Ask until it holds, or fail."""
-    end = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < end, "it never came true"
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Check a condition every 5 ms until it holds; fail after 30 s."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not become true within 30 seconds"
         time.sleep(0.005)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.networks import MORE, publish_tiny, tiny_card
+from support.networks import SECOND_NETWORKS, publish_tiny, tiny_card
 from support.service import Serve
 
 from app import store
@@ -90,7 +90,7 @@ def test_a_walk_to_the_same_seed_is_constant_and_one_image_is_the_start(sampler:
 
 
 def test_a_wrong_number_of_labels_on_the_card_is_rejected(tmp_path: Path) -> None:
-    task, kind, sizes, _ = MORE["tiny-cgan"]
+    task, kind, sizes, _ = SECOND_NETWORKS["tiny-cgan"]
     card = tiny_card("odd", task, kind, sizes, {"labels": ["x"]})
     version = store.publish(tmp_path, card, build(kind, sizes).state_dict())
     with pytest.raises(store.StoreError, match="odd/1: there are 1 labels, expected 3"):

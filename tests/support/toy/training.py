@@ -31,9 +31,9 @@ def draw_bars(count: int, seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 2, (count,), generator=generator)
-    places = torch.randint(0, 8, (count,), generator=generator)
-    for image, label, place in zip(images, labels.tolist(), places.tolist(), strict=True):
-        bar = image[0, place] if label == 0 else image[0, :, place]
+    positions = torch.randint(0, 8, (count,), generator=generator)
+    for image, label, position in zip(images, labels.tolist(), positions.tolist(), strict=True):
+        bar = image[0, position] if label == 0 else image[0, :, position]
         bar.fill_(255)
     return images, labels
 
@@ -47,8 +47,8 @@ def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    chosen, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
-    run = Run(chosen, config, argv)
+    options, config = parse_options(__name__, __doc__ or "", {"toy": ToyConfig()}, {"toy": "toy"}, argv)
+    run = Run(options, config, argv)
     network = ToyNet(ToyNetSizes())
     optimizer = torch.optim.Adam(network.parameters(), config.learning_rate)
     run.track(network=network, optimizer=optimizer)
