@@ -97,10 +97,11 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 
 
 def run_server(server: ListeningServer | WorkerServer) -> None:
-    """Run until stopped. If a compute thread still runs then, exit immediately: Python would wait for the thread."""
+    """Run until stopped. If a thread still works then, exit immediately: Python would wait for the thread."""
     server.run()
     logging.shutdown()  # a forked worker does not call this at exit
-    if server.registry.executor.busy or server.registry.parse_executor.busy:
+    registry = server.registry
+    if any(executor.busy for executor in (registry.executor, registry.parse_executor, registry.load_executor)):
         os._exit(0)
 
 

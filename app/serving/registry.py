@@ -78,6 +78,7 @@ class Registry:
         self.device = find_device(settings.device)
         self.executor = Executor("compute", inline_seconds=settings.inline_seconds)
         self.parse_executor = Executor("parse", settings.parse_threads, max_waiting=settings.queue_rows)
+        self.load_executor = Executor("load")  # its thread keeps the low priority of the first load beside requests
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)
         self.loader = Loader(settings, observers, self.executor, self.device)
@@ -90,7 +91,6 @@ class Registry:
         self._default_failures: list[LoadFailure] = []
         self._engines: WeakSet[Engine] = WeakSet()  # also those of evicted versions that finish accepted requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last reported load may not be 0
-        self._load_lock = asyncio.Lock()
         self._reconcile_task: asyncio.Task[None] | None = None
         self._in_background = False  # whether versions are loaded beside requests
 
@@ -311,8 +311,7 @@ class Registry:
 
     async def _load(self, name: str, number: int) -> LoadedModel | LoadFailure:
         """Load one version at a time, and record the result."""
-        async with self._load_lock:
-            result = await asyncio.to_thread(self.loader.load, name, number, in_background=self._in_background)
+        result = await self.load_executor.run(self.loader.load, name, number, in_background=self._in_background)
         if isinstance(result, LoadFailure):
             self.cache.set_failed(result)
             result.log()
@@ -381,5 +380,5 @@ class Registry:
         for task in self.cache.load_tasks():
             task.cancel()
         await asyncio.gather(*(engine.close(self.settings.shutdown_grace_seconds) for engine in list(self._engines)))
-        self.executor.close()
-        self.parse_executor.close()
+        for executor in (self.executor, self.parse_executor, self.load_executor):
+            executor.close()
