@@ -131,7 +131,8 @@ async def _lifespan(
     trim_heap()
     gc.freeze()  # loaded models stay: collecting them again and again would delay requests
     gc.set_threshold(10_000, 20, 20)  # requests rarely leave reference cycles
-    background = [asyncio.create_task(registry.watcher.watch()), asyncio.create_task(_report(registry))]
+    endless = registry.watcher.watch(), registry.recovery.watch(), _report(registry)
+    background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
     for task in background:
         task.cancel()

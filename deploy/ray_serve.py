@@ -106,7 +106,9 @@ class Replica:
         return f"{context.deployment}-{context.replica_id.unique_id}", list(self.registry.observers.registry.collect())
 
     async def check_health(self) -> None:
-        """Raise if the engine hangs, by the rule of ``/health/live``; Ray then replaces the replica."""
+        """Raise if the engine hangs or a network cannot recover; Ray then replaces the replica."""
+        if self.registry.recovery.failure:
+            raise RuntimeError(self.registry.recovery.failure)
         silence = self.registry.executor.stalled_seconds()
         if silence > 2 * self.registry.settings.liveness_timeout_seconds:
             raise RuntimeError(f"the engine has not answered for {silence:.0f} s")

@@ -97,12 +97,18 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 
 
 def run_server(server: ListeningServer | WorkerServer) -> None:
-    """Run until stopped. If a thread still works then, exit immediately: Python would wait for the thread."""
+    """Run until stopped; exit with status 1 if a network cannot recover.
+
+    If a thread still works then, exit immediately: Python would wait for the thread.
+    """
     server.run()
     logging.shutdown()  # a forked worker does not call this at exit
     registry = server.registry
-    if any(executor.busy for executor in (registry.executor, registry.parse_executor, registry.load_executor)):
-        os._exit(0)
+    status = 1 if registry.recovery.failure else 0
+    if status or any(
+        executor.busy for executor in (registry.executor, registry.parse_executor, registry.load_executor)
+    ):
+        os._exit(status)
 
 
 def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:

@@ -56,6 +56,15 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
 
+    async def on_tick(self, counter: int) -> bool:
+        if self.registry.recovery.failure and not self.should_exit:
+            self.drain()
+        return await super().on_tick(counter)
+
+    def drain(self) -> None:
+        """Finish running requests, then end."""
+        self.registry.stopping = self.should_exit = True
+
 
 def exit_on_signal(*_: object) -> NoReturn:
     """Exit with status 0, without waiting for a thread that still reads weights."""
@@ -214,8 +223,11 @@ class WorkerServer(Server):
         if sig == signal.SIGTERM:
             if not self.started:
                 exit_on_signal()
-            self.registry.stopping = self.should_exit = True
-            self._send_status("stopping")
+            self.drain()
+
+    def drain(self) -> None:
+        super().drain()
+        self._send_status("stopping")
 
     async def on_tick(self, counter: int) -> bool:
         if self.registry.executor.stalled_seconds() < self._hang_seconds:

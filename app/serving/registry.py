@@ -29,6 +29,7 @@ from app.serving.reconcile import (
     versions_to_evict,
     versions_to_load,
 )
+from app.serving.recovery import RecoveryMonitor
 from app.serving.store_snapshot import is_unloaded
 from app.serving.store_watcher import StoreWatcher
 from app.serving.version_choice import VersionSet
@@ -88,6 +89,7 @@ class Registry:
         self.version_sets: dict[str, VersionSet] = {}  # what is served, by model name
         self.defaults: dict[TaskName, str] = {}
         self.stopping = False
+        self.recovery = RecoveryMonitor(self.models, self.executor)
         self._default_failures: list[LoadFailure] = []
         self._engines: WeakSet[Engine] = WeakSet()  # also those of evicted versions that finish accepted requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last reported load may not be 0

@@ -24,6 +24,9 @@ class Predictor(Protocol):
     card: Card
     latency: LatencyModel  # seconds of a batch by its number of rows; measured by ``warm_up``
 
+    def dummy_run(self, rows: int) -> None:
+        """Compute a batch of ``rows`` dummy rows."""
+
     def warm_up(self, rows: int) -> None:
         """Choose the precision, and measure batches of 1 to ``rows`` rows."""
 
@@ -39,9 +42,6 @@ class BatchPredictor(Predictor, Protocol):
 
     def seconds(self, items: Sequence[Any]) -> float:
         """Return the expected duration of a batch."""
-
-    def dummy_run(self, rows: int) -> None:
-        """Compute a batch of ``rows`` dummy rows."""
 
 
 class ExplainingPredictor(BatchPredictor, Protocol):

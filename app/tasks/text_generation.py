@@ -274,6 +274,10 @@ class TextGenerator:
         prompts = [Prompt(np.full(1, self.unknown), self.initial_state) for _ in range(rows)]
         return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
 
+    def dummy_run(self, rows: int) -> None:
+        """Compute one step of ``rows`` dummy texts."""
+        self.step(self.dummy_texts(rows, 1))
+
     def warm_up(self, rows: int) -> None:
         """Choose the precision, and measure steps of 1 to ``rows`` texts.
 
@@ -294,7 +298,7 @@ class TextGenerator:
             self.initial_state = self.initial_state.double()
         del self.network
 
-        self.latency = LatencyModel.measure(lambda count: self.step(self.dummy_texts(count, 1)), rows)
+        self.latency = LatencyModel.measure(self.dummy_run, rows)
         with torch.inference_mode():
             self.prefill_latency = LatencyModel.measure(
                 lambda count: self._read(characters[:count], states[:count].to(self.initial_state.dtype)), rows

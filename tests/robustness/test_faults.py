@@ -192,8 +192,11 @@ def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.Monk
     assert not found.is_open()
     found.record_failure()
     assert found.is_open()
+    found.record_failure()
+    assert found.failed_recoveries == 1
     found.record_success()
     assert not found.is_open()
+    assert found.failed_recoveries == 0
 
 
 def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: HeldGenerator) -> None:

@@ -157,6 +157,40 @@ def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, at_once: f
         assert service.process.wait(TIMEOUT_SECONDS) == 1
 
 
+FAILS_FOR_GOOD = """
+from app.engine import circuit_breaker
+from app.serving import recovery
+from app.tasks.image_generation import ImageSampler
+circuit_breaker.RESET_SECONDS, recovery.CHECK_SECONDS = 0.0, 0.01
+works, broken = ImageSampler.predict, []
+def predict(self, items):
+    if self.rows(items[0]) == 7:
+        broken.append(7)
+    if broken or self.rows(items[0]) == 6:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return works(self, items)
+ImageSampler.predict = predict
+"""
+
+
+def test_a_process_whose_network_cannot_recover_exits(tiny_store: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        serving(tiny_store, before=FAILS_FOR_GOOD, workers=1) as service,
+        httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client,
+    ):
+
+        def generate(count: int) -> int:
+            return client.post("/v1/images/sample", json={"count": count}).status_code
+
+        assert {generate(6) for _ in range(9)} == {500}  # the inputs are at fault
+        assert generate(2) == 200
+        with contextlib.suppress(httpx.HTTPError):
+            while generate(7) in (500, 503):
+                pass
+        assert service.process.wait(TIMEOUT_SECONDS) == 1
+    assert "tiny-gan@1 fails on every input, failed" in capfd.readouterr().err
+
+
 def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny_store: Path) -> None:
     """Its event loop computes small batches inline: it reports nothing, and its clients are disconnected."""
     with serving(

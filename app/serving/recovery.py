@@ -1,0 +1,50 @@
+"""Finds networks that cannot recover, for example after a CUDA error that lasts until the process ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from app.engine.executor import Executor
+from app.serving.loader import LoadedModel
+
+log = logging.getLogger("quartet")
+
+CHECK_SECONDS = 1.0
+MAX_FAILED_RECOVERIES = 3
+
+
+class RecoveryMonitor:
+    """Sets ``failure`` when a network has failed ``MAX_FAILED_RECOVERIES`` recoveries and fails on a dummy input too.
+
+    The dummy input tells a broken network from callers' inputs on which it fails. The dummy input worked when the
+    version was loaded.
+    """
+
+    def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:
+        self.failure = ""  # why this process must be restarted; empty while it need not
+        self._models = models
+        self._executor = executor
+
+    async def watch(self) -> None:
+        """Check all networks at intervals until one cannot recover."""
+        while not self.failure:
+            await asyncio.sleep(CHECK_SECONDS)
+            for model in self._models():
+                await self._check(model)
+
+    async def _check(self, model: LoadedModel) -> None:
+        breaker = model.engine.circuit_breaker
+        if breaker.failed_recoveries < MAX_FAILED_RECOVERIES:
+            return
+        try:
+            await self._executor.run(model.predictor.dummy_run, 1)
+        except Exception as error:
+            self.failure = (
+                f"{model.id} fails on every input, failed {breaker.failed_recoveries} recoveries, "
+                f"and fails on a dummy input ({type(error).__name__}: {error}): the process must be restarted"
+            )
+            log.critical("%s", self.failure)
+        else:
+            breaker.failed_recoveries = 0
