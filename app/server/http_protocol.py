@@ -1,32 +1,64 @@
-"""The HTTP/1.1 protocol: limits on request heads, time limits, and errors in the service's format."""
+"""The HTTP/1.1 protocol: limits for each state of a connection, and errors in the service's format."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import sys
 import uuid
 from collections.abc import Callable
+from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.errors import ErrorResponse
-from app.errors import BadValue, QuartetError
+from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
 
 HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first one to begin
-STALLED_WRITE_SECONDS = 60.0  # for a client to read at least a part of the unsent bytes
+TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive completely
+DRAIN_SECONDS = 30.0  # for the rest of a body to arrive after its request was answered
+STALLED_WRITE_SECONDS = 60.0  # for a client to read STALLED_WRITE_BYTES, or all unsent bytes if they are fewer
+STALLED_WRITE_BYTES = 64 * 1024
 HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptools has none
+TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
+FRAMING_BYTES = 64 * 1024  # of chunk sizes and extensions in a body; more if the body is large
+BODY_BYTES_PER_FRAMING_BYTE = 2  # each chunk costs as much time as a hundred bytes, and needs 5 bytes of framing
+DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
+MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
+
+
+class State(Enum):
+    """What the next byte of a connection belongs to."""
+
+    HEAD = "head"  # a request line or headers; also while the connection is idle
+    BODY = "body"
+    TRAILER = "trailer"  # fields after the last chunk of a body
+    DRAIN = "drain"  # the rest of a body whose request was already answered
+
+
+STATE_BYTES = {
+    State.HEAD: HEAD_BYTES,
+    State.BODY: FRAMING_BYTES,
+    State.TRAILER: TRAILER_BYTES,
+    State.DRAIN: DRAIN_BYTES,
+}
 
 
 class HeadTooLarge(QuartetError):
-    """The request line and the headers exceed 64 KiB."""
+    """The request line, the headers and the trailers exceed 64 KiB."""
 
     status = 431
     type = "invalid_request_error"
     code = "head_too_large"
+
+
+class LimitExceeded(Exception):
+    """Raised in a callback of the parser to stop it. uvicorn then calls ``send_400_response``."""
 
 
 class CoalescingTransport:
@@ -63,39 +95,57 @@ class CoalescingTransport:
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol with limits on heads, idle connections and unread responses."""
+    """uvicorn's httptools protocol with a limit on bytes and time in each state, and for unread responses.
+
+    A time limit runs while the client has to send: not while a request of the connection is being answered, except in
+    ``TRAILER``. The application limits the bytes of a body and the time between two of them.
+    """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self.head_bytes = 0  # of the head that is arriving, and of trailers after a chunked body
-        self.in_head = True
-        self.head_timer: asyncio.TimerHandle | None = None  # closes the connection if a head does not end
-        self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads nothing
+        self.state = State.HEAD
+        self.state_bytes = 0  # received in this state; in BODY: the framing, minus what the body's length allows
+        self.field_bytes = 0  # of request line, headers and trailers of one request
+        self.chunks = 0  # size lines of chunks that have arrived
+        self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
+        self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
+        self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
         self.running: Any = None  # the request being answered; ``cycle`` may already be the next one
         self.close_after_response = False
         self.on_connection_lost: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # uvicorn narrows the type
-        self._start_head_timer()
+        self._start_state_timer()
 
     def data_received(self, data: bytes) -> None:
-        if self.in_head:
-            self.head_bytes += len(data)
+        chunks, length = self.chunks, len(data)
+        self.state_bytes += length
         super().data_received(data)
-        if self.in_head and self.head_bytes > HEAD_BYTES:
-            self._reject_head()
-        elif self.head_timer is None and ((self.in_head and self.head_bytes) or self._answered()):
-            self._start_head_timer()
+        if self.chunks == chunks != self.chunks_with_data and self.state is not State.TRAILER:
+            self._enter(State.TRAILER)  # neither data nor a size line follows the last size line: the size was 0
+            self.state_bytes = length
+        if self.state_bytes > HEAD_BYTES and self.state_bytes > STATE_BYTES[self.state]:  # HEAD_BYTES is the lowest
+            self._on_too_many_bytes()
+        elif self.state_timer is None and (self.state is State.TRAILER or not self._is_answering()):
+            self._start_state_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_head_timer()
+        self._stop_state_timer()
         self._stop_write_timer()
         if self.running and not self.running.response_complete:  # uvicorn notifies the last pipelined request only
             self.running.disconnected = True
             self.running.message_event.set()
         super().connection_lost(exc)
         self.on_connection_lost()
+
+    def _enter(self, state: State) -> None:
+        self.state, self.state_bytes = state, 0
+        self._stop_state_timer()
+
+    def _is_answering(self) -> bool:
+        """Whether a request of this connection is being answered."""
+        return bool(self.running and not self.running.response_complete)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -106,12 +156,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_write_timer()
 
     def _start_write_timer(self, unsent: int) -> None:
-        """Close the connection unless the client reads some of the bytes: they occupy memory and delay a stop."""
+        """Close the connection unless the client reads enough: unsent bytes occupy memory and delay a stop."""
 
         def check() -> None:
-            if (remaining := self._unsent_bytes()) < unsent:
+            if (remaining := self._unsent_bytes()) <= max(0, unsent - STALLED_WRITE_BYTES):
                 self._start_write_timer(remaining)
             else:
+                with contextlib.suppress(OSError):  # otherwise the system would keep the unsent bytes
+                    linger = self.transport.get_extra_info("socket").setsockopt
+                    linger(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.transport.abort()
 
         self.write_timer = self.loop.call_later(STALLED_WRITE_SECONDS, check)
@@ -135,25 +188,38 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         if self.pipeline:  # the next request starts
             self.running = self.pipeline[-1][0]
+        elif self.state is State.BODY:
+            self._enter(State.DRAIN)
+            self._start_state_timer()
         super().on_response_complete()
+        if self.transport.is_closing():
+            self._limit_closing()
 
     def on_message_begin(self) -> None:
-        self.in_head, self.header_bytes = True, 0
+        self.field_bytes = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._count_field(len(url))
+        super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.header_bytes += len(name) + len(value) + 4
-        if self.header_bytes > HEAD_BYTES:
-            self._reject_head()
-            return
-        if self.in_head:  # trailers are not headers of the request (RFC 9110, 6.5.1)
+        self._count_field(len(name) + len(value) + 4)
+        if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
+    def _count_field(self, length: int) -> None:
+        """Count a field of a head that arrives in one piece, before ``data_received`` can compare its bytes."""
+        self.field_bytes += length
+        if self.field_bytes > HEAD_BYTES:
+            raise LimitExceeded
+
     def on_headers_complete(self) -> None:
-        self.in_head = False
-        self._stop_head_timer()
+        self._enter(State.BODY)
         if self.transport.is_closing():  # rejected
             return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise LimitExceeded  # the connection is closed after the response to the last waiting request
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # has all used methods
@@ -162,51 +228,88 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.close_after_response and self.cycle:
             self.cycle.keep_alive = False
 
+    def on_chunk_header(self) -> None:
+        self.chunks += 1
+
     def on_body(self, body: bytes) -> None:
-        if not self.transport.is_closing():
+        self.chunks_with_data = self.chunks
+        if self.state is State.BODY and not self.transport.is_closing():
+            self.state_bytes -= len(body) + len(body) // BODY_BYTES_PER_FRAMING_BYTE
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.head_bytes, self.in_head = 0, True
+        self.chunks_with_data = self.chunks
+        self._enter(State.HEAD)
         if not self.transport.is_closing():
             super().on_message_complete()
 
-    def _answered(self) -> bool:
-        """Whether the latest request is answered: further data is the rest of its body."""
-        return bool(self.cycle and self.cycle.response_complete)
+    def _start_state_timer(self) -> None:
+        seconds = {State.TRAILER: TRAILER_SECONDS, State.DRAIN: DRAIN_SECONDS}.get(self.state, HEAD_SECONDS)
+        self.state_timer = self.loop.call_later(seconds, self._on_state_timeout)
 
-    def _start_head_timer(self) -> None:
-        self.head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+    def _stop_state_timer(self) -> None:
+        if self.state_timer is not None:
+            self.state_timer.cancel()
+            self.state_timer = None
 
-    def _stop_head_timer(self) -> None:
-        if self.head_timer is not None:
-            self.head_timer.cancel()
-            self.head_timer = None
+    def _on_state_timeout(self) -> None:
+        if self.state is State.TRAILER:
+            self._reject(TooSlow(f"the trailers of the body did not end within {TRAILER_SECONDS:g} seconds"))
+        else:
+            self._close()
 
-    def send_400_response(self, msg: str) -> None:
-        """uvicorn calls this when the data is not valid HTTP."""
-        running = self.running
-        if running and not running.response_complete:
-            if running is not self.cycle or not running.more_body or running.response_started:
-                running.keep_alive = False  # finish this response, then close
-                self.flow.pause_reading()
-                return
-            running.disconnected = True  # the running request's own body is invalid
-            running.message_event.set()
-        self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.transport.close()
+        self._limit_closing()
+
+    def _limit_closing(self) -> None:
+        """Limit the time for which a closed transport waits for the client to read."""
+        if self.write_timer is None and self.transport.get_write_buffer_size():
+            self._start_write_timer(self._unsent_bytes())
+
+    def _on_too_many_bytes(self) -> None:
+        if self.state is State.BODY:
+            self._reject(BadValue(f"chunk sizes and extensions have more than {FRAMING_BYTES:,} bytes, the maximum"))
+        else:
+            self._reject_head()
 
     def _reject_head(self) -> None:
-        self._reject(HeadTooLarge(f"the request head has more than {HEAD_BYTES:,} bytes, the maximum"))
+        name = "head" if self.state is State.HEAD else "head with its trailers"
+        self._reject(HeadTooLarge(f"the request {name} has more than {HEAD_BYTES:,} bytes, the maximum"))
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls this when the data is not valid HTTP, and when a callback of the parser raises an error."""
+        if self.field_bytes > HEAD_BYTES:
+            self._reject_head()
+        else:
+            self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
 
     def _reject(self, error: QuartetError) -> None:
+        """Answer the earlier requests of the connection, or send ``error``; then close."""
         if self.transport.is_closing():
+            return
+        if self._is_answering():
+            if self.pipeline and self.cycle is self.pipeline[0][0] and self.cycle.more_body:
+                self.pipeline.popleft()  # the error is in its body
+            last = self.pipeline[0][0] if self.pipeline else self.running
+            if last is not self.cycle or not last.more_body or last.response_started:
+                last.keep_alive = False
+                self.flow.pause_reading()
+                return
+            self.running.disconnected = True  # the error is in its body
+            self.running.message_event.set()
+        elif self.state in (State.TRAILER, State.DRAIN):  # the request has its response
+            self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line
         response, request_id = ErrorResponse(error, path), uuid.uuid4().hex
-        if not self.running or self.running.response_complete:  # a running request is counted when it ends
+        if not self._is_answering():  # a running request is counted when it ends
             self.app.state.refused(path, error, request_id)  # set by create_app
         lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", "connection: close"]
         lines.append(f"x-request-id: {request_id}")
         lines += [f"{name.decode()}: {value.decode()}" for name, value in (*response.raw_headers, *SECURITY_HEADERS)]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + bytes(response.body))
-        self.transport.close()
+        self._close()

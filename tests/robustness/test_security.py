@@ -306,7 +306,8 @@ def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch:
 
 
 def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
+    for name in ("HEAD_SECONDS", "DRAIN_SECONDS"):
+        monkeypatch.setattr(http_protocol, name, 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     with serve() as client:
 

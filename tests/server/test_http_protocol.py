@@ -1,0 +1,214 @@
+"""The states of a connection: each has a limit on bytes and on time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from support.responses import CLASSIFY, PNG, SAMPLE, assert_still_serves
+from support.service import HeldGenerator, Serve
+from support.waiting import wait_until
+
+from app.server import http_protocol
+from app.server.http_protocol import FRAMING_BYTES, HEAD_BYTES, MAX_PIPELINED, BoundedHttpProtocol
+
+PACKET = 64 * 1024
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+BODY = b'b\r\n{"count":1}\r\n'
+GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80), 60) as connection:
+        yield connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the service closes the connection."""
+    content = b""
+    try:
+        while part := connection.recv(2**20):
+            content += part
+    except ConnectionResetError:  # the service has not read everything
+        pass
+    return content
+
+
+def sent_until_closed(connection: socket.socket, part: bytes, most: int) -> int:
+    """Send a part again and again. Returns the number of bytes until the service closed the connection."""
+    sent = 0
+    try:
+        while sent < most:
+            connection.sendall(part)
+            sent += len(part)
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+    return sent
+
+
+@pytest.mark.parametrize("head", [CHUNKED % SAMPLE.encode() + BODY, CHUNKED % b"/nowhere" + b"1\r\n\n\r\n"])
+def test_trailers_without_end_are_rejected(tiny: httpx.Client, head: bytes) -> None:
+    """Of a request that waits for the end of its body, and of one that is answered before."""
+    with connected(tiny) as connection:
+        connection.sendall(head + b"0\r\n")
+        connection.sendall(b"x-a: ")
+        assert sent_until_closed(connection, b"a" * PACKET, 2**26) < 2**25
+        answer = received(connection)
+    assert answer.startswith((b"HTTP/1.1 431 ", b"HTTP/1.1 404 ") if b"nowhere" in head else b"HTTP/1.1 431 "), answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert_still_serves(tiny)
+
+
+def test_many_short_trailers_are_rejected(tiny: httpx.Client) -> None:
+    with connected(tiny) as connection:
+        connection.sendall(CHUNKED % SAMPLE.encode() + BODY + b"0\r\n" + b"x-a: b\r\n" * (HEAD_BYTES // 8))
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 431 "), answer
+    assert b"the request head with its trailers has more than 65,536 bytes" in answer
+    assert_still_serves(tiny)
+
+
+def test_the_trailers_of_a_small_request_are_accepted(tiny: httpx.Client) -> None:
+    """Also if they arrive byte by byte."""
+    with connected(tiny) as connection:
+        for byte in CHUNKED % SAMPLE.encode() + BODY + b"0\r\nx-checksum: abc\r\n\r\n":
+            connection.sendall(bytes([byte]))
+        connection.sendall(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answer = received(connection)
+    assert answer.count(b"HTTP/1.1 200 ") == 2, answer
+
+
+def test_trailers_that_do_not_end_in_time_are_rejected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "TRAILER_SECONDS", 0.2)
+    with serve() as client, connected(client) as connection:
+        connection.sendall(CHUNKED % SAMPLE.encode() + BODY + b"0\r\nx-a: b")
+        connection.settimeout(0.01)
+        answer = b""
+        while not answer:
+            with contextlib.suppress(TimeoutError):
+                connection.sendall(b"b")
+                answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert b"the trailers of the body did not end within 0.2 seconds" in answer
+
+
+@pytest.mark.parametrize(
+    "framing", [b"1;" + b"a" * 1000 + b"\r\nx\r\n", b"1\r\nx\r\n"], ids=["extensions", "chunks of one byte"]
+)
+def test_chunks_with_more_framing_than_data_are_rejected(tiny: httpx.Client, framing: bytes) -> None:
+    with connected(tiny) as connection:
+        connection.sendall(CHUNKED % CLASSIFY.encode())
+        sent_until_closed(connection, framing * (PACKET // len(framing)), 2**26)
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 400 "), answer
+    assert b"chunk sizes and extensions have more than 65,536 bytes" in answer
+    assert_still_serves(tiny)
+
+
+def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
+    """A large body in chunks of sixteen bytes: more framing than the fixed limit."""
+    image = PNG + bytes(200_000)
+    chunks = [image[i : i + 16] for i in range(0, len(image), 16)]
+    assert 6 * len(chunks) > FRAMING_BYTES
+    assert tiny.post(CLASSIFY, content=iter(chunks)).status_code == 200
+
+
+def test_the_rest_of_an_answered_body_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "STATE_BYTES", http_protocol.STATE_BYTES | {http_protocol.State.DRAIN: 2**20})
+    with serve(max_body_bytes=10_000) as client, connected(client) as connection:
+        connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n" % CLASSIFY.encode())
+        assert sent_until_closed(connection, bytes(PACKET), 2**28) < 2**26
+        assert received(connection).startswith(b"HTTP/1.1 413 ")
+        assert_still_serves(client)
+
+
+def test_a_rejected_head_waits_for_the_response_before_it(serve: Serve, held: HeldGenerator) -> None:
+    with serve(inline_seconds=0) as client, connected(client) as connection:
+        held.armed.set()
+        connection.sendall(b'POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":1}' % SAMPLE.encode())
+        assert held.entered.wait(30)
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"y" * 2 * HEAD_BYTES)
+        assert client.get("/health/live").status_code == 200  # the service has read the head
+        held.release.set()
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_slow_next_head_does_not_end_a_running_request(
+    serve: Serve, held: HeldGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.1)
+    with serve(inline_seconds=0) as client, connected(client) as connection:
+        held.armed.set()
+        connection.sendall(b'POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":1}' % SAMPLE.encode())
+        assert held.entered.wait(30)
+        connection.sendall(b"GET /hea")
+        with connected(client) as idle:
+            assert received(idle) == b""  # more time has passed than a head may take
+        held.release.set()
+        connection.sendall(b"lth/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = received(connection)
+    assert answer.count(b"HTTP/1.1 200 ") == 2, answer
+
+
+def test_pipelined_requests_are_limited_and_the_waiting_ones_are_answered(tiny: httpx.Client) -> None:
+    with connected(tiny) as connection:
+        connection.sendall(GET * 5 * MAX_PIPELINED)
+        answer = received(connection)
+    assert MAX_PIPELINED + 1 <= answer.count(b"HTTP/1.1 200 ") < 5 * MAX_PIPELINED
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 ")
+    assert_still_serves(tiny)
+
+
+OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@contextmanager
+def unread(client: httpx.Client) -> Iterator[socket.socket]:
+    """A connection with more responses than the system holds. The last one closes the connection."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect((client.base_url.host, client.base_url.port or 80))
+        count = 8 * 2**20 // len(client.get("/openapi.json").content)
+        connection.sendall(OPENAPI * count + OPENAPI.replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        yield connection
+
+
+def is_reset(connection: socket.socket) -> bool:
+    return connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
+def test_a_client_that_reads_too_slowly_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "STALLED_WRITE_SECONDS", 0.2)
+
+    def reads() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            connection.recv(100, socket.MSG_DONTWAIT)
+        return is_reset(connection)
+
+    with serve() as client, unread(client) as connection:
+        wait_until(reads)
+
+
+def test_a_closed_connection_does_not_wait_for_a_client_that_reads_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "STALLED_WRITE_SECONDS", 0.2)
+    connection_made = BoundedHttpProtocol.connection_made
+
+    def with_large_buffer(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:
+        connection_made(self, transport)
+        self.transport.set_write_buffer_limits(2**30)  # unsent bytes do not delay responses
+
+    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", with_large_buffer)
+    with serve() as client, unread(client) as connection:
+        wait_until(lambda: is_reset(connection))
