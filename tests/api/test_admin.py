@@ -1,4 +1,4 @@
-"""The versions over HTTP: with the key all that the command line does, without it nothing."""
+"""Administration of versions over HTTP, with the admin key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.store import archive
 
 @pytest.fixture
 def admin(serve: Serve, tiny_store: Path) -> Iterator[httpx.Client]:
-    """A service with a key and three versions of a name, and a client that has the key."""
+    """Start a service with an admin key and three versions of tiny-gan; yield a client that sends the key."""
     publish_tiny(tiny_store, "tiny-gan")
     publish_tiny(tiny_store, "tiny-gan")
     with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
@@ -42,18 +42,18 @@ def test_a_version_is_activated_rolled_back_and_retired(admin: httpx.Client) -> 
     assert admin.post("/v1/admin/models/tiny-gan/rollback").json()["active"] == 3
     wait_until(lambda: served(admin) == 3)
     assert admin.post("/v1/admin/models/tiny-gan/retire", json={"version": 1}).json()["retired"] == [1]
-    asked = {"count": 1, "model": "tiny-gan@1"}
-    wait_until(lambda: admin.post("/v1/images/sample", json=asked).status_code == 404)
-    told = admin.post("/v1/images/sample", json=asked).json()["error"]
-    assert told["code"] == "model_retired"
-    assert told["message"] == "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3"
+    body = {"count": 1, "model": "tiny-gan@1"}
+    wait_until(lambda: admin.post("/v1/images/sample", json=body).status_code == 404)
+    error = admin.post("/v1/images/sample", json=body).json()["error"]
+    assert error["code"] == "model_retired"
+    assert error["message"] == "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3"
     assert admin.get("/v1/models/tiny-gan").json()["retired"] == [1]
 
 
-def test_the_store_can_be_looked_at(admin: httpx.Client) -> None:
+def test_the_store_can_be_inspected(admin: httpx.Client) -> None:
     listed = {row["name"]: row for row in admin.get("/v1/admin/models").json()["data"]}
     assert (listed["tiny-gan"]["active"], listed["tiny-gan"]["follows"]) == (3, "newest")
-    assert [one["role"] for one in admin.get("/v1/admin/models/tiny-gan").json()["versions"]] == [
+    assert [version["role"] for version in admin.get("/v1/admin/models/tiny-gan").json()["versions"]] == [
         "",
         "previous",
         "active",
@@ -63,22 +63,22 @@ def test_the_store_can_be_looked_at(admin: httpx.Client) -> None:
     assert not any(row["problem"] for row in admin.get("/v1/admin/verify").json()["data"])
 
 
-def test_a_version_goes_out_and_comes_in(admin: httpx.Client, tiny_store: Path, tmp_path: Path) -> None:
+def test_a_version_is_exported_and_imported(admin: httpx.Client, tiny_store: Path, tmp_path: Path) -> None:
     answer = admin.get("/v1/admin/models/tiny-gan/export?version=2")
     assert answer.headers["content-disposition"] == 'attachment; filename="tiny-gan-2.zip"'
     assert answer.content == b"".join(archive.export_version(tiny_store, "tiny-gan", 2))
-    taken = admin.post("/v1/admin/import", content=answer.content)
-    assert (taken.status_code, taken.json()["error"]["message"]) == (409, "tiny-gan@2 is already in the store")
+    conflict = admin.post("/v1/admin/import", content=answer.content)
+    assert (conflict.status_code, conflict.json()["error"]["message"]) == (409, "tiny-gan@2 is already in the store")
     assert admin.post("/v1/admin/import?renumber=true", content=answer.content).json()["imported"] == 4
     wait_until(lambda: served(admin) == 4)
-    bad = admin.post("/v1/admin/import", content=b"PK")
-    assert (bad.status_code, bad.json()["error"]["code"]) == (400, "invalid_value")
+    invalid = admin.post("/v1/admin/import", content=b"PK")
+    assert (invalid.status_code, invalid.json()["error"]["code"]) == (400, "invalid_value")
 
 
-def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_store: Path) -> None:
+def test_only_the_import_limit_applies_to_archives(serve: Serve, tiny_store: Path) -> None:
     with serve(admin_key=ADMIN_KEY, max_import_bytes=100_000, max_buffered_bytes=1_000, max_body_bytes=1_000) as client:
-        told = client.post("/v1/admin/import", content=bytes(200_000), headers=ADMIN_HEADERS)
-        assert (told.status_code, told.json()["error"]["message"]) == (
+        answer = client.post("/v1/admin/import", content=bytes(200_000), headers=ADMIN_HEADERS)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (
             413,
             "the body has 200,000 bytes; allowed are 100,000",
         )
@@ -103,13 +103,15 @@ def test_a_large_archive_is_refused_by_its_own_limit_alone(serve: Serve, tiny_st
         ("models/tiny-cnn/rollback", None, 409, "tiny-cnn has no previous version"),
     ],
 )
-def test_what_cannot_be_done_is_told(admin: httpx.Client, path: str, body: object, status: int, sentence: str) -> None:
+def test_an_impossible_change_is_rejected(
+    admin: httpx.Client, path: str, body: object, status: int, sentence: str
+) -> None:
     answer = admin.post(f"/v1/admin/{path}", json=body)
     assert answer.status_code == status
     assert sentence in answer.json()["error"]["message"]
 
 
-def test_without_the_right_key_nothing_is_told(admin: httpx.Client) -> None:
+def test_a_wrong_admin_key_gives_401(admin: httpx.Client) -> None:
     before = admin.get("/v1/admin/models").json()
     for header in ("", "Bearer", "Bearer wrong", f"Basic {ADMIN_KEY}", f"Bearer {ADMIN_KEY}x"):
         for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
@@ -119,14 +121,14 @@ def test_without_the_right_key_nothing_is_told(admin: httpx.Client) -> None:
     assert admin.get("/v1/admin/models").json() == before
 
 
-def test_without_a_key_of_its_own_the_service_has_no_such_routes(serve: Serve) -> None:
+def test_without_an_admin_key_there_are_no_admin_routes(serve: Serve) -> None:
     with serve() as client:
         for method, path in (("GET", "models"), ("POST", "models/tiny-gan/rollback"), ("POST", "import")):
             assert client.request(method, f"/v1/admin/{path}", headers=ADMIN_HEADERS).status_code == 404
         assert "/v1/admin" not in client.get("/openapi.json").text
 
 
-def test_the_key_may_lie_in_a_file_and_is_refused_when_it_is_short(tmp_path: Path, tiny_store: Path) -> None:
+def test_the_admin_key_may_be_in_a_file_and_must_be_long(tmp_path: Path, tiny_store: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{ADMIN_KEY}\n")
     app = create_app(Settings(store=tiny_store, threads=1, admin_key_file=file))
@@ -136,23 +138,23 @@ def test_the_key_may_lie_in_a_file_and_is_refused_when_it_is_short(tmp_path: Pat
         create_app(Settings(store=tiny_store, threads=1, admin_key_file=file))
     with pytest.raises(SettingsError, match="both set"):
         create_app(Settings(store=tiny_store, threads=1, admin_key_file=file, admin_key=ADMIN_KEY))  # type: ignore[arg-type]
-    with pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as rejection:
         create_app(Settings(store=tiny_store, threads=1, admin_key="tooshort"))  # type: ignore[arg-type]
-    assert "tooshort" not in str(refusal.value)
+    assert "tooshort" not in str(rejection.value)
 
 
 def test_the_page_on_versions_lists_every_admin_endpoint() -> None:
     page = (ROOT / "docs" / "how-to" / "rollout.md").read_text()
     stated = set(re.findall(r"^\| `((?:GET|POST) /[^`]*)`", page, re.MULTILINE))
     app = create_app(Settings(store=ROOT / "models_store", admin_key=ADMIN_KEY))  # type: ignore[arg-type]
-    open_to_all = create_app(Settings(store=ROOT / "models_store")).openapi()["paths"]
-    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path not in open_to_all}
+    public_paths = create_app(Settings(store=ROOT / "models_store")).openapi()["paths"]
+    paths = {path: methods for path, methods in app.openapi()["paths"].items() if path not in public_paths}
     assert stated == {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
 
 
-def test_publishing_goes_on_beside_the_key(admin: httpx.Client, tiny_store: Path) -> None:
+def test_a_published_version_waits_while_a_chosen_version_is_active(admin: httpx.Client, tiny_store: Path) -> None:
     admin.post("/v1/admin/models/tiny-gan/activate", json={"version": 2}).raise_for_status()
     publish_tiny(tiny_store, "tiny-gan")
     wait_until(lambda: 4 in admin.get("/v1/models/tiny-gan").json()["versions"])
-    assert served(admin) == 2  # what is published waits
+    assert served(admin) == 2  # the published version waits for its activation
     assert store.read_version(tiny_store, "tiny-gan", 4).card.version == 4

@@ -1,4 +1,4 @@
-"""Keys: who has one gets in, as often as it may; hashed, compared in constant time, changed without a restart."""
+"""API keys: authentication, rate limits, reloading, and secrets in logs."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def alice(file: Path) -> str:
     return key_file.add(file, "alice")
 
 
-def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: str) -> None:
+def test_a_request_needs_a_valid_key(serve: Serve, file: Path, alice: str) -> None:
     bob = key_file.add(file, "bob")
     with serve(keys_file=file) as client:
         for headers in (bearer(alice), bearer(bob), {"x-api-key": alice}, {"Authorization": f"bearer  {bob}"}):
             assert client.post(SAMPLE, json=GOOD, headers=headers).status_code == 200
-        wrong = {
+        invalid = {
             "missing_api_key": ({}, {"authorization": "Basic YTpi"}, {"authorization": "Bearer"}, {"x-api-key": ""}),
             "invalid_api_key": (
                 bearer(alice[:-1]), bearer(alice + "x"), bearer(alice.upper()), bearer("x" * 10_000),
                 {"x-api-key": key_file.digest(alice).hex()}, {"x-api-key": "é".encode()},
             ),
         }  # fmt: skip
-        for code, all_headers in wrong.items():
-            for sent in all_headers:
-                answer = client.post(SAMPLE, json=GOOD, headers=sent)
+        for code, all_headers in invalid.items():
+            for rejected_headers in all_headers:
+                answer = client.post(SAMPLE, json=GOOD, headers=rejected_headers)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (401, code)
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert answer.headers["x-request-id"]
@@ -78,9 +78,7 @@ def test_who_has_a_key_gets_in_and_nobody_else(serve: Serve, file: Path, alice: 
         assert (answer.status_code, answer.json()) == (401, {"error": "unknown API key"})
 
 
-def test_without_a_key_every_route_is_closed_but_those_that_are_meant_to_be_open(
-    serve: Serve, file: Path, alice: str
-) -> None:
+def test_every_route_needs_a_key_except_the_public_ones(serve: Serve, file: Path, alice: str) -> None:
     settings = Settings(store=file.parent / "store", threads=1)
     paths = create_app(settings).openapi()["paths"]
     routes = {(method.upper(), path.replace("{name}", "tiny-cnn")) for path in paths for method in paths[path]}
@@ -97,13 +95,13 @@ def test_without_a_key_every_route_is_closed_but_those_that_are_meant_to_be_open
             assert client.send(httpx.Request("GET", f"{client.base_url}".rstrip("/") + path)).status_code in (401, 404)
 
 
-def test_without_a_file_of_keys_all_is_open(serve: Serve) -> None:
+def test_without_a_key_file_no_request_needs_a_key(serve: Serve) -> None:
     with serve() as client:
         assert client.post(SAMPLE, json=GOOD).status_code == 200
         assert client.post(SAMPLE, json=GOOD, headers=bearer("whatever")).status_code == 200
 
 
-def test_keys_change_without_a_restart(
+def test_a_changed_key_file_takes_effect_without_a_restart(
     serve: Serve, file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
@@ -112,13 +110,13 @@ def test_keys_change_without_a_restart(
         def status(key: str) -> int:
             return client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code
 
-        second = key_file.add(file, "alice")  # a name may have two, to change from one to the next
+        second = key_file.add(file, "alice")  # a name may have two keys, so that a key can be replaced
         assert (status(alice), status(second)) == (200, 200)
         lines = file.read_text().splitlines()
         file.write_text(lines[1] + "\n")
         assert (status(alice), status(second)) == (401, 200)
         file.write_text("alice nonsense\n")
-        assert status(second) == 200  # what is wrong changes nothing
+        assert status(second) == 200  # an invalid file changes nothing
         file.unlink()
         assert status(second) == 200
         assert "line 1" in caplog.text
@@ -126,69 +124,71 @@ def test_keys_change_without_a_restart(
         assert status(second) == 401
 
 
-def test_a_file_that_could_not_be_read_is_tried_again(
+def test_an_unreadable_key_file_is_read_again_later(
     file: Path, alice: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its content is that of before: only the leave to read it has come, or files can be opened again."""
+    """The content of the file stays the same; only reading it fails at first, for example for lack of permission."""
     monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
-    ring = key_file.Keyring(file)
-    reads = key_file.read_keys
+    keyring = key_file.Keyring(file)
+    original = key_file.read_keys
     file.write_text("# nobody\n")
-    monkeypatch.setattr(key_file, "read_keys", refuses)
-    assert ring.find(alice)
-    assert ring.find(alice)
-    monkeypatch.setattr(key_file, "read_keys", reads)
-    assert ring.find(alice) is None
+    monkeypatch.setattr(key_file, "read_keys", reading_fails)
+    assert keyring.find(alice)
+    assert keyring.find(alice)
+    monkeypatch.setattr(key_file, "read_keys", original)
+    assert keyring.find(alice) is None
     assert caplog.text.count("key file is invalid") == 1
 
 
-def refuses(path: Path) -> list[key_file.ApiKey]:
+def reading_fails(path: Path) -> list[key_file.ApiKey]:
     raise key_file.KeysError("it cannot be read: Permission denied")
 
 
-def test_keys_that_are_made_at_once_are_all_there(file: Path) -> None:
-    with ThreadPoolExecutor(8) as makers:
-        made = list(makers.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
-    ring = key_file.Keyring(file)
-    assert all(ring.find(key) for key in made)
+def test_keys_created_concurrently_are_all_stored(file: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda i: key_file.add(file, f"maker-{i}"), range(16)))
+    keyring = key_file.Keyring(file)
+    assert all(keyring.find(key) for key in keys)
 
 
 def test_the_shortest_limit_is_counted_first() -> None:
-    """Else what is refused for this second would use up the minute."""
+    """Otherwise, requests rejected by the limit per second would use up the limit per minute."""
     assert [str(limit) for limit in key_file.parse_limits("600/minute;20/second")] == [
         "20 per 1 second",
         "600 per 1 minute",
     ]
 
 
-def test_keys_are_compared_whole_whichever_fits(file: Path, alice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_compared_with_all_hashes_in_constant_time(
+    file: Path, alice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     last = [key_file.add(file, f"other-{i}") for i in range(5)][-1]
-    ring, compared = key_file.Keyring(file), []
-    equal = hmac.compare_digest
-    monkeypatch.setattr(key_file.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
+    keyring, comparisons = key_file.Keyring(file), []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(key_file.hmac, "compare_digest", lambda one, two: comparisons.append(one) or compare(one, two))
     for key, name in ((alice, "alice"), (last, "other-4"), ("quartet-none", None)):
-        compared.clear()
-        found = ring.find(key)
-        assert (found and found.name) == name
-        assert len(compared) == 6
-    monkeypatch.setattr(admin.hmac, "compare_digest", lambda one, two: compared.append(one) or equal(one, two))
-    compared.clear()
+        comparisons.clear()
+        entry = keyring.find(key)
+        assert (entry and entry.name) == name
+        assert len(comparisons) == 6
+    monkeypatch.setattr(admin.hmac, "compare_digest", lambda one, two: comparisons.append(one) or compare(one, two))
+    comparisons.clear()
     with pytest.raises(Unauthorized):
         asyncio.run(admin.guard("k" * 16)(HTTPAuthorizationCredentials(scheme="Bearer", credentials="k" * 15)))
-    assert len(compared) == 1
+    assert len(comparisons) == 1
 
 
 def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
     command = [sys.executable, "-m", "app.keys", "new", "alice", "--limit", "5/minute"]
     environment = {**os.environ, "QUARTET_KEYS_FILE": str(file)}
-    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    key = made.stdout.strip()
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    key = result.stdout.strip()
     assert re.fullmatch(r"quartet-[A-Za-z0-9_-]{43}", key)
-    assert key not in made.stderr + file.read_text()
+    assert key not in result.stderr + file.read_text()
     assert file.read_text() == f"alice {hashlib.sha256(key.encode()).hexdigest()} 5/minute\n"
     assert file.stat().st_mode & 0o077 == 0
-    for wrong in (["new", "Al ice"], ["new", "alice", "--limit", "often"]):
-        failed = subprocess.run([*command[:3], *wrong], cwd=ROOT, env=environment, capture_output=True, text=True)
+    for arguments in (["new", "Al ice"], ["new", "alice", "--limit", "often"]):
+        failed = subprocess.run([*command[:3], *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert failed.returncode == 1
         assert "Traceback" not in failed.stderr
     assert file.read_text().count("\n") == 1
@@ -209,16 +209,16 @@ def test_a_key_is_stored_as_its_hash_and_printed_once(file: Path) -> None:
         ("\udcff", "it cannot be read"),
     ],
 )
-def test_a_wrong_file_of_keys_ends_the_start_in_a_sentence(tmp_path: Path, line: str, sentence: str) -> None:
+def test_an_invalid_key_file_is_rejected_at_startup_with_one_message(tmp_path: Path, line: str, sentence: str) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "keys").write_text(line, errors="surrogateescape")
-    with pytest.raises(SettingsError, match=r"QUARTET_KEYS_FILE is '.*': ") as refusal:
+    with pytest.raises(SettingsError, match=r"QUARTET_KEYS_FILE is '.*': ") as rejection:
         create_app(Settings(store=tmp_path / "store", threads=1, keys_file=tmp_path / "keys"))
-    assert sentence in str(refusal.value)
-    assert "0" * 63 not in str(refusal.value)
+    assert sentence in str(rejection.value)
+    assert "0" * 63 not in str(rejection.value)
 
 
-def test_wrong_settings_of_keys_are_refused_by_name(tmp_path: Path, file: Path, alice: str) -> None:
+def test_invalid_key_settings_are_rejected_by_name(tmp_path: Path, file: Path, alice: str) -> None:
     (tmp_path / "store").mkdir()
     for settings, sentence in (
         ({"keys_file": tmp_path / "none"}, "QUARTET_KEYS_FILE is .*: it cannot be read: No such file"),
@@ -231,27 +231,27 @@ def test_wrong_settings_of_keys_are_refused_by_name(tmp_path: Path, file: Path, 
     address = "redis://user:s3cr/3t@127.0.0.1:port"
     with pytest.raises(
         SettingsError, match=r"QUARTET_RATE_LIMIT_STORAGE is 'redis://\*\*\*@127.0.0.1:port'"
-    ) as refusal:
+    ) as rejection:
         create_app(Settings(store=tmp_path / "store", threads=1, keys_file=file, rate_limit_storage=address))
-    assert "s3cr" not in str(refusal.value)
+    assert "s3cr" not in str(rejection.value)
 
 
-def test_over_its_limit_a_key_is_told_when_to_come_back_and_others_are_not_held(serve: Serve, file: Path) -> None:
+def test_a_key_over_its_limit_gets_retry_after_and_other_keys_are_unaffected(serve: Serve, file: Path) -> None:
     alice, bob, carol = (
         key_file.add(file, "alice", "3/hour"),
         key_file.add(file, "bob", "100/hour;2/hour"),
         key_file.add(file, "c"),
     )
-    again, other = key_file.add(file, "alice", "3/hour"), key_file.add(file, "other")
+    second_alice, other = key_file.add(file, "alice", "3/hour"), key_file.add(file, "other")
     with serve(keys_file=file, rate_limit="4/hour") as client:
 
         def statuses(key: str, times: int) -> list[int]:
             return [client.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for _ in range(times)]
 
         assert statuses(alice, 5) == [200] * 3 + [429] * 2
-        assert statuses(again, 1) == [429]  # the name's other key
+        assert statuses(second_alice, 1) == [429]  # another key of the same name
         assert statuses(bob, 3) == [200] * 2 + [429]
-        assert statuses(carol, 5) == [200] * 4 + [429]  # as the settings say
+        assert statuses(carol, 5) == [200] * 4 + [429]  # the limit of the settings
         answer = client.post(SAMPLE, json=GOOD, headers=bearer(alice))
         assert answer.json()["error"]["code"] == "rate_limit_exceeded"
         assert "alice may send 3 requests per hour" in answer.json()["error"]["message"]
@@ -287,12 +287,14 @@ print(asyncio.run(counts.get("x")))
 """
 
 
-def test_no_count_is_lost_between_processes() -> None:
-    done = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "2000"
+def test_concurrent_processes_lose_no_count() -> None:
+    result = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "2000"
 
 
-def test_counts_end_with_their_window_and_make_room(counts: SharedCounters, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_expire_with_their_window_and_free_their_slot(
+    counts: SharedCounters, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
 
@@ -320,7 +322,7 @@ def test_counts_end_with_their_window_and_make_room(counts: SharedCounters, monk
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    """The address of a Redis of its own."""
+    """Start a Redis server and yield its address."""
     pytest.importorskip("redis")
     if not shutil.which("redis-server"):
         pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
@@ -336,8 +338,7 @@ def redis(tmp_path: Path) -> Iterator[str]:
         server.communicate(timeout=30)
 
 
-def test_services_that_share_a_redis_count_together(serve: Serve, file: Path, redis: str) -> None:
-    """As replicas and pods do."""
+def test_services_with_one_redis_share_their_counters(serve: Serve, file: Path, redis: str) -> None:
     key = key_file.add(file, "alice", "3/hour")
     with (
         serve(keys_file=file, rate_limit_storage=redis) as one,
@@ -347,7 +348,7 @@ def test_services_that_share_a_redis_count_together(serve: Serve, file: Path, re
     assert statuses == [200, 200, 200, 429, 429, 429]
 
 
-def test_nobody_is_held_up_when_counts_cannot_be_had(
+def test_requests_are_not_limited_while_redis_is_unreachable(
     serve: Serve, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("redis")
@@ -357,50 +358,52 @@ def test_nobody_is_held_up_when_counts_cannot_be_had(
     assert caplog.text.count("limits are not counted") == 1
 
 
-def test_secrets_are_in_no_log_and_no_answer(
+def test_keys_appear_in_no_log_and_no_response(
     serve: Serve, file: Path, alice: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     caplog.set_level(logging.DEBUG)
     secret = "quartet-" + "s3cr3t" * 7
-    told = []
+    responses = []
     with serve(keys_file=file) as client:
         for key in (alice, secret):
             for headers in (bearer(key), {"x-api-key": key}, {"authorization": f"Basic {key}"}, {}):
                 for path in (SAMPLE, f"/v1/models?key={key}", "/metrics", "/nothing"):
                     for body in (GOOD, {"count": 0}, {"key": key}):
                         answer = client.post(path, json=body, headers=headers)
-                        told.append(answer.text.replace(f"'{key}'", "") if "key" in body else answer.text)
-                        told.append(str(answer.headers))
-            with httpx.Client(base_url=client.base_url) as caller:
-                caller.get("/health/live", headers={"authorization": key, "x-request-id": f"\u00e9{key}".encode()})
+                        responses.append(answer.text.replace(f"'{key}'", "") if "key" in body else answer.text)
+                        responses.append(str(answer.headers))
+            with httpx.Client(base_url=client.base_url) as other_client:
+                other_client.get(
+                    "/health/live", headers={"authorization": key, "x-request-id": f"\u00e9{key}".encode()}
+                )
     out, err = capfd.readouterr()
-    logged = "\n".join(f"{record.getMessage()} {record.exc_info}" for record in caplog.records
+    log_text = "\n".join(f"{record.getMessage()} {record.exc_info}" for record in caplog.records
                        if record.name.startswith(("quartet", "uvicorn")))  # fmt: skip
     for key in (alice, secret):
-        for text in (out, err, logged, *told, repr(Settings(keys_file=file))):
+        for text in (out, err, log_text, *responses, repr(Settings(keys_file=file))):
             assert key not in text
 
 
 @pytest.mark.parametrize("log", ["text", "json"])
-def test_what_callers_send_is_in_no_log(
+def test_request_content_appears_in_no_log(
     serve: Serve, log: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """Nor the admin key, also where a network fails on it and its traceback is logged."""
+    """Neither the admin key nor request content is logged, even with the traceback of a failed network."""
     caplog.set_level(logging.DEBUG)
     secret, admin_key = "s3cr3t" * 5, "adm1n" * 5
-    picture, broken = image_bytes() + secret.encode(), threading.Event()
-    works = ImageClassifier.predict, TextGenerator.step
+    image, broken = image_bytes() + secret.encode(), threading.Event()
+    originals = ImageClassifier.predict, TextGenerator.step
 
     def predict(self: ImageClassifier, items: Sequence[Any]) -> Any:
         if broken.is_set():
-            raise ValueError("whatever it was")
-        return works[0](self, items)
+            raise ValueError("network error")
+        return originals[0](self, items)
 
     def step(self: TextGenerator, texts: Sequence[Any]) -> None:
         if broken.is_set():
-            raise ValueError("whatever it was")
-        works[1](self, texts)
+            raise ValueError("network error")
+        originals[1](self, texts)
 
     monkeypatch.setattr(ImageClassifier, "predict", predict)
     monkeypatch.setattr(TextGenerator, "step", step)
@@ -409,19 +412,19 @@ def test_what_callers_send_is_in_no_log(
             answers = [
                 client.post("/v1/text/continue", json={"prompt": secret, "max_characters": 2, "stop": secret}),
                 client.post("/v1/completions", json={"model": "tiny-rnn", "prompt": secret, "user": secret}),
-                client.post("/v1/images/classify", content=picture),
-                client.post("/v1/images/classify", files={"file": (f"{secret}.png", picture)}),
+                client.post("/v1/images/classify", content=image),
+                client.post("/v1/images/classify", files={"file": (f"{secret}.png", image)}),
             ]
             assert {answer.status_code for answer in answers} == {expected}
             client.post("/v1/images/sample", json={"label": secret, "model": secret})
-            client.post(f"/v1/images/classify?top_k={secret}", content=picture)
+            client.post(f"/v1/images/classify?top_k={secret}", content=image)
             for key in (admin_key, secret):
                 client.get("/v1/admin/models", headers=bearer(key))
             broken.set()
     out, err = capfd.readouterr()
     formatter = logging.Formatter()
-    logged = "\n".join(formatter.format(record) for record in caplog.records if record.name.startswith("quartet"))
-    assert "whatever it was" in logged
-    for text in (out, err, logged):
+    log_text = "\n".join(formatter.format(record) for record in caplog.records if record.name.startswith("quartet"))
+    assert "network error" in log_text
+    for text in (out, err, log_text):
         assert secret not in text
         assert admin_key not in text

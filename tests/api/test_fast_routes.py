@@ -1,4 +1,4 @@
-"""The fast path gives the same answers as FastAPI's router, and refuses routes that it could not serve alike."""
+"""The fast path gives the same answers as FastAPI's router, and rejects routes with features that it ignores."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from app.settings import Settings
 
 SERIES = np.sin(np.arange(30) / 3).round(3).tolist()
 PROMPT = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["cab"]}
-LIMIT = 400_000  # bytes of a body
-GOOD: dict[str, list[dict[str, Any]]] = {
+LIMIT = 400_000  # bytes
+VALID: dict[str, list[dict[str, Any]]] = {
     "/v1/images/classify": [
         {"content": image_bytes()},
         {"content": image_bytes(), "params": {"top_k": 3, "explain": "true"}},
@@ -61,7 +61,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "/v2/models/{name}/generate": [{"json": {"text_input": "cab", "max_characters": 5, "seed": 1}}],
     "/v2/models/{name}/generate_stream": [{"json": {"text_input": "cab", "max_characters": 1, "seed": 1}}],
 }
-BAD: list[dict[str, Any]] = [
+INVALID: list[dict[str, Any]] = [
     {},
     {"content": b"{"},
     {"content": b"[1]"},
@@ -87,7 +87,7 @@ VERSIONS = ("1", "7", "one", "", "%31")
 
 
 class SwitchedRoutes(FastRoutes):
-    """The fast path, which passes all requests to FastAPI's router while ``bypassed``."""
+    """A fast path that passes all requests to FastAPI's router while ``bypassed`` is true."""
 
     bypassed = False
     latest: SwitchedRoutes
@@ -117,21 +117,21 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def requests() -> list[tuple[str, dict[str, Any]]]:
-    """Good and bad requests to every fast route, by path."""
+    """Return valid and invalid requests to every fast route, as pairs of path and request."""
     rows: list[tuple[str, dict[str, Any]]] = []
-    for path, good in GOOD.items():
+    for path, valid in VALID.items():
         if "{name}" not in path:
-            rows += [(path, request) for request in (*good, *BAD)]
+            rows += [(path, request) for request in (*valid, *INVALID)]
             continue
-        rows += [(path.replace("{name}", "tiny-rnn"), request) for request in (*good, *BAD)]
-        rows += [(path.replace("{name}", name), request) for name in NAMES for request in good]
+        rows += [(path.replace("{name}", "tiny-rnn"), request) for request in (*valid, *INVALID)]
+        rows += [(path.replace("{name}", name), request) for name in NAMES for request in valid]
         versioned = path.replace("{name}", "tiny-rnn/versions/{version}")
-        rows += [(versioned.replace("{version}", version), request) for version in VERSIONS for request in good]
+        rows += [(versioned.replace("{version}", version), request) for version in VERSIONS for request in valid]
     return rows
 
 
 def answer(client: httpx.Client, path: str, request: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
-    """Status, headers and body, without what differs between two answers to the same request."""
+    """Return status, headers and body, without values that differ between two answers to the same request."""
     headers = {"x-request-id": "parity", **request.get("headers", {})}
     response = client.request(**{"method": "POST", "url": path, **request, "headers": headers})
     body = re.sub(rb'"(id|created|created_at)":\s*("[^"]*"|\d+)', b"", response.content)
@@ -140,23 +140,23 @@ def answer(client: httpx.Client, path: str, request: dict[str, Any]) -> tuple[in
 
 
 def test_both_paths_give_the_same_answers(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    differing, good = [], 0
+    differences, successes = [], 0
     for path, request in requests():
         answers = []
         for bypassed in (False, True):
             monkeypatch.setattr(SwitchedRoutes, "bypassed", bypassed)
             answers.append(answer(client, path, request))
-        good += answers[0][0] == 200
+        successes += answers[0][0] == 200
         if answers[0] != answers[1]:
-            differing.append((path, request, *answers))
-    assert not differing, differing[:3]
-    assert good > 30
+            differences.append((path, request, *answers))
+    assert not differences, differences[:3]
+    assert successes > 30
 
 
 def test_the_requests_cover_every_fast_route(client: httpx.Client) -> None:
     fast = SwitchedRoutes.latest
     paths = {route.path.replace("/versions/{version}", "") for route in (*fast.routes.values(), *fast.named.values())}
-    assert paths == set(GOOD)
+    assert paths == set(VALID)
 
 
 async def plain(request: Request) -> Response:
@@ -187,11 +187,11 @@ async def with_tasks(request: Request, tasks: BackgroundTasks) -> Response:
     return Response()
 
 
-async def of_a_model(request: Request, name: str) -> Response:
+async def with_name(request: Request, name: str) -> Response:
     return Response(name)
 
 
-async def of_a_short_name(request: Request, name: Annotated[str, PathParameter(max_length=3)]) -> Response:
+async def with_short_name(request: Request, name: Annotated[str, PathParameter(max_length=3)]) -> Response:
     return Response(name)
 
 
@@ -219,10 +219,10 @@ class OwnRoute(APIRoute):
         (plain, {"dependencies": [Depends(dependency)]}, "/fast", "the fast path would ignore its dependencies"),
         (in_a_thread, {}, "/fast", "its endpoint is not a coroutine function"),
         (plain, {"route_class_override": OwnRoute}, "/fast", "the fast path would ignore its class OwnRoute"),
-        (of_a_model, {}, "/fast/{name}", "the fast path does not know the parameters of its path"),
+        (with_name, {}, "/fast/{name}", "the fast path does not know the parameters of its path"),
     ],
 )
-def test_a_route_that_relies_on_the_router_is_refused(
+def test_a_route_that_relies_on_the_router_is_rejected(
     endpoint: Any, options: dict[str, Any], path: str, reason: str
 ) -> None:
     app, router = FastAPI(), APIRouter(prefix="/v1")
@@ -233,7 +233,7 @@ def test_a_route_that_relies_on_the_router_is_refused(
 
 
 @pytest.mark.parametrize("at", ["router", "include", "app"])
-def test_dependencies_of_routers_and_of_the_application_count(at: str) -> None:
+def test_dependencies_of_the_router_or_the_application_are_rejected(at: str) -> None:
     dependencies = {"dependencies": [Depends(dependency)]}
     app = FastAPI(**dependencies if at == "app" else {})
     router = APIRouter(**dependencies if at == "router" else {})
@@ -243,7 +243,7 @@ def test_dependencies_of_routers_and_of_the_application_count(at: str) -> None:
         FastRoutes(app, router.routes)
 
 
-def test_a_route_that_the_application_does_not_include_is_refused() -> None:
+def test_a_route_that_the_application_does_not_include_is_rejected() -> None:
     router = APIRouter()
     router.add_api_route("/fast", plain, methods=["POST"])
     with pytest.raises(ValueError, match="POST /fast cannot be a fast route: the application does not include it"):
@@ -253,12 +253,12 @@ def test_a_route_that_the_application_does_not_include_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "endpoint", "reason"),
     [
-        ("/v2/models/{name}/infer", of_a_short_name, "the fast path would not check its path parameter name"),
-        ("/v2/models/{model}/infer", of_a_model, "the fast path does not know the parameters of its path"),
-        ("/v2/{name}/infer", of_a_model, "the fast path does not know the parameters of its path"),
+        ("/v2/models/{name}/infer", with_short_name, "the fast path would not check its path parameter name"),
+        ("/v2/models/{model}/infer", with_name, "the fast path does not know the parameters of its path"),
+        ("/v2/{name}/infer", with_name, "the fast path does not know the parameters of its path"),
     ],
 )
-def test_a_named_route_with_other_parameters_is_refused(path: str, endpoint: Any, reason: str) -> None:
+def test_a_named_route_with_other_parameters_is_rejected(path: str, endpoint: Any, reason: str) -> None:
     app, router = FastAPI(), APIRouter()
     router.add_api_route(path, endpoint, methods=["POST"])
     app.include_router(router)
@@ -269,6 +269,6 @@ def test_a_named_route_with_other_parameters_is_refused(path: str, endpoint: Any
 def test_plain_routes_are_accepted(tmp_path: Path) -> None:
     app, router = FastAPI(), APIRouter()
     router.add_api_route("/fast", plain, methods=["POST"])
-    router.add_api_route("/v2/models/{name}/infer", of_a_model, methods=["POST"])
+    router.add_api_route("/v2/models/{name}/infer", with_name, methods=["POST"])
     app.include_router(router)
     assert FastRoutes(app, router.routes[:1], named=router.routes[1:]).routes

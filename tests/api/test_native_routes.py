@@ -1,4 +1,4 @@
-"""The four native endpoints with the shipped networks, as callers use them."""
+"""The four native endpoints with the shipped networks."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
 
 
-def noisy(begin: int, end: int, seed: int = 0) -> list[float]:
-    """Part of the workshop's series, with noise of the test's own."""
-    noise = random.Random(seed)
-    return [value + noise.gauss(0, 0.2) for value in SINE[begin:end]]
+def noisy(start: int, end: int, seed: int = 0) -> list[float]:
+    """Return a part of the workshop's series with new noise."""
+    generator = random.Random(seed)
+    return [value + generator.gauss(0, 0.2) for value in SINE[start:end]]
 
 
-def picture(text: str) -> np.ndarray:
+def decode_image(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-def test_real_photos_are_named_in_a_form_as_bytes_and_in_json(shipped: httpx.Client) -> None:
+def test_photos_are_classified_from_a_form_from_bytes_and_from_json(shipped: httpx.Client) -> None:
     files = sorted((IMAGES / "cifar10").glob("*.png"))
     form = shipped.post("/v1/images/classify", files=[("file", (path.name, path.read_bytes())) for path in files])
     answer = form.json()
     assert (answer["model"], answer["version"]) == ("cifar10-whitened", 1)
     assert [result["filename"] for result in answer["results"]] == [path.name for path in files]
-    right = [result["predictions"][0]["label"] == path.stem.split("-")[1] for result, path in
+    correct = [result["predictions"][0]["label"] == path.stem.split("-")[1] for result, path in
              zip(answer["results"], files, strict=True)]  # fmt: skip
-    assert sum(right) >= 8  # ten images of a network that gets nineteen of twenty right
+    assert sum(correct) >= 8  # of ten images; the accuracy of the network is about 95%
     first = files[0].read_bytes()
-    raw = shipped.post("/v1/images/classify", content=first, headers={"content-type": "image/png"}).json()
-    coded = shipped.post("/v1/images/classify", json={"images": [base64.b64encode(first).decode()]}).json()
+    from_bytes = shipped.post("/v1/images/classify", content=first, headers={"content-type": "image/png"}).json()
+    from_json = shipped.post("/v1/images/classify", json={"images": [base64.b64encode(first).decode()]}).json()
     expected = answer["results"][0]["predictions"]
-    for single in (raw, coded):
+    for single in (from_bytes, from_json):
         assert single["results"][0]["filename"] is None
         for ours, theirs in zip(single["results"][0]["predictions"], expected, strict=True):
             assert ours["label"] == theirs["label"]
             assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-6)
 
 
-def test_probabilities_are_best_first_and_top_k_cuts_them(shipped: httpx.Client) -> None:
+def test_predictions_are_sorted_and_limited_to_top_k(shipped: httpx.Client) -> None:
     content = next((IMAGES / "cifar10").glob("*.png")).read_bytes()
     (result,) = shipped.post("/v1/images/classify?top_k=10", content=content).json()["results"]
-    shares = [entry["probability"] for entry in result["predictions"]]
-    assert shares == sorted(shares, reverse=True)
-    assert sum(shares) == pytest.approx(1)
+    probabilities = [entry["probability"] for entry in result["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1)
     assert sorted(entry["index"] for entry in result["predictions"]) == list(range(10))
-    (cut,) = shipped.post("/v1/images/classify?top_k=2", content=content).json()["results"]
-    assert cut["predictions"] == result["predictions"][:2]
+    (limited,) = shipped.post("/v1/images/classify?top_k=2", content=content).json()["results"]
+    assert limited["predictions"] == result["predictions"][:2]
 
 
-def test_real_digits_are_read_by_the_judge(shipped: httpx.Client) -> None:
+def test_the_reference_classifier_recognises_digits(shipped: httpx.Client) -> None:
     files = sorted((IMAGES / "mnist").glob("*.png"))
     parts = [("file", (path.name, path.read_bytes())) for path in files]
     answer = shipped.post("/v1/images/classify", params={"model": "mnist-judge", "top_k": 1}, files=parts).json()
@@ -73,7 +73,7 @@ def test_real_digits_are_read_by_the_judge(shipped: httpx.Client) -> None:
     ]
 
 
-def test_a_text_goes_on_and_its_seed_repeats_it(shipped: httpx.Client) -> None:
+def test_a_seed_reproduces_a_generated_text(shipped: httpx.Client) -> None:
     body = {"prompt": "ROMEO:", "max_characters": 120, "seed": 7}
     answer = shipped.post("/v1/text/continue", json=body).json()
     (result,) = answer["results"]
@@ -95,7 +95,7 @@ def test_several_continuations_have_consecutive_seeds(shipped: httpx.Client) -> 
         assert alone == [result]
 
 
-def test_a_stop_string_ends_the_text_and_is_left_out(shipped: httpx.Client) -> None:
+def test_a_stop_string_ends_the_text_and_is_not_returned(shipped: httpx.Client) -> None:
     body = {"prompt": "ROMEO:", "max_characters": 300, "seed": 1}
     whole = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
     stop = whole[20:23]
@@ -104,19 +104,19 @@ def test_a_stop_string_ends_the_text_and_is_left_out(shipped: httpx.Client) -> N
     assert result["text"] == whole[: whole.index(stop)]
 
 
-def test_unknown_characters_are_read_and_listed_and_never_written(shipped: httpx.Client) -> None:
+def test_unknown_characters_are_listed_and_never_generated(shipped: httpx.Client) -> None:
     answer = shipped.post("/v1/text/continue", json={"prompt": "Café 東é", "max_characters": 50, "seed": 1}).json()
     assert answer["unknown_characters"] == sorted("é東")
     assert not set(answer["results"][0]["text"]) & set("é東")
 
 
-def test_an_empty_prompt_starts_from_nothing(shipped: httpx.Client) -> None:
+def test_an_empty_or_missing_prompt_is_accepted(shipped: httpx.Client) -> None:
     for body in ({}, {"prompt": ""}):
         answer = shipped.post("/v1/text/continue", json={**body, "max_characters": 20, "seed": 1})
         assert len(answer.json()["results"][0]["text"]) == 20
 
 
-def test_forecasts_follow_the_sine_and_their_intervals_hold_it(shipped: httpx.Client) -> None:
+def test_forecasts_follow_a_sine_and_95_percent_intervals_contain_it(shipped: httpx.Client) -> None:
     errors, inside = [], []
     for begin in range(100, 900, 40):
         body = {"values": noisy(begin - 100, begin, begin), "horizon": 50, "levels": [50, 95], "model": "sine-lstm"}
@@ -131,7 +131,7 @@ def test_forecasts_follow_the_sine_and_their_intervals_hold_it(shipped: httpx.Cl
 
 
 @pytest.mark.parametrize("model", FORECASTERS)
-def test_intervals_are_nested_and_widen(shipped: httpx.Client, model: str) -> None:
+def test_intervals_are_nested_and_widen_with_the_step(shipped: httpx.Client, model: str) -> None:
     body = {"values": noisy(0, 80), "horizon": 480, "levels": [95, 50, 80.5], "model": model}
     (result,) = shipped.post("/v1/series/forecast", json=body).json()["results"]
     assert list(result["intervals"]) == ["95", "50", "80.5"]
@@ -148,7 +148,7 @@ def test_intervals_are_nested_and_widen(shipped: httpx.Client, model: str) -> No
 
 
 @pytest.mark.parametrize("model", FORECASTERS)
-def test_many_series_are_forecast_as_each_alone(shipped: httpx.Client, model: str) -> None:
+def test_forecasts_of_several_series_equal_those_of_single_series(shipped: httpx.Client, model: str) -> None:
     def forecast(values: Any) -> Any:
         body = {"values": values, "horizon": 9, "model": model}
         return shipped.post("/v1/series/forecast", json=body).json()["results"]
@@ -163,7 +163,7 @@ def test_many_series_are_forecast_as_each_alone(shipped: httpx.Client, model: st
 
 @pytest.mark.parametrize("model", FORECASTERS)
 @pytest.mark.parametrize("factor", [1e-300, 1e-9, 1.0, 1e9, 1e299])
-def test_any_scale_is_forecast(shipped: httpx.Client, factor: float, model: str) -> None:
+def test_series_of_any_scale_are_forecast(shipped: httpx.Client, factor: float, model: str) -> None:
     values = [factor * (3 + math.sin(i / 5) + 0.1 * (i % 3)) for i in range(120)]
     body = {"values": values, "horizon": 30, "model": model}
     (result,) = shipped.post("/v1/series/forecast", json=body).json()["results"]
@@ -173,68 +173,68 @@ def test_any_scale_is_forecast(shipped: httpx.Client, factor: float, model: str)
 
 
 @pytest.mark.parametrize("model", FORECASTERS)
-def test_missing_values_lie_between_their_neighbours(shipped: httpx.Client, model: str) -> None:
+def test_missing_values_are_interpolated_on_a_line(shipped: httpx.Client, model: str) -> None:
     values: list[float | None] = [2 * i + 10.0 for i in range(60)]
     filled = shipped.post("/v1/series/forecast", json={"values": values, "model": model}).json()
     values[20] = values[21] = values[40] = None
     assert shipped.post("/v1/series/forecast", json={"values": values, "model": model}).json() == filled
 
 
-def test_images_are_drawn_and_image_i_of_a_seed_never_changes(shipped: httpx.Client) -> None:
+def test_image_i_of_a_seed_does_not_depend_on_the_count(shipped: httpx.Client) -> None:
     answer = shipped.post("/v1/images/sample", json={"count": 20, "seed": 3}).json()
     assert (answer["model"], answer["seed"], len(answer["results"])) == ("mnist-cgan", 3, 20)
     for count in (1, 7):
         fewer = shipped.post("/v1/images/sample", json={"count": count, "seed": 3}).json()
         assert fewer["results"] == answer["results"][:count]
-    first = picture(answer["results"][0]["image"])
+    first = decode_image(answer["results"][0]["image"])
     assert (first.shape, first.dtype) == ((28, 28), np.uint8)
     unseeded = shipped.post("/v1/images/sample", json={"count": 2}).json()
     again = shipped.post("/v1/images/sample", json={"count": 2, "seed": unseeded["seed"]}).json()
     assert again == unseeded
 
 
-def test_a_sheet_shows_the_same_images(shipped: httpx.Client) -> None:
+def test_an_image_sheet_shows_the_images_of_the_json_answer(shipped: httpx.Client) -> None:
     body = {"count": 5, "seed": 3}
     sheet = shipped.post("/v1/images/sample", json=body, headers={"accept": "image/png"})
     assert sheet.headers["content-type"] == "image/png"
     assert (sheet.headers["x-model"], sheet.headers["x-seed"]) == ("mnist-cgan@1", "3")
     pixels = np.asarray(Image.open(io.BytesIO(sheet.content)))
     assert pixels.shape == (2 * 30 + 2, 3 * 30 + 2)
-    images = [picture(entry["image"]) for entry in shipped.post("/v1/images/sample", json=body).json()["results"]]
+    images = [decode_image(entry["image"]) for entry in shipped.post("/v1/images/sample", json=body).json()["results"]]
     assert np.array_equal(pixels[2:30, 2:30], images[0])
     assert np.array_equal(pixels[32:60, 32:60], images[4])
 
 
-def test_drawn_digits_are_digits(shipped: httpx.Client) -> None:
-    drawn = shipped.post("/v1/images/sample", json={"count": 64, "seed": 11}).json()["results"]
+def test_generated_digits_are_recognised_as_digits(shipped: httpx.Client) -> None:
+    images = shipped.post("/v1/images/sample", json={"count": 64, "seed": 11}).json()["results"]
     labels: set[str] = set()
-    sure = 0
+    confident = 0
     for begin in range(0, 64, 16):
-        body = {"images": [entry["image"] for entry in drawn[begin : begin + 16]]}
+        body = {"images": [entry["image"] for entry in images[begin : begin + 16]]}
         answer = shipped.post("/v1/images/classify?model=mnist-judge&top_k=1", json=body).json()
         best = [result["predictions"][0] for result in answer["results"]]
         labels |= {entry["label"] for entry in best}
-        sure += sum(entry["probability"] > 0.8 for entry in best)
+        confident += sum(entry["probability"] > 0.8 for entry in best)
     assert len(labels) >= 8
-    assert sure >= 45
+    assert confident >= 45
 
 
-def test_each_image_comes_with_its_own_label(serve: Serve, tiny_store: Path) -> None:
+def test_each_generated_image_has_its_own_label(serve: Serve, tiny_store: Path) -> None:
     from support.networks import publish_tiny
 
     publish_tiny(tiny_store, "tiny-cgan")
     with serve() as client:
         body = {"count": 6, "seed": 1, "model": "tiny-cgan"}
-        free = client.post("/v1/images/sample", json=body).json()["results"]
-        given = client.post("/v1/images/sample", json={**body, "label": "y"}).json()["results"]
+        balanced = client.post("/v1/images/sample", json=body).json()["results"]
+        labelled = client.post("/v1/images/sample", json={**body, "label": "y"}).json()["results"]
         unknown = client.post("/v1/images/sample", json={**body, "label": "w"})
-    assert sorted(entry["label"] for entry in free) == ["x", "x", "y", "y", "z", "z"]
-    assert [entry["label"] for entry in given] == ["y"] * 6
-    assert all(ours == theirs for ours, theirs in zip(free, given, strict=True) if ours["label"] == "y")
+    assert sorted(entry["label"] for entry in balanced) == ["x", "x", "y", "y", "z", "z"]
+    assert [entry["label"] for entry in labelled] == ["y"] * 6
+    assert all(ours == theirs for ours, theirs in zip(balanced, labelled, strict=True) if ours["label"] == "y")
     assert unknown.status_code == 400
 
 
-def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:
+def test_a_request_can_name_a_version(serve: Serve, tiny_store: object) -> None:
     from support.networks import publish_tiny
 
     publish_tiny(tiny_store, "tiny-gan")  # type: ignore[arg-type]
@@ -248,22 +248,22 @@ def test_a_version_can_be_asked_for(serve: Serve, tiny_store: object) -> None:
     assert answers["tiny-gan@1"]["results"] != answers["tiny-gan@2"]["results"]
 
 
-def test_a_classification_is_explained_on_the_picture_itself(shipped: httpx.Client) -> None:
-    picture = Image.open(IMAGES / "cifar10" / "0013-horse.png").resize((200, 150))
+def test_an_explanation_has_the_size_of_the_uploaded_image(shipped: httpx.Client) -> None:
+    image = Image.open(IMAGES / "cifar10" / "0013-horse.png").resize((200, 150))
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     url, content = "/v1/images/classify", file.getvalue()
     plain = shipped.post(url, content=content).json()["results"][0]
     (explained,) = shipped.post(url, params={"explain": "true"}, content=content).json()["results"]
-    shown = explained.pop("explanation")
+    explanation = explained.pop("explanation")
     assert [entry["label"] for entry in explained["predictions"]] == [entry["label"] for entry in plain["predictions"]]
-    over = Image.open(io.BytesIO(base64.b64decode(shown)))
-    assert over.size == (200, 150)
+    overlay = Image.open(io.BytesIO(base64.b64decode(explanation)))
+    assert overlay.size == (200, 150)
     assert "explanation" not in plain
     both = shipped.post(
         url, params={"explain": "1"}, files=[("file", ("a.png", content)), ("file", ("b.png", content))]
     )
-    assert [result["explanation"] for result in both.json()["results"]] == [shown, shown]
+    assert [result["explanation"] for result in both.json()["results"]] == [explanation, explanation]
 
 
 def test_the_backward_pass_of_an_explanation_does_not_run_on_the_event_loop(

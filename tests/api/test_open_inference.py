@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2, with tritonclient as it is: sync and aio, JSON and binary, in and out."""
+"""The Open Inference Protocol V2, with an unmodified tritonclient: sync and asyncio, JSON and binary tensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def infer(client: httpx.Client, name: str, body: Any, **headers: str) -> httpx.R
 SERIES = {"name": "values", "datatype": "FP64", "shape": [1, 12], "data": list(range(12))}
 
 
-def test_the_client_finds_server_and_models(client: triton.InferenceServerClient) -> None:
+def test_the_client_reads_metadata_of_server_and_models(client: triton.InferenceServerClient) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("tiny-cnn")
@@ -57,85 +57,89 @@ def test_the_client_finds_server_and_models(client: triton.InferenceServerClient
         assert [tensor["name"] for tensor in metadata["inputs"]] == list(tensors)
         assert [tensor["name"] for tensor in metadata["outputs"]] == list(SHAPES[name])
         assert config["max_batch_size"] >= 3
-        for told, configured in zip(metadata["inputs"], config["input"], strict=True):
-            assert configured["dims"] == (told["shape"][1:] or [1])
-            assert configured["data_type"] == {"BYTES": "TYPE_STRING"}.get(told["datatype"], f"TYPE_{told['datatype']}")
+        for described, configured in zip(metadata["inputs"], config["input"], strict=True):
+            assert configured["dims"] == (described["shape"][1:] or [1])
+            assert configured["data_type"] == {"BYTES": "TYPE_STRING"}.get(
+                described["datatype"], f"TYPE_{described['datatype']}"
+            )
     index = client.get_model_repository_index()
     assert [entry["name"] for entry in index] == sorted(INPUTS)
     assert {(entry["version"], entry["state"]) for entry in index} == {("1", "READY")}
 
 
 @pytest.mark.parametrize("name", list(INPUTS))
-def test_every_network_is_a_model_of_tensors(client: triton.InferenceServerClient, name: str) -> None:
+def test_every_network_takes_json_binary_and_compressed_tensors(
+    client: triton.InferenceServerClient, name: str
+) -> None:
     parameters = {"seed": 3} if name == "tiny-rnn" else None
-    found = []
-    for read, written, packing in (
+    results = []
+    for binary_input, binary_output, compression in (
         (False, False, None),
         (True, True, None),
         (True, False, "gzip"),
         (False, True, "deflate"),
     ):
-        outputs = [triton.InferRequestedOutput(output, binary_data=written) for output in SHAPES[name]]
+        outputs = [triton.InferRequestedOutput(output, binary_data=binary_output) for output in SHAPES[name]]
         answer = client.infer(
             name,
-            inputs.infer_inputs(name, read),
+            inputs.infer_inputs(name, binary_input),
             outputs=outputs,
             request_id="mine",
             parameters=parameters,
-            request_compression_algorithm=packing,
-            response_compression_algorithm=packing,
+            request_compression_algorithm=compression,
+            response_compression_algorithm=compression,
         )
         head = answer.get_response()
         assert (head["model_name"], head["model_version"], head["id"]) == (name, "1", "mine")
-        assert all(("data" in output) is not written for output in head["outputs"])
-        found.append({output: answer.as_numpy(output) for output in SHAPES[name]})
-        assert {output: array.shape for output, array in found[-1].items()} == SHAPES[name]
-    for other in found[1:]:
+        assert all(("data" in output) is not binary_output for output in head["outputs"])
+        results.append({output: answer.as_numpy(output) for output in SHAPES[name]})
+        assert {output: array.shape for output, array in results[-1].items()} == SHAPES[name]
+    for other in results[1:]:
         for output, array in other.items():
             if array.dtype == object:
-                assert [_text(value) for value in array] == [_text(value) for value in found[0][output]]
+                assert [_text(value) for value in array] == [_text(value) for value in results[0][output]]
             else:
-                np.testing.assert_allclose(array, found[0][output], rtol=1e-6, atol=1e-12)
+                np.testing.assert_allclose(array, results[0][output], rtol=1e-6, atol=1e-12)
 
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def test_the_aio_client_finds_the_same_and_all_at_once(tiny: httpx.Client) -> None:
-    async def ask() -> list[Any]:
+def test_the_asyncio_client_gets_the_same_results_concurrently(tiny: httpx.Client) -> None:
+    async def infer_all() -> list[Any]:
         async with triton_aio.InferenceServerClient(address(tiny)) as client:
             assert await client.is_server_ready()
             assert (await client.get_model_metadata("tiny-cnn"))["name"] == "tiny-cnn"
-            asked = [
+            requests = [
                 client.infer(name, inputs.infer_inputs(name, binary, triton_aio))
                 for name in INPUTS
                 for binary in (True, False)
             ]
-            answers = await asyncio.gather(*asked)
+            answers = await asyncio.gather(*requests)
             with pytest.raises(InferenceServerException, match="there is no input 'pixels'"):
                 await client.infer(
                     "tiny-cnn", [triton_aio.InferInput("pixels", [1], "UINT8").set_data_from_numpy(PIXELS[0, 0, 0, :1])]
                 )
             return answers
 
-    answers = asyncio.run(ask())
+    answers = asyncio.run(infer_all())
     for name, binary, other in zip(INPUTS, answers[::2], answers[1::2], strict=True):
         for output, shape in SHAPES[name].items():
             assert binary.as_numpy(output).shape == other.as_numpy(output).shape == shape
     np.testing.assert_allclose(answers[0].as_numpy("probabilities"), answers[1].as_numpy("probabilities"), rtol=1e-6)
 
 
-def test_classes_come_as_value_index_and_label(client: triton.InferenceServerClient) -> None:
-    wanted = [triton.InferRequestedOutput("probabilities", class_count=2)]
+def test_the_classification_parameter_returns_value_index_and_label(client: triton.InferenceServerClient) -> None:
+    outputs = [triton.InferRequestedOutput("probabilities", class_count=2)]
     plain = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True)).as_numpy("probabilities")
-    best = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True), outputs=wanted).as_numpy("probabilities")
+    best = client.infer("tiny-cnn", inputs.infer_inputs("tiny-cnn", True), outputs=outputs).as_numpy("probabilities")
     assert best.shape == (3, 2)
     for row, shares in zip(best, plain, strict=True):
         order = np.argsort(-shares)
-        for told, index in zip(row, order[:2], strict=True):
-            value, at, label = told.decode().split(":")
-            assert (int(at), label) == (index, "abcdefghij"[index])
+        for entry, index in zip(row, order[:2], strict=True):
+            value, position, label = entry.decode().split(":")
+            assert (int(position), label) == (index, "abcdefghij"[index])
             assert float(value) == pytest.approx(shares[index], abs=1e-6)
     with pytest.raises(InferenceServerException, match="output 'images' has no classes"):
         client.infer(
@@ -161,7 +165,7 @@ def test_a_body_may_be_one_raw_tensor(tiny: httpx.Client) -> None:
     assert infer(tiny, "tiny-cgan", b"1234", **raw).status_code == 400
 
 
-def test_inputs_may_be_mixed_and_floats_are_pixels_too(tiny: httpx.Client) -> None:
+def test_json_and_binary_inputs_may_be_mixed_and_pixels_may_be_floats(tiny: httpx.Client) -> None:
     latents = np.random.default_rng(2).standard_normal((2, 4))
     inputs = [
         {"name": "classes", "datatype": "BYTES", "shape": [2, 1], "data": ["z", "x"]},
@@ -180,14 +184,16 @@ def test_inputs_may_be_mixed_and_floats_are_pixels_too(tiny: httpx.Client) -> No
         "data": PIXELS[:1].astype(float).tolist(),
     }
     as_bytes = {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": PIXELS[:1].reshape(-1).tolist()}
-    found = [infer(tiny, "tiny-cnn", {"inputs": [each]}).json()["outputs"][0]["data"] for each in (as_floats, as_bytes)]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    results = [
+        infer(tiny, "tiny-cnn", {"inputs": [each]}).json()["outputs"][0]["data"] for each in (as_floats, as_bytes)
+    ]
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 
 
 def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient) -> None:
     def figures(name: str, version: str = "") -> dict[str, Any]:
-        (told,) = client.get_inference_statistics(name, version)["model_stats"]
-        figures: dict[str, Any] = told
+        (row,) = client.get_inference_statistics(name, version)["model_stats"]
+        figures: dict[str, Any] = row
         return figures
 
     before = figures("tiny-cnn"), figures("tiny-rnn")
@@ -206,7 +212,7 @@ def test_statistics_count_rows_and_batches(client: triton.InferenceServerClient)
     assert [entry["name"] for entry in client.get_inference_statistics()["model_stats"]] == sorted(INPUTS)
 
 
-def test_the_repository_index_tells_what_is_broken(serve: Serve, tiny_store: Any) -> None:
+def test_the_repository_index_lists_broken_versions_with_their_reason(serve: Serve, tiny_store: Any) -> None:
     (publish_tiny(tiny_store, "tiny-gan").folder / "model.safetensors").write_bytes(b"cut")
     with serve() as service, triton.InferenceServerClient(address(service)) as client:
         (broken,) = [entry for entry in client.get_model_repository_index() if entry["state"] == "UNAVAILABLE"]
@@ -219,14 +225,15 @@ def test_the_repository_index_tells_what_is_broken(serve: Serve, tiny_store: Any
                 change("tiny-gan")
 
 
-def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -> None:
+def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     body = {"id": "7", "text_input": "abc", "parameters": {"max_tokens": 30, "seed": 4}}
     whole = tiny.post("/v2/models/tiny-rnn/generate", json=body).json()
     assert (whole["id"], whole["model_name"], whole["model_version"]) == ("7", "tiny-rnn", "1")
     assert len(whole["text_output"]) == 30
-    beside = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
+    top_level = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
     assert (
-        tiny.post("/v2/models/tiny-rnn/versions/1/generate", json=beside).json()["text_output"] == whole["text_output"]
+        tiny.post("/v2/models/tiny-rnn/versions/1/generate", json=top_level).json()["text_output"]
+        == whole["text_output"]
     )
     with tiny.stream("POST", "/v2/models/tiny-rnn/generate_stream", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -234,12 +241,12 @@ def test_texts_are_generated_whole_and_as_they_are_written(tiny: httpx.Client) -
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert "".join(event["text_output"] for event in events) == whole["text_output"]
     assert events[-1]["finish_reason"] == "length"
-    wrong = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
-    assert wrong.json() == {"error": "stream is True; for that there is generate_stream"}
+    invalid = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
+    assert invalid.json() == {"error": "stream is True; for that there is generate_stream"}
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(serve: Serve) -> None:
+def test_an_error_in_a_stream_is_an_event_with_the_protocol_s_schema(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000}
     url, headers = "/v2/models/tiny-rnn/generate_stream", {"x-request-timeout": "1"}
     with serve(inline_seconds=0) as client, client.stream("POST", url, json=body, headers=headers) as answer:
@@ -250,7 +257,7 @@ def test_a_failure_in_a_stream_is_an_event_in_this_protocol_s_shape(serve: Serve
     assert last["error"].startswith("the deadline passed")
 
 
-def packed(values: list[bytes]) -> bytes:
+def length_prefixed(values: list[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in values)
 
 
@@ -262,7 +269,7 @@ def binary(
     return text + content, len(text)
 
 
-WRONG: list[tuple[str, Any, str]] = [
+INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", b"", "inputs is missing"),
     ("tiny-lstm", b"[]", "it should be an object"),
     ("tiny-lstm", b"{", "the body is not JSON"),
@@ -315,11 +322,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("tiny-lstm", binary(96, np.full(12, np.inf).tobytes()), "values has inf; allowed is"),
     ("tiny-lstm", (b"{}", 3), "inference-header-content-length is '3'; the body has 2 bytes"),
     ("tiny-lstm", (b"{}", -1), "inference-header-content-length is '-1'"),
-    ("tiny-rnn", binary(7, packed([b"abc"]), "BYTES", [2], "prompt"), "its data are not 2 strings"),
-    ("tiny-rnn", binary(6, packed([b"abc"])[:6], "BYTES", [1], "prompt"), "its data are not 1 strings"),
+    ("tiny-rnn", binary(7, length_prefixed([b"abc"]), "BYTES", [2], "prompt"), "its data are not 2 strings"),
+    ("tiny-rnn", binary(6, length_prefixed([b"abc"])[:6], "BYTES", [1], "prompt"), "its data are not 1 strings"),
     ("tiny-rnn", binary(8, b"\xff\xff\xff\xffabcd", "BYTES", [1], "prompt"), "its data are not 1 strings"),
-    ("tiny-rnn", binary(5, packed([b"\xff"]), "BYTES", [1], "prompt"), "not UTF-8"),
-    ("tiny-rnn", binary(17 * 5, packed([b"a"] * 17), "BYTES", [17], "prompt"), "allowed are 1 to 16 values in all"),
+    ("tiny-rnn", binary(5, length_prefixed([b"\xff"]), "BYTES", [1], "prompt"), "not UTF-8"),
+    ("tiny-rnn", binary(17 * 5, length_prefixed([b"a"] * 17), "BYTES", [17], "prompt"), "allowed are 1 to 16 values in all"),
     ("tiny-gan", binary(16, np.full(4, np.nan, np.float32).tobytes(), "FP32", [1, 4], "latents"), "latents has nan"),
     ("tiny-cnn", binary(3072 * 4, np.full(3072, 256, np.float32).tobytes(), "FP32", [1, 3, 32, 32], "image"), "image has 256.0; pixels are"),
     ("tiny-cnn", {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [256]}]}, "inputs.0.data has a value that is no UINT8"),
@@ -329,8 +336,10 @@ WRONG: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "body", "sentence"), WRONG, ids=[sentence[:40] for _, _, sentence in WRONG])
-def test_what_is_wrong_is_one_sentence(tiny: httpx.Client, name: str, body: Any, sentence: str) -> None:
+@pytest.mark.parametrize(("name", "body", "sentence"), INVALID, ids=[sentence[:40] for _, _, sentence in INVALID])
+def test_an_invalid_tensor_request_gives_400_and_one_message(
+    tiny: httpx.Client, name: str, body: Any, sentence: str
+) -> None:
     headers = {}
     if isinstance(body, tuple):
         body, headers["inference-header-content-length"] = body[0], str(body[1])
@@ -342,14 +351,14 @@ def test_what_is_wrong_is_one_sentence(tiny: httpx.Client, name: str, body: Any,
     assert len(answer.json()["error"]) < 700
 
 
-def test_a_timeout_may_be_longer_than_any_number_of_seconds(tiny: httpx.Client) -> None:
+def test_a_timeout_may_be_zero_or_any_large_number(tiny: httpx.Client) -> None:
     for timeout in (0, 60_000_000, 2**64, 10**400):
         answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": timeout}})
         assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_timeout_holds_for_texts_too(serve: Serve) -> None:
+def test_a_timeout_applies_to_generate_and_generate_stream(serve: Serve) -> None:
     body = {"text_input": "a", "max_characters": 4000, "parameters": {"timeout": 300_000}}
     with serve(inline_seconds=0) as client:
         assert client.post("/v2/models/tiny-rnn/generate", json=body).status_code == 504
@@ -357,21 +366,21 @@ def test_a_timeout_holds_for_texts_too(serve: Serve) -> None:
     assert "deadline" in json.loads(last)["error"]
 
 
-def test_without_levels_the_bounds_have_none(tiny: httpx.Client) -> None:
+def test_an_empty_list_of_levels_gives_bounds_without_rows(tiny: httpx.Client) -> None:
     answer = infer(tiny, "tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "", "horizon": 3}}).json()
     assert [output["shape"] for output in answer["outputs"]] == [[1, 3], [1, 0, 3], [1, 0, 3]]
 
 
-def test_a_prompt_may_be_of_commas(tiny: httpx.Client) -> None:
+def test_a_prompt_of_commas_does_not_count_as_json_values(tiny: httpx.Client) -> None:
     prompt = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["," * 5000]}
     answer = infer(tiny, "tiny-rnn", {"inputs": [prompt], "parameters": {"max_characters": 1, "stop": "," * 100}})
     assert answer.status_code == 200, answer.text
-    more = infer(tiny, "tiny-rnn", {"inputs": [{**prompt, "data": ["," * 110_000]}]})
-    assert "the body has about 110," in more.json()["error"]
+    too_long = infer(tiny, "tiny-rnn", {"inputs": [{**prompt, "data": ["," * 110_000]}]})
+    assert "the body has about 110," in too_long.json()["error"]
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("fields", "sentence"),
     [
         ({"id": 2**64}, "id is 18446744073709551616; it should be a text of at most 1,000 characters"),
         ({"id": {"a": 2**64}}, "it should be a text"),
@@ -387,15 +396,15 @@ def test_a_prompt_may_be_of_commas(tiny: httpx.Client) -> None:
         ({"prompt": "x"}, "there is no parameter 'prompt' here"),
     ],
 )
-def test_what_is_wrong_beside_a_text_is_one_sentence(tiny: httpx.Client, wrong: Any, sentence: str) -> None:
+def test_an_invalid_generate_request_gives_400_and_one_message(tiny: httpx.Client, fields: Any, sentence: str) -> None:
     for path in ("generate", "generate_stream"):
-        answer = tiny.post(f"/v2/models/tiny-rnn/{path}", json={"text_input": "abc", **wrong})
+        answer = tiny.post(f"/v2/models/tiny-rnn/{path}", json={"text_input": "abc", **fields})
         assert answer.status_code == 400, answer.text
         assert sentence in answer.json()["error"]
 
 
-def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:
-    tries = [
+def test_every_error_has_the_protocol_s_schema(tiny: httpx.Client) -> None:
+    answers = [
         tiny.get("/v2/nothing"),
         tiny.delete("/v2/models/tiny-cnn"),
         tiny.get("/v2/models/tiny-cnn/infer"),
@@ -413,8 +422,8 @@ def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:
         tiny.post("/v2/repository/index", content=b"x"),
     ]
     statuses = [404, 405, 405, 404, 400, 404, 413, 400, 400, 400, 413, 400, 400, 400, 400]
-    assert [answer.status_code for answer in tries] == statuses
-    for answer in tries:
+    assert [answer.status_code for answer in answers] == statuses
+    for answer in answers:
         assert list(answer.json()) == ["error"], answer.text
         assert isinstance(answer.json()["error"], str)
         assert answer.headers["x-request-id"]
@@ -422,8 +431,8 @@ def test_every_failure_has_this_protocol_s_shape(tiny: httpx.Client) -> None:
     assert tiny.get("/v2x").json()["error"]["code"] == "not_found"
 
 
-def test_a_path_past_the_router_means_what_the_router_says(tiny: httpx.Client) -> None:
-    tries = {
+def test_infer_paths_give_the_statuses_of_the_router(tiny: httpx.Client) -> None:
+    statuses = {
         "tiny-lstm/infer": 200,
         "tiny%2Dlstm@1/infer": 200,
         "tiny-lstm/versions/1/infer": 200,
@@ -435,7 +444,7 @@ def test_a_path_past_the_router_means_what_the_router_says(tiny: httpx.Client) -
         "tiny-lstm/versions/1/infer/infer": 404,
         "tiny%2Flstm/infer": 404,
     }
-    for path, status in tries.items():
+    for path, status in statuses.items():
         answer = tiny.post(f"/v2/models/{path}", json={"inputs": [SERIES]})
         assert answer.status_code == status, path
         assert (list(answer.json()) == ["error"]) is (status != 200)
@@ -445,16 +454,18 @@ def test_a_path_past_the_router_means_what_the_router_says(tiny: httpx.Client) -
     assert {"/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"} <= routes
 
 
-def test_a_head_too_large_is_refused_in_shape(tiny: httpx.Client) -> None:
+def test_oversized_headers_give_431_with_the_protocol_s_schema(tiny: httpx.Client) -> None:
     host, port = address(tiny).split(":")
-    with socket.create_connection((host, int(port))) as caller, caller.makefile("rb") as answer:
-        caller.sendall(b"GET /v2/models HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (b"a" * 70_000))
+    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answer:
+        connection.sendall(b"GET /v2/models HTTP/1.1\r\nHost: x\r\nX-Long: %s\r\n\r\n" % (b"a" * 70_000))
         content = answer.read()
     assert content.startswith(b"HTTP/1.1 431 ")
     assert list(json.loads(content.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
-def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_gives_500_with_the_protocol_s_schema(
+    tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from app.serving.registry import Registry
 
     def fail(*_: object) -> None:
@@ -468,43 +479,43 @@ def test_an_unforeseen_failure_is_told_in_shape(tiny: httpx.Client, monkeypatch:
     assert "secret" not in answer.text
 
 
-def test_a_full_queue_and_a_passed_deadline_are_told(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_gives_429_and_a_passed_deadline_504(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.tasks.forecasting import WindowForecaster
 
-    entered, leave, predict = threading.Event(), threading.Event(), WindowForecaster.predict
+    entered, release, predict = threading.Event(), threading.Event(), WindowForecaster.predict
 
-    def held(self: WindowForecaster, items: Any) -> Any:
-        if items[0].horizon == 7:  # not while it is warmed up
+    def predict_when_released(self: WindowForecaster, items: Any) -> Any:
+        if items[0].horizon == 7:  # not during the warm-up
             entered.set()
-            assert leave.wait(30)
+            assert release.wait(30)
         return predict(self, items)
 
-    monkeypatch.setattr(WindowForecaster, "predict", held)  # before the engine takes it
+    monkeypatch.setattr(WindowForecaster, "predict", predict_when_released)  # before the engine stores the method
     with serve(inline_seconds=0, queue_rows=2) as service, ThreadPoolExecutor(2) as pool:
         body: dict[str, Any] = {"inputs": [SERIES], "parameters": {"horizon": 7}}
-        asked = [pool.submit(infer, service, "tiny-lstm", body)]
+        requests = [pool.submit(infer, service, "tiny-lstm", body)]
         assert entered.wait(30)
-        late = infer(service, "tiny-lstm", {**body, "parameters": {"timeout": 20_000, "horizon": 7}})
-        assert (late.status_code, late.json()["error"][:19]) == (504, "the deadline passed")
+        expired = infer(service, "tiny-lstm", {**body, "parameters": {"timeout": 20_000, "horizon": 7}})
+        assert (expired.status_code, expired.json()["error"][:19]) == (504, "the deadline passed")
 
-        def patient() -> httpx.Response:
+        def infer_until_admitted() -> httpx.Response:
             answers: list[httpx.Response] = []
 
-            def let_in() -> bool:
+            def admitted() -> bool:
                 answers.append(infer(service, "tiny-lstm", body))
                 return answers[-1].status_code != 429
 
-            wait_until(let_in)
+            wait_until(admitted)
             return answers[-1]
 
-        asked.append(pool.submit(patient))
+        requests.append(pool.submit(infer_until_admitted))
         with triton.InferenceServerClient(address(service)) as client:
             statuses = {"504"}
-            while statuses == {"504"}:  # until the second one waits, and leaves no room for three more rows
-                with pytest.raises(InferenceServerException) as refusal:
+            while statuses == {"504"}:  # until the second request waits and three more rows do not fit
+                with pytest.raises(InferenceServerException) as rejection:
                     client.infer("tiny-lstm", inputs.infer_inputs("tiny-lstm", True), timeout=20_000)
-                statuses.add(refusal.value.status())
+                statuses.add(rejection.value.status())
             assert statuses == {"504", "429"}
-            assert "the queue of tiny-lstm@1 is full" in refusal.value.message()
-        leave.set()
-        assert [each.result().status_code for each in asked] == [200, 200]
+            assert "the queue of tiny-lstm@1 is full" in rejection.value.message()
+        release.set()
+        assert [request.result().status_code for request in requests] == [200, 200]

@@ -1,4 +1,4 @@
-"""OpenAI's completions and images, with the openai package as it is."""
+"""OpenAI's completions and images, with the unmodified openai package."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def client(tiny: httpx.Client) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def complete(client: openai.OpenAI, prompt: Any = "abc", **more: Any) -> Any:
-    return client.completions.create(**{"model": "tiny-rnn", "prompt": prompt, "max_tokens": 40, "seed": 5, **more})
+def complete(client: openai.OpenAI, prompt: Any = "abc", **options: Any) -> Any:
+    return client.completions.create(**{"model": "tiny-rnn", "prompt": prompt, "max_tokens": 40, "seed": 5, **options})
 
 
 def test_the_models_are_listed(client: openai.OpenAI) -> None:
@@ -37,13 +37,13 @@ def test_the_models_are_listed(client: openai.OpenAI) -> None:
     assert [model.id for model in models] == sorted([*TINY, *SECOND_NETWORKS])
     assert {model.object for model in models} == {"model"}
     assert client.models.retrieve("tiny-rnn").created == models[-1].created > 0
-    with pytest.raises(openai.NotFoundError) as refusal:
+    with pytest.raises(openai.NotFoundError) as rejection:
         client.models.retrieve("gpt")
-    assert refusal.value.code == "model_not_found"
+    assert rejection.value.code == "model_not_found"
 
 
-def test_a_completion_is_the_native_text(client: openai.OpenAI, tiny: httpx.Client) -> None:
-    for more, native in (
+def test_a_completion_equals_the_native_text(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    for options, native in (
         ({}, {"temperature": 1.0}),
         ({"temperature": 0.5, "top_p": 0.9}, {"temperature": 0.5, "top_p": 0.9}),
         ({"temperature": 0}, {"temperature": 0.0}),
@@ -52,7 +52,7 @@ def test_a_completion_is_the_native_text(client: openai.OpenAI, tiny: httpx.Clie
         ({"extra_body": {"top_k": 2}}, {"temperature": 1.0, "top_k": 2}),
         ({"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": 2, "logit_bias": {}}, {"temperature": 1.0}),
     ):
-        answer = complete(client, n=2, **more)
+        answer = complete(client, n=2, **options)
         body = {"prompt": "abc", "max_characters": 40, "seed": 5, "n": 2, "model": "tiny-rnn", **native}
         results = tiny.post("/v1/text/continue", json=body).json()["results"]
         assert [choice.text for choice in answer.choices] == [result["text"] for result in results]
@@ -61,12 +61,12 @@ def test_a_completion_is_the_native_text(client: openai.OpenAI, tiny: httpx.Clie
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 80, 83)
 
 
-def test_sixteen_characters_are_written_when_none_are_asked_for(client: openai.OpenAI) -> None:
+def test_max_tokens_is_16_by_default(client: openai.OpenAI) -> None:
     for prompt in (None, "", "abc"):
         assert len(client.completions.create(model="tiny-rnn", prompt=prompt).choices[0].text) == 16
 
 
-def test_prompts_may_be_several_and_of_ids(client: openai.OpenAI) -> None:
+def test_prompts_may_be_a_list_of_texts_or_of_token_ids(client: openai.OpenAI) -> None:
     several = complete(client, ["abc", "de"], n=2)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
     alone = [choice.text for prompt in ("abc", "de") for choice in complete(client, prompt, n=2).choices]
@@ -77,101 +77,107 @@ def test_prompts_may_be_several_and_of_ids(client: openai.OpenAI) -> None:
     assert several.usage.prompt_tokens == 5
 
 
-def gathered(stream: Any) -> tuple[list[str], list[Any], list[Any]]:
-    """The texts, the ends and all chunks of a stream."""
+def collect_stream(stream: Any) -> tuple[list[str], list[Any], list[Any]]:
+    """Return the texts, the finish reasons and all chunks of a stream."""
     texts: dict[int, str] = {}
-    ends: dict[int, str] = {}
+    finish_reasons: dict[int, str] = {}
     chunks = list(stream)
     for chunk in chunks:
         for choice in chunk.choices:
-            assert choice.index not in ends
+            assert choice.index not in finish_reasons
             texts[choice.index] = texts.get(choice.index, "") + choice.text
             if choice.finish_reason:
-                ends[choice.index] = choice.finish_reason
-    return [texts[index] for index in sorted(texts)], [ends[index] for index in sorted(ends)], chunks
+                finish_reasons[choice.index] = choice.finish_reason
+    return (
+        [texts[index] for index in sorted(texts)],
+        [finish_reasons[index] for index in sorted(finish_reasons)],
+        chunks,
+    )
 
 
-def test_a_stream_is_the_whole_answer_in_pieces(client: openai.OpenAI) -> None:
-    for more in ({}, {"stop": ["ab", "j"]}, {"echo": True, "logprobs": 3}, {"echo": True, "max_tokens": 0}):
-        whole = complete(client, ["abc", "de"], n=2, **more)
-        texts, ends, chunks = gathered(
-            complete(client, ["abc", "de"], n=2, stream=True, stream_options={"include_usage": True}, **more)
+def test_a_stream_equals_the_unstreamed_answer(client: openai.OpenAI) -> None:
+    for options in ({}, {"stop": ["ab", "j"]}, {"echo": True, "logprobs": 3}, {"echo": True, "max_tokens": 0}):
+        whole = complete(client, ["abc", "de"], n=2, **options)
+        texts, finish_reasons, chunks = collect_stream(
+            complete(client, ["abc", "de"], n=2, stream=True, stream_options={"include_usage": True}, **options)
         )
         assert texts == [choice.text for choice in whole.choices]
-        assert ends == [choice.finish_reason for choice in whole.choices]
+        assert finish_reasons == [choice.finish_reason for choice in whole.choices]
         assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
         assert chunks[-1].choices == []
         assert chunks[-1].usage == whole.usage
         assert all(chunk.usage is None for chunk in chunks[:-1])
-        if "logprobs" in more:
+        if "logprobs" in options:
             for choice in whole.choices:
-                pieces = [each.logprobs for chunk in chunks for each in chunk.choices if each.index == choice.index]
+                parts = [each.logprobs for chunk in chunks for each in chunk.choices if each.index == choice.index]
                 for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-                    assert [value for piece in pieces for value in getattr(piece, field)] == getattr(
+                    assert [value for part in parts for value in getattr(part, field)] == getattr(
                         choice.logprobs, field
                     )
-    _, _, chunks = gathered(complete(client, stream=True))
+    _, _, chunks = collect_stream(complete(client, stream=True))
     assert chunks[-1].choices
 
 
-def test_log_probabilities_are_those_of_the_network(client: openai.OpenAI, tiny: httpx.Client) -> None:
+def test_log_probabilities_equal_those_of_the_network(client: openai.OpenAI, tiny: httpx.Client) -> None:
     (choice,) = complete(client, "abc", echo=True, logprobs=5, max_tokens=6).choices
-    told = choice.logprobs
+    logprobs = choice.logprobs
     assert choice.text[:3] == "abc"
-    assert told.tokens == list(choice.text)
-    assert told.text_offset == list(range(9))
-    assert told.token_logprobs[0] is told.top_logprobs[0] is None
-    for at in range(1, 9):
-        body = {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [choice.text[:at]]}],
+    assert logprobs.tokens == list(choice.text)
+    assert logprobs.text_offset == list(range(9))
+    assert logprobs.token_logprobs[0] is logprobs.top_logprobs[0] is None
+    for position in range(1, 9):
+        body = {"inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [choice.text[:position]]}],
                 "outputs": [{"name": "log_probabilities"}]}  # fmt: skip
         (output,) = tiny.post("/v2/models/tiny-rnn/infer", json=body).json()["outputs"]
         assert sum(math.exp(value) for value in output["data"]) == pytest.approx(1)
         assert output["data"][-1] == -9999.0
-        assert told.token_logprobs[at] == pytest.approx(output["data"][KNOWN.index(choice.text[at])], abs=1e-6)
+        assert logprobs.token_logprobs[position] == pytest.approx(
+            output["data"][KNOWN.index(choice.text[position])], abs=1e-6
+        )
         best = sorted(output["data"], reverse=True)[:5]
-        found = sorted(told.top_logprobs[at].values(), reverse=True)
-        assert found[:5] == pytest.approx(best, abs=1e-6)
-        assert told.top_logprobs[at][choice.text[at]] == told.token_logprobs[at]
+        likeliest = sorted(logprobs.top_logprobs[position].values(), reverse=True)
+        assert likeliest[:5] == pytest.approx(best, abs=1e-6)
+        assert logprobs.top_logprobs[position][choice.text[position]] == logprobs.token_logprobs[position]
 
 
-def test_a_prompt_can_be_judged_without_a_text(client: openai.OpenAI) -> None:
-    (judged,) = complete(client, "abcé", echo=True, logprobs=0, max_tokens=0).choices
-    assert (judged.text, judged.finish_reason) == ("abcé", "length")
-    assert judged.logprobs.tokens == list("abcé")
-    assert judged.logprobs.token_logprobs[-1] == -9999.0  # never written
-    (more,) = complete(client, "abcé", echo=True, logprobs=0).choices
-    assert more.logprobs.token_logprobs[:4] == judged.logprobs.token_logprobs
+def test_a_prompt_is_scored_without_generating_a_text(client: openai.OpenAI) -> None:
+    (scored,) = complete(client, "abcé", echo=True, logprobs=0, max_tokens=0).choices
+    assert (scored.text, scored.finish_reason) == ("abcé", "length")
+    assert scored.logprobs.tokens == list("abcé")
+    assert scored.logprobs.token_logprobs[-1] == -9999.0  # the network never generates it
+    (with_text,) = complete(client, "abcé", echo=True, logprobs=0).choices
+    assert with_text.logprobs.token_logprobs[:4] == scored.logprobs.token_logprobs
     (long,) = complete(client, "abcdefghij" * 60, echo=True, logprobs=1, max_tokens=0).choices
     assert len(long.logprobs.token_logprobs) == 600
     assert complete(client, "", echo=True, logprobs=1, max_tokens=2).choices[0].logprobs.text_offset == [0, 1]
 
 
-def test_a_long_judgement_is_told_aside_and_as_a_stream_the_same(client: openai.OpenAI, tiny: httpx.Client) -> None:
-    asked = {"echo": True, "logprobs": 2, "max_tokens": 3, "n": 2}
-    whole = complete(client, "abcdefghij" * 400, **asked)
-    told: list[Any] = [[], []]
-    for chunk in complete(client, "abcdefghij" * 400, stream=True, **asked):
+def test_a_streamed_score_of_a_long_prompt_equals_the_unstreamed_one(client: openai.OpenAI, tiny: httpx.Client) -> None:
+    options = {"echo": True, "logprobs": 2, "max_tokens": 3, "n": 2}
+    whole = complete(client, "abcdefghij" * 400, **options)
+    streamed: list[Any] = [[], []]
+    for chunk in complete(client, "abcdefghij" * 400, stream=True, **options):
         for choice in chunk.choices:
-            told[choice.index] += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
-    for choice, pieces in zip(whole.choices, told, strict=True):
-        assert pieces == list(zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True))
-        assert len(pieces) == 4003
+            streamed[choice.index] += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
+    for choice, pairs in zip(whole.choices, streamed, strict=True):
+        assert pairs == list(zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True))
+        assert len(pairs) == 4003
 
 
-def test_bias_and_penalties_change_what_is_written(client: openai.OpenAI) -> None:
-    wish = KNOWN.index("h")
-    assert complete(client, logit_bias={str(wish): 100}).choices[0].text == "h" * 40
-    assert "h" not in complete(client, logit_bias={str(wish): -100}, temperature=2).choices[0].text
-    greedy = complete(client, temperature=0, logit_bias={str(wish): 1.5}).choices[0].text
+def test_logit_bias_and_penalties_change_the_text(client: openai.OpenAI) -> None:
+    token = KNOWN.index("h")
+    assert complete(client, logit_bias={str(token): 100}).choices[0].text == "h" * 40
+    assert "h" not in complete(client, logit_bias={str(token): -100}, temperature=2).choices[0].text
+    greedy = complete(client, temperature=0, logit_bias={str(token): 1.5}).choices[0].text
     for penalty in ("presence_penalty", "frequency_penalty"):
-        varied = complete(client, temperature=0, logit_bias={str(wish): 1.5}, **{penalty: 2}).choices[0].text
+        varied = complete(client, temperature=0, logit_bias={str(token): 1.5}, **{penalty: 2}).choices[0].text
         assert len(set(varied)) > len(set(greedy))
-        cursed = complete(client, temperature=0, **{penalty: -2}).choices[0].text
-        assert len(set(cursed[1:])) == 1
+        repeated = complete(client, temperature=0, **{penalty: -2}).choices[0].text
+        assert len(set(repeated[1:])) == 1
 
 
-def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
-    tries: list[tuple[dict[str, Any], str, str]] = [
+def test_an_invalid_completion_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
+    cases: list[tuple[dict[str, Any], str, str]] = [
         ({"temperature": 3}, "temperature", "is 3; it should be less than or equal to 2"),
         ({"max_tokens": 0}, "max_tokens", "without echo"),
         ({"max_tokens": 4001}, "max_tokens", "less than or equal to 4000"),
@@ -206,70 +212,68 @@ def test_errors_are_typed_and_name_the_field(client: openai.OpenAI) -> None:
         ({"extra_body": {"min_p": 0.1}}, "min_p", "there is no field 'min_p'"),
         ({"model": "tiny-gan"}, "model", "for that there are: tiny-rnn"),
     ]
-    for wrong, param, sentence in tries:
-        with pytest.raises(openai.BadRequestError) as refusal:
-            complete(client, **wrong)
-        assert refusal.value.param == param, wrong
-        assert sentence in refusal.value.message
-        assert refusal.value.code == "invalid_value"
-        assert refusal.value.request_id
+    for fields, param, sentence in cases:
+        with pytest.raises(openai.BadRequestError) as rejection:
+            complete(client, **fields)
+        assert rejection.value.param == param, fields
+        assert sentence in rejection.value.message
+        assert rejection.value.code == "invalid_value"
+        assert rejection.value.request_id
     with pytest.raises(openai.NotFoundError) as unknown:
         complete(client, model="gpt-4")
     assert unknown.value.code == "model_not_found"
 
 
-def test_a_full_queue_is_tried_again_by_the_client(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_retries_when_the_queue_is_full(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.engine.text_engine import TextEngine
     from app.errors import Overloaded
 
-    refusals = []
+    rejections = []
     admit = TextEngine.admit
 
-    def once_full(self: TextEngine[Any], texts: int) -> None:
-        if not refusals:
-            refusals.append(texts)
+    def reject_once(self: TextEngine[Any], texts: int) -> None:
+        if not rejections:
+            rejections.append(texts)
             raise Overloaded("the queue is full", retry_after=1)
         admit(self, texts)
 
-    monkeypatch.setattr(TextEngine, "admit", once_full)
+    monkeypatch.setattr(TextEngine, "admit", reject_once)
     with pytest.raises(openai.RateLimitError) as full:
         complete(client)
     assert full.value.response.headers["retry-after"] == "1"
     assert full.value.code == "queue_full"
-    refusals.clear()
+    rejections.clear()
     assert len(complete(client.with_options(max_retries=2)).choices[0].text) == 40
-    assert refusals == [1]
+    assert rejections == [1]
 
 
-def test_a_failure_on_the_way_is_raised_and_a_certain_one_not_tried_again(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_generation_is_raised_and_not_retried(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.tasks.text_generation import Continuation, TextGenerator
 
-    step, tries = TextGenerator.step, []
+    step, attempts = TextGenerator.step, []
 
     def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
         if any(len(text.text) == 5 for text in texts):
-            tries.append(len(texts))
+            attempts.append(len(texts))
             raise RuntimeError("secret")
         step(self, texts)
 
-    monkeypatch.setattr(TextGenerator, "step", fail)  # before the engine takes it
+    monkeypatch.setattr(TextGenerator, "step", fail)  # before the engine stores the method
     with serve() as service, openai.OpenAI(base_url=f"http://{address(service)}/v1", api_key="none") as client:
         with pytest.raises(openai.InternalServerError, match="failed on this text"):
             complete(client)
-        assert len(tries) == 1
-        came = []
+        assert len(attempts) == 1
+        chunks = []
         with pytest.raises(openai.APIError, match="failed on this text") as failure:
-            came.extend(complete(client, stream=True))
+            chunks.extend(complete(client, stream=True))
         assert failure.value.code == "inference_failed"
 
 
-def picture(text: str) -> np.ndarray:
+def decode_image(text: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
 
 
-def test_a_prompt_for_images_names_what_is_drawn(client: openai.OpenAI, tiny: httpx.Client) -> None:
+def test_an_image_prompt_chooses_labels_and_counts(client: openai.OpenAI, tiny: httpx.Client) -> None:
     seed: dict[str, Any] = {"extra_body": {"seed": 3}}
     answer = client.images.generate(prompt="two ys and an x", model="tiny-cgan", response_format="b64_json", **seed)
     assert [image.revised_prompt for image in answer.data] == ["y", "y", "x"]
@@ -279,16 +283,16 @@ def test_a_prompt_for_images_names_what_is_drawn(client: openai.OpenAI, tiny: ht
         assert image.b64_json == native
     again = client.images.generate(prompt="z", n=4, model="tiny-cgan", size="28x28", **seed)
     assert [image.revised_prompt for image in again.data] == ["z"] * 4
-    any_of_them = client.images.generate(prompt="digits", n=3, model="tiny-cgan")
-    assert sorted(image.revised_prompt or "" for image in any_of_them.data) == ["x", "y", "z"]
-    free = client.images.generate(prompt="handwritten digits, please", n=2, model="tiny-gan", **seed)
+    balanced = client.images.generate(prompt="digits", n=3, model="tiny-cgan")
+    assert sorted(image.revised_prompt or "" for image in balanced.data) == ["x", "y", "z"]
+    unlabelled = client.images.generate(prompt="handwritten digits, please", n=2, model="tiny-gan", **seed)
     native = tiny.post("/v1/images/sample", json={"count": 2, "seed": 3, "model": "tiny-gan"}).json()["results"]
-    assert [image.b64_json for image in free.data] == [entry["image"] for entry in native]
-    assert picture(free.data[0].b64_json or "").shape == (28, 28)
+    assert [image.b64_json for image in unlabelled.data] == [entry["image"] for entry in native]
+    assert decode_image(unlabelled.data[0].b64_json or "").shape == (28, 28)
 
 
-def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
-    tries: list[tuple[dict[str, Any], str, str]] = [
+def test_an_invalid_image_request_raises_an_error_that_names_the_field(client: openai.OpenAI) -> None:
+    cases: list[tuple[dict[str, Any], str, str]] = [
         ({"response_format": "url"}, "response_format", "is 'url'; allowed is 'b64_json'"),
         ({"size": "256x256"}, "size", "is '256x256'; tiny-cgan draws 28x28"),
         ({"prompt": "a cat"}, "prompt", "tiny-cgan cannot draw 'cat'; there are: x, y, z"),
@@ -302,15 +306,15 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
         ({"n": 0}, "n", "is 0"),
         ({"prompt": "zero ys"}, "prompt", "is 'zero ys'; it asks for no image"),
     ]
-    for wrong, param, sentence in tries:
-        with pytest.raises(openai.BadRequestError) as refusal:
-            client.images.generate(**{"prompt": "y", "model": "tiny-cgan", **wrong})
-        assert refusal.value.param == param
-        assert sentence in refusal.value.message
+    for fields, param, sentence in cases:
+        with pytest.raises(openai.BadRequestError) as rejection:
+            client.images.generate(**{"prompt": "y", "model": "tiny-cgan", **fields})
+        assert rejection.value.param == param
+        assert sentence in rejection.value.message
 
 
 @pytest.mark.parametrize(
-    ("prompt", "drawn"),
+    ("prompt", "labels"),
     [
         ("three sevens and a 2", "7772"),
         ("seven", "7"),
@@ -326,11 +330,11 @@ def test_what_cannot_be_drawn_is_told(client: openai.OpenAI) -> None:
         ("digits", ""),
     ],
 )
-def test_numbers_before_plurals_count(prompt: str, drawn: str) -> None:
-    assert "".join(label * times for label, times in prompt_labels(prompt, list("0123456789"), "cgan")) == drawn
+def test_a_number_before_a_plural_is_a_count(prompt: str, labels: str) -> None:
+    assert "".join(label * times for label, times in prompt_labels(prompt, list("0123456789"), "cgan")) == labels
 
 
-def test_labels_may_be_words_and_numbers_may_be_too_large() -> None:
+def test_labels_may_be_words_and_unknown_words_are_rejected() -> None:
     labels = ["cat", "Dog", "hot dog"]
     assert prompt_labels("two cats and a dog", labels, "zoo") == [("cat", 2), ("Dog", 1)]
     assert prompt_labels("Hot dog", labels, "zoo") == [("hot dog", 1)]

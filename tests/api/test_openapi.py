@@ -54,7 +54,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 
 def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
-    """Raises ValidationError for a value that does not have the schema."""
+    """Raise ValidationError if a value does not match the schema."""
     Draft202012Validator({**schema, "components": document["components"]}).validate(value)
 
 
@@ -101,7 +101,7 @@ def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
     service.post("/v1/admin/models/shakespeare-rnn/retire", json={"version": 1, "undo": True}).raise_for_status()
 
 
-def test_other_bodies_give_answers_with_the_documented_schema_too(
+def test_other_requests_give_answers_with_the_documented_schema(
     service: httpx.Client, document: dict[str, Any]
 ) -> None:
     image = document["paths"]["/v1/images/classify"]["post"]["requestBody"]["content"][JSON]["example"]
@@ -142,25 +142,25 @@ def test_errors_have_the_documented_schema(service: httpx.Client, document: dict
 
 
 def test_bodies_and_answers_are_named_schemas(document: dict[str, Any]) -> None:
-    def named(schema: dict[str, Any]) -> bool:
+    def is_named(schema: dict[str, Any]) -> bool:
         parts = schema.get("anyOf") or ([schema["items"]] if "items" in schema else [])
-        return "$ref" in schema or (bool(parts) and all(map(named, parts)))
+        return "$ref" in schema or (bool(parts) and all(map(is_named, parts)))
 
     for _, path, operation in operations(document):
         for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-            assert kind not in (JSON, "multipart/form-data") or named(content["schema"]), path
+            assert kind not in (JSON, "multipart/form-data") or is_named(content["schema"]), path
         for response in operation["responses"].values():
-            assert JSON not in response["content"] or named(response["content"][JSON]["schema"]), path
+            assert JSON not in response["content"] or is_named(response["content"][JSON]["schema"]), path
     assert not [name for name in document["components"]["schemas"] if not re.fullmatch(r"[A-Z][A-Za-z]+", name)]
 
 
-def test_references_lead_to_components(document: dict[str, Any]) -> None:
+def test_every_reference_points_to_a_component(document: dict[str, Any]) -> None:
     references = set(re.findall(r'"\$ref": "([^"]*)"', json.dumps(document)))
     assert len(references) > 50
     for reference in references:
-        found = document
+        value = document
         for part in reference.removeprefix("#/").split("/"):
-            found = found[part]
+            value = value[part]
 
 
 def test_every_answer_has_an_example_with_its_schema(document: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def test_every_operation_has_a_summary_and_a_description(document: dict[str, Any
     assert len(set(identities)) == len(identities)
 
 
-def test_a_form_comes_first_where_files_are_expected(document: dict[str, Any]) -> None:
+def test_a_multipart_form_is_the_first_content_type_for_files(document: dict[str, Any]) -> None:
     content = document["paths"]["/v1/images/classify"]["post"]["requestBody"]["content"]
     assert list(content)[:2] == ["multipart/form-data", JSON]
 
@@ -194,22 +194,24 @@ def test_a_form_comes_first_where_files_are_expected(document: dict[str, Any]) -
 def test_a_body_is_required_unless_it_may_be_empty(service: httpx.Client, document: dict[str, Any]) -> None:
     for method, path, operation in operations(document):
         if "requestBody" in operation:
-            named = path.replace("{name}", str(operation["parameters"][0].get("example")))
-            answer = service.request(method, named)
+            concrete_path = path.replace("{name}", str(operation["parameters"][0].get("example")))
+            answer = service.request(method, concrete_path)
             assert (answer.status_code == 200) is not operation["requestBody"]["required"], (path, answer.text)
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
 
 
-def test_headers_are_documented(document: dict[str, Any]) -> None:
-    identity, timeout = ({"$ref": f"#/components/parameters/x-request-{name}"} for name in ("id", "timeout"))
+def test_request_and_response_headers_are_documented(document: dict[str, Any]) -> None:
+    request_id, timeout = ({"$ref": f"#/components/parameters/x-request-{name}"} for name in ("id", "timeout"))
     for _, path, operation in operations(document):
-        assert identity in operation["parameters"], path
-        timed = path.startswith("/v2/models/{name}") or ("requestBody" in operation and not path.endswith("/import"))
-        assert (timeout in operation["parameters"]) is timed, path
+        assert request_id in operation["parameters"], path
+        has_timeout = path.startswith("/v2/models/{name}") or (
+            "requestBody" in operation and not path.endswith("/import")
+        )
+        assert (timeout in operation["parameters"]) is has_timeout, path
         for status, response in operation["responses"].items():
             assert "x-request-id" in response["headers"]
-            waits = status in ("429", "503") and "/health/" not in path
-            assert ("Retry-After" in response["headers"]) is (waits or status == "429"), (path, status)
+            temporary = status in ("429", "503") and "/health/" not in path
+            assert ("Retry-After" in response["headers"]) is (temporary or status == "429"), (path, status)
 
 
 def test_health_checks_need_no_key(serve: Serve, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models are unloaded and loaded by who has the admin key, with tritonclient as it is, and in all processes at once."""
+"""Models are loaded and unloaded with the admin key and an unmodified tritonclient, in all processes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from app import key_file
 from app.server.supervisor import can_fork
 from app.store import rollout
 
-NAME = "tiny-cgan"  # beside tiny-gan, which samples by default
+NAME = "tiny-cgan"  # tiny-gan is the default model of the task
 SAMPLE = {"count": 1, "model": NAME, "seed": 4}
 
 
 @pytest.fixture
 def two(tiny_store: Path) -> Path:
-    """A store with two versions of a model that serves nothing by default."""
+    """A store with two versions of a model that is not the default of its task."""
     for _ in range(2):
         publish_tiny(tiny_store, NAME)
     return tiny_store
@@ -43,7 +43,7 @@ def service(serve: Serve, two: Path) -> Iterator[httpx.Client]:
 
 def states(client: triton.InferenceServerClient, name: str = NAME) -> list[tuple[str, str, str]]:
     index = client.get_model_repository_index()
-    return [(one["version"], one["state"], one["reason"]) for one in index if one["name"] == name]
+    return [(entry["version"], entry["state"], entry["reason"]) for entry in index if entry["name"] == name]
 
 
 def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
@@ -58,9 +58,11 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
             client.infer(NAME, infer_inputs(NAME, True))
         with pytest.raises(InferenceServerException, match="is unloaded"):
             client.infer(NAME, infer_inputs(NAME, True), model_version="1")
-        counted = metric_samples(service)
-        assert {counted["quartet_loaded_bytes", ("model", NAME), ("version", str(one))] for one in (1, 2)} == {0}
-        client.unload_model(NAME, headers=ADMIN_HEADERS)  # twice is once
+        samples = metric_samples(service)
+        assert {samples["quartet_loaded_bytes", ("model", NAME), ("version", str(version))] for version in (1, 2)} == {
+            0
+        }
+        client.unload_model(NAME, headers=ADMIN_HEADERS)  # no effect: it is unloaded already
         client.load_model(NAME, headers=ADMIN_HEADERS)
         assert client.is_model_ready(NAME)
         assert ("2", "READY", "") in states(client)
@@ -69,50 +71,50 @@ def test_the_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
     assert service.post("/v1/images/sample", json=SAMPLE).json() == before
 
 
-def test_so_does_the_asyncio_client(service: httpx.Client) -> None:
-    async def tried() -> None:
+def test_the_asyncio_client_unloads_and_loads_a_model(service: httpx.Client) -> None:
+    async def unload_and_load() -> None:
         async with triton_aio.InferenceServerClient(address(service)) as client:
             await client.unload_model(NAME, headers=ADMIN_HEADERS, unload_dependents=True)
             assert not await client.is_model_ready(NAME)
             index = await client.get_model_repository_index()
-            assert {one["state"] for one in index if one["name"] == NAME} == {"UNAVAILABLE"}
+            assert {entry["state"] for entry in index if entry["name"] == NAME} == {"UNAVAILABLE"}
             await client.load_model(NAME, headers=ADMIN_HEADERS)
             assert await client.is_model_ready(NAME)
             answer = await client.infer(NAME, infer_inputs(NAME, True, triton_aio))
             assert answer.as_numpy("images").shape == SHAPES[NAME]["images"]
 
-    asyncio.run(tried())
+    asyncio.run(unload_and_load())
 
 
-def test_all_protocols_refuse_a_model_that_is_unloaded(service: httpx.Client) -> None:
+def test_all_protocols_reject_requests_for_an_unloaded_model(service: httpx.Client) -> None:
     service.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
-    refused = service.post("/v1/images/sample", json=SAMPLE)
-    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_unloaded")
-    told = service.get(f"/v1/models/{NAME}").json()
-    assert (told["state"], told["broken"]) == ("unloaded", [])
+    rejected = service.post("/v1/images/sample", json=SAMPLE)
+    assert (rejected.status_code, rejected.json()["error"]["code"]) == (404, "model_unloaded")
+    model = service.get(f"/v1/models/{NAME}").json()
+    assert (model["state"], model["broken"]) == ("unloaded", [])
     assert service.get(f"/v1/models/{NAME}@1").json()["error"]["code"] == "model_unloaded"
-    assert {one["id"]: one["state"] for one in service.get("/v1/models").json()["data"]}[NAME] == "unloaded"
+    assert {entry["id"]: entry["state"] for entry in service.get("/v1/models").json()["data"]}[NAME] == "unloaded"
     assert service.get("/health/ready").json()["ready"] is True
 
 
 def test_a_version_is_loaded_by_its_number(serve: Serve, two: Path) -> None:
     publish_tiny(two, NAME)
-    with serve(admin_key=ADMIN_KEY) as client, triton.InferenceServerClient(address(client)) as asking:
-        assert [state for _, state, _ in states(asking)] == ["UNAVAILABLE", "READY", "READY"]
-        asking.load_model(f"{NAME}@1", headers=ADMIN_HEADERS)
-        assert [state for _, state, _ in states(asking)] == ["READY", "READY", "READY"]
+    with serve(admin_key=ADMIN_KEY) as client, triton.InferenceServerClient(address(client)) as triton_client:
+        assert [state for _, state, _ in states(triton_client)] == ["UNAVAILABLE", "READY", "READY"]
+        triton_client.load_model(f"{NAME}@1", headers=ADMIN_HEADERS)
+        assert [state for _, state, _ in states(triton_client)] == ["READY", "READY", "READY"]
 
 
-def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
+def test_a_running_text_is_completed_when_its_model_is_unloaded(serve: Serve, two: Path) -> None:
     publish_tiny(two, "tiny-rnn")
     (two / "defaults.json").write_text("{}")
     body = {"prompt": "a", "max_characters": 1500, "n": 16, "stream": True, "model": "tiny-rnn"}
     with serve(admin_key=ADMIN_KEY) as client, client.stream("POST", "/v1/text/continue", json=body) as answer:
-        pieces = answer.iter_bytes()
-        begun = next(pieces)
+        chunks = answer.iter_bytes()
+        first_chunk = next(chunks)
         client.post("/v2/repository/models/tiny-rnn/unload", headers=ADMIN_HEADERS).raise_for_status()
         assert client.get("/v2/models/tiny-rnn/ready").status_code == 404
-        content = begun + b"".join(pieces)
+        content = first_chunk + b"".join(chunks)
     assert content.count(b'"finish_reason":"length"') == 16
 
 
@@ -141,69 +143,71 @@ def test_a_text_that_is_written_is_finished(serve: Serve, two: Path) -> None:
         ("tiny-cgan/load", [], 400, "the body is []; it should be an object"),
     ],
 )
-def test_what_cannot_be_done_is_told(service: httpx.Client, path: str, body: Any, status: int, sentence: str) -> None:
+def test_an_impossible_change_is_rejected(
+    service: httpx.Client, path: str, body: Any, status: int, sentence: str
+) -> None:
     answer = service.post(f"/v2/repository/models/{path}", json=body, headers=ADMIN_HEADERS)
     assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert sentence in answer.json()["error"]
     assert service.get(f"/v2/models/{NAME}/ready").status_code == 200
 
 
-def test_without_the_admin_key_nothing_is_changed(serve: Serve, two: Path, tmp_path: Path) -> None:
-    ring: dict[str, Any] = {"keys_file": tmp_path / "keys"}
-    known = key_file.add(ring["keys_file"], "alice")
-    for settings in ({}, ring):
+def test_a_request_without_the_admin_key_changes_nothing(serve: Serve, two: Path, tmp_path: Path) -> None:
+    with_keys: dict[str, Any] = {"keys_file": tmp_path / "keys"}
+    client_key = key_file.add(with_keys["keys_file"], "alice")
+    for settings in ({}, with_keys):
         with serve(admin_key=ADMIN_KEY, **settings) as client:
-            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {known}"}):
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {client_key}"}):
                 for change in ("load", "unload"):
                     answer = client.post(f"/v2/repository/models/{NAME}/{change}", headers=headers)
                     assert (answer.status_code, list(answer.json())) == (401, ["error"])
             assert not rollout.read(two, NAME).unloaded
-            for change, unloaded in (("unload", True), ("load", False)):  # where callers have keys of their own, too
+            for change, unloaded in (("unload", True), ("load", False)):  # also with a key file
                 assert client.post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).status_code == 200
                 assert rollout.read(two, NAME).unloaded is unloaded
     with serve() as client:
-        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
-        assert (refused.status_code, list(refused.json())) == (403, ["error"])
+        rejected = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
+        assert (rejected.status_code, list(rejected.json())) == (403, ["error"])
         assert "/v2/repository/models" not in client.get("/openapi.json").text
 
 
-def test_a_service_that_does_not_follow_its_store_says_so(serve: Serve, two: Path) -> None:
+def test_a_service_that_does_not_poll_its_store_rejects_changes(serve: Serve, two: Path) -> None:
     with serve(admin_key=ADMIN_KEY, store_poll_seconds=0) as client:
-        refused = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
-        assert refused.status_code == 409
-        assert refused.json()["error"].startswith("QUARTET_STORE_POLL_SECONDS is 0")
+        rejected = client.post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS)
+        assert rejected.status_code == 409
+        assert rejected.json()["error"].startswith("QUARTET_STORE_POLL_SECONDS is 0")
     assert not rollout.read(two, NAME).unloaded
 
 
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
-def test_every_process_says_the_same_at_once(two: Path) -> None:
+def test_all_processes_load_and_unload_before_the_change_is_confirmed(two: Path) -> None:
     path = f"/v2/models/{NAME}"
-    with serving(two, store_poll_seconds=60, admin_key=ADMIN_KEY) as several:  # none would look by itself
-        callers = [httpx.Client(base_url=several.url, timeout=60) for _ in range(4)]  # dealt out to both workers
+    with serving(two, store_poll_seconds=60, admin_key=ADMIN_KEY) as service:  # no poll during the test
+        clients = [httpx.Client(base_url=service.url, timeout=60) for _ in range(4)]  # distributed over both workers
         for _ in range(2):
             for change, ready in (("unload", 404), ("load", 200)):
-                callers[0].post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).raise_for_status()
-                assert {caller.get(f"{path}/ready").status_code for caller in callers} == {ready}
-                asked = {caller.post("/v1/images/sample", json=SAMPLE).status_code for caller in callers}
-                assert asked == {ready}
-        callers[0].post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
-        assert {caller.get(f"{path}/ready").status_code for caller in callers} == {404}
-        callers[0].post(f"/v2/repository/models/{NAME}/load", headers=ADMIN_HEADERS).raise_for_status()
-        asked = {caller.post("/v1/images/sample", json=SAMPLE).status_code for caller in callers}
-        assert asked == {200}  # who is about to be refused looks first
-        for caller in callers:
-            caller.close()
+                clients[0].post(f"/v2/repository/models/{NAME}/{change}", headers=ADMIN_HEADERS).raise_for_status()
+                assert {client.get(f"{path}/ready").status_code for client in clients} == {ready}
+                statuses = {client.post("/v1/images/sample", json=SAMPLE).status_code for client in clients}
+                assert statuses == {ready}
+        clients[0].post(f"/v2/repository/models/{NAME}/unload", headers=ADMIN_HEADERS).raise_for_status()
+        assert {client.get(f"{path}/ready").status_code for client in clients} == {404}
+        clients[0].post(f"/v2/repository/models/{NAME}/load", headers=ADMIN_HEADERS).raise_for_status()
+        statuses = {client.post("/v1/images/sample", json=SAMPLE).status_code for client in clients}
+        assert statuses == {200}  # a worker reads the store before it rejects a request
+        for client in clients:
+            client.close()
 
 
-def test_the_command_line_does_the_same(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_unloads_and_loads_a_model(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models_command(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
     assert rollout.worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
     assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (newest)\n", "")
     rollout.unload(two, NAME)
-    assert not rollout.activate(two, NAME, 1).unloaded  # who has a version serve wants it served
+    assert not rollout.activate(two, NAME, 1).unloaded  # activating a version also loads the model
     with pytest.raises(rollout.RolloutRefused, match="tiny-gan is the default for the task 'sample'"):
         rollout.unload(two, "tiny-gan")
     rollout.unload(two, NAME)
-    assert rollout.rollback(two, NAME).unloaded  # what was chosen is another question
+    assert rollout.rollback(two, NAME).unloaded  # a rollback does not load the model
     assert rollout.load(two, NAME).active == 2

@@ -31,7 +31,7 @@ from app.serving.device import find_device
 from app.settings import Settings, SettingsError
 
 
-def test_models_tell_what_is_served(shipped: httpx.Client) -> None:
+def test_the_model_list_describes_every_served_model(shipped: httpx.Client) -> None:
     listed = shipped.get("/v1/models").json()
     assert listed["object"] == "list"
     by_name = {model["id"]: model for model in listed["data"]}
@@ -48,7 +48,7 @@ def test_models_tell_what_is_served(shipped: httpx.Client) -> None:
     assert by_name["cifar10-lenet"]["labels"][3] == "cat"
 
 
-def test_live_and_ready_when_all_is_well(serve: Serve) -> None:
+def test_a_working_service_is_live_and_ready(serve: Serve) -> None:
     with serve() as client:
         assert client.get("/health/live").json()["live"] is True
         ready = client.get("/health/ready")
@@ -61,7 +61,7 @@ def test_live_and_ready_when_all_is_well(serve: Serve) -> None:
         }
 
 
-def test_a_broken_version_is_listed_and_the_whole_ones_serve(serve: Serve, tiny_store: Path) -> None:
+def test_a_broken_version_is_listed_and_the_other_versions_serve(serve: Serve, tiny_store: Path) -> None:
     broken = publish_tiny(tiny_store, "tiny-gan").folder
     (broken / "model.safetensors").write_bytes(b"cut")
     rewrite_card(tiny_store / "tiny-cnn" / "1", sizes={"depth": 3})
@@ -103,37 +103,37 @@ def test_a_hung_network_turns_readiness_off_and_then_liveness(serve: Serve, held
         assert client.get("/health/ready").status_code == 200
 
 
-def test_a_caller_who_hangs_up_frees_what_it_held(serve: Serve) -> None:
+def test_generation_ends_when_the_client_disconnects(serve: Serve) -> None:
     with serve() as client:
         body = b'{"prompt": "a", "max_characters": 4000, "n": 16}'
-        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
-            caller.sendall(
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
+            connection.sendall(
                 b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
             )
-            begun = ("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1"))
-            wait_until(lambda: metric_samples(client).get(begun, 0) >= 16)
-        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-        wait_until(lambda: gone in metric_samples(client))
+            queued = ("quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1"))
+            wait_until(lambda: metric_samples(client).get(queued, 0) >= 16)
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+        wait_until(lambda: disconnected in metric_samples(client))
         client.post("/v1/text/continue", json={"prompt": "a", "max_characters": 1}).raise_for_status()
         assert (
             metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 2000
         )  # of 4,000 steps
 
 
-def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: HeldGenerator) -> None:
-    with serve(queue_rows=8, inline_seconds=0) as client, ThreadPoolExecutor(9) as callers:
+def test_a_full_queue_rejects_requests_immediately_with_retry_after(serve: Serve, held: HeldGenerator) -> None:
+    with serve(queue_rows=8, inline_seconds=0) as client, ThreadPoolExecutor(9) as pool:
         held.armed.set()
 
-        def ask() -> Future[httpx.Response]:
-            return callers.submit(httpx.post, f"{client.base_url}/v1/images/sample", json={"count": 4}, timeout=60)
+        def post() -> Future[httpx.Response]:
+            return pool.submit(httpx.post, f"{client.base_url}/v1/images/sample", json={"count": 4}, timeout=60)
 
-        answers = [ask()]
+        answers = [post()]
         assert held.entered.wait(30)
-        answers += [ask() for _ in range(8)]
+        answers += [post() for _ in range(8)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 6)
-        refused = [answer.result() for answer in answers if answer.done()]
-        assert [answer.status_code for answer in refused] == [429] * 6
-        for answer in refused:
+        rejected = [answer.result() for answer in answers if answer.done()]
+        assert [answer.status_code for answer in rejected] == [429] * 6
+        for answer in rejected:
             assert int(answer.headers["retry-after"]) >= 1
             assert "the queue of tiny-gan@1 is full: 8 of 8 rows wait" in answer.json()["error"]["message"]
         assert (
@@ -146,20 +146,20 @@ def test_a_full_queue_is_told_at_once_and_when_to_come_back(serve: Serve, held: 
         assert sorted(answer.result().status_code for answer in answers) == [200] * 3 + [429] * 6
 
 
-def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve, held: HeldGenerator) -> None:
-    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as caller:
+def test_a_deadline_applies_to_waiting_and_to_running_requests(serve: Serve, held: HeldGenerator) -> None:
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as pool:
         held.armed.set()
 
-        def ask(seconds: str) -> httpx.Response:
+        def post(seconds: str) -> httpx.Response:
             return client.post("/v1/images/sample", json={}, headers={"x-request-timeout": seconds})
 
-        runs = caller.submit(ask, "1")
+        running = pool.submit(post, "1")
         assert held.entered.wait(30)
-        for answer in (ask("0.05"), runs.result()):  # the one that waits, and the one that runs
+        for answer in (post("0.05"), running.result()):  # of the waiting and of the running request
             assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         held.release.set()
-        assert ask("30").status_code == 200
-        assert held.batches == [16, 16]  # the one that waited was not computed
+        assert post("30").status_code == 200
+        assert held.batches == [16, 16]  # the waiting request was not computed
         long, short = {"prompt": "a", "max_characters": 4000, "n": 16}, {"x-request-timeout": "0.05"}
         assert client.post("/v1/text/continue", json=long, headers=short).status_code == 504
         assert client.post("/v1/text/continue", json={"max_characters": 1}).status_code == 200
@@ -168,43 +168,41 @@ def test_a_deadline_is_kept_while_a_request_waits_and_while_it_runs(serve: Serve
         )  # of 4,000 steps
 
 
-def test_who_hangs_up_while_it_waits_or_is_computed_is_counted_and_leaves_its_room(
-    serve: Serve, held: HeldGenerator
-) -> None:
-    def asks(client: httpx.Client) -> socket.socket:
-        caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
-        caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"count": 5}')
-        return caller
+def test_requests_of_disconnected_clients_count_as_499_and_leave_the_queue(serve: Serve, held: HeldGenerator) -> None:
+    def send_request(client: httpx.Client) -> socket.socket:
+        connection = socket.create_connection((client.base_url.host, client.base_url.port or 0))
+        connection.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{"count": 5}')
+        return connection
 
-    of = ("model", "tiny-gan"), ("version", "1")
-    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as other:
+    labels = ("model", "tiny-gan"), ("version", "1")
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(1) as pool:
         before = client.post("/v1/images/sample", json={"count": 3, "seed": 1}).json()
         held.armed.set()
-        runs = asks(client)
+        running = send_request(client)
         assert held.entered.wait(30)
-        waits = asks(client)
-        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 5)
-        beside = other.submit(client.post, "/v1/images/sample", json={"count": 3, "seed": 1})
-        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 8)
-        for caller in (runs, waits):
-            caller.close()
-        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/images/sample"), ("status", "499"))
-        wait_until(lambda: metric_samples(client).get(gone, 0) == 2)
-        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of] == 3)
+        waiting = send_request(client)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 5)
+        other = pool.submit(client.post, "/v1/images/sample", json={"count": 3, "seed": 1})
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 8)
+        for connection in (running, waiting):
+            connection.close()
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/images/sample"), ("status", "499"))
+        wait_until(lambda: metric_samples(client).get(disconnected, 0) == 2)
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels] == 3)
         held.release.set()
-        assert beside.result().json() == before
-        assert held.batches == [5, 3]  # who waited was not computed
+        assert other.result().json() == before
+        assert held.batches == [5, 3]  # the waiting request was not computed
 
 
-def test_a_default_deadline_is_a_setting(serve: Serve) -> None:
+def test_a_client_cannot_extend_the_deadline_beyond_the_setting(serve: Serve) -> None:
     with serve(request_seconds=0.02) as client:
         body = {"prompt": "a", "max_characters": 4000, "n": 16}
         longer = {"x-request-timeout": "100"}
-        for headers in ({}, longer):  # nobody may ask for more
+        for headers in ({}, longer):  # the header cannot extend the deadline
             assert client.post("/v1/text/continue", json=body, headers=headers).status_code == 504
 
 
-def test_a_default_for_another_task_is_refused(serve: Serve, tiny_store: Path) -> None:
+def test_a_default_model_of_another_task_is_not_used(serve: Serve, tiny_store: Path) -> None:
     (tiny_store / "defaults.json").write_text('{"classify": "tiny-gan", "sample": "tiny-gan"}')
     with serve() as client:
         (broken,) = client.get("/health/ready").json()["broken"]
@@ -229,11 +227,11 @@ def test_metrics_count_requests_and_rows(serve: Serve) -> None:
     assert samples["quartet_batch_rows_sum", ("model", "tiny-gan"), ("version", "1")] == 5
     assert samples["quartet_compute_seconds_count", ("model", "tiny-gan"), ("version", "1")] == 1
     assert samples["quartet_queue_seconds_count", ("model", "tiny-rnn"), ("version", "1")] == 1
-    turns = samples["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")]
-    assert samples["quartet_batch_rows_sum", ("model", "tiny-rnn"), ("version", "1")] == turns >= 1
+    steps = samples["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")]
+    assert samples["quartet_batch_rows_sum", ("model", "tiny-rnn"), ("version", "1")] == steps >= 1
 
 
-def test_every_answer_carries_a_request_id(serve: Serve) -> None:
+def test_every_response_has_a_request_id(serve: Serve) -> None:
     with serve() as client:
         assert client.get("/health/live", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
         for hostile in ("a b", "x" * 500, "é"):
@@ -241,7 +239,7 @@ def test_every_answer_carries_a_request_id(serve: Serve) -> None:
             assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
 
 
-def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_gives_500_without_its_details(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.serving.registry import Registry
 
     def fail(*_: object) -> None:
@@ -255,29 +253,29 @@ def test_an_unforeseen_failure_is_told_without_its_details(serve: Serve, monkeyp
         assert "secret" not in answer.text
 
 
-def test_a_request_that_a_stop_cuts_off_is_told(serve: Serve) -> None:
+def test_an_incomplete_request_gets_503_when_the_service_stops(serve: Serve) -> None:
     with serve() as client:
         caller = socket.create_connection((client.base_url.host, client.base_url.port or 0))
         caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
-        assert client.get("/health/live").status_code == 200  # so the request before it is under way
+        assert client.get("/health/live").status_code == 200  # the request above has started by now
     with caller, caller.makefile("rb") as answer:
         content = answer.read()
     assert content.startswith(b"HTTP/1.1 503 ")
     assert b"the service stopped before it could answer" in content
 
 
-def test_the_documentation_needs_no_other_host(shipped: httpx.Client) -> None:
+def test_the_documentation_page_loads_no_external_files(shipped: httpx.Client) -> None:
     page = shipped.get("/docs")
     assert page.status_code == 200
-    found = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
-    links = [link for pair in found for link in pair if link]
+    pairs = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", page.text)
+    links = [link for pair in pairs for link in pair if link]
     assert any(link.endswith(".js") for link in links)
     for link in links:
         assert link.startswith("/")
         assert shipped.get(link).status_code == 200
 
 
-def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:
+def test_the_openapi_document_states_the_configured_limits(serve: Serve) -> None:
     with serve(max_characters=77, max_images=3, max_samples=9) as client:
         document = client.get("/openapi.json").json()
     paths = document["paths"]
@@ -303,16 +301,16 @@ def test_limits_stand_in_the_openapi_document(serve: Serve) -> None:
         ("QUARTET_DEVCE", "cpu", "QUARTET_DEVCE is not a setting; did you mean QUARTET_DEVICE?"),
     ],
 )
-def test_a_wrong_setting_is_refused_by_name(
+def test_an_invalid_setting_is_rejected_by_name(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError) as refusal:
+    with pytest.raises(SettingsError) as rejection:
         Settings()
-    assert sentence in str(refusal.value)
+    assert sentence in str(rejection.value)
 
 
-def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_device_is_rejected_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert str(find_device("auto")) == "cpu"
     with pytest.raises(SettingsError, match="QUARTET_DEVICE is 'cuda': there is no GPU"):
@@ -325,19 +323,19 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
         find_device("cuda:2")
 
 
-def test_a_wrong_start_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
+def test_an_invalid_start_gives_one_message_and_no_traceback(tmp_path: Path) -> None:
     for variables, sentence in (
         ({"QUARTET_PORT": "x"}, "QUARTET_PORT is 'x'"),
         ({"QUARTET_DEVICE": "cuda:99"}, "QUARTET_DEVICE is 'cuda:99'"),
         ({"QUARTET_STORE": str(tmp_path / "none")}, "there is no such folder"),
     ):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "app.main"],
             cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-        assert done.returncode != 0
-        assert sentence in done.stderr
-        assert "Traceback" not in done.stderr
+        assert result.returncode != 0
+        assert sentence in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -346,13 +344,13 @@ def test_a_wrong_start_is_one_sentence_and_no_traceback(tmp_path: Path) -> None:
     + [(accept, False) for accept in ("*/*", "application/json", "image/pngx", "image/png;q=0", "image/jpeg")]
     + [("application/json, image/png;q=0.1", False), ("image/png;q=x, application/json;q=0.5", True)],
 )
-def test_an_accept_header_is_read_as_the_standard_says(accept: str, png: bool) -> None:
+def test_an_accept_header_chooses_between_json_and_png(accept: str, png: bool) -> None:
     assert preferred_media_type(accept, ("application/json", "image/png")) == (
         "image/png" if png else "application/json"
     )
 
 
-def test_of_several_kinds_the_most_wanted_is_given() -> None:
+def test_the_media_type_with_the_highest_quality_value_is_chosen() -> None:
     offered = ("application/json", "image/png", "image/webp")
     for accept, kind in (
         ("image/webp", 2), ("image/*", 1), ("image/webp;q=0.8, image/png;q=0.3", 2), ("*/*;q=0.1, image/webp", 2),
@@ -361,22 +359,22 @@ def test_of_several_kinds_the_most_wanted_is_given() -> None:
         assert preferred_media_type(accept, offered) == offered[kind]
 
 
-def test_two_applications_live_side_by_side(tiny_store: Path) -> None:
+def test_one_process_can_create_two_applications(tiny_store: Path) -> None:
     settings = Settings(store=tiny_store, threads=1)
     assert create_app(settings) is not create_app(settings)
 
 
 def slowness() -> float:
-    """How many times as long as where the tests were written this machine now takes for a little work; at least 1."""
-    begun = time.perf_counter()
+    """Return how many times slower this machine is now than the one that the limit was chosen on; at least 1."""
+    started = time.perf_counter()
     sum(i * i for i in range(600_000))
-    return max(1.0, (time.perf_counter() - begun) / 0.026)
+    return max(1.0, (time.perf_counter() - started) / 0.026)
 
 
-def test_nothing_holds_the_event_loop(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    """asyncio's debug mode names each callback that takes over 50 ms, while all that is heavy is asked for at once."""
+def test_no_callback_blocks_the_event_loop_for_50_ms(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio's debug mode logs each callback that takes over 50 ms. All expensive requests run at the same time."""
 
-    async def watched() -> None:
+    async def enable_debug_mode() -> None:
         loop = asyncio.get_running_loop()
         loop.set_debug(True)
         loop.slow_callback_duration = 0.05 * slowness()
@@ -390,41 +388,44 @@ def test_nothing_holds_the_event_loop(serve: Serve, caplog: pytest.LogCaptureFix
         ("/v1/series/forecast", {"json": {"values": [[0.5, -1.25] * 700] * 64, "horizon": 500}}),
         ("/v1/images/sample", {"json": {"count": 1024}}),
     ]
-    held: list[str] = []
-    for _ in range(5):  # the machine, too, can hold a process for so long: not five times in a row
+    slow_callbacks: list[str] = []
+    for _ in range(5):  # a busy machine can also pause the process, but hardly five times in a row
         caplog.clear()
-        with serve(prepare=watched) as client, ThreadPoolExecutor(4) as callers:
-            asked = [
-                callers.submit(httpx.post, f"{client.base_url}{path}", timeout=60, **sent)
-                for path, sent in requests * 2
+        with serve(prepare=enable_debug_mode) as client, ThreadPoolExecutor(4) as pool:
+            responses = [
+                pool.submit(httpx.post, f"{client.base_url}{path}", timeout=60, **body) for path, body in requests * 2
             ]
-            assert {answer.result().status_code for answer in asked} == {200}
-        held = [record.getMessage() for record in caplog.records if "took" in record.getMessage()]
-        if not held:
+            assert {answer.result().status_code for answer in responses} == {200}
+        slow_callbacks = [record.getMessage() for record in caplog.records if "took" in record.getMessage()]
+        if not slow_callbacks:
             return
-    raise AssertionError(held)
+    raise AssertionError(slow_callbacks)
 
 
-def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
+def test_a_running_service_loads_and_removes_versions_with_the_store(
+    serve: Serve, tiny_store: Path, tmp_path: Path
+) -> None:
     body = {"prompt": "abc", "max_characters": 50, "seed": 1}
     with serve(store_poll_seconds=0.02) as client:
         first = client.post("/v1/text/continue", json=body).json()
-        seen, stop = [first], threading.Event()
+        answers, stop = [first], threading.Event()
 
-        def ask() -> None:
+        def send_requests() -> None:
             with httpx.Client(base_url=client.base_url) as caller:
                 while not stop.is_set():
-                    seen.append(caller.post("/v1/text/continue", json=body).raise_for_status().json())
+                    answers.append(caller.post("/v1/text/continue", json=body).raise_for_status().json())
 
-        with ThreadPoolExecutor(2) as callers, ExitStack() as afterwards:
+        with ThreadPoolExecutor(2) as pool, ExitStack() as afterwards:
             afterwards.callback(stop.set)
-            asking = [callers.submit(ask) for _ in range(2)]
+            tasks = [pool.submit(send_requests) for _ in range(2)]
             publish_tiny(tiny_store, "tiny-rnn")
             wait_until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 2)
             assert client.post("/v1/text/continue", json={**body, "model": "tiny-rnn@1"}).json() == first
-            aside = publish_tiny(tmp_path / "aside", "tiny-rnn").folder
-            (aside / "model.safetensors").write_bytes(b"cut")
-            broken = aside.rename(tiny_store / "tiny-rnn" / "3")  # so that nobody sees it whole
+            incomplete = publish_tiny(tmp_path / "aside", "tiny-rnn").folder
+            (incomplete / "model.safetensors").write_bytes(b"cut")
+            broken = incomplete.rename(
+                tiny_store / "tiny-rnn" / "3"
+            )  # atomic, so that the service never sees a complete copy
             wait_until(lambda: len(client.get("/health/ready").json()["broken"]) == 1)
             assert client.get("/v1/models/tiny-rnn").json()["broken"][0]["version"] == 3
             shutil.rmtree(broken)
@@ -432,14 +433,14 @@ def test_a_running_service_follows_the_store(serve: Serve, tiny_store: Path, tmp
             wait_until(lambda: client.post("/v1/text/continue", json=body).json()["version"] == 1)
             wait_until(lambda: client.get("/health/ready").json()["broken"] == [])
             stop.set()
-            for one in asking:
-                one.result()
-        by_version = {answer["version"]: answer["results"][0]["text"] for answer in seen}
+            for task in tasks:
+                task.result()
+        by_version = {answer["version"]: answer["results"][0]["text"] for answer in answers}
         assert set(by_version) == {1, 2}
-        assert all(answer["results"][0]["text"] == by_version[answer["version"]] for answer in seen)
+        assert all(answer["results"][0]["text"] == by_version[answer["version"]] for answer in answers)
 
 
-def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) -> None:
+def test_a_default_model_can_be_changed_while_serving(serve: Serve, tiny_store: Path) -> None:
     file = tiny_store / "defaults.json"
     with serve(store_poll_seconds=0.02) as client:
         assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200
@@ -449,7 +450,7 @@ def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) 
         wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 200)
         file.write_text("{")
         wait_until(lambda: "defaults.json" in client.get("/health/ready").text)
-        assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200  # as before
+        assert client.post("/v1/images/sample", json={"count": 1}).status_code == 200  # the previous defaults apply
         file.write_text('{"sample": "tiny-rnn"}')
         wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).status_code == 503)
         file.write_text('{"sample": "tiny-gan"}')
@@ -457,7 +458,7 @@ def test_a_default_can_be_changed_while_serving(serve: Serve, tiny_store: Path) 
         assert client.get("/health/ready").json()["broken"] == []
 
 
-def test_a_caller_who_leaves_with_another_request_behind_is_noticed(serve: Serve) -> None:
+def test_a_disconnect_with_a_pipelined_request_ends_the_running_request(serve: Serve) -> None:
     body = b'{"prompt": "a", "max_characters": 4000, "n": 16}'
     request = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     with serve() as client:
@@ -471,11 +472,11 @@ def test_a_caller_who_leaves_with_another_request_behind_is_noticed(serve: Serve
                     >= 16
                 )
             )
-        gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-        wait_until(lambda: gone in metric_samples(client))
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+        wait_until(lambda: disconnected in metric_samples(client))
 
 
-def test_what_is_no_http_behind_a_request_does_not_spoil_its_answer(serve: Serve) -> None:
+def test_invalid_bytes_after_a_request_do_not_change_its_response(serve: Serve) -> None:
     body = b'{"prompt": "a", "max_characters": 2000, "n": 16}'
     with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
         head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)

@@ -1,4 +1,4 @@
-"""Streamed texts: the same characters as unstreamed, and no end without a reason."""
+"""Streamed texts: they equal unstreamed texts, and every stream ends with a reason or an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
 
 
 def events(client: httpx.Client, body: dict[str, Any], **headers: str) -> list[Any]:
-    """What came as events; the last one is [DONE]."""
+    """Send a streaming request; return its events without the final [DONE]."""
     with client.stream("POST", PATH, json={"stream": True, **body}, headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -40,31 +40,31 @@ def events(client: httpx.Client, body: dict[str, Any], **headers: str) -> list[A
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
 
-def test_a_stream_has_the_characters_of_the_whole_answer(serve: Serve) -> None:
+def test_a_streamed_text_equals_the_unstreamed_one(serve: Serve) -> None:
     with serve() as client:
-        for choice in ({}, {"stop": ["b", "aa", "hgj"]}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}):
-            body = {"prompt": "abcé", "max_characters": 150, "n": 3, "seed": 5, **choice}
+        for options in ({}, {"stop": ["b", "aa", "hgj"]}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}):
+            body = {"prompt": "abcé", "max_characters": 150, "n": 3, "seed": 5, **options}
             whole = client.post(PATH, json=body).json()
-            texts, ends = [""] * 3, {}
+            texts, last_events = [""] * 3, {}
             for event in events(client, body):
-                assert event["index"] not in ends
+                assert event["index"] not in last_events
                 texts[event["index"]] += event["text"]
                 if "finish_reason" in event:
-                    ends[event["index"]] = event
+                    last_events[event["index"]] = event
             for index, result in enumerate(whole["results"]):
                 assert texts[index] == result["text"]
-                assert ends[index]["finish_reason"] == result["finish_reason"]
-                assert ends[index]["seed"] == result["seed"] == 5 + index
-                assert ends[index]["unknown_characters"] == whole["unknown_characters"] == ["é"]
+                assert last_events[index]["finish_reason"] == result["finish_reason"]
+                assert last_events[index]["seed"] == result["seed"] == 5 + index
+                assert last_events[index]["unknown_characters"] == whole["unknown_characters"] == ["é"]
 
 
-def test_what_is_wrong_before_the_first_character_has_a_status(serve: Serve) -> None:
+def test_an_invalid_streaming_request_gets_an_error_status(serve: Serve) -> None:
     with serve() as client:
         for body, status in (({"temperature": -1}, 400), ({"model": "none"}, 404), ({"stream": "yes"}, 400)):
             assert client.post(PATH, json={"stream": True, **body}).status_code == status
 
 
-def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     step = TextGenerator.step
 
     def fail(self: TextGenerator, texts: Sequence[Continuation]) -> None:
@@ -82,22 +82,22 @@ def test_a_failure_on_the_way_is_an_event(serve: Serve, monkeypatch: pytest.Monk
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"
 
 
-def test_what_nobody_foresaw_is_an_event_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = texts.event
+def test_an_unexpected_error_during_a_stream_is_an_error_event(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    event = texts.event
 
-    def fails(content: dict[str, Any]) -> bytes:
+    def failing_event(content: dict[str, Any]) -> bytes:
         if "finish_reason" in content:
             raise MemoryError
-        return told(content)
+        return event(content)
 
-    monkeypatch.setattr(texts, "event", fails)
+    monkeypatch.setattr(texts, "event", failing_event)
     with serve() as client:
         *_, last = events(client, {"max_characters": 50, "seed": 7})
     assert last["error"]["message"] == "the service failed; see its log"
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
+def test_a_deadline_during_a_stream_is_an_error_event(serve: Serve) -> None:
     with serve(inline_seconds=0) as client:
         *before, last = events(client, LONG, **{"x-request-timeout": "1"})
         assert before
@@ -106,16 +106,16 @@ def test_a_deadline_on_the_way_is_an_event(serve: Serve) -> None:
         assert metric_samples(client)["quartet_errors_total", ("reason", "deadline_exceeded"), ("route", PATH)] == 1
 
 
-def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
+def test_generation_ends_when_the_client_leaves_a_stream(serve: Serve) -> None:
     body = json.dumps(LONG).encode()
     with serve() as client:
-        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
-            caller.sendall(
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
+            connection.sendall(
                 b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
             )
-            assert caller.recv(100).startswith(b"HTTP/1.1 200")
-        gone = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
-        wait_until(lambda: gone in metric_samples(client))
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", PATH), ("status", "499"))
+        wait_until(lambda: disconnected in metric_samples(client))
         client.post(PATH, json={"max_characters": 1}).raise_for_status()
         assert (
             metric_samples(client)["quartet_compute_seconds_count", ("model", "tiny-rnn"), ("version", "1")] < 3000
@@ -123,53 +123,53 @@ def test_a_caller_who_leaves_a_stream_frees_its_rows(serve: Serve) -> None:
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_stop_on_the_way_is_an_event(serve: Serve) -> None:
-    came = threading.Event()
+def test_a_shutdown_during_a_stream_is_an_error_event(serve: Serve) -> None:
+    first_line = threading.Event()
     lines: list[str] = []
     with serve(inline_seconds=0) as client:
 
-        def follow() -> None:
+        def read_stream() -> None:
             url = f"{client.base_url}{PATH}"
             with httpx.stream("POST", url, json={**LONG, "n": 1}, timeout=60) as answer:
                 for line in answer.iter_lines():
                     lines.append(line)
-                    came.set()
+                    first_line.set()
 
-        caller = threading.Thread(target=follow)
-        caller.start()
-        assert came.wait(30)
-    caller.join(30)
-    ended = [line for line in lines if line]
-    assert json.loads(ended[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
-    assert ended[-1] == "data: [DONE]"
+        thread = threading.Thread(target=read_stream)
+        thread.start()
+        assert first_line.wait(30)
+    thread.join(30)
+    events = [line for line in lines if line]
+    assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "not_ready"
+    assert events[-1] == "data: [DONE]"
 
 
-def test_a_slow_reader_holds_nobody_up_and_gets_all(serve: Serve) -> None:
+def test_a_slow_reader_delays_no_other_client_and_gets_all_events(serve: Serve) -> None:
     body = json.dumps({**LONG, "max_characters": 2000}).encode()
-    with serve() as client, socket.socket() as caller:
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        caller.connect((client.base_url.host, client.base_url.port or 0))
-        caller.sendall(
+    with serve() as client, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((client.base_url.host, client.base_url.port or 0))
+        connection.sendall(
             b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
         )
-        caller.recv(10)
+        connection.recv(10)
         for _ in range(5):
             assert len(events(client, {"max_characters": 100})) > 1
         content = b""
         while not content.endswith(b"0\r\n\r\n"):
-            content += caller.recv(65536)
+            content += connection.recv(65536)
     assert content.count(b'"finish_reason":"length"') == 16
     assert b"error" not in content
 
 
 @pytest.mark.anyio
-async def test_nothing_is_asked_for_while_a_reader_is_slow() -> None:
-    asked, sent, gate = 0, 0, asyncio.Event()
+async def test_no_event_is_generated_while_the_reader_is_slow() -> None:
+    generated, sent, gate = 0, 0, asyncio.Event()
 
-    async def growing() -> AsyncGenerator[bytes, None]:
-        nonlocal asked
+    async def generate_events() -> AsyncGenerator[bytes, None]:
+        nonlocal generated
         for _ in range(100):
-            asked += 1
+            generated += 1
             yield b"data: x\n\n"
 
     async def send(message: Any) -> None:
@@ -182,18 +182,18 @@ async def test_nothing_is_asked_for_while_a_reader_is_slow() -> None:
         return await asyncio.Event().wait()
 
     request = Request({"type": "http", "headers": []}, receive)
-    until = asyncio.get_running_loop().time() + 30
-    sending = asyncio.ensure_future(EventStream(request, growing(), until)({}, receive, send))
+    deadline = asyncio.get_running_loop().time() + 30
+    sending = asyncio.ensure_future(EventStream(request, generate_events(), deadline)({}, receive, send))
     for _ in range(10):
         await asyncio.sleep(0)
-    assert asked == 2
+    assert generated == 2
     gate.set()
     await sending
-    assert asked == 100
+    assert generated == 100
 
 
 @pytest.mark.anyio
-async def test_a_failure_before_the_first_event_is_an_answer() -> None:
+async def test_a_failure_before_the_first_event_is_an_error_response() -> None:
     async def failing() -> AsyncGenerator[bytes, None]:
         raise BadValue("x is wrong", "x")
         yield b""
@@ -207,7 +207,7 @@ async def test_a_failure_before_the_first_event_is_an_answer() -> None:
         messages.append(message)
 
     request = Request({"type": "http", "headers": []}, receive)
-    until = asyncio.get_running_loop().time() + 30
-    await EventStream(request, failing(), until)({"type": "http", "path": PATH}, receive, send)
+    deadline = asyncio.get_running_loop().time() + 30
+    await EventStream(request, failing(), deadline)({"type": "http", "path": PATH}, receive, send)
     assert messages[0]["status"] == 400
     assert b"x is wrong" in messages[1]["body"]

@@ -8,30 +8,30 @@ import httpx
 import pytest
 
 URL = "/v1/timeseries/forecast"
-LINE = [float(i % 7) for i in range(20)]
+SERIES = [float(i % 7) for i in range(20)]
 
 
-def question(**more: Any) -> dict[str, Any]:
-    given = {"type": "univariate_time_series", "name": "a", "series": LINE, "frequency": "day"}
-    given |= {key: more.pop(key) for key in list(more) if key not in ("model", "inputs", "options", "metadata")}
-    return {"model": "tiny-lstm", "inputs": [given], "options": {"horizon": 5}, **more}
+def request_body(**changes: Any) -> dict[str, Any]:
+    series = {"type": "univariate_time_series", "name": "a", "series": SERIES, "frequency": "day"}
+    series |= {key: changes.pop(key) for key in list(changes) if key not in ("model", "inputs", "options", "metadata")}
+    return {"model": "tiny-lstm", "inputs": [series], "options": {"horizon": 5}, **changes}
 
 
 def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) -> None:
     quantiles = [0.025, 0.1, 0.5, 0.9, 0.975]
-    second = {"type": "univariate_time_series", "name": "b", "series": [*LINE, None, 3], "frequency": "M"}
-    body = question(options={"horizon": 5, "quantiles": quantiles}, metadata={"from": "me"})
+    second = {"type": "univariate_time_series", "name": "b", "series": [*SERIES, None, 3], "frequency": "M"}
+    body = request_body(options={"horizon": 5, "quantiles": quantiles}, metadata={"from": "me"})
     body["inputs"].append(second)
     answer = tiny.post(URL, json=body).json()
-    native = {"values": [LINE, second["series"]], "horizon": 5, "levels": [80, 95]}
+    native = {"values": [SERIES, second["series"]], "horizon": 5, "levels": [80, 95]}
     results = tiny.post("/v1/series/forecast", json=native).json()["results"]
     assert (answer["status"], answer["error"], answer["model"]) == ("completed", None, "tiny-lstm")
-    for given, output, result in zip(body["inputs"], answer["outputs"], results, strict=True):
+    for series, output, result in zip(body["inputs"], answer["outputs"], results, strict=True):
         (content,) = output["content"]
         assert (content["type"], content["name"], content["frequency"]) == (
-            given["type"],
-            given["name"],
-            given["frequency"],
+            series["type"],
+            series["name"],
+            series["frequency"],
         )
         assert content["mean_forecast"] == result["mean"]
         bounds = result["intervals"]
@@ -45,12 +45,12 @@ def test_quantiles_are_the_bounds_of_the_native_intervals(tiny: httpx.Client) ->
     assert tiny.get("/v1/timeseries/models").json() == ["tiny-forecaster", "tiny-lstm"]
 
 
-def test_quantiles_may_lie_near_the_ends_and_the_middle(tiny: httpx.Client) -> None:
+def test_quantiles_near_0_and_near_1_and_near_a_half_are_accepted(tiny: httpx.Client) -> None:
     quantiles = [1e-12, 0.5 - 1e-14, 0.5, 1 - 1e-12]
-    answer = tiny.post(URL, json=question(options={"horizon": 5, "quantiles": quantiles})).json()
-    least, low, middle, most = answer["outputs"][0]["content"][0]["quantiles"].values()
-    assert low == middle
-    assert least[0] < middle[0] < most[0]
+    answer = tiny.post(URL, json=request_body(options={"horizon": 5, "quantiles": quantiles})).json()
+    lowest, lower, middle, highest = answer["outputs"][0]["content"][0]["quantiles"].values()
+    assert lower == middle
+    assert lowest[0] < middle[0] < highest[0]
 
 
 @pytest.mark.parametrize(
@@ -61,42 +61,44 @@ def test_quantiles_may_lie_near_the_ends_and_the_middle(tiny: httpx.Client) -> N
         ("2026-01-01T00:00:00Z", "week", "2026-05-21T00:00:00+00:00"),
         ("2024-06-30", "M", "2026-02-28T00:00:00"),
         ("2026-01-31", "quarter", "2031-01-31T00:00:00"),
-        ("2023-04-30", "M", "2024-12-31T00:00:00"),  # the end of a month, as its beginning said
+        ("2023-04-30", "M", "2024-12-31T00:00:00"),  # the series starts at the end of a month
         ("2023-04-29", "M", "2024-12-29T00:00:00"),
         ("2024-02-29", "Y", "2044-02-29T00:00:00"),
     ],
 )
-def test_the_forecast_begins_where_the_series_ends(tiny: httpx.Client, begin: str, frequency: str, start: str) -> None:
-    answer = tiny.post(URL, json=question(start_timestamp=begin, frequency=frequency)).json()
+def test_the_forecast_starts_one_step_after_the_series_ends(
+    tiny: httpx.Client, begin: str, frequency: str, start: str
+) -> None:
+    answer = tiny.post(URL, json=request_body(start_timestamp=begin, frequency=frequency)).json()
     assert answer["outputs"][0]["content"][0]["start_timestamp"] == start
 
 
 @pytest.mark.parametrize(
     ("body", "param", "sentence"),
     [
-        (question(type="multivariate_time_series"), "inputs.0.type", "it should be 'univariate_time_series'"),
-        (question(series=LINE[:9]), "inputs.0.series", "has 9 values; tiny-lstm needs at least 10"),
-        (question(series=["7"] * 20), "inputs.0.series.0", "'7'"),
-        (question(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
-        (question(start_timestamp="soon"), "inputs.0", "start_timestamp is 'soon'"),
-        (question(start_timestamp="9999-12-31", frequency="Y"), "inputs.0", "from which 20 steps can be counted"),
-        (question(options={"horizon": 1001}), "horizon", "is 1001"),
-        (question(options={"horizon": 0}), "options.horizon", "is 0"),
-        (question(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
+        (request_body(type="multivariate_time_series"), "inputs.0.type", "it should be 'univariate_time_series'"),
+        (request_body(series=SERIES[:9]), "inputs.0.series", "has 9 values; tiny-lstm needs at least 10"),
+        (request_body(series=["7"] * 20), "inputs.0.series.0", "'7'"),
+        (request_body(frequency="fortnight"), "inputs.0.frequency", "is 'fortnight'"),
+        (request_body(start_timestamp="soon"), "inputs.0", "start_timestamp is 'soon'"),
+        (request_body(start_timestamp="9999-12-31", frequency="Y"), "inputs.0", "from which 20 steps can be counted"),
+        (request_body(options={"horizon": 1001}), "horizon", "is 1001"),
+        (request_body(options={"horizon": 0}), "options.horizon", "is 0"),
+        (request_body(options={"horizon": 5, "quantiles": [1]}), "options.quantiles.0", "less than 1"),
         (
-            question(options={"horizon": 5, "quantiles": [0.1, 1e-15]}),
+            request_body(options={"horizon": 5, "quantiles": [0.1, 1e-15]}),
             "options.quantiles.1",
             "1e-15; it should be at least",
         ),
-        (question(inputs=[]), "inputs", "at least 1"),
-        (question(inputs=question()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
-        (question(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
-        (question(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
-        (question(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; allowed are 2,000"),
-        (question(horizn=3), "inputs.0.horizn", ""),
+        (request_body(inputs=[]), "inputs", "at least 1"),
+        (request_body(inputs=request_body()["inputs"] * 65), "inputs", "inputs has 65 series; allowed are 64"),
+        (request_body(inputs=[{}] * 10_000), "inputs.0.type", "is missing"),
+        (request_body(inputs=[{"x": 1}] * 1990), "inputs.0.type", "is missing"),
+        (request_body(metadata={f"x{i}": 1 for i in range(2000)}), None, "fields; allowed are 2,000"),
+        (request_body(horizn=3), "inputs.0.horizn", ""),
     ],
 )
-def test_what_is_wrong_is_named(tiny: httpx.Client, body: Any, param: str, sentence: str) -> None:
+def test_an_invalid_request_is_rejected_by_field(tiny: httpx.Client, body: Any, param: str, sentence: str) -> None:
     answer = tiny.post(URL, json=body)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -104,12 +106,12 @@ def test_what_is_wrong_is_named(tiny: httpx.Client, body: Any, param: str, sente
     assert sentence in error["message"]
 
 
-def test_nixtla_s_names_mean_the_same(tiny: httpx.Client) -> None:
+def test_nixtla_names_are_accepted_as_aliases(tiny: httpx.Client) -> None:
     url = "/v1/series/forecast"
-    theirs = tiny.post(url, json={"values": LINE, "h": 3, "level": [50]})
-    ours = tiny.post(url, json={"values": LINE, "horizon": 3, "levels": [50]})
+    theirs = tiny.post(url, json={"values": SERIES, "h": 3, "level": [50]})
+    ours = tiny.post(url, json={"values": SERIES, "horizon": 3, "levels": [50]})
     assert theirs.status_code == 200, theirs.text
     assert theirs.json() == ours.json()
-    both = tiny.post(url, json={"values": LINE, "levels": [50], "level": [50]}).json()["error"]
+    both = tiny.post(url, json={"values": SERIES, "levels": [50], "level": [50]}).json()["error"]
     assert (both["param"], both["message"]) == ("level", "level is another name of levels; send one of them")
-    assert tiny.post(url, json={"values": LINE, "h": 1001}).json()["error"]["param"] == "h"
+    assert tiny.post(url, json={"values": SERIES, "h": 1001}).json()["error"]["param"] == "h"
