@@ -1,4 +1,4 @@
-"""Requests that are hardly any: methods, headers, paths and forms, each followed by a good one."""
+"""Invalid methods, headers, paths and forms. A valid request after each of them succeeds."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ RAW: dict[str, bytes] = {
     "a length of almost 2^63": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 9223372036854775807\r\n\r\n",
     "a length that is a word": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
     "a length that looks like digits": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: \xb2\r\n\r\n",
-    "a chunk of a size that is none": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    "an invalid chunk size": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
     "a chunk that overflows": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
     "an unknown encoding": b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
     "a header without a colon": b"GET /health/live HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
     "a header with NUL": b"GET /health/live HTTP/1.1\r\nHost: x\r\nx-a: a\0b\r\n\r\n",
     "a header of controls": b"GET /health/live HTTP/1.1\r\nHost: x\r\nx-a: \x01\x02\r\n\r\n",
-    "a version that is none": b"GET /health/live HTTP/9.9\r\nHost: x\r\n\r\n",
+    "an unknown HTTP version": b"GET /health/live HTTP/9.9\r\nHost: x\r\n\r\n",
     "HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",
     "no method": b" /health/live HTTP/1.1\r\n\r\n",
-    "a method that is none": b"BREW /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+    "an unknown method": b"BREW /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
     "an asterisk": b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
     "a tunnel": b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
     "another host's address": b"GET http://169.254.169.254/latest HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -68,17 +68,17 @@ RAW: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_what_is_hardly_http_is_refused(tiny: httpx.Client, name: str) -> None:
-    heard = send_raw(tiny, RAW[name])
-    head, _, body = heard.partition(b"\r\n\r\n")
+def test_a_malformed_request_gets_a_4xx_with_the_documented_schema(tiny: httpx.Client, name: str) -> None:
+    answer = send_raw(tiny, RAW[name])
+    head, _, body = answer.partition(b"\r\n\r\n")
     status = int(head.split(b" ")[1])
-    assert 400 <= status < 500, heard[:300]
+    assert 400 <= status < 500, answer[:300]
     assert sorted(json.loads(body)["error"]) == ["code", "message", "param", "type"]
     assert_still_serves(tiny)
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_wrong_methods_are_told_the_right_one(tiny: httpx.Client, path: str) -> None:
+def test_a_wrong_method_gives_405_with_the_allowed_one(tiny: httpx.Client, path: str) -> None:
     for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"):
         if method == ROUTES[path]:
             continue
@@ -97,15 +97,15 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
-def test_a_hostile_path_leads_nowhere(tiny: httpx.Client, path: str) -> None:
-    heard = send_raw(tiny, b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert heard.split(b" ")[1] in (b"404", b"400"), heard[:300]
-    assert b"root:" not in heard
+def test_a_hostile_path_gives_404_or_400(tiny: httpx.Client, path: str) -> None:
+    answer = send_raw(tiny, b"GET " + path.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.split(b" ")[1] in (b"404", b"400"), answer[:300]
+    assert b"root:" not in answer
     assert_still_serves(tiny)
 
 
-def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
-    abuse: list[dict[str, bytes]] = [
+def test_hostile_headers_are_harmless(tiny: httpx.Client) -> None:
+    hostile: list[dict[str, bytes]] = [
         {"content-type": b"x" * 10_000}, {"content-type": b"\xff\xfe"}, {"content-type": b"multipart/form-data; boundary=" + b"x" * 9000},
         {"content-type": b"multipart/form-data; boundary=\xff"}, {"content-type": b"multipart/form-data; boundary=\"x"},
         {"content-type": b"application/json; charset=utf-16"}, {"accept": b"image/png;q=" + b"9" * 1000}, {"accept": b"," * 5000},
@@ -114,24 +114,24 @@ def test_header_abuse_is_harmless(tiny: httpx.Client) -> None:
         {"x-forwarded-for": b"' OR 1=1"}, {"host": b"evil.example"}, {"upgrade": b"h2c", "connection": b"Upgrade, HTTP2-Settings"},
         {"x-request-id": b"\xc3\xa9"}, {"authorization": b"\xff" * 1000}, {"connection": b"close, keep-alive, x-request-id"},
     ]  # fmt: skip
-    for headers in abuse:
+    for headers in hostile:
         for path, body in ((CLASSIFY, PNG), (CONTINUE, b'{"max_characters":1}'), (SAMPLE, b'{"count":1}')):
             assert_harmless(tiny.post(path, content=body, headers=list(headers.items())))
         assert_harmless(tiny.get("/v1/models", headers=list(headers.items())))
-    many = tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)])
-    assert many.status_code in (200, 431)
+    with_3000_headers = tiny.get("/health/live", headers=[(f"x-{i}", "y") for i in range(3000)])
+    assert with_3000_headers.status_code in (200, 431)
     assert_still_serves(tiny)
 
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-def form(name: bytes, filename: bytes, content: bytes = PNG, more: bytes = b"") -> bytes:
-    head = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"%s\r\n\r\n' % (name, filename, more)
+def form(name: bytes, filename: bytes, content: bytes = PNG, parameters: bytes = b"") -> bytes:
+    head = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="%s"%s\r\n\r\n' % (name, filename, parameters)
     return head + content + b"\r\n--x--\r\n"
 
 
-def test_a_filename_is_only_told_back(tiny: httpx.Client) -> None:
+def test_a_hostile_filename_is_harmless(tiny: httpx.Client) -> None:
     for name in (
         b"../../etc/passwd",
         b"C:\\x.png",
@@ -148,37 +148,36 @@ def test_a_filename_is_only_told_back(tiny: httpx.Client) -> None:
     assert_still_serves(tiny)
 
 
-def typed(charset: str) -> tuple[str, str]:
+def form_type(charset: str) -> tuple[str, str]:
     return "content-type", f"multipart/form-data; boundary=x; charset={charset}"
 
 
 @pytest.mark.parametrize(
     "charset", ["punycode", "utf-7", "raw_unicode_escape", "utf-16", "latin-1", '"idna"', "x" * 999, ""]
 )
-def test_a_form_in_another_charset_is_refused(tiny: httpx.Client, charset: str) -> None:
-    body = form(b"file", b"+2AA-\\ud800.png")  # which two of them make half a surrogate of
-    told = "names in a form are in utf-8"
-    assert_rejected(tiny.post(CLASSIFY, content=body, headers=[typed(charset)]), 400, "content-type", told)
-    assert (
-        tiny.post(CLASSIFY, content=body, headers=[typed(charset), typed("utf-8")]).status_code == 200
-    )  # the last one
+def test_a_form_in_another_charset_is_rejected(tiny: httpx.Client, charset: str) -> None:
+    body = form(b"file", b"+2AA-\\ud800.png")  # two of these charsets decode this to half a surrogate pair
+    message = "names in a form are in utf-8"
+    assert_rejected(tiny.post(CLASSIFY, content=body, headers=[form_type(charset)]), 400, "content-type", message)
+    headers = [form_type(charset), form_type("utf-8")]  # the last content type counts
+    assert tiny.post(CLASSIFY, content=body, headers=headers).status_code == 200
     assert_still_serves(tiny)
 
 
-def test_a_form_may_say_that_it_is_in_utf_8(tiny: httpx.Client) -> None:
+def test_a_form_may_state_the_charset_utf_8(tiny: httpx.Client) -> None:
     for charset in ("utf-8", '"UTF-8"', "us-ascii"):
-        answer = tiny.post(CLASSIFY, content=form(b"file", b"a.png"), headers=[typed(charset)])
+        answer = tiny.post(CLASSIFY, content=form(b"file", b"a.png"), headers=[form_type(charset)])
         assert answer.json()["results"][0]["filename"] == "a.png"
 
 
-def test_a_form_is_read_within_the_time_of_its_request(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_applies_to_reading_a_form(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     parse = MultiPartParser.parse
 
-    async def slowly(self: MultiPartParser) -> FormData:
+    async def slow_parse(self: MultiPartParser) -> FormData:
         await asyncio.sleep(1)
         return await parse(self)
 
-    monkeypatch.setattr(MultiPartParser, "parse", slowly)
+    monkeypatch.setattr(MultiPartParser, "parse", slow_parse)
     body, headers = {"file": ("a.png", PNG + bytes(60_000))}, {"x-request-timeout": "0.1"}
     assert_rejected(
         tiny.post(CLASSIFY, files=body, headers=headers),
@@ -188,16 +187,16 @@ def test_a_form_is_read_within_the_time_of_its_request(tiny: httpx.Client, monke
     )
 
 
-def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:
-    good = form(b"file", b"a.png")
+def test_malformed_forms_are_harmless(tiny: httpx.Client) -> None:
+    valid = form(b"file", b"a.png")
     bodies = [
-        good[:-9], good[:60], b"--x" * 20_000, b"--x\r\n" * 20_000 + b"--x--", b"--x\r\n" + b"a: b\r\n" * 5000 + b"\r\n\r\n--x--\r\n",
-        b"--x\r\n" + b"a" * 100_000, form(b"file", b"a", more=b"; " + b"y" * 50_000), form(b"", b"a.png"), form(b"file[]", b"a.png"),
-        form(b"file\0", b"a.png"), good * 3, b"\r\n" * 50_000, good.replace(b"\r\n", b"\n"), b"--x--", b"--x--\r\n" + good,
+        valid[:-9], valid[:60], b"--x" * 20_000, b"--x\r\n" * 20_000 + b"--x--", b"--x\r\n" + b"a: b\r\n" * 5000 + b"\r\n\r\n--x--\r\n",
+        b"--x\r\n" + b"a" * 100_000, form(b"file", b"a", parameters=b"; " + b"y" * 50_000), form(b"", b"a.png"), form(b"file[]", b"a.png"),
+        form(b"file\0", b"a.png"), valid * 3, b"\r\n" * 50_000, valid.replace(b"\r\n", b"\n"), b"--x--", b"--x--\r\n" + valid,
         b'--x\r\nContent-Disposition: attachment; name="file"; filename="a"\r\n\r\n' + PNG + b"\r\n--x--\r\n",
-        b"--x\r\n\r\n" + PNG + b"\r\n--x--\r\n", form(b"file", b"a.png", more=b"\r\nContent-Transfer-Encoding: base64"),
-        form(b"file", b"a.png", more=b"\r\nContent-Type: text/html; charset=nonsense"),
-        b'--x\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\nnonsense\r\n' + good,
+        b"--x\r\n\r\n" + PNG + b"\r\n--x--\r\n", form(b"file", b"a.png", parameters=b"\r\nContent-Transfer-Encoding: base64"),
+        form(b"file", b"a.png", parameters=b"\r\nContent-Type: text/html; charset=nonsense"),
+        b'--x\r\nContent-Disposition: form-data; name="_charset_"\r\n\r\nnonsense\r\n' + valid,
     ]  # fmt: skip
     for body in bodies:
         answer = tiny.post(CLASSIFY, content=body, headers=FORM)
@@ -205,7 +204,7 @@ def test_a_form_of_any_wrong_shape_is_refused(tiny: httpx.Client) -> None:
     assert_still_serves(tiny)
 
 
-def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
+def test_invalid_queries_are_rejected(tiny: httpx.Client) -> None:
     queries = [
         "top_k=" + "9" * 5000, "top_k=1e3", "top_k=NaN", "top_k=-1", "top_k=%00", "top_k=", "top_k", "=", "&&&=&", "top_k=1&top_k=1",
         "explain=maybe", "explain=2", "model=%ff", "model=" + "x" * 10_000, "model=a&model=b", "x=1&" * 5000, "%zz=1", "top%5fk=0",
@@ -221,8 +220,8 @@ def test_queries_of_every_wrong_shape_are_refused(tiny: httpx.Client) -> None:
     assert_still_serves(tiny)
 
 
-class Wire:
-    """A transport that notes what is handed to the system at once."""
+class RecordingTransport:
+    """A transport that records each write to the socket."""
 
     def __init__(self) -> None:
         self.calls: list[bytes] = []
@@ -239,29 +238,29 @@ class Wire:
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
 STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
-GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+CONTINUE_100 = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    ("written", "calls"),
+    ("writes", "calls"),
     [
         ([HEAD, b"body"], [HEAD + b"body"]),
-        ([GO_ON, HEAD, b"bo", HEAD], [GO_ON, HEAD + b"bo", HEAD]),  # a body may look like a head
+        ([CONTINUE_100, HEAD, b"bo", HEAD], [CONTINUE_100, HEAD + b"bo", HEAD]),  # a body may look like a response head
         ([HEAD, b""], [HEAD]),
-        ([STREAM, b"1\r\na\r\n"], [STREAM, b"1\r\na\r\n"]),  # whoever waits for a stream sees at once that it comes
+        ([STREAM, b"1\r\na\r\n"], [STREAM, b"1\r\na\r\n"]),  # the head of a stream is sent immediately
         ([HEAD], [HEAD]),
     ],
 )
-def test_what_is_short_leaves_in_one_piece(written: list[bytes], calls: list[bytes]) -> None:
-    wire = Wire()
-    answer = CoalescingTransport(wire)
-    for data in written:
-        answer.write(data)
-    answer.close()
-    assert wire.calls == [*calls, b"closed"]
+def test_a_short_response_is_sent_in_one_write(writes: list[bytes], calls: list[bytes]) -> None:
+    recorder = RecordingTransport()
+    transport = CoalescingTransport(recorder)
+    for data in writes:
+        transport.write(data)
+    transport.close()
+    assert recorder.calls == [*calls, b"closed"]
 
 
-def test_an_answer_without_a_body_is_not_waited_for(tiny: httpx.Client) -> None:
+def test_a_response_without_a_body_is_sent_immediately(tiny: httpx.Client) -> None:
     for path, status in (("/health/ready", 200), ("/", 200), ("/nowhere", 404)):
         answer = tiny.head(path)
         assert (answer.status_code, answer.content) == (status, b"")
@@ -269,17 +268,17 @@ def test_an_answer_without_a_body_is_not_waited_for(tiny: httpx.Client) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_what_comes_behind_a_body_is_no_header_of_the_request(tiny: httpx.Client) -> None:
-    heard = send_raw(
+def test_trailers_do_not_change_the_headers_of_a_request(tiny: httpx.Client) -> None:
+    answer = send_raw(
         tiny,
         b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nx-request-id: first\r\nTransfer-Encoding: chunked\r\n"
         b'Connection: close\r\n\r\nb\r\n{"count":1}\r\n0\r\nx-request-id: second\r\nx-request-timeout: -1\r\n\r\n',
     )
-    assert heard.startswith(b"HTTP/1.1 200 OK"), heard[:300]
-    assert b"x-request-id: first\r\n" in heard
+    assert answer.startswith(b"HTTP/1.1 200 OK"), answer[:300]
+    assert b"x-request-id: first\r\n" in answer
 
 
-def test_what_was_refused_before_it_was_a_request_is_counted(tiny: httpx.Client) -> None:
+def test_requests_rejected_by_the_http_parser_are_counted(tiny: httpx.Client) -> None:
     def count(status: str) -> float:
         key = ("quartet_requests_total", ("method", "OTHER"), ("route", "unknown"), ("status", status))
         return metric_samples(tiny).get(key, 0.0)
@@ -290,62 +289,65 @@ def test_what_was_refused_before_it_was_a_request_is_counted(tiny: httpx.Client)
     assert (count("400"), count("431")) == (before[0] + 1, before[1] + 1)
 
 
-def test_a_large_body_waits_for_its_reading_no_longer_than_its_request_may_take(
+def test_the_deadline_applies_while_a_large_body_waits_for_parsing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parsed, held, reads = bodies._parse_model, threading.Event(), threading.Event()
+    parse, release, entered = bodies._parse_model, threading.Event(), threading.Event()
 
-    def waits(content: bytes, *arguments: Any) -> Any:
+    def parse_when_released(content: bytes, *arguments: Any) -> Any:
         if content.startswith(b'{"count": 3'):
-            reads.set()
-            assert held.wait(30)
-        return parsed(content, *arguments)
+            entered.set()
+            assert release.wait(30)
+        return parse(content, *arguments)
 
-    monkeypatch.setattr(bodies, "_parse_model", waits)
-    with serve(parse_threads=1) as client, ThreadPoolExecutor(1) as caller:
-        first = caller.submit(client.post, SAMPLE, content=b'{"count": 3' + b" " * 60_000 + b"}")
-        assert reads.wait(30)
-        late = client.post(SAMPLE, content=b'{"count": 2' + b" " * 60_000 + b"}", headers={"x-request-timeout": "0.1"})
-        held.set()
-        assert_rejected(late, 504, None, "the deadline passed")
+    monkeypatch.setattr(bodies, "_parse_model", parse_when_released)
+    with serve(parse_threads=1) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, SAMPLE, content=b'{"count": 3' + b" " * 60_000 + b"}")
+        assert entered.wait(30)
+        expired = client.post(
+            SAMPLE, content=b'{"count": 2' + b" " * 60_000 + b"}", headers={"x-request-timeout": "0.1"}
+        )
+        release.set()
+        assert_rejected(expired, 504, None, "the deadline passed")
         assert len(first.result().json()["results"]) == 3
 
 
 @pytest.fixture
-def whole(serve: Serve) -> Iterator[httpx.Client]:
-    """A service with all of its routes, asked by who may use them."""
+def admin_client(serve: Serve) -> Iterator[httpx.Client]:
+    """Start a service with all routes, and a client that sends the admin key."""
     with serve(admin_key="k" * 16) as client:
         client.headers["authorization"] = f"Bearer {'k' * 16}"
         yield client
 
 
-def test_hostile_names_and_wrong_methods_are_harmless_on_every_path(whole: httpx.Client) -> None:
-    paths = whole.get("/openapi.json").json()["paths"]
-    named = [path for path in paths if "{" in path]
-    assert {path.split("/")[1:3][-1] for path in named} >= {"models", "admin", "repository"}
-    for path in named:
+def test_hostile_names_and_wrong_methods_are_harmless_on_every_path(admin_client: httpx.Client) -> None:
+    paths = admin_client.get("/openapi.json").json()["paths"]
+    with_name = [path for path in paths if "{" in path]
+    assert {path.split("/")[1:3][-1] for path in with_name} >= {"models", "admin", "repository"}
+    for path in with_name:
         for name in HOSTILE_NAMES:
             for method in paths[path]:
-                asked = re.sub(r"\{\w+\}", quote(name, safe=""), path)
-                answer = whole.request(method.upper(), asked, content=b"{}")
+                concrete_path = re.sub(r"\{\w+\}", quote(name, safe=""), path)
+                answer = admin_client.request(method.upper(), concrete_path, content=b"{}")
                 assert_harmless(answer)
                 if name.strip("./"):
-                    assert answer.status_code in (400, 404, 405, 409), (method, asked, answer.text)
+                    assert answer.status_code in (400, 404, 405, 409), (method, concrete_path, answer.text)
     for path, methods in paths.items():
         for method in {"get", "put", "post", "patch", "delete"} - set(methods):
-            answer = whole.request(method.upper(), path.replace("{name}", "tiny-rnn").replace("{file}", "x.png"))
+            answer = admin_client.request(method.upper(), path.replace("{name}", "tiny-rnn").replace("{file}", "x.png"))
             assert answer.status_code in (404, 405), (method, path, answer.text)
-    assert_still_serves(whole)
+    assert_still_serves(admin_client)
 
 
-def test_who_hangs_up_in_the_middle_of_a_body_is_counted_and_what_came_is_forgotten(serve: Serve) -> None:
+def test_a_disconnect_during_a_body_counts_as_499_and_frees_its_memory(serve: Serve) -> None:
     with serve(max_buffered_bytes=50_000, max_body_bytes=50_000) as client:
-        gone = ("quartet_requests_total", ("method", "POST"), ("route", CLASSIFY), ("status", "499"))
+        disconnected = ("quartet_requests_total", ("method", "POST"), ("route", CLASSIFY), ("status", "499"))
         for time in range(1, 4):
-            with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as caller:
+            with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
                 head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: 45000\r\n\r\n"
-                caller.sendall(head.encode() + bytes(40_000))
-                wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)  # and the one that asks
-            wait_until(lambda time=time: metric_samples(client).get(gone, 0) == time)
-        answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # there is room for it
+                connection.sendall(head.encode() + bytes(40_000))
+                # This request and the one for /metrics are running.
+                wait_until(lambda: metric_samples(client)["quartet_requests_running",] >= 2)
+            wait_until(lambda time=time: metric_samples(client).get(disconnected, 0) == time)
+        answer = client.post(CLASSIFY, content=PNG + bytes(40_000))  # it fits: the incomplete bodies were released
         assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Images of every odd kind: read as what they are, or refused in a sentence; bombs cost nothing."""
+"""Unusual images are read, invalid ones are rejected with a message, and decompression bombs cost little."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from app.tasks.image_codecs import overlay_heat_map
 
 
 def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of these chunks, between its signature and its end."""
+    """Return a PNG with these chunks and an IEND chunk."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in (*chunks, (b"IEND", b""))
@@ -39,13 +39,13 @@ def header(width: int, height: int, bits: int = 8, colours: int = 0) -> tuple[by
 
 
 def frames(kind: str) -> bytes:
-    """A picture that moves: red first, then blue."""
+    """Return an animation: one red frame, then two blue frames."""
     first, *rest = (Image.new("RGB", (24, 24), colour) for colour in ("red", "blue", "blue"))
     return save_image(first, kind, save_all=True, append_images=rest, duration=50)
 
 
-def deep(channels: int) -> bytes:
-    """A PNG of 16 bits in each of its channels."""
+def png_with_16_bits(channels: int) -> bytes:
+    """Return a PNG with 16 bits per channel."""
     pixels = np.full((8, 8, channels), 30_000, ">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     return png(header(8, 8, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels]), (b"IDAT", zlib.compress(rows)))
@@ -68,16 +68,16 @@ def tiff(*entries: tuple[int, int, int, int], after: int = 0) -> bytes:
     return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + packed + struct.pack("<I", after) + bytes(100)
 
 
-DAMAGED = b"Exif\0\0" + tiff((0x0112, 3, 1, 6), (0x8769, 9, 1, 2**32 - 5))  # its second part begins at -5
-GOOD: dict[str, bytes] = {
-    "gif that moves": frames("GIF"),
-    "webp that moves": frames("WEBP"),
-    "png that moves": frames("PNG"),
-    "tiff of pages": save_image(
+DAMAGED = b"Exif\0\0" + tiff((0x0112, 3, 1, 6), (0x8769, 9, 1, 2**32 - 5))  # the offset of the second directory is -5
+VALID: dict[str, bytes] = {
+    "animated gif": frames("GIF"),
+    "animated webp": frames("WEBP"),
+    "animated png": frames("PNG"),
+    "multi-page tiff": save_image(
         Image.new("RGB", (8, 8)), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]
     ),
     "cmyk jpeg": image_bytes("JPEG", "CMYK"),
-    **{f"16 bits, {channels} channels": deep(channels) for channels in (1, 2, 3, 4)},
+    **{f"16 bits, {channels} channels": png_with_16_bits(channels) for channels in (1, 2, 3, 4)},
     "palette with alpha": palette(bytes([0, 128])),
     "palette with a transparent colour": palette(bytes([255, 0])),
     **{f"exif {orientation}": rotated(orientation) for orientation in (0, 1, 2, 5, 6, 8, 9, 65535)},
@@ -93,7 +93,7 @@ GOOD: dict[str, bytes] = {
 }
 
 
-def zipped() -> bytes:
+def zip_bomb() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.png", bytes(50 * 2**20))
@@ -104,8 +104,8 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 1000, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0) + bytes(900)  # fmt: skip
 
 
-BAD: dict[str, bytes] = {
-    "zip bomb": zipped(),
+INVALID: dict[str, bytes] = {
+    "zip bomb": zip_bomb(),
     "text bomb in a png": png(header(1, 1), (b"zTXt", b"x\0\0" + zlib.compress(bytes(100 * 2**20))), (b"IDAT", b"")),
     "profile bomb in a png": png(header(1, 1), (b"iCCP", b"x\0\0" + zlib.compress(bytes(100 * 2**20))), (b"IDAT", b"")),
     "more pixels than a number holds": png_with_size(2**31 - 1, 2**31 - 1),
@@ -113,14 +113,14 @@ BAD: dict[str, bytes] = {
     "no width": png(header(0, 5), (b"IDAT", zlib.compress(b"\0"))),
     "no header": png((b"IDAT", zlib.compress(bytes(100)))),
     "two headers": png(header(1, 1), header(20_000, 20_000), (b"IDAT", zlib.compress(bytes(100)))),
-    "bits that are none": png(header(4, 4, bits=7), (b"IDAT", zlib.compress(bytes(100)))),
+    "invalid bit depth": png(header(4, 4, bits=7), (b"IDAT", zlib.compress(bytes(100)))),
     "bmp of no height": bmp(10, 0),
     "bmp of negative width": bmp(-10, 10),
     "bmp that overflows": bmp(2**31 - 1, -(2**31 - 1)),
     "tiff without dimensions": tiff((258, 4, 1, 8)),
     "tiff of no width": tiff((256, 4, 1, 0), (257, 4, 1, 0)),
     "tiff that overflows": tiff((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1), (258, 4, 1, 8), (262, 4, 1, 1)),
-    "tiff whose pages go in a circle": tiff((256, 4, 1, 4), (257, 4, 1, 4), after=8),
+    "tiff whose pages form a cycle": tiff((256, 4, 1, 4), (257, 4, 1, 4), after=8),
     "tiff with a billion values": tiff((256, 4, 2**30, 4), (257, 4, 1, 4)),
     "jpeg of 65,500 squared": image_bytes("JPEG").replace(b"\x08\0\x20\0\x20", b"\x08\xff\xdc\xff\xdc", 1),
     "svg": b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><svg>&a;</svg>',
@@ -130,62 +130,62 @@ BAD: dict[str, bytes] = {
     "psd": b"8BPS\0\x01" + bytes(100),
     "icon": b"\0\0\1\0\1\0" + bytes(100),
     "heic": b"\0\0\0\x18ftypheic" + bytes(100),
-    "webp that lies": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff" + bytes(50),
+    "webp with a wrong size": b"RIFF\xff\xff\xff\xffWEBPVP8 \xff\xff\xff\xff" + bytes(50),
     "gif without a picture": b"GIF89a\xff\xff\xff\xff\0\0\0;",
     "gif of 65,535 squared": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x08\x02\x4c\x01\0;",
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_an_odd_image_is_read(tiny: httpx.Client, name: str) -> None:
-    answer = tiny.post(CLASSIFY, content=GOOD[name])
+@pytest.mark.parametrize("name", VALID)
+def test_an_unusual_image_is_classified_and_explained(tiny: httpx.Client, name: str) -> None:
+    answer = tiny.post(CLASSIFY, content=VALID[name])
     assert answer.status_code == 200, answer.text
-    assert tiny.post(CLASSIFY, files={"file": ("x", GOOD[name])}).json()["results"][0]["predictions"] == \
+    assert tiny.post(CLASSIFY, files={"file": ("x", VALID[name])}).json()["results"][0]["predictions"] == \
         answer.json()["results"][0]["predictions"]  # fmt: skip
-    explained = tiny.post(f"{CLASSIFY}?explain=true", content=GOOD[name])
+    explained = tiny.post(f"{CLASSIFY}?explain=true", content=VALID[name])
     assert explained.status_code == 200, explained.text
     assert explained.json()["results"][0]["explanation"]
 
 
-def test_images_that_are_explained_are_bounded_together(serve: Serve) -> None:
+def test_the_pixel_limit_of_explanations_applies_to_all_images_together(serve: Serve) -> None:
     explain = f"{CLASSIFY}?explain=true"
     with serve(max_pixels=5000) as client:
         two = [("file", ("a.png", image_bytes(size=(60, 60))))] * 2
-        told = "the images have 7,200 pixels in all; with explain allowed are 5,000"
-        assert_rejected(client.post(explain, files=two), 413, "explain", told)
+        message = "the images have 7,200 pixels in all; with explain allowed are 5,000"
+        assert_rejected(client.post(explain, files=two), 413, "explain", message)
         assert client.post(explain, files=two[:1]).status_code == 200
         assert client.post(CLASSIFY, files=two).status_code == 200
 
 
-def test_no_explanation_is_begun_that_nobody_waits_for(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
+def test_no_explanation_starts_after_the_deadline(tiny: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    explained = []
 
-    def slowly(image: Image.Image, heat: np.ndarray) -> bytes:
-        begun.append(image)
+    def slow_overlay(image: Image.Image, heat: np.ndarray) -> bytes:
+        explained.append(image)
         time.sleep(0.2)
         return overlay_heat_map(image, heat)
 
-    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", slowly)
+    monkeypatch.setattr("app.api.routes.classify.overlay_heat_map", slow_overlay)
     files, headers = [("file", ("a.png", PNG))] * 8, {"x-request-timeout": "0.3"}
     assert tiny.post(f"{CLASSIFY}?explain=true", files=files, headers=headers).status_code == 504
     time.sleep(0.5)
-    assert len(begun) < 4
+    assert len(explained) < 4
 
 
-def test_a_picture_that_moves_is_its_first_frame(tiny: httpx.Client) -> None:
+def test_the_first_frame_of_an_animation_is_classified(tiny: httpx.Client) -> None:
     red = tiny.post(CLASSIFY, content=save_image(Image.new("RGB", (24, 24), "red"), "PNG")).json()["results"]
     assert tiny.post(CLASSIFY, content=frames("PNG")).json()["results"] == red
     assert tiny.post(CLASSIFY, content=frames("GIF")).json()["results"] == red
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_an_image_that_is_none_or_a_bomb_is_refused(tiny: httpx.Client, name: str) -> None:
-    begun = time.perf_counter()
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_image_or_decompression_bomb_is_rejected(tiny: httpx.Client, name: str) -> None:
+    started = time.perf_counter()
     for explain in ("false", "true"):
-        answer = tiny.post(f"{CLASSIFY}?explain={explain}", content=BAD[name])
+        answer = tiny.post(f"{CLASSIFY}?explain={explain}", content=INVALID[name])
         assert_harmless(answer)
         assert answer.status_code in (413, 415), answer.text
-    assert time.perf_counter() - begun < 10
+    assert time.perf_counter() - started < 10
     assert_still_serves(tiny)
 
 
@@ -200,11 +200,11 @@ SEEDS = [image_bytes(kind, size=(9, 9)) for kind in ("PNG", "JPEG", "WEBP", "GIF
 
 
 @QUICK_PROFILE
-@given(seed=st.sampled_from(SEEDS), at=st.floats(0, 1), cut=st.integers(0, 20), put=st.binary(max_size=12))
-def test_any_change_of_an_image_is_an_image_or_a_sentence(
-    classifier: ImageClassifier, seed: bytes, at: float, cut: int, put: bytes
+@given(seed=st.sampled_from(SEEDS), position=st.floats(0, 1), cut=st.integers(0, 20), inserted=st.binary(max_size=12))
+def test_a_changed_image_is_parsed_or_rejected_with_a_message(
+    classifier: ImageClassifier, seed: bytes, position: float, cut: int, inserted: bytes
 ) -> None:
-    place = int(at * len(seed))
-    with contextlib.suppress(NotAnImage, TooLarge):  # and nothing else
-        pixels = classifier.parse(seed[:place] + put + seed[place + cut :], 10**6)
+    start = int(position * len(seed))
+    with contextlib.suppress(NotAnImage, TooLarge):  # any other exception fails the test
+        pixels = classifier.parse(seed[:start] + inserted + seed[start + cut :], 10**6)
         assert pixels.shape == (3, 32, 32)

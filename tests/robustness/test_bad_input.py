@@ -1,4 +1,4 @@
-"""Bad input: a 4xx that names the field, what came and what is allowed; then a good request succeeds."""
+"""Invalid input gives a 4xx that names the field, its value and the allowed values. Later requests succeed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from support.service import Serve
 from app.server import http_protocol
 
 
-def tiled(side: int) -> bytes:
-    """A TIFF of 32 x 32 pixels in one tile of many more."""
+def tiff_with_tile_of(side: int) -> bytes:
+    """Return a TIFF of 32 x 32 pixels whose only tile has ``side`` x ``side`` pixels."""
     content = zlib.compress(bytes(1000))
     tags = {256: 32, 257: 32, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 1000, 325: len(content)}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -54,7 +54,7 @@ IMAGES: list[tuple[str, bytes, int, str]] = [
     ("a pixel bomb", png_with_size(20_000, 20_000), 413, "20,000 x 20,000 pixels; allowed are 50,000,000 in all"),
     ("a wide bomb", png_with_size(2**31 - 1, 1), 413, "2,147,483,647 x 1 pixels"),
     ("no pixels", png_with_size(0, 0), 415, ""),
-    ("a tiff with a tile larger than it", tiled(29_984), 413, "tiles of 899,040,256 pixels; allowed are 50,000,000"),
+    ("a tiff with a tile larger than it", tiff_with_tile_of(29_984), 413, "tiles of 899,040,256 pixels; allowed are 50,000,000"),
     ("a jpeg with a thousand scans", image_bytes("JPEG") + b"\xff\xda" * 1000, 413, "scans; allowed are 100"),
 ]  # fmt: skip
 
@@ -87,7 +87,7 @@ JSON: list[tuple[str, str, str | bytes, int, str | None, str]] = [
     (CONTINUE, "unknown model", '{"model": "gpt"}', 404, "model", "there are: tiny-cnn, tiny-gan, tiny-lstm, tiny-rnn"),
     (CONTINUE, "unknown version", '{"model": "tiny-rnn@7"}', 404, "model", "there are: tiny-rnn@1"),
     (CONTINUE, "padded version", '{"model": "tiny-rnn@01"}', 404, "model", "there are: tiny-rnn@1"),
-    (CONTINUE, "a field like a word of ours", '{"one": 1}', 400, "one", "there is no field 'one'"),
+    (CONTINUE, "a field with an internal name", '{"one": 1}', 400, "one", "there is no field 'one'"),
     (CONTINUE, "a long name", json.dumps({"a" * 10**5: 1}), 400, "a" * 100, "(100,000 characters)"),
     (CONTINUE, "a million line breaks", json.dumps({"prompt": "\n" * 100_001}), 400, "prompt", "(100,001 characters)"),
     (CONTINUE, "hostile version", '{"model": "tiny-rnn@²"}', 404, "model", "tiny-rnn@1"),
@@ -145,26 +145,26 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.parametrize("row", JSON, ids=[f"{row[0].split('/')[-1]}: {row[1]}" for row in JSON])
-def test_a_bad_body_is_refused(service: httpx.Client, row: Any) -> None:
+def test_an_invalid_body_is_rejected(service: httpx.Client, row: Any) -> None:
     path, _, content, status, param, sentence = row
     assert_rejected(service.post(path, content=content), status, param, sentence)
     assert_still_serves(service)
 
 
 @pytest.mark.parametrize("row", IMAGES, ids=[row[0] for row in IMAGES])
-def test_a_bad_image_is_refused(service: httpx.Client, row: Any) -> None:
+def test_an_invalid_image_is_rejected(service: httpx.Client, row: Any) -> None:
     _, content, status, sentence = row
-    raw = service.post(CLASSIFY, content=content, headers={"content-type": "image/png"})
-    assert_rejected(raw, status, "body", sentence)
+    answer = service.post(CLASSIFY, content=content, headers={"content-type": "image/png"})
+    assert_rejected(answer, status, "body", sentence)
     assert_rejected(service.post(CLASSIFY, files={"file": ("a.png", content)}), status, "file", sentence)
     two = [("file", ("good.png", PNG)), ("file", ("a.png", content))]
     assert_rejected(service.post(CLASSIFY, files=two), status, "file.1", sentence)
-    coded = {"images": [base64.b64encode(each).decode() for each in (PNG, content)]}
-    assert_rejected(service.post(CLASSIFY, json=coded), status, "images.1", sentence)
+    encoded = {"images": [base64.b64encode(each).decode() for each in (PNG, content)]}
+    assert_rejected(service.post(CLASSIFY, json=encoded), status, "images.1", sentence)
     assert_still_serves(service)
 
 
-def test_a_bad_form_is_refused(service: httpx.Client) -> None:
+def test_an_invalid_form_is_rejected(service: httpx.Client) -> None:
     files = [("file", (f"{i}.png", PNG)) for i in range(17)]
     assert_rejected(service.post(CLASSIFY, files=files), 400, "file", "more than 16 files came; allowed are 16")
     assert_rejected(service.post(CLASSIFY, files={"image": ("a.png", PNG)}), 400, "image", "the images go into 'file'")
@@ -179,7 +179,7 @@ def test_a_bad_form_is_refused(service: httpx.Client) -> None:
     assert_still_serves(service)
 
 
-def test_bad_base64_is_refused(service: httpx.Client) -> None:
+def test_invalid_base64_is_rejected(service: httpx.Client) -> None:
     assert_rejected(
         service.post(CLASSIFY, json={"images": ["***"]}), 415, "images.0", "'***'; it should be an image file in base64"
     )
@@ -188,7 +188,7 @@ def test_bad_base64_is_refused(service: httpx.Client) -> None:
     assert_rejected(service.post(CLASSIFY, json={"images": ["eA=="]}), 415, "images.0", "not an image")
 
 
-def test_bad_queries_are_refused(service: httpx.Client) -> None:
+def test_invalid_query_parameters_are_rejected(service: httpx.Client) -> None:
     assert_rejected(service.post(f"{CLASSIFY}?top_k=0", content=PNG), 400, "top_k", "is '0'; it should be greater")
     assert_rejected(service.post(f"{CLASSIFY}?top_k=x", content=PNG), 400, "top_k", "is 'x'")
     assert_rejected(service.post(f"{CLASSIFY}?topk=3", content=PNG), 400, "topk", "there are: model, top_k")
@@ -200,7 +200,7 @@ def test_bad_queries_are_refused(service: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("path", "limit"), [(CLASSIFY, 4 * 2**20), (CONTINUE, 1_265_536), (FORECAST, 2_665_536), (SAMPLE, 65_536)]
 )
-def test_a_body_over_the_limit_is_refused_with_and_without_its_length(
+def test_a_body_over_the_limit_is_rejected_with_and_without_a_length(
     service: httpx.Client, path: str, limit: int
 ) -> None:
     announced = service.post(path, content=b" " * (limit + 1))
@@ -214,7 +214,7 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(
     assert_still_serves(service)
 
 
-def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Serve) -> None:
+def test_a_body_over_the_limit_on_all_running_bodies_is_rejected(serve: Serve) -> None:
     with serve(max_buffered_bytes=50_000) as client:
         assert_rejected(
             client.post(CLASSIFY, content=b" " * 60_000),
@@ -225,57 +225,57 @@ def test_a_body_that_the_bodies_under_way_leave_no_room_for_is_refused(serve: Se
         assert client.post(CLASSIFY, content=PNG).status_code == 200
 
 
-def test_a_body_that_stops_arriving_is_refused(serve: Serve) -> None:
+def test_a_body_that_stops_arriving_gives_408(serve: Serve) -> None:
     with serve(body_seconds=0.05) as client:
         answer = send_raw(client, b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"no byte of the body arrived for 0.05 seconds" in answer
 
 
-def dripped(client: httpx.Client, begin: bytes, drop: bytes) -> bytes:
-    """What the service says to whom sends a little every 20 ms; nothing when it just hangs up."""
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 30) as line:
-        line.sendall(begin)
-        line.settimeout(0.02)
-        for _ in range(1500):  # half a minute
+def send_slowly(client: httpx.Client, start: bytes, drop: bytes) -> bytes:
+    """Send ``start``, then ``drop`` every 20 ms; return the response, or nothing if the service disconnects."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), 30) as connection:
+        connection.sendall(start)
+        connection.settimeout(0.02)
+        for _ in range(1500):  # 30 s
             try:
-                line.sendall(drop)
-                return line.recv(65536)
+                connection.sendall(drop)
+                return connection.recv(65536)
             except TimeoutError:
                 continue
             except ConnectionError:
                 return b""
-    raise AssertionError("it listens for ever")
+    raise AssertionError("the service neither answered nor disconnected")
 
 
-def test_a_head_that_comes_byte_by_byte_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowly_sent_headers_are_disconnected_after_a_time_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
     with serve() as client:
-        for begin, drop in ((b"", b"G"), (b"GET / HTTP/1.1\r\n", b"x: y\r\n"), (b"POST / HTTP/1.1\r\nx-a: ", b"y")):
-            heard = dripped(client, begin, drop)
-            assert not heard or heard.startswith(b"HTTP/1.1 400 ")  # what is no request, and what was no whole one
+        for start, drop in ((b"", b"G"), (b"GET / HTTP/1.1\r\n", b"x: y\r\n"), (b"POST / HTTP/1.1\r\nx-a: ", b"y")):
+            answer = send_slowly(client, start, drop)
+            assert not answer or answer.startswith(b"HTTP/1.1 400 ")  # no response to an incomplete request
         assert_still_serves(client)
 
 
-def test_a_body_that_comes_byte_by_byte_is_refused_when_the_time_of_its_request_is_over(serve: Serve) -> None:
+def test_a_slowly_sent_body_gives_408_at_the_deadline(serve: Serve) -> None:
     key = "k" * 32
-    guarded = (
+    admin_paths = (
         "/v1/admin/models/tiny-gan/activate",
         "/v1/admin/models/tiny-gan/retire",
         "/v2/repository/models/a/unload",
     )
-    others = ("/v1/completions", "/v2/models/tiny-gan/infer", "/v2/repository/index", *guarded)
+    others = ("/v1/completions", "/v2/models/tiny-gan/infer", "/v2/repository/index", *admin_paths)
     with serve(body_seconds=30, request_seconds=0.3, admin_key=key) as client:
         for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE, *others):
-            begin = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n".encode()
-            begin += b"Content-Length: %d\r\n\r\n" % (5000 if path in guarded else 60_000)
-            heard = dripped(client, begin, b" ")
-            assert heard.startswith(b"HTTP/1.1 408 "), (path, heard)
-            assert b"the deadline passed before the body was complete" in heard
+            start = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n".encode()
+            start += b"Content-Length: %d\r\n\r\n" % (5000 if path in admin_paths else 60_000)
+            answer = send_slowly(client, start, b" ")
+            assert answer.startswith(b"HTTP/1.1 408 "), (path, answer)
+            assert b"the deadline passed before the body was complete" in answer
         assert_still_serves(client)
 
 
-def test_a_head_without_end_is_refused(serve: Serve) -> None:
+def test_endless_headers_give_431(serve: Serve) -> None:
     with serve() as client:
         answer = send_raw(client, b"GET / HTTP/1.1\r\nHost: x\r\nx-a: " + b"a" * 70_000)
         assert answer.startswith(b"HTTP/1.1 431 ")
@@ -283,15 +283,15 @@ def test_a_head_without_end_is_refused(serve: Serve) -> None:
         assert_still_serves(client)
 
 
-def test_what_is_not_http_is_refused_in_the_same_shape(serve: Serve) -> None:
+def test_bytes_that_are_not_http_give_400_with_the_documented_schema(serve: Serve) -> None:
     with serve() as client:
         head, _, content = send_raw(client, b"HELLO\r\n\r\n").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(content)["error"]["code"] == "invalid_value"
 
 
-def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> None:
-    many = [
+def test_a_million_invalid_values_are_rejected_within_1_5_seconds(service: httpx.Client) -> None:
+    bodies = [
         (b'{"values":[' + b",".join([b"true"] * 500_000) + b"]}", None),
         (b'{"values":[' + b",".join([b"[]"] * 800_000) + b"]}", None),
         (b"{" + b",".join(b'"k%d":1' % i for i in range(200_000)) + b"}", None),
@@ -300,26 +300,26 @@ def test_a_million_wrong_values_cost_no_more_than_one(service: httpx.Client) -> 
         (b"{" + b",".join(b'"k%d":1' % i for i in range(99_000)) + b"}", None),
         (b"{" + b",".join(b'"k%d":1' % i for i in range(1900)) + b"}", "k0"),
     ]
-    for content, param in many:
-        begun = time.perf_counter()
+    for content, param in bodies:
+        started = time.perf_counter()
         assert_rejected(service.post(FORECAST, content=content), 400, param, "")
-        assert time.perf_counter() - begun < 1.5
+        assert time.perf_counter() - started < 1.5
     assert_still_serves(service)
 
 
-@pytest.mark.parametrize("stated", ["soon", "0", "-1", "nan", "inf", ""])
-def test_a_deadline_that_is_none_is_refused(service: httpx.Client, stated: str) -> None:
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", ""])
+def test_an_invalid_deadline_is_rejected(service: httpx.Client, value: str) -> None:
     for path in (CLASSIFY, CONTINUE, FORECAST, SAMPLE):
-        answer = service.post(path, content=b"{}", headers={"x-request-timeout": stated})
+        answer = service.post(path, content=b"{}", headers={"x-request-timeout": value})
         assert_rejected(answer, 400, "x-request-timeout", "it should be a number of seconds greater than 0")
 
 
-def test_a_compressed_body_is_refused_by_the_name_of_its_header(service: httpx.Client) -> None:
+def test_a_compressed_body_is_rejected_with_the_name_of_its_header(service: httpx.Client) -> None:
     answer = service.post(SAMPLE, content=gzip.compress(b"{}"), headers={"content-encoding": "gzip"})
     assert_rejected(answer, 400, "content-encoding", "is 'gzip'; send the body as it is")
 
 
-def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -> None:
+def test_wrong_methods_and_paths_get_the_allowed_ones(service: httpx.Client) -> None:
     assert_rejected(service.get(CLASSIFY), 405, None, "does not take GET; allowed: POST")
     assert service.get(CLASSIFY).headers["allow"] == "POST"
     assert_rejected(service.delete("/v1/models"), 405, None, "allowed: GET")
@@ -331,7 +331,7 @@ def test_wrong_methods_and_paths_are_told_what_there_is(service: httpx.Client) -
     assert_rejected(service.get("/v1/models/"), 404, None, "there is nothing at '/v1/models/'")
 
 
-GOOD = [
+VALID_IMAGES = [
     ("PNG", "RGB", (32, 32)), ("PNG", "L", (7, 300)), ("PNG", "1", (40, 40)), ("PNG", "P", (33, 31)), ("PNG", "RGBA", (20, 20)),
     ("PNG", "LA", (20, 20)), ("PNG", "I;16", (20, 20)), ("JPEG", "RGB", (640, 480)), ("JPEG", "L", (9, 9)),
     ("JPEG", "CMYK", (30, 30)), ("WEBP", "RGBA", (50, 20)), ("GIF", "P", (16, 16)), ("BMP", "RGB", (5, 5)),
@@ -339,8 +339,10 @@ GOOD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "mode", "size"), GOOD)
-def test_every_mode_and_size_is_read(service: httpx.Client, kind: str, mode: str, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("kind", "mode", "size"), VALID_IMAGES)
+def test_images_of_every_mode_and_size_are_classified(
+    service: httpx.Client, kind: str, mode: str, size: tuple[int, int]
+) -> None:
     if mode in ("I;16", "F", "I"):
         file = io.BytesIO()
         Image.new(mode, size, 200).save(file, kind)
@@ -350,7 +352,7 @@ def test_every_mode_and_size_is_read(service: httpx.Client, kind: str, mode: str
     assert service.post(CLASSIFY, content=content).status_code == 200
 
 
-def test_odd_series_are_forecast(service: httpx.Client) -> None:
+def test_constant_extreme_and_sparse_series_are_forecast(service: httpx.Client) -> None:
     for values in ([5] * 20, [0] * 20, [1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], list(range(20))):
         answer = service.post(FORECAST, json={"values": values, "horizon": 1000})
         assert answer.status_code == 200, answer.text
@@ -359,31 +361,31 @@ def test_odd_series_are_forecast(service: httpx.Client) -> None:
         assert all(isinstance(number, float) for number in numbers)
 
 
-def test_requests_without_a_content_type_are_read(serve: Serve) -> None:
+def test_requests_without_a_content_type_are_accepted(serve: Serve) -> None:
     with serve() as client:
         request = client.build_request("POST", CONTINUE, content=b'{"prompt": "a", "max_characters": 2}')
         request.headers.pop("content-type", None)
         assert client.send(request).status_code == 200
 
 
-def test_headers_behind_a_body_are_bounded_too(serve: Serve) -> None:
-    with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as caller:
-        caller.sendall(
+def test_trailers_after_a_body_are_limited(serve: Serve) -> None:
+    with serve() as client, socket.create_connection((client.base_url.host, client.base_url.port or 0)) as connection:
+        connection.sendall(
             b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
         )
         answer = b""
         try:
             for i in range(2000):
-                caller.sendall(b"X-%d: %s\r\n" % (i, b"y" * 1000))
-            while piece := caller.recv(4096):
-                answer += piece
-        except ConnectionError:  # it has heard enough; what it sent before may be lost with the connection
+                connection.sendall(b"X-%d: %s\r\n" % (i, b"y" * 1000))
+            while chunk := connection.recv(4096):
+                answer += chunk
+        except ConnectionError:  # the service disconnected; its response may be lost
             pass
         assert not answer or answer.startswith(b"HTTP/1.1 431 ")
         assert client.get("/health/live").status_code == 200
 
 
-def test_a_large_head_in_one_piece_is_refused(serve: Serve) -> None:
+def test_large_headers_in_one_packet_give_431(serve: Serve) -> None:
     with serve() as client:
         answer = client.get("/health/live", headers={f"x-{i}": "y" * 1000 for i in range(70)})
         assert_rejected(answer, 431, None, "more than 65,536 bytes")

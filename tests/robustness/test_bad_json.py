@@ -1,4 +1,4 @@
-"""Bad JSON on every route that takes it: every field, every kind of wrong value; then a good request succeeds."""
+"""Invalid JSON on every route: every field with every kind of wrong value. Later requests succeed."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from app.api.routes.generate_images import GenerateImagesRequest
 from app.api.routes.generate_text import GenerateTextRequest
 from app.errors import BadValue, TooLarge
 
-GOOD: dict[str, dict[str, Any]] = {
+VALID: dict[str, dict[str, Any]] = {
     CLASSIFY: {"images": ["eA=="]},
     CONTINUE: {"prompt": "abc", "max_characters": 2, "temperature": 1.0, "top_k": 3, "top_p": 0.5, "stop": "z",
                "seed": 1, "n": 1, "stream": False, "model": "tiny-rnn"},
     FORECAST: {"values": SERIES, "horizon": 2, "levels": [80.0], "seasonality": None, "model": "tiny-lstm"},
     SAMPLE: {"count": 1, "label": None, "seed": 1, "model": "tiny-gan"},
 }  # fmt: skip
-# the other protocols' fields; in theirs a value that nobody looks at may be anything
-OTHERS: dict[str, dict[str, Any]] = {
+# The fields of the other protocols. They allow any value in fields that the service ignores.
+OTHER_PROTOCOLS: dict[str, dict[str, Any]] = {
     "/v1/completions": {
         "model": "tiny-rnn", "prompt": "abc", "max_tokens": 2, "temperature": 1.0, "top_p": 0.5, "top_k": 3, "n": 1, "best_of": 1,
         "echo": False, "logprobs": 1, "logit_bias": {"1": 1}, "presence_penalty": 0, "frequency_penalty": 0, "stop": "z",
@@ -70,13 +70,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "/v2/models/tiny-rnn/generate": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
     "/v2/models/tiny-rnn/generate_stream": {"id": "a", "text_input": "abc", "parameters": {"max_characters": 2}, "seed": 1},
 }  # fmt: skip
-# a part of a body, where it stands, and its fields
+# Nested objects: the path of the route, and the position in the body
 PARTS: list[tuple[str, tuple[str | int, ...]]] = [
     ("/v1/timeseries/forecast", ("inputs", 0)), ("/v1/timeseries/forecast", ("options",)), ("/v1/completions", ("logit_bias",)),
     ("/v2/models/tiny-lstm/infer", ("inputs", 0)), ("/v2/models/tiny-lstm/infer", ("outputs", 0)),
     ("/v2/models/tiny-lstm/infer", ("parameters",)), ("/v2/models/tiny-rnn/generate", ("parameters",)),
 ]  # fmt: skip
-WRONG = [
+WRONG_VALUES = [
     "true", "[]", "{}", '""', '"x"', "-1", "1.5", "-0.0", "1e30", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
     "1" * 5000, "9" * 4000, "18446744073709551616", '"\\u0000"', '"' + "x" * 10_000 + '"', '["x", 1, null]', "[[[[1]]]]", '{"a": {"b": 1}}', "[" * 100 + "]" * 100,
     '"\\ud83d\\ude00"', '"’; DROP TABLE models; --"', '"{{7*7}}${7*7}%n%s"',
@@ -84,11 +84,11 @@ WRONG = [
 JSON_TYPE = {"content-type": "application/json"}
 
 
-@pytest.mark.parametrize("path", GOOD)
-def test_every_field_of_every_wrong_kind_is_harmless(tiny: httpx.Client, path: str) -> None:
-    for field in GOOD[path]:
-        for wrong in WRONG:
-            rest = json.dumps({name: value for name, value in GOOD[path].items() if name != field})
+@pytest.mark.parametrize("path", VALID)
+def test_any_wrong_value_in_a_native_field_is_harmless(tiny: httpx.Client, path: str) -> None:
+    for field in VALID[path]:
+        for wrong in WRONG_VALUES:
+            rest = json.dumps({name: value for name, value in VALID[path].items() if name != field})
             body = rest[:-1] + (", " if len(rest) > 2 else "") + f'"{field}": {wrong}}}'
             answer = tiny.post(path, content=body.encode(), headers=JSON_TYPE)
             assert_harmless(answer)
@@ -97,31 +97,31 @@ def test_every_field_of_every_wrong_kind_is_harmless(tiny: httpx.Client, path: s
     assert_still_serves(tiny)
 
 
-def test_every_field_of_another_protocol_of_every_wrong_kind_is_harmless(tiny: httpx.Client) -> None:
-    parts = [*((path, ()) for path in OTHERS), *PARTS]
-    for path, place in parts:
-        assert tiny.post(path, json=OTHERS[path]).status_code == 200, path
-        body = json.loads(json.dumps(OTHERS[path]))
+def test_any_wrong_value_in_a_field_of_another_protocol_is_harmless(tiny: httpx.Client) -> None:
+    parts = [*((path, ()) for path in OTHER_PROTOCOLS), *PARTS]
+    for path, position in parts:
+        assert tiny.post(path, json=OTHER_PROTOCOLS[path]).status_code == 200, path
+        body = json.loads(json.dumps(OTHER_PROTOCOLS[path]))
         part: Any = body
-        for key in place:
+        for key in position:
             part = part[key]
         for field, value in list(part.items()):
             part[field] = "HERE"
-            for wrong in WRONG:
+            for wrong in WRONG_VALUES:
                 assert_harmless(tiny.post(path, content=json.dumps(body).replace('"HERE"', wrong, 1).encode()))
             part[field] = value
     assert_still_serves(tiny)
 
 
-@pytest.mark.parametrize("path", GOOD)
-def test_a_field_that_comes_twice_is_refused(tiny: httpx.Client, path: str) -> None:
-    for field, value in GOOD[path].items():
-        twice = json.dumps(GOOD[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
+@pytest.mark.parametrize("path", VALID)
+def test_a_duplicate_field_is_rejected(tiny: httpx.Client, path: str) -> None:
+    for field, value in VALID[path].items():
+        twice = json.dumps(VALID[path])[:-1] + f', "{field}": {json.dumps(value)}}}'
         assert_rejected(tiny.post(path, content=twice, headers=JSON_TYPE), 400, field, f"'{field}' came more than once")
     assert_still_serves(tiny)
 
 
-def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
+def test_a_duplicate_field_is_rejected_by_the_other_protocols(tiny: httpx.Client) -> None:
     for path, twice in (
         ("/v1/completions", '{"model": "tiny-rnn", "prompt": "a", "seed": 1, "seed": 1}'),
         ("/v2/models/tiny-gan/infer", '{"id": "a", "id": "a", "inputs": []}'),
@@ -140,19 +140,19 @@ def test_nor_may_it_come_twice_by_another_protocol(tiny: httpx.Client) -> None:
     assert_still_serves(tiny)
 
 
-def test_a_text_that_looks_like_fields_is_none(tiny: httpx.Client) -> None:
+def test_a_prompt_that_looks_like_fields_is_accepted(tiny: httpx.Client) -> None:
     body = {"prompt": '"prompt": "seed": "seed"', "max_characters": 1, "seed": 1}
     assert tiny.post(CONTINUE, json=body).status_code == 200
     raw = '{"prompt": "\\"seed\\": \\"seed\\" \\"prompt\\"", "seed": 2, "max_characters": 1}'
     assert tiny.post(CONTINUE, content=raw).status_code == 200
 
 
-@pytest.mark.parametrize("path", [*GOOD, *OTHERS])
-def test_what_is_no_json_object_in_utf_8_is_refused(tiny: httpx.Client, path: str) -> None:
-    good = json.dumps({**GOOD, **OTHERS}[path])
+@pytest.mark.parametrize("path", [*VALID, *OTHER_PROTOCOLS])
+def test_a_body_that_is_no_json_object_in_utf_8_is_rejected(tiny: httpx.Client, path: str) -> None:
+    valid = json.dumps({**VALID, **OTHER_PROTOCOLS}[path])
     bodies = [
-        good.encode("utf-16"), good.encode("utf-32"), b"\xef\xbb\xbf" + good.encode(), good.encode() + b"\0", b"\0",
-        good.encode() + good.encode(), good[:-1].encode(), good.replace('"', "'").encode(), b"\xff\xfe", b'{"a":\xc0\xaf}',
+        valid.encode("utf-16"), valid.encode("utf-32"), b"\xef\xbb\xbf" + valid.encode(), valid.encode() + b"\0", b"\0",
+        valid.encode() + valid.encode(), valid[:-1].encode(), valid.replace('"', "'").encode(), b"\xff\xfe", b'{"a":\xc0\xaf}',
         b"null", b"true", b"3", b'"x"', b"[]", b"{,}", b'{"a":}', b"{]", b"// x\n{}", b"{} x", b"a=b&c=d", b"<x/>",
         b"[" * 250_000, b"[" * 30_000 + b"]" * 30_000, b'{"x":' * 30_000, b'{"values":' + b"[" * 30_000, b"\x80\x04\x95",
     ]  # fmt: skip
@@ -164,65 +164,65 @@ def test_what_is_no_json_object_in_utf_8_is_refused(tiny: httpx.Client, path: st
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=range(len(HOSTILE_NAMES)))
-def test_a_hostile_name_is_unknown_or_wrong(tiny: httpx.Client, name: str) -> None:
-    for path, good in GOOD.items():
+def test_a_hostile_model_name_gives_400_or_404(tiny: httpx.Client, name: str) -> None:
+    for path, fields in VALID.items():
         if path == CLASSIFY:
             answer = tiny.post(path, params={"model": name}, content=b"x")
         else:
-            answer = tiny.post(path, json={**good, "model": name})
+            answer = tiny.post(path, json={**fields, "model": name})
         assert_harmless(answer)
         assert answer.status_code in (400, 404)
     assert_harmless(tiny.get(f"/v1/models/{quote(name, safe='')}"))
     assert_still_serves(tiny)
 
 
-def test_65_537_chunks_are_read(tiny: httpx.Client) -> None:
+def test_a_body_of_65_537_chunks_is_accepted(tiny: httpx.Client) -> None:
     body = b'{"prompt": "abc", "max_characters": 1' + b" " * 65_499 + b"}"
     assert len(body) == 65_537
-    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     head = b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert send_raw(tiny, head + pieces).startswith(b"HTTP/1.1 200")
+    assert send_raw(tiny, head + chunks).startswith(b"HTTP/1.1 200")
     assert_still_serves(tiny)
 
 
-def flood(url: str, head: bytes, piece: bytes, times: int) -> bytes:
-    """Send more than is read, and give what came back, if the connection's end has not swallowed it."""
+def flood(url: str, head: bytes, chunk: bytes, times: int) -> bytes:
+    """Send a body that is too large; return the response, or nothing if the disconnection discarded it."""
     address = httpx.URL(url)
-    heard = b""
-    with socket.create_connection((address.host, address.port or 0), 30) as line:
+    received = b""
+    with socket.create_connection((address.host, address.port or 0), 30) as connection:
         try:
-            line.sendall(head)
+            connection.sendall(head)
             for _ in range(times):
-                line.sendall(piece)
-            heard = line.recv(65536)
+                connection.sendall(chunk)
+            received = connection.recv(65536)
         except ConnectionError:
             with contextlib.suppress(ConnectionError):
-                heard = line.recv(65536)
-    return heard
+                received = connection.recv(65536)
+    return received
 
 
-def test_after_bodies_of_64_megabytes_memory_is_back_at_its_level(tiny_store: Path) -> None:
-    piece = b" " * 2**20
+def test_rejected_bodies_of_64_megabytes_do_not_grow_memory(tiny_store: Path) -> None:
+    chunk = b" " * 2**20
 
     def resident(process: int) -> float:
-        words = Path(f"/proc/{process}/statm").read_text().split()
-        return int(words[1]) * 4096 / 2**20
+        fields = Path(f"/proc/{process}/statm").read_text().split()
+        return int(fields[1]) * 4096 / 2**20
 
     with serving(tiny_store, workers=1) as service, httpx.Client(base_url=service.url, timeout=60) as client:
 
-        def barrage() -> float:
+        def memory_after_floods() -> float:
             for path in (CLASSIFY, FORECAST, "/v1/completions", "/v2/models/tiny-cnn/infer"):
                 post = b"POST %s HTTP/1.1\r\nHost: x\r\n" % path.encode()
-                announced = flood(service.url, post + b"Content-Length: 67108864\r\n\r\n", piece, 64)
+                with_length = flood(service.url, post + b"Content-Length: 67108864\r\n\r\n", chunk, 64)
                 chunked = post + b"Transfer-Encoding: chunked\r\n\r\n"
-                chunks = flood(service.url, chunked, b"100000\r\n" + piece + b"\r\n", 64)
-                for heard in (announced, chunks):
-                    assert not heard or heard.startswith(b"HTTP/1.1 413"), heard[:200]
+                without_length = flood(service.url, chunked, b"100000\r\n" + chunk + b"\r\n", 64)
+                for answer in (with_length, without_length):
+                    assert not answer or answer.startswith(b"HTTP/1.1 413"), answer[:200]
             assert_still_serves(client)
             return resident(service.process.pid)
 
-        first = max(barrage(), barrage())
-        assert barrage() < first + 40
+        first = max(memory_after_floods(), memory_after_floods())
+        assert memory_after_floods() < first + 40
 
 
 JSON = st.recursive(
@@ -240,15 +240,15 @@ JSON = st.recursive(
         JSON,
     ),
 )
-def test_any_json_is_a_body_or_a_sentence(model: Any, fields: dict[str, Any]) -> None:
+def test_any_json_is_parsed_or_rejected_with_a_message(model: Any, fields: dict[str, Any]) -> None:
     content = json.dumps(fields).encode("utf-8", "surrogatepass")
-    with contextlib.suppress(BadValue):  # and nothing else
+    with contextlib.suppress(BadValue):  # any other exception fails the test
         _parse_model(content, 100, with_limits(model))
 
 
 @QUICK_PROFILE
 @given(content=st.binary(max_size=60))
-def test_any_bytes_are_a_body_or_a_sentence(content: bytes) -> None:
+def test_any_bytes_are_parsed_or_rejected_with_a_message(content: bytes) -> None:
     for text in (content, b'{"values": ' + content + b"}"):
         with contextlib.suppress(BadValue):
             _parse_model(text, 100, ForecastRequest)
@@ -274,7 +274,7 @@ LENGTHS = [
     " 3",
     "x",
 ]
-ONLY = [
+SPECS = [
     None,
     TensorSpec("a", ("FP64", "FP32"), (-1, -1)),
     TensorSpec("b", ("BYTES",), (-1,)),
@@ -284,16 +284,16 @@ ONLY = [
 
 @QUICK_PROFILE
 @given(
-    at=st.integers(0, len(BINARY)), cut=st.integers(0, 60), put=st.binary(max_size=12),
-    head=st.sampled_from(LENGTHS), only=st.sampled_from(ONLY), coding=st.sampled_from(["", "gzip", "deflate"]),
+    position=st.integers(0, len(BINARY)), cut=st.integers(0, 60), inserted=st.binary(max_size=12),
+    length=st.sampled_from(LENGTHS), spec=st.sampled_from(SPECS), coding=st.sampled_from(["", "gzip", "deflate"]),
 )  # fmt: skip
-def test_any_change_of_binary_tensors_is_a_request_or_a_sentence(
-    at: int, cut: int, put: bytes, head: str, only: TensorSpec | None, coding: str
+def test_changed_binary_tensors_are_parsed_or_rejected_with_a_message(
+    position: int, cut: int, inserted: bytes, length: str, spec: TensorSpec | None, coding: str
 ) -> None:
-    content = BINARY[:at] + put + BINARY[at + cut :]
+    content = BINARY[:position] + inserted + BINARY[position + cut :]
     for each in (content, zlib.compress(content, wbits=DECOMPRESSORS.get(coding, 15))[: -cut or None]):
-        with contextlib.suppress(BadValue, TooLarge):  # and nothing else
-            tensors = decode.decode_request(decode.decompress(each, coding, 10_000), head, 1000, 1000, only).tensors
+        with contextlib.suppress(BadValue, TooLarge):  # any other exception fails the test
+            tensors = decode.decode_request(decode.decompress(each, coding, 10_000), length, 1000, 1000, spec).tensors
             assert sum(tensor.size for tensor in tensors.values()) <= max(1000, len(each))
 
 
@@ -301,15 +301,15 @@ CARD = (ROOT / "models_store" / "sine-lstm" / "1" / "card.json").read_bytes()
 
 
 @QUICK_PROFILE
-@given(at=st.integers(0, len(CARD)), cut=st.integers(0, 300), put=st.binary(max_size=20))
-def test_any_change_of_a_card_is_a_card_or_a_sentence(at: int, cut: int, put: bytes) -> None:
+@given(position=st.integers(0, len(CARD)), cut=st.integers(0, 300), inserted=st.binary(max_size=20))
+def test_a_changed_model_card_is_parsed_or_rejected_with_a_message(position: int, cut: int, inserted: bytes) -> None:
     with contextlib.suppress(store.StoreError):
-        store.parse_card(CARD[:at] + put + CARD[at + cut :], "card.json")
+        store.parse_card(CARD[:position] + inserted + CARD[position + cut :], "card.json")
 
 
 @QUICK_PROFILE
 @given(field=st.sampled_from(sorted(json.loads(CARD))), value=JSON)
-def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> None:
+def test_any_value_on_a_model_card_is_parsed_or_rejected_with_a_message(field: str, value: Any) -> None:
     content = json.dumps({**json.loads(CARD), field: value}).encode("utf-8", "surrogatepass")
     with contextlib.suppress(store.StoreError):
         store.parse_card(content, "card.json")
@@ -320,6 +320,6 @@ def test_any_value_in_a_card_is_a_card_or_a_sentence(field: str, value: Any) -> 
     accept=st.text(max_size=40)
     | st.lists(st.sampled_from(["image/png", "*/*", ";q=", ",", "0.5", "nan", " ", "/"])).map("".join)
 )
-def test_any_accept_header_is_read(accept: str) -> None:
+def test_any_accept_header_gives_an_offered_media_type(accept: str) -> None:
     offered = ("application/json", "image/png", "image/webp")
     assert preferred_media_type(accept, offered) in offered

@@ -1,4 +1,4 @@
-"""The same requests alone and in a crowd: the same answers (``make determinism`` asks 2,000 times)."""
+"""Responses do not depend on concurrent requests (``make determinism`` sends 2,000 requests)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from benchmarks.support import mix
 from benchmarks.support.load import Answer
 
 
-def test_in_a_crowd_every_request_is_answered_as_alone(shipped: httpx.Client) -> None:
-    wanted = [ask for ask in mix.asks(120, seed=7) if b"whitened" not in ask.request.path.encode()]
-    assert {ask.kind for ask in wanted} == set(mix.KINDS)
+def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client) -> None:
+    requests = [request for request in mix.asks(120, seed=7) if b"whitened" not in request.request.path.encode()]
+    assert {request.kind for request in requests} == set(mix.KINDS)
     port = shipped.base_url.port or 0
-    alone = asyncio.run(mix.answers(port, wanted, 1))
-    crowd = asyncio.run(mix.answers(port, wanted, 64))
-    statuses = {ask.kind: answer[0] for ask, answer in zip(wanted, alone, strict=True) if ask.kind != "stream"}
+    alone = asyncio.run(mix.answers(port, requests, 1))
+    concurrent = asyncio.run(mix.answers(port, requests, 64))
+    statuses = {
+        request.kind: answer[0] for request, answer in zip(requests, alone, strict=True) if request.kind != "stream"
+    }
     assert {kind for kind, status in statuses.items() if status != 200} == {"bad"}
     different = [
-        (ask.kind, one, other)
-        for ask, one, other in zip(wanted, alone, crowd, strict=True)
-        if not mix.same(ask.kind, other, one)
+        (request.kind, single, other)
+        for request, single, other in zip(requests, alone, concurrent, strict=True)
+        if not mix.same(request.kind, other, single)
     ]
     assert not different
 
 
-def test_a_wrong_answer_is_seen_as_one() -> None:
+def test_the_comparison_detects_a_wrong_answer() -> None:
     assert mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.500001}])
     assert not mix.same("classify", [200, {"p": 0.5}], [200, {"p": 0.501}])
     assert not mix.same("continue", [200, {"p": 0.5}], [200, {"p": 0.500001}])
@@ -46,11 +48,11 @@ def test_a_wrong_answer_is_seen_as_one() -> None:
         (0, b"", "lost"),
     ],
 )
-def test_how_a_stream_ended_is_seen(status: int, body: bytes, word: str) -> None:
+def test_the_end_of_a_stream_is_classified(status: int, body: bytes, word: str) -> None:
     assert restarts.ended(Answer(0.0, 1.0, status, [(0.5, body)])) == word
 
 
-def test_a_soak_says_what_has_grown() -> None:
+def test_the_soak_test_reports_growing_resources() -> None:
     seen = soak.Observations(looks=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
     found = {"mib_per_10000": 0.9, "p50_ms": [10.0, 12.0]}
     assert soak.grown(seen, found) == []

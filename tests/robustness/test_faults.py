@@ -1,5 +1,7 @@
-"""A network that hangs, raises, gives too few rows or no numbers, or runs out of memory: everybody is answered, the
-guilty one alone is told, readiness says so, and it is over when it is over.
+"""Networks that hang, raise, return wrong rows or NaN, or run out of memory.
+
+Every request gets a response, only the failing request or model is affected, and readiness reports the problem until it
+is over.
 """
 
 from __future__ import annotations
@@ -30,24 +32,24 @@ from app.tasks.forecasting import WindowForecaster
 from app.tasks.image_generation import ImageSampler
 from app.tasks.text_generation import TextGenerator
 
-LINE = [float(i % 7) for i in range(20)]
-ASKED: dict[str, tuple[type, str, str, dict[str, Any]]] = {
+SERIES = [float(i % 7) for i in range(20)]
+REQUESTS: dict[str, tuple[type, str, str, dict[str, Any]]] = {
     "tiny-cnn": (ImageClassifier, "predict", "/v1/images/classify", {"content": image_bytes()}),
     "tiny-rnn": (TextGenerator, "step", "/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 3}}),
-    "tiny-lstm": (WindowForecaster, "predict", "/v1/series/forecast", {"json": {"values": LINE, "horizon": 3}}),
+    "tiny-lstm": (WindowForecaster, "predict", "/v1/series/forecast", {"json": {"values": SERIES, "horizon": 3}}),
     "tiny-gan": (ImageSampler, "predict", "/v1/images/sample", {"json": {"count": 2, "seed": 1}}),
 }
 
 TENSORS: dict[str, dict[str, Any]] = {
     "tiny-cnn": {"name": "image", "datatype": "UINT8", "shape": [1, 3, 32, 32], "data": [0] * 3072},
     "tiny-rnn": {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["abc"]},
-    "tiny-lstm": {"name": "values", "datatype": "FP64", "shape": [1, 20], "data": LINE},
+    "tiny-lstm": {"name": "values", "datatype": "FP64", "shape": [1, 20], "data": SERIES},
     "tiny-gan": {"name": "latents", "datatype": "FP64", "shape": [1, 4], "data": [0.0] * 4},
 }
 
 
 def infer(client: httpx.Client, model: str) -> httpx.Response:
-    """The same by the Open Inference Protocol."""
+    """Send the request to a model through the Open Inference Protocol."""
     return client.post(f"/v2/models/{model}/infer", json={"inputs": [TENSORS[model]]})
 
 
@@ -59,38 +61,39 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 
 FAULTS: dict[str, Callable[..., Any]] = {
-    "raises": raising(RuntimeError("secret")),
+    "raises an error": raising(RuntimeError("secret")),
     "is out of memory": raising(MemoryError("secret")),
     "is out of the GPU's memory": raising(torch.OutOfMemoryError("CUDA out of memory: secret")),
-    "gives no rows": lambda self, items: [],
-    "gives a row too many": lambda self, items: [None] * (len(items) + 1),
+    "returns no rows": lambda self, items: [],
+    "returns too many rows": lambda self, items: [None] * (len(items) + 1),
 }
 
 
-@pytest.mark.parametrize("model", ASKED)
-def test_every_caller_of_a_broken_network_is_told_and_recovers_with_it(
+@pytest.mark.parametrize("model", REQUESTS)
+def test_requests_to_a_broken_network_get_500_until_it_works_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    predictor, method, path, asked = ASKED[model]
-    works, broken = getattr(predictor, method), list[Callable[..., Any]]()
-    monkeypatch.setattr(predictor, method, lambda *given: broken[0](*given) if broken else works(*given))
-    faults = [fault for told, fault in FAULTS.items() if method != "step" or "row" not in told]  # a step gives nothing
+    predictor, method, path, body = REQUESTS[model]
+    original, broken = getattr(predictor, method), list[Callable[..., Any]]()
+    monkeypatch.setattr(predictor, method, lambda *arguments: broken[0](*arguments) if broken else original(*arguments))
+    # Steps return no rows.
+    faults = [fault for name, fault in FAULTS.items() if method != "step" or "row" not in name]
     with serve() as client:
-        good = client.post(path, **asked)
+        first = client.post(path, **body)
         for fault in faults:
             broken.append(fault)
-            all_are_told(client, model)
+            assert_all_requests_fail(client, model)
             broken.clear()
-            assert client.post(path, **asked).status_code == good.status_code == 200
+            assert client.post(path, **body).status_code == first.status_code == 200
             assert client.get("/health/ready").status_code == 200
         assert metric_samples(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8 * len(faults)
 
 
-def all_are_told(client: httpx.Client, model: str) -> None:
-    """Callers of a broken model are told of it and of nothing inside, readiness is off, and the others are served."""
-    _, _, path, asked = ASKED[model]
-    with ThreadPoolExecutor(8) as callers:
-        answers = list(callers.map(lambda _: client.post(path, **asked), range(8)))
+def assert_all_requests_fail(client: httpx.Client, model: str) -> None:
+    """Check that requests for a broken model get a clear 500, readiness is off, and other models are served."""
+    _, _, path, body = REQUESTS[model]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: client.post(path, **body), range(8)))
     for answer in answers:
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "inference_failed"
@@ -98,8 +101,8 @@ def all_are_told(client: httpx.Client, model: str) -> None:
         assert "secret" not in answer.text
     ready = client.get("/health/ready")
     assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on every input"])
-    for name, (_, _, other, body) in ASKED.items():
-        assert (client.post(other, **body).status_code == 200) is (name != model)
+    for name, (_, _, other_path, other_body) in REQUESTS.items():
+        assert (client.post(other_path, **other_body).status_code == 200) is (name != model)
 
 
 @pytest.mark.parametrize(
@@ -108,51 +111,49 @@ def all_are_told(client: httpx.Client, model: str) -> None:
         ("tiny-cnn", LeNet, "forward"), ("tiny-gan", Generator, "forward"), ("tiny-lstm", SeriesLSTM, "forward"),
     ],
 )  # fmt: skip
-def test_what_is_no_number_is_no_answer(
+def test_nan_or_infinite_outputs_give_500(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, model: str, network: type, method: str
 ) -> None:
-    _, _, path, asked = ASKED[model]
+    _, _, path, body = REQUESTS[model]
     forward = getattr(network, method)
     with serve() as client:
         for value in (float("nan"), float("inf")):
-            with monkeypatch.context() as broken:
-                broken.setattr(network, method, lambda *given, value=value: forward(*given) * value)
-                answer = client.post(path, **asked)
+            with monkeypatch.context() as patch:
+                patch.setattr(network, method, lambda *arguments, value=value: forward(*arguments) * value)
+                answer = client.post(path, **body)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
                 answer = infer(client, model)
                 assert (answer.status_code, answer.json()) == (500, {"error": answer.json()["error"]})
-        assert client.post(path, **asked).status_code == infer(client, model).status_code == 200
+        assert client.post(path, **body).status_code == infer(client, model).status_code == 200
 
 
-def test_quantiles_that_are_no_numbers_are_no_forecast(
-    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_or_infinite_quantiles_give_500(serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_tiny(tiny_store, "tiny-forecaster")
-    forecast, body = Forecaster.forecast, {"values": LINE, "horizon": 3, "model": "tiny-forecaster"}
+    forecast, body = Forecaster.forecast, {"values": SERIES, "horizon": 3, "model": "tiny-forecaster"}
     with serve() as client:
         for value in (float("nan"), float("inf")):
-            with monkeypatch.context() as broken:
-                broken.setattr(Forecaster, "forecast", lambda *given, value=value: forecast(*given) * value)
+            with monkeypatch.context() as patch:
+                patch.setattr(Forecaster, "forecast", lambda *arguments, value=value: forecast(*arguments) * value)
                 answer = client.post("/v1/series/forecast", json=body)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
         assert client.post("/v1/series/forecast", json=body).status_code == 200
 
 
-def test_logits_that_are_no_numbers_are_no_text(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, path, asked = ASKED["tiny-rnn"]
+def test_nan_logits_give_500(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, path, body = REQUESTS["tiny-rnn"]
     with serve() as client:
-        steps = type(client_steps())
+        steps = type(recurrent_steps())
         logits = steps.logits
-        monkeypatch.setattr(steps, "logits", lambda self, above: logits(self, above) * float("nan"))
-        for more in ({}, {"stream": True}):
-            answer = client.post(path, json={**asked["json"], **more})
+        monkeypatch.setattr(steps, "logits", lambda self, outputs: logits(self, outputs) * float("nan"))
+        for fields in ({}, {"stream": True}):
+            answer = client.post(path, json={**body["json"], **fields})
             assert (answer.status_code, answer.json()["error"]["code"]) == (500, "inference_failed")
         assert infer(client, "tiny-rnn").status_code == 500
         monkeypatch.undo()
-        assert client.post(path, **asked).status_code == infer(client, "tiny-rnn").status_code == 200
+        assert client.post(path, **body).status_code == infer(client, "tiny-rnn").status_code == 200
 
 
-def client_steps() -> Any:
+def recurrent_steps() -> Any:
     from support.networks import TINY
 
     from app.networks import build
@@ -161,15 +162,15 @@ def client_steps() -> Any:
     return build(kind, sizes).steps()
 
 
-def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failing_image_does_not_make_the_service_unready(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     predict = ImageClassifier.predict
 
-    def fails_on_white(self: ImageClassifier, items: Sequence[torch.Tensor]) -> list[list[float]]:
+    def fail_on_white(self: ImageClassifier, items: Sequence[torch.Tensor]) -> list[list[float]]:
         if any(int(item.min()) == 255 for item in items):
             raise RuntimeError
         return predict(self, items)
 
-    monkeypatch.setattr(ImageClassifier, "predict", fails_on_white)
+    monkeypatch.setattr(ImageClassifier, "predict", fail_on_white)
     from PIL import Image
     from support.images import save_image
 
@@ -181,46 +182,46 @@ def test_one_guilty_image_does_not_make_a_service_unready(serve: Serve, monkeypa
             assert client.get("/health/ready").status_code == 200
 
 
-def test_a_process_that_gets_no_requests_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_circuit_breaker_closes_after_its_reset_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(circuit_breaker.time, "monotonic", lambda: now[0])
-    found = circuit_breaker.CircuitBreaker()
+    breaker = circuit_breaker.CircuitBreaker()
     for expected in (False, False, True):
-        found.record_failure()
-        assert found.is_open() is expected
+        breaker.record_failure()
+        assert breaker.is_open() is expected
     now[0] += circuit_breaker.RESET_SECONDS
-    assert not found.is_open()
-    found.record_failure()
-    assert found.is_open()
-    found.record_failure()
-    assert found.failed_recoveries == 1
-    found.record_success()
-    assert not found.is_open()
-    assert found.failed_recoveries == 0
+    assert not breaker.is_open()
+    breaker.record_failure()
+    assert breaker.is_open()
+    breaker.record_failure()
+    assert breaker.failed_recoveries == 1
+    breaker.record_success()
+    assert not breaker.is_open()
+    assert breaker.failed_recoveries == 0
 
 
-def test_a_hung_network_costs_its_callers_their_deadline_and_nothing_else(serve: Serve, held: HeldGenerator) -> None:
-    assert Settings().unready_after_seconds <= 5  # the truth within five seconds, by default
-    with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as callers:
+def test_a_hung_network_makes_requests_fail_at_their_deadline_only(serve: Serve, held: HeldGenerator) -> None:
+    assert Settings().unready_after_seconds <= 5  # the default
+    with serve(unready_after_seconds=0.2, inline_seconds=0) as client, ThreadPoolExecutor(12) as pool:
         held.armed.set()
 
-        def ask(model: str) -> httpx.Response:
-            _, _, path, asked = ASKED[model]
-            return client.post(path, headers={"x-request-timeout": "0.5"}, **asked)
+        def send(model: str) -> httpx.Response:
+            _, _, path, body = REQUESTS[model]
+            return client.post(path, headers={"x-request-timeout": "0.5"}, **body)
 
-        answers = [callers.submit(ask, model) for model in ASKED for _ in range(3)]
+        answers = [pool.submit(send, model) for model in REQUESTS for _ in range(3)]
         assert held.entered.wait(30)
         wait_until(lambda: client.get("/health/ready").status_code == 503)
         assert "has not answered for" in client.get("/health/ready").json()["problems"][0]
-        assert client.get("/health/live").status_code == 200  # not yet hung for so long that a restart is due
+        assert client.get("/health/live").status_code == 200  # liveness_timeout_seconds has not passed
         assert {answer.result().status_code for answer in answers} <= {200, 504}
         held.release.set()
         wait_until(lambda: client.get("/health/ready").status_code == 200)
-        for _, _, path, asked in ASKED.values():
-            assert client.post(path, **asked).status_code == 200
+        for _, _, path, body in REQUESTS.values():
+            assert client.post(path, **body).status_code == 200
 
 
-def test_hung_decoding_threads_turn_readiness_off_after_their_callers_have_left(
+def test_hung_decoding_threads_turn_readiness_off_after_their_clients_left(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, decode = threading.Event(), ImageClassifier.decode
@@ -231,12 +232,12 @@ def test_hung_decoding_threads_turn_readiness_off_after_their_callers_have_left(
 
     monkeypatch.setattr(ImageClassifier, "decode", hang)
     large = image_bytes(size=(1000, 1000))
-    with serve(unready_after_seconds=0.2) as client, ThreadPoolExecutor(2) as callers:
+    with serve(unready_after_seconds=0.2) as client, ThreadPoolExecutor(2) as pool:
 
         def classify() -> httpx.Response:
             return client.post("/v1/images/classify", content=large, headers={"x-request-timeout": "0.1"})
 
-        answers = [callers.submit(classify) for _ in range(Settings().parse_threads)]
+        answers = [pool.submit(classify) for _ in range(Settings().parse_threads)]
         assert {answer.result().status_code for answer in answers} == {504}
         wait_until(lambda: client.get("/health/ready").status_code == 503)
         assert "the decoding threads have not answered for" in client.get("/health/ready").json()["problems"][0]

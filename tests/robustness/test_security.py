@@ -36,7 +36,7 @@ CLASSIFY, CONTINUE = "/v1/images/classify", "/v1/text/continue"
 FORECAST, SAMPLE = "/v1/series/forecast", "/v1/images/sample"
 
 
-def test_every_answer_tells_browsers_what_not_to_do(serve: Serve) -> None:
+def test_every_response_has_the_security_headers(serve: Serve) -> None:
     with serve() as client:
         answers = [
             client.get("/docs"), client.get("/health/live"), client.get("/nothing"), client.post(SAMPLE, json={}),
@@ -50,28 +50,31 @@ def test_every_answer_tells_browsers_what_not_to_do(serve: Serve) -> None:
     assert not [answer for answer in answers if "server" in answer.headers]
 
 
-def test_no_other_site_may_call_unless_it_is_named(serve: Serve, tmp_path: Path) -> None:
-    ours = {"origin": "https://a.example"}
-    asked = {**ours, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+def test_cors_allows_only_the_configured_origins(serve: Serve, tmp_path: Path) -> None:
+    origin = {"origin": "https://a.example"}
+    preflight = {**origin, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     with serve() as client:
-        for answer in (client.options(SAMPLE, headers=asked), client.post(SAMPLE, json={"count": 1}, headers=ours)):
+        for answer in (
+            client.options(SAMPLE, headers=preflight),
+            client.post(SAMPLE, json={"count": 1}, headers=origin),
+        ):
             assert not [name for name in answer.headers if name.startswith("access-control")]
     (tmp_path / "keys").write_text("")
     with serve(cors_origins="https://a.example, http://localhost:3000", keys_file=tmp_path / "keys") as client:
-        before = client.options(SAMPLE, headers=asked)  # carries no key, and needs none
-        assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, "https://a.example")
-        refused = client.post(SAMPLE, json={"count": 1}, headers=ours)
-        assert refused.status_code == 401
-        assert refused.headers["access-control-allow-origin"] == "https://a.example"  # so that the page can read it
-        assert "retry-after" in refused.headers["access-control-expose-headers"]
-        assert "access-control-allow-credentials" not in refused.headers
-        other = client.options(SAMPLE, headers={**asked, "origin": "https://b.example"})
+        allowed = client.options(SAMPLE, headers=preflight)  # a preflight request needs no key
+        assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://a.example")
+        rejected = client.post(SAMPLE, json={"count": 1}, headers=origin)
+        assert rejected.status_code == 401
+        assert rejected.headers["access-control-allow-origin"] == "https://a.example"  # the page can read the error
+        assert "retry-after" in rejected.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in rejected.headers
+        other = client.options(SAMPLE, headers={**preflight, "origin": "https://b.example"})
         assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
         assert other.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("origins", ["a.example", "https://a.example/", "https://a.example, ftp://b"])
-def test_a_wrong_origin_is_refused_by_name(origins: str) -> None:
+def test_an_invalid_origin_is_rejected_by_name(origins: str) -> None:
     with pytest.raises(SettingsError, match="QUARTET_CORS_ORIGINS is "):
         cors(None, Settings(cors_origins=origins))  # type: ignore[arg-type]
 
@@ -79,7 +82,7 @@ def test_a_wrong_origin_is_refused_by_name(origins: str) -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     if not shutil.which("openssl"):
-        pytest.skip("openssl makes the certificate")
+        pytest.skip("openssl is not installed")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
     subprocess.run(
@@ -90,22 +93,22 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-def test_tls_is_spoken_by_one_process(serve: Serve, certificate: tuple[Path, Path]) -> None:
+def test_a_single_process_serves_tls_and_rejects_plain_http(serve: Serve, certificate: tuple[Path, Path]) -> None:
     cert, key = certificate
     with serve(tls_cert=cert, tls_key=key) as plain:
-        trusting = ssl.create_default_context(cafile=str(cert))
-        with httpx.Client(base_url=str(plain.base_url).replace("http", "https"), verify=trusting) as client:
+        context = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(base_url=str(plain.base_url).replace("http", "https"), verify=context) as client:
             assert client.post(SAMPLE, json={"count": 1}).status_code == 200
         with pytest.raises(httpx.HTTPError):
             plain.get("/health/live")
 
 
-def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
+def test_workers_serve_tls_share_rate_limits_and_stop_despite_silent_clients(
     tiny_store: Path, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
     cert, key = certificate
     alice = key_file.add(tmp_path / "keys", "alice", "20/hour")
-    trusting = ssl.create_default_context(cafile=str(cert))
+    context = ssl.create_default_context(cafile=str(cert))
     with serving(tiny_store, tls_cert=cert, tls_key=key, keys_file=tmp_path / "keys") as service:
         assert service.url.startswith("https://")
         for garbage in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b""):
@@ -113,10 +116,10 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
                 connection.sendall(garbage)
         for _ in range(4):
             connection = service.connect()
-            with trusting.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
+            with context.wrap_socket(connection, server_hostname="127.0.0.1") as secured:
                 assert request_live(secured)
-        each = {"x-api-key": alice, "connection": "close"}  # so that both workers are asked
-        with httpx.Client(base_url=service.url, headers=each, verify=trusting, timeout=60) as client:
+        headers = {"x-api-key": alice, "connection": "close"}  # new connections reach both workers
+        with httpx.Client(base_url=service.url, headers=headers, verify=context, timeout=60) as client:
             statuses = [client.post(SAMPLE, json={"count": 1}).status_code for _ in range(30)]
         assert statuses == [200] * 20 + [429] * 10
         silent = [service.connect() for _ in range(4)]
@@ -125,7 +128,7 @@ def test_workers_speak_tls_and_count_together_and_silence_does_not_hold_a_stop(
             connection.close()
 
 
-def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+def test_invalid_certificate_files_are_rejected_by_name(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     from app.server.uvicorn_server import tls_context
 
     cert, key = certificate
@@ -136,15 +139,15 @@ def test_files_that_are_no_certificate_are_refused_by_name(tmp_path: Path, certi
         {"tls_cert": tmp_path / "wrong.pem", "tls_key": key},
         {"tls_cert": cert, "tls_key": tmp_path / "wrong.pem"},
     ):
-        with pytest.raises(SettingsError, match="QUARTET_TLS_CERT is ") as refusal:
+        with pytest.raises(SettingsError, match="QUARTET_TLS_CERT is ") as rejection:
             tls_context(Settings(**settings))
-        assert "s3cr3t" not in str(refusal.value)
+        assert "s3cr3t" not in str(rejection.value)
     with pytest.raises(SettingsError, match="QUARTET_TLS_CERT must be set too"):
         tls_context(Settings(tls_key=key))
 
 
-class Bomb:
-    """Unpickled, it makes a folder."""
+class FolderPickle:
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,30 +157,34 @@ class Bomb:
 
 
 @pytest.fixture
-def crater(tmp_path: Path) -> Path:
+def created_folder(tmp_path: Path) -> Path:
     return tmp_path / "crater"
 
 
 @pytest.fixture
-def bombs(crater: Path) -> dict[str, bytes]:
-    """A pickle as it is, as torch saves one, and as numpy does."""
-    saved, packed = io.BytesIO(), io.BytesIO()
-    torch.save({"weight": Bomb(crater)}, saved)
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("data.npy", pickle.dumps(Bomb(crater)))
-    return {"pickle": pickle.dumps(Bomb(crater)), "torch": saved.getvalue(), "numpy": packed.getvalue()}
+def pickles(created_folder: Path) -> dict[str, bytes]:
+    """Return a plain pickle, one in a torch file and one in a numpy file."""
+    torch_file, numpy_file = io.BytesIO(), io.BytesIO()
+    torch.save({"weight": FolderPickle(created_folder)}, torch_file)
+    with zipfile.ZipFile(numpy_file, "w") as archive:
+        archive.writestr("data.npy", pickle.dumps(FolderPickle(created_folder)))
+    return {
+        "pickle": pickle.dumps(FolderPickle(created_folder)),
+        "torch": torch_file.getvalue(),
+        "numpy": numpy_file.getvalue(),
+    }
 
 
-def test_the_bomb_is_one(bombs: dict[str, bytes], crater: Path) -> None:
-    pickle.loads(bombs["pickle"])
-    assert crater.is_dir()
+def test_the_test_pickle_creates_a_folder(pickles: dict[str, bytes], created_folder: Path) -> None:
+    pickle.loads(pickles["pickle"])
+    assert created_folder.is_dir()
 
 
-def test_a_pickle_through_any_door_of_the_service_is_only_bytes(
-    serve: Serve, bombs: dict[str, bytes], crater: Path
+def test_a_pickle_sent_to_native_endpoints_is_not_loaded(
+    serve: Serve, pickles: dict[str, bytes], created_folder: Path
 ) -> None:
     with serve() as client:
-        for content in bombs.values():
+        for content in pickles.values():
             text = base64.b64encode(content).decode()
             answers = [
                 client.request(method, path, content=content, headers={"content-type": kind})
@@ -196,17 +203,17 @@ def test_a_pickle_through_any_door_of_the_service_is_only_bytes(
             ]
             assert not [answer.status_code for answer in answers if answer.status_code >= 500]
         assert client.post(SAMPLE, json={"count": 1}).status_code == 200
-    assert not crater.exists()
+    assert not created_folder.exists()
 
 
-def test_a_pickle_through_every_door_that_the_document_names_is_only_bytes(
-    serve: Serve, bombs: dict[str, bytes], crater: Path
+def test_a_pickle_sent_to_any_documented_endpoint_is_not_loaded(
+    serve: Serve, pickles: dict[str, bytes], created_folder: Path
 ) -> None:
     key = "k" * 16
     with serve(admin_key=key) as client:
         paths = client.get("/openapi.json").json()["paths"]
         assert {path.split("/")[1] for path in paths} >= {"v1", "v2", "health", "metrics"}
-        for content in bombs.values():
+        for content in pickles.values():
             tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1]}
             head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": len(content)}}]}).encode()
             answers = [
@@ -224,11 +231,11 @@ def test_a_pickle_through_every_door_that_the_document_names_is_only_bytes(
             assert not [answer.text for answer in answers if answer.status_code >= 500 and answer.status_code != 503]
         client.post("/v2/repository/models/tiny-rnn/load", headers={"authorization": f"Bearer {key}"})
         assert client.post(SAMPLE, json={"count": 1}).status_code == 200
-    assert not crater.exists()
+    assert not created_folder.exists()
 
 
-def test_nothing_here_reads_a_pickle() -> None:
-    """But a training its own state, which may hold tensors only."""
+def test_no_code_loads_pickles() -> None:
+    """Only training/ calls torch.load, and with ``weights_only=True``."""
     for folder in ("app", "training", "benchmarks", "deploy"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text()
@@ -239,24 +246,24 @@ def test_nothing_here_reads_a_pickle() -> None:
             assert not loads or folder == "training", path
 
 
-def test_a_pickle_in_the_store_is_refused_as_what_it_is_not(
-    tmp_path: Path, bombs: dict[str, bytes], crater: Path
+def test_a_pickle_in_the_store_is_rejected_as_invalid(
+    tmp_path: Path, pickles: dict[str, bytes], created_folder: Path
 ) -> None:
     import hashlib
 
-    for kind, content in bombs.items():
+    for kind, content in pickles.items():
         folder = tmp_path / kind
         version = publish_tiny(folder, next(iter(TINY)))
         (version.folder / store.WEIGHTS).write_bytes(content)
         card = json.loads((version.folder / store.CARD).read_text())
-        card["weights_sha256"] = hashlib.sha256(content).hexdigest()  # as one who may write there would
+        card["weights_sha256"] = hashlib.sha256(content).hexdigest()  # an attacker with write access could do so
         (version.folder / store.CARD).write_text(json.dumps(card))
         with pytest.raises(store.StoreError, match="is not a safetensors file"):
             store.read_version(folder, card["name"], 1)
         (version.folder / store.CARD).write_bytes(content)
         with pytest.raises(store.StoreError):
             store.read_version(folder, card["name"], 1)
-    assert not crater.exists()
+    assert not created_folder.exists()
 
 
 def test_the_tests_named_in_security_md_exist() -> None:
@@ -265,7 +272,7 @@ def test_the_tests_named_in_security_md_exist() -> None:
     assert not [name for name in names if not list((ROOT / "tests").rglob(name))]
 
 
-def test_head_is_get_without_its_body(serve: Serve) -> None:
+def test_head_equals_get_without_a_body(serve: Serve) -> None:
     with serve() as client:
         for path in ("/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/tiny-cnn", "/docs"):
             answer = client.head(path)
@@ -277,7 +284,7 @@ def test_head_is_get_without_its_body(serve: Serve) -> None:
         assert 'quartet_requests_total{method="HEAD",route="/health/live",status="200"} 1.0' in metrics
 
 
-def test_a_torch_that_is_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_old_torch_version_is_rejected_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     for version in ("1.13.1", "2.5.1+cpu", "2.6.0a0"):
         monkeypatch.setattr(torch, "__version__", version)
@@ -288,64 +295,66 @@ def test_a_torch_that_is_too_old_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         create_app(Settings(store=tmp_path / "store", threads=1))
 
 
-def test_a_connection_that_says_nothing_more_is_ended(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_a_complete_request_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.2)
     with serve(body_seconds=0.2) as client:
         address = (client.base_url.host, client.base_url.port or 0)
         post = b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\n"
         chunked = post + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
-        words = (b"", b"GET", b"GET /health/live HTTP/1.1\r\nHost: x\r\n", chunked)
-        lines = [socket.create_connection(address, 30) for _ in words]
-        for line, word in zip(lines, words, strict=True):
-            line.sendall(word)
-        assert client.get("/health/live").status_code == 200  # nobody else waits for them
-        for line in lines:
-            while line.recv(65536):
+        requests = (b"", b"GET", b"GET /health/live HTTP/1.1\r\nHost: x\r\n", chunked)
+        connections = [socket.create_connection(address, 30) for _ in requests]
+        for connection, request in zip(connections, requests, strict=True):
+            connection.sendall(request)
+        assert client.get("/health/live").status_code == 200  # other clients are not delayed
+        for connection in connections:
+            while connection.recv(65536):
                 pass
-            line.close()
+            connection.close()
 
 
-def test_an_answered_body_that_does_not_end_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_with_an_unfinished_body_is_closed_after_the_response(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HEAD_SECONDS", "DRAIN_SECONDS"):
         monkeypatch.setattr(http_protocol, name, 0.5)
     get = b"GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n"
     with serve() as client:
 
-        def answered(words: bytes) -> None:
-            line.sendall(words)
-            heard = b""
-            while not heard.endswith(b"}"):
-                heard += line.recv(65536)
-            assert heard.startswith(b"HTTP/1.1 200 ")
+        def send(request: bytes) -> None:
+            connection.sendall(request)
+            received = b""
+            while not received.endswith(b"}"):
+                received += connection.recv(65536)
+            assert received.startswith(b"HTTP/1.1 200 ")
 
-        for rest in (b"x", b"xyz"):  # a part of the body, and all of it
-            with socket.create_connection((client.base_url.host, client.base_url.port or 0), 4) as line:
-                answered(get)
-                answered(b"xyz" + get)  # who goes on is served
-                line.sendall(rest)
-                assert line.recv(65536) == b""
+        for rest in (b"x", b"xyz"):  # a part of the body, or all of it
+            with socket.create_connection((client.base_url.host, client.base_url.port or 0), 4) as connection:
+                send(get)
+                send(b"xyz" + get)  # a complete body keeps the connection open
+                connection.sendall(rest)
+                assert connection.recv(65536) == b""
 
 
-def test_who_does_not_read_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who reads slowly is."""
+def test_a_client_that_does_not_read_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that reads slowly stays connected."""
     monkeypatch.setattr("app.server.http_protocol.STALLED_WRITE_SECONDS", 0.3)
-    ask = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
     with serve() as client:
         address, length = (client.base_url.host, client.base_url.port or 0), len(client.get("/openapi.json").content)
-        asked = 6 * 2**20 // length  # more than the system holds of what nobody reads
+        count = 6 * 2**20 // length  # more than the socket buffers hold
         with socket.socket() as idle, socket.socket() as slow:
-            for line in (idle, slow):
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                line.connect(address)
-                line.sendall(ask * asked)
-            heard = 0
-            while heard < asked * length:  # a little at a time, for longer than the other is waited for
-                piece = slow.recv(16384)
-                assert piece
-                heard += len(piece)
+            for connection in (idle, slow):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(address)
+                connection.sendall(request * count)
+            received = 0
+            while received < count * length:  # reading takes longer than STALLED_WRITE_SECONDS
+                chunk = slow.recv(16384)
+                assert chunk
+                received += len(chunk)
                 time.sleep(0.001)
-            heard = 0
+            received = 0
             with contextlib.suppress(ConnectionResetError):
-                while piece := idle.recv(2**20):
-                    heard += len(piece)
-            assert heard < asked * length
+                while chunk := idle.recv(2**20):
+                    received += len(chunk)
+            assert received < count * length

@@ -1,6 +1,6 @@
-"""Versions change under load and in the middle of it somebody pulls the plug. ``make swaps`` does it for longer.
+"""Versions change under load, and processes are killed while they change the store.
 
-SWAPS, CALLERS and KILLS say how often: few in the suite.
+The environment variables SWAPS, CALLERS and KILLS set the numbers of repetitions. ``make swaps`` uses higher numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from app import store
 from app.server.supervisor import can_fork
 from app.store import archive, catalogue, rollout
 
-SWAPS, CALLERS, KILLS = (int(os.environ.get(name, few)) for name, few in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3)))
+SWAPS, CALLERS, KILLS = (
+    int(os.environ.get(name, default)) for name, default in (("SWAPS", 6), ("CALLERS", 2), ("KILLS", 3))
+)
 NAME = "tiny-rnn"
 BODY = {"prompt": "abc", "max_characters": 30, "seed": 1}
 
@@ -43,8 +45,8 @@ with httpx.Client(timeout=60) as client:
         model = f"tiny-rnn@{pinned}" if pinned else "tiny-rnn"
         answer = client.post(url, json={**body, "model": model})
         answers += 1
-        found = answer.json() if answer.status_code == 200 else {"version": answer.text, "results": [{"text": ""}]}
-        version, text = str(found["version"]), found["results"][0]["text"]
+        content = answer.json() if answer.status_code == 200 else {"version": answer.text, "results": [{"text": ""}]}
+        version, text = str(content["version"]), content["results"][0]["text"]
         versions.add(version)
         if text != expected.get(version) or pinned not in (None, version):
             wrong.append([model, version, text])
@@ -53,43 +55,45 @@ print(json.dumps({"answers": answers, "wrong": wrong[:5], "versions": sorted(ver
 
 
 @pytest.mark.skipif(not can_fork(), reason="workers need fork")
-def test_versions_change_under_load_without_a_failed_or_mixed_up_answer(
+def test_version_changes_under_load_give_no_failed_or_mixed_up_answer(
     tiny_store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(2):
         publish_tiny(tiny_store, NAME)
     with serving(tiny_store, store_poll_seconds=0.5) as service:
         url = f"{service.url}/v1/text/continue"
-        known = [httpx.post(url, json={**BODY, "model": f"{NAME}@{number}"}, timeout=60).json() for number in (1, 2, 3)]
-        expected = {str(one["version"]): one["results"][0]["text"] for one in known}
+        answers_by_version = [
+            httpx.post(url, json={**BODY, "model": f"{NAME}@{number}"}, timeout=60).json() for number in (1, 2, 3)
+        ]
+        expected = {str(answer["version"]): answer["results"][0]["text"] for answer in answers_by_version}
         assert len(set(expected.values())) == 3
         command = [sys.executable, "-c", CALLER, url, json.dumps(BODY), json.dumps(expected)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         callers = [subprocess.Popen(command, **pipes) for _ in range(CALLERS)]  # type: ignore[call-overload]
-        taken = [swap(tiny_store, url, i) for i in range(SWAPS)]
-        told = [json.loads(caller.communicate(timeout=TIMEOUT_SECONDS)[0]) for caller in callers]
-    assert [one["wrong"] for one in told] == [[]] * CALLERS
-    assert all(one["answers"] > 0 and set(one["versions"]) <= {"1", "2", "3"} for one in told)
+        swap_seconds = [swap(tiny_store, url, i) for i in range(SWAPS)]
+        reports = [json.loads(caller.communicate(timeout=TIMEOUT_SECONDS)[0]) for caller in callers]
+    assert [report["wrong"] for report in reports] == [[]] * CALLERS
+    assert all(report["answers"] > 0 and set(report["versions"]) <= {"1", "2", "3"} for report in reports)
     with capsys.disabled():
-        answers = sum(one["answers"] for one in told)
-        print(f"\n{SWAPS} swaps, {answers} answers; until all workers follow: {max(taken):.2f} s at most")
+        answers = sum(report["answers"] for report in reports)
+        print(f"\n{SWAPS} swaps, {answers} answers; until all workers follow: {max(swap_seconds):.2f} s at most")
 
 
-def swap(folder: Path, url: str, turn: int) -> float:
-    """Activate another version or roll back; gives the seconds until every worker serves it, under load."""
+def swap(folder: Path, url: str, index: int) -> float:
+    """Activate another version or roll back; return the seconds until every worker serves it, under load."""
     active = rollout.serving(folder, NAME, rollout.read(folder, NAME)) or 0
-    begun = time.monotonic()
-    chosen = rollout.rollback(folder, NAME) if turn % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
+    started = time.monotonic()
+    state = rollout.rollback(folder, NAME) if index % 3 == 2 else rollout.activate(folder, NAME, active % 3 + 1)
 
-    def follows() -> bool:  # connections are shared evenly, so that several meet every worker
+    def all_workers_follow() -> bool:  # connections are distributed evenly, so that four reach every worker
         versions = {httpx.post(url, json=BODY, timeout=60).json()["version"] for _ in range(4)}
-        return versions == {chosen.active}
+        return versions == {state.active}
 
-    wait_until(follows)
-    return time.monotonic() - begun
+    wait_until(all_workers_follow)
+    return time.monotonic() - started
 
 
-NURSERY = """
+KILL_SCRIPT = """
 import os, signal, sys, time
 sys.path[:0] = ["tests", "."]
 from pathlib import Path
@@ -97,50 +101,48 @@ import torch
 from support.networks import publish_tiny
 from app.store import archive, rollout
 torch.set_num_threads(1)
-folder, what, kills, packed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+folder, action, kills, archive_path = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 
 def publish():
     publish_tiny(folder, "tiny-gan")
 
 def import_archive():
-    with open(packed, "rb") as file:
+    with open(archive_path, "rb") as file:
         archive.import_archive(folder, file, 10**7, renumber=True)
 
 def activate():
     for version in (1, 2):
         rollout.activate(folder, "tiny-gan", version)
 
-does = {"publish": publish, "import": import_archive, "activate": activate}[what]
+run = {"publish": publish, "import": import_archive, "activate": activate}[action]
 for i in range(kills):
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        does()
-        os.write(tell, b"x")
+        run()
+        os.write(writer, b"x")
         while True:
-            does()
-    assert os.read(told, 1)  # it works
-    time.sleep(0.05 * i / kills)  # another moment each time
+            run()
+    assert os.read(reader, 1)  # the first run is complete
+    time.sleep(0.05 * i / kills)  # kill at a different moment each time
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it ended by itself"
+    assert os.WIFSIGNALED(status), "the child was not killed"
 """
 
 
 @pytest.mark.skipif(not can_fork(), reason="needs fork")
-def test_whatever_is_killed_in_the_middle_leaves_the_store_whole(
-    tiny_store: Path, serve: Serve, tmp_path: Path
-) -> None:
+def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Serve, tmp_path: Path) -> None:
     publish_tiny(tiny_store, "tiny-gan")
-    packed = tmp_path / "gan.zip"
-    packed.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-gan", 1)))
-    for what in ("publish", "import", "activate"):
-        command = [sys.executable, "-c", NURSERY, str(tiny_store), what, str(KILLS), str(packed)]
+    archive_path = tmp_path / "gan.zip"
+    archive_path.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-gan", 1)))
+    for action in ("publish", "import", "activate"):
+        command = [sys.executable, "-c", KILL_SCRIPT, str(tiny_store), action, str(KILLS), str(archive_path)]
         subprocess.run(command, cwd=ROOT, check=True, timeout=600)
-        assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], what
+        assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], action
     assert len(rollout.numbers(tiny_store, "tiny-gan")) > 2
     assert rollout.read(tiny_store, "tiny-gan").active in (1, 2)
-    publish_tiny(tiny_store, "tiny-gan")  # nothing of what was left stands in the way
+    publish_tiny(tiny_store, "tiny-gan")  # leftovers do not prevent publishing
     rollout.activate(tiny_store, "tiny-gan", 1)
     with serve() as client:
         assert client.get("/health/ready").json()["broken"] == []
@@ -149,13 +151,13 @@ def test_whatever_is_killed_in_the_middle_leaves_the_store_whole(
 
 @contextmanager
 def mounted(folder: Path, source: Path, size: str) -> Iterator[Path]:
-    """A small disk of its own with a copy of a store. Skips where nobody may mount one."""
+    """Mount a small file system with a copy of a store, or skip the test without permission."""
     folder.mkdir()
-    done = subprocess.run(
+    result = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, check=False
     )
-    if done.returncode:
-        pytest.skip(f"a disk cannot be mounted here: {done.stderr.decode().strip()}")
+    if result.returncode:
+        pytest.skip(f"cannot mount a file system: {result.stderr.decode().strip()}")
     try:
         subprocess.run(["cp", "-r", source, folder / "store"], check=True)
         yield folder / "store"
@@ -163,13 +165,13 @@ def mounted(folder: Path, source: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_on_a_full_disk_nothing_changes_and_it_is_told(
+def test_a_full_disk_gives_an_error_and_changes_nothing(
     tiny_store: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish_tiny(tiny_store, "tiny-gan")
     rollout.activate(tiny_store, "tiny-gan", 2)
-    packed = tmp_path / "gan.zip"
-    packed.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-cnn", 1)))
+    archive_path = tmp_path / "gan.zip"
+    archive_path.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-cnn", 1)))
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
         before = sorted(disk.rglob("*"))
         filler = disk.parent / "filler"
@@ -181,9 +183,9 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
         assert (status, error) == (1, "error: the store cannot be written: No space left on device\n")
         with serve(store=disk, admin_key="k" * 32, store_poll_seconds=0.02) as client:
             client.headers["authorization"] = f"Bearer {'k' * 32}"
-            told = client.post("/v1/admin/import?renumber=true", content=packed.read_bytes())
-            assert (told.status_code, told.json()["error"]["code"]) == (507, "store_not_writable")
-            assert str(disk) not in told.text
+            answer = client.post("/v1/admin/import?renumber=true", content=archive_path.read_bytes())
+            assert (answer.status_code, answer.json()["error"]["code"]) == (507, "store_not_writable")
+            assert str(disk) not in answer.text
             assert client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 2
             assert sorted(disk.rglob("*")) == before
             assert not [row for row in catalogue.verify(disk) if row["problem"]]
@@ -192,7 +194,7 @@ def test_on_a_full_disk_nothing_changes_and_it_is_told(
             wait_until(lambda: client.post("/v1/images/sample", json={"count": 1}).json()["version"] == 1)
 
 
-def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
+def test_a_read_only_store_is_served_and_rejects_changes_with_a_message(
     tiny_store: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with mounted(tmp_path / "disk", tiny_store, "1m") as disk:
@@ -203,12 +205,12 @@ def test_a_read_only_store_is_served_and_refuses_changes_in_a_sentence(
             client.headers["authorization"] = f"Bearer {'k' * 32}"
             content = client.get("/v1/admin/models/tiny-gan/export?version=1").content
             assert content == b"".join(archive.export_version(tiny_store, "tiny-gan", 1))
-            for path, sent in (
+            for path, body in (
                 ("import", {"content": content}),
                 ("models/tiny-gan/activate", {"json": {"version": 1}}),
             ):
-                told = client.post(f"/v1/admin/{path}", **sent)  # type: ignore[arg-type]
-                assert (told.status_code, told.json()["error"]["message"]) == (
+                answer = client.post(f"/v1/admin/{path}", **body)  # type: ignore[arg-type]
+                assert (answer.status_code, answer.json()["error"]["message"]) == (
                     507,
                     "the store cannot be written: Read-only file system",
                 )
