@@ -23,7 +23,7 @@ PIPE_BYTES = 65_536
 
 
 @pytest.mark.parametrize(("workers", "log_format"), [(1, "json"), (2, "text")])
-def test_requests_are_answered_while_nobody_reads_stderr(tiny_store: Path, workers: int, log_format: str) -> None:
+def test_requests_are_answered_while_stderr_is_blocked(tiny_store: Path, workers: int, log_format: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QUARTET_")}
     settings = {"store": tiny_store, "port": 0, "workers": workers, "threads": 1, "log_format": log_format}
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in settings.items()}
@@ -47,26 +47,26 @@ def test_requests_are_answered_while_nobody_reads_stderr(tiny_store: Path, worke
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
     """A stderr that blocks until the event is set, and the messages written to it."""
-    event, messages = threading.Event(), list[str]()
+    release, messages = threading.Event(), list[str]()
 
     def emit(self: StderrHandler, record: logging.LogRecord) -> None:
-        assert event.wait(30)
+        assert release.wait(30)
         messages.append(record.getMessage())
 
     monkeypatch.setattr(StderrHandler, "emit", emit)
-    yield event, messages
-    event.set()
+    yield release, messages
+    release.set()
 
 
 def test_records_past_the_limit_are_dropped_and_counted(
     blocked: tuple[threading.Event, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    event, messages = blocked
+    release, messages = blocked
     handler = BackgroundHandler()
     for i in range(MAX_QUEUED_RECORDS + 10):
         handler.handle(logging.makeLogRecord({"msg": f"record {i}"}))
     assert handler.dropped in (9, 10)  # the thread may hold one more record
-    event.set()
+    release.set()
     handler.flush()
     handler.handle(logging.makeLogRecord({"msg": "last"}))
     handler.close()
@@ -76,13 +76,13 @@ def test_records_past_the_limit_are_dropped_and_counted(
     assert re.search(r"(9|10) log records were dropped: stderr was blocked", caplog.text)
 
 
-def test_the_exit_waits_for_a_blocked_stderr_for_a_second_only(blocked: tuple[threading.Event, list[str]]) -> None:
-    event, messages = blocked
+def test_the_exit_waits_at_most_a_second_for_a_blocked_stderr(blocked: tuple[threading.Event, list[str]]) -> None:
+    release, messages = blocked
     handler = BackgroundHandler()
     handler.handle(logging.makeLogRecord({"msg": "one"}))
     handler.close()
     assert not messages
-    event.set()
+    release.set()
     handler.close()
     assert messages == ["one"]
 

@@ -40,11 +40,12 @@ from app.settings import Settings, SettingsError
 from app.store.atomic_files import file_lock
 
 CLASSIFY, CONTINUE, SAMPLE = "/v1/images/classify", "/v1/text/continue", "/v1/images/sample"
-SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)  # bytes of tiny-gan: latent 4, hidden 8, 28 x 28 pixels, with their biases
+# bytes of tiny-gan: weights and biases from latent 4 to hidden 8 to 28 x 28 pixels
+SIZE = 4 * (4 * 8 + 8 + 8 * 784 + 784)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def of(model: str, version: int = 1) -> tuple[tuple[str, str], ...]:
+def labels(model: str, version: int = 1) -> tuple[tuple[str, str], ...]:
     return (("model", model), ("version", str(version)))
 
 
@@ -52,43 +53,50 @@ def test_time_to_first_token_and_inter_token_time_are_measured(serve: Serve) -> 
     with serve() as client:
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 40, "n": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 1, "stream": True})
-        seen = metric_samples(client)
-    assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 4
-    assert seen["quartet_inter_token_seconds_count", *of("tiny-rnn")] == 3  # one character has no gap
-    answered = ("method", "POST"), ("route", CONTINUE), ("status", "200")
-    assert 0 < seen["quartet_inter_token_seconds_sum", *of("tiny-rnn")] < seen["quartet_request_seconds_sum", *answered]
+        samples = metric_samples(client)
+    assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 4
+    assert samples["quartet_inter_token_seconds_count", *labels("tiny-rnn")] == 3  # one character has no gap
+    request_labels = ("method", "POST"), ("route", CONTINUE), ("status", "200")
+    assert (
+        0
+        < samples["quartet_inter_token_seconds_sum", *labels("tiny-rnn")]
+        < samples["quartet_request_seconds_sum", *request_labels]
+    )
 
 
 def test_loaded_bytes_are_measured_by_version(serve: Serve, tiny_store: Path) -> None:
     with serve(store_poll_seconds=0.02) as client:
-        size = metric_samples(client)["quartet_loaded_bytes", *of("tiny-gan")]
+        size = metric_samples(client)["quartet_loaded_bytes", *labels("tiny-gan")]
         assert size == SIZE
         newer = publish_tiny(tiny_store, "tiny-gan").folder
-        wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *of("tiny-gan", 2))) == size)
+        wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan", 2))) == size)
         assert metric_samples(client)["quartet_versions", ("state", "live")] == 5
         newer.rename(tiny_store / ".gone")
-        wait_until(lambda: ("quartet_loaded_bytes", *of("tiny-gan", 2)) not in metric_samples(client))
+        wait_until(lambda: ("quartet_loaded_bytes", *labels("tiny-gan", 2)) not in metric_samples(client))
         assert metric_samples(client)["quartet_versions", ("state", "live")] == 4
 
 
 def test_gauges_show_queued_and_running_rows(serve: Serve, held: HeldGenerator) -> None:
-    with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as callers:
+    with serve(inline_seconds=0) as client, ThreadPoolExecutor(3) as pool:
         held.armed.set()
 
-        def ask() -> Future[httpx.Response]:
-            return callers.submit(httpx.post, f"{client.base_url}{SAMPLE}", json={"count": 5}, timeout=60)
+        def post() -> Future[httpx.Response]:
+            return pool.submit(httpx.post, f"{client.base_url}{SAMPLE}", json={"count": 5}, timeout=60)
 
-        answers = [ask()]
+        answers = [post()]
         assert held.entered.wait(30)
-        answers += [ask() for _ in range(2)]
-        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *of("tiny-gan")] == 10)
-        seen = metric_samples(client)
-        assert seen["quartet_running_rows", *of("tiny-gan")] == 5
-        assert seen["quartet_requests_running",] == 3 + 1  # and the one that asks
+        answers += [post() for _ in range(2)]
+        wait_until(lambda: metric_samples(client)["quartet_queued_rows", *labels("tiny-gan")] == 10)
+        samples = metric_samples(client)
+        assert samples["quartet_running_rows", *labels("tiny-gan")] == 5
+        assert samples["quartet_requests_running",] == 3 + 1  # including the request for /metrics
         held.release.set()
         assert [answer.result().status_code for answer in answers] == [200] * 3
-        seen = metric_samples(client)
-        assert (seen["quartet_queued_rows", *of("tiny-gan")], seen["quartet_running_rows", *of("tiny-gan")]) == (0, 0)
+        samples = metric_samples(client)
+        assert (
+            samples["quartet_queued_rows", *labels("tiny-gan")],
+            samples["quartet_running_rows", *labels("tiny-gan")],
+        ) == (0, 0)
 
 
 @pytest.mark.usefixtures("slow")
@@ -98,14 +106,14 @@ def test_errors_are_counted_by_code(serve: Serve) -> None:
         client.post(SAMPLE, json={"model": "none"})
         client.post(CONTINUE, json={"max_characters": 4000}, headers={"x-request-timeout": "1"})
         client.get("/nothing")
-        seen = metric_samples(client)
+        samples = metric_samples(client)
     for route, reason in (
         (SAMPLE, "invalid_value"),
         (SAMPLE, "model_not_found"),
         (CONTINUE, "deadline_exceeded"),
         ("unknown", "not_found"),
     ):
-        assert seen["quartet_errors_total", ("reason", reason), ("route", route)] == 1
+        assert samples["quartet_errors_total", ("reason", reason), ("route", route)] == 1
 
 
 def test_a_request_is_counted_before_its_answer_is_complete() -> None:
@@ -114,12 +122,12 @@ def test_a_request_is_counted_before_its_answer_is_complete() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
-        for more in (True, False):
-            await send({"type": "http.response.body", "body": b"x", "more_body": more})
+        for more_body in (True, False):
+            await send({"type": "http.response.body", "body": b"x", "more_body": more_body})
 
     async def send(message: Any) -> None:
-        labels = {"route": "unknown", "method": "GET", "status": "200"}
-        counts.append(metrics.registry.get_sample_value("quartet_requests_total", labels) or 0)
+        sample_labels = {"route": "unknown", "method": "GET", "status": "200"}
+        counts.append(metrics.registry.get_sample_value("quartet_requests_total", sample_labels) or 0)
 
     telemetry = RequestTelemetry(app, metrics, AccessLog(), lambda error: app)
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
@@ -136,20 +144,22 @@ def test_metrics_of_workers_are_added_up_and_gauges_of_dead_workers_removed(tiny
     with serving(tiny_store) as service:
         with httpx.Client(base_url=service.url) as client:
             wait_until(lambda: metric_samples(client).get(("quartet_workers",)) == 2)
-            wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *of("tiny-gan"))) == 2 * SIZE)
-        for _ in range(6):  # on connections of their own, which go to both
+            wait_until(lambda: metric_samples(client).get(("quartet_loaded_bytes", *labels("tiny-gan"))) == 2 * SIZE)
+        for _ in range(6):  # new connections reach both workers
             assert httpx.post(f"{service.url}{SAMPLE}", json={"count": 3}).status_code == 200
         with httpx.Client(base_url=service.url) as client:
-            assert metric_samples(client)["quartet_batch_rows_sum", *of("tiny-gan")] == 18
+            assert metric_samples(client)["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
         os.kill(min(service.workers), signal.SIGKILL)
 
         def replaced() -> bool:
             try:
                 with httpx.Client(base_url=service.url) as client:
-                    seen = metric_samples(client)
+                    samples = metric_samples(client)
             except httpx.HTTPError:
                 return False
-            return seen.get(("quartet_workers",)) == 2 and seen["quartet_batch_rows_sum", *of("tiny-gan")] == 18
+            return (
+                samples.get(("quartet_workers",)) == 2 and samples["quartet_batch_rows_sum", *labels("tiny-gan")] == 18
+            )
 
         wait_until(replaced)
 
@@ -174,18 +184,18 @@ def test_metrics_of_removed_versions_are_hidden_and_deleted(
     with serve(store_poll_seconds=0.02) as client:
         client.post(SAMPLE, json={"count": 3})
         client.post(CONTINUE, json={"prompt": "abc", "max_characters": 5})
-        *gone, _ = (
-            of("tiny-gan", number)
+        *removed, _ = (
+            labels("tiny-gan", number)
             for number in islice(publish_and_remove(client, tiny_store), STALE_VERSIONS_PER_SWEEP + 2)
         )
-        wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in gone])
-        seen = metric_samples(client)
-        assert seen["quartet_batch_rows_sum", *of("tiny-gan")] >= 3
-        assert seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 1
-        held = {
+        wait_until(lambda: not [key for key in metric_samples(client) if key[1:3] in removed])
+        samples = metric_samples(client)
+        assert samples["quartet_batch_rows_sum", *labels("tiny-gan")] >= 3
+        assert samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 1
+        label_sets = {
             tuple(sorted(sample.labels.items())) for family in metrics.registry.collect() for sample in family.samples
         }
-        assert len(held.intersection(gone)) < STALE_VERSIONS_PER_SWEEP
+        assert len(label_sets.intersection(removed)) < STALE_VERSIONS_PER_SWEEP
 
 
 def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Path) -> None:
@@ -195,27 +205,27 @@ def test_several_workers_delete_metrics_of_removed_versions_only(tiny_store: Pat
     ):
         for _ in range(6):
             assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
-        asked = "quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "200")
+        request_count = "quartet_requests_total", ("method", "POST"), ("route", CONTINUE), ("status", "200")
         (folder,) = Path("/dev/shm").glob(f"quartet-{service.process.pid}-*")
 
-        def forgotten() -> bool:
-            there = {key for file in folder.glob("*.db") for key, *_ in MmapedDict.read_all_values_from_file(file)}
-            return not any('"tiny-gan", "version": "2"' in key for key in there)
+        def deleted() -> bool:
+            keys = {key for file in folder.glob("*.db") for key, *_ in MmapedDict.read_all_values_from_file(file)}
+            return not any('"tiny-gan", "version": "2"' in key for key in keys)
 
-        versions = publish_and_remove(client, tiny_store)  # as many as it takes: a slow worker may not see each of them
-        wait_until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and forgotten())
-        seen = metric_samples(client)
-        assert seen[asked] == seen["quartet_time_to_first_token_seconds_count", *of("tiny-rnn")] == 6
-        assert seen["quartet_workers",] == 2
-        assert seen["quartet_loaded_bytes", *of("tiny-gan")] == 2 * SIZE
+        versions = publish_and_remove(client, tiny_store)  # published as often as needed: a slow worker may skip some
+        wait_until(lambda: next(versions) > STALE_VERSIONS_PER_SWEEP + 2 and deleted())
+        samples = metric_samples(client)
+        assert samples[request_count] == samples["quartet_time_to_first_token_seconds_count", *labels("tiny-rnn")] == 6
+        assert samples["quartet_workers",] == 2
+        assert samples["quartet_loaded_bytes", *labels("tiny-gan")] == 2 * SIZE
         assert httpx.post(f"{service.url}{CONTINUE}", json={"prompt": "a", "max_characters": 5}).status_code == 200
-        assert metric_samples(client)[asked] == 7
+        assert metric_samples(client)[request_count] == 7
         assert not [key for key in metric_samples(client) if ("version", "2") in key]
 
 
 @pytest.fixture
 def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """The JSON lines of the access log, after the service has stopped."""
+    """Return a function that returns the JSON lines of the access log, after the service has stopped."""
     logging.getLogger("quartet.access").setLevel(logging.INFO)
     yield lambda: [line for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     logging.getLogger("quartet.access").setLevel(logging.NOTSET)
@@ -227,35 +237,35 @@ def test_the_access_log_can_be_json(serve: Serve, lines: Any) -> None:
         client.post(CONTINUE, json={"prompt": "a", "max_characters": 5, "n": 2}, headers={"x-request-id": "mine"})
         client.post(SAMPLE, json={"count": 0})
         client.get("/odd%20path/%C3%A9%22%0A")
-    told = {line["path"]: line for line in map(json.loads, lines())}
-    picture, text, refused = told[CLASSIFY], told[CONTINUE], told[SAMPLE]
-    assert (picture["model"], picture["version"], picture["rows"], picture["status"]) == ("tiny-cnn", 1, 3, 200)
-    assert re.fullmatch("[0-9a-f]{32}", picture["id"])
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", picture["time"])
-    assert 0 <= picture["queue_seconds"] < picture["seconds"]
-    assert 0 < picture["compute_seconds"] < picture["seconds"]
+    entries = {line["path"]: line for line in map(json.loads, lines())}
+    image, text, rejected = entries[CLASSIFY], entries[CONTINUE], entries[SAMPLE]
+    assert (image["model"], image["version"], image["rows"], image["status"]) == ("tiny-cnn", 1, 3, 200)
+    assert re.fullmatch("[0-9a-f]{32}", image["id"])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", image["time"])
+    assert 0 <= image["queue_seconds"] < image["seconds"]
+    assert 0 < image["compute_seconds"] < image["seconds"]
     assert (text["id"], text["model"], text["rows"]) == ("mine", "tiny-rnn", 2)
     assert 0 < text["first_seconds"] <= text["queue_seconds"] + text["compute_seconds"] + 0.001
-    assert (refused["status"], refused["reason"], "model" in refused) == (400, "invalid_value", False)
-    assert '/odd path/é"\n' in told
+    assert (rejected["status"], rejected["reason"], "model" in rejected) == (400, "invalid_value", False)
+    assert '/odd path/é"\n' in entries
 
 
 def test_other_log_records_are_json_with_their_traceback() -> None:
     try:
         raise ValueError("zwölf\n")
     except ValueError:
-        record = logging.LogRecord("quartet", logging.ERROR, "", 0, "%s fails", ("it",), sys.exc_info())
+        record = logging.LogRecord("quartet", logging.ERROR, "", 0, "%s failed", ("request",), sys.exc_info())
     line = JsonFormatter().format(record)
     assert "\n" not in line
-    told = json.loads(line)
-    assert (told["level"], told["logger"], told["message"]) == ("ERROR", "quartet", "it fails")
-    assert "ValueError: zwölf" in told["traceback"]
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"], entry["message"]) == ("ERROR", "quartet", "request failed")
+    assert "ValueError: zwölf" in entry["traceback"]
 
 
-def test_an_unknown_log_format_is_refused() -> None:
-    for wrong in ({"log_format": "xml"}, {"otlp_endpoint": "localhost:4318"}):
+def test_an_unknown_log_format_or_endpoint_is_rejected() -> None:
+    for settings in ({"log_format": "xml"}, {"otlp_endpoint": "localhost:4318"}):
         with pytest.raises(SettingsError, match=r"QUARTET_(LOG_FORMAT|OTLP_ENDPOINT) is"):
-            Settings(**wrong)  # type: ignore[arg-type]
+            Settings(**settings)  # type: ignore[arg-type]
 
 
 class Collector(ThreadingHTTPServer):
@@ -302,26 +312,31 @@ def attributes(span: Span) -> dict[str, Any]:
 def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, collector: Collector) -> None:
     with serve(otlp_endpoint=f"http://127.0.0.1:{collector.server_port}") as client:
         answer = client.post(SAMPLE, json={"count": 4}, headers={"traceparent": PARENT})
-        given = answer.headers["traceparent"].split("-")
-        assert given[:2] == PARENT.split("-")[:2]
-        assert given[2] != PARENT.split("-")[2]
+        traceparent = answer.headers["traceparent"].split("-")
+        assert traceparent[:2] == PARENT.split("-")[:2]
+        assert traceparent[2] != PARENT.split("-")[2]
         client.post(
             CONTINUE, json={"prompt": "a", "max_characters": 30, "n": 2}, headers={"traceparent": PARENT[:-1] + "0"}
         )
         other = client.post(CONTINUE, json={"prompt": "a", "max_characters": 30, "n": 2})
-        assert other.headers["traceparent"].split("-")[1] != given[1]
+        assert other.headers["traceparent"].split("-")[1] != traceparent[1]
         client.post(SAMPLE, json={"count": 0})
     assert collector.service == "quartet"
-    spans = {span.name: span for span in collector.spans if span.trace_id.hex() == given[1]}
-    assert set(spans) == {f"POST {SAMPLE}", "queue", "compute"}  # of the unsampled one nothing
+    spans = {span.name: span for span in collector.spans if span.trace_id.hex() == traceparent[1]}
+    assert set(spans) == {f"POST {SAMPLE}", "queue", "compute"}  # none of the unsampled request
     request = spans[f"POST {SAMPLE}"]
-    assert (request.span_id.hex(), request.parent_span_id.hex()) == (given[2], PARENT.split("-")[2])
-    told = attributes(request)
-    assert (told["http.response.status_code"], told["quartet.model"], told["quartet.rows"]) == (200, "tiny-gan", 4)
+    assert (request.span_id.hex(), request.parent_span_id.hex()) == (traceparent[2], PARENT.split("-")[2])
+    fields = attributes(request)
+    assert (fields["http.response.status_code"], fields["quartet.model"], fields["quartet.rows"]) == (
+        200,
+        "tiny-gan",
+        4,
+    )
     for name in ("queue", "compute"):
         assert spans[name].parent_span_id == request.span_id
     assert spans["queue"].end_time_unix_nano == spans["compute"].start_time_unix_nano
-    assert request.start_time_unix_nano <= spans["queue"].start_time_unix_nano + 1_000_000  # clocks are two
+    # Two clocks are read, which differ slightly.
+    assert request.start_time_unix_nano <= spans["queue"].start_time_unix_nano + 1_000_000
     (batch,) = [span for span in collector.spans if span.span_id == spans["compute"].links[0].span_id]
     assert batch.name == "batch"
     assert [link.span_id for link in batch.links] == [request.span_id]
@@ -329,16 +344,16 @@ def test_requests_queueing_computation_and_batches_are_traced(serve: Serve, coll
         span for span in collector.spans if span.name == "batch" and attributes(span)["quartet.model"] == "tiny-rnn"
     ]
     assert [attributes(span)["quartet.rows"] for span in texts] == [2]
-    refused = [attributes(span) for span in collector.spans if attributes(span).get("error.type")]
-    assert [told["error.type"] for told in refused] == ["invalid_value"]
+    rejected = [attributes(span) for span in collector.spans if attributes(span).get("error.type")]
+    assert [fields["error.type"] for fields in rejected] == ["invalid_value"]
 
 
 def test_without_a_collector_opentelemetry_is_not_imported(serve: Serve) -> None:
     code = "import sys, app.main; app.main.create_app(); print('opentelemetry.sdk' in sys.modules)"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert done.stdout.strip() == "False"
+    assert result.stdout.strip() == "False"
     with serve() as client:
         assert "traceparent" not in client.get("/health/live", headers={"traceparent": PARENT}).headers
     assert create_tracer("") is None
@@ -351,7 +366,7 @@ def test_tracing_without_opentelemetry_gives_a_clear_error(monkeypatch: pytest.M
 
 
 def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path: Path) -> None:
-    """Independent of process ids, which repeat in containers."""
+    """The decision does not use process ids, because they repeat in containers."""
     for name in ("quartet-1-dead", "quartet-1-busy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "alive").touch()
@@ -362,11 +377,11 @@ def test_metric_folders_of_killed_services_are_removed_and_others_stay(tmp_path:
         "with shared_metrics(): print(*sorted(os.listdir(os.environ['TMPDIR'])))"
     )
     with file_lock(tmp_path / "quartet-1-busy" / "alive"):
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True,
         )  # fmt: skip
-    busy, own, data = done.stdout.split()
+    busy, own, data = result.stdout.split()
     assert (busy, data) == ("quartet-1-busy", "quartet-test-data")
     assert re.fullmatch(r"quartet-\d+-\w+", own)
     assert sorted(path.name for path in tmp_path.iterdir()) == [busy, data]
