@@ -30,11 +30,11 @@ def test_make_serve_prints_an_address_that_answers_and_stops_cleanly() -> None:
                 files = sorted((IMAGES / "cifar10").glob("*.png"))
                 parts = [("file", (path.name, path.read_bytes())) for path in files]
                 results = client.post("/v1/images/classify", files=parts).json()["results"]
-            right = sum(result["predictions"][0]["label"] in result["filename"] for result in results)
-            assert right >= 6
+            correct = sum(result["predictions"][0]["label"] in result["filename"] for result in results)
+            assert correct >= 6
         finally:
             os.killpg(process.pid, signal.SIGTERM)
         output = process.stdout.read()
         process.wait(30)
     assert "Traceback" not in output
-    assert "Error" not in output.replace("Error 143", "")  # make's own word of the signal
+    assert "Error" not in output.replace("Error 143", "")  # make prints this after SIGTERM

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not can_fork(), reason="workers need fork")
 
 
 def stream(service: ServiceProcess, characters: int) -> socket.socket:
-    """A running text stream."""
+    """Start a text stream; return its connection after the first bytes."""
     caller = service.connect()
     body = json.dumps({"prompt": "a", "max_characters": characters, "n": 16, "stream": True}).encode()
     caller.sendall(b"POST /v1/text/continue HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -30,7 +30,7 @@ def stream(service: ServiceProcess, characters: int) -> socket.socket:
     return caller
 
 
-def test_a_stop_drains_and_leaves_no_process(tiny_store: Path) -> None:
+def test_sigterm_drains_and_leaves_no_process(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         workers, caller = service.workers, stream(service, 3000)
         service.process.send_signal(signal.SIGTERM)
@@ -46,10 +46,10 @@ def test_a_stop_drains_and_leaves_no_process(tiny_store: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_to_all_processes_drains_too(tiny_store: Path, number: int, workers: int) -> None:
-    """Like Ctrl-C in a terminal, a closed terminal, and systemd."""
-    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # also where these tests run under nohup
-    with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
+def test_a_signal_to_the_process_group_drains(tiny_store: Path, number: int, workers: int) -> None:
+    """Ctrl-C, a closed terminal and systemd signal the whole process group."""
+    default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # the tests may run under nohup
+    with serving(tiny_store, own_group=True, before=default_handler, workers=workers) as service:
         caller = stream(service, 3000)
         os.killpg(service.process.pid, number)
         with caller, caller.makefile("rb") as answer:
@@ -58,7 +58,7 @@ def test_a_signal_to_all_processes_drains_too(tiny_store: Path, number: int, wor
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
-def test_a_single_stopped_worker_loses_no_request(tiny_store: Path) -> None:
+def test_workers_stopped_by_sigterm_lose_no_request(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         before, caller = service.workers, stream(service, 3000)
         for worker in before:
@@ -81,20 +81,20 @@ def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) ->
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_sighup_does_not_interrupt_draining(tiny_store: Path, workers: int) -> None:
-    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
-    with serving(tiny_store, own_group=True, before=heard, workers=workers) as service:
+    default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    with serving(tiny_store, own_group=True, before=default_handler, workers=workers) as service:
         caller = stream(service, 3000)
         for _ in range(3):
             os.killpg(service.process.pid, signal.SIGHUP)
-            time.sleep(0.1)  # they come as they come
+            time.sleep(0.1)
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
         assert service.process.wait(TIMEOUT_SECONDS) == 0
 
 
 def test_sighup_is_ignored_under_nohup(tiny_store: Path) -> None:
-    ignored = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    with serving(tiny_store, own_group=True, before=ignored) as service:
+    ignoring_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with serving(tiny_store, own_group=True, before=ignoring_handler) as service:
         before = service.workers
         os.killpg(service.process.pid, signal.SIGHUP)
         assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
@@ -117,21 +117,21 @@ def test_a_hung_worker_does_not_outlive_the_supervisor(tiny_store: Path) -> None
 def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> None:
     with serving(tiny_store, workers=workers, shutdown_grace_seconds=60) as service:
         processes, caller = service.workers, service.connect()
-        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # and no more
+        caller.sendall(b"POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")  # incomplete
         service.process.send_signal(signal.SIGTERM)
 
-        def refused() -> bool:
+        def is_closed() -> bool:
             try:
                 service.connect().close()
             except OSError:
                 return True
             return False
 
-        wait_until(refused)
-        begun = time.monotonic()
+        wait_until(is_closed)
+        started = time.monotonic()
         assert service.stop() == 0
-        assert time.monotonic() - begun < 10
-        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+        assert time.monotonic() - started < 10
+        assert not [process for process in processes if Path(f"/proc/{process}").exists()]
         caller.close()
 
 
@@ -139,30 +139,30 @@ def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> No
 def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: int) -> None:
     weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
     weights.unlink()
-    os.mkfifo(weights)  # whoever reads it waits for what never comes
-    held: list[int] = []
+    os.mkfifo(weights)  # reading it blocks
+    descriptors: list[int] = []
 
-    def loads() -> bool:
+    def is_loading() -> bool:
         try:
-            held.append(os.open(weights, os.O_WRONLY | os.O_NONBLOCK))
-        except OSError:  # nobody reads yet
+            descriptors.append(os.open(weights, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # the service has not opened it yet
             return False
         return True
 
     with start_process(tiny_store, workers=workers, shutdown_grace_seconds=60) as process:
         try:
-            wait_until(loads)
+            wait_until(is_loading)
             wait_until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
-            processes, begun = children(process.pid), time.monotonic()
+            processes, started = children(process.pid), time.monotonic()
             process.terminate()
             assert process.wait(TIMEOUT_SECONDS) == 0
-            assert time.monotonic() - begun < 5
-            assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+            assert time.monotonic() - started < 5
+            assert not [child for child in processes if Path(f"/proc/{child}").exists()]
             assert process.stdout
-            assert process.stdout.read() == ""  # it never said that it serves
+            assert process.stdout.read() == ""  # no address was printed
         finally:
             process.kill()
-    os.close(held[0])
+    os.close(descriptors[0])
 
 
 CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -170,13 +170,13 @@ CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*CONTAINER, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("nobody may make a container here")
-    begun = "import pathlib, time; pathlib.Path(__file__).with_name('begun').touch(); time.sleep(60)"
-    (tmp_path / "torch.py").write_text(begun)  # one that takes its time
+        pytest.skip("unshare is missing or not permitted")
+    slow_module = "import pathlib, time; pathlib.Path(__file__).with_name('started').touch(); time.sleep(60)"
+    (tmp_path / "torch.py").write_text(slow_module)
     wrapper = (*CONTAINER, "env", f"PYTHONPATH={tmp_path}")
     with start_process(tiny_store, workers=1, wrapper=wrapper) as process:
         try:
-            wait_until((tmp_path / "begun").exists)
+            wait_until((tmp_path / "started").exists)
             (first,) = children(process.pid)
             os.kill(first, signal.SIGTERM)
             assert process.wait(TIMEOUT_SECONDS) == 0
@@ -186,15 +186,15 @@ def test_process_1_can_be_stopped_while_torch_is_imported(tiny_store: Path, tmp_
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_readiness_turns_off_at_the_signal(tiny_store: Path, workers: int) -> None:
-    """Within 0.1 s in one of three tries, because the machine may be busy."""
-    took = [_until_unready(tiny_store, workers)]
-    while took[-1] > 0.1 and len(took) < 3:
-        took.append(_until_unready(tiny_store, workers))
-    assert min(took) < 0.1
+    """Readiness turns off within 0.1 s in one of three attempts: the machine may be busy."""
+    seconds = [_until_unready(tiny_store, workers)]
+    while seconds[-1] > 0.1 and len(seconds) < 3:
+        seconds.append(_until_unready(tiny_store, workers))
+    assert min(seconds) < 0.1
 
 
 def _until_unready(store: Path, workers: int) -> float:
-    """Seconds from the signal to 503, while a stream keeps the service running."""
+    """Return the seconds from the signal to 503, while a stream keeps the service running."""
 
     def ready(connection: socket.socket) -> bool:
         try:
@@ -204,36 +204,36 @@ def _until_unready(store: Path, workers: int) -> float:
             return False
 
     with serving(store, workers=workers, shutdown_grace_seconds=20) as service:
-        kept = [service.connect() for _ in range(4)]
-        assert all(map(ready, kept))
-        caller = stream(service, 4000)  # so that it does not just end
+        connections = [service.connect() for _ in range(4)]
+        assert all(map(ready, connections))
+        caller = stream(service, 4000)  # keeps the service running
         service.process.send_signal(signal.SIGTERM)
-        begun = time.monotonic()
-        wait_until(lambda: not any(map(ready, kept)))
-        took = time.monotonic() - begun
+        started = time.monotonic()
+        wait_until(lambda: not any(map(ready, connections)))
+        seconds = time.monotonic() - started
         with caller, caller.makefile("rb") as answer:
             assert answer.read().count(b'"finish_reason":"length"') == 16
         assert service.process.wait(TIMEOUT_SECONDS) == 0
-        for connection in kept:
+        for connection in connections:
             connection.close()
-    return took
+    return seconds
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_requests_that_cannot_finish_before_the_stop_get_an_error(tiny_store: Path, workers: int) -> None:
+def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path, workers: int) -> None:
     with serving(
         tiny_store, before=HANG_ON_SEVEN, workers=workers, shutdown_grace_seconds=1, inline_seconds=0
     ) as service:
         processes = service.workers
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
-            time.sleep(0.3)  # it is computed
-            begun = time.monotonic()
+            time.sleep(0.3)  # the network has started now
+            started = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
             assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
         assert service.process.wait(TIMEOUT_SECONDS) == 0
-        assert time.monotonic() - begun < 2 * 1 + 5 + 1
-        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+        assert time.monotonic() - started < 2 * 1 + 5 + 1
+        assert not [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
 def test_a_client_that_stops_reading_does_not_delay_the_stop(tiny_store: Path) -> None:
@@ -247,18 +247,20 @@ def test_a_client_that_stops_reading_does_not_delay_the_stop(tiny_store: Path) -
         assert caller.recv(10)
         processes = service.workers
         assert service.stop() == 0
-        assert not [one for one in processes if Path(f"/proc/{one}").exists()]
+        assert not [process for process in processes if Path(f"/proc/{process}").exists()]
 
 
-def test_workers_end_with_the_supervisor(tiny_store: Path) -> None:
+def test_workers_end_when_the_supervisor_is_killed(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         workers = service.workers
         service.stop(signal.SIGKILL)
 
-        def gone() -> bool:
-            return not [one for one in workers if Path(f"/proc/{one}").exists() and " Z " not in status(one)]
+        def have_ended() -> bool:
+            return not [
+                worker for worker in workers if Path(f"/proc/{worker}").exists() and " Z " not in status(worker)
+            ]
 
-        wait_until(gone)
+        wait_until(have_ended)
 
 
 def status(process: int) -> str:

@@ -43,14 +43,14 @@ class AbortingWorker(WorkerServer):
 def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) -> None:
     with serving(tiny_store) as service, httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
         assert len(service.workers) == 2
-        kept = [service.connect() for _ in range(12)]
-        for connection in kept:
+        open_connections = [service.connect() for _ in range(12)]
+        for connection in open_connections:
             assert request_live(connection)
         port = httpx.URL(service.url).port or 0
-        held = [connections(worker, port) for worker in service.workers]
-        assert sum(held) == 12
-        assert min(held) >= 4  # on a busy machine one worker may tell later than the other how little it has to do
-        for connection in kept:
+        counts = [connections(worker, port) for worker in service.workers]
+        assert sum(counts) == 12
+        assert min(counts) >= 4  # on a busy machine a worker may report its load late
+        for connection in open_connections:
             request_live(connection)
             connection.close()
         live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
@@ -58,65 +58,65 @@ def test_connections_are_distributed_and_metrics_are_added_up(tiny_store: Path) 
 
 
 def test_all_waiting_connections_are_accepted_in_one_event_loop_iteration(tiny_store: Path) -> None:
-    """With one per iteration, the last connection would wait for the computation of all iterations before."""
+    """With one connection per iteration, the last one would wait for the computation of all earlier iterations."""
 
-    async def taken() -> int:
+    async def count_iterations() -> int:
         settings = Settings(store=tiny_store, workers=1)
-        ours, channel = socket.socketpair()
-        callers: list[socket.socket] = []
-        with ours, channel, socket.create_server(("127.0.0.1", 0)) as listener:
+        own_end, channel = socket.socketpair()
+        clients: list[socket.socket] = []
+        with own_end, channel, socket.create_server(("127.0.0.1", 0)) as listener:
             worker = AbortingWorker(create_app(settings), settings, channel)
             worker.accepting()
             for _ in range(20):
-                callers.append(socket.create_connection(listener.getsockname()))
+                clients.append(socket.create_connection(listener.getsockname()))
                 with listener.accept()[0] as connection:
-                    socket.send_fds(ours, [CONNECTION_MESSAGE], [connection.fileno()])
-            turns = 0
-            while len(worker.arriving) < len(callers) and turns < 100:
+                    socket.send_fds(own_end, [CONNECTION_MESSAGE], [connection.fileno()])
+            iterations = 0
+            while len(worker.arriving) < len(clients) and iterations < 100:
                 await asyncio.sleep(0)
-                turns += 1
+                iterations += 1
             await asyncio.gather(*worker.arriving)
-            for _ in range(3):  # until their ends are told
+            for _ in range(3):  # the end of each connection is reported
                 await asyncio.sleep(0)
             asyncio.get_running_loop().remove_reader(channel)
-        for caller in callers:
-            caller.close()
-        return turns
+        for client in clients:
+            client.close()
+        return iterations
 
-    assert asyncio.run(taken()) <= 3
+    assert asyncio.run(count_iterations()) <= 3
 
 
 def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
         before = service.workers
-        kept = [service.connect() for _ in range(4)]
-        for connection in kept:
+        open_connections = [service.connect() for _ in range(4)]
+        for connection in open_connections:
             request_live(connection)
         port = httpx.URL(service.url).port or 0
-        its = connections(min(before), port)
-        begun = time.monotonic()
+        expected_losses = connections(min(before), port)
+        started = time.monotonic()
         os.kill(min(before), signal.SIGKILL)
         lost = 0
-        for connection in kept:
+        for connection in open_connections:
             try:
                 request_live(connection)
             except (AssertionError, OSError):
                 lost += 1
-        assert lost == its > 0
+        assert lost == expected_losses > 0
         for _ in range(20):
             assert httpx.get(f"{service.url}/health/live").status_code == 200
 
-        def back() -> bool:
+        def replacement_serves() -> bool:
             with service.connect() as connection:
                 request_live(connection)
                 return any(connections(worker, port) for worker in service.workers - before)
 
-        wait_until(back)
-        assert time.monotonic() - begun < 10  # 5, and as many for a busy machine
+        wait_until(replacement_serves)
+        assert time.monotonic() - started < 10  # 5 s on an idle machine
         with httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
             live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
-            assert metric_samples(client)[live] >= 4 + 2 + 20  # those of the dead one too
-        for connection in kept:
+            assert metric_samples(client)[live] >= 4 + 2 + 20  # including the requests of the dead worker
+        for connection in open_connections:
             connection.close()
 
 
@@ -132,8 +132,8 @@ def test_metrics_of_dead_workers_are_merged_into_one_file(tiny_store: Path) -> N
             wait_until(lambda victim=victim: victim not in service.workers and len(service.workers) == 2)
             with httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
                 assert metric_samples(client)[live] == 6 * round
-        kept = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.glob("*.db")}
-        assert kept <= {"0", *map(str, service.workers)}
+        process_ids = {file.name.removesuffix(".db").rpartition("_")[2] for file in folder.glob("*.db")}
+        assert process_ids <= {"0", *map(str, service.workers)}
 
 
 def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_hung_worker_is_replaced(tiny_store: Path) -> None:
             assert httpx.get(f"{service.url}/health/live", timeout=TIMEOUT_SECONDS).status_code == 200
 
 
-@pytest.mark.parametrize("at_once", [0, 0.05])
-def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, at_once: float) -> None:
-    """On a thread, and on the event loop."""
+@pytest.mark.parametrize("inline_seconds", [0, 0.05])
+def test_a_single_process_with_a_hung_network_exits(tiny_store: Path, inline_seconds: float) -> None:
+    """The network hangs on a thread or on the event loop."""
     with serving(
-        tiny_store, before=HANG_ON_SEVEN, workers=1, liveness_timeout_seconds=0.5, inline_seconds=at_once
+        tiny_store, before=HANG_ON_SEVEN, workers=1, liveness_timeout_seconds=0.5, inline_seconds=inline_seconds
     ) as service:
         assert httpx.post(f"{service.url}/v1/images/sample", json={"count": 2}).status_code == 200
         with contextlib.suppress(httpx.HTTPError):
@@ -197,32 +197,34 @@ def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny
         tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
     ) as service:
         before = service.workers
-        with service.connect() as caller:
-            caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
-            time.sleep(0.5)  # longer than it may be silent
-            kept = [service.connect() for _ in range(6)]
-            begun = time.monotonic()
-            for connection in kept:  # more than the other worker has to do
+        with service.connect() as hung_connection:
+            hung_connection.sendall(
+                b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}'
+            )
+            time.sleep(0.5)  # longer than unready_after_seconds
+            open_connections = [service.connect() for _ in range(6)]
+            started = time.monotonic()
+            for connection in open_connections:  # more than the other worker's connections
                 connection.settimeout(2)
                 assert request_live(connection)
-            assert time.monotonic() - begun < 2
-            for connection in kept:
+            assert time.monotonic() - started < 2
+            for connection in open_connections:
                 connection.close()
-            caller.settimeout(TIMEOUT_SECONDS)
+            hung_connection.settimeout(TIMEOUT_SECONDS)
             with contextlib.suppress(ConnectionError):
-                assert caller.recv(1) == b""
+                assert hung_connection.recv(1) == b""
         wait_until(lambda: len(service.workers) == 2 and len(service.workers & before) == 1)
 
 
 NO_PROCESSES = """
 import errno
 from multiprocessing.context import ForkProcess
-works, tried = ForkProcess.start, []
+original, attempts = ForkProcess.start, []
 def start(self):
-    tried.append(self)
-    if len(tried) in (2, 3):
+    attempts.append(self)
+    if len(attempts) in (2, 3):
         raise OSError(errno.EAGAIN, "no more processes")
-    works(self)
+    original(self)
 ForkProcess.start = start
 """
 
@@ -234,21 +236,21 @@ def test_a_failed_worker_start_is_retried(tiny_store: Path) -> None:
         assert service.stop() == 0
 
 
-FAILS = """
+FAIL_IN_ONE_WORKER = """
 import os
 from pathlib import Path
 from app.tasks.image_generation import ImageSampler
-works, told = ImageSampler.predict, Path(os.environ["QUARTET_STORE"], "fails")
+original, file = ImageSampler.predict, Path(os.environ["QUARTET_STORE"], "fails")
 def predict(self, items):
-    if told.exists() and told.read_text() == str(os.getpid()):
+    if file.exists() and file.read_text() == str(os.getpid()):
         raise MemoryError
-    return works(self, items)
+    return original(self, items)
 ImageSampler.predict = predict
 """
 
 
-def test_an_unwell_worker_gets_no_connections_while_another_works(tiny_store: Path) -> None:
-    with serving(tiny_store, before=FAILS, log_level="error") as service:
+def test_a_failing_worker_gets_no_connections_while_another_works(tiny_store: Path) -> None:
+    with serving(tiny_store, before=FAIL_IN_ONE_WORKER, log_level="error") as service:
 
         def statuses(count: int) -> list[int]:
             return [
@@ -264,21 +266,21 @@ def test_an_unwell_worker_gets_no_connections_while_another_works(tiny_store: Pa
 
 
 def test_connections_wait_while_all_workers_are_busy(tiny_store: Path) -> None:
-    """There are more connections than the channels hold: the others wait and are not closed."""
+    """More connections wait than the channels can hold; none of them is closed."""
     with serving(tiny_store) as service:
         for worker in service.workers:
             os.kill(worker, signal.SIGSTOP)
-        kept = [service.connect() for _ in range(700)]
+        open_connections = [service.connect() for _ in range(700)]
         for worker in service.workers:
             os.kill(worker, signal.SIGCONT)
-        for connection in kept:
+        for connection in open_connections:
             request_live(connection)
             connection.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_pause_of_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
-    """Like a frozen container. The pause is longer than the liveness timeout."""
+def test_pausing_all_processes_ends_no_worker(tiny_store: Path, workers: int) -> None:
+    """A frozen container behaves like this. The pause is longer than the liveness timeout."""
     with serving(
         tiny_store, own_group=True, workers=workers, liveness_timeout_seconds=0.5, log_level="error"
     ) as service:
@@ -295,26 +297,26 @@ def test_a_pause_of_all_processes_ends_no_worker(tiny_store: Path, workers: int)
 
 def test_connections_are_rebalanced_after_a_replacement(tiny_store: Path) -> None:
     with serving(tiny_store) as service:
-        kept = [service.connect() for _ in range(12)]
+        open_connections = [service.connect() for _ in range(12)]
         port = httpx.URL(service.url).port or 0
-        for connection in kept:
+        for connection in open_connections:
             request_live(connection)
         os.kill(min(service.workers), signal.SIGKILL)
 
-        def even() -> bool:
-            for i, connection in enumerate(kept):
+        def are_balanced() -> bool:
+            for i, connection in enumerate(open_connections):
                 try:
-                    stays = request_live(connection)
+                    is_open = request_live(connection)
                 except (AssertionError, OSError):
-                    stays = False
-                if not stays:  # as clients do
+                    is_open = False
+                if not is_open:  # clients reconnect
                     connection.close()
-                    kept[i] = service.connect()
-            held = [connections(worker, port) for worker in service.workers]
-            return len(held) == 2 and min(held) >= 4
+                    open_connections[i] = service.connect()
+            counts = [connections(worker, port) for worker in service.workers]
+            return len(counts) == 2 and min(counts) >= 4
 
-        wait_until(even)
-        for connection in kept:
+        wait_until(are_balanced)
+        for connection in open_connections:
             connection.close()
 
 
@@ -325,19 +327,19 @@ def test_upgrade_requests_do_not_change_the_connection_counts(tiny_store: Path) 
             with service.connect() as connection:
                 connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 ")
-        kept = [service.connect() for _ in range(12)]
-        for connection in kept:
+        open_connections = [service.connect() for _ in range(12)]
+        for connection in open_connections:
             request_live(connection)
         port = httpx.URL(service.url).port or 0
-        held = [connections(worker, port) for worker in service.workers]
-        assert sum(held) == 12
-        assert min(held) >= 4
-        for connection in kept:
+        counts = [connections(worker, port) for worker in service.workers]
+        assert sum(counts) == 12
+        assert min(counts) >= 4
+        for connection in open_connections:
             connection.close()
 
 
 def test_each_worker_has_room_for_the_largest_body(tiny_store: Path) -> None:
-    """Even if its share of max_buffered_bytes is smaller."""
+    """A worker accepts the largest body even if its share of max_buffered_bytes is smaller."""
     with serving(tiny_store, max_body_bytes=40_000, max_buffered_bytes=50_000) as service:
         answer = httpx.post(f"{service.url}/v1/images/classify", content=bytes(39_000), timeout=TIMEOUT_SECONDS)
         assert answer.json()["error"]["code"] == "not_an_image"
@@ -349,12 +351,12 @@ def test_an_invalid_host_name_gives_a_clear_error() -> None:
 
 
 def test_a_used_address_gives_a_clear_error(tiny_store: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = subprocess.run(
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = subprocess.run(
             [sys.executable, "-m", "app.main"],
             cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
             env={**os.environ, "QUARTET_PORT": str(port), "QUARTET_STORE": str(tiny_store), "QUARTET_WORKERS": "2"},
         )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: " + os.strerror(98)
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"QUARTET_HOST '127.0.0.1', QUARTET_PORT {port}: cannot listen: " + os.strerror(98)

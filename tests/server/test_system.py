@@ -44,7 +44,7 @@ def test_the_memory_limit_of_a_container_limits_the_memory(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("machine", "chosen", "expected"),
+    ("machine", "settings", "expected"),
     [
         ({"cores": 1}, {}, (1, 1)),
         ({"cores": 2}, {}, (2, 1)),
@@ -64,19 +64,19 @@ def test_workers_and_threads_use_each_core_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     machine: dict[str, Any],
-    chosen: dict[str, int],
+    settings: dict[str, int],
     expected: tuple[int, int],
 ) -> None:
     machine = {"memory": 2**40, "device": "cpu", "can_fork": True, **machine}
     monkeypatch.setattr(process, "cores", lambda: machine["cores"])
     monkeypatch.setattr(process, "available_memory", lambda: machine["memory"])
     monkeypatch.setattr(process, "can_fork", lambda: machine["can_fork"])
-    monkeypatch.setattr(process, "find_device", lambda wanted: torch.device(machine["device"]))
-    assert process.plan_workers(Settings(store=tmp_path, **chosen)) == expected
+    monkeypatch.setattr(process, "find_device", lambda setting: torch.device(machine["device"]))
+    assert process.plan_workers(Settings(store=tmp_path, **settings)) == expected
 
 
 def test_a_gpu_allows_one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "find_device", lambda wanted: torch.device("cuda:0"))
+    monkeypatch.setattr(process, "find_device", lambda setting: torch.device("cuda:0"))
     with pytest.raises(SettingsError, match="QUARTET_WORKERS is 2: only one process can use a GPU; allowed are 0, 1"):
         process.plan_workers(Settings(store=tmp_path, workers=2))
 
@@ -87,12 +87,12 @@ from app.server.system import single_arena
 library = ctypes.CDLL(None)
 if not hasattr(library, "malloc_info"):
     sys.exit("no glibc")
-if "one" in sys.argv:
+if "single" in sys.argv:
     single_arena()
-all_there = threading.Barrier(4)
+all_allocated = threading.Barrier(4)
 def work():
     library.malloc(5000)
-    all_there.wait()
+    all_allocated.wait()
 threads = [threading.Thread(target=work) for _ in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
@@ -103,12 +103,12 @@ library.fflush(None)
 
 def test_threads_share_one_arena() -> None:
     def heaps(*arguments: str) -> int:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", HEAPS, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
         )
-        if "no glibc" in done.stderr:
-            pytest.skip("another C library than glibc")
-        return done.stdout.count("<heap nr=")
+        if "no glibc" in result.stderr:
+            pytest.skip("the C library is not glibc")
+        return result.stdout.count("<heap nr=")
 
-    assert heaps("one") == 1
+    assert heaps("single") == 1
     assert heaps() > 1
