@@ -28,8 +28,8 @@ POLL_SECONDS = 0.02  # between two scans of the store
 
 def answering_version(client: httpx.Client, model: str = NAME, request_id: str = "", **headers: str) -> int:
     """Return the version that answers an image request."""
-    more = {"x-request-id": request_id} if request_id else {}
-    answer = client.post("/v1/images/sample", json={"count": 1, "model": model}, headers={**headers, **more})
+    id_header = {"x-request-id": request_id} if request_id else {}
+    answer = client.post("/v1/images/sample", json={"count": 1, "model": model}, headers={**headers, **id_header})
     version: int = answer.raise_for_status().json()["version"]
     return version
 
@@ -141,7 +141,7 @@ def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(serv
 
 def samplers_in_memory(number: int) -> list[object]:
     """Return the samplers of a version that are in memory."""
-    return [one for one in gc.get_objects() if isinstance(one, ImageSampler) and one.card.version == number]
+    return [item for item in gc.get_objects() if isinstance(item, ImageSampler) and item.card.version == number]
 
 
 def test_a_partly_copied_version_is_served_once_it_is_complete(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ def test_a_retired_version_finishes_its_running_requests(serve: Serve, tiny_stor
         serve(store_poll_seconds=POLL_SECONDS) as client,
         client.stream("POST", "/v1/text/continue", json=body) as answer,
     ):
-        pieces = answer.iter_bytes()
-        first_piece = next(pieces)
+        chunks = answer.iter_bytes()
+        first_chunk = next(chunks)
         rollout.retire(tiny_store, "tiny-rnn", 1)
         wait_until(lambda: client.get("/v1/models/tiny-rnn@1").status_code == 404)
-        content = first_piece + b"".join(pieces)
+        content = first_chunk + b"".join(chunks)
     assert content.count(b'"finish_reason":"length"') == 16

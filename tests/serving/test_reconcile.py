@@ -28,8 +28,8 @@ CANARY = Rollout(active=1, canary=Canary(version=2, share=25))
 
 
 def card(name: str = "a", version: int = 1, task: str = "sample") -> Card:
-    _, kind, sizes, more = TINY["tiny-gan"]
-    content = tiny_card(name, "sample", kind, sizes, more)
+    _, kind, sizes, fields = TINY["tiny-gan"]
+    content = tiny_card(name, "sample", kind, sizes, fields)
     return Card.model_validate({**content, "version": version, "weights_sha256": "0" * 64}).model_copy(
         update={"task": task}
     )
