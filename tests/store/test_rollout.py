@@ -21,44 +21,44 @@ NAME = "tiny-gan"
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A store with three versions of a name."""
+    """A store with three versions of tiny-gan."""
     for _ in range(3):
         publish_tiny(tmp_path, NAME)
     return tmp_path
 
 
-def serves(folder: Path) -> int | None:
+def active_version(folder: Path) -> int | None:
     return serving(folder, NAME, rollout.read(folder, NAME))
 
 
-def spoil(folder: Path, number: int) -> None:
+def make_invalid(folder: Path, number: int) -> None:
     rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
 
 
 def test_the_newest_valid_version_is_active_by_default(three: Path) -> None:
-    assert serves(three) == 3
+    assert active_version(three) == 3
     publish_tiny(three, NAME)
-    assert serves(three) == 4
-    spoil(three, 4)
-    assert serves(three) == 3
+    assert active_version(three) == 4
+    make_invalid(three, 4)
+    assert active_version(three) == 3
     assert not (three / NAME / rollout.FILE).exists()
 
 
 def test_a_new_version_waits_while_a_chosen_version_is_active(three: Path) -> None:
     activate(three, NAME, 2)
     publish_tiny(three, NAME)
-    assert serves(three) == 2
+    assert active_version(three) == 2
     activate(three, NAME, "newest")
-    assert serves(three) == 4
+    assert active_version(three) == 4
     publish_tiny(three, NAME)
-    assert serves(three) == 5
+    assert active_version(three) == 5
 
 
 def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(three: Path) -> None:
-    rollback(three, NAME)  # nothing was chosen: one below the newest
-    assert serves(three) == 2
+    rollback(three, NAME)  # no version was chosen: the second newest
+    assert active_version(three) == 2
     rollback(three, NAME)
-    assert serves(three) == 3
+    assert active_version(three) == 3
     activate(three, NAME, 1)
     assert rollback(three, NAME).active == 3
     assert rollback(three, NAME).active == 1
@@ -72,7 +72,7 @@ def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
     with pytest.raises(RolloutRefused, match="tiny-gan@2 is the canary"):
         retire(three, NAME, 2)
     assert rollback(three, NAME).canary is None
-    assert serves(three) == 3
+    assert active_version(three) == 3
     activate(three, NAME, 2, share=10)
     promoted = activate(three, NAME, 2)
     assert (promoted.active, promoted.canary, promoted.previous) == (2, None, 3)
@@ -85,14 +85,14 @@ def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> Non
     assert store.read_version(three, NAME, 2).card.version == 2
     with pytest.raises(RolloutRefused, match="tiny-gan@2 is retired"):
         activate(three, NAME, 2)
-    assert rollback(three, NAME).active == 1  # past the retired one
+    assert rollback(three, NAME).active == 1  # version 2 is retired
     with pytest.raises(RolloutRefused, match="is not retired"):
         retire(three, NAME, 3, undo=True)
     retire(three, NAME, 2, undo=True)
     assert activate(three, NAME, 2).active == 2
 
 
-REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
+REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
     (lambda folder: activate(folder, "other", 1), VersionNotFound, "no model 'other' in the store; there are: tiny-gan"),
     (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"'\.\./up' is not a model name"),
@@ -101,17 +101,17 @@ REFUSED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "tiny-gan@3 is already active"),
     (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "the newest version cannot be a canary"),
     (lambda folder: retire(folder, NAME, 9), VersionNotFound, "there is no tiny-gan@9"),
-    (lambda folder: (spoil(folder, 1), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
-    (lambda folder: (spoil(folder, 1), spoil(folder, 2), rollback(folder, NAME)), RolloutRefused, "has no previous version"),
+    (lambda folder: (make_invalid(folder, 1), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
+    (lambda folder: (make_invalid(folder, 1), make_invalid(folder, 2), rollback(folder, NAME)), RolloutRefused, "has no previous version"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("ask", "kind", "sentence"), REFUSED, ids=[row[2][:30] for row in REFUSED])
+@pytest.mark.parametrize(("change", "error_type", "sentence"), REJECTED, ids=[row[2][:30] for row in REJECTED])
 def test_an_invalid_change_is_rejected_and_changes_nothing(
-    three: Path, ask: Callable[[Path], object], kind: type[StoreError], sentence: str
+    three: Path, change: Callable[[Path], object], error_type: type[StoreError], sentence: str
 ) -> None:
-    with pytest.raises(kind, match=sentence):
-        ask(three)
+    with pytest.raises(error_type, match=sentence):
+        change(three)
     assert not (three / NAME / rollout.FILE).exists()
 
 
@@ -125,16 +125,16 @@ def test_an_unreadable_rollout_file_is_reported(three: Path) -> None:
 
 def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
     size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
-    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the one before
+    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the previous version
     activate(three, NAME, 1, share=10)
     assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 3 * size
     assert rollout.worker_bytes(three, max_bytes=size) == 100 * 2**20 + 2 * size
 
 
 def test_the_command_line_reports_each_change(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = [
-        run_models_command(capsys, three, *words.split())[:2]
-        for words in (
+    outputs = [
+        run_models_command(capsys, three, *arguments.split())[:2]
+        for arguments in (
             "activate tiny-gan 2",
             "activate tiny-gan 3 --share 10",
             "rollback tiny-gan",
@@ -142,25 +142,25 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
             "rollback tiny-gan",
         )
     ]
-    assert said[:4] == [
+    assert outputs[:4] == [
         (0, "tiny-gan@2 is active\n"),
         (0, "tiny-gan@2 is active, tiny-gan@3 is the canary (10 %)\n"),
         (0, "tiny-gan@2 is active\n"),
         (0, "tiny-gan@2 is active; retired: 3\n"),
     ]
-    assert said[4][0] == 1  # its previous version was retired
+    assert outputs[4][0] == 1  # its previous version was retired
     status, table, _ = run_models_command(capsys, three, "list")
     assert status == 0
     assert [" ".join(line.split()) for line in table.splitlines()] == [
         "NAME TASK ACTIVE CANARY PREVIOUS VERSIONS RETIRED",
         "tiny-gan sample (default) 2 - - 1, 2, 3 3",
     ]
-    _, shown, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
-    assert [version["role"] for version in json.loads(shown)["versions"]] == ["", "active", "retired"]
+    _, details, _ = run_models_command(capsys, three, "show", "tiny-gan", "--json")
+    assert [version["role"] for version in json.loads(details)["versions"]] == ["", "active", "retired"]
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "sentence"),
+    ("arguments", "status", "sentence"),
     [
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; there are: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
@@ -170,16 +170,16 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     ],
 )
 def test_the_command_line_rejects_with_one_message(
-    three: Path, capsys: pytest.CaptureFixture[str], words: str, status: int, sentence: str
+    three: Path, capsys: pytest.CaptureFixture[str], arguments: str, status: int, sentence: str
 ) -> None:
-    found, out, error = run_models_command(capsys, three, *words.split())
-    assert (found, out) == (status, "")
+    exit_status, out, error = run_models_command(capsys, three, *arguments.split())
+    assert (exit_status, out) == (status, "")
     assert error.endswith(sentence)
 
 
 def test_verify_names_invalid_versions_and_exits_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions checked: all valid\n")
-    spoil(three, 2)
+    make_invalid(three, 2)
     status, out, _ = run_models_command(capsys, three, "verify")
     assert status == 1
     assert out.startswith("tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values")
@@ -194,4 +194,4 @@ def test_diff_shows_differences(three: Path, capsys: pytest.CaptureFixture[str])
     assert ["sizes.latent", "4", "4"] in rows
     tensors = load_file(three / NAME / "2" / store.WEIGHTS)
     save_file({**tensors, "more": torch.ones(3)}, three / NAME / "2" / store.WEIGHTS)
-    assert run_models_command(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # a broken one is not compared
+    assert run_models_command(capsys, three, "diff", "tiny-gan", "1", "2")[0] == 1  # an invalid version is not compared

@@ -48,17 +48,17 @@ def test_versions_count_up_and_the_first_model_of_a_task_is_the_default(tmp_path
 
 
 def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
-    task, kind, sizes, more = TINY["tiny-gan"]
+    task, kind, sizes, fields = TINY["tiny-gan"]
     tensors = build(kind, sizes).state_dict()
     tensors["layers.0.bias"][0] = torch.nan
     with pytest.raises(store.StoreError, match=r"layers\.0\.bias.* has 1 non-finite values"):
-        store.publish(tmp_path, tiny_card("tiny-gan", task, kind, sizes, more), tensors)
+        store.publish(tmp_path, tiny_card("tiny-gan", task, kind, sizes, fields), tensors)
     with pytest.raises(store.StoreError, match=r"name: .*found '\.\./up'"):
-        store.publish(tmp_path, tiny_card("../up", task, kind, sizes, more), build(kind, sizes).state_dict())
+        store.publish(tmp_path, tiny_card("../up", task, kind, sizes, fields), build(kind, sizes).state_dict())
     assert list(tmp_path.iterdir()) == []
 
 
-BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
+INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("no card", lambda folder: (folder / "card.json").unlink(), r"tiny-gan/1/card\.json cannot be read: No such file"),
     ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors cannot be read"),
     ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"card\.json: the file: Invalid JSON"),
@@ -92,7 +92,7 @@ BROKEN: list[tuple[str, Callable[[Path], object], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "sentence"), [row[1:] for row in BROKEN], ids=[row[0] for row in BROKEN])
+@pytest.mark.parametrize(("damage", "sentence"), [row[1:] for row in INVALID], ids=[row[0] for row in INVALID])
 def test_an_invalid_version_is_rejected_with_a_reason(
     damage: Callable[[Path], object], sentence: str, tmp_path: Path
 ) -> None:
@@ -136,21 +136,21 @@ def test_concurrent_publishers_get_different_versions(tmp_path: Path) -> None:
 
 
 def test_the_shipped_store_is_valid() -> None:
-    found = [
+    versions = [
         store.read_version(ROOT / "models_store", *version) for version in store.all_versions(ROOT / "models_store")
     ]
-    assert {version.card.task for version in found} == {"classify", "continue", "forecast", "sample"}
-    for version in found:
+    assert {version.card.task for version in versions} == {"classify", "continue", "forecast", "sample"}
+    for version in versions:
         version.network()
-    assert set(store.read_defaults(ROOT / "models_store").values()) <= {version.card.name for version in found}
+    assert set(store.read_defaults(ROOT / "models_store").values()) <= {version.card.name for version in versions}
 
 
 def test_the_next_publisher_removes_the_leftovers_of_a_killed_one(tmp_path: Path) -> None:
-    for left in (".publish-dead", ".publish-busy", ".publish-young"):
-        (tmp_path / left / "tiny-gan" / "1").mkdir(parents=True)
-    for left in (".publish-dead", ".publish-busy"):
-        os.utime(tmp_path / left, (0, 0))
-    with file_lock(tmp_path / ".publish-busy"):  # as long as its process lives
+    for folder in (".publish-dead", ".publish-busy", ".publish-young"):
+        (tmp_path / folder / "tiny-gan" / "1").mkdir(parents=True)
+    for folder in (".publish-dead", ".publish-busy"):
+        os.utime(tmp_path / folder, (0, 0))
+    with file_lock(tmp_path / ".publish-busy"):  # the lock of a running publisher
         publish_tiny(tmp_path, "tiny-gan")
     assert {path.name for path in tmp_path.glob(".publish-*")} == {".publish-busy", ".publish-young"}
 
@@ -161,34 +161,32 @@ def test_reading_a_version_does_not_import_the_compiler() -> None:
         "[store.read_version(Path('models_store'), *version).network() for version in store.all_versions(Path('models_store'))]; "
         "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout == "[]\n"
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tiny-cnn", "tiny-gan"):
         publish_tiny(tmp_path, name)
-    listed = Path.iterdir
+    iterdir = Path.iterdir
 
-    def refuses(self: Path) -> Iterator[Path]:  # what root may read anyway
+    def failing_iterdir(self: Path) -> Iterator[Path]:  # root ignores file permissions
         if self.name == "tiny-cnn":
             raise PermissionError(13, "Permission denied")
-        return listed(self)
+        return iterdir(self)
 
-    monkeypatch.setattr(Path, "iterdir", refuses)
+    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
     assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
-    monkeypatch.setattr(Path, "iterdir", listed)
+    monkeypatch.setattr(Path, "iterdir", iterdir)
     before = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
-    monkeypatch.setattr(Path, "iterdir", refuses)
-    assert StoreSnapshot.scan(tmp_path, before, {}).numbers == {
-        "tiny-cnn": [1],
-        "tiny-gan": [1],
-    }  # what was there still is
-    found = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
-    assert [(one.name, one.version, one.reason) for one in found.failures] == [
+    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
+    # The versions of the unreadable folder are kept.
+    assert StoreSnapshot.scan(tmp_path, before, {}).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}
+    snapshot = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
+    assert [(failure.name, failure.version, failure.reason) for failure in snapshot.failures] == [
         ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
     ]
-    assert list(found.cards) == [("tiny-gan", 1)]
+    assert list(snapshot.cards) == [("tiny-gan", 1)]
 
 
 def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
