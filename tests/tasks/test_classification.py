@@ -42,9 +42,9 @@ def test_an_image_of_the_right_size_is_decoded_exactly(classifier: ImageClassifi
 
 def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> None:
     upright = Image.new("RGB", (32, 32), "black")
-    upright.paste("white", (0, 0, 32, 8))  # light above
+    upright.paste("white", (0, 0, 32, 8))  # a light upper part
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees when it was taken
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
     turned = saved(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
     assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(saved(upright)).numpy())
 
@@ -128,33 +128,35 @@ def test_a_heat_map_is_grad_cam_of_the_likeliest_class(tmp_path: Path) -> None:
     classifier = ImageClassifier(publish_tiny(tmp_path, "tiny-cnn"), torch.device("cpu"))
     torch.manual_seed(0)
     images = list(torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
-    for image, (likely, heat) in zip(images, classifier.explain(images), strict=True):
-        assert likely == pytest.approx(classifier.predict([image])[0], abs=1e-6)
+    for image, (class_probabilities, heat) in zip(images, classifier.explain(images), strict=True):
+        assert class_probabilities == pytest.approx(classifier.predict([image])[0], abs=1e-6)
         maps = classifier.network.maps(image.unsqueeze(0))
-        likeliest = int(np.argmax(likely))
-        slopes = torch.autograd.functional.jacobian(
+        likeliest = int(np.argmax(class_probabilities))
+        gradients = torch.autograd.functional.jacobian(
             lambda x, k=likeliest: classifier.network.classified(x)[0, k], maps
         )[0]
-        expected = sum(slopes[k].mean() * maps[0, k] for k in range(len(slopes))).clamp(min=0)
+        expected = sum(gradients[k].mean() * maps[0, k] for k in range(len(gradients))).clamp(min=0)
         assert heat == pytest.approx((expected / max(float(expected.max()), 1e-12)).numpy(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)])
-def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier, mode: str, most: float) -> None:
-    """Edges and all: shrunk as they are, they would be brighter than anything in the picture."""
+@pytest.mark.parametrize(
+    ("mode", "max_value"), [("I;16", 65535), ("I;16B", 65535), ("I", 65535), ("F", 1.0), ("F", 255.0)]
+)
+def test_deep_images_equal_their_eight_bit_versions(classifier: ImageClassifier, mode: str, max_value: float) -> None:
+    """Edges are equal too: resizing without clipping would make them brighter than the image."""
     shades = np.zeros((160, 240))
     shades[:, 120:] = 1.0
     shades[:80] *= np.linspace(0, 1, 240)
     plain = Image.fromarray((shades * 255).round().astype(np.uint8))
     dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
-    deep = Image.fromarray((shades * most).astype(dtype))
+    deep = Image.fromarray((shades * max_value).astype(dtype))
     assert deep.mode == mode
     content, expected = saved(deep, "TIFF"), classifier.parse(saved(plain))
     assert np.abs(classifier.parse(content).numpy().astype(int) - expected.numpy()).max() <= 2
     heat = np.zeros((4, 4), np.float32)
-    files = [overlay_heat_map(Image.open(io.BytesIO(one)), heat) for one in (content, saved(plain))]
-    over, same = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
-    assert np.abs(over - same).max() <= 2
+    files = [overlay_heat_map(Image.open(io.BytesIO(data)), heat) for data in (content, saved(plain))]
+    overlay, expected_overlay = (np.asarray(Image.open(io.BytesIO(file)), int) for file in files)
+    assert np.abs(overlay - expected_overlay).max() <= 2
 
 
 def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, tmp_path: Path) -> None:
@@ -163,8 +165,8 @@ def test_with_tta_explain_returns_the_same_probabilities(whitened: WhitenedNet, 
     store.publish(tmp_path, card, whitened.state_dict())
     classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"), tta=True)
     images = list(noise_images(3))
-    for (likely, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
-        assert likely == pytest.approx(alone, abs=1e-6)
+    for (class_probabilities, heat), alone in zip(classifier.explain(images), classifier.predict(images), strict=True):
+        assert class_probabilities == pytest.approx(alone, abs=1e-6)
         assert heat.max() <= 1
 
 
@@ -179,15 +181,15 @@ def test_a_heat_map_covers_the_image_at_its_own_size() -> None:
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera lay on its side
-    picture = Image.open(io.BytesIO(image_bytes("JPEG", size=(60, 40), exif=exif)))
-    over = Image.open(io.BytesIO(overlay_heat_map(picture, heat)))
-    assert (over.format, over.mode, over.size) == ("PNG", "RGB", (40, 60))
+    exif[0x0112] = 6  # the camera was rotated by 90 degrees
+    photo = Image.open(io.BytesIO(image_bytes("JPEG", size=(60, 40), exif=exif)))
+    overlay = Image.open(io.BytesIO(overlay_heat_map(photo, heat)))
+    assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGB", (40, 60))
     grey = Image.open(io.BytesIO(image_bytes("PNG", "L", size=(50, 50))))
-    changed = np.abs(np.asarray(Image.open(io.BytesIO(overlay_heat_map(grey, heat))), float)
+    difference = np.abs(np.asarray(Image.open(io.BytesIO(overlay_heat_map(grey, heat))), float)
                      - np.asarray(grey.convert("RGB"), float)).sum(axis=2)  # fmt: skip
-    assert changed[:10, :10].mean() > 50
-    assert changed[30:, 30:].max() == 0
+    assert difference[:10, :10].mean() > 50
+    assert difference[30:, 30:].max() == 0
 
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (300, 70)), ("RGBA", (7, 300)), ("L", (50, 50)), ("P", (90, 40))])
@@ -199,11 +201,11 @@ def test_a_heat_map_in_bands_equals_one_in_a_single_pass(
     whole = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
     monkeypatch.setattr("app.tasks.image_codecs.BAND", 1000)
     rows = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
-    assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels, and then coloured
+    assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels before it is coloured
 
 
 def noise_images(count: int) -> torch.Tensor:
-    """uint8 images [count, 3, 32, 32] whose neighbouring pixels and colours resemble one another."""
+    """Return uint8 images [count, 3, 32, 32] whose neighbouring pixels and channels are correlated."""
     coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
     coarse = coarse + coarse.mean(dim=1, keepdim=True)
     smooth = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
@@ -212,7 +214,7 @@ def noise_images(count: int) -> torch.Tensor:
 
 @pytest.fixture
 def whitened() -> WhitenedNet:
-    """A narrow network in evaluation mode, with temperatures of its own, that has seen some images."""
+    """A narrow network in evaluation mode, with its own temperatures and batch-norm statistics of some images."""
     torch.manual_seed(0)
     network = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30)))
     whiten(network, noise_images(64))
@@ -232,9 +234,9 @@ def test_uint8_and_float_pixels_give_the_same_result(whitened: WhitenedNet) -> N
 @torch.no_grad()
 def test_the_first_layer_whitens_with_filters_and_their_negatives(whitened: WhitenedNet) -> None:
     pixels = (noise_images(64) - whitened.mean) / whitened.deviation
-    answers = whitened.whiten(pixels).transpose(0, 1).flatten(1)  # [24, places]
-    assert torch.allclose(answers[:12], -answers[12:], atol=1e-4)
-    covariance = answers[:12] @ answers[:12].T / answers.shape[1]
+    outputs = whitened.whiten(pixels).transpose(0, 1).flatten(1)  # [24, places]
+    assert torch.allclose(outputs[:12], -outputs[12:], atol=1e-4)
+    covariance = outputs[:12] @ outputs[:12].T / outputs.shape[1]
     assert (covariance - torch.diag(covariance.diag())).abs().max() < 1e-3
     assert covariance.diag().max() < 1.001
     assert covariance.diag().max() > 0.99
@@ -246,8 +248,8 @@ def test_six_views_are_averaged_with_weights(whitened: WhitenedNet) -> None:
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
     total = torch.zeros(4, 10)
     for top, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):
-        moved = padded[:, :, top : top + 32, top : top + 32]
-        total += weight * (whitened.scores(moved) + whitened.scores(moved.flip(-1)))
+        shifted = padded[:, :, top : top + 32, top : top + 32]
+        total += weight * (whitened.scores(shifted) + whitened.scores(shifted.flip(-1)))
     assert torch.allclose(whitened.views(noise_images(4)), total / 0.25, atol=1e-4)
 
 
@@ -265,18 +267,18 @@ def test_temperatures_divide_the_logits_and_are_stored_with_the_weights(whitened
 @torch.no_grad()
 def test_logits_undo_label_smoothing(whitened: WhitenedNet) -> None:
     torch.manual_seed(0)
-    likely = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((1000,))
-    learnt = (likely * 0.8 + 0.02).log()  # what cross-entropy with smoothing of 0.2 is least at
-    taken = unsmoothed(learnt + 3, 0.2)
-    assert torch.allclose(taken.softmax(dim=1), likely, atol=0.02)  # of what has no probability, each gets 0.0025
-    assert not torch.allclose(learnt.softmax(dim=1), likely, atol=0.15)
-    surer = torch.tensor([[60.0, 2, 1, 0, 0, 0, 0, 0, 0, -60]])  # than any labels could make it
+    true_probabilities = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((1000,))
+    smoothed_logits = (true_probabilities * 0.8 + 0.02).log()  # the minimum of cross-entropy with smoothing 0.2
+    corrected = unsmoothed(smoothed_logits + 3, 0.2)
+    assert torch.allclose(corrected.softmax(dim=1), true_probabilities, atol=0.02)  # probability 0 becomes 0.0025
+    assert not torch.allclose(smoothed_logits.softmax(dim=1), true_probabilities, atol=0.15)
+    extreme = torch.tensor([[60.0, 2, 1, 0, 0, 0, 0, 0, 0, -60]])  # beyond the logits that training can reach
     for smoothing in (0.01, 0.2, 0.9):
-        others = unsmoothed(surer, smoothing).softmax(dim=1)[0, 1:]
+        others = unsmoothed(extreme, smoothing).softmax(dim=1)[0, 1:]
         assert 0 < others.min() <= others.max() < smoothing / 100
         ordered = unsmoothed(torch.linspace(-4, 4, 10).unsqueeze(0), smoothing).diff()
         assert (ordered > 0).all()
-    assert unsmoothed(surer, 0.0) is surer
+    assert unsmoothed(extreme, 0.0) is extreme
 
     images = noise_images(4)
     other = WhitenedNet(WhitenedNetSizes(widths=(26, 30, 30), label_smoothing=0.2)).eval()
@@ -308,19 +310,19 @@ def test_the_predictor_uses_bfloat16_only_where_it_is_faster(
     labels = {"labels": [str(label) for label in range(10)]}
     card = tiny_card("w", "classify", "whitened-net", {"widths": [26, 30, 30]}, labels)
     store.publish(tmp_path, card, whitened.state_dict())
-    for can, fast in ((True, True), (True, False), (False, True)):
-        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda can=can: can)
-        monkeypatch.setattr("app.tasks.precision._bfloat16_is_faster", lambda fast=fast: fast)
-        dtype = torch.bfloat16 if can and fast else torch.float32
+    for supported, faster in ((True, True), (True, False), (False, True)):
+        monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda supported=supported: supported)
+        monkeypatch.setattr("app.tasks.precision._bfloat16_is_faster", lambda faster=faster: faster)
+        dtype = torch.bfloat16 if supported and faster else torch.float32
         classifier = ImageClassifier(store.read_version(tmp_path, "w", 1), torch.device("cpu"))
         assert classifier.network.groups[0].conv2.weight.dtype == dtype
-        ((likely, heat),) = classifier.explain(list(noise_images(1)))
-        assert likely == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
+        ((class_probabilities, heat),) = classifier.explain(list(noise_images(1)))
+        assert class_probabilities == pytest.approx(classifier.predict(list(noise_images(1)))[0], abs=1e-6)
         assert (heat.dtype, heat.shape, heat.max()) == (np.float32, (7, 7), 1)
 
 
 def test_weights_have_the_memory_format_of_the_network() -> None:
-    """Else they are copied at each call."""
+    """Otherwise they are copied at each call."""
     classifier = ImageClassifier(store.read_version(ROOT / "models_store", "cifar10-whitened", 1), torch.device("cpu"))
     for group in classifier.network.groups:
         for weight in (group.conv1.weight, group.conv2.weight):
@@ -332,19 +334,19 @@ def test_convolutions_are_initialised_as_the_identity() -> None:
     x = torch.rand(1, 26, 5, 5)
     assert torch.allclose(network.groups[1].conv1(x)[:, :26], x, atol=1e-6)
     assert network.groups[0].conv2(x).equal(x)
-    learnt = {name for name, weight in network.named_parameters() if weight.requires_grad}
-    assert not {name for name in learnt if name.endswith("weight") and ("norm" in name or "whiten" in name)}
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    assert not {name for name in trained if name.endswith("weight") and ("norm" in name or "whiten" in name)}
 
 
 def test_corruptions_are_reproducible_and_grow_with_strength() -> None:
     images = noise_images(20)
     before = images.clone()
     for kind in CORRUPTIONS:
-        damaged = [corrupt(images, kind, strength) for strength in range(STRENGTHS)]
-        for strength, one in enumerate(damaged):
-            assert one.dtype == torch.uint8
-            assert one.shape == images.shape
-            assert torch.equal(one, corrupt(images, kind, strength)), kind
-        distances = [(one.float() - images.float()).abs().mean().item() for one in damaged]
+        corrupted = [corrupt(images, kind, strength) for strength in range(STRENGTHS)]
+        for strength, batch in enumerate(corrupted):
+            assert batch.dtype == torch.uint8
+            assert batch.shape == images.shape
+            assert torch.equal(batch, corrupt(images, kind, strength)), kind
+        distances = [(batch.float() - images.float()).abs().mean().item() for batch in corrupted]
         assert 0 < distances[0] < distances[1] < distances[2], kind
     assert torch.equal(images, before)

@@ -27,11 +27,11 @@ def sampler(tmp_path: Path) -> ImageSampler:
 
 
 def test_an_image_does_not_depend_on_count_or_batch(sampler: ImageSampler) -> None:
-    (many,) = sampler.predict([sampler.parse(100, None, 5)])
+    (images,) = sampler.predict([sampler.parse(100, None, 5)])
     for count in (1, 2, 3, 17, 64):
-        crowd = [sampler.parse(7, None, 1), sampler.parse(count, None, 5), sampler.parse(50, None, 2)]
-        assert np.array_equal(sampler.predict(crowd)[1], many[:count])
-    assert not np.array_equal(many, sampler.predict([sampler.parse(100, None, 6)])[0])
+        batch = [sampler.parse(7, None, 1), sampler.parse(count, None, 5), sampler.parse(50, None, 2)]
+        assert np.array_equal(sampler.predict(batch)[1], images[:count])
+    assert not np.array_equal(images, sampler.predict([sampler.parse(100, None, 6)])[0])
 
 
 @pytest.fixture
@@ -41,26 +41,26 @@ def conditional(tmp_path: Path) -> ImageSampler:
 
 def test_an_image_with_a_label_does_not_depend_on_count_or_batch(conditional: ImageSampler) -> None:
     conditional.warm_up(64)
-    drawing = conditional.parse(100, None, 5)
-    (many,) = conditional.predict([drawing])
+    latents = conditional.parse(100, None, 5)
+    (images,) = conditional.predict([latents])
     for count in (1, 2, 3, 17, 64):
-        crowd = [conditional.parse(7, "z", 1), conditional.parse(count, None, 5), conditional.parse(50, None, 2)]
-        assert np.array_equal(conditional.predict(crowd)[1], many[:count])
-        assert conditional.names(crowd[1]) == conditional.names(drawing)[:count]
-    assert not np.array_equal(many, conditional.predict([conditional.parse(100, None, 6)])[0])
+        batch = [conditional.parse(7, "z", 1), conditional.parse(count, None, 5), conditional.parse(50, None, 2)]
+        assert np.array_equal(conditional.predict(batch)[1], images[:count])
+        assert conditional.names(batch[1]) == conditional.names(latents)[:count]
+    assert not np.array_equal(images, conditional.predict([conditional.parse(100, None, 6)])[0])
 
 
 def test_labels_are_balanced_and_a_label_keeps_the_latents(conditional: ImageSampler) -> None:
-    free, given = conditional.parse(60, None, 5), conditional.parse(60, "y", 5)
-    names = conditional.names(free)
+    balanced, labelled = conditional.parse(60, None, 5), conditional.parse(60, "y", 5)
+    names = conditional.names(balanced)
     assert all(sorted(names[i : i + 3], key=str) == ["x", "y", "z"] for i in range(0, 60, 3))
     assert names != names[:3] * 20
     assert names != conditional.names(conditional.parse(60, None, 6))
-    assert conditional.names(given) == ["y"] * 60
-    assert np.array_equal(free.latents, given.latents)
-    pixels, ys = conditional.predict([free, given])
-    same = [i for i, name in enumerate(names) if name == "y"]
-    assert np.array_equal(pixels[same], ys[same])
+    assert conditional.names(labelled) == ["y"] * 60
+    assert np.array_equal(balanced.latents, labelled.latents)
+    pixels, ys = conditional.predict([balanced, labelled])
+    indices = [i for i, name in enumerate(names) if name == "y"]
+    assert np.array_equal(pixels[indices], ys[indices])
     assert not np.array_equal(pixels, ys)
 
 
@@ -74,10 +74,10 @@ def test_a_walk_leads_from_one_seed_to_another_in_equal_steps(name: str, request
     assert sampler.names(walk) == sampler.names(first) * 9
     start, end = first.latents[0], last.latents[0]
     lengths = np.linalg.norm(walk.latents, axis=1)
-    assert lengths.min() > 0.95 * min(np.linalg.norm(start), np.linalg.norm(end)), "it cuts through the middle"
+    assert lengths.min() > 0.95 * min(np.linalg.norm(start), np.linalg.norm(end)), "the path passes near the origin"
     directions = walk.latents / lengths[:, None]
-    turns = np.arccos((directions[1:] * directions[:-1]).sum(axis=1))
-    assert turns.max() < 3 * turns.min()
+    angles = np.arccos((directions[1:] * directions[:-1]).sum(axis=1))
+    assert angles.max() < 3 * angles.min()
     assert np.linalg.matrix_rank(walk.latents, tol=1e-9) == 2
     pixels, one, other = sampler.predict([walk, first, last])
     assert np.array_equal(pixels[[0, -1]], np.concatenate([one, other]))
@@ -109,12 +109,12 @@ def test_an_unknown_label_is_rejected(conditional: ImageSampler) -> None:
 
 def test_a_grid_is_nearly_square_and_a_png_is_lossless() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 3, 5, 4), dtype=np.uint8)
-    picture = sheet(images, gap=1)
-    assert picture.shape == (3, 3 * 6 + 1, 3 * 5 + 1)
-    assert np.array_equal(picture[:, 13:18, 1:5], images[6])
-    assert (picture[:, 13:18, 6:] == 255).all()
-    read = np.asarray(Image.open(io.BytesIO(png(images[0]))))
-    assert np.array_equal(read.transpose(2, 0, 1), images[0])
+    grid = sheet(images, gap=1)
+    assert grid.shape == (3, 3 * 6 + 1, 3 * 5 + 1)
+    assert np.array_equal(grid[:, 13:18, 1:5], images[6])
+    assert (grid[:, 13:18, 6:] == 255).all()
+    decoded = np.asarray(Image.open(io.BytesIO(png(images[0]))))
+    assert np.array_equal(decoded.transpose(2, 0, 1), images[0])
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/apng", "image/webp"])
@@ -124,14 +124,14 @@ def test_a_walk_can_be_one_animated_file(serve: Serve, tiny_store: Path, kind: s
         frames = [result["image"] for result in client.post("/v1/images/sample", json=body).json()["results"]]
         answer = client.post("/v1/images/sample", json=body, headers={"accept": kind})
         assert (answer.status_code, answer.headers["content-type"], answer.headers["x-seed"]) == (200, kind, "1")
-        film: Any = Image.open(io.BytesIO(answer.content))
-        assert (film.format, film.n_frames, film.info["loop"]) == (kind[-4:].strip("/a").upper(), 6, 0)
+        animation: Any = Image.open(io.BytesIO(answer.content))
+        assert (animation.format, animation.n_frames, animation.info["loop"]) == (kind[-4:].strip("/a").upper(), 6, 0)
         for i, frame in enumerate(frames):
-            film.seek(i)
+            animation.seek(i)
             expected = Image.open(io.BytesIO(base64.b64decode(frame))).convert("RGB")
-            assert np.array_equal(np.asarray(film.convert("RGB")), np.asarray(expected))
-        still = client.post("/v1/images/sample", json={**body, "walk_to": 1}, headers={"accept": kind})
-        assert still.status_code == 200
+            assert np.array_equal(np.asarray(animation.convert("RGB")), np.asarray(expected))
+        constant = client.post("/v1/images/sample", json={**body, "walk_to": 1}, headers={"accept": kind})
+        assert constant.status_code == 200
         del body["walk_to"]
         sheet = client.post("/v1/images/sample", json=body, headers={"accept": kind})
         assert sheet.headers["content-type"] == ("image/png" if kind == "image/png" else "application/json")

@@ -30,8 +30,8 @@ def test_free_running_equals_feeding_back_each_forecast() -> None:
 
     for weight in (network.lstm.weight_hh_l0, network.head.bias, network.head.weight, windows):
         (expected,) = torch.autograd.grad(simple().square().sum(), weight)
-        (found,) = torch.autograd.grad(network(windows, 12).square().sum(), weight)
-        assert torch.allclose(expected, found, atol=1e-12)
+        (gradient,) = torch.autograd.grad(network(windows, 12).square().sum(), weight)
+        assert torch.allclose(expected, gradient, atol=1e-12)
     assert torch.allclose(simple(), network(windows, 12), atol=1e-12)
 
 
@@ -41,12 +41,13 @@ def forecaster(tmp_path: Path) -> WindowForecaster:
 
 
 def test_a_batch_of_mixed_series_equals_single_series(forecaster: WindowForecaster) -> None:
-    chance = np.random.default_rng(0)
-    items = [forecaster.parse((chance.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
+    generator = np.random.default_rng(0)
+    items = [forecaster.parse((generator.normal(size=20) * 10.0**i).tolist(), 1 + 3 * i) for i in range(6)]
     for item, together in zip(items, forecaster.predict(items), strict=True):
         (alone,) = forecaster.predict([item])
         assert len(together) == item.horizon
-        assert np.allclose(alone, together, rtol=0, atol=1e-6 * np.abs(alone).max())  # some processors round otherwise
+        tolerance = 1e-6 * np.abs(alone).max()  # rounding differs between processors
+        assert np.allclose(alone, together, rtol=0, atol=tolerance)
 
 
 def test_a_network_recognises_series_like_its_training_series() -> None:
@@ -55,8 +56,8 @@ def test_a_network_recognises_series_like_its_training_series() -> None:
     network.describe(training)
     peak = training[25:40]
     assert network.knows(peak)
-    for stranger in (peak * 100, peak + 50, peak / 100):
-        assert not network.knows(stranger)
+    for other in (peak * 100, peak + 50, peak / 100):
+        assert not network.knows(other)
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e5])
