@@ -37,12 +37,12 @@ def order(*items: Item) -> str:
     for item in items:
         queue.append(item)
     assert len(queue) == len(items)
-    taken = ""
+    callers = ""
     while queue:
         first = queue.peek()
         assert queue.pop() is first
-        taken += first.caller or "-"
-    return taken
+        callers += first.caller or "-"
+    return callers
 
 
 def test_callers_take_turns_and_each_caller_s_items_stay_in_order() -> None:
@@ -52,13 +52,13 @@ def test_callers_take_turns_and_each_caller_s_items_stay_in_order() -> None:
     queue: FairQueue[Item] = FairQueue()
     for item in items:
         queue.append(item)
-    taken = [queue.pop() for _ in items]
-    assert [item.number for item in taken if item.caller == "a"] == [0, 1, 4]
+    popped = [queue.pop() for _ in items]
+    assert [item.number for item in popped if item.caller == "a"] == [0, 1, 4]
 
 
 def test_rows_are_shared_and_not_requests() -> None:
-    taken = order(*[Item("a", rows=4)] * 10, *[Item("b")] * 40)
-    assert abs(4 * taken[:25].count("a") - taken[:25].count("b")) <= 4
+    callers = order(*[Item("a", rows=4)] * 10, *[Item("b")] * 40)
+    assert abs(4 * callers[:25].count("a") - callers[:25].count("b")) <= 4
 
 
 def test_a_late_caller_gets_an_equal_share_from_its_arrival_on() -> None:
@@ -130,60 +130,60 @@ def test_one_key_may_use_half_of_the_queue_so_that_a_second_one_fits() -> None:
     asyncio.run(check())
 
 
-def shares(ask_with: Any, answers: int = 600) -> Counter[str]:
+def shares(create_requester: Any, answers: int = 600) -> Counter[str]:
     """Return how many of ``answers`` answers 100 callers of one key and 16 callers of another get.
 
-    Each caller asks again after its answer, and after a rejection when any caller is answered.
+    Each caller sends its next request after an answer. After a rejection it waits for the next answer to any caller.
     """
 
     async def run() -> Counter[str]:
-        done: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         answered = asyncio.Condition()
         executor = Executor("test")
-        ask = ask_with(executor)
+        send_request = create_requester(executor)
 
-        async def one(caller: str) -> None:
+        async def run_caller(caller: str) -> None:
             current_caller.set(caller)
-            while done.total() < answers:
+            while counts.total() < answers:
                 try:
-                    await ask()
+                    await send_request()
                 except Overloaded:
                     async with answered:
                         await answered.wait()
                     continue
                 async with answered:
-                    if done.total() < answers:
-                        done[caller] += 1
+                    if counts.total() < answers:
+                        counts[caller] += 1
                     answered.notify_all()
 
         await asyncio.gather(
-            *(one(caller) for caller, callers in (("heavy", 100), ("light", 16)) for _ in range(callers))
+            *(run_caller(caller) for caller, callers in (("heavy", 100), ("light", 16)) for _ in range(callers))
         )
         executor.close()
-        return done
+        return counts
 
     return asyncio.run(run())
 
 
 def test_two_keys_share_batches_equally_within_a_tenth() -> None:
-    def ask_with(executor: Executor) -> Any:
+    def create_requester(executor: Executor) -> Any:
         engine = Batcher(
             "m", list, lambda item: 1, one_millisecond, executor, RecordingObserver(), batch_rows=8, queue_rows=64
         )
         return lambda: engine.submit([1])
 
-    counts = shares(ask_with)
+    counts = shares(create_requester)
     assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
 def test_two_keys_share_parsing_threads_equally_within_a_tenth() -> None:
     executors = list[Executor]()
 
-    def ask_with(_: Executor) -> Any:
+    def create_requester(_: Executor) -> Any:
         executors.append(Executor("parse", max_waiting=64))
         return lambda: executors[0].run(int)
 
-    counts = shares(ask_with)
+    counts = shares(create_requester)
     executors[0].close()
     assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
@@ -206,13 +206,13 @@ def test_two_keys_share_text_slots_equally_within_a_tenth() -> None:
         for text in texts:
             text.remaining -= 1
 
-    def ask_with(executor: Executor) -> Any:
+    def create_requester(executor: Executor) -> Any:
         engine = TextEngine(
             "m", step, lambda rows: 0.001, executor, RecordingObserver(), max_running=8, queue_rows=64, normal_budget=0
         )
         return lambda: engine.submit([Countdown(5)])
 
-    counts = shares(ask_with)
+    counts = shares(create_requester)
     assert abs(counts["light"] / counts.total() - 0.5) <= 0.05, counts
 
 
@@ -221,24 +221,24 @@ def test_another_key_is_admitted_while_one_floods_the_queue(serve: Serve, tmp_pa
     with serve(keys_file=tmp_path / "keys", queue_rows=16, batch_rows=4, inline_seconds=0) as client:
         url = f"{client.base_url}/v1/images/sample"
 
-        def ask(key: str) -> httpx.Response:
+        def post(key: str) -> httpx.Response:
             return httpx.post(url, json={"count": 1}, headers={"x-api-key": key}, timeout=60)
 
-        with ThreadPoolExecutor(40) as callers:
+        with ThreadPoolExecutor(40) as pool:
             held.armed.set()
-            first = callers.submit(ask, heavy)
+            first = pool.submit(post, heavy)
             assert held.entered.wait(30)
-            flood = [callers.submit(ask, heavy) for _ in range(30)]
+            flood = [pool.submit(post, heavy) for _ in range(30)]
             wait_until(lambda: sum(answer.done() for answer in flood) == 22)  # the key may use 8 of the 16 rows
-            late = callers.submit(ask, light)
-            wait_until(lambda: _waits(client, light, 9))
+            late = pool.submit(post, light)
+            wait_until(lambda: _rows_wait(client, light, 9))
             held.release.set()
             assert late.result().status_code == 200
             assert first.result().status_code == 200
             assert sorted(answer.result().status_code for answer in flood) == [200] * 8 + [429] * 22
 
 
-def _waits(client: httpx.Client, key: str, rows: int) -> bool:
-    """Return whether so many rows wait: the error of a further request states the number."""
+def _rows_wait(client: httpx.Client, key: str, rows: int) -> bool:
+    """Return whether ``rows`` rows wait. The error of another request states the number."""
     answer = client.post("/v1/images/sample", json={"count": 16}, headers={"x-api-key": key})
     return f"{rows} of 16 rows wait" in answer.json()["error"]["message"]

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass(eq=False)
 class CountingText:
-    """A text that is finished after ``steps`` steps; a failing one fails at its third."""
+    """A text that finishes after ``steps`` steps. It fails at its third step if ``failing``."""
 
     steps: int
     failing: bool = False
@@ -47,7 +47,7 @@ class CountingText:
 
 @dataclass
 class Stepper:
-    """Steps such texts. Each step takes one permit."""
+    """A fake model for these texts. Each step takes one permit."""
 
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     sizes: list[int] = field(default_factory=list)
@@ -191,7 +191,7 @@ async def test_a_round_is_long_beside_long_batches_of_other_models(
 
     (task,) = await start_tasks(engine.submit([CountingText(9)]))
     for _ in range(2):
-        await asyncio.sleep(0)  # its first step has begun, and holds the executor
+        await asyncio.sleep(0)  # its first step has started and occupies the executor
     (other,) = await start_tasks(executor.run_timed(30, clock.advance, 0.3))
     stepper.permits.release(99)
     await asyncio.gather(task, other)
@@ -221,7 +221,7 @@ async def test_a_round_is_long_while_requests_are_rejected(executor: Executor, m
     stepper, observer = Stepper(), RecordingObserver()
     engine = engine_of(stepper, executor, rows=1, queue_rows=1, observer=observer)
     tasks = await start_tasks(engine.submit([CountingText(9)]))
-    await asyncio.sleep(0)  # it runs
+    await asyncio.sleep(0)  # the text runs
     tasks += await start_tasks(engine.submit([CountingText(9)]))
     with pytest.raises(Overloaded):
         await engine.submit([CountingText(1)])
@@ -235,7 +235,7 @@ async def test_a_cancelled_text_frees_its_slot_at_the_next_step(executor: Execut
     stepper = Stepper()
     engine = engine_of(stepper, executor, rows=1)
     cancelled, waiting = await start_tasks(engine.submit([CountingText(10**9)]), engine.submit([CountingText(1)]))
-    await asyncio.sleep(0)  # its first step has begun
+    await asyncio.sleep(0)  # its first step has started
     cancelled.cancel()
     stepper.permits.release(2)
     await waiting
@@ -247,7 +247,7 @@ async def test_cancelling_a_text_at_its_last_step_does_not_affect_the_others(exe
     engine = engine_of(stepper, executor)
     last, beside, waiting = await start_tasks(*(engine.submit([CountingText(steps)]) for steps in (3, 5, 1)))
     stepper.permits.release(2)
-    while len(stepper.sizes) < 2:  # noqa: ASYNC110  # its third step and last one has begun
+    while len(stepper.sizes) < 2:  # noqa: ASYNC110  # its third and last step has started
         await asyncio.sleep(0.001)
     for _ in range(2):  # a second cancellation changes nothing
         last.cancel()
@@ -355,7 +355,7 @@ async def test_each_text_is_the_same_in_a_batch_and_alone(
 
 
 async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, executor: Executor) -> None:
-    """Forty texts share eight slots; every other one is cancelled: while it waits, runs, or takes its last step."""
+    """Forty texts share eight slots. Every second text is cancelled while it waits, runs, or takes its last step."""
     generator = TextGenerator(publish_tiny(tmp_path, "tiny-rnn"), torch.device("cpu"))
 
     def text(seed: int) -> Any:
@@ -380,7 +380,7 @@ async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, execu
     engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]
     await asyncio.sleep(0)
-    tasks[39].cancel()  # it still waits
+    tasks[39].cancel()  # this text still waits
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [answers[seed][0].text for seed in range(0, 40, 2)] == alone[::2]
     cancelled_answers = [answer for answer in answers[1::2] if isinstance(answer, asyncio.CancelledError)]
