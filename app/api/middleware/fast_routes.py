@@ -10,7 +10,7 @@ import fastapi.routing
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_response
 from app.errors import QuartetError
@@ -80,10 +80,15 @@ class FastRoutes:
     async def _as_get(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer HEAD as GET. The server leaves the body out (RFC 9110, 9.3.2)."""
         get_scope = {**scope, "method": "GET"}
+
+        async def send_with_route(message: Message) -> None:
+            scope["route"] = get_scope.get("route")  # the request is counted before its answer is complete
+            await send(message)
+
         try:
-            await self.router(get_scope, receive, send)
+            await self.router(get_scope, receive, send_with_route)
         finally:
-            scope["route"] = get_scope.get("route")
+            scope["route"] = get_scope.get("route")  # also after an error
 
 
 def _by_method(routes: Sequence[BaseRoute]) -> list[tuple[str, APIRoute]]:
