@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     max_series_values: Count = Field(100_000, description="values of all series of a request together")
     max_horizon: Count = Field(1_000, description="forecast steps")
     max_samples: Count = Field(1_024, description="generated images per request")
+    max_rows: Count = Field(1_024, description="rows of tensors per request, for imported networks")
 
     batch_rows: Count = Field(64, description="rows of the largest batch")
     queue_rows: Count = Field(

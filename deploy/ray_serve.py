@@ -172,6 +172,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     """
     layout, settings = Layout.model_validate(arguments), Settings()
     tasks = [(task, name) for name, group in layout.groups.items() for task in group.tasks]
+    if "infer" not in dict(tasks):  # imported networks without a task go to the first group, unless a group names them
+        tasks.append(("infer", next(iter(layout.groups))))
     if sorted(task for task, _ in tasks) != sorted(TASKS):
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each task must be in one group")
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}

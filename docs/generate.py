@@ -39,7 +39,7 @@ CARD_FIELDS = {
     "metrics": "measured figures: value, measured data, stated decimals",
     "data": "name and SHA-256 of each data set",
     "seed": "seed of the training",
-    "command": "command that trained the model",
+    "command": "command that trained or imported the model",
     "commit": "commit of the code",
     "versions": "versions of Python and PyTorch",
     "hardware": "processor and threads of the training",
@@ -48,6 +48,8 @@ CARD_FIELDS = {
     "notes": "remarks on the training",
     "weights_sha256": "SHA-256 of `model.safetensors`",
     "speed": "time of one forward pass on one thread, and throughput in batches",
+    "licence": "licence of an imported network",
+    "source": "origin of an imported network",
 }
 CARD_HEAD = """# Model card
 
@@ -171,7 +173,12 @@ def card() -> str:
     rows = [(code(name), code(type_name(hints[name])), CARD_FIELDS[name]) for name in store.Card.model_fields]
     parts = [CARD_HEAD, table(("field", "type", "content"), rows), "\n## Architectures\n\n"]
     kinds = [
-        (code(kind), code(found[1].__name__), ", ".join(code(field.name) for field in fields(found[1])), found[2])
+        (
+            code(kind),
+            code(found[1].__name__),
+            ", ".join(code(field.name) for field in fields(found[1])),
+            found[2] or "any",
+        )
         for kind, found in KINDS.items()
     ]
     parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))

@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def _short_speed_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure the speed of each network once only, to save time."""
-    monkeypatch.setattr("training.evaluation.speed.SECONDS", 0.0)
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ LAYERS = (
     ("app.errors", "app.settings", "app.networks"),
     ("app.store",),
     ("app.engine", "app.tasks"),
-    ("app.serving",),
+    ("app.serving", "app.importing"),
     ("app.observability",),
     ("app.api", "app.key_file"),
     ("app.server",),
@@ -140,6 +140,7 @@ def test_networks_import_only_torch_app_and_the_standard_library() -> None:
                 "functools",
                 "itertools",
                 "abc",
+                *("json", "math", "operator", "numpy"),  # of imported networks
                 "typing",
                 "torch",
                 "app",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from app.importing.add import Description, add
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, rollout
 from app.store.rollout import NEWEST, Rollout
@@ -89,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
+    added = command("add", _add, "import a trained network: a .pt2 file of torch.export")
+    added.add_argument("file", metavar="FILE", type=Path, help="file that torch.export.save has written")
+    added.add_argument("--name", required=True, help="name of the model")
+    added.add_argument("--title", default="", help="one sentence about the model")
+    added.add_argument("--licence", default="not stated", help="licence of the network")
+    added.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
     added = command("export", _export, "write a version to an archive")
     added.add_argument("model", metavar="NAME@VERSION", help="such as sales@3")
     added.add_argument("file", metavar="FILE", type=Path, help="new .zip file")
@@ -225,6 +232,14 @@ def _import(args: argparse.Namespace) -> None:
     row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")
+
+
+def _add(args: argparse.Namespace) -> None:
+    command = f"python -m app.models add {args.file.name} --name {args.name}"
+    description = Description(args.name, args.title, licence=args.licence, source=args.source, command=command)
+    card = add(args.store, args.file, description, Settings().max_import_bytes)
+    row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
+    print(json.dumps(row) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from app.engine.executor import Executor
 from app.engine.fair_queue import FairQueue
 from app.engine.futures import cancel, set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
-from app.errors import InferenceFailed, NotReady
+from app.errors import BadValue, InferenceFailed, NotReady
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,6 +93,7 @@ class Batcher(Generic[Item, Result]):
             NotReady: the service is shutting down.
             Overloaded: the queue is full.
             InferenceFailed: the network failed on one of the items.
+            BadValue: the network cannot read one of the items.
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
@@ -157,6 +158,9 @@ class Batcher(Generic[Item, Result]):
                     if not entry.future.done():
                         await self._run([entry])
                         await asyncio.sleep(0)
+                return
+            if isinstance(error, BadValue):  # only the network could tell that the input is wrong
+                set_exception(batch[0].future, error)
                 return
             set_exception(
                 batch[0].future, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})")

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
-
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
+from app.networks.exported_program import ExportedProgram
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
+from app.networks.imported import ImportedSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 
-TaskName = Literal["classify", "continue", "forecast", "sample"]
+TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 
 
 class Kind(NamedTuple):
-    """One architecture. ``sizes`` is a dataclass whose fields are the keys of the card's ``sizes``."""
+    """One architecture. ``sizes`` is a dataclass whose fields are the keys of the card's ``sizes``.
 
-    network: type[nn.Module]
+    ``task`` is None for imported networks, which may serve any task. They are made from the tensors of the version.
+    """
+
+    network: type[Any]
     sizes: type[Any]
-    task: TaskName
+    task: TaskName | None
 
 
 KINDS: dict[str, Kind] = {
@@ -37,10 +40,16 @@ KINDS: dict[str, Kind] = {
     "forecaster": Kind(Forecaster, ForecasterSizes, "forecast"),
     "gan-generator": Kind(Generator, GeneratorSizes, "sample"),
     "conditional-generator": Kind(ConditionalGenerator, ConditionalSizes, "sample"),
+    "exported-program": Kind(ExportedProgram, ImportedSizes, None),
 }
 
 
-def build(kind: str, sizes: dict[str, Any]) -> nn.Module:
+def build(kind: str, sizes: dict[str, Any]) -> Any:
     """Return a network with fresh weights. Raises KeyError for an unknown kind, TypeError for unknown sizes."""
     network, dataclass, _ = KINDS[kind]
     return network(dataclass(**sizes))
+
+
+def is_imported(kind: str) -> bool:
+    """Return whether a kind is of another origin, and is made from the tensors of a version."""
+    return kind in KINDS and KINDS[kind].task is None

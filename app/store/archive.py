@@ -88,7 +88,7 @@ def import_archive(models: Path, file: IO[bytes], max_bytes: int, renumber: bool
         RolloutRefused: the store already has a version of this number.
         StoreError: the version is invalid.
     """
-    _check_directory(file)
+    check_directory(file)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:  # NotImplementedError: unsupported features
@@ -103,8 +103,8 @@ def import_archive(models: Path, file: IO[bytes], max_bytes: int, renumber: bool
             return _place(models, folder, card, renumber)
 
 
-def _check_directory(file: IO[bytes]) -> None:
-    """Raise BadArchive if the central directory is longer than that of any version, before ``zipfile`` reads it.
+def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> None:
+    """Raise BadArchive if the central directory has more than ``max_bytes`` bytes, before ``zipfile`` reads it.
 
     The end of the file states its length (APPNOTE.TXT 4.3.16). The search follows that of ``zipfile``.
     """
@@ -125,8 +125,8 @@ def _check_directory(file: IO[bytes]) -> None:
             if len(record) == ZIP64_END_BYTES and record.startswith(b"PK\6\6"):
                 sizes += struct.unpack_from("<Q", record, 40)
     file.seek(0)
-    if (size := max(sizes, default=0)) > MAX_DIRECTORY_BYTES:
-        raise BadArchive(f"its central directory has {size:,} bytes; allowed are {MAX_DIRECTORY_BYTES:,}")
+    if (size := max(sizes, default=0)) > max_bytes:
+        raise BadArchive(f"its central directory has {size:,} bytes; allowed are {max_bytes:,}")
 
 
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:

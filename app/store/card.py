@@ -74,7 +74,8 @@ class Speed(StrictModel):
 class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
-    ``kind`` selects the network in ``KINDS``. ``command`` names the training script.
+    ``kind`` selects the network in ``KINDS``. ``command`` names the training script, or the import. ``licence`` and
+    ``source`` are stated for imported networks.
     """
 
     name: ModelName
@@ -100,6 +101,8 @@ class Card(StrictModel):
     notes: str
     weights_sha256: str
     speed: Speed | None = None
+    licence: str | None = None
+    source: str | None = None
 
 
 def parse_card(content: bytes, path: str) -> Card:

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from app.networks import KINDS, TaskName, build
+from app.networks import KINDS, Kind, TaskName, build, is_imported
 from app.store.atomic_files import file_lock, replace_file, scratch_folder, sync
 from app.store.card import CARD, Card, StoreError, parse_card, read_card
 
@@ -37,6 +37,8 @@ DTYPES = (
     torch.float64,
     torch.int64,
     torch.int32,
+    torch.int16,
+    torch.int8,
     torch.uint8,
     torch.bool,
 )
@@ -80,8 +82,11 @@ class Version:
         card = self.card
         if card.kind not in KINDS:
             raise StoreError(f"{self.label}/{CARD}: kind is {card.kind!r}, expected one of {', '.join(KINDS)}")
-        if card.task != KINDS[card.kind].task:
-            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {KINDS[card.kind].task!r}")
+        kind = KINDS[card.kind]
+        if is_imported(card.kind):
+            return self._imported_network(kind)
+        if card.task != kind.task:
+            raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {kind.task!r}")
         # large sizes on a wrong card must not take memory: check them against the weights first
         for key in REPEATED:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
@@ -103,6 +108,17 @@ class Version:
         network = build(card.kind, card.sizes)
         network.load_state_dict(self.tensors)
         return network.eval().requires_grad_(False)
+
+    def _imported_network(self, kind: Kind) -> Any:
+        """Return an imported network. Raises StoreError."""
+        try:
+            kind.sizes(**self.card.sizes)
+        except TypeError as error:
+            raise StoreError(f"{self.label}/{CARD}: sizes do not fit: {error}") from error
+        try:
+            return kind.network(self.tensors)
+        except ValueError as error:
+            raise StoreError(f"{self.label}/{WEIGHTS}: {error}") from error
 
 
 def model_names(store: Path) -> list[str]:
@@ -148,6 +164,8 @@ def read_version(store: Path, name: str, version: int) -> Version:
         if tensor.dtype not in DTYPES:
             known = ", ".join(map(_dtype_name, DTYPES))
             raise StoreError(f"{path}: tensor {key!r} has dtype {_dtype_name(tensor.dtype)}, expected one of {known}")
+        if is_imported(card.kind):  # an imported graph may mask values with infinity
+            continue
         finite = torch.isfinite(tensor.float())  # large float64 values overflow in float32
         if not bool(finite.all()):
             bad = int((~finite).sum())
@@ -210,7 +228,7 @@ def publish(
     while not placed:
         number = max((number for known, number in all_versions(store) if known == name), default=0) + 1
         content = {**card, "version": number, "weights_sha256": hashlib.sha256(weights).hexdigest()}
-        text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        text = card_text(content)
         parse_card(text, f"the card of {name!r}")  # checks the name before it becomes a path
         with scratch_folder(store) as scratch:
             folder = scratch / name / str(number)
@@ -223,11 +241,16 @@ def publish(
     return read_version(store, name, number)
 
 
+def card_text(content: Mapping[str, Any]) -> bytes:
+    """Return the content of ``card.json``."""
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def place(store: Path, folder: Path) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    The model becomes the default of its task if the task has none. Returns False if the number has been published
-    in the meantime. Raises StoreError for an invalid version.
+    The model becomes the default of its task if the task has none; ``infer`` has no default. Returns False if the
+    number has been published in the meantime. Raises StoreError for an invalid version.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -246,7 +269,7 @@ def place(store: Path, folder: Path) -> bool:
         raise
     sync(store / name)
     sync(store)
-    if version.card.task not in read_defaults(store):
+    if version.card.task != "infer" and version.card.task not in read_defaults(store):
         set_default(store, version.card.task, name)
     return True
 

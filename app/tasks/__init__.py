@@ -14,6 +14,7 @@ from app.store import Card, TaskName
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
+from app.tasks.imported import TensorPredictor
 from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
 
@@ -97,4 +98,8 @@ FORECAST: Task[AnyForecaster] = Task(
 )
 GENERATE_IMAGES = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"))
 
-TASKS: dict[TaskName, Task[Any]] = {task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES)}
+INFER = Task("infer", TensorPredictor, "batch", "row", ())  # tensors only, under /v2
+
+TASKS: dict[TaskName, Task[Any]] = {
+    task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES, INFER)
+}

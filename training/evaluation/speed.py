@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +21,8 @@ import torch
 from app import store
 from app.store import atomic_files
 from app.tasks import TASKS
-
-SECONDS = 0.5  # per measurement, and at least MIN_REPEATS repetitions
-MIN_REPEATS = 5
-ROWS = 64  # of a full batch
-STEPS = 100_000  # characters of a timed text; more than are generated in SECONDS
-
-
-def measure(predictor: Any, hardware: str) -> dict[str, Any]:
-    """The field ``speed`` of a card: medians on one thread, after a warm-up of the predictor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        predictor.warm_up(ROWS)
-        single, batch = (_median_seconds(_dummy_step(predictor, rows)) for rows in (1, ROWS))
-    finally:
-        torch.set_num_threads(threads)
-    return {
-        "milliseconds": _round(1000 * single),
-        "per_second": _round(ROWS / batch),
-        "rows": ROWS,
-        "hardware": hardware,
-    }
+from app.tasks.speed import measure as measure
+from app.tasks.speed import processor as processor
 
 
 def describe(speed: dict[str, Any], task: store.TaskName) -> str:
@@ -54,36 +32,6 @@ def describe(speed: dict[str, Any], task: store.TaskName) -> str:
         f"on one thread {speed['milliseconds']:g} ms for one {unit}, {speed['per_second']:,.0f} {unit}s a second "
         f"in batches of {speed['rows']}"
     )
-
-
-def processor() -> str:
-    """The model name of the CPU."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
-    if TASKS[predictor.card.task].engine == "text":
-        texts = predictor.dummy_texts(rows, STEPS)
-        return lambda: predictor.step(texts)
-    return lambda: predictor.dummy_run(rows)
-
-
-def _median_seconds(compute: Callable[[], Any]) -> float:
-    compute()
-    taken: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while len(taken) < MIN_REPEATS or time.perf_counter() < end:
-        start = time.perf_counter()
-        compute()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
-def _round(value: float) -> float:
-    """Round to three significant digits, because repeated measurements differ more."""
-    return float(f"{value:.3g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,8 +18,9 @@ from app.errors import NotReady
 from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.store import Card
 
-PLATFORM = "pytorch_safetensors"
+PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # by kind; all others are safetensors
 CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all other data types are TYPE_ and their name
 
 
@@ -58,7 +59,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
             {
                 "name": card.name,
                 "versions": [str(number) for number in sorted(registry.version_sets[card.name].numbers)],
-                "platform": PLATFORM,
+                "platform": _platform(card),
                 "inputs": _metadata(tensors.inputs),
                 "outputs": _metadata(tensors.outputs),
                 "properties": {"task": card.task, "title": card.title, "parameters": ",".join(tensors.parameters)},
@@ -99,6 +100,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     return routes
 
 
+def _platform(card: Card) -> str:
+    return PLATFORMS.get(card.kind, "pytorch_safetensors")
+
+
 def _metadata(specs: list[TensorSpec]) -> list[dict[str, Any]]:
     return [{"name": spec.name, "datatype": spec.datatypes[0], "shape": spec.shape} for spec in specs]
 
@@ -111,14 +116,14 @@ def _configuration(model: LoadedModel, tensors: TensorModel) -> dict[str, Any]:
             {
                 "name": spec.name,
                 "data_type": CONFIGURATION_TYPES.get(spec.datatypes[0], f"TYPE_{spec.datatypes[0]}"),
-                "dims": spec.shape[1:] or [1],
+                "dims": (spec.shape[1:] or [1]) if tensors.rows else list(spec.shape),
             }
             for spec in specs
         ]
 
     return {
         "name": model.card.name,
-        "platform": PLATFORM,
+        "platform": _platform(model.card),
         "backend": "quartet",
         "max_batch_size": tensors.rows,
         "input": describe(tensors.inputs),

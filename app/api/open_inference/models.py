@@ -15,23 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app import store
 from app.api.open_inference.decode import DecodedRequest, TensorSpec
 from app.api.request_body import BYTES_PER_VALUE, EXTRA_COMMAS, validate
 from app.api.responses import MIN_LOG_PROBABILITY
 from app.api.routes import forecast, generate_text
 from app.errors import BadValue, quote_value
+from app.networks import is_imported
 from app.serving.loader import LoadedModel
 from app.settings import Settings
 from app.store import TaskName
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster
 from app.tasks.image_generation import ImageSampler, LatentBatch
+from app.tasks.imported import TensorPredictor, TensorRows
 from app.tasks.text_generation import Continuation, TextGenerator
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
+DATATYPES = {  # by the type on the card
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
+    "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
+    "string": "BYTES",
+}  # fmt: skip
 Outputs = dict[str, np.ndarray]
+MAX_JSON_VALUES = 2**20  # of an imported network; binary tensors may be larger
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 
@@ -101,7 +110,7 @@ class TextTensors:
 
     def items(self, request: DecodedRequest) -> list[Continuation]:
         parameters = model_parameters(request.body.parameters, self.parameters)
-        prompts = [_decode_prompt(prompt) for prompt in request.tensors["prompt"].reshape(-1)]
+        prompts = [_decode_text(prompt, "prompt") for prompt in request.tensors["prompt"].reshape(-1)]
         requested = {output.name for output in request.body.outputs or ()}
         if requested == {"log_probabilities"}:
             parameters = {"max_characters": 1, **parameters}
@@ -229,18 +238,60 @@ class GeneratorTensors:
         return len(items[0]) * math.prod(self.outputs[0].shape[1:]) // BYTES_PER_VALUE
 
 
-TensorModel = ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
+class ImportedTensors:
+    """An imported network: its own inputs and outputs."""
+
+    def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
+        self.predictor = model.predictor
+        self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
+        self.outputs = [_imported_spec(spec) for spec in model.card.outputs]
+        self.rows = limits.settings.max_rows if self.predictor.sizes.batched else 0
+        shapes = self.predictor.sizes.dummy_shapes(max(self.rows, 1), limits.settings.max_body_bytes)
+        self.values = min(sum(map(math.prod, shapes.values())), limits.settings.max_body_bytes)
+        self.commas, self.bytes = min(self.values, MAX_JSON_VALUES) + EXTRA_COMMAS, 0
+        self.parameters: tuple[str, ...] = ()
+
+    def items(self, request: DecodedRequest) -> list[TensorRows]:
+        return [self.predictor.parse({name: self._array(name, array) for name, array in request.tensors.items()})]
+
+    def _array(self, name: str, array: np.ndarray) -> np.ndarray:
+        """Return an input in the type of the network. Raises BadValue for a text that is not UTF-8."""
+        if array.dtype != object:
+            return np.array(array, dtype=self.predictor.inputs[name].dtype)
+        return np.array([_decode_text(text, name) for text in array.reshape(-1)], object).reshape(array.shape)
+
+    def outputs_of(
+        self, request: DecodedRequest, items: Sequence[TensorRows], results: Sequence[dict[str, np.ndarray]]
+    ) -> Outputs:
+        return {
+            name: np.array([str(text).encode() for text in array.reshape(-1)], object).reshape(array.shape)
+            if array.dtype.kind in "OU"
+            else array
+            for name, array in results[0].items()
+        }
+
+    def response_size(self, items: Sequence[TensorRows]) -> int:
+        return sum(array.size for array in items[0].arrays.values())
+
+
+def _imported_spec(spec: store.TensorSpec) -> TensorSpec:
+    return TensorSpec(spec.name, (DATATYPES[spec.dtype],), tuple(spec.shape))
+
+
+TensorModel = ImportedTensors | ClassifierTensors | TextTensors | ForecasterTensors | GeneratorTensors
 MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]] = {
     "classify": ClassifierTensors,
     "continue": TextTensors,
     "forecast": ForecasterTensors,
     "sample": GeneratorTensors,
+    "infer": ImportedTensors,
 }
 
 
 def tensor_model(model: LoadedModel, limits: RequestModels) -> TensorModel:
-    """Return the tensor model of a version."""
-    return MODELS[model.card.task](model, limits)
+    """Return the tensor model of a version. An imported network has its own tensors, whatever its task is."""
+    make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
+    return make(model, limits)
 
 
 def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
@@ -255,12 +306,12 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
             raise BadValue(f"input {item.name!r} is of {item.datatype}; allowed are {allowed}", "inputs")
         if not spec.fits(shape):
             raise BadValue(f"input {item.name!r} has the shape {list(shape)}, expected {list(spec.shape)}", "inputs")
-        if not 1 <= shape[0] <= model.rows:
+        if model.rows and not 1 <= shape[0] <= model.rows:
             raise BadValue(f"input {item.name!r} has {shape[0]:,} rows; allowed are 1 to {model.rows:,}", "inputs")
     missing = [name for name in specs if name not in request.tensors]
     if missing:
         raise BadValue(f"input {missing[0]!r} is missing; there are: {', '.join(specs)}", "inputs")
-    rows = {name: len(tensor) for name, tensor in request.tensors.items()}
+    rows = {name: len(tensor) for name, tensor in request.tensors.items() if model.rows}
     if len(set(rows.values())) > 1:
         raise BadValue(f"inputs have {quote_value(rows)} rows, expected the same number in each", "inputs")
     model_parameters(request.body.parameters, model.parameters)
@@ -285,9 +336,9 @@ def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dic
     return {name: value for name, value in parameters.items() if name in known}
 
 
-def _decode_prompt(prompt: bytes) -> str:
+def _decode_text(text: bytes, name: str) -> str:
     """Decode UTF-8. Raises BadValue."""
     try:
-        return prompt.decode()
+        return text.decode()
     except UnicodeDecodeError as error:
-        raise BadValue(f"prompt has {quote_value(prompt)}, which is not UTF-8: {error.reason}", "prompt") from None
+        raise BadValue(f"{name} has {quote_value(text)}, which is not UTF-8: {error.reason}", name) from None

@@ -3,7 +3,7 @@
 import { json, send, showPicture } from "./api.js";
 import { byId, createElement } from "./dom.js";
 
-const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation" };
+const TASKS = { classify: "image classification", continue: "text generation", forecast: "forecasting", sample: "image generation", infer: "tensors" };
 const SHOWN = 4; // metrics shown without opening the table
 
 /** Show a card per model. The buttons of its versions switch the card to another version. */
@@ -26,7 +26,7 @@ function card(model) {
     metrics.length ? createElement("dl", { class: "metrics" }, ...metrics.slice(0, SHOWN).map(metricItem)) : null,
     pictures(model),
     metrics.length > SHOWN ? details(`All ${metrics.length} metrics`, metricsTable(metrics)) : null,
-    details("Training", training(model)),
+    details(model.card.licence ? "Import" : "Training", training(model)),
     ...model.broken.map(failure));
 }
 
@@ -91,7 +91,7 @@ function metricsTable(metrics) {
       createElement("th", { scope: "row" }, readable(name)), createElement("td", { class: "number" }, value.toFixed(decimals)), createElement("td", {}, split))))));
 }
 
-const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image" };
+const UNITS = { classify: "image", continue: "character", forecast: "forecast", sample: "image", infer: "row" };
 
 function describeSpeed({ task, speed }) {
   if (!speed) return "";
@@ -99,17 +99,15 @@ function describeSpeed({ task, speed }) {
   return `${speed.milliseconds} ms per ${UNITS[task]} alone, ${throughput} per second in batches of ${speed.rows}; one thread, ${speed.hardware}`;
 }
 
+const describeTensors = (tensors) => tensors.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(", ")}]`).join("; ");
+
+/** The facts of a training, or of an import, which has a licence instead of a seed and a duration. */
 function training({ card }) {
-  const { created, minutes, hardware, seed, command, commit, notes, kind } = card;
-  const facts = {
-    speed: describeSpeed(card),
-    trained: `${created.slice(0, 10)}, ${Math.round(minutes)} minutes, ${hardware}`,
-    network: kind,
-    command,
-    seed: String(seed),
-    commit: commit.slice(0, 12),
-    notes,
-  };
+  const { created, minutes, hardware, seed, command, commit, notes, kind, licence, source } = card;
+  const origin = licence
+    ? { imported: `${created.slice(0, 10)}, ${hardware}`, licence, source, inputs: describeTensors(card.inputs), outputs: describeTensors(card.outputs) }
+    : { trained: `${created.slice(0, 10)}, ${Math.round(minutes)} minutes, ${hardware}`, seed: String(seed), commit: commit.slice(0, 12) };
+  const facts = { speed: describeSpeed(card), network: kind, command, ...origin, notes };
   return createElement("dl", {}, ...Object.entries(facts).filter(([, fact]) => fact)
     .flatMap(([name, fact]) => [createElement("dt", {}, name), createElement("dd", {}, fact)]));
 }

@@ -1,0 +1,243 @@
+"""Check and measure a trained network of another origin, and publish it as a version."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app import store
+from app.importing.memory import MemoryLimit
+from app.importing.pt2_archive import BadProgram, InputSpec, Program, read_pt2
+from app.networks.exported_program import GRAPH, graph_tensor
+from app.networks.imported import ImportedSizes
+from app.store import Card, TaskName, TensorSpec, Version
+from app.tasks import TASKS, speed
+
+TOLERANCE = 1e-4  # relative to the largest output; a batch may round differently
+LOW_PRECISION_TOLERANCE = 2e-2  # of float16 and bfloat16
+TEST_SIZE = 16  # of a dimension that varies, in the runs that check a network
+BATCHES = (1, 8, 64)  # rows of the batches that are timed
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # of inputs
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the file does not say: the name of the model, its task, and where it comes from."""
+
+    name: str
+    title: str = ""
+    task: TaskName = "infer"
+    licence: str = "not stated"
+    source: str = "not stated"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    labels: Sequence[str] | None = None
+    command: str = "python -m app.models add"
+
+
+def add(models: Path, file: Path, description: Description, max_bytes: int) -> Card:
+    """Import ``file`` as the next version of a model, and return its card.
+
+    Raises:
+        StoreError: the file is wrong, or does not fit the task.
+    """
+    if (size := file.stat().st_size) > max_bytes:
+        raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
+    with file.open("rb") as content:
+        program = read_pt2(content, max_bytes)
+    tensors = {**program.tensors, GRAPH: graph_tensor(program.graph)}
+    card = {
+        **_card(description, file),
+        "kind": "exported-program",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "exported by torch": program.torch_version,
+        },
+    }
+    draft = Draft(card, tensors)
+    draft.find_sizes(program)
+    draft.check()
+    draft.measure(description.task)
+    return store.publish(models, draft.card, tensors).card
+
+
+def _card(description: Description, file: Path) -> dict[str, Any]:
+    """Return the part of the card that does not depend on the content of the file."""
+    return {
+        "name": description.name,
+        "task": description.task,
+        "title": description.title or f"Imported from {file.name}",
+        "labels": list(description.labels) if description.labels else None,
+        "metrics": {},
+        "data": {},
+        "seed": 0,
+        "command": description.command,
+        "commit": "",
+        "hardware": speed.processor(),
+        "minutes": 0.0,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": "",
+        "licence": description.licence,
+        "source": description.source,
+    }
+
+
+@dataclass
+class Draft:
+    """A version before it is published: its card is completed step by step."""
+
+    card: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def version(self) -> Version:
+        """Return the version. Raises StoreError for a wrong name or network."""
+        known = {"version": 1, "weights_sha256": ""}
+        card = store.parse_card(store.card_text({**self.card, **known}), f"the card of {self.card['name']!r}")
+        return Version(Path(card.name) / "1", card, self.tensors)
+
+    def find_sizes(self, program: Program) -> None:
+        """Set the inputs and sizes, with the largest sizes whose runs fit into memory."""
+        for spec in program.inputs:
+            if spec.dtype not in DTYPES:
+                raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
+        shapes = {spec.name: list(spec.shape) for spec in program.inputs}
+        limit = MemoryLimit(self.tensors, program.inputs)
+        batch = _batch_symbol(program.inputs)
+        if batch and program.ranges.get(batch, (0, None))[0] > 1:  # no batch of one
+            batch = None
+        self.card["sizes"] = asdict(limit.fit(shapes, program.ranges, batch))
+        self.card["inputs"] = [_tensor_spec(spec) for spec in program.inputs]
+
+    def check(self) -> None:
+        """Set the outputs, and find out by running it whether the network computes rows one by one.
+
+        Raises:
+            BadProgram: the network fails on its smallest inputs, or two runs on the same input differ.
+        """
+        self.card["outputs"] = []
+        network = self.version().network()
+        sizes = ImportedSizes(**self.card["sizes"])
+        dtypes = {spec["name"]: spec["dtype"] for spec in self.card["inputs"]}
+
+        def run(rows: int, size: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+            arrays = _random_arrays(sizes.dummy_shapes(rows, size), dtypes, seed)
+            try:
+                return arrays, network.run(arrays)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+                raise BadProgram(f"the network fails on inputs of the shapes {shapes}: {error}") from error
+
+        rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
+        before = network.versions()
+        inputs, outputs = run(rows, TEST_SIZE, 0)
+        if network.versions() != before:
+            raise BadProgram("the network changes its own weights or buffers; export it in evaluation mode")
+        if not all(
+            _same(output, other)
+            for output, other in zip(outputs.values(), run(rows, TEST_SIZE, 0)[1].values(), strict=True)
+        ):
+            raise BadProgram("two runs on the same input differ: the network draws random numbers; make them an input")
+        if sizes.batched and not _computes_rows(network.run, inputs, outputs, rows):
+            self.card["sizes"] |= {"batched": False, "max_rows": 1}
+            symbol = str(next(iter(sizes.inputs.values()))[0])
+            self.card["sizes"]["ranges"] |= {symbol: [1, sizes.max_rows]}
+        _, others = run(rows + 1 if rows > 1 else 1, TEST_SIZE + 1, 1)
+        self.card["outputs"] = [
+            {
+                "name": name,
+                "dtype": "string" if output.dtype.kind in "OU" else str(output.dtype),
+                "shape": [
+                    size if size == other and not (axis == 0 and self.card["sizes"]["batched"]) else -1
+                    for axis, (size, other) in enumerate(zip(output.shape, others[name].shape, strict=True))
+                ],
+            }
+            for name, output in outputs.items()
+        ]
+
+    def measure(self, task: TaskName) -> None:
+        """Set the speed on one thread, and as metrics the latency of batches and the memory."""
+        version = self.version()
+        before = _resident_mib()
+        predictor = TASKS[task].predictor(version, torch.device("cpu"))
+        self.card["speed"] = speed.measure(predictor, speed.processor())
+        split = f"{speed.processor()}, one thread"
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        for rows in BATCHES if ImportedSizes(**self.card["sizes"]).batched else (1,):
+            seconds = speed.median_seconds(partial(predictor.dummy_run, rows))
+            self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(1000 * seconds), split, 3)
+        torch.set_num_threads(threads)
+        self._add_metric("memory_mib", round(_resident_mib() - before), "network and batch of 64", 0)
+
+    def _add_metric(self, name: str, value: float, split: str, decimals: int) -> None:
+        self.card["metrics"][name] = {"value": value, "split": split, "decimals": decimals}
+
+
+def _tensor_spec(spec: InputSpec) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+    return TensorSpec(name=spec.name, dtype=spec.dtype, shape=shape).model_dump()
+
+
+def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
+    """Return the size that is the first dimension of all inputs, if there is one."""
+    first = {spec.shape[0] if spec.shape else None for spec in inputs}
+    (symbol,) = first if len(first) == 1 else (None,)
+    return symbol if isinstance(symbol, str) and symbol.isidentifier() else None
+
+
+def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
+    """Return inputs: normal numbers, or 0 and 1 for integers, which are indices in every vocabulary."""
+    generator = np.random.default_rng(seed)
+    return {
+        name: generator.standard_normal(shape).astype(dtypes[name])
+        if dtypes[name].startswith("float")
+        else generator.integers(0, 2, shape).astype(dtypes[name])
+        for name, shape in shapes.items()
+    }
+
+
+def _same(output: np.ndarray, other: np.ndarray) -> bool:
+    return output.shape == other.shape and np.array_equal(output, other, equal_nan=output.dtype.kind in "fc")
+
+
+def _computes_rows(
+    run: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    rows: int,
+) -> bool:
+    """Return whether each row of the outputs equals a run on that row alone."""
+    for row in range(rows):
+        try:
+            single = run({name: array[row : row + 1] for name, array in inputs.items()})
+        except Exception:  # torch raises many classes
+            return False
+        for name, output in outputs.items():
+            if output.ndim < 1 or len(output) != rows or single[name].shape != (1, *output.shape[1:]):
+                return False
+            if output.dtype.kind not in "fc":
+                if not np.array_equal(single[name][0], output[row]):
+                    return False
+                continue
+            tolerance = LOW_PRECISION_TOLERANCE if output.dtype == np.float16 else TOLERANCE
+            largest = float(np.abs(output[np.isfinite(output)]).max(initial=0))
+            if not np.allclose(
+                single[name][0], output[row], tolerance, tolerance * max(largest, 1e-30), equal_nan=True
+            ):
+                return False
+    return True
+
+
+def _resident_mib() -> float:
+    """Return the largest memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,109 @@
+"""Limit the memory of a run of an exported program, without running it: its steps are computed on shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.importing.pt2_archive import BadProgram, InputSpec
+from app.networks.exported_program import DTYPES, ExportedProgram
+from app.networks.imported import ImportedSizes
+
+MAX_RUN_BYTES = 2 * 2**30  # of all values of a run at a time, without the weights
+USUAL_ROWS = 16  # of a batch that should fit if the program states no largest size
+LARGEST_SIZE = 2**20  # of a dimension
+MAX_ROWS = 1024
+
+
+class MemoryLimit:
+    """Finds the largest sizes of a program whose runs fit into ``MAX_RUN_BYTES``. Raises BadProgram for a wrong one."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], inputs: Sequence[InputSpec]) -> None:
+        try:
+            self._program = ExportedProgram(tensors).to(torch.device("meta"))
+        except ValueError as error:
+            raise BadProgram(str(error)) from None
+        self._inputs = inputs
+
+    def fit(
+        self, shapes: dict[str, list[int | str]], ranges: Mapping[str, tuple[int, int | None]], batch: str | None
+    ) -> ImportedSizes:
+        """Return the sizes of the program, with largest sizes that fit. ``batch`` is the size that counts rows.
+
+        Raises:
+            BadProgram: a run with the smallest sizes does not fit, or a step cannot be computed from shapes.
+        """
+        symbols = {str(rule).rpartition("*")[2] for shape in shapes.values() for rule in shape if isinstance(rule, str)}
+        limits = {symbol: ranges.get(symbol, (1, None)) for symbol in sorted(symbols - {"?", batch})}
+        lows = {symbol: max(low, 1) for symbol, (low, _) in limits.items()}
+        highs = {symbol: min(high or LARGEST_SIZE, LARGEST_SIZE) for symbol, (_, high) in limits.items()}
+        unlimited = [symbol for symbol, (_, high) in limits.items() if high is None or high > LARGEST_SIZE]
+
+        def sizes(rows: int) -> ImportedSizes:
+            pairs = {symbol: [min(lows[symbol], highs[symbol]), highs[symbol]] for symbol in highs}
+            return ImportedSizes(shapes, pairs, batch is not None, rows)
+
+        most_rows = min(ranges.get(batch or "", (1, None))[1] or MAX_ROWS, MAX_ROWS) if batch else 1
+        for shrunk, rows in ((unlimited, min(USUAL_ROWS, most_rows)), (list(highs), 1)):
+            while any(highs[symbol] > lows[symbol] for symbol in shrunk) and not self._fits(sizes(rows), rows):
+                for symbol in shrunk:
+                    highs[symbol] = max(highs[symbol] // 2, lows[symbol])
+        if (needed := self.peak_bytes(sizes(1), 1)) > MAX_RUN_BYTES:
+            raise BadProgram(f"one run needs {needed:,} bytes of memory; allowed are {MAX_RUN_BYTES:,}")
+        rows = most_rows
+        while rows > 1 and not self._fits(sizes(rows), rows):
+            rows //= 2
+        return sizes(rows)
+
+    def _fits(self, sizes: ImportedSizes, rows: int) -> bool:
+        try:
+            return self.peak_bytes(sizes, rows) <= MAX_RUN_BYTES
+        except BadProgram:  # more than 63 bits, or larger than a table of the program
+            return False
+
+    def peak_bytes(self, sizes: ImportedSizes, rows: int) -> int:
+        """Return the bytes of all values at the step that needs most, for ``rows`` rows of the largest sizes.
+
+        Raises:
+            BadProgram: a step cannot be computed from shapes, for example because its size depends on values.
+        """
+        shapes = sizes.dummy_shapes(rows, LARGEST_SIZE)
+        inputs = {
+            spec.name: torch.empty(shapes[spec.name], dtype=DTYPES[spec.dtype], device="meta") for spec in self._inputs
+        }
+        values = self._program.values(inputs)
+        counts: dict[int, int] = {}  # number of values that share a storage
+        used = peak = sum(tensor.nbytes for tensor in inputs.values())
+        for tensor in values:
+            if tensor is not None:
+                counts[_storage(tensor)] = 1  # inputs and weights stay
+        for step in self._program.steps:
+            try:
+                step.compute(values)
+            except Exception as error:  # torch raises many classes
+                reason = str(error).strip().partition("\n")[0][:200]
+                raise BadProgram(f"operator {step.target!r} cannot be computed from shapes alone: {reason}") from error
+            for tensor in _tensors([values[slot] for slot in step.written]):
+                counts[_storage(tensor)] = counts.get(_storage(tensor), 0) + 1
+                used += tensor.untyped_storage().nbytes() if counts[_storage(tensor)] == 1 else 0
+            peak = max(peak, used)
+            for tensor in _tensors([values[slot] for slot in step.dead]):
+                counts[_storage(tensor)] -= 1
+                used -= tensor.untyped_storage().nbytes() if counts[_storage(tensor)] == 0 else 0
+            step.free(values)
+        return peak
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _tensors(item: Any) -> Iterable[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, list | tuple):
+        for each in item:
+            yield from _tensors(each)

@@ -1,0 +1,95 @@
+"""What all imported networks have in common: their sizes, and the interface by which the tasks run them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+
+Arrays = Mapping[str, np.ndarray]  # tensors by name; texts are arrays of objects
+
+
+@dataclass(frozen=True)
+class ImportedSizes:
+    """The signature of an imported network.
+
+    Attributes:
+        inputs: the shape of each input. A dimension is a number, the name of a size that varies, ``2*name``, or ``?``
+            for a dimension without a rule.
+        ranges: smallest and largest value of each size that varies.
+        batched: whether the first dimension of all inputs and outputs counts rows that do not affect each other.
+        max_rows: rows of the largest batch that fits the memory limit of the import.
+        options: how the task uses the network.
+    """
+
+    inputs: dict[str, list[int | str]]
+    ranges: dict[str, list[int]]
+    batched: bool
+    max_rows: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rules = [rule for shape in self.inputs.values() for rule in shape]
+        limits = [limit for pair in self.ranges.values() for limit in pair]
+        if not all(type(rule) in (int, str) for rule in rules) or not all(type(limit) is int for limit in limits):
+            raise TypeError("inputs should hold numbers and names, and ranges numbers")
+        if type(self.batched) is not bool or type(self.max_rows) is not int or self.max_rows < 1:
+            raise TypeError("batched should be a boolean, and max_rows a number from 1 on")
+        if any(len(pair) != 2 for pair in self.ranges.values()):
+            raise TypeError("ranges should hold pairs of numbers")
+
+    def dummy_shapes(self, rows: int, size: int) -> dict[str, list[int]]:
+        """Return a shape for each input: ``rows`` rows if it is batched, and ``size``, if allowed, where it varies."""
+        sizes = {symbol: min(max(size, low), high) for symbol, (low, high) in self.ranges.items()}
+        shapes = {}
+        for name, rules in self.inputs.items():
+            shape = []
+            for axis, rule in enumerate(rules):
+                factor, _, symbol = str(rule).rpartition("*")
+                value = rule if isinstance(rule, int) else sizes.get(symbol, size) * int(factor or 1)
+                shape.append(rows if self.batched and axis == 0 else value)
+            shapes[name] = shape
+        return shapes
+
+    def problem(self, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
+        """Return the name of the first input whose shape does not fit, and what is expected; None if all fit."""
+        sizes: dict[str, int] = {}
+        for name, expected in self.inputs.items():
+            shape = shapes[name]
+            if len(shape) != len(expected):
+                return name, f"{len(expected)} dimensions"
+            for axis, (size, rule) in enumerate(zip(shape, expected, strict=True)):
+                if isinstance(rule, int):
+                    if size != rule:
+                        return name, f"{rule} in dimension {axis}"
+                    continue
+                factor, _, symbol = rule.rpartition("*")
+                number, rest = divmod(size, int(factor or 1))
+                if rest:
+                    return name, f"a multiple of {factor} in dimension {axis}"
+                if sizes.setdefault(symbol, number) != number and symbol != "?":
+                    return name, f"{sizes[symbol] * int(factor or 1):,} in dimension {axis}, as in another dimension"
+                low, high = self.ranges.get(symbol, (0, size))
+                if not low <= number <= high:
+                    allowed = f"{low * int(factor or 1):,} to {high * int(factor or 1):,}"
+                    return name, f"{allowed} in dimension {axis}"
+        return None
+
+
+class ImportedNetwork(Protocol):
+    """A network of another origin, with named tensors."""
+
+    inputs: list[str]
+    outputs: Mapping[str, Any]
+
+    def to(self, device: torch.device) -> Self:
+        """Move the network to a device."""
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Compute the outputs by name. Raises RuntimeError, ValueError or IndexError for inputs it cannot read."""
+
+    def versions(self) -> list[int]:
+        """Return numbers that change when the network changes its own weights."""

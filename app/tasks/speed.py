@@ -1,0 +1,64 @@
+"""The field ``speed`` of a card: the speed of a predictor on one thread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SECONDS = 0.5  # per measurement, and at least MIN_REPEATS repetitions
+MIN_REPEATS = 5
+ROWS = 64  # of a full batch
+STEPS = 100_000  # characters of a timed text; more than are generated in SECONDS
+
+
+def measure(predictor: Any, hardware: str) -> dict[str, Any]:
+    """The field ``speed`` of a card: medians on one thread, after a warm-up of the predictor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        predictor.warm_up(ROWS)
+        single, batch = (median_seconds(_dummy_step(predictor, rows)) for rows in (1, ROWS))
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "milliseconds": round_figure(1000 * single),
+        "per_second": round_figure(ROWS / batch),
+        "rows": ROWS,
+        "hardware": hardware,
+    }
+
+
+def processor() -> str:
+    """The model name of the CPU."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
+    if hasattr(predictor, "dummy_texts"):
+        texts = predictor.dummy_texts(rows, STEPS)
+        return lambda: predictor.step(texts)
+    return lambda: predictor.dummy_run(rows)
+
+
+def median_seconds(compute: Callable[[], Any]) -> float:
+    """Return the median duration of a call, after one that is not counted."""
+    compute()
+    taken: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while len(taken) < MIN_REPEATS or time.perf_counter() < end:
+        start = time.perf_counter()
+        compute()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def round_figure(value: float) -> float:
+    """Round to three significant digits, because repeated measurements differ more."""
+    return float(f"{value:.3g}")

@@ -1,0 +1,191 @@
+"""An imported network is a normal version: served under its own tensor names, batched, archived, rolled out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from support.exported import export, export_cnn, export_transformer
+from support.service import TEST, serving
+from torch import Tensor, nn
+from tritonclient import http as triton
+
+from app.cli import models
+from app.settings import Settings
+from app.store import archive, catalogue
+
+
+class Cumulative(nn.Module):
+    """Mixes its rows, so it cannot be batched."""
+
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"total": x.sum(0) * scale, "share": x / x.sum(0)}
+
+
+def add(store: Path, content: bytes, name: str, *options: str) -> None:
+    """Import a file as the command line does."""
+    path = store.parent / f"{name}.pt2"
+    path.write_bytes(content)
+    store.mkdir(exist_ok=True)
+    assert models.main(["add", str(path), "--name", name, "--store", str(store), *options]) == 0
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, tuple[nn.Module, bytes]]:
+    mixing = Cumulative()
+    rows = torch.export.Dim("rows", min=1, max=100)
+    sizes: dict[str, Any] = {"x": {0: rows}, "scale": {}}
+    return {
+        "cnn": export_cnn(),
+        "transformer": export_transformer(),
+        "mixing": (mixing, export(mixing, torch.ones(4, 2), torch.ones(2), sizes=sizes)),
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(networks: dict[str, tuple[nn.Module, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("imported") / "store"
+    origin = ("--licence", "MIT", "--source", "https://example.org/cnn", "--title", "A CNN")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.tasks.speed.SECONDS", 0.0)
+        for name, (_, content) in networks.items():
+            add(store, content, name, *(origin if name == "cnn" else ()))
+    return store
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with serving(Settings(store=folder, **TEST)) as client:
+        yield client
+
+
+def infer(client: httpx.Client, model: str, **tensors: np.ndarray) -> dict[str, np.ndarray]:
+    """Send binary tensors with Triton's client, and return the outputs by name."""
+    server = triton.InferenceServerClient(f"{client.base_url.host}:{client.base_url.port}")
+    inputs = []
+    for name, array in tensors.items():
+        inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    result = server.infer(model, inputs)
+    return {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+
+
+def test_the_card_describes_the_network(client: httpx.Client) -> None:
+    card = client.get("/v1/models/cnn").json()["card"]
+    assert (card["kind"], card["task"], card["title"]) == ("exported-program", "infer", "A CNN")
+    assert (card["licence"], card["source"]) == ("MIT", "https://example.org/cnn")
+    assert card["inputs"] == [{"name": "image", "dtype": "float32", "shape": [-1, 3, 8, 8]}]
+    assert card["outputs"] == [{"name": "linear", "dtype": "float32", "shape": [-1, 3]}]
+    assert card["sizes"]["batched"] is True
+    assert card["sizes"]["max_rows"] == 64
+    assert card["speed"]["per_second"] > 0
+    assert [name for name in card["metrics"] if name.startswith("milliseconds")] == [
+        f"milliseconds_for_{rows}_rows" for rows in (1, 8, 64)
+    ]
+    assert card["metrics"]["memory_mib"]["value"] >= 0
+    metadata = client.get("/v2/models/cnn").json()
+    assert metadata["platform"] == "pytorch_pt2"
+    assert metadata["inputs"] == [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
+    assert client.get("/v2/models/cnn/config").json()["max_batch_size"] > 0
+    assert client.get("/v2/models/mixing/config").json()["max_batch_size"] == 0
+
+
+def test_outputs_equal_those_of_torch(client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]) -> None:
+    images = torch.randn(5, 3, 8, 8)
+    tokens = torch.randint(0, 11, (3, 7))
+    x, scale = torch.rand(6, 2), torch.tensor([2.0, 3.0])
+    with torch.inference_mode():
+        expected = networks["cnn"][0](images).numpy()
+        logits = networks["transformer"][0](tokens).numpy()
+        mixed = networks["mixing"][0](x, scale)
+    np.testing.assert_allclose(infer(client, "cnn", image=images.numpy())["linear"], expected, atol=1e-5)
+    (found,) = infer(client, "transformer", tokens=tokens.numpy()).values()
+    np.testing.assert_allclose(found, logits, atol=1e-5)
+    total, share = infer(client, "mixing", x=x.numpy(), scale=scale.numpy()).values()
+    np.testing.assert_allclose(total, mixed["total"].numpy(), atol=1e-5)
+    np.testing.assert_allclose(share, mixed["share"].numpy(), atol=1e-5)
+
+
+def test_requests_of_several_shapes_at_a_time_get_their_own_outputs(
+    client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]
+) -> None:
+    requests = [torch.randint(0, 11, (1 + index % 3, 2 + index % 5)) for index in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda tokens: infer(client, "transformer", tokens=tokens.numpy()), requests))
+    for tokens, answer in zip(requests, answers, strict=True):
+        with torch.inference_mode():
+            expected = networks["transformer"][0](tokens).numpy()
+        np.testing.assert_allclose(next(iter(answer.values())), expected, atol=1e-5)
+    statistics = client.get("/v2/models/transformer/stats").json()["model_stats"][0]
+    assert statistics["inference_count"] >= sum(map(len, requests))
+    assert 'quartet_batch_rows_count{model="transformer"' in client.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("model", "tensors", "message"),
+    [
+        ("cnn", {"image": np.zeros((1, 3, 8, 9), np.float32)}, "expected [-1, 3, 8, 8]"),
+        ("cnn", {"image": np.zeros((1, 3, 8, 8), np.float64)}, "is of FP64; allowed are FP32"),
+        ("cnn", {"picture": np.zeros((1, 3, 8, 8), np.float32)}, "there is no input 'picture'; there are: image"),
+        ("transformer", {"tokens": np.zeros((1, 33), np.int64)}, "expected 1 to 32 in dimension 1"),
+        ("transformer", {"tokens": np.full((1, 3), 11, np.int64)}, "transformer cannot read this input: index out of"),
+        ("mixing", {"x": np.ones((3, 2), np.float32)}, "input 'scale' is missing"),
+        (
+            "mixing",
+            {"x": np.ones((101, 2), np.float32), "scale": np.ones(2, np.float32)},
+            "allowed are 1 to 202 values in all",
+        ),
+    ],
+)
+def test_wrong_inputs_are_rejected_by_name(
+    client: httpx.Client, model: str, tensors: dict[str, np.ndarray], message: str
+) -> None:
+    with pytest.raises(triton.InferenceServerException) as caught:
+        infer(client, model, **tensors)
+    assert caught.value.status() == "400"
+    assert message in caught.value.message()
+    assert client.get("/health/ready").status_code == 200
+
+
+def test_an_imported_network_has_no_native_endpoint(client: httpx.Client) -> None:
+    answer = client.post("/v1/series/forecast", json={"values": [1.0] * 9, "model": "cnn"})
+    assert answer.status_code == 400
+    assert "model 'cnn' is for the task 'infer'" in answer.json()["error"]["message"]
+
+
+def test_versions_are_verified_archived_and_rolled_out(folder: Path, tmp_path: Path) -> None:
+    assert all(not row["problem"] for row in catalogue.verify(folder))
+    other = tmp_path / "store"
+    other.mkdir()
+    content = io.BytesIO(b"".join(archive.export_version(folder, "cnn", 1)))
+    assert archive.import_archive(other, content, 2**20).kind == "exported-program"
+    content.seek(0)
+    archive.import_archive(other, content, 2**20, renumber=True)
+    assert models.main(["activate", "cnn", "1", "--store", str(other)]) == 0
+    assert models.main(["activate", "cnn", "2", "--share", "10", "--store", str(other)]) == 0
+    assert models.main(["diff", "cnn", "1", "2", "--store", str(other)]) == 0
+    with serving(Settings(store=other, **TEST)) as client:
+        assert client.get("/v1/models/cnn").json()["canary"] == {"version": 2, "share": 10.0}
+        assert infer(client, "cnn", image=np.zeros((1, 3, 8, 8), np.float32))["linear"].shape == (1, 3)
+
+
+def test_a_changed_graph_is_not_served(folder: Path, tmp_path: Path) -> None:
+    """The checks of the import hold for versions that reach the store in another way."""
+    source = folder / "cnn" / "1"
+    target = tmp_path / "store" / "cnn" / "1"
+    target.mkdir(parents=True)
+    weights = (source / "model.safetensors").read_bytes().replace(b"aten.relu.default", b"aten.save.default")
+    (target / "model.safetensors").write_bytes(weights)
+    card = json.loads((source / "card.json").read_text()) | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    (target / "card.json").write_text(json.dumps(card))
+    (row,) = (row for row in catalogue.verify(tmp_path / "store") if "@" in row["what"])
+    assert "operator 'aten.save.default' is not allowed" in row["problem"]

@@ -1,0 +1,235 @@
+"""A .pt2 file is data: nothing in it is unpickled, evaluated or executed, and wrong files are rejected."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.exported import edited, entries, export, export_cnn, pack
+from torch import Tensor, nn
+
+from app import store
+from app.importing.add import Description, add
+from app.importing.pt2_archive import GRAPH_FILE
+from app.networks.exported_program import GRAPH, ExportedProgram, graph_tensor
+from app.store import StoreError
+
+MAX_BYTES = 2**24
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+
+
+class Attack:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> bytes:
+    return export_cnn()[1]
+
+
+def rejected(tmp_path: Path, files: dict[str, bytes] | bytes, method: int = zipfile.ZIP_STORED) -> str:
+    """Return the message with which a file is rejected."""
+    path = tmp_path / "wrong.pt2"
+    if isinstance(files, bytes):
+        path.write_bytes(files)
+    else:
+        pack(path, files, method)
+    with pytest.raises(StoreError) as caught:
+        add(tmp_path / "store", path, Description("wrong"), MAX_BYTES)
+    assert not (tmp_path / "store" / "wrong").exists()
+    return str(caught.value)
+
+
+def test_pickled_sample_inputs_are_never_read(cnn: bytes, tmp_path: Path) -> None:
+    attack = pickle.dumps(Attack(tmp_path / "executed"))
+    path = pack(tmp_path / "net.pt2", {**entries(cnn), "data/sample_inputs/model.pt": attack})
+    card = add(tmp_path / "store", path, Description("net"), MAX_BYTES)
+    assert card.kind == "exported-program"
+    assert not (tmp_path / "executed").exists()
+    stored = store.read_version(tmp_path / "store", "net", 1).tensors
+    assert sorted(stored) == ["conv.bias", "conv.weight", "fc.bias", "fc.weight", GRAPH]
+
+
+def test_pickles_and_native_code_are_rejected(cnn: bytes, tmp_path: Path) -> None:
+    attack = pickle.dumps(Attack(tmp_path / "executed"))
+
+    def pickled(config: Any) -> None:
+        config["config"]["fc.bias"]["use_pickle"] = True
+
+    files = edited(cnn, WEIGHTS, pickled)
+    name = json.loads(files[WEIGHTS])["config"]["fc.bias"]["path_name"]
+    message = rejected(tmp_path, {**files, f"data/weights/{name}": attack})
+    assert "'fc.bias' is a pickle, which is never loaded" in message
+    for entry in ("data/constants/custom_obj_0", "data/constants/opaque_obj_0", "data/weights/model.pt"):
+        assert "may be a pickle, which is never loaded" in rejected(tmp_path, {**entries(cnn), entry: attack})
+    message = rejected(tmp_path, {**entries(cnn), "data/aotinductor/model/model.so": b"\x7fELF"})
+    assert "is native code (AOTInductor), which is never loaded" in message
+    assert "not allowed" in rejected(tmp_path, {**entries(cnn), "../../outside": b""})
+    assert not (tmp_path / "executed").exists()
+    assert "not a .pt2 archive" in rejected(tmp_path, attack)
+    assert "older torch" in rejected(tmp_path, {"serialized_exported_program.json": b"{}"})
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.save.default",
+        "torch.ops.aten.nonzero.default",
+        "torch.ops.aten.resize_.default",
+        "torch.ops.aten.relu.out",
+        "torch.ops.custom.op.default",
+        "torch.ops.quantized.linear.default",
+        "torch.ops.higher_order.while_loop",
+        "torch.hub.load",
+        "torch.load",
+        "_operator.attrgetter",
+        "_operator.pow",
+        "math.comb",
+        "builtins.eval",
+        "#extension:op",
+        "torch.ops.aten.__class__.default",
+        "torch.ops.aten.add.__class__",
+    ],
+)
+def test_only_known_operators_are_called(target: str, cnn: bytes, tmp_path: Path) -> None:
+    def replace(program: Any) -> None:
+        node = next(
+            node for node in program["graph_module"]["graph"]["nodes"] if node["target"].endswith("relu.default")
+        )
+        node["target"] = target
+
+    assert "is not" in rejected(tmp_path, edited(cnn, GRAPH_FILE, replace))
+
+
+def test_texts_of_the_graph_are_not_evaluated(cnn: bytes, tmp_path: Path) -> None:
+    code = f"__import__('os').mkdir({str(tmp_path / 'executed')!r})"
+
+    def insert(program: Any) -> None:
+        graph = program["graph_module"]["graph"]
+        for meta in graph["tensor_values"].values():
+            for size in meta["sizes"]:
+                if "as_expr" in size:
+                    size["as_expr"]["expr_str"] = code
+        program["guards_code"] = [code]
+        for node in graph["nodes"]:
+            node["metadata"] = {"stack_trace": code, "source_fn_stack": code}
+
+    files = edited(cnn, GRAPH_FILE, insert)
+    card = add(tmp_path / "store", pack(tmp_path / "net.pt2", files), Description("net"), MAX_BYTES)
+    assert card.sizes["batched"] is False  # its first size has no name
+    assert not (tmp_path / "executed").exists()
+
+
+def test_sizes_are_checked_before_memory_is_allocated(cnn: bytes, tmp_path: Path) -> None:
+    def sized(sizes: list[int], strides: list[int], offset: int = 0) -> Callable[[Any], None]:
+        def change(config: Any) -> None:
+            meta = config["config"]["fc.weight"]["tensor_meta"]
+            meta["sizes"], meta["strides"] = ([{"as_int": each} for each in numbers] for numbers in (sizes, strides))
+            meta["storage_offset"] = {"as_int": offset}
+
+        return change
+
+    change = edited(cnn, WEIGHTS, sized([2**40, 36], [0, 1]))
+    assert "'fc.weight' exceeds the allowed" in rejected(tmp_path, change)
+    assert "'fc.weight' needs" in rejected(tmp_path, edited(cnn, WEIGHTS, sized([3, 36], [36, 1], 1)))
+    assert "'fc.weight' has the shape" in rejected(tmp_path, edited(cnn, WEIGHTS, sized([3, 36], [36, -1])))
+    assert "is compressed" in rejected(tmp_path, {**entries(cnn), "extra/zeros": bytes(2**20)}, zipfile.ZIP_DEFLATED)
+    assert "central directory" in rejected(tmp_path, {f"extra/{'x' * 60000}{i}": b"" for i in range(80)})
+    path = tmp_path / "large.pt2"
+    path.write_bytes(bytes(2000))
+    with pytest.raises(StoreError, match="allowed are 1,000"):
+        add(tmp_path / "store", path, Description("large"), 1000)
+
+
+def test_damaged_files_are_rejected(cnn: bytes, tmp_path: Path) -> None:
+    files = entries(cnn)
+    assert "schema_version" in rejected(
+        tmp_path, edited(cnn, GRAPH_FILE, lambda each: each.update(schema_version={"major": 9}))
+    )
+    assert "not JSON" in rejected(tmp_path, {**files, GRAPH_FILE: b"{"})
+    assert "not JSON" in rejected(tmp_path, {**files, GRAPH_FILE: b"[" * 100_000})
+    assert "wrong entry" in rejected(tmp_path, {**files, GRAPH_FILE: b"[]"})
+    assert "is missing" in rejected(tmp_path, {name: each for name, each in files.items() if name != CONSTANTS})
+    assert "little" in rejected(tmp_path, {**files, "byteorder": b"big"})
+    assert "not a .pt2 archive" in rejected(tmp_path, cnn[:-10])
+
+
+class Fills(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.full([2**38], 1.0).sum()
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.nn.functional.dropout(x, 0.5, training=True)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(1)
+        return x + self.total
+
+
+class Finds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0]
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Fills(), "one run needs 1,099,511,6"),
+        (Draws(), "two runs on the same input differ"),
+        (Counts(), "changes its own weights or buffers"),
+        (Finds(), "operator 'aten.index.Tensor' cannot be computed from shapes alone"),
+    ],
+)
+def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message: str, tmp_path: Path) -> None:
+    assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
+
+
+def test_a_graph_cannot_change_its_weights_while_it_is_served(tmp_path: Path) -> None:
+    node = {"op": "aten.add_.Tensor", "args": [{"value": "w"}, {"value": "x"}], "kwargs": {}, "outputs": "y"}
+    graph = {"inputs": ["x"], "weights": {"w": "w"}, "nodes": [node], "outputs": [["y", "y"]]}
+    program = ExportedProgram({GRAPH: graph_tensor(graph), "w": torch.zeros(2)})
+    before = program.versions()
+    program.run({"x": torch.ones(2).numpy()})
+    assert program.versions() != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": [["y", "z"]]}, "'z' is used before it is defined"),
+        ({"weights": {"w": "v"}}, "there is no weight 'v'"),
+        ({"weights": {}}, "'w' is not used"),
+        ({"inputs": ["x", "x"]}, "'x' is defined twice"),
+        ({"nodes": [{"op": "aten.add_.Tensor"}]}, "wrong entry"),
+        ({"nodes": [{"op": "torch.load", "args": [], "kwargs": {}, "outputs": "y"}]}, "'torch.load' is not allowed"),
+    ],
+)
+def test_wrong_graphs_are_rejected(change: dict[str, Any], message: str) -> None:
+    node = {"op": "aten.add.Tensor", "args": [{"value": "w"}, {"value": "x"}], "kwargs": {}, "outputs": "y"}
+    graph = {"inputs": ["x"], "weights": {"w": "w"}, "nodes": [node], "outputs": [["y", "y"]]}
+    assert ExportedProgram({GRAPH: graph_tensor(graph), "w": torch.zeros(2)})
+    with pytest.raises(ValueError, match=message):
+        ExportedProgram({GRAPH: graph_tensor({**graph, **change}), "w": torch.zeros(2)})
