@@ -7,11 +7,12 @@
 # The service writes no files, so the file system can be read-only. Workers share their metrics in /dev/shm, which is in
 # memory.
 
-ARG PYTHON=3.12-slim
+# An image with Python 3.11 or newer as `python`.
+ARG BASE=python:3.12-slim
 
-FROM python:${PYTHON} AS builder
+FROM ${BASE} AS builder
 
-RUN pip install --no-cache-dir --root-user-action=ignore "uv>=0.8,<1"
+RUN python -m pip install --no-cache-dir --root-user-action=ignore "uv>=0.8,<1"
 # Use this image's Python: one downloaded by uv would be missing in the final image.
 ENV UV_PYTHON_DOWNLOADS=never
 WORKDIR /srv
@@ -19,11 +20,11 @@ WORKDIR /srv
 # Dependencies come before the source, so that a change in app/ does not reinstall PyTorch. The cache mount avoids
 # downloads when pyproject.toml changes; it is not part of the image.
 COPY pyproject.toml ./
-# cpu, or a CUDA version such as cu128, which makes the image several gigabytes larger.
+# cpu, or a CUDA version such as cu128, which makes the image several gigabytes larger. Empty: the build that uv finds.
 ARG TORCH=cpu
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
-    && uv pip install --python /opt/venv/bin/python --torch-backend="${TORCH}" --link-mode=copy --compile-bytecode \
+    && uv pip install --python /opt/venv/bin/python ${TORCH:+--torch-backend="${TORCH}"} --link-mode=copy --compile-bytecode \
         -r pyproject.toml --extra tracing --extra redis
 
 # The software bill of materials (CycloneDX). The tool runs in an environment of its own, outside the final image.
@@ -37,7 +38,7 @@ COPY app app
 RUN /opt/venv/bin/python -m compileall -q app && chmod -R a+rX app models_store
 
 
-FROM python:${PYTHON}
+FROM ${BASE}
 
 # A fixed uid for permissions of mounted folders and for Kubernetes' runAsNonRoot.
 RUN groupadd --gid 10001 quartet \

@@ -11,7 +11,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
-	bench-training bench-processes swaps soak determinism overload restarts fuzz oldest audit clean
+	bench-training bench-processes image-check swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -84,6 +84,9 @@ overload: .venv/train ## ten times as much as can be done: what is refused, how 
 
 restarts: .venv/train ## four services behind nginx, each restarted twice under load, and a worker killed: who notices
 	$(BIN)/python -m benchmarks.reliability.restarts $(ARGS)
+
+image-check: .venv/test ## build the container image, run it and check it; ARGS="--torch cu128 --max-gb 9"
+	$(BIN)/python -m deploy.image_check $(ARGS)
 
 fuzz: .venv/fuzz ## schemathesis over the OpenAPI document of a service that it starts
 	$(BIN)/python -m benchmarks.reliability.fuzz $(ARGS)

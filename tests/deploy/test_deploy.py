@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from support.service import ROOT, Serve
 
 from app.observability.metrics import Metrics
 from app.settings import PREFIX, Settings
+from deploy.image_check import send_requests
 
 DEPLOY = ROOT / "deploy"
 VERSION = "1.34"  # of Kubernetes: the first in which preStop may sleep without a shell
@@ -351,3 +353,7 @@ def test_containers_are_not_root_and_contain_an_sbom() -> None:
     for name, service in COMPOSE["services"].items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
+
+
+def test_the_image_check_sends_a_request_to_each_model(shipped: httpx.Client) -> None:
+    assert send_requests(shipped) == [model["id"] for model in shipped.get("/v1/models").json()["data"]]
