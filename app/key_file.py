@@ -13,6 +13,7 @@ The file is read again when it changes. To revoke a key, remove its line; the ke
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -28,6 +29,7 @@ from pathlib import Path
 from limits import RateLimitItem, parse_many
 
 from app.store.atomic_files import file_lock
+from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
 
@@ -35,6 +37,7 @@ PREFIX = "quartet-"  # secret scanners can recognise leaked keys
 KEY_BYTES = 32  # random bytes of a key; too many to guess, so a plain hash is enough
 MAX_KEYS = 1000  # every key is compared with the key of a request
 CHECK_INTERVAL = 1.0  # seconds between two checks of the file
+MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; a check of a stalled file system takes longer
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 
 
@@ -118,10 +121,30 @@ class Keyring:
         self._keys = read_keys(path)
         self._checked_at = time.monotonic()
         self._problem = ""  # why the last read failed; empty if it succeeded
+        self._disk = DiskThread("keys")
+        self._check: asyncio.Task[None] | None = None  # the check that is in progress
+        self._check_started_at = 0.0
+
+    async def refresh(self) -> None:
+        """Read the file if it has changed. At most one check takes place in ``CHECK_INTERVAL``.
+
+        All callers wait for the same check, until ``MAX_CHECK_SECONDS`` after its start. After that the old keys stay
+        in use until the check ends.
+        """
+        now = time.monotonic()
+        if self._check is None:
+            if now - self._checked_at < CHECK_INTERVAL:
+                return
+            self._check, self._check_started_at = asyncio.create_task(self._disk.run(self.reload)), now
+            self._check.add_done_callback(self._end_check)
+        if (seconds := self._check_started_at + MAX_CHECK_SECONDS - now) > 0:
+            await asyncio.wait([self._check], timeout=seconds)
+
+    def _end_check(self, _: object) -> None:
+        self._check, self._checked_at = None, time.monotonic()
 
     def find(self, key: str) -> ApiKey | None:
         """Return the line of a key, or None. Compares all keys in full, so the time does not depend on the key."""
-        self._reload()
         sent, match = digest(key), None
         for known in self._keys:
             if hmac.compare_digest(known.digest, sent):
@@ -135,11 +158,8 @@ class Keyring:
             return None
         return state.st_mtime_ns, state.st_ctime_ns, state.st_size, state.st_ino
 
-    def _reload(self) -> None:
-        now = time.monotonic()
-        if now - self._checked_at < CHECK_INTERVAL:
-            return
-        self._checked_at = now
+    def reload(self) -> None:
+        """Read the file now if it has changed."""
         stamp = self._stamp()
         if stamp == self._read_stamp and not self._problem:
             return

@@ -21,6 +21,7 @@ from app.api.errors import unknown_field, validation_error
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
+from app.store.disk_thread import DiskThread
 
 BYTES_PER_VALUE = 5  # bytes or pixels that are processed in the time of one value
 JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
@@ -93,7 +94,7 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
         raise _paused(pause_seconds) from error
 
 
-async def spool_body(request: Request, file: IO[bytes], limit: int, pause_seconds: float) -> None:
+async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit: int, pause_seconds: float) -> None:
     """Write the body to ``file`` as it arrives, and rewind the file. For bodies that are too large for memory.
 
     Raises:
@@ -115,9 +116,9 @@ async def spool_body(request: Request, file: IO[bytes], limit: int, pause_second
             length += len(chunk)
             if length > limit:
                 raise _too_large(limit)
-            await asyncio.to_thread(file.write, bytes(chunk))
+            await disk.run(file.write, bytes(chunk))
             chunk.clear()
-    await asyncio.to_thread(file.seek, 0)
+    await disk.run(file.seek, 0)
 
 
 def _check_content_length(request: Request, limit: int) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from app.engine.observer import BatchMember, VersionKey
+from app.errors import TimedOut
 from app.observability.logs import log_errors
 from app.observability.multiprocess_metrics import collect_shared, is_shared, rewrite_own_files
 from app.observability.tracing import Tracer
+from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Upper bounds of histogram buckets.
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -35,6 +40,7 @@ class Metrics:
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.tracer = tracer
+        self._disk = DiskThread("metrics")
         self.running_requests = 0  # copied to its gauge when the registry reports
         self._by_version: dict[VersionKey, VersionMetrics] = {}
         self._current: frozenset[VersionKey] | None = None  # versions that are rendered; None: all
@@ -155,11 +161,29 @@ class Metrics:
             or (labels["model"], int(labels["version"])) in self._current
         )
 
-    def render(self) -> bytes:
-        """All metrics of all workers in Prometheus' text format."""
-        return generate_latest(self)
+    async def render(self, seconds: float) -> bytes:
+        """All metrics of all workers in Prometheus' text format.
 
-    def totals(self) -> dict[tuple[str, str, str], float]:
+        Raises:
+            TimedOut: the files of the workers could not be read within ``seconds``.
+        """
+        return await self._read(seconds, generate_latest, self)
+
+    async def totals(self, seconds: float) -> dict[tuple[str, str, str], float]:
+        """The counts and sums of all workers, by metric, model and version.
+
+        Raises:
+            TimedOut: as ``render``.
+        """
+        return await self._read(seconds, self._totals)
+
+    async def _read(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await self._disk.run_within(seconds, function, *args, **kwargs)
+        except TimeoutError:
+            raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
+
+    def _totals(self) -> dict[tuple[str, str, str], float]:
         """The counts and sums of all workers, by metric, model and version."""
         totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for family in self.collect():

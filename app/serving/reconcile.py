@@ -37,7 +37,7 @@ def versions_to_load(
     loaded: Mapping[VersionKey, int],
     defaults: Collection[str],
     max_bytes: int,
-    weights_size: Callable[[str, int], int],
+    weights_bytes: Mapping[VersionKey, int],
 ) -> list[VersionKey]:
     """Return the resident versions to load without a request, most important first.
 
@@ -45,8 +45,8 @@ def versions_to_load(
     other models. ``loaded`` maps the versions in memory to their bytes.
 
     If the memory limit ``max_bytes`` is not 0, a version is loaded only if it is the active one of a default model,
-    replaces an active version in memory, or fits beside the versions in memory. ``weights_size`` returns the bytes of
-    a version in the store.
+    replaces an active version in memory, or fits beside the versions in memory. ``weights_bytes`` are the sizes of the
+    versions in the store.
     """
     used_bytes = sum(loaded.values())
 
@@ -59,7 +59,7 @@ def versions_to_load(
             current = published.get(name)
             if name in defaults or (current and current.active and (name, current.active) in loaded):
                 return True
-        return used_bytes + weights_size(name, number) <= max_bytes
+        return used_bytes + weights_bytes[name, number] <= max_bytes
 
     names = sorted(desired, key=lambda name: (name not in defaults, name))
     residents = {name: desired[name].resident for name in names}

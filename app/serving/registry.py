@@ -11,14 +11,12 @@ import logging
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 from weakref import WeakSet
 
-from app import store
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
-from app.errors import BadValue, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
+from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.device import find_device
 from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, check_store
 from app.serving.model_cache import LoadTask, ModelCache, VersionState
@@ -30,11 +28,11 @@ from app.serving.reconcile import (
     versions_to_load,
 )
 from app.serving.recovery import RecoveryMonitor
-from app.serving.store_snapshot import is_unloaded
 from app.serving.store_watcher import StoreWatcher
 from app.serving.version_choice import VersionSet
 from app.settings import Settings
 from app.store import Card, TaskName
+from app.store.disk_thread import DiskThread
 from app.tasks import Task
 
 log = logging.getLogger("quartet")
@@ -86,6 +84,7 @@ class Registry:
         self.watcher = StoreWatcher(
             settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
         )
+        self._picture_disk = DiskThread("pictures")
         self.version_sets: dict[str, VersionSet] = {}  # what is served, by model name
         self.defaults: dict[TaskName, str] = {}
         self.stopping = False
@@ -148,7 +147,7 @@ class Registry:
             except UnloadedModel:
                 if rechecked:
                     raise
-                await self.recheck((model or "").partition("@")[0])
+                await self.recheck((model or "").partition("@")[0], deadline)
                 rechecked = True
                 continue
             except ModelLoading as loading:
@@ -201,9 +200,25 @@ class Registry:
             number = self.version_sets[name].active
         return None if number is None else self.watcher.snapshot.cards.get((name, number))
 
-    def pictures(self, card: Card) -> dict[str, Path]:
-        """Return the pictures of a version's training, by file name."""
-        return store.version_pictures(self.settings.store, card.name, card.version)
+    def pictures(self, card: Card) -> tuple[str, ...]:
+        """Return the file names of the pictures of a version's training."""
+        files = self.watcher.snapshot.files.get((card.name, card.version))
+        return files.pictures if files else ()
+
+    async def read_picture(self, card: Card, file: str) -> bytes:
+        """Return the content of one of ``pictures``.
+
+        Raises:
+            NotFound: the file was removed.
+            TimedOut: the store has not answered within ``request_seconds``.
+        """
+        path = self.settings.store / card.name / str(card.version) / file
+        try:
+            return await self._picture_disk.run_within(self.settings.request_seconds, path.read_bytes)
+        except TimeoutError:
+            raise TimedOut("the deadline passed before the store answered") from None
+        except OSError as error:
+            raise NotFound(f"{path.name} cannot be read: {error.strerror}", "file") from None
 
     def state(self, name: str, number: int) -> VersionState:
         """Return the state of a version. A version whose card cannot be read has failed."""
@@ -247,17 +262,32 @@ class Registry:
         self._update_defaults()
         self._in_background = True
 
-    async def recheck(self, name: str) -> None:
+    async def recheck(self, name: str, deadline: float) -> None:
         """Scan the store if another process has loaded or unloaded this model since the last scan.
 
         The check reads one small file; a scan reads the whole store and would delay running texts.
+
+        Raises:
+            TimedOut: as ``refresh``.
         """
         version_set = self.version_sets.get(name)
         if version_set is None:
             return
-        unloaded = await asyncio.to_thread(is_unloaded, self.settings.store, name)
+        unloaded = await self.watcher.is_unloaded(name)
         if unloaded not in (None, bool(version_set.unloaded)):
-            await self.watcher.refresh()
+            await self.refresh(deadline)
+
+    async def refresh(self, deadline: float) -> None:
+        """Scan the store now and follow its changes.
+
+        Raises:
+            TimedOut: ``deadline``, in event-loop time, has passed.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self.watcher.refresh()
+        except TimeoutError:
+            raise TimedOut("the deadline passed before the store answered") from None
 
     def _reconcile(self) -> None:
         """After a scan: publish and evict now, and load missing versions in a background task."""
@@ -280,7 +310,7 @@ class Registry:
             {(model.card.name, model.card.version): model.bytes for model in self.cache.models()},
             set(self.defaults.values()),
             self.settings.model_bytes,
-            lambda name, number: store.weights_size(self.settings.store, name, number),
+            {key: files.weights_bytes for key, files in self.watcher.snapshot.files.items()},
         )
 
     async def _load_missing(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,13 +23,39 @@ def is_unloaded(folder: Path, name: str) -> bool | None:
         return None
 
 
+@dataclass(frozen=True)
+class VersionFiles:
+    """The files of a version besides its card.
+
+    Attributes:
+        changed_ns: modification time of the folder, in ns since the epoch; 0 if it cannot be read.
+        weights_bytes: size of the weights; 0 if they are missing.
+        pictures: names of the pictures of its training.
+    """
+
+    changed_ns: int
+    weights_bytes: int
+    pictures: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path, key: VersionKey, known: VersionFiles | None) -> VersionFiles:
+        """Read the sizes. The names are taken from ``known`` unless the folder has changed."""
+        changed_ns = 0
+        with contextlib.suppress(OSError):
+            changed_ns = (folder / key[0] / str(key[1])).stat().st_mtime_ns
+        unchanged = known if known and known.changed_ns == changed_ns else None
+        pictures = unchanged.pictures if unchanged else tuple(store.version_pictures(folder, *key))
+        return cls(changed_ns, store.weights_size(folder, *key), pictures)
+
+
 @dataclass
 class StoreSnapshot:
-    """The versions of each model, their cards and rollouts, and the default models."""
+    """The versions of each model, their cards, files and rollouts, and the default models."""
 
     numbers: dict[str, list[int]] = field(default_factory=dict)  # version numbers by model name
     rollouts: dict[str, Rollout] = field(default_factory=dict)
     cards: dict[VersionKey, Card] = field(default_factory=dict)  # readable cards only
+    files: dict[VersionKey, VersionFiles] = field(default_factory=dict)  # of versions with readable cards
     failures: list[LoadFailure] = field(default_factory=list)  # cards and other files that cannot be read
     retry: frozenset[VersionKey] = frozenset()  # versions that failed to load, and may succeed now
     defaults: dict[TaskName, str] | None = None  # content of defaults.json; None if it cannot be read
@@ -75,6 +102,7 @@ class StoreSnapshot:
         key = name, number
         try:
             self.cards[key] = previous.cards.get(key) or store.read_card(folder / name / str(number))
+            self.files[key] = VersionFiles.read(folder, key, previous.files.get(key))
         except StoreError as error:
             if number not in self.rollouts[name].retired:
                 self.failures.append(LoadFailure(name, number, str(error)))

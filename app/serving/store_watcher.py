@@ -11,9 +11,12 @@ from pathlib import Path
 
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadFailure
-from app.serving.store_snapshot import StoreSnapshot
+from app.serving.store_snapshot import StoreSnapshot, is_unloaded
+from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
+
+CHECK_SECONDS = 0.5  # less than a probe waits; a stalled file system takes longer
 
 
 class StoreWatcher:
@@ -36,16 +39,25 @@ class StoreWatcher:
         self._failed = failed
         self._on_scan = on_scan
         self._lock = asyncio.Lock()
+        self._disk = DiskThread("store")
+        self._check_disk = DiskThread("store-check")  # checks do not wait for a scan
         self._scan_started_at = -math.inf  # time.monotonic's clock
 
     async def scan(self) -> None:
         """Replace ``snapshot``, and log failures that are new."""
         previous = self.snapshot
-        self.snapshot = await asyncio.to_thread(StoreSnapshot.scan, self._folder, previous, self._failed())
+        self.snapshot = await self._disk.run(StoreSnapshot.scan, self._folder, previous, self._failed())
         known = set(previous.failures)
         for failure in self.snapshot.failures:
             if failure not in known:
                 failure.log()
+
+    async def is_unloaded(self, name: str) -> bool | None:
+        """Return whether a model is unloaded now; None if its rollout file cannot be read in ``CHECK_SECONDS``."""
+        try:
+            return await self._check_disk.run_within(CHECK_SECONDS, is_unloaded, self._folder, name)
+        except TimeoutError:
+            return None
 
     async def refresh(self) -> None:
         """Scan the store now and call ``on_scan``, unless polling is off.

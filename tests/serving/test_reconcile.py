@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def to_load(desired: dict[str, VersionSet], **changes: Any) -> list[VersionKey]:
         "loaded": {},
         "defaults": {"b"},
         "max_bytes": 0,
-        "weights_size": lambda name, number: 10,
+        "weights_bytes": defaultdict(lambda: 10),
     }
     return versions_to_load(desired, **{**arguments, **changes})
 

@@ -62,6 +62,7 @@ class ApiKeys:
             await self.app(scope, receive, send)
             return
         try:
+            await self.ring.refresh()
             key = key_of(self.ring, scope)
             await self._count(key)
         except QuartetError as error:

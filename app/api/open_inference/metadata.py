@@ -91,8 +91,9 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     )
     async def model_ready(request: Request, name: SeriesModel) -> Response:
         """Check that a model answers requests. The status is 404 or 503 with the reason if it does not."""
-        await registry.recheck(name.partition("@")[0])  # another process may have just loaded or unloaded the model
-        model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
+        deadline = set_deadline(request, settings.request_seconds)
+        await registry.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
+        model = await model_in_path(registry, request, name, deadline)
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
         return json_response({"name": model.card.name, "ready": True})

@@ -47,7 +47,7 @@ async def model_in_path(registry: Registry, request: Request, name: str, deadlin
     try:
         model_name, number = version_in_path(registry, request, name)
     except UnloadedModel:
-        await registry.recheck(name.partition("@")[0])  # another process may have just loaded the model
+        await registry.recheck(name.partition("@")[0], deadline)  # another process may have just loaded the model
         model_name, number = version_in_path(registry, request, name)
     card = registry.card(model_name, number)
     if card is None:  # the version was just removed

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import Response
 
-from app.api.deadline import set_deadline
+from app.api.deadline import DEADLINE, set_deadline
 from app.api.errors import validation_error
 from app.api.open_inference.decode import OpenModel
 from app.api.open_inference.paths import OptionalModel, model_in_path
@@ -57,7 +57,7 @@ def router(registry: Registry, settings: Settings, admin_key: str | None) -> API
     async def index(request: Request) -> Response:
         """List all versions in the store with their state. `reason` says why a version is unavailable."""
         body = await _read_body(request, IndexRequest, settings)
-        await registry.watcher.refresh()
+        await registry.refresh(request.scope[DEADLINE])
         versions = [version for version in registry.versions() if version.state is VersionState.READY or not body.ready]
         return json_response([_entry(registry, version) for version in versions])
 
@@ -97,7 +97,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
-        await _change(registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
+        await _change(request, registry, lambda: rollout.load(settings.store, name.partition("@")[0]))
         model = await model_in_path(registry, request, name, deadline)
         return json_response({"name": model.card.name, "version": str(model.card.version), "load": True})
 
@@ -117,16 +117,16 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         if "@" in name:
             allowed = "all versions of a model are unloaded together; use `retire` for one version"
             raise BadValue(f"name is {quote_value(name)}; {allowed}", "name")
-        await _change(registry, lambda: rollout.unload(settings.store, name))
+        await _change(request, registry, lambda: rollout.unload(settings.store, name))
         return json_response({"name": name, "unload": True})
 
 
-async def _change(registry: Registry, change: Callable[[], Rollout]) -> None:
+async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> None:
     """Change the store, and follow the change before the response. Raises Conflict, and as ``on_store`` does."""
     if not registry.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
     await on_store(change)
-    await registry.watcher.refresh()
+    await registry.refresh(request.scope[DEADLINE])
 
 
 def _check(parameters: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     )
     async def all_statistics() -> Response:
         """Get the number of requests and the waiting and computing time of each model."""
-        totals = metrics.totals()
+        totals = await metrics.totals(registry.settings.request_seconds)
         return json_response({"model_stats": [_statistics(model, totals) for model in registry.models()]})
 
     @add_routes(
@@ -49,7 +49,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
         """Get the number of requests and the waiting and computing time of one model."""
         deadline = set_deadline(request, registry.settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
-        return json_response({"model_stats": [_statistics(model, metrics.totals())]})
+        totals = await metrics.totals(registry.settings.request_seconds)
+        return json_response({"model_stats": [_statistics(model, totals)]})
 
     return routes
 

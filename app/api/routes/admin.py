@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import pathlib
@@ -32,6 +31,7 @@ from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWrita
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollout
+from app.store.disk_thread import DiskThread
 from app.store.rollout import NEWEST, RolloutRefused, VersionNotFound
 
 PREFIX = "/v1/admin"
@@ -240,12 +240,16 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
     async def import_version(request: Request) -> Response:
         """Add a version from an archive that an export gave, after checking all of it."""
         renumber = read_query(request, ImportQuery).renumber
+        disk = DiskThread("import")
         try:
-            with tempfile.TemporaryFile(dir=store) as body:  # a file without a name: it never remains
-                await spool_body(request, body, max_bytes, settings.body_seconds)
+            body = await disk.run(lambda: tempfile.TemporaryFile(dir=store))  # noqa: SIM115 - closed on the same thread
+            try:
+                await spool_body(request, disk, body, max_bytes, settings.body_seconds)
                 card: Card = await on_store(
                     lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
                 )
+            finally:
+                await disk.run(body.close)
         except OSError as error:
             raise _not_writable(error) from None
         versions = await on_store(lambda: catalogue.describe_model(store, card.name))
@@ -277,7 +281,7 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
         QuartetError: another StoreError, as ``otherwise``.
     """
     try:
-        return await asyncio.to_thread(work)
+        return await DiskThread("admin").run(work)  # a thread for each request: some take minutes
     except VersionNotFound as error:
         raise NotFound(str(error), "name") from None
     except RolloutRefused as error:

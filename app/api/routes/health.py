@@ -57,7 +57,8 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
     async def get_metrics() -> Response:
         """Get counters, gauges and histograms of all workers in Prometheus' text format."""
         registry.report()
-        return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        content = await metrics.render(registry.settings.request_seconds)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
 
     return routes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -56,11 +55,11 @@ def router(registry: Registry) -> APIRouter:
         """Get a picture of a model's training, such as its learning curves."""
         model_name, number = registry.resolve_name(name, param="name")
         card = registry.card(model_name, number)
-        pictures = registry.pictures(card) if card else {}
+        pictures = registry.pictures(card) if card else ()
         if card is None or file not in pictures:  # the name is only looked up, never used as a path
             known = ", ".join(pictures) or "none"
             raise NotFound(f"{model_name}@{number} has no picture {quote_value(file)}; there are: {known}", "file")
-        content = await asyncio.to_thread(pictures[file].read_bytes)
+        content = await registry.read_picture(card, file)
         return cached_response(request, content, "image/png", f"{card.weights_sha256[:16]}-{file}")
 
     return routes
@@ -97,7 +96,7 @@ def _model(registry: Registry, name: str, number: int | None = None) -> dict[str
         "inputs": [spec.model_dump() for spec in card.inputs],
         "outputs": [spec.model_dump() for spec in card.outputs],
         "labels": card.labels,
-        "pictures": sorted(registry.pictures(card)),
+        "pictures": list(registry.pictures(card)),
         "broken": broken,
         "card": card.model_dump(),
     }

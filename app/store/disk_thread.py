@@ -1,0 +1,73 @@
+"""A thread for file access beside an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class DiskThread:
+    """Runs functions that access files, one after the other, on a thread of its own.
+
+    A file system that does not answer, such as a network volume, blocks this thread only. Neither the event loop nor
+    the exit of the process waits for it. The thread starts with the first job and ends after the last one.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
+        self._lock = threading.Lock()
+        self._running = False
+
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Return the result of the function, or raise its exception."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._jobs.append((future, lambda: function(*args, **kwargs)))
+            if not self._running:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._running = True
+        return await future
+
+    async def run_within(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As ``run``, but wait for at most ``seconds``.
+
+        Raises:
+            TimeoutError: the function has not ended. If it has not started, it never will.
+        """
+        async with asyncio.timeout(seconds):
+            return await self.run(function, *args, **kwargs)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._running = False
+                    return
+                future, function = self._jobs.popleft()
+            if future.cancelled():
+                continue
+            result, error = None, None
+            try:
+                result = function()
+            except Exception as raised:
+                error = raised
+            with suppress(RuntimeError):  # the event loop is closed
+                future.get_loop().call_soon_threadsafe(_resolve, future, result, error)
+            del future, function, result, error  # this thread must not keep them while it waits
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():  # its caller has left
+        return
+    if error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,170 @@
+"""A file system that does not answer stalls neither the event loop nor requests that need no file."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import fcntl
+import io
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.images import image_bytes
+from support.responses import ADMIN_KEY, assert_still_serves
+from support.service import Serve
+from support.waiting import wait_until
+
+from app import key_file
+from app.observability import metrics, multiprocess_metrics
+from app.serving import store_watcher
+from app.store import rollout
+from app.store.disk_thread import DiskThread
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A key file, and the headers with a key."""
+    (tmp_path / "secrets").mkdir()
+    file = tmp_path / "secrets" / "keys"
+    return file, {"x-api-key": key_file.add(file, "alice")}
+
+
+@contextmanager
+def stalled(*files: Path) -> Iterator[None]:
+    """Replace files with pipes that nobody writes to: opening one of them blocks until the end of the block."""
+    contents = {file: file.read_bytes() for file in files}
+    for file in files:
+        pipe = file.with_suffix(".pipe")
+        os.mkfifo(pipe)
+        pipe.replace(file)
+    try:
+        yield
+    finally:
+        for file, content in contents.items():
+            pipe = file.with_suffix(".old")
+            file.rename(pipe)
+            file.write_bytes(content)
+            handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # readers that have opened the pipe go on
+            os.write(handle, content)
+            pipe.unlink()
+            os.close(handle)
+
+
+def test_requests_are_answered_while_the_store_and_the_key_file_are_stalled(
+    serve: Serve, tiny_store: Path, keys: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(key_file, "MAX_CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(store_watcher, "CHECK_SECONDS", 0.1)
+    file, headers = keys
+    rollout.activate(tiny_store, "tiny-rnn", 1)
+    read_when_checked = tiny_store / "tiny-rnn" / rollout.FILE
+    with serve(keys_file=file, store_poll_seconds=0.01) as client:
+        client.headers.update(headers)
+        with stalled(tiny_store / "defaults.json", file, read_when_checked):
+            for _ in range(3):
+                assert client.get("/health/live").status_code == 200
+                for path in ("/health/ready", "/v1/models", "/v1/models/tiny-cnn", "/metrics", "/v2/models/stats"):
+                    assert client.get(path).status_code == 200, path
+                assert client.get("/v2/models/tiny-rnn/ready").status_code == 200
+                assert_still_serves(client)
+            late = client.post("/v2/repository/index", json={}, headers={"x-request-timeout": "0.1"})
+            assert (late.status_code, late.json()) == (504, {"error": "the deadline passed before the store answered"})
+        wait_until(lambda: client.post("/v2/repository/index", json={}).status_code == 200)
+        file.write_text("# nobody\n")
+        wait_until(lambda: client.get("/v1/models").status_code == 401)
+
+
+class LoopAccess:
+    """Notes accesses to files under some folders on a thread that runs an event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+        self.folders = tuple(map(str, folders))
+        self.calls: list[str] = []
+        for module, names in (
+            (os, ("stat", "lstat", "open", "listdir", "scandir", "mkdir", "replace", "unlink")),
+            (io, ("open",)),
+            (builtins, ("open",)),
+            (fcntl, ("flock", "lockf")),
+        ):
+            for name in names:
+                monkeypatch.setattr(module, name, self._watched(getattr(module, name)))
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *arguments: Any, **named: Any) -> Any:
+            if asyncio._get_running_loop() and self._is_watched(path):
+                self.calls.append("".join(traceback.format_stack(limit=8)))
+            return function(path, *arguments, **named)
+
+        return call
+
+    def _is_watched(self, path: Any) -> bool:
+        if isinstance(path, int):
+            path = Path(f"/proc/self/fd/{path}").readlink()
+        return str(path).startswith(self.folders)
+
+
+def test_no_request_accesses_a_file_on_the_event_loop(
+    serve: Serve,
+    tiny_store: Path,
+    tmp_path: Path,
+    keys: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(key_file, "CHECK_INTERVAL", 0.0)
+    file, headers = keys
+    shared = tmp_path / "metrics"
+    shared.mkdir()
+    monkeypatch.setenv(multiprocess_metrics.FOLDER_VARIABLE, str(shared))  # /metrics locks and reads this folder
+    monkeypatch.setattr(metrics, "is_shared", lambda: True)
+    (tiny_store / "tiny-cnn" / "1" / "curves.png").write_bytes(image_bytes())
+    with serve(keys_file=file, admin_key=ADMIN_KEY, store_poll_seconds=0.01, model_bytes=10**9) as client:
+        client.headers.update(headers)
+        access = LoopAccess(monkeypatch, tiny_store, shared, file.parent)
+        document = client.get("/openapi.json").json()
+        for path, methods in document["paths"].items():
+            for method in methods:
+                admin = {"authorization": f"Bearer {ADMIN_KEY}"} if "admin" in path or "repository" in path else {}
+                path = path.replace("{name}", "tiny-cnn").replace("{file}", "curves.png")
+                answer = client.request(method, path, headers=admin, content=b"{}")
+                assert answer.status_code < 500, (path, answer.text)
+        archive = client.get("/v1/admin/models/tiny-gan/export", headers=admin_headers()).content
+        answer = client.post("/v1/admin/import?renumber=true", content=archive, headers=admin_headers())
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: client.get("/v1/models/tiny-gan").json()["version"] == 2)
+        assert client.get("/v1/models/tiny-cnn/pictures/curves.png").content == image_bytes()
+        assert_still_serves(client)
+        assert not access.calls, access.calls[0]
+        assert (tiny_store / "defaults.json").stat()  # the test notices accesses
+        asyncio.run(noticed(access, tiny_store))
+
+
+def admin_headers() -> dict[str, str]:
+    return {"authorization": f"Bearer {ADMIN_KEY}"}
+
+
+async def noticed(access: LoopAccess, store: Path) -> None:
+    (store / "defaults.json").stat()
+    assert len(access.calls) == 1
+
+
+@pytest.mark.anyio
+async def test_a_disk_thread_runs_one_job_after_the_other_and_skips_abandoned_ones() -> None:
+    disk, event, calls = DiskThread("test"), threading.Event(), list[int]()
+    first = asyncio.create_task(disk.run(event.wait, 30))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await disk.run_within(0.01, calls.append, 1)
+    last = asyncio.create_task(disk.run(calls.append, 2))
+    event.set()
+    assert await first
+    await last
+    assert calls == [2]
+    with pytest.raises(ZeroDivisionError):
+        await disk.run(lambda: 1 / 0)
