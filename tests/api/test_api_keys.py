@@ -130,8 +130,7 @@ def test_an_unreadable_key_file_is_read_again_later(
     """The content of the file stays the same; only reading it fails at first, for example for lack of permission."""
     keyring = key_file.Keyring(file)
     original = key_file.read_keys
-    file.write_text("# nobody
-")
+    file.write_text("# nobody\n")
     monkeypatch.setattr(key_file, "read_keys", reading_fails)
     for _ in range(2):
         keyring.reload()
