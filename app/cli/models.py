@@ -90,8 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     added = command("import", _import, "verify the version in an archive and add it to the store")
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
-    added = command("add", _add, "import a trained network: a .pt2 file of torch.export")
-    added.add_argument("file", metavar="FILE", type=Path, help="file that torch.export.save has written")
+    added = command("add", _add, "import a trained network: a .pt2 file of torch.export, or an ONNX file")
+    added.add_argument(
+        "file", metavar="FILE", type=Path, help="file that torch.export.save has written, or an ONNX file"
+    )
     added.add_argument("--name", required=True, help="name of the model")
     added.add_argument("--title", default="", help="one sentence about the model")
     added.add_argument("--licence", default="not stated", help="licence of the network")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from app import store
-from app.importing.memory import MemoryLimit
-from app.importing.pt2_archive import BadProgram, InputSpec, Program, read_pt2
+from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
+from app.importing.onnx_file import read_inputs, read_onnx_file
+from app.importing.pt2_archive import BadProgram, InputSpec, read_pt2
 from app.networks.exported_program import GRAPH, graph_tensor
 from app.networks.imported import ImportedSizes
 from app.store import Card, TaskName, TensorSpec, Version
@@ -52,23 +54,47 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     """
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
+    draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(file, max_bytes)
+    draft.card |= _card(description, file)
+    draft.check()
+    draft.measure(description.task)
+    return store.publish(models, draft.card, draft.tensors).card
+
+
+def _is_archive(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(2) == b"PK"
+
+
+def _read_program(file: Path, max_bytes: int) -> Draft:
+    """Read a ``.pt2`` file. The largest sizes are those whose runs fit into memory."""
     with file.open("rb") as content:
         program = read_pt2(content, max_bytes)
     tensors = {**program.tensors, GRAPH: graph_tensor(program.graph)}
-    card = {
-        **_card(description, file),
-        "kind": "exported-program",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "exported by torch": program.torch_version,
-        },
-    }
-    draft = Draft(card, tensors)
-    draft.find_sizes(program)
-    draft.check()
-    draft.measure(description.task)
-    return store.publish(models, draft.card, tensors).card
+    for spec in program.inputs:
+        if spec.dtype not in DTYPES:
+            raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
+    batch = _batch_symbol(program.inputs)
+    if batch and program.ranges.get(batch, (0, None))[0] > 1:  # no batch of one
+        batch = None
+    sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
+    versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
+    return Draft.start("exported-program", program.inputs, sizes, versions, tensors)
+
+
+def _read_onnx(file: Path, max_bytes: int) -> Draft:
+    """Read an ONNX file. onnxruntime limits the memory of its runs."""
+    tensors = read_onnx_file(file, max_bytes)
+    inputs = read_inputs(tensors)
+    batch = _batch_symbol(inputs)
+    symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
+    ranges = {symbol: [1, LARGEST_SIZE] for symbol in sorted(symbols)}
+    sizes = ImportedSizes(_shapes(inputs), ranges, batch is not None, MAX_ROWS if batch else 1)
+    return Draft.start("onnx", inputs, sizes, {"onnxruntime": version("onnxruntime")}, tensors)
+
+
+def _shapes(inputs: Sequence[InputSpec]) -> dict[str, list[int | str]]:
+    return {spec.name: list(spec.shape) for spec in inputs}
 
 
 def _card(description: Description, file: Path) -> dict[str, Any]:
@@ -99,24 +125,25 @@ class Draft:
     card: dict[str, Any]
     tensors: dict[str, Tensor]
 
+    @classmethod
+    def start(
+        cls,
+        kind: str,
+        inputs: Sequence[InputSpec],
+        sizes: ImportedSizes,
+        versions: dict[str, str],
+        tensors: dict[str, Tensor],
+    ) -> Draft:
+        """Return a draft with the part of the card that the file states."""
+        versions = {"python": platform.python_version(), **versions}
+        card = {"kind": kind, "inputs": list(map(_tensor_spec, inputs)), "sizes": asdict(sizes), "versions": versions}
+        return cls(card, tensors)
+
     def version(self) -> Version:
         """Return the version. Raises StoreError for a wrong name or network."""
         known = {"version": 1, "weights_sha256": ""}
         card = store.parse_card(store.card_text({**self.card, **known}), f"the card of {self.card['name']!r}")
         return Version(Path(card.name) / "1", card, self.tensors)
-
-    def find_sizes(self, program: Program) -> None:
-        """Set the inputs and sizes, with the largest sizes whose runs fit into memory."""
-        for spec in program.inputs:
-            if spec.dtype not in DTYPES:
-                raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
-        shapes = {spec.name: list(spec.shape) for spec in program.inputs}
-        limit = MemoryLimit(self.tensors, program.inputs)
-        batch = _batch_symbol(program.inputs)
-        if batch and program.ranges.get(batch, (0, None))[0] > 1:  # no batch of one
-            batch = None
-        self.card["sizes"] = asdict(limit.fit(shapes, program.ranges, batch))
-        self.card["inputs"] = [_tensor_spec(spec) for spec in program.inputs]
 
     def check(self) -> None:
         """Set the outputs, and find out by running it whether the network computes rows one by one.
@@ -135,7 +162,7 @@ class Draft:
                 return arrays, network.run(arrays)
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
-                raise BadProgram(f"the network fails on inputs of the shapes {shapes}: {error}") from error
+                raise BadProgram(f"the network fails on inputs of the shapes {shapes}: {str(error)[:300]}") from error
 
         rows = 2 if sizes.batched and sizes.max_rows > 1 else 1
         before = network.versions()
@@ -166,13 +193,12 @@ class Draft:
 
     def measure(self, task: TaskName) -> None:
         """Set the speed on one thread, and as metrics the latency of batches and the memory."""
-        version = self.version()
-        before = _resident_mib()
-        predictor = TASKS[task].predictor(version, torch.device("cpu"))
-        self.card["speed"] = speed.measure(predictor, speed.processor())
-        split = f"{speed.processor()}, one thread"
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        before = _resident_mib()
+        predictor = TASKS[task].predictor(self.version(), torch.device("cpu"))
+        self.card["speed"] = speed.measure(predictor, speed.processor())
+        split = f"{speed.processor()}, one thread"
         for rows in BATCHES if ImportedSizes(**self.card["sizes"]).batched else (1,):
             seconds = speed.median_seconds(partial(predictor.dummy_run, rows))
             self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(1000 * seconds), split, 3)
@@ -196,12 +222,12 @@ def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
 
 
 def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
-    """Return inputs: normal numbers, or 0 and 1 for integers, which are indices in every vocabulary."""
+    """Return inputs: normal numbers, or 0 and 1 for others, as indices or texts."""
     generator = np.random.default_rng(seed)
     return {
         name: generator.standard_normal(shape).astype(dtypes[name])
         if dtypes[name].startswith("float")
-        else generator.integers(0, 2, shape).astype(dtypes[name])
+        else generator.integers(0, 2, shape).astype(object if dtypes[name] == "string" else dtypes[name])
         for name, shape in shapes.items()
     }
 

@@ -14,6 +14,7 @@ from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.imported import ImportedSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
+from app.networks.onnx_network import OnnxNetwork
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 
 TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
@@ -41,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "gan-generator": Kind(Generator, GeneratorSizes, "sample"),
     "conditional-generator": Kind(ConditionalGenerator, ConditionalSizes, "sample"),
     "exported-program": Kind(ExportedProgram, ImportedSizes, None),
+    "onnx": Kind(OnnxNetwork, ImportedSizes, None),
 }
 
 

@@ -1,0 +1,76 @@
+"""Read an ONNX file and its external data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.importing.pt2_archive import BadProgram, InputSpec
+from app.networks.onnx_format import read_onnx
+from app.networks.onnx_network import EXTERNAL, MODEL, OnnxNetwork
+
+TYPES = {  # of inputs and outputs, by onnxruntime's name
+    "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64", "tensor(int8)": "int8", "tensor(int16)": "int16", "tensor(int32)": "int32",
+    "tensor(int64)": "int64", "tensor(float16)": "float16", "tensor(float)": "float32", "tensor(double)": "float64",
+    "tensor(string)": "string",
+}  # fmt: skip
+
+
+def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    """Return the tensors of a version for an ONNX file. Files of external data must be below its folder.
+
+    Raises:
+        BadProgram: the file is wrong, or its external data is elsewhere or too large.
+    """
+    content = _tensor(path)
+    try:
+        external = read_onnx(content.numpy().data).external
+    except ValueError as error:
+        raise BadProgram(f"{path.name}: {error}") from None
+    folder, total = path.resolve().parent, content.numel()
+    tensors = {MODEL: content}
+    for name in external:
+        file = (folder / name).resolve()  # follows links
+        if not file.is_relative_to(folder) or not file.is_file():
+            raise BadProgram(f"{path.name}: external data {name!r} is not a file below the folder of the model")
+        total += file.stat().st_size
+        if total > max_bytes:
+            raise BadProgram(f"{path.name} and its external data have {total:,} bytes; allowed are {max_bytes:,}")
+        tensors[f"{EXTERNAL}{name}"] = _tensor(file)
+    return tensors
+
+
+def _tensor(path: Path) -> Tensor:
+    return torch.from_numpy(np.fromfile(path, np.uint8))
+
+
+def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
+    """Return the inputs of an ONNX model. Raises BadProgram for a type that is no tensor."""
+    try:
+        network = OnnxNetwork(tensors)
+    except ValueError as error:
+        raise BadProgram(str(error)) from None
+    for name, output in network.outputs.items():
+        if output.type not in TYPES:
+            hint = "; convert it with the option zipmap=False" if "map(" in output.type else ""
+            raise BadProgram(f"output {name!r} is {output.type}; allowed are {', '.join(TYPES)}{hint}")
+    specs = []
+    for name, kind, shape in network.signature():
+        if kind not in TYPES:
+            raise BadProgram(f"input {name!r} is {kind}; allowed are {', '.join(TYPES)}")
+        specs.append(InputSpec(name, TYPES[kind], tuple(_dimension(size, axis) for axis, size in enumerate(shape))))
+    return specs
+
+
+def _dimension(size: object, axis: int) -> int | str:
+    """Return a number, or the name of a size that varies; ``batch`` for a first dimension without a name."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, str) and size.isidentifier():
+        return size
+    return "?" if axis else "batch"

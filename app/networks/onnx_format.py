@@ -1,0 +1,170 @@
+"""Check an ONNX file before ``onnxruntime`` reads it, from the wire format of protocol buffers (onnx.proto).
+
+Rejected are custom operators, loops, tensors that claim more values than the file holds, and external data that is
+not among the files of the version. onnxruntime would read such data from any path, or from an address in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_OPSETS = 7, 25, 8
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE = 1, 5, 15
+NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
+ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+TENSOR_DIMS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 13, 14
+FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+LOOPS = ("Loop",)  # may run forever; Scan is bounded by the size of its input
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}){0,4}")
+MAX_DEPTH = 32  # of graphs in graphs
+VALUES_PER_BYTE = 4  # at most, in 2-bit types
+
+Field = tuple[int, int | memoryview]
+
+
+@dataclass
+class OnnxContent:
+    """External data of a file: for each file name the number of bytes that are read from it."""
+
+    external: dict[str, int] = field(default_factory=dict)
+
+
+def read_onnx(content: memoryview) -> OnnxContent:
+    """Check the content of an ONNX file. Raises ValueError, which names the wrong part."""
+    result = OnnxContent()
+    try:
+        fields = list(_fields(content))
+        functions = [value for number, value in fields if number == MODEL_FUNCTIONS and isinstance(value, memoryview)]
+        domains = {*DOMAINS, *(_text(value) for each in functions for value in _messages(each, FUNCTION_DOMAIN))}
+        graphs = [value for number, value in fields if number == MODEL_GRAPH and isinstance(value, memoryview)]
+        if len(graphs) != 1 or not any(number == MODEL_OPSETS for number, _ in fields):
+            raise ValueError("the file is not an ONNX model")
+        for function in functions:
+            for node in _messages(function, FUNCTION_NODE):
+                _check_node(node, domains, result, 0)
+        _check_graph(graphs[0], domains, result, 0)
+    except (IndexError, UnicodeDecodeError, OverflowError) as error:
+        raise ValueError(f"the file is not an ONNX model: {error}") from error
+    return result
+
+
+def _check_graph(graph: memoryview, domains: set[str], result: OnnxContent, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"graphs are nested more than {MAX_DEPTH} times")
+    for number, value in _fields(graph):
+        if not isinstance(value, memoryview):
+            continue
+        if number == GRAPH_NODE:
+            _check_node(value, domains, result, depth)
+        elif number == GRAPH_INITIALIZER:
+            _check_tensor(value, result)
+        elif number == GRAPH_SPARSE:
+            raise ValueError("an initializer is sparse, which is not supported")
+
+
+def _check_node(node: memoryview, domains: set[str], result: OnnxContent, depth: int) -> None:
+    operator, domain, attributes = "", "", []
+    for number, value in _fields(node):
+        if isinstance(value, memoryview):
+            if number == NODE_OPERATOR:
+                operator = _text(value)
+            elif number == NODE_DOMAIN:
+                domain = _text(value)
+            elif number == NODE_ATTRIBUTE:
+                attributes.append(value)
+    if domain not in domains:
+        raise ValueError(f"operator {operator!r} of the domain {domain!r} is not allowed: it is a custom operator")
+    if operator in LOOPS:
+        raise ValueError(f"operator {operator!r} is not allowed: it may run forever")
+    for attribute in attributes:
+        for number, value in _fields(attribute):
+            if number in ATTRIBUTE_SPARSE:
+                raise ValueError(f"operator {operator!r} has a sparse tensor, which is not supported")
+            if isinstance(value, memoryview) and number in ATTRIBUTE_TENSORS:
+                _check_tensor(value, result)
+            elif isinstance(value, memoryview) and number in ATTRIBUTE_GRAPHS:
+                _check_graph(value, domains, result, depth + 1)
+
+
+def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
+    """Check that the file holds as many values as the tensor claims."""
+    dims: list[int] = []
+    external: dict[str, str] = {}
+    is_external = False
+    for number, value in _fields(tensor):
+        if number == TENSOR_DIMS:
+            dims += [value] if isinstance(value, int) else _varints(value)
+        elif number == TENSOR_LOCATION:
+            is_external = value == 1
+        elif number == TENSOR_EXTERNAL and isinstance(value, memoryview):
+            entry = {key: _text(text) for key, text in _fields(value) if isinstance(text, memoryview)}
+            external[entry.get(1, "")] = entry.get(2, "")
+    available = len(tensor)
+    if is_external or external:
+        location, start, length = external.get("location", ""), external.get("offset", "0"), external.get("length", "")
+        if not FILE_NAME.fullmatch(location):
+            raise ValueError(f"external data is in {location[:80]!r}, which is not below the folder of the model")
+        if not all(text.isascii() and text.isdigit() and len(text) < 16 for text in (start, length)):
+            raise ValueError(f"external data in {location!r} has the offset {start!r} and the length {length!r}")
+        available = int(length)
+        result.external[location] = max(result.external.get(location, 0), int(start) + int(length))
+    if (count := math.prod(dims)) > VALUES_PER_BYTE * available:
+        raise ValueError(f"a tensor claims {count:,} values; the file holds {available:,} bytes of it")
+
+
+def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
+    return (value for found, value in _fields(message) if found == number and isinstance(value, memoryview))
+
+
+def _text(value: memoryview) -> str:
+    return bytes(value).decode()
+
+
+def _fields(message: memoryview) -> Iterator[Field]:
+    """Yield the number and the value of each field: an integer, or the bytes of a text or message.
+
+    Raises IndexError for a truncated message, and ValueError for a wire type that onnx.proto does not use.
+    """
+    position, end = 0, len(message)
+    while position < end:
+        key, position = _varint(message, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _varint(message, position)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, position = _varint(message, position)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"the file is not an ONNX model: wire type {kind}")
+        if length > end - position:
+            raise IndexError("it is truncated")
+        if kind == 2:
+            yield key >> 3, message[position : position + length]
+        position += length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
+    result = shift = 0
+    while shift < 70:
+        byte = message[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+        shift += 7
+    raise OverflowError("an integer is too long")
+
+
+def _varints(packed: memoryview) -> list[int]:
+    values, position = [], 0
+    while position < len(packed):
+        value, position = _varint(packed, position)
+        values.append(value)
+    return values

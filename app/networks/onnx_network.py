@@ -1,0 +1,108 @@
+"""Run an ONNX model with ``onnxruntime``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.networks.imported import Arrays
+from app.networks.onnx_format import read_onnx
+
+MODEL = "model"  # key of the tensor uint8 [bytes] that holds the ONNX file
+EXTERNAL = "external/"  # and the file name: keys of the tensors that hold its external data
+MAX_MODEL_BYTES = 2**31 - 1  # of a protocol buffer
+ARENA_BYTES = 4 * 2**30  # memory of the runs of all ONNX models of this process, without their weights
+EXTEND_AS_NEEDED = 1  # arena_extend_strategy; 0 rounds up to powers of two
+OUT_OF_ARENA = "is smaller than requested bytes"  # in onnxruntime's message
+QUIET = 4  # log severity: fatal errors; all others are raised
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@cache
+def _runtime() -> Any:
+    """Return the module ``onnxruntime``, with a memory limit for all runs. Raises ValueError if it is missing."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("ONNX models need onnxruntime: pip install 'quartet[onnx]'") from None
+    arena = onnxruntime.OrtArenaCfg({"max_mem": ARENA_BYTES, "arena_extend_strategy": EXTEND_AS_NEEDED})
+    kind, memory = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+    onnxruntime.create_and_register_allocator(onnxruntime.OrtMemoryInfo("Cpu", kind, 0, memory), arena)
+    return onnxruntime
+
+
+class OnnxNetwork:
+    """An ONNX model. It uses as many threads as torch does.
+
+    Args:
+        tensors: the file under ``MODEL``, and its external data under ``EXTERNAL`` and the file name.
+
+    Raises:
+        ValueError: the file is wrong, or uses custom operators or files that are not among the tensors.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        for key, tensor in tensors.items():
+            if tensor.dtype != torch.uint8 or (key != MODEL and not key.startswith(EXTERNAL)):
+                raise ValueError(f"tensor {key!r} should be uint8, and be named {MODEL!r} or {EXTERNAL}FILE")
+        if MODEL not in tensors or not 0 < tensors[MODEL].numel() <= MAX_MODEL_BYTES:
+            raise ValueError(f"tensor {MODEL!r} should have 1 to {MAX_MODEL_BYTES:,} bytes")
+        files = {key.removeprefix(EXTERNAL): tensor.numpy() for key, tensor in tensors.items() if key != MODEL}
+        for name, size in read_onnx(tensors[MODEL].numpy().data).external.items():
+            if name not in files or len(files[name]) < size:
+                raise ValueError(f"external data {name!r} is missing, or has less than {size:,} bytes")
+        self._tensors: Mapping[str, Tensor] = tensors
+        self._files = files
+        self._open("cpu")
+
+    def _open(self, device: str) -> None:
+        runtime = _runtime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = QUIET
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the service computes meanwhile
+        if self._files:
+            names, contents = list(self._files), list(self._files.values())
+            options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
+        wanted = dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"]))
+        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        try:
+            self._session = runtime.InferenceSession(
+                self._tensors[MODEL].numpy().tobytes(), options, providers=providers
+            )
+        except Exception as error:  # onnxruntime has one class per status, all below Exception
+            raise ValueError(f"onnxruntime cannot read the model: {str(error)[:300]}") from error
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = {each.name: each for each in self._session.get_outputs()}
+
+    def to(self, device: torch.device) -> Self:
+        """Run on a GPU if onnxruntime has a provider for it. The model stays on the CPU otherwise."""
+        if device.type != "cpu":
+            self._open(device.type)
+        self._tensors, self._files = {}, {}  # the session has copies
+        return self
+
+    def signature(self) -> list[tuple[str, str, list[Any]]]:
+        """Return name, type and shape of each input, as onnxruntime names them."""
+        return [(each.name, each.type, list(each.shape)) for each in self._session.get_inputs()]
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Compute the outputs by name. Raises RuntimeError for inputs that the model cannot read."""
+        try:
+            results = self._session.run(None, dict(inputs))
+        except Exception as error:  # as above
+            message = str(error).rpartition("Status Message: ")[2]
+            raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
+        return dict(zip(self.outputs, results, strict=True))
+
+    def versions(self) -> list[int]:
+        """Return numbers that change when the network changes its own weights: an ONNX model cannot."""
+        return []

@@ -1,0 +1,218 @@
+"""ONNX files: scikit-learn models are served; custom operators and foreign files are rejected."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, helper
+from support.onnx_models import forest, linear_model, onnx_model
+from support.service import TEST, serving
+from tritonclient import http as triton
+
+from app import store
+from app.importing.add import Description, add
+from app.networks.onnx_network import MODEL, OnnxNetwork
+from app.settings import Settings
+from app.store import StoreError, archive, catalogue
+
+MAX_BYTES = 2**24
+
+
+def infer(port: str, model: str, **tensors: np.ndarray) -> triton.InferResult:
+    inputs = []
+    for name, array in tensors.items():
+        inputs.append(triton.InferInput(name, list(array.shape), triton.np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return triton.InferenceServerClient(port).infer(model, inputs)
+
+
+def test_scikit_learn_models_are_served(tmp_path: Path) -> None:
+    models = {"numbers": forest(), "texts": forest(texts=True)}
+    for name, (_, _, content) in models.items():
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        card = add(tmp_path / "store", tmp_path / f"{name}.onnx", Description(name), MAX_BYTES)
+        assert (card.kind, card.sizes["batched"], card.inputs[0].shape) == ("onnx", True, [-1, 4])
+    assert all(not row["problem"] for row in catalogue.verify(tmp_path / "store"))
+    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+        port = client.base_url.netloc.decode()
+        assert client.get("/v2/models/texts").json()["platform"] == "onnxruntime_onnx"
+        for name, (model, rows, _) in models.items():
+            result = infer(port, name, X=rows)
+            labels = result.as_numpy("label")
+            expected = model.predict(rows)
+            assert (
+                [label.decode() for label in labels] == list(expected)
+                if name == "texts"
+                else (labels == expected).all()
+            )
+            np.testing.assert_allclose(result.as_numpy("probabilities"), model.predict_proba(rows), atol=1e-5)
+        with pytest.raises(triton.InferenceServerException, match="expected \\[-1, 4\\]"):
+            infer(port, "numbers", X=rows[:, :3])
+
+
+def test_a_model_computes_with_the_threads_of_the_service() -> None:
+    content = torch.frombuffer(bytearray(linear_model()[0].SerializeToString()), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert OnnxNetwork({MODEL: content})._session.get_session_options().intra_op_num_threads == count
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_external_data_below_the_folder_is_imported(tmp_path: Path) -> None:
+    model, matrix = linear_model()
+    externalise(model, "weights/matrix.bin", length=matrix.nbytes)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "matrix.bin").write_bytes(matrix.tobytes())
+    card = add_model(tmp_path, model)
+    stored = store.read_version(tmp_path / "store", "net", card.version)
+    assert sorted(stored.tensors) == ["external/weights/matrix.bin", "model"]
+    x = np.ones((2, 4), np.float32)
+    np.testing.assert_allclose(stored.network().run({"x": x})["y"], x @ matrix, rtol=1e-5)
+    content = io.BytesIO(b"".join(archive.export_version(tmp_path / "store", "net", 1)))
+    (tmp_path / "other").mkdir()
+    assert archive.import_archive(tmp_path / "other", content, MAX_BYTES).kind == "onnx"
+
+
+def externalise(model: ModelProto, location: str, **entries: object) -> None:
+    """Move the data of the first weight to a file."""
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BYTES) -> store.Card:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    return add(tmp_path / "store", path, Description("net"), max_bytes)
+
+
+@pytest.mark.parametrize(
+    ("location", "entries", "message"),
+    [
+        ("../secret", {"length": 48}, "'../secret', which is not below the folder"),
+        ("/etc/passwd", {"length": 48}, "'/etc/passwd', which is not below the folder"),
+        ("weights/../../secret", {"length": 48}, "which is not below the folder"),
+        ("link", {"length": 48}, "'link' is not a file below the folder"),
+        ("missing", {"length": 48}, "'missing' is not a file below the folder"),
+        ("*/_ORT_MEM_ADDR_/*", {"offset": 94000000000000, "length": 48}, "which is not below the folder"),
+        ("inside", {"length": 10**12}, "is missing, or has less than 1,000,000,000,000 bytes"),
+        ("inside", {"length": 2}, "claims 12 values"),
+        ("inside", {"offset": -1, "length": 48}, "has the offset '-1'"),
+        ("inside", {}, "has the offset '0' and the length ''"),
+    ],
+)
+def test_foreign_files_and_addresses_are_never_read(
+    location: str, entries: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    model, _ = linear_model()
+    externalise(model, location, **entries)
+    (tmp_path / "secret").write_bytes(bytes(48))
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "inside").write_bytes(bytes(48))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError) as caught:
+        add_model(folder, model)
+    assert message in str(caught.value)
+
+
+def loop(_: Path) -> ModelProto:
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["go_on"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, [])],
+    )
+    return onnx_model([helper.make_node("Loop", ["", "x"], [], body=body)], {"x": [1]}, {"y": [1]})
+
+
+def custom(_: Path) -> ModelProto:
+    model, _ = linear_model()
+    model.graph.node[0].domain = "custom.native"
+    return model
+
+
+def nested(_: Path) -> bytes:
+    """A graph in an attribute of a node of a graph, 40 times. The package onnx cannot write it."""
+
+    def field(number: int, content: bytes) -> bytes:
+        length = len(content)
+        return bytes([number << 3 | 2, length & 0x7F | 0x80, length >> 7]) + content
+
+    graph = b""
+    for _ in range(40):
+        graph = field(1, field(5, field(6, graph)))
+    return field(7, graph) + field(8, b"")
+
+
+def claims(_: Path) -> ModelProto:
+    model, _ = linear_model()
+    model.graph.initializer[0].dims[0] = 2**40
+    return model
+
+
+def sparse(_: Path) -> ModelProto:
+    model, _ = linear_model()
+    model.graph.sparse_initializer.add()
+    return model
+
+
+def fills(_: Path) -> ModelProto:
+    shape = np.array([2**38])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x", "most"], ["y"]),
+    ]
+    return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]}, {"shape": shape})
+
+
+def draws(_: Path) -> ModelProto:
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["y"])]
+    return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (loop, "operator 'Loop' is not allowed: it may run forever"),
+        (custom, "operator 'MatMul' of the domain 'custom.native' is not allowed: it is a custom operator"),
+        (nested, "graphs are nested more than 32 times"),
+        (claims, "a tensor claims 3,298,534,883,328 values; the file holds"),
+        (sparse, "an initializer is sparse"),
+        (fills, "needs too much memory"),
+        (draws, "two runs on the same input differ"),
+        (lambda _: forest(zipmap=True)[2], "output 'output_probability' is seq(map("),
+        (lambda _: linear_model()[0].SerializeToString()[:-9], "not an ONNX model"),
+        (lambda _: b"", "not an ONNX model"),
+        (lambda _: b"\x80\x04cos\nsystem\n.", "not an ONNX model"),
+        (lambda _: b"\xff" * 100, "not an ONNX model"),
+    ],
+)
+def test_models_that_cannot_be_served_are_rejected(
+    make: Callable[[Path], ModelProto | bytes], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError) as caught:
+        add_model(tmp_path, make(tmp_path))
+    assert message in str(caught.value)
+
+
+def test_the_size_of_a_model_is_limited(tmp_path: Path) -> None:
+    model, matrix = linear_model()
+    externalise(model, "matrix.bin", length=matrix.nbytes)
+    (tmp_path / "matrix.bin").write_bytes(bytes(2000))
+    with pytest.raises(StoreError, match="allowed are 1,000"):
+        add_model(tmp_path, model, 1000)

@@ -1,0 +1,50 @@
+"""Small ONNX models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+def onnx_model(
+    nodes: Sequence[NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: dict[str, list[Any]],
+    weights: dict[str, np.ndarray] | None = None,
+    **more: Any,
+) -> ModelProto:
+    """Return a model of float32 inputs and outputs with these shapes."""
+    tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in each.items()]
+        for each in (inputs, outputs)
+    ]
+    graph = helper.make_graph(list(nodes), "graph", *values, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, **more)
+
+
+def linear_model(inputs: int = 4, outputs: int = 3) -> tuple[ModelProto, np.ndarray]:
+    """Return a model that multiplies rows by a matrix [inputs, outputs], and the matrix."""
+    matrix = np.random.default_rng(0).standard_normal((inputs, outputs)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
+    return onnx_model(nodes, {"x": ["batch", inputs]}, {"y": ["batch", outputs]}, {"matrix": matrix}), matrix
+
+
+def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]:
+    """Return a random forest of scikit-learn, its training data, and the forest as an ONNX file."""
+    from skl2onnx import to_onnx
+    from sklearn.ensemble import RandomForestClassifier
+
+    rows = np.random.default_rng(0).standard_normal((60, 4)).astype(np.float32)
+    classes = (rows.sum(axis=1) > 0).astype(int)
+    targets = np.array(["cold", "hot"])[classes] if texts else classes
+    model = RandomForestClassifier(5, random_state=0).fit(rows, targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model, rows, to_onnx(model, rows[:1], options=options or {"zipmap": False}).SerializeToString()
