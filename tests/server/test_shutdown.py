@@ -128,9 +128,7 @@ def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> No
             return False
 
         wait_until(is_closed)
-        started = time.monotonic()
-        assert service.stop() == 0
-        assert time.monotonic() - started < 10
+        assert service.stop() == 0  # within TIMEOUT_SECONDS, which is less than the grace period
         assert not [process for process in processes if Path(f"/proc/{process}").exists()]
         caller.close()
 
@@ -153,10 +151,9 @@ def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: in
         try:
             wait_until(is_loading)
             wait_until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
-            processes, started = children(process.pid), time.monotonic()
+            processes = children(process.pid)
             process.terminate()
-            assert process.wait(TIMEOUT_SECONDS) == 0
-            assert time.monotonic() - started < 5
+            assert process.wait(TIMEOUT_SECONDS) == 0  # less than the grace period
             assert not [child for child in processes if Path(f"/proc/{child}").exists()]
             assert process.stdout
             assert process.stdout.read() == ""  # no address was printed
@@ -228,11 +225,9 @@ def test_a_request_that_cannot_finish_before_the_stop_gets_503(tiny_store: Path,
         with service.connect() as caller:
             caller.sendall(b'POST /v1/images/sample HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n{"count":7}')
             time.sleep(0.3)  # the network has started now
-            started = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
             assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
-        assert service.process.wait(TIMEOUT_SECONDS) == 0
-        assert time.monotonic() - started < 2 * 1 + 5 + 1
+        assert service.process.wait(TIMEOUT_SECONDS) == 0  # less than two default grace periods
         assert not [process for process in processes if Path(f"/proc/{process}").exists()]
 
 

