@@ -40,9 +40,11 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _short_speed_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure the speed of each network once only, to save time."""
+def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no speed and recalibrate batch norms with few images: both take long and change no other result."""
     monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    monkeypatch.setattr("training.loops.gan.RECALIBRATION_BATCHES", 2)
+    monkeypatch.setattr("training.loops.gan.PREVIEW_BATCHES", 2)
 
 
 @pytest.fixture

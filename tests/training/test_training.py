@@ -50,6 +50,8 @@ KILLED = """
 import sys
 from training import run
 from training.data import datasets as data
+from training.loops import gan
+gan.RECALIBRATION_BATCHES = gan.PREVIEW_BATCHES = 2
 script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0
