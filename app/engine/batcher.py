@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -125,17 +126,32 @@ class Batcher(Generic[Item, Result]):
         """Run batches until the queue is empty."""
         try:
             while self._queue:
-                self._running = self._next_batch()
-                await self._run(self._running)
+                try:
+                    self._next_batch()
+                    await self._run(self._running)
+                except Exception as error:  # outside ``predict``: nobody may wait for an answer that never comes
+                    self._fail(self._running or [*self._queue], f"{self.name} failed", error)
                 self._running = []
                 if self._queue:
                     await self._executor.yield_to_requests()
         finally:
             self._drain_task = None
+            self._stop()  # nothing is left, unless this task was cancelled
 
-    def _next_batch(self) -> list[QueueEntry[Item, Result]]:
-        """Remove and return the next batch: at least one entry, and as many as fit. Cancelled entries are dropped."""
-        batch: list[QueueEntry[Item, Result]] = []
+    def _fail(self, entries: Sequence[QueueEntry[Item, Result]], message: str, error: Exception) -> None:
+        """Answer entries with an error, and report it. Never raises, even if the observer does."""
+        for entry in entries:
+            set_exception(entry.future, InferenceFailed(f"{message} ({type(error).__name__})"))
+        self.circuit_breaker.record_failure()
+        with suppress(Exception):
+            self.observer.on_failure(error)
+
+    def _next_batch(self) -> None:
+        """Move the next batch from the queue to ``_running``: at least one entry, and as many as fit.
+
+        Entries that are done, for example cancelled, are dropped.
+        """
+        batch = self._running = []
         rows = 0
         while self._queue and (not batch or rows + self._queue.peek().rows <= self._batch_rows):
             entry = self._queue.pop()
@@ -143,7 +159,6 @@ class Batcher(Generic[Item, Result]):
             if not entry.future.done():
                 batch.append(entry)
                 rows += entry.rows
-        return batch
 
     async def _run(self, batch: list[QueueEntry[Item, Result]]) -> None:
         """Compute a batch and set its results. Never raises.
@@ -162,11 +177,7 @@ class Batcher(Generic[Item, Result]):
             if isinstance(error, BadValue):  # only the network could tell that the input is wrong
                 set_exception(batch[0].future, error)
                 return
-            set_exception(
-                batch[0].future, InferenceFailed(f"{self.name} failed on this input ({type(error).__name__})")
-            )
-            self.circuit_breaker.record_failure()
-            self.observer.on_failure(error)
+            self._fail(batch, f"{self.name} failed on this input", error)
             return
         for entry, result in zip(batch, results, strict=True):
             set_result(entry.future, result)
@@ -197,6 +208,10 @@ class Batcher(Generic[Item, Result]):
         self._admission.closed = True
         if self._drain_task:
             await asyncio.wait([self._drain_task], timeout=seconds)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Fail all entries that are left."""
         for entry in (*self._running, *self._queue):
             set_exception(entry.future, NotReady(f"{self.name} stopped before it could answer"))
         self._queue.clear()

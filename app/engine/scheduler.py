@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from app.engine.admission import AdmissionControl
 from app.engine.fair_queue import FairQueue
+from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
@@ -55,6 +56,12 @@ class TextSequence(Generic[Text]):
     waiting: bool = False  # whether it is in the queue
     joined_at: float = 0.0  # when it began to run, or to run again after a preemption
     notified_at: float = 0.0  # when ``updated`` was set last
+
+    def fail(self, error: Exception) -> None:
+        """Answer the text with an error, unless it is done."""
+        set_exception(self.future, error)
+        if self.updated:
+            self.updated.set()
 
 
 class Scheduler(Generic[Text]):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from typing import Generic
 
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
-from app.engine.futures import cancel, set_exception, set_result
+from app.engine.futures import cancel, set_result
 from app.engine.observer import EngineObserver, current_trace
 from app.engine.scheduler import Scheduler, Text, TextSequence
 from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_budget
@@ -128,13 +129,26 @@ class TextEngine(Generic[Text]):
         """Run rounds until no text runs or waits."""
         self._record_round(0.0)
         try:
-            while self._schedule():
-                await self._advance(self._scheduler.running)
-                self._complete()
+            while self._scheduler.running or self._scheduler.waiting:
+                try:
+                    if self._schedule():
+                        await self._advance(self._scheduler.running)
+                        self._complete()
+                except Exception as error:  # outside ``step``: nobody may wait for an answer that never comes
+                    self._fail(self._scheduler.running or [*self._scheduler.waiting], f"{self.name} failed", error)
                 await self._executor.yield_to_requests()
         finally:
             self._run_task = None
+            self._stop()  # nothing is left, unless this task was cancelled
             self._reporter.flush()
+
+    def _fail(self, sequences: Sequence[TextSequence[Text]], message: str, error: Exception) -> None:
+        """Answer texts with an error, and report it. Never raises, even if the observer does."""
+        for sequence in sequences:
+            sequence.fail(InferenceFailed(f"{message} ({type(error).__name__})"))
+        self.circuit_breaker.record_failure()
+        with suppress(Exception):
+            self.observer.on_failure(error)
 
     def _schedule(self) -> bool:
         """Choose the texts of the next round. Returns whether there are any."""
@@ -158,11 +172,7 @@ class TextEngine(Generic[Text]):
                     await self._advance([sequence])
                     await asyncio.sleep(0)
             elif not sequences[0].future.done():
-                set_exception(
-                    sequences[0].future, InferenceFailed(f"{self.name} failed on this text ({type(error).__name__})")
-                )
-                self.circuit_breaker.record_failure()
-                self.observer.on_failure(error)
+                self._fail(sequences, f"{self.name} failed on this text", error)
 
     def _compute_round(self, texts: list[Text]) -> None:
         """Take one step for all texts, and further steps until the budget is used or a text is finished.
@@ -226,8 +236,10 @@ class TextEngine(Generic[Text]):
         self._admission.closed = True
         if self._run_task:
             await asyncio.wait([self._run_task], timeout=seconds)
+        self._stop()
+
+    def _stop(self) -> None:
+        """Fail all texts that are left."""
         for sequence in (*self._scheduler.waiting, *self._scheduler.running):
-            set_exception(sequence.future, NotReady(f"{self.name} stopped before it could answer"))
-            if sequence.updated:
-                sequence.updated.set()
+            sequence.fail(NotReady(f"{self.name} stopped before it could answer"))
         self._scheduler.waiting.clear()

@@ -244,6 +244,52 @@ async def test_long_batches_are_not_computed_on_the_event_loop() -> None:
     executor.close()
 
 
+class FailingObserver(RecordingObserver):
+    """An observer that fails in one of its methods."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        setattr(self, method, self.fail)
+
+    def fail(self, *_: Any) -> None:
+        raise LookupError("the observer fails")
+
+
+async def test_an_error_outside_the_network_is_answered_at_once(executor: Executor) -> None:
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor, observer=FailingObserver("on_failure"))
+    tasks = await start_tasks(engine.submit([-1]), engine.submit([1]))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [InferenceFailed, list]
+    assert await engine.submit([2]) == [4]
+    assert engine.load == (0, 0)
+
+
+async def test_an_error_in_the_queue_is_answered_at_once(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    monkeypatch.setattr(engine._queue, "pop", FailingObserver("on_batch").fail)
+    with pytest.raises(InferenceFailed, match=r"m failed \(LookupError\)"):
+        await engine.submit([1])
+    monkeypatch.undo()
+    assert await engine.submit([2]) == [4]
+
+
+async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> None:
+    gate = Gate()
+    engine = batcher(gate, executor)
+    tasks = await start_tasks(engine.submit([1]))
+    await gate.busy()
+    tasks += await start_tasks(engine.submit([2]))
+    engine._drain_task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [NotReady, NotReady]
+    gate.open.set()
+    assert await engine.submit([3]) == [6]
+
+
 async def test_shutdown_finishes_queued_items_and_rejects_new_ones(executor: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, executor)

@@ -288,6 +288,49 @@ async def test_only_the_failing_text_gets_the_error(executor: Executor) -> None:
     assert len(observer.failures) == 1
 
 
+class FailingObserver(RecordingObserver):
+    """An observer that fails at the first of all first tokens, and at each failure."""
+
+    failures_left = 1
+
+    def on_first_token(self, member: Any, seconds: float) -> None:
+        if self.failures_left:
+            self.failures_left -= 1
+            raise LookupError("the observer fails")
+
+    def on_failure(self, error: Exception) -> None:
+        raise error
+
+
+async def test_an_error_outside_the_network_is_answered_at_once(executor: Executor) -> None:
+    stepper = Stepper(threading.Semaphore(999))
+    engine = engine_of(stepper, executor, rows=2, observer=FailingObserver())
+
+    async def streamed() -> int:
+        return len([None async for _ in engine.stream([CountingText(5)])])
+
+    tasks = await start_tasks(engine.submit([CountingText(5)]), streamed(), engine.submit([CountingText(5)]))
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [InferenceFailed, InferenceFailed, list]
+    assert str(answers[0]) == "m failed (LookupError)"
+    assert engine.load == (0, 0)
+    (text,) = await engine.submit([CountingText(2)])
+    assert text.finished
+
+
+async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, executor, rows=1)
+    tasks = await start_tasks(engine.submit([CountingText(5)]), engine.submit([CountingText(5)]))
+    await asyncio.sleep(0)
+    engine._run_task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [NotReady, NotReady]
+    stepper.permits.release(99)
+    (text,) = await engine.submit([CountingText(2)])
+    assert text.finished
+
+
 async def test_a_full_queue_rejects_exactly_the_surplus(executor: Executor) -> None:
     stepper = Stepper()
     engine = engine_of(stepper, executor, rows=2, queue_rows=4)
