@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
 
+from app.cli import models
 from app.settings import Settings
 from app.tasks.image_generation import ImageSampler, LatentBatch
 from app.tasks.text_generation import Continuation, TextGenerator
@@ -95,6 +96,22 @@ def shipped() -> Iterator[httpx.Client]:
     """Start the service with the networks of this repository."""
     with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Export a network of this repository, such as ``mnist-gan-1.onnx``, and return the file."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    def exported(file: str) -> Path:
+        path = folder / file
+        if not path.exists():
+            name, _, number = path.stem.rpartition("-")
+            options = ["--store", str(ROOT / "models_store"), f"{name}@{number}", str(path), f"--{path.suffix[1:]}"]
+            assert models.main(["export", *options]) == 0
+        return path
+
+    return exported
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ LAYERS = (
     ("app.errors", "app.settings", "app.networks"),
     ("app.store",),
     ("app.engine", "app.tasks"),
-    ("app.serving", "app.importing"),
+    ("app.serving", "app.importing", "app.exporting"),
     ("app.observability",),
     ("app.api", "app.key_file"),
     ("app.server",),

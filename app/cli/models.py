@@ -13,10 +13,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from app.exporting.files import to_onnx, to_pt2
 from app.importing.add import Description, add
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, rollout
@@ -98,9 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--title", default="", help="one sentence about the model")
     added.add_argument("--licence", default="not stated", help="licence of the network")
     added.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
-    added = command("export", _export, "write a version to an archive")
-    added.add_argument("model", metavar="NAME@VERSION", help="such as sales@3")
-    added.add_argument("file", metavar="FILE", type=Path, help="new .zip file")
+    added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
+    added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; without a version, the active one")
+    added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; without it, such as sales-3.zip")
+    formats = added.add_mutually_exclusive_group()
+    formats.add_argument("--pt2", action="store_true", help="write a `torch.export` program")
+    formats.add_argument("--onnx", action="store_true", help="write an ONNX file (needs the extra [onnx])")
     return parser
 
 
@@ -245,24 +249,35 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    name, _, number = args.model.partition("@")
+    name, at, number = args.model.partition("@")
     try:
-        version = _version(number)
+        version = _version(number) if at else rollout.serving(args.store, name, rollout.read(args.store, name))
     except argparse.ArgumentTypeError:
         raise rollout.VersionNotFound(f"{args.model!r} should be a name and a version, such as sales@3") from None
-    if args.file.exists():
-        raise rollout.RolloutRefused(f"{args.file} already exists")
-    chunks = archive.export_version(args.store, name, version)
+    if version is None:
+        raise rollout.RolloutRefused(f"no version of {name} is active; name one, such as {name}@1")
+    suffix = ".pt2" if args.pt2 else ".onnx" if args.onnx else ".zip"
+    path = args.file or Path(f"{name}-{version}{suffix}")
+    if path.exists():
+        raise rollout.RolloutRefused(f"{path} already exists")
+    chunks = _exported(args, name, version)
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=args.file.parent) as scratch:
-            temporary = Path(scratch) / args.file.name
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as scratch:
+            temporary = Path(scratch) / path.name
             with temporary.open("wb") as file:
                 file.writelines(chunks)
-            temporary.replace(args.file)
+            temporary.replace(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(args.file)) from None
-    size = args.file.stat().st_size
-    print(json.dumps({"file": str(args.file), "bytes": size}) if args.json else f"{args.file}: {size:,} bytes")
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    size = path.stat().st_size
+    print(json.dumps({"file": str(path), "bytes": size}) if args.json else f"{path}: {size:,} bytes")
+
+
+def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[bytes]:
+    """Return the content of the exported file in chunks."""
+    if not (args.pt2 or args.onnx):
+        return archive.export_version(args.store, name, version)
+    return [(to_pt2 if args.pt2 else to_onnx)(rollout.check_version(args.store, name, version))]
 
 
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:

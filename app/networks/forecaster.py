@@ -92,7 +92,7 @@ class Reader(nn.Module):
         lagged, known_lagged = _at(x, known, sizes.context + step - period * (step // period + 1 + back))
         naive = lagged[..., :1]  # of [N, horizon, lags]
 
-        years = YEAR * (step // YEAR + 1 + torch.arange(YEARS, device=x.device)).expand(len(x), -1, -1)
+        years = YEAR * (step // YEAR + 1 + torch.arange(YEARS, device=x.device)).expand(x.shape[0], -1, -1)
         no_season = period == 1
         after, known_after = _at(x, known, sizes.context + step - years)
         origin, known_origin = _at(x, known, sizes.context - 1 - years)

@@ -17,7 +17,7 @@ from app.errors import BadValue, quote_value
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesLSTM
-from app.store import StoreError, Version
+from app.store import Card, StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite
 from app.tasks.seasonality import detect_season, fill_missing
@@ -306,6 +306,10 @@ WINDOW_NETWORKS = (SeriesLSTM,)  # networks for one kind of series; all others f
 
 def load_forecaster(version: Version, device: torch.device) -> AnyForecaster:
     """Return the predictor for the network of a version."""
-    kind = KINDS.get(version.card.kind)
-    windowed = kind is not None and issubclass(kind.network, WINDOW_NETWORKS)
-    return (WindowForecaster if windowed else GlobalForecaster)(version, device)
+    return (WindowForecaster if is_windowed(version.card) else GlobalForecaster)(version, device)
+
+
+def is_windowed(card: Card) -> bool:
+    """Return whether the network of a card is for one kind of series."""
+    kind = KINDS.get(card.kind)
+    return kind is not None and issubclass(kind.network, WINDOW_NETWORKS)

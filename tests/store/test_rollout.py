@@ -164,7 +164,7 @@ def test_the_command_line_reports_each_change(three: Path, capsys: pytest.Captur
     [
         ("activate tiny-gan 9", 1, "error: there is no tiny-gan@9 in the store; there are: 1, 2, 3\n"),
         ("activate tiny-gan two", 2, "'two' is not a version; it should be a number such as 3\n"),
-        ("export tiny-gan x.zip", 1, "error: 'tiny-gan' should be a name and a version, such as sales@3\n"),
+        ("export tiny-gan@x x.zip", 1, "error: 'tiny-gan@x' should be a name and a version, such as sales@3\n"),
         ("import nothing.zip", 1, "error: nothing.zip: No such file or directory\n"),
         ("retire tiny-gan 3", 1, "error: tiny-gan@3 is the active version; activate another one first\n"),
     ],

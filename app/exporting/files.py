@@ -1,0 +1,107 @@
+"""Write networks to `torch.export` programs (.pt2) and ONNX files, which run without this project.
+
+Labels, preprocessing and the card are in the metadata of the file, as JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.exporting.signatures import SIGNATURES, Signature
+from app.networks import is_imported
+from app.store import Card, StoreError, Version
+
+ASINH = torch.ops.aten.asinh.default
+
+
+class ExportRefused(StoreError):
+    """The network cannot be exported. The message names the reason."""
+
+
+def to_pt2(version: Version) -> bytes:
+    """Return a file for ``torch.export.load``. The metadata are its ``extra_files``. Raises ExportRefused."""
+    signature = _signature(version)
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # torch warns about its own code
+        program = _program(signature)
+        old = list(program.graph_signature.user_outputs)
+        nodes = {node.name: node for node in program.graph.nodes}
+        _name(nodes.values(), [nodes[str(name)] for name in old], signature.outputs)
+        for before, after in zip(old, signature.outputs, strict=True):
+            program.graph_signature.replace_all_uses(str(before), after)
+        torch.export.save(program, file, extra_files=_metadata(version.card, signature))
+    return file.getvalue()
+
+
+def to_onnx(version: Version) -> bytes:
+    """Return an ONNX file. Raises ExportRefused, also if the extra ``[onnx]`` is not installed."""
+    signature = _signature(version)
+    try:
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError as error:
+        raise ExportRefused(f"--onnx needs the package {error.name!r}, which the extra [onnx] installs") from None
+    with warnings.catch_warnings(action="ignore"):
+        program = _program(signature)
+        if any(node.target == ASINH for node in program.graph.nodes):
+            program = program.run_decompositions({ASINH: _asinh})
+        axes = tuple({0: "batch"} for _ in signature.examples)
+        onnx = torch.onnx.export(program, dynamic_shapes=axes, dynamo=True, verbose=False)
+    assert onnx is not None
+    _name([value for node in onnx.model.graph for value in node.outputs], onnx.model.graph.outputs, signature.outputs)
+    onnx.model.metadata_props.update(_metadata(version.card, signature))
+    content: bytes = onnx.model_proto.SerializeToString()
+    return content
+
+
+def _signature(version: Version) -> Signature:
+    if is_imported(version.card.kind):
+        raise ExportRefused(f"{version.label} was imported; only networks of this project can be exported")
+    return SIGNATURES[version.card.task](version)
+
+
+def _program(signature: Signature) -> torch.export.ExportedProgram:
+    """Trace the network, with gradients enabled: without them, some networks choose kernels by the batch size."""
+    module = signature.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    batch = torch.export.Dim("batch")
+    with torch.enable_grad():
+        program = torch.export.export(
+            module, signature.examples, dynamic_shapes=tuple({0: batch} for _ in signature.examples)
+        )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it has the paths of this machine
+    return program
+
+
+def _name(values: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -> None:
+    """Name the outputs of a graph, whose ``values`` have the names of their operators."""
+    for value in values:
+        if value.name in names:
+            value.name = f"{value.name}_inner"
+    for output, name in zip(outputs, names, strict=True):
+        output.name = name
+
+
+def _asinh(x: Tensor) -> Tensor:
+    """Return asinh, which onnxruntime lacks for float64."""
+    return x.sign() * (x.abs() + (x * x + 1).sqrt()).log()
+
+
+def _metadata(card: Card, signature: Signature) -> dict[str, str]:
+    """Return the metadata of a file. Each value is JSON."""
+    content: dict[str, Any] = {
+        "model": f"{card.name}@{card.version}",
+        "task": card.task,
+        "labels": card.labels,
+        "vocabulary": card.vocabulary,
+        "preprocessing": signature.preprocessing,
+        "postprocessing": signature.postprocessing,
+        "card": card.model_dump(exclude_none=True),
+    }
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in content.items() if value is not None}

@@ -1,0 +1,168 @@
+"""What an exported file computes: the inputs and outputs of the networks of each task.
+
+The first axis of every tensor is the batch. Recurrent networks read one step per call; their state is an input and an
+output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.networks.cnn import probabilities
+from app.networks.forecaster import MEDIAN, QUANTILES
+from app.store import TaskName, Version
+from app.tasks.forecasting import MAX_SEASON, MEAN_WEIGHTS, is_windowed
+
+Outputs = dict[str, Tensor]
+EXAMPLE_ROWS = 2  # torch.export would treat an axis of 1 as fixed
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The function that a file contains.
+
+    Attributes:
+        module: the parameters of ``forward`` are the inputs; it returns the outputs by name.
+        examples: one tensor per input.
+        preprocessing: how to make the inputs.
+        postprocessing: how to read the outputs.
+    """
+
+    module: nn.Module
+    examples: tuple[Tensor, ...]
+    preprocessing: dict[str, Any]
+    postprocessing: dict[str, Any]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs."""
+        return list(self.module(*self.examples))
+
+
+class _Classifier(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Outputs:
+        """image uint8 [N, channels, side, side] -> probabilities [N, classes]."""
+        return {"probabilities": probabilities(self.network(image)).float()}
+
+
+def classifier(version: Version) -> Signature:
+    """Return the signature of a network that classifies images."""
+    network = version.network()
+    sizes = network.sizes
+    pixels = torch.zeros(EXAMPLE_ROWS, sizes.channels, sizes.image, sizes.image, dtype=torch.uint8)
+    colours = "RGB" if sizes.channels == 3 else "L"
+    preprocessing = {"colours": colours, "size": [sizes.image, sizes.image], "resample": "bicubic", "range": [0, 255]}
+    return Signature(_Classifier(network), (pixels,), preprocessing, {})
+
+
+class _TextStep(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, characters: Tensor, state: Tensor) -> Outputs:
+        """characters [N, 1] and state [N, layers, hidden] -> logits [N, 1, vocabulary] of the next, and its state."""
+        logits, next_state = self.network(characters, state)
+        return {"logits": logits, "next_state": next_state}
+
+
+def text_step(version: Version) -> Signature:
+    """Return the signature of a network that reads one character of each text and scores the next."""
+    network = version.network()
+    unknown = len(version.card.vocabulary or ()) - 1
+    examples = (torch.zeros(EXAMPLE_ROWS, 1, dtype=torch.int64), network.zero_state(EXAMPLE_ROWS))
+    preprocessing = {"unknown": unknown, "initial_state": 0.0}
+    return Signature(_TextStep(network), examples, preprocessing, {"never_generated": [unknown]})
+
+
+class _SeriesStep(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, values: Tensor, hidden: Tensor, cell: Tensor) -> Outputs:
+        """values [N, 1], hidden and cell [N, 1, width] -> mean [N, 1] of the next value, and the next states."""
+        state = (hidden.transpose(0, 1).contiguous(), cell.transpose(0, 1).contiguous())
+        mean, (next_hidden, next_cell) = self.network.steps(values, state)  # type: ignore[operator]
+        return {"mean": mean, "next_hidden": next_hidden.transpose(0, 1), "next_cell": next_cell.transpose(0, 1)}
+
+
+class _Forecaster(nn.Module):
+    weights: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("weights", torch.from_numpy(MEAN_WEIGHTS))
+
+    def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
+        """values [N, context] and seasons [N] -> mean [N, horizon] and quantiles [N, horizon, levels]."""
+        quantiles = self.network(values, seasons)
+        median = quantiles[..., MEDIAN]
+        return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
+
+
+def forecaster(version: Version) -> Signature:
+    """Return the signature of a network that forecasts series: one step, or all steps with quantiles."""
+    network = version.network()
+    sizes = network.sizes
+    if is_windowed(version.card):
+        state = torch.zeros(EXAMPLE_ROWS, 1, sizes.hidden)
+        units = {"location": float(network.location), "scale": float(network.scale)}
+        preprocessing = {**units, "min_values": sizes.window, "initial_state": 0.0}
+        postprocessing = {**units, "residuals": version.card.residuals}
+        return Signature(
+            _SeriesStep(network), (torch.zeros(EXAMPLE_ROWS, 1), state, state.clone()), preprocessing, postprocessing
+        )
+    values = torch.arange(sizes.context, dtype=torch.float64).sin().repeat(EXAMPLE_ROWS, 1)
+    seasons = torch.ones(EXAMPLE_ROWS, dtype=torch.int64)
+    preprocessing = {"context": sizes.context, "padding": "nan", "max_season": MAX_SEASON}
+    return Signature(_Forecaster(network), (values, seasons), preprocessing, {"quantile_levels": list(QUANTILES)})
+
+
+class _Generator(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents: Tensor) -> Outputs:
+        """latents [N, latent] -> images [N, channels, side, side] in [-1, 1]."""
+        return {"images": self.network(latents)}
+
+
+class _ConditionalGenerator(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, latents: Tensor, classes: Tensor) -> Outputs:
+        """latents [N, latent] and classes [N] -> images [N, channels, side, side] in [-1, 1]."""
+        return {"images": self.network(latents, classes)}
+
+
+def generator(version: Version) -> Signature:
+    """Return the signature of a network that generates images."""
+    network = version.network()
+    latents = torch.zeros(EXAMPLE_ROWS, network.sizes.latent)
+    preprocessing, postprocessing = {"latents": "standard normal"}, {"range": [-1, 1]}
+    if not version.card.labels:
+        return Signature(_Generator(network), (latents,), preprocessing, postprocessing)
+    classes = torch.zeros(EXAMPLE_ROWS, dtype=torch.int64)
+    return Signature(_ConditionalGenerator(network), (latents, classes), preprocessing, postprocessing)
+
+
+SIGNATURES: dict[TaskName, Callable[[Version], Signature]] = {
+    "classify": classifier,
+    "continue": text_step,
+    "forecast": forecaster,
+    "sample": generator,
+}

@@ -1,0 +1,137 @@
+"""The scripts of docs/how-to/export-a-model.md run, without this project, and answer as the service does."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from support.service import ROOT
+
+from app.cli import models
+from app.networks import KINDS, is_imported
+from app.store import read_card
+
+pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+PAGE = (ROOT / "docs" / "how-to" / "export-a-model.md").read_text("utf-8")
+SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+OTHERS = {  # files that a script also reads
+    "cifar10-whitened-1.onnx": ("cifar10-lenet-1.onnx", "mnist-judge-1.onnx"),
+    "shakespeare-rnn-2.onnx": ("shakespeare-rnn-1.onnx",),
+    "mnist-cgan-1.onnx": ("mnist-gan-1.onnx",),
+}
+HOURS = np.arange(200)
+
+
+def file_of(script: str) -> str:
+    return next(iter(re.findall(r'"([\w-]+\.(?:onnx|pt2))"', script)))
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exported: Callable[[str], Path],
+) -> Callable[[str, str], list[str]]:
+    """Run a script of the page, or the same with another file, and return what it prints."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "docs" / "sine.json", tmp_path)
+
+    def run(name: str, other: str = "") -> list[str]:
+        (script,) = (script for script in SCRIPTS if file_of(script) == name)
+        shutil.copy(
+            ROOT / "tests" / "images" / ("mnist/0000-7.png" if "judge" in other else "cifar10/0013-horse.png"),
+            "photo.png",
+        )
+        (tmp_path / (other or name)).symlink_to(exported(other or name))
+        capsys.readouterr()
+        exec(script.replace(name, other or name), {})
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_no_script_uses_this_project() -> None:
+    for script in SCRIPTS:
+        assert not re.search(r"^\s*(import|from) (app|training|deploy)", script, re.MULTILINE)
+        assert len(script.splitlines()) <= 24
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=map(file_of, SCRIPTS))
+def test_a_script_prints_what_stands_in_its_comments(script: str, run: Callable[..., list[str]]) -> None:
+    expected = [line.split("  # ", 1)[1] for line in script.splitlines() if line.startswith("print(")]
+    assert run(file_of(script)) == expected
+
+
+@pytest.mark.parametrize(("name", "other"), [(name, other) for name in OTHERS for other in OTHERS[name]])
+def test_a_script_also_reads_the_other_kinds_of_its_task(
+    name: str, other: str, run: Callable[..., list[str]], shipped: httpx.Client
+) -> None:
+    printed = run(name, other)
+    if "rnn" in other:
+        body = {"model": "shakespeare-rnn@1", "prompt": "ROMEO:", "max_characters": 40, "temperature": 0}
+        answer = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
+        assert printed == [repr(f"ROMEO:{answer}")]
+    else:
+        assert printed == [
+            {"cifar10-lenet-1.onnx": "horse 1.00", "mnist-judge-1.onnx": "7 1.00"}.get(other, "(1, 28, 28)")
+        ]
+
+
+def test_the_page_has_a_script_for_every_kind() -> None:
+    files = {file_of(script) for script in SCRIPTS}
+    files |= {other for name in files for other in OTHERS.get(name, ())}
+    folders = [
+        ROOT / "models_store" / name / number for name, _, number in (Path(file).stem.rpartition("-") for file in files)
+    ]
+    kinds = {kind for kind in KINDS if not is_imported(kind)}
+    assert {read_card(folder).kind for folder in folders} == kinds
+    assert all(f"`{kind}`" in PAGE for kind in kinds)
+
+
+def test_the_scripts_answer_as_the_service_does(
+    tmp_path: Path, run: Callable[..., list[str]], shipped: httpx.Client
+) -> None:
+    body = {"model": "shakespeare-rnn@2", "prompt": "ROMEO:", "max_characters": 40, "temperature": 0}
+    text = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
+    assert run("shakespeare-rnn-2.onnx") == [repr(f"ROMEO:{text}")]
+
+    body = {**json.loads((ROOT / "docs" / "sine.json").read_text()), "model": "sine-lstm", "horizon": 5}
+    mean = shipped.post("/v1/series/forecast", json=body).json()["results"][0]["mean"]
+    assert ast.literal_eval(run("sine-lstm-1.onnx")[0]) == pytest.approx(mean, abs=0.006)
+
+    values = 100 + 10 * np.sin(2 * np.pi * HOURS / 24) + HOURS % 7
+    body = {"model": "series-lstm", "horizon": 4, "levels": [80], "seasonality": 24, "values": values.tolist()}
+    result = shipped.post("/v1/series/forecast", json=body).json()["results"][0]
+    means, interval = map(ast.literal_eval, run("series-lstm-1.onnx"))
+    assert means == pytest.approx(result["mean"], abs=0.06)
+    assert interval == pytest.approx([result["intervals"]["80"][side][0] for side in ("lower", "upper")], abs=0.06)
+
+    run("mnist-cgan-1.onnx")
+    body = {"model": "mnist-cgan", "count": 1, "label": "7", "seed": 3}
+    answer = shipped.post("/v1/images/sample", json=body, headers={"accept": "image/png"})
+    sheet = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"), int)[2:-2, 2:-2]
+    assert abs(np.asarray(Image.open(tmp_path / "digit.png"), int) - sheet).max() <= 1
+
+
+def test_the_commands_print_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models_store").symlink_to(ROOT / "models_store")
+    (block,) = re.findall(r"^```console\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    for example in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, expected = example.strip().split("\n")
+        assert models.main(shlex.split(command.split("app.models", 1)[1])) == 0
+        printed = capsys.readouterr().out.strip()
+        assert re.sub(r"[\d,]+ bytes", "", printed) == re.sub(r"[\d,]+ bytes", "", expected)  # torch's version matters

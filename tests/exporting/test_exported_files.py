@@ -1,0 +1,127 @@
+"""Exported files have the outputs of the networks, for every shipped kind and any number of rows."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.command_line import run_models_command
+from support.networks import publish_tiny
+from support.service import ROOT
+from torch import Tensor
+
+from app.exporting.signatures import SIGNATURES
+from app.networks import KINDS, is_imported
+from app.store import Version, all_versions, read_version
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
+LABELS = [f"{name}-{number}" for name, number in all_versions(ROOT / "models_store")]
+MAX_DIFFERENCE = 1e-4
+
+
+def version_of(label: str) -> Version:
+    name, _, number = label.rpartition("-")
+    return read_version(ROOT / "models_store", name, int(number))
+
+
+def inputs_like(example: Tensor, rows: int) -> Tensor:
+    """Random inputs with the type and width of an example."""
+    shape, generator = (rows, *example.shape[1:]), torch.Generator().manual_seed(rows)
+    if example.dtype == torch.uint8:
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    if example.dtype == torch.int64:  # characters, classes or seasons
+        return torch.randint(1, 10, shape, generator=generator)
+    if example.dtype == torch.float64:
+        series = torch.randn(shape, dtype=torch.float64, generator=generator).cumsum(1)
+        series[-1, :30] = torch.nan
+        return series
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def largest_difference(actual: Any, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    assert str(actual.dtype).removeprefix("torch.") == str(expected.dtype).removeprefix("torch.")
+    return float(np.abs(np.asarray(actual) - expected.numpy()).max())
+
+
+def test_every_shipped_kind_is_tested() -> None:
+    assert {version_of(label).card.kind for label in LABELS} == {kind for kind in KINDS if not is_imported(kind)}
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_both_files_have_the_outputs_of_the_network(label: str, exported: Callable[[str], Path]) -> None:
+    version = version_of(label)
+    signature = SIGNATURES[version.card.task](version)
+    session = onnxruntime.InferenceSession(exported(f"{label}.onnx"))
+    metadata = dict.fromkeys(("model", "task", "preprocessing", "postprocessing", "card", "labels", "vocabulary"), "")
+    program = torch.export.load(exported(f"{label}.pt2"), extra_files=metadata).module()
+    for rows in (1, 5):
+        inputs = [inputs_like(example, rows) for example in signature.examples]
+        with torch.inference_mode():
+            expected = signature.module(*inputs)
+            loaded = program(*inputs)
+        named = zip(session.get_inputs(), inputs, strict=True)
+        answers = session.run(list(expected), {each.name: value.numpy() for each, value in named})
+        for name, answer in zip(expected, answers, strict=True):
+            assert largest_difference(answer, expected[name]) < MAX_DIFFERENCE
+            assert largest_difference(loaded[name], expected[name]) < MAX_DIFFERENCE
+    assert [each.shape[0] for each in (*session.get_inputs(), *session.get_outputs())] == ["batch"] * (
+        len(inputs) + len(answers)
+    )
+    for content in (metadata, session.get_modelmeta().custom_metadata_map):
+        assert json.loads(content["model"]) == f"{version.card.name}@{version.card.version}"
+        assert json.loads(content["card"])["weights_sha256"] == version.card.weights_sha256
+        assert json.loads(content["preprocessing"]) == signature.preprocessing
+        assert json.loads(content.get("labels") or "null") == version.card.labels
+        assert json.loads(content.get("vocabulary") or "null") == version.card.vocabulary
+    for suffix in (".onnx", ".pt2"):
+        assert str(ROOT).encode() not in exported(f"{label}{suffix}").read_bytes()
+
+
+def test_the_command_exports_the_active_version_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        publish_tiny(tmp_path, "tiny-gan")
+    monkeypatch.chdir(tmp_path)
+    status, printed, _ = run_models_command(capsys, tmp_path, "export", "tiny-gan", "--pt2", "--json")
+    assert (status, json.loads(printed)) == (
+        0,
+        {"file": "tiny-gan-2.pt2", "bytes": (tmp_path / "tiny-gan-2.pt2").stat().st_size},
+    )
+    assert run_models_command(capsys, tmp_path, "export", "tiny-gan", "--pt2") == (
+        *(1, "", "error: tiny-gan-2.pt2 already exists\n"),
+    )
+    assert run_models_command(capsys, tmp_path, "export", "tiny-gan@1")[:2][0] == 0
+    assert (tmp_path / "tiny-gan-1.zip").is_file()
+    assert run_models_command(capsys, tmp_path, "export", "tiny-gan", "--pt2", "--onnx")[0] == 2
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".export")]
+    for number in (1, 2):
+        (tmp_path / "tiny-gan" / str(number) / "card.json").write_text("{}")
+    assert run_models_command(capsys, tmp_path, "export", "tiny-gan") == (
+        *(1, "", "error: no version of tiny-gan is active; name one, such as tiny-gan@1\n"),
+    )
+
+
+def test_without_the_extra_the_command_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_tiny(tmp_path, "tiny-gan")
+    importing = builtins.__import__
+
+    def without(name: str, *more: Any, **options: Any) -> Any:
+        if name == "onnxscript":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return importing(name, *more, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx") == (
+        *(1, "", "error: --onnx needs the package 'onnxscript', which the extra [onnx] installs\n"),
+    )
+    assert not (tmp_path / "x.onnx").exists()
