@@ -105,8 +105,8 @@ class _Forecaster(nn.Module):
         self.register_buffer("weights", torch.from_numpy(MEAN_WEIGHTS))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
-        """values [N, context] and seasons [N] -> mean [N, horizon] and quantiles [N, horizon, levels]."""
-        quantiles = self.network(values, seasons)
+        """values [N, context] and seasons [N], from 1 -> mean [N, horizon] and quantiles [N, horizon, levels]."""
+        quantiles = self.network(values, seasons.clamp(min=1))
         median = quantiles[..., MEDIAN]
         return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
 

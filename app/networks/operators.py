@@ -21,15 +21,15 @@ from torch.nn import functional as F
 
 from app.networks.cnn import SMALL_BATCH, halved
 
-POINTWISE = """abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_left_shift
-bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip clone complex
-contiguous copysign cos cosh deg2rad digamma div divide elu eq erf erfc erfinv exp exp2 expm1 floor floor_divide fmax
-fmin fmod frac ge gelu glu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh hypot imag isclose
-isfinite isinf isnan le leaky_relu lerp less less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp logaddexp2
-logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply nan_to_num ne
-neg negative not_equal polar positive pow prelu rad2deg real reciprocal relu relu6 remainder round rsqrt rsub selu sgn
-sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit special_expm1 special_log1p sqrt square sub
-subtract tan tanh threshold true_divide trunc view_as_complex view_as_real where xlogy"""
+POINTWISE = """__and__ __or__ __xor__ abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and
+bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp clamp_max clamp_min clip
+clone complex contiguous copysign cos cosh deg2rad digamma div divide elu eq erf erfc erfinv exp exp2 expm1 floor
+floor_divide fmax fmin fmod frac ge gelu glu greater greater_equal gt hardshrink hardsigmoid hardswish hardtanh hypot
+imag isclose isfinite isinf isnan le leaky_relu lerp less less_equal lgamma log log10 log1p log2 log_sigmoid logaddexp
+logaddexp2 logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
+nan_to_num ne neg negative not_equal polar positive pow prelu rad2deg real reciprocal relu relu6 remainder round rsqrt
+rsub selu sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink special_expit special_expm1 special_log1p
+sqrt square sub subtract tan tanh threshold true_divide trunc view_as_complex view_as_real where xlogy"""
 REDUCTIONS = """all amax amin aminmax any argmax argmin count_nonzero cummax cummin cumprod cumsum linalg_norm
 linalg_vector_norm log_softmax _log_softmax logcumsumexp logsumexp max mean median min nanmean nansum norm prod softmax
 _softmax std std_mean sum var var_mean"""

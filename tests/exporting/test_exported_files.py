@@ -19,6 +19,7 @@ from torch import Tensor
 from app.exporting.signatures import SIGNATURES
 from app.networks import KINDS, is_imported
 from app.store import Version, all_versions, read_version
+from app.tasks.imported import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
 LABELS = [f"{name}-{number}" for name, number in all_versions(ROOT / "models_store")]
@@ -39,7 +40,7 @@ def inputs_like(example: Tensor, rows: int) -> Tensor:
         return torch.randint(1, 10, shape, generator=generator)
     if example.dtype == torch.float64:
         series = torch.randn(shape, dtype=torch.float64, generator=generator).cumsum(1)
-        series[-1, :30] = torch.nan
+        series[-1, : shape[1] // 4] = torch.nan
         return series
     return torch.rand(shape, generator=generator) * 2 - 1
 
@@ -82,6 +83,33 @@ def test_both_files_have_the_outputs_of_the_network(label: str, exported: Callab
         assert json.loads(content.get("vocabulary") or "null") == version.card.vocabulary
     for suffix in (".onnx", ".pt2"):
         assert str(ROOT).encode() not in exported(f"{label}{suffix}").read_bytes()
+
+
+TINY_FILES = ["tiny-cnn.pt2", "tiny-rnn.pt2", "tiny-lstm.pt2", "tiny-forecaster.pt2", "tiny-cgan.pt2", "tiny-rnn.onnx"]
+
+
+@pytest.mark.parametrize("file", TINY_FILES)
+def test_an_exported_file_can_be_imported_again(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    name, _, suffix = file.partition(".")
+    version = publish_tiny(tmp_path, name)
+    path = tmp_path / file
+    assert run_models_command(capsys, tmp_path, "export", name, str(path), f"--{suffix}")[0] == 0
+    assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again")[::2] == (0, "")
+    signature = SIGNATURES[version.card.task](version)
+    inputs = [inputs_like(example, 3).clamp(max=2) for example in signature.examples]
+    with torch.inference_mode():
+        expected = signature.module(*inputs)
+    predictor = TensorPredictor(read_version(tmp_path, "again", 1), torch.device("cpu"))
+    arrays = {spec.name: value.numpy() for spec, value in zip(predictor.card.inputs, inputs, strict=True)}
+    (outputs,) = predictor.predict([predictor.parse(arrays)])
+    for output, value in expected.items():
+        assert largest_difference(outputs[output], value) < MAX_DIFFERENCE
+    assert run_models_command(capsys, tmp_path, "export", "again", "--pt2") == (
+        *(1, "", "error: again/1 was imported; only networks of this project can be exported\n"),
+    )
 
 
 def test_the_command_exports_the_active_version_under_its_name(
