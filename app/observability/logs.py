@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import os
 import queue
+import select
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 from typing import ParamSpec
@@ -32,12 +33,21 @@ def configure_logging(level: str, log_format: str) -> None:
 
 def log_in_background() -> None:
     """Write the records of the root logger on a thread from now on. Call this after forking."""
+    _replace_handlers(BackgroundHandler)
+
+
+def log_without_waiting() -> None:
+    """Lose records of the root logger that stderr does not accept at once. For a process that will fork."""
+    _replace_handlers(lambda: StderrHandler(wait=False))
+
+
+def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
     root = logging.getLogger()
     for handler in list(root.handlers):
-        background = BackgroundHandler()
-        background.setFormatter(handler.formatter)
+        new = create()
+        new.setFormatter(handler.formatter)
         root.removeHandler(handler)
-        root.addHandler(background)
+        root.addHandler(new)
 
 
 class JsonFormatter(logging.Formatter):
@@ -62,28 +72,28 @@ class BackgroundHandler(QueueHandler):
     """Write records to stderr on a thread: a stalled stderr (a paused terminal, a full pipe) must not stall requests.
 
     The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` wait,
-    further records are dropped; their number is logged later.
+    further records are lost; the number of their lines is logged later.
     """
 
     def __init__(self) -> None:
         self._records: queue.Queue[logging.LogRecord] = queue.Queue(MAX_QUEUED_RECORDS)
         super().__init__(self._records)
-        self._thread = QueueListener(self._records, StderrHandler())
-        self._started = False
-        self.dropped = 0
+        self._listener: QueueListener | None = None
+        self._lost = LostLines()
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        if not self._started:
-            self._started = True
-            self._thread.start()
         try:
+            if self._listener is None:
+                listener = QueueListener(self._records, StderrHandler())
+                listener.start()
+                self._listener = listener
             self._records.put_nowait(record)
         except queue.Full:
-            self.dropped += 1
-            return
-        if dropped := self.dropped:
-            self.dropped = 0
-            log.error("%d log records were dropped: stderr was blocked", dropped)
+            self._lost.add(record, "stderr was blocked")
+        except RuntimeError as error:  # at the limit of threads; the next record tries again
+            self._lost.add(record, str(error))
+        else:
+            self._lost.report()
 
     def flush(self) -> None:
         """Wait until all records are written, for at most ``FLUSH_SECONDS``. Python calls this at exit."""
@@ -94,23 +104,62 @@ class BackgroundHandler(QueueHandler):
     def close(self) -> None:
         """Write the remaining records and end the thread. A blocked thread ends with the process."""
         self.flush()
-        if self._started and not self._records.unfinished_tasks:
-            self._started = False
-            self._thread.stop()
+        if self._listener and not self._records.unfinished_tasks:
+            self._listener.stop()
+            self._listener = None
         super().close()
 
 
 class StderrHandler(logging.Handler):
-    """Write messages to file descriptor 2, without locks: one held by a blocked thread would prevent Python's exit."""
+    """Write records to file descriptor 2, without locks: one held by a blocked thread would prevent Python's exit.
+
+    Records that cannot be written (a full disk, a closed pipe) are lost; the number of their lines is logged when
+    stderr works again. Without ``wait``, this holds for a blocked stderr too.
+    """
+
+    def __init__(self, wait: bool = True) -> None:
+        super().__init__()
+        self._wait = wait
+        self._lost = LostLines()
+        self._line_is_open = False  # whether a part of a line was written
 
     def createLock(self) -> None:  # the name of logging
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        content = f"{record.getMessage()}\n".encode(errors="backslashreplace")
-        with suppress(OSError):  # nobody can read it: a closed terminal or pipe
+        content = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        if self._line_is_open:
+            content = b"\n" + content
+        try:
+            if not (self._wait or select.select([], [STDERR], [], 0)[1]):
+                raise BlockingIOError(errno.EAGAIN, "stderr was blocked")
             while content:
-                content = content[os.write(STDERR, content) :]
+                written = os.write(STDERR, content)
+                self._line_is_open = content[written - 1 : written] != b"\n"
+                content = content[written:]
+        except (OSError, ValueError) as error:  # ValueError: select for a closed descriptor
+            self._lost.add(record, getattr(error, "strerror", None) or str(error))
+        else:
+            self._lost.report()
+
+
+class LostLines:
+    """Counts lines that could not be logged, until they can be reported."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._reason = ""
+
+    def add(self, record: logging.LogRecord, reason: str) -> None:
+        """Count the lines of a record."""
+        self.count += record.getMessage().count("\n") + 1
+        self._reason = reason
+
+    def report(self) -> None:
+        """Log the number of lost lines, if there are some. Call this after a record was logged."""
+        if count := self.count:
+            self.count = 0  # first, because logging may call this method
+            log.error("%d log lines were lost: %s", count, self._reason)
 
 
 def utc_time(seconds: float) -> str:
@@ -119,13 +168,13 @@ def utc_time(seconds: float) -> str:
 
 
 def log_errors(report: Callable[P, None]) -> Callable[P, None]:
-    """Log the errors of a function that records metrics, such as a missing file descriptor, and do not raise them."""
+    """Log the errors of a function that records metrics or logs, such as a full disk, and do not raise them."""
 
     @functools.wraps(report)
     def reported(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             report(*args, **kwargs)
         except Exception:
-            log.exception("a metric was not recorded")
+            log.exception("%s failed", report.__qualname__)
 
     return reported

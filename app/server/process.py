@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from limits.aio.storage import Storage
 
 from app.api.middleware.api_keys import limit_storage
-from app.observability.logs import log_in_background
+from app.observability.logs import log_in_background, log_without_waiting
 from app.observability.multiprocess_metrics import shared_metrics
 from app.server.supervisor import Supervisor, can_fork, handles_sighup
 from app.server.system import available_memory, cores, raise_file_limit, single_arena
@@ -127,6 +127,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         }
     )
     tls_context(settings)
+    log_without_waiting()
     listener, counters = listen_at(settings.host, settings.port), limit_storage(settings)
     try:
         metrics_folder = shared_metrics()

@@ -25,6 +25,7 @@ from app.settings import Settings, SettingsError
 
 log = logging.getLogger("quartet")
 TLS_HANDSHAKE_SECONDS = 10.0
+STDOUT = 1  # file descriptor
 
 
 class Server(uvicorn.Server):
@@ -189,7 +190,11 @@ def announce(listener: socket.socket, settings: Settings) -> None:
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     address = f"{'https' if settings.tls_cert else 'http'}://{host}:{port}"
-    print(f"Quartet serves on {address} - open it in a browser, or see {address}/docs", flush=True)
+    line = f"Quartet serves on {address} - open it in a browser, or see {address}/docs\n"
+    try:
+        os.write(STDOUT, line.encode())  # print would try again at exit and change the exit status
+    except OSError as error:
+        log.warning("the address cannot be printed: %s", error.strerror)
 
 
 class WorkerServer(Server):
