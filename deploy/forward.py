@@ -10,12 +10,14 @@ from typing import Protocol
 from fastapi import FastAPI
 from prometheus_client import Metric, generate_latest
 from prometheus_client.samples import Sample
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_content, error_response
+from app.api.request_body import read_raw_body
 from app.api.sse import DONE, event
-from app.errors import NotReady, Overloaded
+from app.errors import CallerGone, InferenceFailed, NotReady, Overloaded, QuartetError
 from app.tasks import TASKS
 
 FORWARDED_SCOPE = (
@@ -32,7 +34,10 @@ FORWARDED_SCOPE = (
 )
 MAX_QUEUED_MESSAGES = 64  # of one response, until they are sent
 MAX_HELD_BYTES = 2**20  # of a response, held back so that another replica can be tried if this one dies
-MAX_TRIES = 3  # for a request whose replica died before the response started
+MAX_TRIES = 2  # of a repeatable request: the request itself may be what ends its replica
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+TWICE_DEAD = f"{MAX_TRIES} replicas died while they answered this request"
+UNSURE = "the replica died while it answered; check whether it made the change before you repeat the request"
 END: Message = {"type": "end"}
 
 
@@ -102,22 +107,25 @@ class ForwardedResponse(Response):
     """The response of a replica in another process.
 
     ``call`` sends the request to a replica. If it raises an error of ``replica_errors`` before the response has
-    started, another replica is tried. It raises ``overload_error`` if all replicas are full.
+    started, another replica is tried if the request is repeatable. ``call`` raises ``overload_error`` if all replicas
+    are full. A body of more than ``max_body_bytes``, or with a pause of more than ``pause_seconds``, is rejected as
+    soon as that is known.
 
     A stream starts with its first event. Other responses start when they are complete, or after ``MAX_HELD_BYTES``.
-    Request bodies are cut one byte after ``max_body_bytes``, so that the application rejects them.
     """
 
     def __init__(
         self,
         call: Callable[[Scope, bytes], RemoteResponse],
         max_body_bytes: int,
+        pause_seconds: float,
         replica_errors: tuple[type[Exception], ...],
         overload_error: type[Exception],
     ) -> None:
         super().__init__()
         self.call = call
         self.max_body_bytes = max_body_bytes
+        self.pause_seconds = pause_seconds
         self.replica_errors = replica_errors
         self.overload_error = overload_error
         self.streamed = False
@@ -126,13 +134,18 @@ class ForwardedResponse(Response):
         self.held: list[Message] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(receive)
-        if body is None:
+        try:
+            body = await read_raw_body(Request(scope, receive), self.max_body_bytes, self.pause_seconds)
+        except CallerGone:
+            return
+        except QuartetError as rejection:
+            await error_response(rejection)(scope, receive, send)
             return
         forwarded = {key: scope[key] for key in FORWARDED_SCOPE if key in scope}
         forwarded["headers"] = [tuple(header) for header in scope["headers"]]
         disconnected = asyncio.Event()
-        for _ in range(MAX_TRIES):
+        repeatable = is_repeatable(scope)
+        for _ in range(MAX_TRIES if repeatable else 1):
             try:
                 await self._relay(self.call(forwarded, body), receive, send, disconnected)
                 return
@@ -147,25 +160,12 @@ class ForwardedResponse(Response):
                     break
                 self.held.clear()
         if not self.started:
-            await error_response(NotReady("the replicas died while answering; try again"))(scope, receive, send)
+            await error_response(InferenceFailed(TWICE_DEAD if repeatable else UNSURE))(scope, receive, send)
         elif self.streamed:
             last_events = event(error_content(NotReady("the replica that generated this answer died"))) + DONE
             await send({"type": "http.response.body", "body": last_events, "more_body": False})
         else:
             raise ConnectionError("the replica died while sending its response")
-
-    async def _body(self, receive: Receive) -> bytes | None:
-        """The request body, or None if the client disconnected."""
-        parts, length = [], 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            if length <= self.max_body_bytes:
-                parts.append(message.get("body", b""))
-                length += len(parts[-1])
-            if not message.get("more_body", False):
-                return b"".join(parts)[: self.max_body_bytes + 1]
 
     async def _pass_on(self, message: Message, send: Send) -> None:
         self.held.append(message)
@@ -219,9 +219,8 @@ def render_metrics(by_replica: Mapping[str, Iterable[Metric]]) -> bytes:
     return generate_latest(Families())
 
 
-def task_of_path(path: str, task_of_model: Callable[[str], str | None]) -> str | None:
-    """The task of a request, or None if any replica can answer. ``task_of_model`` maps a model name to its task."""
-    for prefix in ("/v2/models/", "/v2/repository/models/"):
-        if path.startswith(prefix):
-            return task_of_model(path.removeprefix(prefix).split("/")[0].split("@")[0])
-    return next((task.name for task in TASKS.values() if path in task.paths), None)
+def is_repeatable(scope: Scope) -> bool:
+    """Return whether a request changes nothing, so that it can be sent again if its outcome is unknown."""
+    path = scope["path"]
+    computes = path.startswith("/v2/models/") or any(path in task.paths for task in TASKS.values())
+    return computes or scope["method"] in SAFE_METHODS

@@ -5,16 +5,14 @@
 
 Each replica is a complete service without a socket. Ray places and restarts replicas, routes to the least busy one,
 scales them by waiting and running requests, and lets a replica drain before it stops. Replicas are grouped by task, so
-that long texts do not delay images. An ingress forwards requests to the groups. If a replica dies before its response
-has started, the ingress tries another replica.
+that long texts do not delay images. An ingress checks keys and forwards requests to the groups. If a replica dies
+before its response has started, the ingress sends a request that changes nothing to another replica, once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, Metric
@@ -24,17 +22,14 @@ from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import store
-from app.api.errors import error_response
-from app.api.middleware.api_keys import key_of, load_keyring
-from app.errors import Unauthorized
 from app.main import create_app
 from app.settings import PREFIX, Settings
-from app.store import StoreError, TaskName
+from app.store import TaskName
 from app.tasks import TASKS
-from deploy.forward import ForwardedResponse, HostedApp, render_metrics, task_of_path
+from deploy.forward import ForwardedResponse, HostedApp, render_metrics
+from deploy.ingress import IngressApp
 
 REPLICA_ERRORS = (
     exceptions.RayActorError,
@@ -118,6 +113,17 @@ class Replica:
         await self.hosted.stop()
 
 
+class AppResponse(Response):
+    """A response that an ASGI application sends."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__()
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
 class Ingress:
     """Forwards requests to groups. ``tasks`` maps tasks to groups; the first group answers all other requests."""
 
@@ -125,35 +131,21 @@ class Ingress:
         os.environ.update(environment)  # this may be another machine
         settings = Settings()
         self.tasks = tasks
-        self.store = settings.store
-        self.ring = load_keyring(settings)
-        self.task_by_model: dict[str, str] = {}
+        self.pause_seconds = settings.body_seconds
         self.groups = groups
-        calls = {name: handle.options(method_name="answer", stream=True) for name, handle in groups.items()}
-        self.forwarded = {
-            name: partial(ForwardedResponse, handle.remote, settings.max_body_bytes, REPLICA_ERRORS, BackPressureError)
-            for name, handle in calls.items()
-        }
+        self.calls = {name: handle.options(method_name="answer", stream=True).remote for name, handle in groups.items()}
+        self.app = IngressApp(settings, self._forward_to, {"/metrics": self._show_metrics})
 
     async def __call__(self, request: Request) -> Response:
-        path = request.scope["path"]
-        if path == "/metrics":  # of all replicas together
-            try:
-                if self.ring:
-                    key_of(self.ring, request.scope)
-            except Unauthorized as error:
-                return error_response(error)
-            return Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)
-        task = task_of_path(path, self._task_of_model)
-        return self.forwarded[self.tasks[task] if task else next(iter(self.groups))]()
+        return AppResponse(self.app)
 
-    def _task_of_model(self, name: str) -> str | None:
-        """The task of a model, or None for an unknown model."""
-        if name not in self.task_by_model:
-            for model, number in store.all_versions(self.store):
-                with suppress(StoreError):  # the replicas report the error
-                    self.task_by_model[model] = store.read_card(self.store / model / str(number)).task
-        return self.task_by_model.get(name)
+    def _forward_to(self, task: TaskName | None, max_body_bytes: int) -> Response:
+        call = self.calls[self.tasks[task] if task else next(iter(self.groups))]
+        return ForwardedResponse(call, max_body_bytes, self.pause_seconds, REPLICA_ERRORS, BackPressureError)
+
+    async def _show_metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)  # of all replicas together
+        await response(scope, receive, send)
 
     async def _metrics(self) -> bytes:
         by_replica: dict[str, Iterable[Metric]] = {}
@@ -178,8 +170,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         raise ValueError(f"groups have the tasks {sorted(task for task, _ in tasks)}; each task must be in one group")
     shared = {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
     shared |= {f"{PREFIX}STORE": str(settings.store.resolve()), f"{PREFIX}WORKERS": "1"}
-    if settings.keys_file:
-        shared[f"{PREFIX}KEYS_FILE"] = str(settings.keys_file.resolve())
+    for name, path in (("KEYS_FILE", settings.keys_file), ("ADMIN_KEY_FILE", settings.admin_key_file)):
+        if path:
+            shared[f"{PREFIX}{name}"] = str(path.resolve())
     groups = {name: _group(name, group, shared, settings) for name, group in layout.groups.items()}
     ingress = serve.deployment(Ingress).options(
         num_replicas=layout.ingresses,

@@ -64,14 +64,23 @@ async def read_body(request: Request, limit: int, pause_seconds: float, codings:
 
     Raises:
         BadValue: the body has another content coding.
-        TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
-        TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
-        CallerGone: the client disconnected.
+        TooLarge, TooSlow, CallerGone: as in ``read_raw_body``.
     """
     coding = header(request, b"content-encoding", "identity")
     if coding != "identity" and coding.lower() not in codings:
         allowed = f"allowed are {', '.join(codings)}" if codings else "send the body as it is"
         raise BadValue(f"content-encoding is {quote_value(coding)}; {allowed}", "content-encoding")
+    return await read_raw_body(request, limit, pause_seconds)
+
+
+async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> bytes:
+    """Return the body as it was sent.
+
+    Raises:
+        TooLarge: the body is longer than ``limit`` bytes. Raised as soon as this is known.
+        TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
+        CallerGone: the client disconnected.
+    """
     _check_content_length(request, limit)
     length, chunks, loop = 0, [], asyncio.get_running_loop()
     deadline = request.scope.get(DEADLINE, math.inf)

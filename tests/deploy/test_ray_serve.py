@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from support.service import ROOT, TEST
@@ -18,7 +19,7 @@ pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
 async def test_every_task_must_be_in_one_group() -> None:
     from deploy.ray_serve import build
 
-    with pytest.raises(ValueError, match=r"groups have the tasks \['classify', 'classify'\]"):
+    with pytest.raises(ValueError, match=r"groups have the tasks \['classify', 'classify', 'infer'\]"):
         build({"groups": {"a": {"tasks": ["classify"]}, "b": {"tasks": ["classify"]}}})
     with pytest.raises(ValueError, match="replicas"):
         build({"groups": {"a": {"tasks": ["classify"], "replicas": 3}}})
@@ -54,8 +55,6 @@ async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch:
 async def test_metrics_of_all_replicas_need_an_api_key(
     tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from starlette.requests import Request
-
     from app import key_file
     from deploy.ray_serve import Ingress
 
@@ -64,6 +63,6 @@ async def test_metrics_of_all_replicas_need_an_api_key(
     key = key_file.add(tmp_path / "keys", "alice")
     environment = {"QUARTET_STORE": str(tiny_store), "QUARTET_KEYS_FILE": str(tmp_path / "keys")}
     ingress = Ingress({}, environment, {})
-    for headers, status in (([], 401), ([(b"x-api-key", b"no")], 401), ([(b"x-api-key", key.encode())], 200)):
-        answer = await ingress(Request({"type": "http", "method": "GET", "path": "/metrics", "headers": headers}))
-        assert answer.status_code == status
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(ingress.app), base_url="http://x") as client:
+        for headers, status in (({}, 401), ({"x-api-key": "no"}, 401), ({"x-api-key": key}, 200)):
+            assert (await client.get("/metrics", headers=headers)).status_code == status

@@ -116,15 +116,19 @@ def admin_key(settings: Settings) -> str | None:
 
 
 def guard(key: str) -> Callable[..., Any]:
-    """Return a dependency that raises Unauthorized for requests without the key. It compares in constant time."""
-    expected = hashlib.sha256(key.encode()).digest()
+    """Return a dependency that raises Unauthorized for requests without the key."""
 
     async def check_key(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
-        digest = hashlib.sha256(credentials.credentials.encode() if credentials else b"").digest()
-        if not hmac.compare_digest(digest, expected):
-            raise Unauthorized("this needs the admin key, as `Authorization: Bearer KEY`")
+        check_admin_key(credentials.credentials if credentials else "", key)
 
     return check_key
+
+
+def check_admin_key(sent: str, key: str) -> None:
+    """Compare keys in constant time. Raises Unauthorized."""
+    digests = (hashlib.sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (sent, key))
+    if not hmac.compare_digest(*digests):
+        raise Unauthorized("this needs the admin key, as `Authorization: Bearer KEY`")
 
 
 def router(registry: Registry, settings: Settings, key: str) -> APIRouter:

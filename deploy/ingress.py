@@ -1,0 +1,128 @@
+"""The work of an ingress before it forwards a request. Does not depend on Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import store
+from app.api.errors import error_response
+from app.api.middleware.api_keys import is_public, key_of, load_keyring, sent_key
+from app.api.middleware.body_memory import BodyMemoryLimit
+from app.api.middleware.cors import cors
+from app.api.routes.admin import PREFIX as ADMIN
+from app.api.routes.admin import admin_key, check_admin_key
+from app.errors import QuartetError
+from app.settings import Settings
+from app.store import StoreError, TaskName
+from app.store.disk_thread import DiskThread
+from app.tasks import TASKS
+
+REPOSITORY = "/v2/repository/models/"
+MODEL_PREFIXES = ("/v2/models/", REPOSITORY)
+SCAN_SECONDS = 1.0  # how long a request waits for a scan of the store; a stalled file system takes longer
+PUBLIC_BODY_BYTES = 64 * 1024  # of a body that needs no key
+
+ForwardTo = Callable[[TaskName | None, int], ASGIApp]
+
+
+class IngressApp:
+    """ASGI application: check the key, find the task, then call ``forward_to(task, max_body_bytes)``.
+
+    The key is checked before the body is read. The replicas check it again and count rate limits. ``own`` maps paths
+    to applications that answer in this process.
+
+    Raises:
+        SettingsError: a key file or the admin key cannot be used.
+    """
+
+    def __init__(self, settings: Settings, forward_to: ForwardTo, own: Mapping[str, ASGIApp]) -> None:
+        self._ring = load_keyring(settings)
+        self._admin_key = admin_key(settings)
+        self._models = ModelTasks(settings.store, settings.store_poll_seconds)
+        self._forward_to = forward_to
+        self._own = own
+        self._max_body_bytes = settings.max_body_bytes
+        self._app = cors(BodyMemoryLimit(self._forward, settings.max_buffered_bytes), settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            known = await self._authenticate(scope)
+        except QuartetError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        app = self._own.get(scope["path"])
+        if app is None:
+            limit = self._max_body_bytes if known else min(PUBLIC_BODY_BYTES, self._max_body_bytes)
+            app = self._forward_to(await task_of_path(scope["path"], self._models.find), limit)
+        await app(scope, receive, send)
+
+    async def _authenticate(self, scope: Scope) -> bool:
+        """Return whether the request may have a large body. Raises Unauthorized for a missing or wrong key."""
+        path = scope["path"]
+        if self._admin_key and path.startswith((f"{ADMIN}/", REPOSITORY)):
+            check_admin_key(sent_key(scope) or "", self._admin_key)
+            return True
+        if is_public(path):
+            return False
+        if self._ring:
+            await self._ring.refresh()
+            key_of(self._ring, scope)
+        return True
+
+
+class ModelTasks:
+    """The task of each model in the store.
+
+    Each card is read once. The store is scanned on a thread when an unknown model is named, at most once in
+    ``poll_seconds``; 0: only once.
+    """
+
+    def __init__(self, folder: Path, poll_seconds: float) -> None:
+        self._folder = folder
+        self._interval = poll_seconds or math.inf
+        self._tasks: dict[str, TaskName] = {}
+        self._read: set[tuple[str, int]] = set()  # versions whose card has been read
+        self._disk = DiskThread("cards")
+        self._scan: asyncio.Task[None] | None = None  # the scan that is in progress
+        self._scanned_at = -math.inf  # start of the last scan, on time.monotonic's clock
+
+    async def find(self, name: str) -> TaskName | None:
+        """Return the task of a model, or None for an unknown model."""
+        if name not in self._tasks:
+            if self._scan is None and time.monotonic() - self._scanned_at >= self._interval:
+                self._scanned_at = time.monotonic()
+                self._scan = asyncio.create_task(self._disk.run(self._read_cards))
+                self._scan.add_done_callback(self._end_scan)
+            if self._scan:
+                await asyncio.wait([self._scan], timeout=SCAN_SECONDS)
+        return self._tasks.get(name)
+
+    def _end_scan(self, scan: asyncio.Task[None]) -> None:
+        self._scan = None
+        if not scan.cancelled():
+            scan.exception()  # a store that cannot be read; the replicas report it
+
+    def _read_cards(self) -> None:
+        for name, number in store.all_versions(self._folder):
+            if (name, number) not in self._read:
+                with suppress(StoreError):  # read again in the next scan; the replicas report the error
+                    self._tasks[name] = store.read_card(self._folder / name / str(number)).task
+                    self._read.add((name, number))
+
+
+async def task_of_path(path: str, find: Callable[[str], Awaitable[TaskName | None]]) -> TaskName | None:
+    """The task of a request, or None if any replica can answer. ``find`` returns the task of a model."""
+    for prefix in MODEL_PREFIXES:
+        if path.startswith(prefix):
+            return await find(path.removeprefix(prefix).split("/")[0].split("@")[0])
+    return next((task.name for task in TASKS.values() if path in task.paths), None)
