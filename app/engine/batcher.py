@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from itertools import chain, pairwise
+from typing import Generic, Protocol, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
@@ -21,13 +22,29 @@ from app.engine.futures import cancel, set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import BadValue, InferenceFailed, NotReady
 
+PART_ROWS = 16  # rows of a part of a large item
+SHARING_SECONDS = 1.0  # seconds after a small item in which a batch has at most one part of a large one
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class Splitter(Protocol[Item, Result]):
+    """Splits items into parts. The joined results of the parts equal the result of the whole item."""
+
+    def split(self, item: Item, rows: int) -> Sequence[Item]:
+        """Split an item into parts of at most ``rows`` rows."""
+
+    def join(self, results: Sequence[Result]) -> Result:
+        """Join the results of all parts."""
+
+
 @dataclass(eq=False, slots=True)
 class QueueEntry(Generic[Item, Result]):
-    """One item, its number of rows, and the future of its result. Times are on ``time.monotonic``'s clock."""
+    """One item or a part of one, its number of rows, and the future of its result.
+
+    Times are on ``time.monotonic``'s clock.
+    """
 
     item: Item
     rows: int
@@ -37,7 +54,18 @@ class QueueEntry(Generic[Item, Result]):
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     ended_at: float = 0.0
-    waiting: bool = True  # whether it is in the queue
+    waiting: bool = False  # whether it is in the queue
+    is_part: bool = False  # of a large item
+    following: QueueEntry[Item, Result] | None = None  # the next part of the item; it is queued after this one
+    rows_left: int = 0  # of this part and all following ones
+
+    def next_part(self) -> QueueEntry[Item, Result] | None:
+        """Return the next part, unless it is cancelled or this one has failed."""
+        part = self.following
+        if part is None or part.future.done():
+            return None
+        failed = self.future.done() and (self.future.cancelled() or self.future.exception())
+        return None if failed else part
 
 
 class Batcher(Generic[Item, Result]):
@@ -45,7 +73,10 @@ class Batcher(Generic[Item, Result]):
 
     ``predict`` maps N items to N results in the same order; it runs on ``executor``. ``rows`` returns the number of
     rows of an item, and ``expected_seconds`` the expected duration of a batch in seconds. A batch has at most
-    ``batch_rows`` rows; a larger item is computed alone. At most ``queue_rows`` rows wait.
+    ``batch_rows`` rows. At most ``queue_rows`` rows wait.
+
+    ``splitter`` splits large items, so that small ones do not wait for all of their rows: after each part, the next one
+    joins the end of the queue. Without ``splitter``, an item of more than ``batch_rows`` rows is computed alone.
     """
 
     def __init__(
@@ -58,8 +89,11 @@ class Batcher(Generic[Item, Result]):
         observer: EngineObserver,
         batch_rows: int,
         queue_rows: int,
+        splitter: Splitter[Item, Result] | None = None,
     ) -> None:
         self.name = name
+        self._splitter = splitter
+        self._part_rows = min(PART_ROWS, batch_rows)
         self._predict = predict
         self._rows = rows
         self._expected_seconds = expected_seconds
@@ -98,29 +132,52 @@ class Batcher(Generic[Item, Result]):
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
-        loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
-        entries = [
-            QueueEntry(item, count, loop.create_future(), caller, trace)
-            for item, count in zip(items, rows, strict=True)
-        ]
-        for entry in entries:
-            self._queue.append(entry)
-        self._admission.add(caller, sum(rows))
+        entries = [self._entries(item, count) for item, count in zip(items, rows, strict=True)]
+        for first, *_ in entries:
+            self._enqueue(first)
         if self._drain_task is None:
-            self._drain_task = loop.create_task(self._drain())
+            self._drain_task = asyncio.get_running_loop().create_task(self._drain())
         try:
-            return [await entry.future for entry in entries]
+            return [self._join([await entry.future for entry in parts]) for parts in entries]
         finally:
-            for entry in entries:  # after a failure or a disconnect the remaining items are not computed
+            for entry in chain.from_iterable(
+                entries
+            ):  # after a failure or a disconnect the remaining items are not computed
                 cancel(entry.future)
                 if entry.waiting:
                     self._queue.discard(entry)
                     self._leave(entry)
 
+    def _entries(self, item: Item, rows: int) -> list[QueueEntry[Item, Result]]:
+        """Return the entry of an item, or those of its parts."""
+        loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
+        if self._splitter is None or rows <= self._part_rows:
+            return [QueueEntry(item, rows, loop.create_future(), caller, trace, rows_left=rows)]
+        entries = [
+            QueueEntry(
+                part, self._rows(part), loop.create_future(), caller, trace, is_part=True, rows_left=rows - start
+            )
+            for start, part in zip(
+                range(0, rows, self._part_rows), self._splitter.split(item, self._part_rows), strict=True
+            )
+        ]
+        for entry, following in pairwise(entries):
+            entry.following = following
+        return entries
+
+    def _join(self, results: list[Result]) -> Result:
+        return self._splitter.join(results) if self._splitter and len(results) > 1 else results[0]
+
+    def _enqueue(self, entry: QueueEntry[Item, Result]) -> None:
+        """Add an entry to the queue. The rows of all following parts count as waiting too."""
+        entry.waiting, entry.queued_at = True, time.monotonic()
+        self._queue.append(entry)
+        self._admission.add(entry.caller, entry.rows_left)
+
     def _leave(self, entry: QueueEntry[Item, Result]) -> None:
-        """Free the entry's place in the queue."""
+        """Free the entry's place in the queue, and that of the parts that follow a running one."""
         entry.waiting = False
-        self._admission.remove(entry.caller, entry.rows)
+        self._admission.remove(entry.caller, entry.rows_left)
 
     async def _drain(self) -> None:
         """Run batches until the queue is empty."""
@@ -131,9 +188,13 @@ class Batcher(Generic[Item, Result]):
                     await self._run(self._running)
                 except Exception as error:  # outside ``predict``: nobody may wait for an answer that never comes
                     self._fail(self._running or [*self._queue], f"{self.name} failed", error)
-                self._running = []
-                if self._queue:
+                parts = [part for entry in self._running if (part := entry.next_part())]
+                if self._queue or parts:
                     await self._executor.yield_to_requests()
+                self._running = []
+                for part in parts:
+                    if not part.future.done():
+                        self._enqueue(part)
         finally:
             self._drain_task = None
             self._stop()  # nothing is left, unless this task was cancelled
@@ -149,16 +210,29 @@ class Batcher(Generic[Item, Result]):
     def _next_batch(self) -> None:
         """Move the next batch from the queue to ``_running``: at least one entry, and as many as fit.
 
-        Entries that are done, for example cancelled, are dropped.
+        While there are small items, for any model, a batch has at most one part of a large item. Otherwise the parts of
+        one item fill a batch, which is faster. Entries that are done, for example cancelled, are dropped.
         """
         batch = self._running = []
-        rows = 0
-        while self._queue and (not batch or rows + self._queue.peek().rows <= self._batch_rows):
-            entry = self._queue.pop()
+        rows, has_part = 0, False
+        shared = time.monotonic() - self._executor.small_item_at < SHARING_SECONDS
+        while self._queue:
+            entry = self._queue.peek()
+            if batch and (rows + entry.rows > self._batch_rows or (shared and has_part and entry.is_part)):
+                return
+            self._queue.pop()
             self._leave(entry)
-            if not entry.future.done():
-                batch.append(entry)
-                rows += entry.rows
+            if entry.future.done():
+                continue
+            batch.append(entry)
+            rows += entry.rows
+            if not entry.is_part:
+                self._executor.small_item_at = time.monotonic()
+                continue
+            has_part = True
+            while (part := batch[-1].next_part()) and not shared and rows + part.rows <= self._batch_rows:
+                batch.append(part)
+                rows += part.rows
 
     async def _run(self, batch: list[QueueEntry[Item, Result]]) -> None:
         """Compute a batch and set its results. Never raises.
@@ -213,5 +287,8 @@ class Batcher(Generic[Item, Result]):
     def _stop(self) -> None:
         """Fail all entries that are left."""
         for entry in (*self._running, *self._queue):
-            set_exception(entry.future, NotReady(f"{self.name} stopped before it could answer"))
+            part: QueueEntry[Item, Result] | None = entry
+            while part:
+                set_exception(part.future, NotReady(f"{self.name} stopped before it could answer"))
+                part = part.following
         self._queue.clear()

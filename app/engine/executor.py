@@ -51,6 +51,7 @@ class Executor:
         self._queue: FairQueue[Ticket] = FairQueue()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._started_at: dict[Future[Any], float] = {}  # jobs on threads, time.monotonic's clock
+        self.small_item_at = -math.inf  # when a batcher computed a small item last, time.monotonic's clock
         self.text_seconds = 0.0  # computing time of all text engines so far, seconds
         self._no_inline_until = -math.inf  # time.monotonic's clock
 

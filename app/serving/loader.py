@@ -23,7 +23,7 @@ from app.engine.observer import ObserverFactory
 from app.engine.text_engine import TextEngine
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
-from app.tasks import TASKS, BatchPredictor, Predictor, Task
+from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
 from app.tasks.text_generation import Continuation
 
 log = logging.getLogger("quartet")
@@ -128,14 +128,20 @@ class Loader:
             rows, queue = self._max_rows(task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
             return LoadedModel(card, predictor, engine, bytes=size)
-        batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds)
+        splitter = predictor if task.splits else None
+        batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
         explainer = None
         if task.explains:
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
         return LoadedModel(card, predictor, batcher, explainer, bytes=size)
 
     def _batcher(
-        self, card: Card, predictor: BatchPredictor, compute: Callable[..., Any], seconds: Callable[..., float]
+        self,
+        card: Card,
+        predictor: BatchPredictor,
+        compute: Callable[..., Any],
+        seconds: Callable[..., float],
+        splitter: SplittingPredictor | None = None,
     ) -> Batcher[Any, Any]:
         return Batcher(
             _label(card),
@@ -146,6 +152,7 @@ class Loader:
             self.observers.for_version(card.name, card.version),
             batch_rows=self.settings.batch_rows,
             queue_rows=self.settings.queue_rows,
+            splitter=splitter,
         )
 
 

@@ -55,6 +55,16 @@ class ExplainingPredictor(BatchPredictor, Protocol):
         """Return the expected duration of ``explain``."""
 
 
+class SplittingPredictor(BatchPredictor, Protocol):
+    """A predictor whose large items can be computed in parts, with the same result."""
+
+    def split(self, item: Any, rows: int) -> Sequence[Any]:
+        """Split an item into parts of at most ``rows`` rows."""
+
+    def join(self, results: Sequence[Any]) -> Any:
+        """Join the results of all parts of an item."""
+
+
 class TextPredictor(Predictor, Protocol):
     """A predictor for ``TextEngine``: one call adds one token to each text."""
 
@@ -80,6 +90,7 @@ class Task(Generic[P]):
         paths: the HTTP paths that only serve this task.
         options: names of the settings that ``predictor`` takes as keyword arguments.
         explains: whether the predictor is an ``ExplainingPredictor``.
+        splits: whether the predictor is a ``SplittingPredictor``.
     """
 
     name: TaskName
@@ -89,6 +100,7 @@ class Task(Generic[P]):
     paths: tuple[str, ...]
     options: tuple[str, ...] = ()
     explains: bool = False
+    splits: bool = False
 
 
 CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",), explains=True)
@@ -96,7 +108,9 @@ GENERATE_TEXT = Task("continue", TextGenerator, "text", "character", ("/v1/text/
 FORECAST: Task[AnyForecaster] = Task(
     "forecast", load_forecaster, "batch", "forecast", ("/v1/series/forecast", "/v1/timeseries/forecast")
 )
-GENERATE_IMAGES = Task("sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"))
+GENERATE_IMAGES = Task(
+    "sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True
+)
 
 INFER = Task("infer", TensorPredictor, "batch", "row", ())  # tensors only, under /v2
 

@@ -102,6 +102,18 @@ class ImageSampler:
     def _pixels(self, *inputs: Tensor) -> Tensor:
         return self.network.pixels(*map(pad, inputs))[: len(inputs[0])]
 
+    def split(self, item: LatentBatch, rows: int) -> list[LatentBatch]:
+        """Split the images of a request into parts of at most ``rows`` images."""
+        starts = range(0, len(item), rows)
+        classes = [None if item.classes is None else item.classes[start : start + rows] for start in starts]
+        return [
+            LatentBatch(item.latents[start : start + rows], part) for start, part in zip(starts, classes, strict=True)
+        ]
+
+    def join(self, results: Sequence[np.ndarray]) -> np.ndarray:
+        """Join the pixels of all parts of a request."""
+        return np.concatenate(results)
+
     def rows(self, item: LatentBatch) -> int:
         """Return the number of batch rows that an item takes."""
         return len(item)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -70,6 +71,67 @@ async def test_limits_count_rows_and_a_larger_item_is_computed_alone(executor: E
     gate.open.set()
     await asyncio.gather(*first, *rest)
     assert gate.batches == [[1], [3], [2], [9], [1, 1]]
+
+
+class ListDoubler:
+    """A network that doubles the numbers of lists. A number is a row, and a list can be split."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    def predict(self, items: Sequence[list[int]]) -> list[list[int]]:
+        numbers = self.gate.predict([number for item in items for number in item])
+        return [[numbers.pop(0) for _ in item] for item in items]
+
+    def split(self, item: list[int], rows: int) -> list[list[int]]:
+        return [item[start : start + rows] for start in range(0, len(item), rows)]
+
+    def join(self, results: Sequence[list[int]]) -> list[int]:
+        return list(chain.from_iterable(results))
+
+    def batcher(self, executor: Executor, batch_rows: int = 64) -> Any:
+        observer = RecordingObserver()
+        return Batcher("m", self.predict, len, one_millisecond, executor, observer, batch_rows, 200, splitter=self)
+
+
+async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Executor) -> None:
+    network = ListDoubler()
+    engine = network.batcher(executor)
+    tasks = await start_tasks(engine.submit([[1]]))
+    await network.gate.busy()
+    large, other = list(range(100, 140)), list(range(200, 220))
+    tasks += await start_tasks(engine.submit([large]), engine.submit([other]), engine.submit([[2], [3, 4]]))
+    assert engine.load == (63, 1)
+    network.gate.open.set()
+    answers = await asyncio.gather(*tasks)
+    assert answers == [[[2]], [[2 * n for n in large]], [[2 * n for n in other]], [[4], [6, 8]]]
+    assert network.gate.batches == [
+        [1], large[:16], [*other[:16], 2, 3, 4], large[16:32], other[16:], large[32:]
+    ]  # fmt: skip
+    assert engine.load == (0, 0)
+
+
+async def test_the_parts_of_a_lone_large_item_fill_batches(executor: Executor) -> None:
+    network = ListDoubler()
+    network.gate.open.set()
+    numbers = list(range(150))
+    assert await network.batcher(executor).submit([numbers]) == [[2 * n for n in numbers]]
+    assert [len(batch) for batch in network.gate.batches] == [64, 64, 22]
+
+
+async def test_a_failed_or_cancelled_large_item_is_not_computed_further(executor: Executor) -> None:
+    network = ListDoubler()
+    engine = network.batcher(executor, batch_rows=16)
+    (cancelled,) = await start_tasks(engine.submit([[1] * 99]))
+    await network.gate.busy()
+    assert engine.load == (0, 16)  # the rows of an item that has begun do not wait
+    failing, waiting = await start_tasks(engine.submit([[5] * 16 + [-1] * 16 + [5] * 30]), engine.submit([[7]]))
+    cancelled.cancel()
+    network.gate.open.set()
+    answers = await asyncio.gather(cancelled, failing, waiting, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [asyncio.CancelledError, InferenceFailed, list]
+    assert [batch[-1] for batch in network.gate.batches] == [1, 5, 7, -1]
+    assert engine.load == (0, 0)
 
 
 async def test_only_the_failing_item_gets_the_error(executor: Executor) -> None:
