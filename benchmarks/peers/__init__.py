@@ -1,8 +1,8 @@
-"""Competing servers with the workshop's CNN: how to install, start and call them.
+"""Competing servers: how to install, start and call them. All serve the workshop's CNN, mosec also texts and forecasts.
 
-Each server has a file here that follows its documentation, and an environment that is created on first use. All use one
-worker, batches of up to 64, and no batching delay where possible. This file also runs in those environments, so it
-imports no other packages.
+Each server has a file here that follows its documentation, and an environment that is created on first use. All use
+batches of up to 64; except for the variants of mosec, they use one worker and no batching delay where possible. This
+file also runs in those environments, so it imports no other packages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import base64
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,26 @@ from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, Server, free_port
 
 SHARED = ("torch>=2.6", "numpy>=1.26", "pillow>=10.3", "safetensors>=0.4.5")
+CLASSIFY = "/v1/images/classify"
 INSTALL_SECONDS = 1200
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server. ``request`` makes its JSON for an image; ``said`` converts its answer to Quartet's format."""
+    """A server. ``said`` converts its answer to Quartet's format.
+
+    ``paths`` maps each path of Quartet that it replaces to its own. ``request`` makes its JSON for an image; None: its
+    bodies are those of Quartet.
+    """
 
     packages: Sequence[str]
     command: Sequence[str]
-    path: str
     ready: str
-    request: Callable[[bytes], Any] | None
+    paths: Mapping[str, str]
+    request: Callable[[bytes], Any] | None = None
     said: Callable[[Any], Any] = lambda answer: answer
+    works: Sequence[str] = ("cnn",)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def text(picture: bytes) -> str:
@@ -46,42 +53,50 @@ def tensor(picture: bytes) -> Any:
     return {"inputs": [data]}
 
 
+def mosec(workers: int, wait: int) -> Peer:
+    """mosec with ``workers`` processes for each route and ``wait`` milliseconds to fill a batch."""
+    paths = {CLASSIFY: "/classify", "/v1/series/forecast": "/forecast", "/v1/text/continue": "/text"}
+    environment = {"PEER_WORKERS": str(workers), "PEER_WAIT": str(wait)}
+    command = ["-m", "benchmarks.peers.mosec_server"]
+    works = ("cnn", "forecast", "text")
+    return Peer(["mosec>=0.9"], command, "/", paths, works=works, environment=environment)
+
+
 PEERS = {
     "litserve": Peer(
         ["litserve>=0.2.5"],
         ["-m", "benchmarks.peers.lit"],
-        "/predict",
         "/health",
+        {CLASSIFY: "/predict"},
         lambda picture: {"image": text(picture)},
     ),
     "bentoml": Peer(
         ["bentoml>=1.4"],
         ["-m", "bentoml", "serve", "benchmarks.peers.bento:Classifier", "--host", "127.0.0.1"],
-        "/classify",
         "/readyz",
+        {CLASSIFY: "/classify"},
         lambda picture: {"images": [text(picture)]},
         lambda answer: answer[0],
     ),
     "mlserver": Peer(
         ["mlserver>=1.6"],
         ["-m", "benchmarks.peers.seldon"],
-        "/v2/models/cnn/infer",
         "/v2/health/ready",
+        {CLASSIFY: "/v2/models/cnn/infer"},
         tensor,
         lambda answer: json.loads(answer["outputs"][0]["data"][0]),
     ),
     "torchserve": Peer(
-        [
-            "torchserve>=0.12",
-            "torch-model-archiver>=0.12",
-            "setuptools<81",
-            "pyyaml",
-        ],  # the last two it does not ask for
+        # The last two are needed but not among its dependencies.
+        ["torchserve>=0.12", "torch-model-archiver>=0.12", "setuptools<81", "pyyaml"],
         ["-m", "benchmarks.peers.torch_serve"],
-        "/predictions/cnn",
         "/ping",
-        request=None,  # takes the picture as it is, as ours does
+        {CLASSIFY: "/predictions/cnn"},
     ),
+    "mosec": mosec(1, 0),
+    "mosec-1ms": mosec(1, 1),
+    "mosec-x2": mosec(2, 0),
+    "mosec-x2-1ms": mosec(2, 1),
 }
 
 
@@ -91,10 +106,11 @@ class Missing(Exception):
 
 def install(name: str, folder: Path) -> Path:
     """Install a server if necessary. Returns the Python of its environment. Raises Missing."""
-    python, done = folder / name / "bin" / "python", folder / name / "installed"
+    home = folder / name.partition("-")[0]  # variants of a server share its environment
+    python, done = home / "bin" / "python", home / "installed"
     if not done.exists():
         try:
-            subprocess.run([sys.executable, "-m", "venv", folder / name], check=True, capture_output=True, text=True)
+            subprocess.run([sys.executable, "-m", "venv", home], check=True, capture_output=True, text=True)
             command = [str(python), "-m", "pip", "install", "-q", *SHARED, *PEERS[name].packages]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -114,12 +130,15 @@ def server(name: str, python: Path, folder: Path, store: Path) -> Server:
         "PEER_PORT": str(port),
         "BENTOML_PORT": str(port),
         "BENTOML_DO_NOT_TRACK": "1",
+        **peer.environment,
     }
 
     def adapt(request: Request) -> Request:
+        path = peer.paths[request.path.partition("?")[0]]
         if peer.request is None:
-            return replace(request, path=peer.path)
-        return Request(peer.path, json.dumps(peer.request(request.body)).encode())
+            return replace(request, path=path)
+        return Request(path, json.dumps(peer.request(request.body)).encode())
 
     log = folder / f"{name}.log"
-    return Server(name, [str(python), *peer.command], port, log, environment, peer.ready, adapt, peer.said, peer=True)
+    command = [str(python), *peer.command]
+    return Server(name, command, port, log, environment, peer.ready, adapt, peer.said, peer.works)

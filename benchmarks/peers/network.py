@@ -1,4 +1,4 @@
-"""The network of all other servers: the workshop's CNN of the store, called eagerly as in ``plain.py``."""
+"""The networks of all other servers: the newest versions in the store, called eagerly as in ``plain.py``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from torch import Tensor
 from app.networks import build
 
 
+def load(name: str) -> tuple[Any, dict[str, Any]]:
+    """Load the newest version of a model. Return the network and its card."""
+    folder = max((Path(os.environ["PEER_STORE"]) / name).iterdir(), key=lambda entry: int(entry.name))
+    card = json.loads((folder / "card.json").read_text())
+    network = build(card["kind"], card["sizes"])
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network.eval(), card
+
+
 class Classifier:
     def __init__(self, name: str = "cifar10-lenet") -> None:
-        folder = max((Path(os.environ["PEER_STORE"]) / name).iterdir(), key=lambda entry: int(entry.name))
-        card = json.loads((folder / "card.json").read_text())
-        network = build(card["kind"], card["sizes"])
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-        self.network, self.labels = network.eval(), card["labels"]
+        self.network, card = load(name)
+        self.labels = card["labels"]
 
     def pixels(self, content: bytes) -> Tensor:
         """Decode the bytes of an image file to pixels [3, 32, 32]."""
@@ -46,3 +52,51 @@ class Classifier:
         best = zip(values, indices, strict=True)
         predictions = [{"label": self.labels[index], "index": index, "probability": value} for value, index in best]
         return {"results": [{"predictions": predictions}]}
+
+
+class Forecaster:
+    def __init__(self, name: str = "sine-lstm") -> None:
+        self.network, _ = load(name)
+
+    def predict(self, histories: Sequence[Sequence[float]], horizon: int) -> list[dict[str, Any]]:
+        """Forecast ``horizon`` values of each history. Returns one answer per history, in Quartet's format."""
+        network = self.network
+        window = torch.tensor([values[-network.sizes.window :] for values in histories])
+        with torch.inference_mode():
+            outputs, state = network.steps((window - network.location) / network.scale)
+            forecasts = [outputs[:, -1:]]
+            while len(forecasts) < horizon:
+                value, state = network.steps(forecasts[-1], state)
+                forecasts.append(value)
+            means = torch.cat(forecasts, dim=1) * network.scale + network.location
+        return [{"results": [{"mean": mean}]} for mean in means.tolist()]
+
+
+class TextGenerator:
+    def __init__(self, name: str = "bench-rnn") -> None:
+        self.network, card = load(name)
+        self.vocabulary = card["vocabulary"]
+        self.indices = {character: index for index, character in enumerate(self.vocabulary)}
+
+    def predict(self, bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Continue prompts of equal length together. Returns one answer per body, in Quartet's format."""
+        lengths = {len(body["prompt"]) for body in bodies}
+        answers: list[dict[str, Any]] = [{}] * len(bodies)
+        for length in lengths:
+            rows = [row for row, body in enumerate(bodies) if len(body["prompt"]) == length]
+            for row, text in zip(rows, self._continue([bodies[row] for row in rows]), strict=True):
+                answers[row] = {"results": [{"text": text}]}
+        return answers
+
+    def _continue(self, bodies: Sequence[dict[str, Any]]) -> list[str]:
+        read = torch.tensor([[self.indices[character] for character in body["prompt"]] for body in bodies])
+        temperature = torch.tensor([[body["temperature"]] for body in bodies])
+        state, sampled = self.network.zero_state(len(bodies)), []
+        with torch.inference_mode():
+            for _ in range(max(body["max_characters"] for body in bodies)):
+                logits, state = self.network(read, state)
+                logits[:, -1, -1] = -torch.inf  # <unk> is never generated
+                read = (logits[:, -1] / temperature).softmax(dim=1).multinomial(1)
+                sampled.append(read)
+        texts = ["".join(self.vocabulary[index] for index in row) for row in torch.cat(sampled, dim=1).tolist()]
+        return [text[: body["max_characters"]] for text, body in zip(texts, bodies, strict=True)]

@@ -86,7 +86,7 @@ def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
             try:
                 server.start()
             except StartFailed as error:
-                if not server.peer:
+                if server.works is None:
                     raise
                 print(f"\n{error}", flush=True)
                 ready.remove(server)
@@ -124,7 +124,7 @@ async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]
     good: list[Server] = []
     expected: list[Any] = []
     for server in running:
-        if server.peer and not work.peers:
+        if server.works is not None and name not in server.works:
             continue
         try:
             with awake(server):

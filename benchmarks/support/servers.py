@@ -51,7 +51,7 @@ class Server:
     """A server command in its own session, so that all its processes can be found.
 
     ``ready`` is the path of its readiness check. ``adapt`` converts one of our requests to the server's format,
-    ``said`` its answer to ours. A ``peer`` supports only some of the workloads.
+    ``said`` its answer to ours. A competitor supports only ``works``; None: all workloads.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Server:
     ready: str = "/health/ready"
     adapt: Callable[[Request], Request] = lambda request: request
     said: Callable[[Any], Any] = lambda answer: answer
-    peer: bool = False
+    works: Sequence[str] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 120) -> float:

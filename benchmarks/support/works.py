@@ -38,14 +38,13 @@ Right = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same requ
 
 @dataclass(frozen=True)
 class Work:
-    """A workload. ``callers`` are the default numbers of callers; ``peers``: whether the other servers support it."""
+    """A workload. ``callers`` are the default numbers of callers."""
 
     title: str
     requests: Sequence[Request]
     right: Right
     limits: Sequence[Limit] = ()
     callers: Sequence[int] = ()
-    peers: bool = False
     long: bool = False  # whether unfinished answers count in part
     streamed: bool = False
 
@@ -155,7 +154,6 @@ def works(folder: Path) -> dict[str, Work]:
             images(cnn),
             same_label,
             limits("classify", cnn, (1, 1), (8, 1), (64, 1)),
-            peers=True,
         )
     }
     if strong:
