@@ -57,6 +57,7 @@ class Inference(Generic[P]):
 
     def __init__(self, model: LoadedModel[P]) -> None:
         self.model = model
+        self.engine = model.engine
 
     def parse(self) -> Sequence[Any]:
         """Return the items for the engine. Raises BadValue."""
@@ -95,7 +96,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     if inference.streamed:
         return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
     async with Deadline(request, deadline):
-        outputs = await inference.model.engine.submit(items)
+        outputs = await inference.engine.submit(items)
         if inference.response_size(outputs) <= INLINE_SIZE:
             return inference.respond(outputs)
         return await executor.run_admitted(inference.respond, outputs)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from app.cli import add_model
 from app.exporting.files import to_onnx, to_pt2
-from app.importing.add import Description, add
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, rollout
 from app.store.rollout import NEWEST, Rollout
@@ -92,13 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file", metavar="FILE", type=Path, help="archive that `export` has written")
     added.add_argument("--renumber", action="store_true", help="give the version the next free number")
     added = command("add", _add, "import a trained network: a .pt2 file of torch.export, or an ONNX file")
-    added.add_argument(
-        "file", metavar="FILE", type=Path, help="file that torch.export.save has written, or an ONNX file"
-    )
-    added.add_argument("--name", required=True, help="name of the model")
-    added.add_argument("--title", default="", help="one sentence about the model")
-    added.add_argument("--licence", default="not stated", help="licence of the network")
-    added.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
+    add_model.add_arguments(added)
     added = command("export", _export, "write a version to an archive, or its network to a .pt2 or ONNX file")
     added.add_argument("model", metavar="NAME[@VERSION]", help="such as sales@3; without a version, the active one")
     added.add_argument("file", metavar="FILE", type=Path, nargs="?", help="new file; without it, such as sales-3.zip")
@@ -241,9 +235,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    command = f"python -m app.models add {args.file.name} --name {args.name}"
-    description = Description(args.name, args.title, licence=args.licence, source=args.source, command=command)
-    card = add(args.store, args.file, description, Settings().max_import_bytes)
+    card = add_model.run(args)
     row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
     print(json.dumps(row) if args.json else f"added {card.name}@{card.version}; {_status(card.name, row)}")
 

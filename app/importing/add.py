@@ -22,7 +22,7 @@ from app.importing.onnx_file import read_inputs, read_onnx_file
 from app.importing.pt2_archive import BadProgram, InputSpec, read_pt2
 from app.networks.exported_program import GRAPH, graph_tensor
 from app.networks.imported import ImportedSizes
-from app.store import Card, TaskName, TensorSpec, Version
+from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
 TOLERANCE = 1e-4  # relative to the largest output; a batch may round differently
@@ -43,6 +43,7 @@ class Description:
     source: str = "not stated"
     options: Mapping[str, Any] = field(default_factory=dict)
     labels: Sequence[str] | None = None
+    vocabulary: Sequence[str] | None = None  # without ``UNKNOWN_CHARACTER``
     command: str = "python -m app.models add"
 
 
@@ -56,6 +57,7 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
         raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
     draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(file, max_bytes)
     draft.card |= _card(description, file)
+    draft.card["sizes"]["options"] = dict(description.options)
     draft.check()
     draft.measure(description.task)
     return store.publish(models, draft.card, draft.tensors).card
@@ -104,6 +106,7 @@ def _card(description: Description, file: Path) -> dict[str, Any]:
         "task": description.task,
         "title": description.title or f"Imported from {file.name}",
         "labels": list(description.labels) if description.labels else None,
+        "vocabulary": [*description.vocabulary, UNKNOWN_CHARACTER] if description.vocabulary else None,
         "metrics": {},
         "data": {},
         "seed": 0,
@@ -196,7 +199,7 @@ class Draft:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         before = _resident_mib()
-        predictor = TASKS[task].predictor(self.version(), torch.device("cpu"))
+        predictor = TASKS[task].load(self.version(), torch.device("cpu"))
         self.card["speed"] = speed.measure(predictor, speed.processor())
         split = f"{speed.processor()}, one thread"
         for rows in BATCHES if ImportedSizes(**self.card["sizes"]).batched else (1,):

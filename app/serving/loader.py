@@ -21,6 +21,7 @@ from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.observer import ObserverFactory
 from app.engine.text_engine import TextEngine
+from app.networks import is_imported
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError, Version
 from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
@@ -45,6 +46,7 @@ class LoadedModel(Generic[P]):
     predictor: P
     engine: Engine
     explainer: Batcher[Any, Any] | None = None  # of tasks that explain: batches of ``predictor.explain``
+    tensors: Batcher[Any, Any] | None = None  # of imported text models: batches of tensors beside the texts
     bytes: int = 0  # of the weights
     last_used_at: float = 0.0  # time of the last request, on time.monotonic's clock
 
@@ -108,7 +110,7 @@ class Loader:
             version = store.read_version(self.settings.store, name, number)
             task = TASKS[version.card.task]
             options = {name: getattr(self.settings, name) for name in task.options}
-            predictor = task.predictor(version, self.device, **options)
+            predictor = task.load(version, self.device, **options)
             predictor.warm_up(self._max_rows(task))
             return self._loaded_model(task, version, predictor)
         except Exception as error:  # one damaged version must not keep others from serving
@@ -127,11 +129,13 @@ class Loader:
             observer = self.observers.for_version(card.name, card.version)
             rows, queue = self._max_rows(task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
-            return LoadedModel(card, predictor, engine, bytes=size)
-        splitter = predictor if task.splits else None
+            tensors = getattr(predictor, "tensors", None)
+            batcher = self._batcher(card, tensors, tensors.predict, tensors.seconds, tensors) if tensors else None
+            return LoadedModel(card, predictor, engine, tensors=batcher, bytes=size)
+        splitter = predictor if task.splits or is_imported(card.kind) else None
         batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
         explainer = None
-        if task.explains:
+        if task.explains and hasattr(predictor, "explain"):  # an imported network does not
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
         return LoadedModel(card, predictor, batcher, explainer, bytes=size)
 

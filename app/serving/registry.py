@@ -351,7 +351,7 @@ class Registry:
                 self._publish_set(self._desired()[name] if current.active == number else current.without(number))
             return result
         result.last_used_at = time.monotonic()
-        self._engines.update(engine for engine in (result.engine, result.explainer) if engine)
+        self._engines.update(engine for engine in (result.engine, result.explainer, result.tensors) if engine)
         self.cache.add(result, is_pinned=self._is_default)
         return result
 

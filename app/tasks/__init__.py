@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
-from app.store import Card, TaskName
+import torch
+
+from app.networks import is_imported
+from app.store import Card, TaskName, Version
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import AnyForecaster, load_forecaster
 from app.tasks.image_generation import ImageSampler
-from app.tasks.imported import TensorPredictor
+from app.tasks.imported import (
+    ImportedClassifier,
+    ImportedForecaster,
+    ImportedSampler,
+    ImportedTextGenerator,
+    TensorPredictor,
+)
 from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
 
@@ -102,6 +111,15 @@ class Task(Generic[P]):
     explains: bool = False
     splits: bool = False
 
+    def load(self, version: Version, device: torch.device, **options: Any) -> P:
+        """Return the predictor of a version. ``options`` are for networks of this project.
+
+        The predictor of an imported network has the methods of its task's other predictors.
+        """
+        if is_imported(version.card.kind):
+            return cast(P, IMPORTED[self.name](version, device))
+        return self.predictor(version, device, **options)
+
 
 CLASSIFY = Task("classify", ImageClassifier, "batch", "image", ("/v1/images/classify",), ("tta",), explains=True)
 GENERATE_TEXT = Task("continue", TextGenerator, "text", "character", ("/v1/text/continue", "/v1/completions"))
@@ -114,6 +132,13 @@ GENERATE_IMAGES = Task(
 
 INFER = Task("infer", TensorPredictor, "batch", "row", ())  # tensors only, under /v2
 
+IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported networks
+    "classify": ImportedClassifier,
+    "continue": ImportedTextGenerator,
+    "forecast": ImportedForecaster,
+    "sample": ImportedSampler,
+    "infer": TensorPredictor,
+}
 TASKS: dict[TaskName, Task[Any]] = {
     task.name: task for task in (CLASSIFY, GENERATE_TEXT, FORECAST, GENERATE_IMAGES, INFER)
 }

@@ -40,11 +40,19 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags in callers' image
 
 
 class ImageDecoder:
-    """Decodes image files to pixels [channels, side, side], grey (1 channel) or RGB (3 channels)."""
+    """Decodes image files to pixels [channels, side, side], grey (1 channel) or RGB (3 channels).
 
-    def __init__(self, channels: int, side: int) -> None:
+    Without ``resize``, the whole image is scaled to [side, side]. With it, the shorter side is scaled to ``resize``
+    pixels, and the centre is cropped.
+    """
+
+    def __init__(
+        self, channels: int, side: int, resize: int = 0, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    ) -> None:
         self.channels = channels
         self.side = side
+        self.resize = resize
+        self.resampling = resampling
 
     def parse(self, content: bytes, max_pixels: int = 10**8, param: str = "file") -> Tensor:
         """Return the pixels uint8 [channels, side, side] of an image file. Raises NotAnImage and TooLarge."""
@@ -101,7 +109,8 @@ class ImageDecoder:
 
         Images with more than 8 bits per channel are converted first, because Pillow resizes some of them wrongly.
         """
-        image.draft(None, (4 * self.side, 4 * self.side))  # decode a JPEG at reduced size
+        draft_side = 4 * max(self.side, self.resize)
+        image.draft(None, (draft_side, draft_side))  # decode a JPEG at reduced size
         image.load()
         turn = _turn(image)
         if (factor := _factor(image)) is not None:
@@ -113,9 +122,21 @@ class ImageDecoder:
         transparent = image.info.get("transparency")
         if transparent is not None and image.mode in ("L", "RGB"):  # one colour is transparent
             image = image.convert("LA" if image.mode == "L" else "RGBA")
-        if image.size != (self.side, self.side):
-            image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        if image.size != (self.side, self.side) or self.resize:
+            image = image.resize((self.side, self.side), self.resampling, self._box(*image.size))
         return image if turn is None else image.transpose(turn)
+
+    def _box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
+        """Return the part of an image that is resized: as if all of it were resized, and then cropped."""
+        if not self.resize:
+            return None
+        shorter = min(width, height)
+        sizes = [self.resize * size // shorter for size in (width, height)]
+        scales = [size / resized for size, resized in zip((width, height), sizes, strict=True)]
+        starts = [round((resized - self.side) / 2) * scale for resized, scale in zip(sizes, scales, strict=True)]
+        left, top = starts
+        right, bottom = (start + self.side * scale for start, scale in zip(starts, scales, strict=True))
+        return left, top, min(right, width), min(bottom, height)
 
     def _flatten(self, image: Image.Image) -> Image.Image:
         """Convert to RGB or grey, with transparency on white."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -140,9 +141,10 @@ class TextGenerator:
     tries, the network computes in float64, in which no sampled character changes.
     """
 
-    def __init__(self, version: Version, device: torch.device) -> None:
+    def __init__(self, version: Version, device: torch.device, network: Any = None) -> None:
+        """``network`` replaces that of the version, for a subclass."""
         card = version.card
-        network = version.network()
+        network = network or version.network()
         expected = network.sizes.vocabulary
         if not card.vocabulary or card.vocabulary[-1] != UNKNOWN_CHARACTER or len(set(card.vocabulary)) != expected:
             raise StoreError(

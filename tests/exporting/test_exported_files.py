@@ -104,7 +104,7 @@ def test_an_exported_file_can_be_imported_again(
         expected = signature.module(*inputs)
     predictor = TensorPredictor(read_version(tmp_path, "again", 1), torch.device("cpu"))
     arrays = {spec.name: value.numpy() for spec, value in zip(predictor.card.inputs, inputs, strict=True)}
-    (outputs,) = predictor.predict([predictor.parse(arrays)])
+    (outputs,) = predictor.predict([predictor.parse_tensors(arrays)])
     for output, value in expected.items():
         assert largest_difference(outputs[output], value) < MAX_DIFFERENCE
     assert run_models_command(capsys, tmp_path, "export", "again", "--pt2") == (

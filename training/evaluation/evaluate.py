@@ -127,7 +127,7 @@ def measure(version: store.Version, models: Path, device: str, own: Any = None) 
     Raises EvaluationError for an unknown training script.
     """
     card = version.card
-    script, predictor = script_of(card), TASKS[card.task].predictor(version, torch.device(device))
+    script, predictor = script_of(card), TASKS[card.task].load(version, torch.device(device))
     if own is not None and script.measure_own:
         return script.measure_own(predictor, own)
     if script.reference_classifier is None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.names and name not in options.names:
             continue
         version = store.read_version(options.store, name, number)
-        speed = measure(TASKS[version.card.task].predictor(version, torch.device("cpu")), processor())
+        speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
         print(f"{name}@{number}: {describe(speed, version.card.task)}", flush=True)
         if options.write:
             path = version.folder / store.CARD

@@ -29,7 +29,7 @@ from app.api.openapi import BINARY, request_body
 from app.api.request_body import BYTES_PER_VALUE, max_json_bytes, read_body
 from app.api.request_head import header
 from app.api.responses import success_response
-from app.serving.loader import LoadedModel
+from app.serving.loader import Engine, LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 
@@ -43,6 +43,7 @@ class TensorInference(Inference[Any]):
         self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
     ) -> None:
         super().__init__(model)
+        self.engine = tensors_engine(model)
         self.parse_size = limit if coding in DECOMPRESSORS else len(content) // BYTES_PER_VALUE
         self.tensors = tensors
         self.content = content
@@ -76,6 +77,11 @@ class TensorInference(Inference[Any]):
         return encode_response(head, self.decoded.body, arrays, {spec.name: spec for spec in tensors.outputs})
 
 
+def tensors_engine(model: LoadedModel) -> Engine:
+    """Return the engine for the tensors of a model. An imported text model has one beside its text engine."""
+    return model.tensors or model.engine
+
+
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the route ``infer`` of every model, with the limits of the settings."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
@@ -99,7 +105,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         """
         deadline = set_deadline(request, settings.request_seconds)
         model = await model_in_path(registry, request, name, deadline)
-        model.engine.admit(1)  # reject before the body is read
+        tensors_engine(model).admit(1)  # reject before the body is read
         tensors = tensor_model(model, limits)
         limit = max_json_bytes(settings.max_body_bytes, VALUE_BYTES * tensors.values + tensors.bytes)
         content = await read_body(request, limit, settings.body_seconds, tuple(DECOMPRESSORS))

@@ -242,7 +242,7 @@ class ImportedTensors:
     """An imported network: its own inputs and outputs."""
 
     def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
-        self.predictor = model.predictor
+        self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
         self.inputs = [_imported_spec(spec) for spec in model.card.inputs]
         self.outputs = [_imported_spec(spec) for spec in model.card.outputs]
         self.rows = limits.settings.max_rows if self.predictor.sizes.batched else 0
@@ -252,7 +252,9 @@ class ImportedTensors:
         self.parameters: tuple[str, ...] = ()
 
     def items(self, request: DecodedRequest) -> list[TensorRows]:
-        return [self.predictor.parse({name: self._array(name, array) for name, array in request.tensors.items()})]
+        return [
+            self.predictor.parse_tensors({name: self._array(name, array) for name, array in request.tensors.items()})
+        ]
 
     def _array(self, name: str, array: np.ndarray) -> np.ndarray:
         """Return an input in the type of the network. Raises BadValue for a text that is not UTF-8."""

@@ -215,7 +215,8 @@ def _top_labels(labels: list[str], probabilities: list[float], top_k: int) -> li
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
     """Classify with a heat map over each image. Raises as ``run_inference`` does, and TooLarge."""
     executor, explainer = registry.parse_executor, inference.model.explainer
-    assert explainer
+    if explainer is None:
+        raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
     async with Deadline(request, deadline):
         await executor.run(_check_total_pixels, inference)
         items = await executor.run_or_inline(inference.parse_size, inference.parse)

@@ -11,7 +11,7 @@ import torch
 
 from app.errors import BadValue
 from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
-from app.store import CARD, StoreError, Version
+from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
 DUMMY_SIZE = 16  # of a dimension that varies, in a batch that is timed
@@ -39,8 +39,8 @@ class TensorPredictor:
         self.sizes = ImportedSizes(**version.card.sizes)
         network: ImportedNetwork = version.network()
         self.network = network.to(device)
-        self.inputs = {spec.name: spec for spec in self.card.inputs}
-        self.outputs = {spec.name: spec for spec in self.card.outputs}
+        self.inputs: dict[str, TensorSpec] = {spec.name: spec for spec in self.card.inputs}
+        self.outputs: dict[str, TensorSpec] = {spec.name: spec for spec in self.card.outputs}
         for key, names in (("inputs", self.network.inputs), ("outputs", self.network.outputs)):
             if sorted(names) != sorted(getattr(self, key)):
                 raise StoreError(f"{version.label}/{CARD}: {key} are {', '.join(getattr(self, key))}, expected {names}")
@@ -48,7 +48,7 @@ class TensorPredictor:
             raise StoreError(f"{version.label}/{CARD}: sizes.inputs are {', '.join(self.sizes.inputs)}")
         self.latency = LatencyModel(0.0, 0.0)
 
-    def parse(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
+    def parse_tensors(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
         """Return the item of a request. Raises BadValue if a shape does not fit; it names the input."""
         if problem := self.sizes.problem({name: array.shape for name, array in arrays.items()}):
             name, expected = problem
@@ -77,17 +77,23 @@ class TensorPredictor:
         if len(items) == 1 and items[0].rows <= self.sizes.max_rows:
             return [self._run(items[0].arrays)]
         inputs = {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
-        rows, step = sum(item.rows for item in items), self.sizes.max_rows
-        parts = [
-            self._run({name: array[start : start + step] for name, array in inputs.items()})
-            for start in range(0, rows, step)
-        ]
-        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        outputs = self.run_rows(inputs, sum(item.rows for item in items))
         ends = np.cumsum([item.rows for item in items])
         return [
             {name: array[end - item.rows : end] for name, array in outputs.items()}
             for item, end in zip(items, ends, strict=True)
         ]
+
+    def run_rows(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
+        """Compute ``rows`` rows in batches that fit into memory. Raises BadValue."""
+        step = self.sizes.max_rows
+        if rows <= step:
+            return self._run(inputs)
+        parts = [
+            self._run({name: array[start : start + step] for name, array in inputs.items()})
+            for start in range(0, rows, step)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, arrays: Arrays) -> dict[str, np.ndarray]:
         try:
@@ -105,6 +111,19 @@ class TensorPredictor:
     def seconds(self, items: Sequence[TensorRows]) -> float:
         """Return the expected duration of a batch."""
         return self.latency(sum(item.rows for item in items))
+
+    def split(self, item: Any, rows: int) -> list[Any]:
+        """Split an item into parts of at most ``rows`` rows."""
+        return [
+            TensorRows(
+                {name: array[start : start + rows] for name, array in item.arrays.items()}, min(rows, item.rows - start)
+            )
+            for start in range(0, item.rows, rows)
+        ]
+
+    def join(self, results: Sequence[Any]) -> Any:
+        """Join the results of all parts of an item."""
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
     def dummy_item(self, rows: int) -> TensorRows:
         """Return an item of zeros with ``rows`` rows, or one if the network has no batch axis."""
@@ -124,3 +143,69 @@ class TensorPredictor:
         self.latency = LatencyModel.measure(self.dummy_run, rows if self.sizes.batched else 1)
         if self.network.versions() != before:
             raise StoreError(f"{self.card.name} changes its own weights while it runs; export it in evaluation mode")
+
+
+class TaskPredictor(TensorPredictor):
+    """A predictor that serves a task besides tensors. Its items are those of the task, or ``TensorRows``.
+
+    ``options`` on the card say how the task uses the tensors.
+    """
+
+    def __init__(self, version: Version, device: torch.device) -> None:
+        super().__init__(version, device)
+        self.options = self.sizes.options
+        self._card = f"{version.label}/{CARD}"
+        self.device = device
+        firsts = {name: shape[0] if shape else 0 for name, shape in self.sizes.inputs.items()}
+        for name, first in firsts.items():
+            if not self.sizes.batched and first != 1:
+                raise self.mismatch(name, "should have a first dimension that counts rows")
+
+    def mismatch(self, tensor: str, expected: str) -> StoreError:
+        """Return the error for a tensor that does not fit the task."""
+        spec = self.inputs.get(tensor) or self.outputs.get(tensor)
+        actual = f"{spec.dtype} {spec.shape}" if spec else "missing"
+        return StoreError(
+            f"{self._card}: for the task {self.card.task!r}, tensor {tensor!r} {expected}; it is {actual}"
+        )
+
+    def tensor(self, role: str, specs: Mapping[str, TensorSpec], rank: Sequence[int], dtypes: str) -> TensorSpec:
+        """Return the tensor that the option ``role`` names, or the only tensor of ``specs``.
+
+        Raises:
+            StoreError: there is no such tensor, or it has another number of dimensions or another type.
+        """
+        name = self.options.get(role)
+        if name is None:
+            if len(specs) > 1:
+                raise StoreError(f"{self._card}: option {role} is missing; there are: {', '.join(specs)}")
+            name = next(iter(specs))
+        if name not in specs:
+            raise StoreError(f"{self._card}: option {role} is {name!r}; there are: {', '.join(specs)}")
+        spec = specs[name]
+        if len(spec.shape) not in rank or not spec.dtype.startswith(tuple(dtypes.split())):
+            allowed = f"should have {' or '.join(map(str, rank))} dimensions of type {dtypes.replace(' ', ' or ')}"
+            raise self.mismatch(name, allowed)
+        return spec
+
+    def predict(self, items: Sequence[Any]) -> list[Any]:
+        """Return the result of each item: that of the task, or the outputs of ``TensorRows`` by name."""
+        tensors = [item for item in items if isinstance(item, TensorRows)]
+        own = [item for item in items if not isinstance(item, TensorRows)]
+        results = {
+            True: iter(super().predict(tensors) if tensors else ()),
+            False: iter(self.predict_task(own) if own else ()),
+        }
+        return [next(results[isinstance(item, TensorRows)]) for item in items]
+
+    def predict_task(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Return the result of the task for each item."""
+        raise NotImplementedError
+
+    def rows(self, item: Any) -> int:
+        """Return the number of batch rows that an item takes."""
+        return item.rows if isinstance(item, TensorRows) else 1
+
+    def seconds(self, items: Sequence[Any]) -> float:
+        """Return the expected duration of a batch."""
+        return self.latency(sum(map(self.rows, items)))

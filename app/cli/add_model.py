@@ -1,0 +1,129 @@
+"""The command ``python -m app.models add``: import a trained network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.importing.add import Description, add
+from app.settings import Settings
+from app.store import Card, StoreError
+
+MAX_LIST_BYTES = 4 * 2**20  # of a file of labels or characters
+TASK_OPTIONS = {  # see the predictors in app.tasks.imported
+    "infer": (),
+    "classify": ("input", "output", "size", "resize", "interpolation", "mean", "std", "softmax"),
+    "sample": ("latents", "classes", "output", "low", "high"),
+    "forecast": ("input", "output", "context", "quantiles", "standardise"),
+    "continue": ("tokens", "logits", "states", "next_states", "context", "unknown"),
+}
+LISTS = {"labels": ("classify", "sample"), "vocabulary": ("continue",)}  # tasks that have these files
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be numbers, separated by commas") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="file of torch.export.save, or an ONNX file")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--title", default="", help="one sentence about the model")
+    parser.add_argument("--licence", default="not stated", help="licence of the network")
+    parser.add_argument("--source", default="not stated", help="where the network comes from, such as a URL")
+    parser.add_argument(
+        "--task", choices=TASK_OPTIONS, default="infer", help="task besides tensors under /v2 (default: none)"
+    )
+    group = parser.add_argument_group("classify: images [N, C, H, W] or [N, H, W, C] to classes [N, labels]")
+    group.add_argument("--labels", metavar="FILE", type=Path, help="file with one label per line, also for sample")
+    group.add_argument("--size", type=int, help="height and width in pixels (default: those of the input)")
+    group.add_argument(
+        "--resize", type=int, metavar="PIXELS", help="scale the shorter side to PIXELS, then crop the centre"
+    )
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="default: bilinear")
+    group.add_argument("--mean", type=_numbers, metavar="A,B,C", help="mean of each channel, for pixels from 0 to 1")
+    group.add_argument("--std", type=_numbers, metavar="A,B,C", help="deviation of each channel")
+    group.add_argument(
+        "--no-softmax", dest="softmax", action="store_const", const=False, help="the output are probabilities"
+    )
+    group = parser.add_argument_group("sample: latents [N, latent] to images [N, C, H, W]")
+    group.add_argument("--latents", metavar="TENSOR", help="input of the latents")
+    group.add_argument("--classes", metavar="TENSOR", help="input of class indices [N]; needs --labels")
+    group.add_argument("--low", type=float, help="output value of black (default: -1)")
+    group.add_argument("--high", type=float, help="output value of white (default: 1)")
+    group = parser.add_argument_group("forecast: series [N, context] to forecasts [N, horizon] or with quantiles")
+    group.add_argument("--input", metavar="TENSOR", help="input, also for classify (default: the only one)")
+    group.add_argument(
+        "--output", metavar="TENSOR", help="output, also for classify and sample (default: the only one)"
+    )
+    group.add_argument("--context", type=int, help="values, or characters, that the network reads at a time")
+    group.add_argument("--quantiles", type=_numbers, metavar="A,B,C", help="levels of the output, such as 0.1,0.5,0.9")
+    group.add_argument(
+        "--standardise", action="store_const", const=True, help="the network reads windows of mean 0 and deviation 1"
+    )
+    group = parser.add_argument_group("continue: characters [N] and states, or a window [N, T], to logits")
+    group.add_argument("--vocabulary", metavar="FILE", type=Path, help="JSON list of the characters, by index")
+    group.add_argument("--tokens", metavar="TENSOR", help="input of the characters (default: the only one)")
+    group.add_argument("--logits", metavar="TENSOR", help="output of the logits (default: the only one)")
+    group.add_argument("--states", type=_names, metavar="A,B", help="inputs of the state")
+    group.add_argument("--next-states", type=_names, metavar="A,B", help="outputs of the state, in the same order")
+    group.add_argument("--unknown", type=int, help="index of the character for unknown ones (default: 0)")
+
+
+def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
+    """Import the file that ``args`` names. Raises StoreError."""
+    allowed = TASK_OPTIONS[args.task]
+    known = {name for names in TASK_OPTIONS.values() for name in names}
+    given = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
+    for name in [*given, *(name for name in LISTS if getattr(args, name))]:
+        if name not in allowed and args.task not in LISTS.get(name, ()):
+            option = "no-softmax" if name == "softmax" else name.replace("_", "-")
+            raise StoreError(f"--{option} is not an option of the task {args.task!r}")
+    description = Description(
+        args.name,
+        args.title,
+        args.task,
+        args.licence,
+        args.source,
+        given,
+        _read_lines(args.labels) if args.labels else None,
+        _read_vocabulary(args.vocabulary) if args.vocabulary else None,
+        f"python -m app.models {shlex.join(sys.argv[1:] if command is None else command)}",
+    )
+    return add(args.store, args.file, description, Settings().max_import_bytes)
+
+
+def _read(path: Path) -> str:
+    if (size := path.stat().st_size) > MAX_LIST_BYTES:
+        raise StoreError(f"{path} has {size:,} bytes; allowed are {MAX_LIST_BYTES:,}")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8: {error.reason}") from None
+
+
+def _read_lines(path: Path) -> list[str]:
+    return [line.strip() for line in _read(path).splitlines() if line.strip()]
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    """Return the characters of a JSON list. Raises StoreError for anything else."""
+    try:
+        characters: Any = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is not JSON: {error}") from None
+    if not isinstance(characters, list) or not all(isinstance(each, str) and len(each) == 1 for each in characters):
+        raise StoreError(f"{path} should be a JSON list of single characters")
+    return characters

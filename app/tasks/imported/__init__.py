@@ -1,0 +1,17 @@
+"""Imported networks: predictors for their tensors, and for the tasks that their tensors fit."""
+
+from app.tasks.imported.classification import ImportedClassifier
+from app.tasks.imported.forecasting import ImportedForecaster
+from app.tasks.imported.image_generation import ImportedSampler
+from app.tasks.imported.tensors import TaskPredictor, TensorPredictor, TensorRows
+from app.tasks.imported.text_generation import ImportedTextGenerator
+
+__all__ = [
+    "ImportedClassifier",
+    "ImportedForecaster",
+    "ImportedSampler",
+    "ImportedTextGenerator",
+    "TaskPredictor",
+    "TensorPredictor",
+    "TensorRows",
+]

@@ -1,0 +1,79 @@
+"""Image classification with an imported network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from app.store import StoreError, Version
+from app.tasks.image_codecs import ImageDecoder
+from app.tasks.imported.tensors import TaskPredictor
+from app.tasks.precision import check_finite
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class ImportedClassifier(TaskPredictor, ImageDecoder):
+    """Images to class probabilities. The card has ``labels``, in the order of the output.
+
+    Options:
+        input, output: names of the tensors: images [N, C, H, W] or [N, H, W, C], and classes [N, labels].
+        size: height and width that the network reads; by default that of the input.
+        resize: length of the shorter side before the centre is cropped; without it, the whole image is scaled.
+        interpolation: ``bilinear`` or ``bicubic``.
+        mean, std: of each channel, for pixels from 0 to 1: the network reads (pixel - mean) / std.
+        softmax: whether the output are logits.
+    """
+
+    def __init__(self, version: Version, device: torch.device) -> None:
+        super().__init__(version, device)
+        options, self.labels = self.options, self.card.labels or []
+        self.input = self.tensor("input", self.inputs, (4,), "float uint8")
+        self.output = self.tensor("output", self.outputs, (2,), "float")
+        _, first, height, last = self.input.shape
+        self.channels_last = first not in (1, 3) and last in (1, 3)
+        channels, sides = (last, (first, height)) if self.channels_last else (first, (height, last))
+        if channels not in (1, 3):
+            raise self.mismatch(self.input.name, "should have 1 or 3 channels")
+        side = int(options.get("size") or max(sides))
+        if side < 1 or any(length not in (-1, side) for length in sides):
+            raise self.mismatch(self.input.name, f"should have height and width {side}; option size sets them")
+        if not self.labels or self.output.shape[1] not in (-1, len(self.labels)):
+            raise self.mismatch(self.output.name, f"should have one value for each of the {len(self.labels)} labels")
+        resize = int(options.get("resize") or 0)
+        if resize and resize < side:
+            raise StoreError(f"{self._card}: option resize is {resize}; it should be at least the size {side}")
+        ImageDecoder.__init__(self, channels, side, resize, FILTERS[options.get("interpolation", "bilinear")])
+        self.softmax = bool(options.get("softmax", True))
+        mean, std = (self._per_channel(key, default) for key, default in (("mean", 0.0), ("std", 1.0)))
+        self.raw = self.input.dtype == "uint8"  # the network scales pixels itself
+        if self.raw and (options.get("mean") or options.get("std")):
+            raise self.mismatch(self.input.name, "should be a float, because mean or std are given")
+        self.dtype = getattr(torch, self.input.dtype)
+        self.factor = (1 / (255 * torch.tensor(std))).to(device)[:, None, None]
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)[:, None, None]
+
+    def _per_channel(self, key: str, default: float) -> list[float]:
+        """Return an option with a value for each channel. Raises StoreError."""
+        values = [float(value) for value in self.options.get(key) or [default]]
+        if len(values) not in (1, self.channels) or (key == "std" and not all(value > 0 for value in values)):
+            raise StoreError(f"{self._card}: option {key} is {values}; it should be one value, or {self.channels}")
+        return values * (self.channels // len(values))
+
+    def predict_task(self, items: Sequence[Tensor]) -> list[list[float]]:
+        """Return the probabilities [classes] of each image, given its pixels uint8 [channels, side, side]."""
+        with torch.inference_mode():
+            images = torch.stack(list(items))
+            if not self.raw:
+                images = images.to(self.device, torch.float32).mul_(self.factor).add_(self.shift).to(self.dtype)
+            if self.channels_last:
+                images = images.permute(0, 2, 3, 1)
+            outputs = self.run_rows({self.input.name: images.cpu().numpy()}, len(items))[self.output.name]
+            scores = torch.from_numpy(outputs).double()
+            result = scores.softmax(dim=1) if self.softmax else scores
+        check_finite(float(result.sum()), "probabilities")
+        rows: list[list[float]] = result.tolist()
+        return rows

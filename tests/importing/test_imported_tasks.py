@@ -1,0 +1,296 @@
+"""Imported networks serve the tasks that their tensors fit; the import rejects others, and names the tensor."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from onnx import helper
+from PIL import Image
+from support.exported import SmallTransformer, export, export_cnn, export_transformer
+from support.onnx_models import onnx_model
+from support.service import TEST, serving
+from torch import Tensor, nn
+
+from app.cli import models
+from app.settings import Settings
+
+BATCH = torch.export.Dim("batch", max=64)
+VOCABULARY = list("\n abcdefghi")
+LABELS = ["cat", "dog", "bird"]
+
+
+class Sampler(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3 * 16)
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        classes = nn.functional.one_hot(y, 2).to(z.dtype)
+        return torch.tanh(self.linear(torch.cat([z, classes], 1))).reshape(-1, 3, 4, 4)
+
+
+class Forecaster(nn.Module):
+    """The last value, and one more for each step; quantiles one below and above."""
+
+    def __init__(self, quantiles: bool) -> None:
+        super().__init__()
+        self.quantiles = quantiles
+
+    def forward(self, series: Tensor) -> Tensor:
+        points = series[:, -1:] + torch.arange(1, 7)
+        return torch.stack([points - 1, points, points + 1], 2) if self.quantiles else points
+
+
+class CharacterGRU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.cell = nn.GRUCell(6, 8)
+        self.head = nn.Linear(8, 11)
+
+    def forward(self, token: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.cell(self.embedding(token), hidden)
+        return self.head(hidden), hidden
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, tuple[nn.Module, bytes]]:
+    torch.manual_seed(0)
+    sampler, points, quantiles, gru = Sampler(), Forecaster(False), Forecaster(True), CharacterGRU()
+    latents, classes, series = torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 12)
+    rows = {0: BATCH}
+    return {
+        "cnn": export_cnn(),
+        "gan": (sampler, export(sampler, latents, classes, sizes={"z": rows, "y": rows})),
+        "points": (points, export(points, series, sizes={"series": rows})),
+        "quantiles": (quantiles, export(quantiles, series, sizes={"series": rows})),
+        "gru": (gru, export(gru, classes, torch.zeros(2, 8), sizes={"token": rows, "hidden": rows})),
+        "transformer": export_transformer(),
+    }
+
+
+@pytest.fixture(scope="module")
+def files(networks: dict[str, tuple[nn.Module, bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the networks, labels and a vocabulary."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, (_, content) in networks.items():
+        (folder / f"{name}.pt2").write_bytes(content)
+    (folder / "labels.txt").write_text("\n".join(LABELS))
+    (folder / "two.txt").write_text("zero\none\n")
+    (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY))
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Softmax", ["mean"], ["y"]),
+    ]
+    model = onnx_model(nodes, {"x": ["batch", 8, 8, 3]}, {"y": ["batch", 3]})
+    (folder / "mean.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+OPTIONS: dict[str, list[str]] = {
+    "cnn": ["--task", "classify", "--labels", "labels.txt", "--resize", "10", "--mean", "0.5", "--std", "0.5,0.4,0.3"],
+    "gan": ["--task", "sample", "--classes", "y", "--labels", "two.txt"],
+    "points": ["--task", "forecast"],
+    "quantiles": ["--task", "forecast", "--quantiles", "0.1,0.5,0.9", "--standardise"],
+    "gru": ["--task", "continue", "--vocabulary", "vocabulary.json", "--states", "hidden", "--next-states", "NEXT"],
+    "transformer": ["--task", "continue", "--vocabulary", "vocabulary.json", "--context", "16"],
+}
+
+
+def add(files: Path, store: Path, name: str, *options: str, suffix: str = ".pt2") -> int:
+    """Run the command; options that are names of files stand for their paths."""
+    paths = [str(files / option) if (files / option).is_file() else option for option in options]
+    store.mkdir(exist_ok=True)
+    return models.main(["add", str(files / f"{name}{suffix}"), "--name", name, "--store", str(store), *paths])
+
+
+@pytest.fixture(scope="module")
+def client(files: Path) -> Iterator[httpx.Client]:
+    store = files / "store"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.tasks.speed.SECONDS", 0.0)
+        assert add(files, store, "gru") == 0
+        following = json.loads((store / "gru" / "1" / "card.json").read_text())["outputs"][1]["name"]
+        for name, options in OPTIONS.items():
+            assert add(files, store, name, *(following if option == "NEXT" else option for option in options)) == 0
+        assert add(files, store, "mean", *OPTIONS["cnn"][:4], "--no-softmax", suffix=".onnx") == 0
+    with serving(Settings(store=store, **TEST)) as client:
+        yield client
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> Any:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_images_are_resized_cropped_and_normalised(
+    client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 45, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    answer = client.post(
+        "/v1/images/classify?model=cnn", content=file.getvalue(), headers={"content-type": "image/png"}
+    )
+    predictions = {each["label"]: each["probability"] for each in answer.json()["results"][0]["predictions"]}
+    assert set(predictions) == set(LABELS)
+    resized = Image.fromarray(pixels).resize((15, 10), Image.Resampling.BILINEAR)  # the shorter side has 10 pixels
+    cropped = torch.from_numpy(np.asarray(resized.crop((4, 1, 12, 9))).copy()).permute(2, 0, 1) / 255
+    image = (cropped - 0.5) / torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    with torch.inference_mode():
+        expected = networks["cnn"][0](image[None])[0].softmax(0)
+    for label, probability in zip(LABELS, expected.tolist(), strict=True):
+        assert predictions[label] == pytest.approx(probability, abs=0.01)
+    explained = client.post("/v1/images/classify?model=cnn&explain=true", content=file.getvalue())
+    assert explained.status_code == 400
+    assert "cannot explain" in explained.json()["error"]["message"]
+
+
+def test_channels_may_come_last_and_outputs_be_probabilities(client: httpx.Client) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(file, "PNG")
+    answer = client.post(
+        "/v1/images/classify?model=mean", content=file.getvalue(), headers={"content-type": "image/png"}
+    )
+    predictions = {each["label"]: each["probability"] for each in answer.json()["results"][0]["predictions"]}
+    expected = torch.tensor([1.0, 0.0, 0.0]).softmax(0).tolist()
+    assert [predictions[label] for label in LABELS] == pytest.approx(expected, abs=1e-4)
+
+
+def test_images_are_generated_by_label_and_seed(
+    client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]]
+) -> None:
+    body = {"model": "gan", "count": 3, "label": "one", "seed": 7}
+    answers = [post(client, "/v1/images/sample", **body) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert [each["label"] for each in answers[0]["results"]] == ["one"] * 3
+    latents = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    tensors = [
+        {"name": "z", "datatype": "FP32", "shape": [2, 4], "data": latents.flatten().tolist()},
+        {"name": "y", "datatype": "INT64", "shape": [2], "data": [0, 1]},
+    ]
+    output = post(client, "/v2/models/gan/infer", inputs=tensors)["outputs"][0]
+    with torch.inference_mode():
+        expected = networks["gan"][0](torch.from_numpy(latents), torch.tensor([0, 1]))
+    assert output["shape"] == [2, 3, 4, 4]
+    assert output["data"] == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+
+
+def test_points_and_quantiles_are_forecast(client: httpx.Client) -> None:
+    series = [float(value) for value in range(20)]
+    body = {"values": series, "horizon": 4, "model": "points"}
+    assert post(client, "/v1/series/forecast", **body, levels=[])["results"][0]["mean"] == [20, 21, 22, 23]
+    rejected = client.post("/v1/series/forecast", json=body)
+    assert rejected.status_code == 400
+    assert "no intervals" in rejected.json()["error"]["message"]
+    too_far = client.post("/v1/series/forecast", json={**body, "horizon": 7, "levels": []})
+    assert "forecasts up to 6 steps" in too_far.json()["error"]["message"]
+    result = post(client, "/v1/series/forecast", values=series, horizon=2, levels=[80], model="quantiles")["results"][0]
+    scale = float(np.std(series[-12:]))
+    assert result["median"] == pytest.approx([19 + scale, 19 + 2 * scale])
+    assert result["intervals"]["80"]["upper"] == pytest.approx([19 + 2 * scale, 19 + 3 * scale])
+
+
+def generate(network: nn.Module, prompt: str, count: int) -> str:
+    """Return the likeliest continuation, computed by the network alone."""
+    indices = [VOCABULARY.index(character) for character in prompt]
+    with torch.inference_mode():
+        for _ in range(count):
+            if isinstance(network, SmallTransformer):
+                logits = network(torch.tensor([indices[-16:]]))[0, -1]
+            else:
+                state = torch.zeros(1, 8)
+                for index in indices:
+                    logits, state = network(torch.tensor([index]), state)
+            indices.append(int(logits.argmax()))
+    return "".join(VOCABULARY[index] for index in indices[len(prompt) :])
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_texts_are_continued(client: httpx.Client, networks: dict[str, tuple[nn.Module, bytes]], name: str) -> None:
+    for prompt in ("a", "bad cab", "abc def ghi abc def ghi"):
+        body = {"prompt": prompt, "max_characters": 20, "temperature": 0, "model": name}
+        expected = generate(networks[name][0], prompt, 20)
+        assert post(client, "/v1/text/continue", **body)["results"][0]["text"] == expected
+    answer = post(client, "/v1/text/continue", prompt="xyz", max_characters=3, n=2, seed=1, model=name)
+    assert answer["unknown_characters"] == ["x", "y", "z"]
+    assert len(answer["results"]) == 2
+    completion = post(client, "/v1/completions", model=name, prompt="abc", max_tokens=4, temperature=0)
+    assert completion["choices"][0]["text"] == generate(networks[name][0], "abc", 4)
+
+
+def test_text_models_are_served_as_tensors_too(client: httpx.Client) -> None:
+    metadata = client.get("/v2/models/transformer").json()
+    assert metadata["inputs"] == [{"name": "tokens", "datatype": "INT64", "shape": [-1, -1]}]
+    tensor = {"name": "tokens", "datatype": "INT64", "shape": [2, 3], "data": [1, 2, 3, 4, 5, 6]}
+    assert post(client, "/v2/models/transformer/infer", inputs=[tensor])["outputs"][0]["shape"] == [2, 3, 11]
+    answer = client.post("/v2/models/gru/generate", json={"text_input": "abc", "max_tokens": 3})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "cnn",
+            ["--task", "classify", "--labels", "two.txt"],
+            "tensor 'linear' should have one value for each of the 2",
+        ),
+        ("cnn", [*OPTIONS["cnn"][:4], "--size", "9"], "tensor 'image' should have height and width 9"),
+        ("cnn", [*OPTIONS["cnn"][:4], "--resize", "7"], "option resize is 7; it should be at least the size 8"),
+        ("cnn", [*OPTIONS["cnn"][:4], "--mean", "1,2"], "option mean is [1.0, 2.0]; it should be one value, or 3"),
+        ("cnn", [*OPTIONS["cnn"][:4], "--context", "3"], "--context is not an option of the task 'classify'"),
+        ("points", [*OPTIONS["cnn"][:4]], "tensor 'series' should have 4 dimensions"),
+        ("cnn", ["--task", "forecast"], "tensor 'image' should have 2 or 3 dimensions"),
+        (
+            "points",
+            ["--task", "forecast", "--quantiles", "0.1,0.5,0.9"],
+            "tensor 'add' should have the shape [N, horizon, 3]",
+        ),
+        ("points", ["--task", "forecast", "--context", "9"], "tensor 'series' should be [N, 9]"),
+        ("gan", ["--task", "sample", "--labels", "two.txt", "--latents", "z"], "option classes is None"),
+        ("gan", ["--task", "sample", "--latents", "z"], "tensor 'y' is not an input of this task"),
+        ("cnn", ["--task", "sample"], "tensor 'image' should have the shape [N, latent]"),
+        ("transformer", OPTIONS["transformer"][:2], "the task 'continue' needs a vocabulary"),
+        (
+            "transformer",
+            [*OPTIONS["transformer"][:4], "--context", "99"],
+            "tensor 'tokens' does not take a context of 99",
+        ),
+        ("cnn", OPTIONS["transformer"][:4], "tensor 'image' should have 2 dimensions of type int"),
+        ("gru", [*OPTIONS["gru"][:6], "--next-states", "none"], "tensor 'none' should be a float state"),
+        ("cnn", ["--labels", "labels.txt"], "--labels is not an option of the task 'infer'"),
+    ],
+)
+def test_a_mismatch_names_the_tensor(
+    files: Path, tmp_path: Path, name: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert add(files, tmp_path / "store", name, *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "store" / name).exists()
+
+
+class Bidirectional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        return x + x.mean(1, keepdim=True)
+
+
+def test_a_text_model_must_be_causal(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"tokens": {0: BATCH, 1: torch.export.Dim("length", min=1, max=32)}}
+    (files / "both.pt2").write_bytes(export(Bidirectional(), torch.zeros(2, 5, dtype=torch.int64), sizes=sizes))
+    assert add(files, tmp_path / "store", "both", *OPTIONS["transformer"]) == 1
+    assert "should be causal" in capsys.readouterr().err
