@@ -57,9 +57,16 @@ class FairQueue(Generic[Item]):
         """Return the next item without removing it."""
         return self._queues[self._next_caller()][0]
 
+    def callers(self) -> dict[str | None, int]:
+        """Return the callers with queued items, and the number of items of each."""
+        return {caller: len(queue) for caller, queue in self._queues.items()}
+
     def pop(self) -> Item:
         """Remove and return the next item."""
-        caller = self._next_caller()
+        return self.pop_from(self._next_caller())
+
+    def pop_from(self, caller: str | None) -> Item:
+        """Remove and return the first item of a caller that has one."""
         queue = self._queues[caller]
         item = queue.popleft()
         self._virtual_time = self._virtual_start[caller]

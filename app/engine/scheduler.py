@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -68,8 +69,9 @@ class Scheduler(Generic[Text]):
     """At most ``max_running`` texts run; the others wait in a fair queue that ``admission`` limits.
 
     A text runs until it is finished or cancelled. When all slots are in use, texts that have run for ``PREEMPT_AFTER``
-    seconds are preempted by much shorter waiting texts, and are queued again. Texts of similar length are never
-    preempted: run one after the other, they finish soonest.
+    seconds are preempted by much shorter waiting texts, and are queued again. Texts of one API key and similar length
+    never preempt each other: run one after the other, they finish soonest. A key with more than an equal share of the
+    slots gives slots to keys with less.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:
@@ -97,39 +99,64 @@ class Scheduler(Generic[Text]):
         ``running`` then holds the texts to compute. Returns those that run for the first time.
         """
         self.drop_done()
+        started: list[TextSequence[Text]] = []
         if self.waiting and len(self.running) >= self._max_running:
-            self._preempt(now)
-        started = []
+            self._preempt(now, started)
         while self.waiting and len(self.running) < self._max_running:
-            sequence = self.waiting.pop()
-            self._leave(sequence)
-            if sequence.future.done():
-                continue
-            sequence.joined_at = now
-            self.running.append(sequence)
-            if not sequence.started_at:
-                sequence.started_at = now
-                started.append(sequence)
+            self._start(self.waiting.pop(), now, started)
         return started
+
+    def _start(self, sequence: TextSequence[Text], now: float, started: list[TextSequence[Text]]) -> None:
+        """Give a slot to a text that was popped from the queue. One that runs for the first time joins ``started``."""
+        self._leave(sequence)
+        if sequence.future.done():
+            return
+        sequence.joined_at = now
+        self.running.append(sequence)
+        if not sequence.started_at:
+            sequence.started_at = now
+            started.append(sequence)
 
     def drop_done(self) -> None:
         """Free the slots of texts that are finished, failed or cancelled."""
         self.running = [sequence for sequence in self.running if not sequence.future.done()]
 
-    def _preempt(self, now: float) -> None:
-        """Queue again running texts that are much longer than the shortest waiting one; at most as many as wait."""
+    def _preempt(self, now: float, started: list[TextSequence[Text]]) -> None:
+        """Share the slots among keys, then queue again texts that are much longer than the shortest waiting one.
+
+        At most as many texts are preempted as wait.
+        """
         if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
             return
         self._preemption_checked_at = now
+        self._share_slots(now, started)
         limit = PREEMPT_RATIO * min(sequence.text.remaining for sequence in self.waiting)
-        preemptible = [
-            sequence
-            for sequence in self.running
-            if now - sequence.joined_at > PREEMPT_AFTER and sequence.text.remaining > limit
-        ]
+        preemptible = [sequence for sequence in self._preemptible(now) if sequence.text.remaining > limit]
         for sequence in preemptible[: len(self.waiting)]:
             self.running.remove(sequence)
             self.add(sequence)
+
+    def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
+        """Replace texts of keys that have more than an equal share of the slots by those of keys that have less."""
+        slots = Counter(sequence.caller for sequence in self.running)
+        waiting = self.waiting.callers()
+        share = max(1, self._max_running // len(slots | waiting))
+        preemptible = [sequence for sequence in self._preemptible(now) if slots[sequence.caller] > share]
+        for caller, count in waiting.items():
+            for _ in range(min(count, share - slots[caller])):
+                while preemptible and slots[preemptible[-1].caller] <= share:
+                    preemptible.pop()
+                if not preemptible:
+                    return
+                preempted = preemptible.pop()
+                slots.subtract([preempted.caller])
+                slots.update([caller])
+                self.running.remove(preempted)
+                self._start(self.waiting.pop_from(caller), now, started)
+                self.add(preempted)
+
+    def _preemptible(self, now: float) -> list[TextSequence[Text]]:
+        return [sequence for sequence in self.running if now - sequence.joined_at > PREEMPT_AFTER]
 
     def _leave(self, sequence: TextSequence[Text]) -> None:
         """Free the text's place in the queue."""

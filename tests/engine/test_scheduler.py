@@ -154,3 +154,38 @@ def test_callers_with_keys_share_the_slots(loop: asyncio.AbstractEventLoop) -> N
     heavy, light = harness.add(*[5] * 6, caller="heavy"), harness.add(5, 5, caller="light")
     harness.scheduler.schedule(10.0)
     assert sorted(map(id, harness.scheduler.running)) == sorted(map(id, (*heavy[:2], *light)))
+
+
+def test_keys_share_the_slots_of_running_texts(loop: asyncio.AbstractEventLoop) -> None:
+    """A key that comes later does not wait until a text of another key ends."""
+    harness = Harness(loop, max_running=4)
+    heavy = harness.add(*[50] * 6, caller="heavy")
+    harness.scheduler.schedule(10.0)
+    light = harness.add(*[50] * 3, caller="light")
+    assert harness.scheduler.schedule(10.5) == []  # no text has run long enough
+    assert harness.scheduler.schedule(10.0 + LATE) == light[:2]
+    assert harness.scheduler.running == [*heavy[:2], *light[:2]]
+    late = 10.0 + 2 * LATE
+    (other,) = harness.add(50, caller="other")
+    assert harness.scheduler.schedule(late) == [other]
+    assert sorted(text.caller or "" for text in harness.scheduler.running) == ["heavy", "heavy", "light", "other"]
+    assert harness.scheduler.schedule(late + LATE) == []  # equal shares: nothing is preempted
+
+
+def test_texts_of_one_key_and_of_no_key_are_not_preempted_by_their_own(loop: asyncio.AbstractEventLoop) -> None:
+    for caller in ("a", None):
+        harness = Harness(loop)
+        running = harness.add(*[50] * 2, caller=caller)
+        harness.scheduler.schedule(10.0)
+        waiting = harness.add(*[50] * 2, caller=caller)
+        harness.scheduler.schedule(10.0 + LATE)
+        harness.check(running, waiting)
+
+
+def test_more_keys_than_slots_get_one_slot_each(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop)
+    first, second = (harness.add(50, caller=caller)[0] for caller in "ab")
+    harness.scheduler.schedule(10.0)
+    (third,) = harness.add(50, caller="c")
+    harness.scheduler.schedule(10.0 + LATE)
+    harness.check([first, second], [third])
