@@ -163,6 +163,12 @@ class LimitReached(Overloaded):
     code = "rate_limit_exceeded"
 
 
+class TooManyVersions(Overloaded):
+    """No more versions can be loaded by name now: as many as allowed are in use."""
+
+    code = "too_many_versions"
+
+
 class InferenceFailed(QuartetError):
     """The network failed on a valid input. A retry would fail again."""
 

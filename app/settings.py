@@ -37,6 +37,12 @@ class Settings(BaseSettings):
         description="bytes of weights that each worker keeps in memory. 0 means no limit. Default models always "
         "stay loaded.",
     )
+    max_on_demand_versions: int = Field(
+        8,
+        ge=0,
+        description="versions that requests may load by name into each worker, beside the active, canary and previous "
+        "version of each model. One more replaces the least recently used one, unless that is in use.",
+    )
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",

@@ -63,6 +63,10 @@ class ModelCache:
         entry = self._entries.get((name, number))
         return entry if isinstance(entry, asyncio.Task) else None
 
+    def loading(self) -> list[VersionKey]:
+        """Return the versions that are loading."""
+        return [key for key, entry in self._entries.items() if isinstance(entry, asyncio.Task)]
+
     def load_tasks(self) -> list[LoadTask]:
         """Return the tasks of all versions that are loading."""
         return [entry for entry in self._entries.values() if isinstance(entry, asyncio.Task)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from app.engine.observer import VersionKey
+from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_choice import VersionSet
 from app.store import Card, TaskName
 
 IDLE_SECONDS = 300.0  # seconds without a request after which a version is evicted that is not resident
+
+IN_USE_SECONDS = 10.0  # seconds after a request in which other requests cannot evict its version
 
 VersionSets = Mapping[str, VersionSet]  # by model name
 
@@ -97,6 +101,34 @@ def versions_to_evict(
             yield model, "it is not served any more"
         elif model.card.version not in version_set.resident and now - model.last_used_at > IDLE_SECONDS:
             yield model, f"no request for {IDLE_SECONDS:g} s"
+
+
+def versions_to_replace(
+    others: Iterable[LoadedModel], surplus: int, surplus_bytes: int, published: VersionSets, now: float
+) -> list[LoadedModel]:
+    """Return the versions in memory to evict, so that a request may load one by name; least recently used first.
+
+    Of ``others``, the versions that may be evicted, at least ``surplus`` that are not resident and ``surplus_bytes``
+    bytes must go. ``now`` is on ``time.monotonic``'s clock.
+
+    Raises:
+        TooManyVersions: one of them is in use, or there are not enough.
+    """
+    models = sorted(others, key=lambda model: model.last_used_at)
+    on_demand = [model for model in models if model.card.version not in published[model.card.name].resident]
+    replaced = on_demand[: max(surplus, 0)]
+    for model in models:
+        if sum(other.bytes for other in replaced) >= surplus_bytes:
+            break
+        if model not in replaced:
+            replaced.append(model)
+    in_use = [IN_USE_SECONDS - (now - model.last_used_at) for model in replaced]
+    if len(replaced) < surplus or any(seconds > 0 for seconds in in_use):
+        raise TooManyVersions(
+            "no more versions can be loaded by name now: as many as allowed are in use",
+            math.ceil(max([1.0, *in_use])),
+        )
+    return replaced
 
 
 def check_defaults(

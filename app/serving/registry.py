@@ -26,6 +26,7 @@ from app.serving.reconcile import (
     sets_to_publish,
     versions_to_evict,
     versions_to_load,
+    versions_to_replace,
 )
 from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
@@ -109,6 +110,7 @@ class Registry:
             BadValue: the model is for another task.
             NotReady: no model serves the task, or the service is shutting down.
             ModelLoading: the version is not in memory; its loading has begun.
+            TooManyVersions: the version is not in memory, and those that it would replace are in use.
         """
         if self.stopping:
             raise NotReady("the service is stopping")
@@ -127,9 +129,31 @@ class Registry:
                 "model",
             )
         if loaded is None:
+            self._make_room(name, number)
             raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
         loaded.last_used_at = time.monotonic()
         return cast("LoadedModel[P]", loaded)  # the card's task is ``task``, so the predictor is its
+
+    def _make_room(self, name: str, number: int) -> None:
+        """Evict versions to make room for one that a request names. Raises TooManyVersions."""
+
+        def is_resident(key: VersionKey) -> bool:
+            version_set = self.version_sets.get(key[0])
+            return version_set is not None and key[1] in version_set.resident
+
+        loading, models = self.cache.loading(), self.cache.models()
+        if (name, number) in loading or (name in self.defaults.values() and is_resident((name, number))):
+            return
+        keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
+        surplus = sum(not is_resident(key) for key in keys) - self.settings.max_on_demand_versions
+        surplus_bytes = 0
+        if limit := self.settings.model_bytes:
+            files = self.watcher.snapshot.files.get((name, number))
+            surplus_bytes = self.cache.bytes() + (files.weights_bytes if files else 0) - limit
+        others = [model for model in models if model.card.name in self.version_sets and not self._is_default(model)]
+        surplus = 0 if is_resident((name, number)) else surplus
+        for model in versions_to_replace(others, surplus, surplus_bytes, self.version_sets, time.monotonic()):
+            self.cache.evict(model, f"{name}@{number} replaces it")
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
         """As ``resolve``, but wait for a version that is not in memory.

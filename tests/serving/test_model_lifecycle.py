@@ -114,7 +114,46 @@ def test_a_request_waits_for_a_loading_version_until_its_deadline(
         assert answering_version(client, f"{NAME}@1") == 1
 
 
-def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(serve: Serve, tiny_store: Path) -> None:
+def test_clients_cannot_load_every_version_or_evict_versions_in_use(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        publish_tiny(tiny_store, NAME)
+    with serve(max_on_demand_versions=2) as client:
+        assert [answering_version(client, f"{NAME}@{number}") for number in (1, 2, 1)] == [1, 2, 1]
+        rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@3"})
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "too_many_versions")
+        assert 1 <= int(rejected.headers["retry-after"]) <= 10
+        assert model_entry(client)["loaded"] == [1, 2, 5, 6]
+        assert answering_version(client, f"{NAME}@5") == 5  # the previous version is always in memory
+        monkeypatch.setattr("app.serving.reconcile.IN_USE_SECONDS", 0.0)
+        assert answering_version(client, f"{NAME}@3") == 3
+        assert model_entry(client)["loaded"] == [1, 3, 5, 6]
+    monkeypatch.undo()
+    with serve(max_on_demand_versions=0) as client:
+        rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@3"})
+        assert (rejected.status_code, rejected.json()["error"]["code"]) == (429, "too_many_versions")
+
+
+def test_beyond_the_memory_limit_a_version_in_use_is_not_evicted(serve: Serve, tiny_store: Path) -> None:
+    for _ in range(3):
+        publish_tiny(tiny_store, NAME)
+    with serve(model_bytes=weights_bytes(tiny_store, *TINY, NAME)) as client:
+        assert answering_version(client, f"{NAME}@1") == 1
+        rejected = client.post("/v1/images/sample", json={"count": 1, "model": f"{NAME}@2"})
+        assert rejected.status_code == 429
+        assert model_entry(client)["loaded"] == [1, 4]
+
+
+def weights_bytes(folder: Path, *names: str) -> int:
+    versions = [store.read_version(folder, name, 1) for name in names]
+    return sum(tensor.nbytes for version in versions for tensor in version.tensors.values())
+
+
+def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.serving.reconcile.IN_USE_SECONDS", 0.0)
     for _ in range(3):
         publish_tiny(tiny_store, NAME)
     sizes = {
