@@ -1,6 +1,7 @@
 """Train a network that forecasts time series.
 
     python -m training.lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
+    python -m training.lstm --csv FILE --look         # how your own table is read
     python -m training.lstm --csv FILE --name sales   # your own series: fine-tunes series-lstm
     python -m training.lstm --preset strong           # series-lstm: one network for any series
 
@@ -24,7 +25,7 @@ from app.networks.forecaster import QUANTILES, ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
-from training.data import datasets
+from training.data import datasets, tables
 from training.evaluation import forecaster as m4
 from training.loops import forecaster_finetune
 from training.loops.forecaster import pretrain
@@ -33,14 +34,28 @@ from training.run import Run, cosine_schedule, metric, set_learning_rate
 
 FREE_RUNNING_STEPS = 50  # of the forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--csv": {
-        "metavar": "FILE",
-        "type": Path,
-        "help": "CSV file with one column per series; see --by-rows and --group for other layouts",
-    },
+    "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file; --look shows how it is read"},
+    "--look": {"action": "store_true", "help": "print how the file is read, and do not train"},
+    "--json": {"action": "store_true", "help": "with --look: print JSON"},
     "--column": {"metavar": "NAME", "nargs": "+", "help": "value columns; by default all columns of numbers"},
-    "--time": {"metavar": "NAME", "help": "column of time stamps; by default the first column that holds some"},
-    "--group": {"metavar": "NAME", "help": "column that names the series of each row, if several share the columns"},
+    "--time": {"metavar": "NAME", "help": "column of time stamps, or several: Year,Month; none: no column is one"},
+    "--format": {"metavar": "FORMAT", "help": "of the time stamps, for example %%d/%%m/%%Y"},
+    "--group": {
+        "metavar": "NAME",
+        "help": "columns that name the series of each row: NAME or NAME,NAME; none: one series",
+    },
+    "--aggregate": {"choices": tables.AGGREGATES, "help": "combine rows with the same time stamp"},
+    "--resample": {"metavar": "STEP", "help": "combine rows to a longer time step: h, D, W, M, Q, Y or 15min"},
+    "--by-rows": {"action": "store_true", "help": "each row is a series, and its first cell is the name"},
+    "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},
+    "--header": {"metavar": "N", "type": int, "help": "row of the column names; 0: the file has none"},
+    "--encoding": {"metavar": "NAME", "help": "encoding of a text file, for example cp1250"},
+    "--decimal": {"choices": (".", ","), "help": "decimal sign"},
+    "--missing": {
+        "metavar": "CELL",
+        "nargs": "+",
+        "help": "cells that stand for a missing value, for example -999; none: no number does",
+    },
     "--season": {
         "metavar": "N",
         "type": int,
@@ -53,13 +68,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
     "--force": {"action": "store_true", "help": "publish even if fine-tuning did not improve the test metrics"},
-    "--by-rows": {"action": "store_true", "help": "each row is a series, and its first cell is the name"},
 }
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
+    if options.data_options["look"]:
+        forecaster_finetune.look(options)
+        return
     if isinstance(config, ForecasterFinetuneConfig):
         forecaster_finetune.train(options, config, argv)
         return

@@ -155,6 +155,12 @@ def _check_data_options(
         parser.error(f"{flag} cannot be combined with --preset {common['preset']}, which has its own data")
     if not has_data and common.get("preset") == "own":
         parser.error(f"the preset own needs {flag}")
+    if data_options.get("json") and not data_options["look"]:
+        parser.error("--json needs --look")
+    if data_options.get("look"):
+        if not has_data:
+            parser.error(f"--look needs {flag}")
+        common.setdefault("name", "look")
     if has_data and "name" not in common:
         parser.error(f"{flag} needs --name, the name of the new model")
     if not has_data and common["minutes"] is not None:

@@ -22,6 +22,7 @@ from app.tasks.forecasting import GlobalForecaster
 from training import lstm, publishing
 from training.data import tables
 from training.data.datasets import DataError
+from training.data.tables import ReadOptions
 from training.evaluation import backtest, generation
 from training.loops import forecaster_finetune
 from training.options import base_version
@@ -136,7 +137,7 @@ def test_test_values_do_not_influence_the_weights(place: Path) -> None:
 def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) -> None:
     values = sold(1).tolist()
     values[100] = None
-    table = tables.read(written(tmp_path / "one.csv", north=values), season=4)
+    table = tables.without_gaps(tables.read(written(tmp_path / "one.csv", north=values), ReadOptions(season=4)))
     (parts,) = backtest.split(table, 4)
     assert (parts.validation, parts.test) == (68, 92)
     tried = backtest.origins([parts], 4, 4, "test")
@@ -155,7 +156,7 @@ def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) ->
 
 
 def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:
-    table = tables.read(written(tmp_path / "one.csv", north=sold(1)), season=4)
+    table = tables.read(written(tmp_path / "one.csv", north=sold(1)), ReadOptions(season=4))
     tried = backtest.origins(backtest.split(table, 4), 4, 4, "test")
 
     def sure(past: Any, season: int, horizon: int) -> Any:
@@ -184,7 +185,7 @@ def test_series_that_are_too_short_or_never_change_are_left_out_by_name(
     told = capsys.readouterr().out
     assert "new: 31 values; season 4 and horizon 12 need at least 44" in told
     assert "still: its first 72 values repeat exactly with season 4" in told
-    assert "young: 12 values; at least 30 are needed" in told
+    assert "young: 12 values; season 4 and horizon 12 need at least 44" in told
     assert "from 1 series" in store.read_card(place / "models_store" / "sales" / "1").metrics["mase"].split
 
 

@@ -6,8 +6,10 @@ Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing
 from __future__ import annotations
 
 import copy
+import json
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from training.loops.forecaster import Trainer
 from training.options import Options, base_version
 from training.run import Run, cosine_schedule
 
+MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
 DEFAULT_HORIZON = 12  # steps, for series without a season
 MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
 MAX_VALIDATION_FORECASTS, MAX_TEST_FORECASTS = 1000, 5000
@@ -51,8 +54,45 @@ class OwnSeries:
         return self.table.sha256
 
 
+def read_options(options: Options) -> tables.ReadOptions:
+    """The options of the command line that say how to read a table."""
+    own = options.data_options
+    names = {field.name: field.name for field in fields(tables.ReadOptions)} | {"columns": "column"}
+    return tables.ReadOptions(**{name: own[flag] for name, flag in names.items()})
+
+
+def look(options: Options) -> None:
+    """Print how the table is read. Exits with status 2 and a message if it is rejected."""
+    try:
+        table = tables.read(options.data_options["csv"], read_options(options))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    shown = tables.look(table)
+    if options.data_options["json"]:
+        print(json.dumps(shown, ensure_ascii=False))
+        return
+    print(tables.summary(table))
+    for series in shown["series"]:
+        first, last = (
+            ", ".join("missing" if x is None else f"{x:g}" for x in series[key]) for key in ("first", "last")
+        )
+        print(f"{series['name']}: from {series['start']}: {first} ... {last}; {series['missing']} missing")
+    print("".join(f"  {remark}\n" for remark in table.remarks), end="")
+
+
+def report(table: Table) -> None:
+    """Print a summary of the table and its first remarks."""
+    distributed.print_once(tables.summary(table))
+    for remark in table.remarks[:MAX_PRINTED_REMARKS]:
+        distributed.print_once(f"  {remark}")
+    if len(table.remarks) > MAX_PRINTED_REMARKS:
+        more = len(table.remarks) - MAX_PRINTED_REMARKS
+        distributed.print_once(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
+
+
 def read(options: Options, horizon: int) -> OwnSeries:
-    """Read the CSV file and the version that the options name.
+    """Read the file and the version that the options name.
 
     ``horizon`` 0: one season, or DEFAULT_HORIZON without a season; at most the horizon of the network.
 
@@ -60,7 +100,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
         DataError: the table or the version cannot be used.
     """
     own = options.data_options
-    table = tables.read(own["csv"], own["column"], own["time"], own["group"], own["season"], own["by_rows"])
+    table = tables.without_gaps(tables.read(own["csv"], read_options(options)))
     base = base_version(options, ("forecaster",))
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
@@ -73,7 +113,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
     """Read, fine-tune, measure and publish."""
     own = read(options, config.horizon)
-    tables.report(own.table)
+    report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", tables.to_json_lines(own.table))

@@ -1,0 +1,558 @@
+"""Files as users have them: each is read correctly, or rejected with a message that names the option to type."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from collections.abc import Sequence
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from training import lstm
+from training.data import tables
+from training.data.datasets import DataError
+
+NAN = None
+V = [float(10 + (i * i) % 17) for i in range(400)]  # no two neighbours are equal, no order is visible
+DAYS = [date(2024, 1, 1) + timedelta(days=i) for i in range(400)]
+MONTHS = [date(2021 + i // 12, i % 12 + 1, 1) for i in range(60)]
+HOURS = [datetime(2024, 3, 30) + timedelta(hours=i) for i in range(72)]
+EN = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+def lines(*rows: Any, sep: str = ",", end: str = "\n") -> bytes:
+    return "".join(sep.join(str(cell) for cell in row) + end if isinstance(row, (list, tuple)) else str(row) + end
+                   for row in rows).encode()  # fmt: skip
+
+
+def table(header: str, stamps: Sequence[Any], values: Sequence[Any] = V, sep: str = ",") -> bytes:
+    return lines(header, *([stamp, value] for stamp, value in zip(stamps, values, strict=False)), sep=sep)
+
+
+def series(
+    start: str, step: str, values: Sequence[float | None], name: str | None = None
+) -> dict[str, tuple[str, str, list[float | None]]]:
+    return {name or "y": (start, step, list(values))}
+
+
+def excel(**sheets: Sequence[Sequence[Any]]) -> bytes:
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(list(row))
+    output = io.BytesIO()
+    book.save(output)
+    return output.getvalue()
+
+
+def parquet(frame: pd.DataFrame) -> bytes:
+    output = io.BytesIO()
+    frame.to_parquet(output)
+    return output.getvalue()
+
+
+def merged() -> bytes:
+    book = openpyxl.Workbook()
+    sheet: Any = book.active
+    for row in (["Sales report 2024", None, None, None, None], [None] * 5, [None, "North", None, "South", None],
+                ["Date", "Sold", "Lost", "Sold", "Lost"],
+                *([DAYS[i], V[i], i, V[i] + 1, 2 * i] for i in range(40)),
+                ["Total", 1000, 780, 900, 1560]):  # fmt: skip
+        sheet.append(row)
+    for cells in ("A1:E1", "B3:C3", "D3:E3"):
+        sheet.merge_cells(cells)
+    output = io.BytesIO()
+    book.save(output)
+    return output.getvalue()
+
+
+def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
+    """Name -> suffix, content, options, and the expected series or the beginning of a rejection."""
+    d40, v40 = DAYS[:40], V[:40]
+    day = series("2024-01-01", "day", v40)
+    month = series("2021-01-01", "month", V[:36])
+    hour = series("2024-01-01T00:00:00", "hour", v40)
+    hours = [datetime(2024, 1, 1) + timedelta(hours=i) for i in range(40)]
+    two = {**series("2024-01-01", "day", v40, "a"), **series("2024-01-01", "day", [v + 1 for v in v40], "b")}
+    grouped = [(d, g, V[i] + k) for i, d in enumerate(d40) for k, g in enumerate("ab")]
+    stores = [(d, s, t, V[i] + 10 * s + t) for i, d in enumerate(d40) for s in (1, 2) for t in (1, 2, 3)]
+    by_store = {f"{s} {t}": ("2024-01-01", "day", [v + 10 * s + t for v in v40]) for s in (1, 2) for t in (1, 2, 3)}
+    quarters = [f"{2020 + i // 4} Q{i % 4 + 1}" for i in range(14)]
+    weeks = [(date(2024, 1, 1) + timedelta(weeks=i)).isocalendar() for i in range(60)]
+    year_rows = [[2021 + r, *V[12 * r : 12 * r + 12]] for r in range(3)]
+    c: dict[str, tuple[str, bytes, dict[str, Any], Any]] = {}
+
+    def add(name: str, content: bytes, expected: Any, suffix: str = "csv", **options: Any) -> None:
+        c[name] = (suffix, content, options, expected)
+
+    # dates
+    add("month names, newest first", table("d,y", [f"{x:%d-%b-%y}" for x in d40][::-1], v40[::-1]), day)
+    add("English dates in quotes", table("d,y", [f'"{x:%b %d, %Y}"' for x in d40]), day)
+    add("German month names", table("Datum;y", [f"{x.day}. {('Januar', 'Februar')[x.month - 1]} {x.year}" for x in d40],
+                                    sep=";"), day)  # fmt: skip
+    add("weekday before the date", table("d,y", [f"{x:%a %d.%m.%Y}" for x in d40]), day)
+    add("day first", table("d,y", [f"{x:%d/%m/%Y}" for x in d40]), day)
+    add("month first", table("d,y", [f"{x:%m/%d/%y}" for x in d40]), day)
+    add("day or month first, monthly", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:36]]), month)
+    add("day or month first, one year", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]),
+        r"ambiguous: %d/%m/%Y, %m/%d/%Y; choose --format %d/%m/%Y or --format %m/%d/%Y")  # fmt: skip
+    add("day first by format", table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]), series("2021-01-01", "month", V[:12]),
+        format="%d/%m/%Y")  # fmt: skip
+    add("two-digit years, any order", table("d,y", [f"{i:02}/01/{i:02}" for i in range(1, 13)]), "is ambiguous")
+    add("dots and two-digit years", table("Datum;y", [f"{x:%d.%m.%y}" for x in d40], sep=";"), day)
+    add("days without a year", table("d,y", [f"{x:%d-%b}" for x in d40]), "has no year")
+    add("Jan-21", table("m,y", [f"{x:%b-%y}" for x in MONTHS[:36]]), month)
+    add("21-Jan of one year", table("m,y", [f"{x:%y-%b}" for x in MONTHS[:12]]), "is ambiguous")
+    add("months", table("m,y", [f"{x:%Y-%m}" for x in MONTHS[:36]]), month)
+    add("months as numbers", table("month,y", [f"{x:%Y%m}" for x in MONTHS[:36]]), month)
+    add("12/2021", table("Period;y", [f"{x:%m/%Y}" for x in MONTHS[:36]], sep=";"), month)
+    add("quarters", table("q,y", quarters), series("2020-01-01", "quarter", V[:14]))
+    add(
+        "Q1 2020 and 1Q20",
+        table("q,y", [f"Q{q[-1]} {q[:4]}" for q in quarters]),
+        series("2020-01-01", "quarter", V[:14]),
+    )
+    add("ISO weeks", table("w,y", [f"{w.year}-W{w.week:02}" for w in weeks]), series("2024-01-01", "week", V[:60]))
+    add("KW", table("KW;y", [f"KW {w.week}/{w.year}" for w in weeks], sep=";"), series("2024-01-01", "week", V[:60]))
+    add("years and weeks in two columns", lines("year,week,y", *([w.year, w.week, V[i]] for i, w in enumerate(weeks))),
+        series("2024-01-01", "week", V[:60]))  # fmt: skip
+    add("years", table("Year,y", range(1980, 2020)), series("1980-01-01", "year", v40))
+    add("year and month in two columns", lines("Year,Month,y", *([x.year, x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
+        month)  # fmt: skip
+    add(
+        "months without years",
+        lines("month,y", *([x.month, V[i]] for i, x in enumerate(MONTHS[:36]))),
+        "add a column year",
+    )
+    add("date and hour in two columns", lines("Date,Hour,y", *([x.date(), x.hour, v] for x, v in zip(hours, v40, strict=True))),
+        hour)  # fmt: skip
+    add("date and time in two columns", lines("Date;Time;y", *([f"{x:%d.%m.%Y}", f"{x:%H:%M}", v] for x, v in
+                                                               zip(hours, v40, strict=True)), sep=";"), hour)  # fmt: skip
+    add("12-hour clock", table("t,y", [f"{x:%m/%d/%Y %I:%M:%S %p}" for x in HOURS[:40]]),
+        series("2024-03-30T00:00:00", "hour", v40))  # fmt: skip
+    add(
+        "seconds since 1970",
+        table("timestamp,y", [int((x - datetime(1970, 1, 1)).total_seconds()) for x in hours]),
+        hour,
+    )
+    add(
+        "milliseconds since 1970",
+        table("ts,y", [int((x - datetime(1970, 1, 1)).total_seconds() * 1000) for x in hours]),
+        hour,
+    )
+    add("Excel dates as numbers", table("Date,y", [45292 + i for i in range(40)]), day)
+    add("eight digits under a date", table("date,y", [f"{x:%Y%m%d}" for x in d40]), day)
+    add("eight digits under another name", lines("ref,y", *([f"{x:%Y%m%d}", V[i]] for i, x in enumerate(d40))),
+        "column 'ref' may hold time stamps .* or values; type --time 'ref'")  # fmt: skip
+    add("amounts like dates", lines("date,amount", *([d, 20240105 + i] for i, d in enumerate(d40))),
+        series("2024-01-01", "day", [20240105.0 + i for i in range(40)], "amount"))  # fmt: skip
+    add("values like years", lines("x,y", *([1700 + i * i % 300, V[i]] for i in range(40))),
+        {"x": ("2", "step", [1700.0 + i * i % 300 for i in range(40)]), "y": ("2", "step", v40)})  # fmt: skip
+    add(
+        "values that count like years",
+        lines("x,y", *([1700 + i, V[i]] for i in range(40))),
+        "column 'x' may hold time stamps",
+    )
+    add("time zone through a clock change", table("t,y", [
+        (pd.Timestamp("2024-03-30", tz="Europe/Berlin") + pd.Timedelta(hours=i)).isoformat() for i in range(60)]),
+        series("2024-03-29T23:00:00", "hour", V[:60]))  # fmt: skip
+    add("local midnights through a clock change", table("t,y", [
+        pd.Timestamp(x, tz="Europe/Berlin").isoformat() for x in DAYS[60:120]]),
+        series("2024-03-01", "day", V[:60]))  # fmt: skip
+    add("clock change without zone", table("t,y", [(pd.Timestamp("2024-10-26 22:00", tz="UTC") + pd.Timedelta(hours=i))
+        .tz_convert("Europe/Berlin").strftime("%Y-%m-%d %H:%M") for i in range(40)]),
+        r"same time stamp 2024-10-27 02:00:00; type --aggregate sum, mean or last")  # fmt: skip
+    add("unreadable dates", table("Date,y", [f"day {chr(97 + i % 26)}{i}" for i in range(40)]), "give their format")
+    add(
+        "mixed dates",
+        table("d,y", [f"{x:%Y-%m-%d}" if i % 2 else "soon" for i, x in enumerate(d40)]),
+        "mixes dates and other",
+    )
+    # numbers
+    add("semicolons and decimal commas", table("d;y", d40, [f"{v + 0.5:.2f}".replace(".", ",") for v in v40], sep=";"),
+        series("2024-01-01", "day", [v + 0.5 for v in v40]))  # fmt: skip
+    add(
+        "unquoted decimal commas",
+        table("d,y", d40, [f"{v + 0.5:.1f}".replace(".", ",") for v in v40]),
+        "save the file with semicol",
+    )
+    add("only thousands, semicolons", table("d;y", d40, [f"{1000 + 7 * i:,}" for i in range(40)], sep=";"), "--decimal")
+    add("only thousands, by option", table("d;y", d40, [f"{1000 + 7 * i:,}" for i in range(40)], sep=";"),
+        series("2024-01-01", "day", [1000.0 + 7 * i for i in range(40)]), decimal=".")  # fmt: skip
+    add("thousands in quotes", table("d,y", d40, [f'"{900 + 7 * i:,}"' for i in range(40)]),
+        series("2024-01-01", "day", [900.0 + 7 * i for i in range(40)]))  # fmt: skip
+    add("dollars and parentheses", table("d,y", d40, [f'"(${v:,.2f})"' if i % 5 == 0 else f'"${1000 + v:,.2f}"'
+        for i, v in enumerate(v40)]),
+        series("2024-01-01", "day", [-v if i % 5 == 0 else 1000 + v for i, v in enumerate(v40)]))  # fmt: skip
+    add("euros, thousands with spaces", table("d;y", d40, [f"1 {100 + int(v)},50 €" for v in v40], sep=";"),
+        series("2024-01-01", "day", [1100.5 + v for v in v40]))  # fmt: skip
+    add("Swiss thousands", table("d,y", d40, [f"1'{100 + int(v)}.5" for v in v40]),
+        series("2024-01-01", "day", [1100.5 + v for v in v40]))  # fmt: skip
+    add("per cent", table("d,y", d40, [f"{v}%" for v in v40]), day)
+    add("units", table("d,y", d40, [f"{v} kWh" for v in v40]), day)
+    add(
+        "two units",
+        table("d,y", d40, [f"{v} {'kg' if i % 2 else 'g'}" for i, v in enumerate(v40)]),
+        "has several units",
+    )
+    add("K and M", table("d,y", d40, [f"{v}K" if i % 2 else f"{v}M" for i, v in enumerate(v40)]),
+        series("2024-01-01", "day", [v * (1e3 if i % 2 else 1e6) for i, v in enumerate(v40)]))  # fmt: skip
+    add("trailing and Unicode minus", table("d,y", d40, [f"{v}-" if i % 2 else f"−{v}" for i, v in enumerate(v40)]),
+        series("2024-01-01", "day", [-v for v in v40]))  # fmt: skip
+    add("missing values", table("d,y", d40, [("NA", "-", "null", ".", "", "n/a", "#N/A", "..")[i // 4] if i % 4 == 1 and i < 32
+        else v for i, v in enumerate(v40)]),
+        series("2024-01-01", "day", [NAN if i % 4 == 1 and i < 32 else v for i, v in enumerate(v40)]))  # fmt: skip
+    add("-999", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]), "type --missing -999")
+    add("-999 by option", table("d,y", d40, [-999 if i == 7 else v for i, v in enumerate(v40)]),
+        series("2024-01-01", "day", [NAN if i == 7 else v for i, v in enumerate(v40)]), missing=["-999"])  # fmt: skip
+    add(
+        "partly text",
+        table("d,y", d40, ["closed" if i % 3 else v for i, v in enumerate(v40)]),
+        "has numbers and other cells",
+    )
+    # files
+    add(
+        "cp1252",
+        table("Datum;Größe", d40, sep=";").decode().encode("cp1252"),
+        series("2024-01-01", "day", v40, "Größe"),
+    )
+    add(
+        "cp1251",
+        table("Дата;Продажи", d40, sep=";").decode().encode("cp1251"),
+        "give its encoding, for example --encoding cp12",
+    )
+    add("cp1251 by option", table("Дата;Продажи", d40, sep=";").decode().encode("cp1251"),
+        series("2024-01-01", "day", v40, "Продажи"), encoding="cp1251")  # fmt: skip
+    add("UTF-16", table("d\ty", d40, sep="\t").decode().encode("utf-16"), day)
+    add(
+        "UTF-8 with a mark, Windows lines", b"\xef\xbb\xbf" + lines("d,y", *zip(d40, v40, strict=True), end="\r\n"), day
+    )
+    add("gzip", gzip.compress(table("d,y", d40)), day, "csv.gz")
+    add("Parquet", parquet(pd.DataFrame({"d": pd.to_datetime(d40), "y": v40})), day, "parquet")
+    add(
+        "Parquet with an index",
+        parquet(pd.DataFrame({"y": v40}, index=pd.DatetimeIndex(d40, name="d"))),
+        day,
+        "parquet",
+    )
+    add("tabs", table("d\ty", d40, sep="\t"), day, "tsv")
+    add("spaces", lines("d      y", *(f"{x}  {v}" for x, v in zip(d40, v40, strict=True))), day, "txt")
+    add("sep=;", b"sep=;\n" + table("d;y", d40, sep=";"), day)
+    add("JSON", b'[{"d": "2024-01-01", "y": 3}]', "is JSON; save the table as CSV", "json")
+    add("old Excel", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 9, "save it as .xlsx", "xls")
+    # headers
+    add("lines before the header", lines("Sales report", "Generated:,2024-05-01", "", "d,y", *zip(d40, v40, strict=True),
+        "", "Source: the shop"), day)  # fmt: skip
+    add("comments", lines("# station 7", "# unit: mm", "d,y", *zip(d40, v40, strict=True)), day)
+    add(
+        "commented header",
+        lines("# station 7", "# d y", *(f"{x} {v}" for x, v in zip(d40, v40, strict=True))),
+        day,
+        "txt",
+    )
+    add("two header rows", lines(",North,,South,", "Date,Sold,Lost,Sold,Lost", *([x, V[i], i, V[i] + 1, 2 * i] for i, x in
+        enumerate(d40))), {"North Sold": ("2024-01-01", "day", v40), "North Lost": ("2024-01-01", "day", [float(i) for i in range(40)]),
+                           "South Sold": ("2024-01-01", "day", [v + 1 for v in v40]),
+                           "South Lost": ("2024-01-01", "day", [2.0 * i for i in range(40)])})  # fmt: skip
+    add(
+        "units below the header",
+        lines("d,y", ",mm", *zip(d40, v40, strict=True)),
+        series("2024-01-01", "day", v40, "y mm"),
+    )
+    add("no header", lines(*zip(d40, v40, strict=True)), series("2024-01-01", "day", v40, "column 2"))
+    add("no header, only numbers", lines(*(f"{v},{v}" for v in v40)), "type --header 0 if the file has no names")
+    add("totals at the end", lines("Monat;Umsatz", *([f"{x:%m.%Y}", V[i]] for i, x in enumerate(MONTHS[:36])), "Summe;9999", sep=";"),
+        series("2021-01-01", "month", V[:36], "Umsatz"))  # fmt: skip
+    add(
+        "repeated header",
+        lines("d,y", *zip(d40[:20], v40[:20], strict=True), "d,y", *zip(d40[20:], v40[20:], strict=True)),
+        day,
+    )
+    add(
+        "the same name twice",
+        lines("d,y,y", *([x, v, v] for x, v in zip(d40, v40, strict=True))),
+        "column names must be unique",
+    )
+    add("row numbers, codes and flags", lines(",order_id,d,y,open,plz", *([i, 7000 + 3 * i, x, v, "True", "01234"] for i, (x, v)
+        in enumerate(zip(d40, v40, strict=True)))), day)  # fmt: skip
+    add("parts of the date", lines("d,year,month,weekday,y", *([x, x.year, x.month, x.weekday(), v] for x, v in
+        zip(d40, v40, strict=True))), day)  # fmt: skip
+    add("a constant and a text", lines("d,y,c,note", *([x, v, 5, "ok"] for x, v in zip(d40, v40, strict=True))),
+        {**day, "c": ("2024-01-01", "day", [5.0] * 40)})  # fmt: skip
+    add("two dates", lines("ordered,shipped,y", *([x, x + timedelta(days=i % 4), V[i]] for i, x in enumerate(d40))),
+        "choose one: --time 'ordered' or --time 'shipped'")  # fmt: skip
+    # layouts
+    add("wide", lines("d,a,b", *([x, v, v + 1] for x, v in zip(d40, v40, strict=True))), two)
+    add("one group column", lines("d,shop,sold", *grouped), two)
+    add("two group columns of numbers", lines("date,store,item,sales", *stores), by_store)
+    add("code and name of each group", lines("d,code,country,y", *([d, g.upper(), g, v] for d, g, v in grouped)),
+        {name.upper(): own for name, own in two.items()})  # fmt: skip
+    add("transactions", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
+        "rows 2 and 3 have the same time stamp .*type --aggregate sum, mean or last")  # fmt: skip
+    add("transactions, summed", lines("date,product,amount", *([d40[i // 3], "pq"[i % 2], V[i]] for i in range(120))),
+        series("2024-01-01", "day", [sum(V[3 * i : 3 * i + 3]) for i in range(40)], "amount"), aggregate="sum")  # fmt: skip
+    add("duplicate dates", table("d,y", [*d40, d40[-1]]), "rows 41 and 42 have the same time stamp .* type --aggregate")
+    add("years across the columns", lines("Country,Code," + ",".join(map(str, range(1990, 2020))), ["Aland", "AL", *V[:30]],
+        ["Bland", "BL", *V[30:60]]), {"Aland": ("1990-01-01", "year", V[:30]), "Bland": ("1990-01-01", "year", V[30:60])})  # fmt: skip
+    add("dates across the columns", lines(["item", *d40], ["a", *v40], ["b", *(v + 1 for v in v40)]), two)
+    add(
+        "months across, a year per row", lines(["Year", *EN], *year_rows), series("2021-01-01", "month", V[:36], "file")
+    )
+    add("a month per row, years across", lines(["Month", 2021, 2022, 2023], *([EN[m], *(V[12 * r + m] for r in range(3))] for m in
+        range(12))), series("2021-01-01", "month", V[:36], "file"))  # fmt: skip
+    add("months across without a year", lines(["Product", *EN], ["a", *V[:12]]), "add a column year")
+    add("hours across, a day per row", lines(["Date", *(f"{h:02}:00" for h in range(24))], *([d40[r], *V[24 * r : 24 * r + 24]] for r
+        in range(3))), series("2024-01-01T00:00:00", "hour", V[:72], "file"))  # fmt: skip
+    # steps
+    jitter = [datetime(2024, 1, 1) + timedelta(minutes=5 * i, seconds=(i * 7) % 23) for i in range(40)]
+    add("jitter", table("t,y", jitter), series("2024-01-01T00:00:00", "5 minutes", v40))
+    irregular = [datetime(2024, 1, 1) + timedelta(minutes=i * i + 20 * i) for i in range(40)]
+    add("irregular", table("t,y", irregular), "type --resample D")
+    add("resampled", table("t,y", [datetime(2024, 1, 1) + timedelta(minutes=17 * i) for i in range(300)], V),
+        series("2024-01-01", "day", [sum(V[i] for i in range(300) if 17 * i // 1440 == k) for k in range(4)]),
+        resample="D", aggregate="sum")  # fmt: skip
+    add("gaps", table("d,y", d40[:10] + d40[13:], v40[:10] + v40[13:]),
+        series("2024-01-01", "day", v40[:10] + [NAN] * 3 + v40[13:]))  # fmt: skip
+    workdays = [x for x in DAYS if x.weekday() < 5][:40]
+    add("working days", table("d,y", workdays), series("2024-01-01", "business day", v40))
+    add(
+        "month ends", table("d,y", [x - timedelta(days=1) for x in MONTHS[1:37]]), series("2021-01-31", "month", V[:36])
+    )
+    add("a step counter", table("day,y", range(1, 41)), series("1", "step", v40))
+    # as published
+    add("FRED", lines("observation_date,UNRATE", *([x, "." if i == 5 else V[i]] for i, x in enumerate(MONTHS[:36]))),
+        series("2021-01-01", "month", [NAN if i == 5 else v for i, v in enumerate(V[:36])], "UNRATE"))  # fmt: skip
+    add("World Bank", lines('"Data Source","World Development Indicators",', "", '"Last Updated Date","2024-03-28",', "",
+        '"Country Name","Country Code","Indicator Name",' + ",".join(f'"{y}"' for y in range(1960, 2000)) + ",",
+        '"Aruba","ABW","GDP",' + ",".join(f'"{v}"' for v in v40) + ",", '"Nowhere","NOW","GDP",' + "," * 40),
+        series("1960-01-01", "year", v40, "Aruba"))  # fmt: skip
+    add("Johns Hopkins", lines("Province/State,Country/Region,Lat,Long," + ",".join(f"{x.month}/{x.day}/{x:%y}" for x in d40),
+        ["", "Albania", 41.1, 20.1, *v40], ["Alberta", "Canada", 53.9, -116.5, *(v + 1 for v in v40)]),
+        {"Albania": ("2024-01-01", "day", v40), "Alberta Canada": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip
+    add("GISTEMP", lines("Land-Ocean: Global Means", ["Year", *EN, "J-D", "DJF"], *([1880 + r, *V[12 * r : 12 * r + 12], -0.1,
+        "***" if r == 0 else -0.2] for r in range(4))), series("1880-01-01", "month", V[:48], "file"))  # fmt: skip
+    add("Eurostat", lines("freq,unit,geo\\TIME_PERIOD\t" + "\t".join(f"{y} " for y in range(2000, 2020)),
+        "A,PC,DE\t" + "\t".join(": " if i == 3 else f"{V[i]} {'p' * (i > 17)}" for i in range(20))),
+        series("2000-01-01", "year", [NAN if i == 3 else v for i, v in enumerate(V[:20])], "A,PC,DE"), "tsv")  # fmt: skip
+    add("DWD", lines("STATIONS_ID;MESS_DATUM;TT_TU;eor", *(f"   44;{x:%Y%m%d%H};  {V[i]};eor" for i, x in enumerate(hours))),
+        {"TT_TU": ("2024-01-01T00:00:00", "hour", v40)})  # fmt: skip
+    add("ENTSO-E", lines("MTU (CET/CEST),Load", *(f"{x:%d.%m.%Y %H:%M} - {x + timedelta(hours=1):%d.%m.%Y %H:%M},{V[i]}" for i, x
+        in enumerate(hours))), {"Load": ("2024-01-01T00:00:00", "hour", v40)})  # fmt: skip
+    add("UCI air quality", lines("Date;Time;CO(GT);;", *(f"{x:%d/%m/%Y};{x:%H.%M.%S};{int(V[i])},5;;" for i, x in enumerate(
+        datetime(2004, 3, 10, 18) + timedelta(hours=k) for k in range(100))), ";;;;"),
+        {"CO(GT)": ("2004-03-10T18:00:00", "hour", [v + 0.5 for v in V[:100]])})  # fmt: skip
+    add("pivot table", excel(S=[["Row Labels", "Sum of Sales"], *[[EN[m], V[m]] for m in range(12)], ["Grand Total", 9]]),
+        "column 'Row Labels' holds no time stamps", "xlsx")  # fmt: skip
+    add(
+        "one row per product",
+        lines("product,sold", *([f"p{chr(97 + i)}", V[i]] for i in range(20))),
+        "type --time none",
+    )
+    alternating = [
+        (datetime(2024, 1, 1) + timedelta(minutes=i, seconds=30 * k), "ab"[k], V[i]) for i in range(40) for k in (0, 1)
+    ]
+    add(
+        "two sensors that alternate",
+        lines("t,sensor,y", *alternating),
+        "may name several series; type --group 'sensor'",
+    )
+    # Excel
+    add(
+        "Excel",
+        excel(Sheet1=[["d", "y"], *([datetime(x.year, x.month, x.day), v] for x, v in zip(d40, v40, strict=True))]),
+        day,
+        "xlsx",
+    )
+    add(
+        "Excel with notes",
+        excel(Notes=[["Read me"], ["made by us"]], Data=[["d", "y"], *zip(d40, v40, strict=True)]),
+        day,
+        "xlsx",
+    )
+    both = {"A": [["d", "y"], *zip(d40, v40, strict=True)], "B": [["d", "y"], *zip(d40, V[40:80], strict=True)]}
+    add("Excel with two tables", excel(**both), "choose one: --sheet 'A' or --sheet 'B'", "xlsx")
+    add("Excel, the second sheet", excel(**both), series("2024-01-01", "day", V[40:80]), "xlsx", sheet="B")
+    add("Excel with merged titles and totals", merged(), {
+        "North Sold": ("2024-01-01", "day", v40), "North Lost": ("2024-01-01", "day", [float(i) for i in range(40)]),
+        "South Sold": ("2024-01-01", "day", [v + 1 for v in v40]),
+        "South Lost": ("2024-01-01", "day", [2.0 * i for i in range(40)])}, "xlsx")  # fmt: skip
+    add("Excel, date and time", excel(S=[["Date", "Time", "y"], *([datetime(x.year, x.month, x.day), time(x.hour), v] for x, v in
+        zip(hours, v40, strict=True))]), hour, "xlsx")  # fmt: skip
+    add(
+        "Excel, formulas without values",
+        excel(S=[["d", "y"], *([x, "=1+1"] for x in d40)]),
+        "holds the formula",
+        "xlsx",
+    )
+    add("Excel, months across", excel(S=[["Product", *(datetime(x.year, x.month, 1) for x in MONTHS[:24])], ["a", *V[:24]]]),
+        series("2021-01-01", "month", V[:24], "a"), "xlsx")  # fmt: skip
+    return c
+
+
+CASES = cases()
+
+
+def read(folder: Path, suffix: str, content: bytes, options: dict[str, Any]) -> tables.Table:
+    path = folder / f"file.{suffix}"
+    path.write_bytes(content)
+    return tables.read(path, tables.ReadOptions(**options))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_is_read_correctly_or_rejected(tmp_path: Path, name: str) -> None:
+    suffix, content, options, expected = CASES[name]
+    if isinstance(expected, str):
+        with pytest.raises(DataError) as rejected:
+            read(tmp_path, suffix, content, options)
+        assert re.search(expected, str(rejected.value)), rejected.value
+        return
+    result = tables.look(read(tmp_path, suffix, content, options))["series"]
+    assert [one["name"] for one in result] == list(expected)
+    for one in result:
+        start, step, values = expected[one["name"]]
+        assert (one["start"], one["step"], one["length"]) == (start, step, len(values))
+        assert (one["first"], one["last"]) == (pytest.approx(values[:3]), pytest.approx(values[-3:]))
+        assert one["missing"] == values.count(None)
+
+
+# --- the same series in many formats
+
+DATE_FORMATS = {
+    "hour": ["%Y-%m-%d %H:%M", "%d.%m.%Y %H:%M", "%m/%d/%Y %I:%M %p", "%Y-%m-%dT%H:%M:%SZ", "%d/%m/%y %H:%M:%S"],
+    "day": [
+        "%Y-%m-%d",
+        "%d.%m.%Y",
+        "%m/%d/%Y",
+        "%d/%m/%y",
+        "%d-%b-%y",
+        "%b %d, %Y",
+        "%Y%m%d",
+        "%a %d %B %Y",
+        "%y-%m-%d",
+    ],
+    "week": ["%G-W%V", "%d.%m.%y", "%Y/%m/%d", "%m-%d-%Y"],
+    "month": ["%Y-%m", "%b-%y", "%B %Y", "%m/%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y%m"],
+}
+STEPS = {"hour": "h", "day": "D", "week": "W-MON", "month": "MS"}
+FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for pattern in patterns]
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    kind=st.sampled_from(FORMATS),
+    start=st.integers(0, 9000),
+    scale=st.sampled_from([1, 30, 1000, 100_000]),
+    digits=st.sampled_from([0, 1, 2, 3]),
+    decimal=st.sampled_from([".", ","]),
+    thousands=st.sampled_from(["", "sep", " ", "'"]),
+    mark=st.sampled_from(["{}", "${}", "{} €", "{}%", "{} kWh", "-{}"]),
+    separator=st.sampled_from([",", ";", "\t", "|"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+    before=st.sampled_from([[], ["Report 7", ""], ["# a comment"]]),
+    missing=st.sampled_from(["", "NA", "-", "null"]),
+    seed=st.integers(0, 99),
+)
+def test_a_series_is_read_alike_in_all_formats_or_rejected(
+    tmp_path: Path, kind: tuple[str, str], start: int, scale: int, digits: int, decimal: str, thousands: str, mark: str,
+    separator: str, encoding: str, before: list[str], missing: str, seed: int,
+) -> None:  # fmt: skip
+    random = np.random.default_rng(seed)
+    times = pd.date_range(pd.Timestamp("2001-01-01") + pd.Timedelta(days=start), periods=40, freq=STEPS[kind[0]])
+    values: list[float | None] = [round(float(x), digits) for x in scale * (0.2 + random.random(40))]
+    values[7] = None
+    group = {"sep": "." if decimal == "," else ","}.get(thousands, thousands)
+
+    def cell(value: float | None) -> str:
+        if value is None:
+            return missing
+        text = f"{value:,.{digits}f}".replace(",", "@").replace(".", decimal).replace("@", group)
+        return mark.format(text)
+
+    rows = [[f"{time.strftime(kind[1])}", cell(value)] for time, value in zip(times, values, strict=True)]
+    expected = [None if x is None else -x if mark == "-{}" else x for x in values]
+    output = io.StringIO()
+    output.write("".join(f"{line}\n" for line in before))
+    order = random.permutation(40) if seed % 2 else range(40)
+    csv.writer(output, delimiter=separator, lineterminator="\n").writerows([["when", "y"], *(rows[i] for i in order)])
+    path = tmp_path / "file.csv"
+    path.write_bytes(output.getvalue().encode(encoding))
+    try:
+        (one,) = tables.look(tables.read(path))["series"]
+    except DataError as rejected:
+        error: str | None = str(rejected)
+    else:
+        error = None
+    if error is not None:
+        assert re.search(r"--(format|decimal|time|resample|aggregate)|plain numbers|separator", error)
+        return
+    assert one["start"].startswith(f"{times[0]:%Y-%m-%d}")
+    assert (one["step"], one["length"], one["missing"]) == (kind[0], 40, 1)
+    assert one["first"] == pytest.approx(expected[:3])
+    assert one["last"] == pytest.approx(expected[-3:])
+
+
+SHUFFLED = ("day first", "day or month first, monthly", "ISO weeks", "two group columns of numbers", "wide", "jitter",
+            "missing values", "day or month first, one year", "duplicate dates")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_the_order_of_the_rows_changes_nothing(tmp_path: Path, name: str) -> None:
+    _, content, options, expected = CASES[name]
+    header, *rows = content.decode().splitlines()
+    results = []
+    for order in (range(len(rows)), np.random.default_rng(0).permutation(len(rows))):
+        try:
+            look = tables.look(read(tmp_path, "csv", "\n".join([header, *(rows[i] for i in order)]).encode(), options))
+            results.append({one["name"]: one for one in look["series"]})
+        except DataError:
+            results.append("rejected")
+    assert results[0] == results[1]
+    assert (results[0] == "rejected") == isinstance(expected, str)
+
+
+def test_look_prints_json_or_rejects_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file.csv"
+    path.write_bytes(table("d,y", DAYS[:40]))
+    lstm.main(["--csv", str(path), "--look", "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    one = {
+        "name": "y",
+        "start": "2024-01-01",
+        "step": "day",
+        "length": 40,
+        "first": V[:3],
+        "last": V[37:40],
+        "missing": 0,
+    }
+    assert shown["series"] == [one]
+    assert "time stamps: column 'd', %Y-%m-%d" in shown["remarks"]
+    lstm.main(["--csv", str(path), "--look"])
+    assert "1 series (y) of 40 values, one per day" in capsys.readouterr().out
+    path.write_bytes(table("d,y", [f"{x:%d/%m/%Y}" for x in MONTHS[:12]]))
+    with pytest.raises(SystemExit) as stopped:
+        lstm.main(["--csv", str(path), "--look", "--json"])
+    assert stopped.value.code == 2
+    assert "--format %d/%m/%Y" in capsys.readouterr().err
+    for arguments in (["--look"], ["--csv", str(path), "--name", "x", "--json"]):
+        with pytest.raises(SystemExit, match="2"):
+            lstm.main(arguments)

@@ -1,0 +1,240 @@
+"""Find the columns of values, and the columns that name the series of each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from training.data.tables import frequency, numbers
+from training.data.tables.header import Body
+from training.data.tables.time_column import INDEX_NAME, role, values_of
+
+ID_NAME = re.compile(
+    r"(?i:(.*[ _.-])?(ids?|no|nr|num|number|codes?|key|uuid|sku|zip|zipcode|plz|postcode|phone|ean|isbn|barcode|lat|"
+    r"long?|latitude|longitude))|[A-Za-z]+(Id|ID|No|Nr|Code|Key)"
+)
+SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0)
+FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
+MAX_GROUP_COLUMNS = 3
+MIN_FILL = 0.5  # share of its steps that a group needs, so that groups are detected without --group
+MAX_TEXT_SHARE = 0.1  # of a column of numbers
+
+
+def value_columns(body: Body, used: Sequence[str], wanted: Sequence[str] | None, times: pd.Series | None) -> list[str]:
+    """The columns of numbers, without row numbers, codes, and parts of the date. ``used``: columns of time and groups.
+
+    Raises:
+        DataError: a column is only partly numeric, or there is none.
+    """
+    frame = body.frame
+    if wanted:
+        return list(wanted)
+    found, left_out, texts = [], [], []
+    for name in frame.columns:
+        if name in used or frame[name].isna().all():
+            continue
+        part = numbers.share(frame[name])
+        if _numbers_rows(name, frame):
+            left_out.append(f"column {name!r} only numbers the rows: left out; --column {name!r} reads it")
+        elif part > 0.5 and ID_NAME.fullmatch(name):
+            left_out.append(f"column {name!r} holds codes: left out; --column {name!r} reads it")
+        elif part > 0.5 and (code := _code(frame[name])):
+            left_out.append(f"column {name!r} holds codes such as {code!r}: left out; --column {name!r} reads it")
+        elif part > 0.5 and times is not None and _part_of_date(name, values_of(frame[name]), times):
+            left_out.append(f"column {name!r} repeats a part of the date: left out; --column {name!r} reads it")
+        elif part >= 1 - MAX_TEXT_SHARE:
+            found.append(name)
+        elif part > 0.3:
+            row, cell = next(
+                (r, c) for r, c in frame[name].items() if not numbers.is_missing(c) and not numbers.is_number(c)
+            )
+            raise body.error(
+                f"column {name!r} has numbers and other cells, for example {str(cell)[:40]!r} in row {row}; correct "
+                "them, or name the columns to read with --column"
+            )
+        else:
+            texts.append(name)
+    if not found:
+        reasons = "; ".join(["has no column of numbers", *left_out])
+        raise body.error(f"{reasons}; its columns are: {', '.join(frame.columns)}")
+    body.remarks += left_out
+    if texts:
+        body.remarks.append(f"columns of text: {', '.join(map(repr, texts))}")
+    return found
+
+
+def _numbers_rows(name: str, frame: pd.DataFrame) -> bool:
+    """Whether a column is a row index, as pandas writes it: consecutive integers under an index name or no name."""
+    if not (INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
+        return False
+    values = values_of(frame[name])
+    if values.isna().any() or len(values) < 2:
+        return False
+    ordered = np.sort(values.to_numpy())  # rows may come in any order
+    return bool((np.diff(ordered) == 1).all())
+
+
+def _code(cells: pd.Series) -> str | None:
+    """A cell with leading zeros, if the column has some."""
+    return next((cell for cell in cells if isinstance(cell, str) and re.fullmatch(r"0\d+", cell)), None)
+
+
+def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
+    """Whether a column repeats the year, month, week, day, weekday or hour of the time stamps."""
+    week = times.dt.isocalendar().week.astype("float64")
+    parts = [times.dt.year, times.dt.month, times.dt.quarter, times.dt.day, times.dt.hour, times.dt.day_of_year, week]
+    parts += [
+        times.dt.day_of_week,
+        times.dt.day_of_week + 1,
+        (times.dt.day_of_week + 1) % 7,
+        (times.dt.day_of_week + 1) % 7 + 1,
+    ]
+    both = values.notna() & times.notna()
+    calendar = role(name) or re.search(
+        r"week|month|day|dow|hour|year|quarter|date|mnth|yr|hr|decimal", name, re.IGNORECASE
+    )
+    years = times.dt.year + times.dt.day_of_year / 366
+    if calendar and both.any() and ((values - years).abs()[both] < 0.1).all():  # decimal years
+        return True
+    parts = [part for part in parts if part[both].nunique() > 1 or part is parts[0]]
+    return bool(calendar) and bool(both.any()) and any((values[both] == part[both]).all() for part in parts)
+
+
+def parse_values(
+    body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str] | None
+) -> dict[str, pd.Series]:
+    """The values of the columns, NaN where missing.
+
+    Raises:
+        DataError: the decimal sign is ambiguous, units are mixed, or a value may stand for a missing one.
+    """
+    frame, result = body.frame, {}
+    texts = {
+        name: [cell for cell in frame[name] if isinstance(cell, str) and not numbers.is_missing(cell)] for name in names
+    }
+    everything = [cell for cells in texts.values() for cell in cells]
+    evidence = numbers.decimal_evidence(everything)
+    for name in names:
+        cells = frame[name].mask(frame[name].isin(missing or ()))
+        try:
+            sign = decimal or numbers.decimal_sign(name, texts[name], body.delimiter, evidence)
+            values = numbers.parse(name, cells, sign, body.remarks)
+        except ValueError as error:
+            raise body.error(str(error)) from error
+        if missing is not None:
+            values = values.mask(values.isin([float(text) for text in missing if numbers.is_plain(text)]))
+        elif (sentinel := _sentinel(values)) is not None:
+            raise body.error(
+                f"{name}: {sentinel:g} may be a value or stand for a missing one; type --missing {sentinel:g}, or "
+                "--missing none to read it as a value"
+            )
+        result[name] = values
+    return result
+
+
+def _sentinel(values: pd.Series) -> float | None:
+    """A value far from all others that often stands for a missing one."""
+    known = values.dropna()
+    for sentinel in SENTINELS:
+        others = known[known != sentinel]
+        if len(others) and len(others) < len(known):
+            spread = float(others.max() - others.min()) or 1.0
+            if sentinel < others.min() - max(spread, 9) or sentinel > others.max() + 3 * spread:
+                return sentinel
+    return None
+
+
+def group_columns(
+    body: Body, used: Sequence[str], values: Sequence[str], times: pd.Series, optional: bool = False
+) -> list[str]:
+    """The columns that together with the time stamp name each row; [] if the time stamps do so alone.
+
+    ``optional``: also [] if no columns do so.
+
+    Raises:
+        DataError: no columns, or several sets of columns, do so.
+    """
+    rows = times.notna()
+    frame, times = body.frame[rows], times[rows]
+    if not times.duplicated().any():
+        return _reject_interleaved(body, frame, times, used, values)
+    candidates = [name for name in frame.columns if name not in used and 1 < frame[name].nunique() <= len(frame) / 2]
+    texts = [name for name in candidates if name not in values]
+    counted = [name for name in candidates if name in values and _counted(frame[name])]
+    for pool in (texts, texts + counted):
+        for count in range(1, min(len(pool), MAX_GROUP_COLUMNS) + 1):
+            sets = [names for names in combinations(pool, count) if _complete(frame, times, list(names))]
+            sets = _without_synonyms(frame, sets)
+            if len(sets) == 1:
+                return list(sets[0])
+            if sets:
+                options = " or ".join(f"--group {','.join(names)}" for names in sets)
+                raise body.error(f"several columns can name the series; type {options}")
+    if optional:
+        return []
+    row = times.index[times.duplicated()][0]
+    first = times.index[times == times[row]][0]
+    names = f"--group {texts[0]!r} for one series each, or " if texts else ""
+    raise body.error(
+        f"rows {first} and {row} have the same time stamp {times[row]}; type --aggregate sum, mean or last to combine "
+        "such rows" + (f", with {names}no --group for one series" if names else "")
+    )
+
+
+def _reject_interleaved(
+    body: Body, frame: pd.DataFrame, times: pd.Series, used: Sequence[str], values: Sequence[str]
+) -> list[str]:
+    """Return []; raises DataError if a column of text may name series that alternate in time."""
+    for name in frame.columns:
+        if name in used or name in values or not 1 < frame[name].nunique() <= len(frame) / 3:
+            continue
+        if {str(cell).lower() for cell in frame[name]} <= FLAGS:
+            continue
+        parts = (times.dt.month, times.dt.day_of_week, times.dt.hour, times.dt.quarter, times.dt.year, times.dt.day)
+        if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # the name of a month, for example
+            continue
+        groups = [np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])]
+        grids = [frequency.grid([own], "") for own in groups]
+        if all(
+            grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)
+        ):
+            raise body.error(
+                f"column {name!r} may name several series; type --group {name!r}, or --group none for one series"
+            )
+    return []
+
+
+def _counted(cells: pd.Series) -> bool:
+    """Whether all cells are integers, as numbers of stores."""
+    values = values_of(cells)
+    return bool(values.notna().all() and (values == values.round()).all() and (values >= 0).all())
+
+
+def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
+    """Whether the columns make each time stamp unique, and most groups have most of their time stamps."""
+    keys = pd.DataFrame({**{name: frame[name] for name in names}, "(time)": times})
+    if keys.duplicated().any() or frame[names].isna().any().any():
+        return False
+    position = pd.Series(np.searchsorted(np.sort(times.unique()), times.to_numpy()), index=times.index)
+    by_group = position.groupby([frame[name] for name in names])
+    fill = by_group.count() / (by_group.max() - by_group.min() + 1)
+    return bool(fill.median() >= MIN_FILL and by_group.count().median() >= 3)
+
+
+def _without_synonyms(frame: pd.DataFrame, sets: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Keep one of several sets that split the rows into the same groups, for example code and name of a country."""
+    kept: list[tuple[tuple[str, ...], pd.Series]] = []
+    for names in sets:
+        numbered = frame.groupby(list(names), sort=False).ngroup()
+        if not any(_same_groups(numbered, other) for _, other in kept):
+            kept.append((names, numbered))
+    return [names for names, _ in kept]
+
+
+def _same_groups(first: pd.Series, second: pd.Series) -> bool:
+    pairs = pd.DataFrame({"a": first, "b": second}).drop_duplicates()
+    return len(pairs) == first.nunique() == second.nunique()

@@ -1,0 +1,247 @@
+"""The time step between rows: calendar steps, fixed steps, business days, and steps with jitter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from app.tasks.forecasting import MAX_SEASON
+from training.data.tables.timestamps import Reading
+
+Times = np.ndarray  # datetime64[us], sorted, without duplicates
+SECOND, DAY = 10**6, 86_400 * 10**6  # microseconds
+NAMED_STEPS = {SECOND: "second", 60 * SECOND: "minute", 3600 * SECOND: "hour", DAY: "day", 7 * DAY: "week"}
+MONTHS = {1: "month", 2: "2 months", 3: "quarter", 4: "4 months", 6: "half-year", 12: "year"}
+SEASONS: dict[str, tuple[int, ...]] = {
+    "second": (60,),
+    "minute": (60, 1440),
+    "hour": (24, 168),
+    "day": (7, 365),
+    "business day": (5,),
+    "week": (52,),
+    "month": (12,),
+    "quarter": (4,),
+    "half-year": (2,),
+}
+_MINUTE = 60 * SECOND
+NICE_STEPS = np.array(  # of sensors whose time stamps have jitter
+    [n * SECOND for n in (1, 2, 5, 10, 15, 20, 30)]
+    + [n * _MINUTE for n in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)]
+    + [n * 60 * _MINUTE for n in (1, 2, 3, 4, 6, 8, 12)]
+    + [DAY, 7 * DAY]
+)
+MAX_JITTER = 0.3  # of a step
+MAX_HOLES = 0.4  # share of the steps without a time stamp; more of them are irregular
+MAX_HOLES_TO_DECIDE = 0.1  # the same for choosing between two readings of the same cells
+MIN_AUTOCORRELATION = 0.3  # of a season
+MIN_PROMINENCE = 0.1  # of a season over half a season before and after; a random walk has none
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The time step of a table and, for each group, the position int64 [T] of each of its sorted, unique times.
+
+    ``seasons``: usual season lengths, in steps. ``jitter``: whether times were moved to the next step.
+    """
+
+    name: str
+    seasons: tuple[int, ...]
+    positions: list[np.ndarray]
+    jitter: bool = False
+
+    @property
+    def holes(self) -> float:
+        """The share of the steps between first and last time that have no time stamp."""
+        spans = sum(int(own[-1] - own[0]) + 1 for own in self.positions if len(own))
+        return 1 - sum(map(len, self.positions)) / spans if spans else 0.0
+
+
+def grid(times: Sequence[Times], period: str) -> Grid | None:
+    """The grid of steps that all groups share; None if the times are irregular. ``times``: of each group."""
+    steps = [np.diff(own).astype("timedelta64[us]").astype(np.int64) for own in times]
+    differences = np.concatenate([np.empty(0, np.int64), *steps])
+    if not len(differences):
+        return None
+    if period == "step":
+        return Grid("step", (), [own.astype("datetime64[s]").astype(np.int64) for own in times])
+    everything = np.concatenate(times)
+    if period == "week":
+        weeks = [(own.astype("datetime64[D]").astype(np.int64) + 3) // 7 for own in times]
+        return _checked([_whole("week", 7 * DAY, weeks)])
+    candidates = [_months(times, period), _fixed(times, differences), _business_days(times, everything)]
+    found = _checked([one for one in candidates if one])
+    return found or (_checked([one for one in (_jittered(times, steps, differences),) if one]) if not period else None)
+
+
+def _checked(grids: Sequence[Grid]) -> Grid | None:
+    """The grid with the fewest holes, if it has few enough."""
+    best = min(grids, key=lambda one: one.holes, default=None)
+    return best if best is not None and best.holes <= MAX_HOLES else None
+
+
+def is_regular(reading: Reading) -> bool:
+    """Whether a reading gives at least three times with hardly any hole."""
+    times = np.unique(reading.times.dropna().to_numpy())
+    found = grid([times], reading.period) if len(times) >= 3 else None
+    return found is not None and not found.jitter and found.holes <= MAX_HOLES_TO_DECIDE
+
+
+def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
+    """A grid of steps that are counted; every second or third step only becomes a longer step."""
+    unit = int(np.gcd.reduce(np.concatenate([np.diff(own) for own in positions]))) or 1
+    if unit > 1:
+        origin = next(own[0] for own in positions if len(own))
+        positions = [(own - origin) // unit for own in positions]
+        name = NAMED_STEPS.get(step * unit, f"{unit} {name}s")
+    return Grid(name, SEASONS.get(name, ()), positions)
+
+
+def _months(times: Sequence[Times], period: str) -> Grid | None:
+    """Months and their multiples: one time per month, on the same day, at its end, or always early or late in it."""
+    everything = np.concatenate(times)
+    months = [own.astype("datetime64[M]").astype(np.int64) for own in times]
+    differences = np.concatenate([np.diff(own) for own in months])
+    if (differences == 0).any():
+        return None
+    days = (everything - everything.astype("datetime64[M]")).astype("timedelta64[D]").astype(int) + 1
+    lengths = (
+        (everything.astype("datetime64[M]") + 1).astype("datetime64[D]") - everything.astype("datetime64[M]")
+    ).astype(int)
+    same = len(set(days)) == 1 or (days == lengths).all() or (days <= 7).all() or (lengths - days <= 6).all()
+    clipped = days.max() > 28 and (days == np.minimum(days.max(), lengths)).all()  # the 30th, or the end of February
+    if not (period or same or clipped):
+        return None
+    unit = int(np.gcd.reduce(differences))
+    unit = unit if unit in MONTHS else 12 if unit % 12 == 0 else 1
+    name = MONTHS[unit]
+    if unit == 12 and (years := int(np.gcd.reduce(differences)) // 12) > 1:
+        unit, name = 12 * years, f"{years} years"
+    origin = months[0][0] if len(months[0]) else 0
+    return Grid(name, SEASONS.get(name, ()), [(own - origin) // unit for own in months])
+
+
+def _fixed(times: Sequence[Times], differences: np.ndarray) -> Grid | None:
+    """Steps of a fixed length: the greatest common divisor of all differences."""
+    step = int(np.gcd.reduce(differences))
+    origin = min(own[0] for own in times if len(own))
+    positions = [(own - origin).astype("timedelta64[us]").astype(np.int64) // step for own in times]
+    offsets = {int((own[0] - origin).astype("timedelta64[us]").astype(np.int64)) % step for own in times if len(own)}
+    if len(offsets) > 1:  # groups with other origins
+        positions = [
+            (own - own[0]).astype("timedelta64[us]").astype(np.int64) // step if len(own) else own for own in times
+        ]
+    per_day = DAY // step if step < DAY and DAY % step == 0 else 0
+    seasons = SEASONS.get(name := step_name(step), (per_day, 7 * per_day) if per_day else ())
+    return Grid(name, seasons, positions)
+
+
+def step_name(step: int) -> str:
+    """The name of a step in microseconds."""
+    if step in NAMED_STEPS:
+        return NAMED_STEPS[step]
+    for unit, name in (
+        (7 * DAY, "weeks"),
+        (DAY, "days"),
+        (60 * _MINUTE, "hours"),
+        (_MINUTE, "minutes"),
+        (SECOND, "seconds"),
+    ):
+        if step % unit == 0:
+            return f"{step // unit} {name}"
+    return f"{step / SECOND:g} seconds"
+
+
+def _business_days(times: Sequence[Times], everything: np.ndarray) -> Grid | None:
+    days = everything.astype("datetime64[D]")
+    if len(days) < 5 or (days != everything).any() or not np.is_busday(days).all():
+        return None
+    positions = [np.busday_count("1970-01-05", own.astype("datetime64[D]")) for own in times]
+    return Grid("business day", SEASONS["business day"], positions)
+
+
+def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: np.ndarray) -> Grid | None:
+    """A usual step, if each time is close to one step, or a few, after the last."""
+    median = float(np.median(differences))
+    step = int(NICE_STEPS[np.abs(NICE_STEPS / median - 1).argmin()])
+    counts = [np.round(own / step) for own in steps]
+    off = np.concatenate([np.abs(own / step - count) for own, count in zip(steps, counts, strict=True)])
+    if abs(step / median - 1) > 0.1 or (off > MAX_JITTER).any() or any((count < 1).any() for count in counts):
+        return None
+    positions = [
+        np.concatenate([[0], count.cumsum()]).astype(np.int64) if len(own) else np.empty(0, np.int64)
+        for own, count in zip(times, counts, strict=True)
+    ]
+    per_day = DAY // step if step < DAY else 0
+    seasons = SEASONS.get(step_name(step), (per_day, 7 * per_day) if per_day else ())
+    return Grid(step_name(step), seasons, positions, jitter=True)
+
+
+# --- resampling
+
+
+def bins(times: pd.Series, rule: str) -> tuple[pd.Series, str]:
+    """The beginning of the interval of ``rule`` that holds each time, and its period.
+
+    ``rule``: D, h, 15min, W (from Monday), M, Q, Y and other pandas offsets of fixed length. Raises ValueError.
+    """
+    calendar = {
+        "W": "week",
+        "M": "month",
+        "ME": "month",
+        "MS": "month",
+        "Q": "quarter",
+        "QE": "quarter",
+        "QS": "quarter",
+    }
+    calendar |= {"Y": "year", "YE": "year", "YS": "year", "A": "year"}
+    if period := calendar.get(rule.upper()):
+        code = {"week": "W-SUN", "month": "M", "quarter": "Q", "year": "Y"}[period]
+        return times.dt.to_period(code).dt.start_time.astype("datetime64[us]"), period
+    return times.dt.floor(rule if rule.endswith("D") else rule.lower()), ""
+
+
+# --- seasons
+
+
+def autocorrelation(values: np.ndarray, lag: int) -> float:
+    """The autocorrelation of linearly detrended values [T] at a lag; 0 for constant values."""
+    steps = np.arange(len(values))
+    residual = values - np.polyval(np.polyfit(steps, values, 1), steps)
+    variance = float((residual**2).mean())
+    if variance <= 1e-12 * float((values**2).mean() + 1):
+        return 0.0
+    return float((residual[lag:] * residual[:-lag]).mean()) / variance
+
+
+def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
+    """The season length of the series, in steps; 1 without a season.
+
+    Candidates are the ``usual`` seasons of the time step; without one, all lags from 2 to MAX_SEASON. The strongest
+    autocorrelation, averaged over up to 50 series, wins.
+    """
+    candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
+    known_values = [values[~np.isnan(values)] for values in series[:50]]
+
+    def strength(lag: int, candidate: int) -> float:
+        correlations = [autocorrelation(values, lag) for values in known_values if len(values) >= 3 * candidate]
+        return float(np.mean(correlations)) if correlations else -1.0
+
+    strengths = {lag: strength(lag, lag) for lag in candidates}
+    if usual is not None:
+        off_season = {lag: [strength(lag + sign * (lag // 2), lag) for sign in (-1, 1)] for lag in candidates}
+        strengths = {
+            lag: value for lag, value in strengths.items() if value > np.mean(off_season[lag]) + MIN_PROMINENCE
+        }
+    else:  # only local maxima: slow changes correlate at every short lag
+        strengths = {
+            lag: value
+            for lag, value in strengths.items()
+            if value > strengths.get(lag - 1, 1.0) and value >= strengths.get(lag + 1, -1.0)
+        }
+    best = max(strengths.values(), default=0.0)
+    if best <= MIN_AUTOCORRELATION:
+        return 1
+    return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season are as strong

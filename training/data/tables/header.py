@@ -1,0 +1,279 @@
+"""Find the names of the columns and the rows below them, among titles, comments, units and totals."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from training.data.datasets import DataError
+from training.data.tables import numbers, timestamps
+from training.data.tables.files import Sheet
+from training.data.tables.numbers import is_missing
+
+MAX_HEADER_ROWS = 3
+MAX_TITLE_ROWS = 30  # rows above the header
+UNIT_NAME = re.compile(
+    r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
+)
+SAMPLE_ROWS = 60  # rows below the first one whose kinds decide whether it holds names
+TOTAL = re.compile(
+    r"(?:(?:grand|sub)[- ]?)?(?:totals?|sums?|summen?|gesamt(?:summe)?|insgesamt|zwischensumme|averages?|avg\.?|mean|"
+    r"mittelwert|durchschnitt|moyenne|somme|suma|ytd|count|min(?:imum)?|max(?:imum)?)\b.*",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class Body:
+    """The rows of a table below its header: cells by column name, None if missing; the index has the row numbers.
+
+    ``titles``: the header's cells as read, a date of Excel for example.
+    """
+
+    path: Path
+    frame: pd.DataFrame
+    titles: list[Any]
+    delimiter: str
+    remarks: list[str]
+
+    def error(self, problem: str) -> DataError:
+        """The rejection of the table."""
+        return DataError(f"{self.path}{' ' if problem.startswith('has ') else ': '}{problem}")
+
+
+def kind(cell: Any) -> str:
+    """``.`` for a missing cell, ``n`` for a number, ``t`` for a time stamp, ``s`` for anything else."""
+    if is_missing(cell):
+        return "."
+    return "t" if timestamps.is_time(cell) or timestamps.is_clock(cell) else "n" if numbers.is_number(cell) else "s"
+
+
+def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
+    """Split a sheet into header and body. ``header``: row number of the column names; 0 without names.
+
+    Raises:
+        DataError: there is no header, or it is ambiguous.
+    """
+    numbered = zip(sheet.numbers, sheet.rows, strict=True)
+    rows = [(number, row) for number, row in numbered if any(cell is not None for cell in row)]
+    remarks = list(sheet.remarks)
+    if not rows:
+        raise DataError(f"{path} has no cells with values")
+    if header is None:
+        names, titles, below = _detect(path, rows, remarks)
+    else:
+        names, titles, below = _given(path, rows, header)
+    if not below:
+        raise DataError(f"{path} has no rows below its column names: {', '.join(names)[:80]}")
+    below, names, titles = _aligned(path, below, names, titles, sheet.delimiter)
+    frame = pd.DataFrame([row for _, row in below], index=[number for number, _ in below], columns=names, dtype=object)
+    keep = [at for at, name in enumerate(names) if name or frame.iloc[:, at].notna().any()]
+    frame, titles = frame.iloc[:, keep], [titles[at] for at in keep]
+    repeated = [name for name, count in Counter(frame.columns).items() if count > 1]
+    if repeated:
+        shown = ", ".join(map(repr, repeated))[:80]
+        raise DataError(f"{path}: column names must be unique; {shown} occurs more than once; rename or delete one")
+    copies = (frame == pd.Series(titles, index=frame.columns, dtype=object)).all(axis=1)
+    if copies.any():
+        remarks.append(f"row {copies.idxmax()} repeats the header: {int(copies.sum())} such rows are left out")
+    frame = frame[~copies]
+    return Body(path, _without_notes(frame, remarks), titles, sheet.delimiter, remarks)
+
+
+def _given(path: Path, rows: Sequence[tuple[int, list[Any]]], header: int) -> tuple[list[str], list[Any], Any]:
+    if header == 0:
+        width = max(len(row) for _, row in rows)
+        names = [f"column {at}" for at in range(1, width + 1)]
+        return names, list(names), rows
+    for at, (number, row) in enumerate(rows):
+        if number == header:
+            return [name_of(cell) for cell in row], list(row), rows[at + 1 :]
+    raise DataError(f"{path}: --header {header}: the file has no such row with cells")
+
+
+def _detect(
+    path: Path, rows: Sequence[tuple[int, list[Any]]], remarks: list[str]
+) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
+    """Names, header cells as read, and the rows below."""
+    kinds = [[kind(cell) for cell in row] for _, row in rows[: MAX_TITLE_ROWS + SAMPLE_ROWS]]
+    filled = [_filled(row) for _, row in rows]
+    long = sorted(count for count in filled if count >= max(filled) / 2)
+    typical = long[len(long) // 2]
+    needed = max(min(2, typical), math.ceil(typical / 2))
+    first = next((at for at, count in enumerate(filled[:MAX_TITLE_ROWS]) if count >= needed), 0)
+    above = [max([0, *filled[:at]]) for at in range(len(kinds))]  # a row of text below longer rows names nothing
+    texts = [
+        at
+        for at in range(first, min(MAX_TITLE_ROWS, len(kinds)))
+        if filled[at] >= needed and not _is_data(kinds[at]) and (at == first or filled[at] >= above[at])
+    ]
+    if _is_data(kinds[first]) and not texts:
+        return _with_numbers(path, rows[first:], kinds[first:], remarks)
+    data = next((at for at in range(texts[0] + 1, len(kinds)) if _is_data(kinds[at])), None)
+    if data is None:
+        shown = ", ".join(name_of(cell) for cell in rows[texts[0]][1])
+        problem = (
+            "has no column of numbers; its columns are"
+            if len(rows) > first + 1
+            else "has no rows below its column names"
+        )
+        raise DataError(f"{path} {problem}: {shown[:80]}")
+    first = header = data - 1
+    while (
+        first > 0
+        and data - first < MAX_HEADER_ROWS
+        and not _is_data(kinds[first - 1])
+        and _continues(rows, filled, first, typical)
+    ):
+        first -= 1
+    if first:
+        remarks.append(f"{first} rows before the header are left out, the first in row {rows[0][0]}")
+    names = _joined([row for _, row in rows[first:data]])
+    return names, list(rows[header][1]) if first == header else list(names), list(rows[data:])
+
+
+def _filled(row: Sequence[Any]) -> int:
+    """The number of filled cells, and of a first one without a name; a title repeated in at least three counts once."""
+    texts = [str(cell) for cell in row if not is_missing(cell)]
+    if len(texts) >= 3 and len(set(texts)) == 1:
+        return 1
+    return len(row) if len(texts) == len(row) - 1 and is_missing(row[0]) else len(texts)
+
+
+def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at: int, typical: int) -> bool:
+    """Whether the row above ``at`` belongs to the names: row ``at`` has blanks, repetitions or units."""
+    names = [name_of(cell) for cell in rows[at][1]]
+    known = [name for name in names if name]
+    if filled[at - 1] < 2 and filled[at] > 1:
+        return False
+    units = sum(bool(UNIT_NAME.fullmatch(name)) for name in known)
+    return (
+        len(set(known)) < len(known) or filled[at] < typical or units > len(known) / 2 or 3 <= typical <= filled[at - 1]
+    )
+
+
+def _is_data(kinds: Sequence[str]) -> bool:
+    return "n" in kinds or "t" in kinds
+
+
+def _with_numbers(
+    path: Path, rows: Sequence[tuple[int, list[Any]]], kinds: Sequence[Sequence[str]], remarks: list[str]
+) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
+    """Decide whether a first row with numbers or dates holds names, as years across the columns, or values."""
+    first, below = kinds[0], kinds[1 : 1 + SAMPLE_ROWS]
+    numbers_in_first = [cell for cell, own in zip(rows[0][1], first, strict=True) if own == "n"]
+    columns = range(len(first))
+    usual = [Counter(row[at] for row in below if at < len(row) and row[at] != ".").most_common(1) for at in columns]
+    agrees = [not one or own == "." or own == one[0][0] for own, one in zip(first, usual, strict=True)]
+    sequence = len(numbers_in_first) >= 3 and _is_sequence(numbers_in_first)
+    names = [name_of(cell) for cell in rows[0][1]]
+    if "t" in first and first.count("t") >= 2 and not all(agrees):
+        return names, list(rows[0][1]), list(rows[1:])
+    if sequence and (not all(agrees) or _are_years(numbers_in_first)):
+        return names, list(rows[0][1]), list(rows[1:])
+    if not all(agrees) and first.count("s") >= len(first) / 2:  # a name such as "2024" among names
+        return names, list(rows[0][1]), list(rows[1:])
+    if all(agrees) and "t" in first and below:
+        remarks.append("the first row holds values: the columns are named by their numbers")
+        return *_given(path, rows, 0)[:2], list(rows)
+    shown = ", ".join(names)[:80]
+    raise DataError(
+        f"{path}: the first row must hold column names, but holds numbers: {shown}; type --header 0 if the file has no "
+        f"names, or --header {rows[0][0]} if these are the names"
+    )
+
+
+def _is_sequence(cells: Sequence[Any]) -> bool:
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        return False
+    return len({later - earlier for earlier, later in itertools.pairwise(values)}) == 1 and values[0] != values[1]
+
+
+def _are_years(cells: Sequence[Any]) -> bool:
+    low, high = timestamps.YEARS
+    return all(low <= float(cell) <= high and float(cell).is_integer() for cell in cells)
+
+
+def name_of(cell: Any) -> str:
+    """The name of a column: text, or a date or number as text."""
+    if cell is None:
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    text = str(cell)
+    return text.removesuffix(" 00:00:00")
+
+
+def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """One name per column from several header rows; a blank in an upper row repeats the cell before."""
+    width = max(map(len, rows))
+    parts: list[list[str]] = [[] for _ in range(width)]
+    for depth, row in enumerate(rows):
+        last = ""
+        for at in range(width):
+            name = name_of(row[at]) if at < len(row) else ""
+            last = name or (last if depth < len(rows) - 1 else "")
+            if last and last not in parts[at]:
+                parts[at].append(last)
+    return [" ".join(part) for part in parts]
+
+
+def _aligned(
+    path: Path, below: Sequence[tuple[int, list[Any]]], names: list[str], titles: list[Any], delimiter: str
+) -> tuple[list[tuple[int, list[Any]]], list[str], list[Any]]:
+    """Rows as long as the header. A header without a name for a first column of row numbers, as R writes it, gets one.
+
+    Raises:
+        DataError: a row is longer than the header.
+    """
+    while names and not names[-1] and all(len(row) < len(names) or row[len(names) - 1] is None for _, row in below):
+        names, titles = names[:-1], titles[:-1]
+    longer = [(number, row) for number, row in below if any(cell is not None for cell in row[len(names) :])]
+    if longer and len(longer) == len(below):
+        index = [row[0] for _, row in below]
+        counted = all(isinstance(cell, str) and re.fullmatch(r"\d+", cell) for cell in index)
+        extra = {sum(cell is not None for cell in row[len(names) :]) for _, row in below}
+        if (
+            counted
+            and extra == {1}
+            and [int(cell) for cell in index] == list(range(int(index[0]), int(index[0]) + len(index)))
+        ):
+            names, titles, longer = ["", *names], [None, *titles], []
+    if longer:
+        number, row = longer[0]
+        hint = "; if the extra comma is a decimal comma, save the file with semicolons" if delimiter == "," else ""
+        raise DataError(
+            f"{path}: row {number} has {len(row)} cells, but the header has {len(names)}; put quotes around cells that "
+            f"contain the separator{hint}"
+        )
+    width = len(names)
+    return [(number, [*row[:width], *[None] * (width - len(row))]) for number, row in below], names, titles[:width]
+
+
+def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
+    """Drop notes (one cell of text in a table of several columns) and totals."""
+    if frame.shape[1] < 2:
+        return frame
+    dropped = []
+    for row, cells in zip(frame.index, frame.itertuples(index=False, name=None), strict=True):
+        texts = [cell for cell in cells if isinstance(cell, str) and not is_missing(cell)]
+        filled = sum(not is_missing(cell) for cell in cells)
+        noted = texts and (filled == 1 or (any(map(TOTAL.fullmatch, texts[:2])) and "t" not in map(kind, cells)))
+        if noted and kind(next(cell for cell in cells if not is_missing(cell))) == "s":
+            dropped.append((row, texts[0]))
+        elif filled == 0:
+            dropped.append((row, ""))
+    for row, text in dropped:
+        if text:
+            remarks.append(f"row {row} is left out: {text[:60]!r}")
+    return frame.drop(index=[row for row, _ in dropped])

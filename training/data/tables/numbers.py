@@ -1,0 +1,266 @@
+"""Numbers as people write them: decimal signs, thousands separators, currencies, units, and missing values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import pandas as pd
+
+# Spellings of a missing value, in any case
+MISSING = {"", "-", "--", "---", "—", "–", "?", ".", "..", "...", "…", ":", "*", "/", "\\n", "no data", "no value"}
+MISSING |= {
+    "na",
+    "n/a",
+    "#n/a",
+    "#na",
+    "<na>",
+    "n.a.",
+    "k.a.",
+    "k. a.",
+    "n.v.",
+    "n/v",
+    "nd",
+    "n.d.",
+    "nan",
+    "nat",
+    "null",
+}
+MISSING |= {"(null)", "<null>", "none", "nil", "missing", "(missing)", "(blank)", "blank", "(leer)", "unknown", "tbd"}
+MISSING |= {"#value!", "#ref!", "#div/0!", "#null!", "#num!", "#name?", "#wert!", "#bezug!", "#nv"}
+CODES = "USD|EUR|GBP|JPY|CHF|CAD|AUD|NZD|SEK|NOK|DKK|PLN|CZK|HUF|CNY|RMB|INR|BRL|MXN|ZAR|KRW|SGD|HKD|TRY|RUB"
+CURRENCY = rf"(?:(?:US|A|C|R|NZ|HK|S)?\$|[€£¥₹₩₽₺]|Rs\.?|kr\.?|zł|{CODES})"
+UNIT = r"(?:%|‰|°\s?[CFK]?|[A-Za-zµμΩ][A-Za-zµμΩ²³°.]{0,11}[23]?(?:/[A-Za-zµμ²³°]{1,8}[23]?)?)"
+GROUPS = r"\d[\d.,'’`\s]*"
+NUMBER = re.compile(
+    rf"(?P<prefix0>{CURRENCY})?\s*(?P<open>\()?\s*(?P<sign>[-+−–])?\s*(?P<prefix>{CURRENCY})?\s*(?P<sign2>[-+−–])?\s*"
+    rf"(?P<digits>{GROUPS}|[.,]\d+)(?P<exponent>[eE][-+]?\d{{1,3}})?(?P<mark>[*†‡])?"
+    rf"(?P<gap>\s*)(?P<suffix>{CURRENCY}|{UNIT})?\s*(?P<minus>[-−])?(?P<close>\))?(?P<mark2>[*†‡])?"
+)
+FACTORS = {"k": 1e3, "tsd": 1e3, "tsd.": 1e3, "m": 1e6, "mio": 1e6, "mio.": 1e6, "mn": 1e6, "million": 1e6}
+FLAGS = {
+    "b",
+    "bp",
+    "c",
+    "d",
+    "e",
+    "ep",
+    "f",
+    "i",
+    "n",
+    "p",
+    "r",
+    "s",
+    "u",
+    "z",
+}  # of Eurostat: estimated, provisional ...
+FACTORS |= {"b": 1e9, "bn": 1e9, "mrd": 1e9, "mrd.": 1e9, "billion": 1e9}
+INDIAN = re.compile(r"[1-9]\d?(,\d\d)+,\d{3}(\.\d*)?")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A number as written: sign, digits with separators, exponent, and what surrounds them."""
+
+    negative: bool
+    digits: str
+    exponent: str
+    currency: str
+    unit: str
+    attached: bool
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds no value, in one of the usual spellings."""
+    if cell is None or cell is pd.NaT or cell is pd.NA:
+        return True
+    if isinstance(cell, str):
+        return cell.strip().lower() in MISSING
+    return isinstance(cell, float) and not math.isfinite(cell)
+
+
+def is_typed(cell: Any) -> bool:
+    """Whether a cell is a number of Excel or Parquet. Booleans are no numbers."""
+    return isinstance(cell, (Real, Decimal)) and not isinstance(cell, bool)
+
+
+def is_plain(text: Any) -> bool:
+    """Whether a text is a number as Python writes it."""
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def is_number(cell: Any) -> bool:
+    """Whether a cell is a number, in any spelling."""
+    if isinstance(cell, str):
+        written = _written(cell)
+        return written is not None and _either(written.digits)
+    return is_typed(cell)
+
+
+@cache
+def _written(cell: str) -> Written | None:
+    """Split a number into its parts; None if the cell is no number."""
+    match = NUMBER.fullmatch(cell.strip().replace("\xa0", " ").replace("\u202f", " ").replace("\u2009", " "))
+    if match is None or bool(match["open"]) != bool(match["close"]):
+        return None
+    signs = [sign for sign in (match["sign"], match["sign2"], match["minus"], match["open"]) if sign]
+    suffix = match["suffix"] or ""
+    if len(signs) > 1 or suffix.lower() in {"am", "pm", "a.m.", "p.m.", "st", "nd", "rd", "th", "e"}:
+        return None
+    digits = re.sub(r"(?<=\d)['’`\s](?=\d{3}(?!\d))", "\u2009", match["digits"].strip())
+    if re.search(r"[\s'’`]", digits.replace("\u2009", "")) or (
+        (match["prefix"] or match["prefix0"]) and re.fullmatch(CURRENCY, suffix)
+    ):
+        return None
+    currency = match["prefix"] or match["prefix0"] or (suffix if re.fullmatch(CURRENCY, suffix) else "")
+    unit = "" if suffix == currency else suffix
+    return Written(
+        bool(signs) and signs[0] != "+",
+        digits,
+        match["exponent"] or "",
+        currency,
+        unit,
+        bool(unit) and not (match["gap"] or match["digits"][-1].isspace()),
+    )
+
+
+def _parse(digits: str, decimal: str, exponent: str = "") -> float | None:
+    """The value of digits with separators, or None if they do not fit the decimal sign."""
+    thousands = "." if decimal == "," else ","
+    groups = "\u2009" if "\u2009" in digits else thousands
+    pattern = rf"(?:[1-9]\d{{0,2}}(?:{re.escape(groups)}\d{{3}})+|\d+)?(?:{re.escape(decimal)}\d*)?"
+    if not (re.fullmatch(pattern, digits) or (decimal == "." and INDIAN.fullmatch(digits))):
+        return None
+    try:
+        number = float(digits.replace(groups, "").replace(thousands, "").replace(decimal, ".") + exponent)
+    except ValueError:  # separators only
+        return None
+    return number if math.isfinite(number) else None
+
+
+@cache
+def _either(digits: str) -> bool:
+    return _parse(digits, ".") is not None or _parse(digits, ",") is not None
+
+
+def decimal_evidence(cells: Iterable[Any]) -> dict[str, str]:
+    """A cell that only fits one decimal sign, for each of the signs ``.`` and ``,`` that occurs."""
+    evidence: dict[str, str] = {}
+    for cell in cells:
+        if isinstance(cell, str) and (written := _written(cell)) and re.search("[.,]", written.digits):
+            fits = [sign for sign in ".," if _parse(written.digits, sign) is not None]
+            if len(fits) == 1:
+                evidence.setdefault(fits[0], cell)
+    return evidence
+
+
+def share(cells: pd.Series) -> float:
+    """The share of numbers among the cells that are not missing; 0 without any."""
+    known = [cell for cell in cells if not is_missing(cell)]
+    return sum(map(is_number, known)) / len(known) if known else 0.0
+
+
+def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
+    """The decimal sign of a column.
+
+    A cell that fits only one sign decides, or else the other columns, if they agree. Whole numbers from 1000 without a
+    separator show that a separator is decimal. Whole numbers below 1000 without one show that it separates thousands.
+    Everything else is ambiguous.
+
+    Raises:
+        ValueError: the sign is ambiguous, or the cells contradict each other.
+    """
+    evidence = decimal_evidence(cells)
+    if len(evidence) == 2:
+        raise ValueError(
+            f"{name} mixes decimal commas ({evidence[',']!r}) and decimal points ({evidence['.']!r}); use one of them "
+            "for all its values"
+        )
+    if evidence:
+        return next(iter(evidence))
+    digits = [written.digits for cell in cells if (written := _written(cell))]
+    unclear = {match[0] for text in digits if (match := re.search("[.,]", text))}
+    if not unclear:
+        return "."
+    if len(file_evidence) == 1:
+        return next(iter(file_evidence))
+    if len(unclear) == 1 and not file_evidence:
+        (sign,) = unclear
+        if any(text.isdigit() and len(text) > 3 for text in digits) or (delimiter in (" ", "  ") and sign == "."):
+            return sign
+        if any(text.isdigit() for text in digits):
+            return "," if sign == "." else "."
+    cell = next(cell for cell in cells if re.search("[.,]", cell))
+    raise ValueError(
+        f"{name}: {cell!r} may have decimals or thousands separators; choose with --decimal . or --decimal ,"
+    )
+
+
+def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.Series:
+    """The numbers of a column, float64, NaN if missing; adds remarks.
+
+    Raises:
+        ValueError: a cell is no number, or units are mixed.
+    """
+    unique: dict[Any, Written | float] = {}
+    for row, cell in cells.items():
+        if is_missing(cell) or cell in unique:
+            continue
+        parts = _written(cell) if isinstance(cell, str) else None
+        if parts is not None and _parse(parts.digits, decimal, parts.exponent) is not None:
+            unique[cell] = parts
+        elif is_typed(cell):
+            unique[cell] = float(cell)
+        else:
+            text = str(cell)[:40]
+            raise ValueError(
+                f"row {row}: {name} is {text!r}, not a number; type --missing {text!r} to read such cells as missing"
+            )
+    written = {cell: parts for cell, parts in unique.items() if isinstance(parts, Written)}
+    factors = _factors(name, written, remarks)
+    values = {cell: parts for cell, parts in unique.items() if isinstance(parts, float)}
+    for cell, parts in written.items():
+        number = (_parse(parts.digits, decimal, parts.exponent) or 0.0) * factors.get(parts.unit, 1.0)
+        values[cell] = -number if parts.negative else number
+    return cells.map(lambda cell: math.nan if is_missing(cell) else values[cell]).astype("float64")
+
+
+def _factors(name: str, written: dict[Any, Written], remarks: list[str]) -> dict[str, float]:
+    """The factor of each unit; adds remarks. Raises ValueError if units are mixed or unclear."""
+    flags = {parts.unit for parts in written.values() if parts.unit in FLAGS and not parts.attached}
+    if flags and any(not parts.unit for parts in written.values()):
+        written = {cell: replace(parts, unit="") if parts.unit in flags else parts for cell, parts in written.items()}
+        remarks.append(f"{name}: the marks {', '.join(sorted(flags))} after numbers are left out")
+    currencies = list(dict.fromkeys(parts.currency for parts in written.values() if parts.currency))
+    units = list(dict.fromkeys(parts.unit for parts in written.values() if parts.unit))
+    unmarked = [cell for cell, parts in written.items() if not parts.unit and _parse(parts.digits, ".") != 0]
+    factors = {unit: FACTORS[unit.lower()] for unit in units if unit.lower() in FACTORS}
+    if len(currencies) > 1:
+        raise ValueError(f"{name} has several currencies: {', '.join(currencies)}; write one per column")
+    if len(units) > 1 and len(factors) < len(units):
+        raise ValueError(f"{name} has several units: {', '.join(units)}; write one per column")
+    if currencies:
+        remarks.append(f"{name}: the currency {currencies[0]!r} is left out of the values")
+    if factors and len(factors) == len(units):
+        attached = all(parts.attached for parts in written.values() if parts.unit)
+        single = [unit for unit in units if len(unit) == 1]
+        if single and not currencies and (not attached or (len(units) == 1 and not unmarked)):
+            raise ValueError(f"{name}: {single[0]!r} after a number may be a unit or a factor; write plain numbers")
+        remarks.append(f"{name}: {', '.join(f'{unit} is read as {factor:,.0f}' for unit, factor in factors.items())}")
+        return factors
+    if units and unmarked:
+        raise ValueError(
+            f"{name}: some values have the unit {units[0]!r}, but {unmarked[0]!r} has none; write all alike"
+        )
+    if units:
+        remarks.append(f"{name}: the unit {units[0]!r} is left out of the values")
+    return {}

@@ -1,0 +1,264 @@
+"""Read all series of a file: cells, header, layout, time stamps, values, groups, and the grid of time steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from app.tasks.forecasting import MAX_SEASON
+from training.data.datasets import DataError
+from training.data.tables import columns as roles
+from training.data.tables import frequency, header, time_column
+from training.data.tables.files import read_sheet
+from training.data.tables.header import Body
+from training.data.tables.layout import TIME, VALUE, unpivot
+from training.data.tables.numbers import is_missing
+from training.data.tables.table import Series, Table
+from training.data.tables.time_column import TimeColumn
+from training.data.tables.timestamps import Reading
+
+AGGREGATES = ("sum", "mean", "last")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user decides about a table; None: detected.
+
+    ``columns``: value columns. ``time``: the column of time stamps, several joined by commas, or "none". ``format``: of
+    the time stamps, as strptime. ``group``: columns that name the series, joined by commas, or "none". ``aggregate``:
+    combines rows with the same time stamp. ``resample``: a longer time step. ``by_rows``: each row is a series.
+    ``decimal``: "." or ",". ``header``: row number of the column names, 0 without names. ``missing``: cells that stand
+    for a missing value, or "none".
+    """
+
+    columns: Sequence[str] | None = None
+    time: str | None = None
+    format: str | None = None
+    group: str | None = None
+    aggregate: str | None = None
+    resample: str | None = None
+    by_rows: bool = False
+    season: int | None = None
+    sheet: str | None = None
+    encoding: str | None = None
+    decimal: str | None = None
+    header: int | None = None
+    missing: Sequence[str] | None = None
+
+
+def read(path: Path, options: ReadOptions | None = None) -> Table:
+    """Read all series of a CSV, Excel or Parquet file. Nothing ambiguous is guessed.
+
+    Raises:
+        DataError: the file cannot be read, or is ambiguous; the message names the option that decides.
+    """
+    options = options or ReadOptions()
+    if options.season is not None and not 1 <= options.season <= MAX_SEASON:
+        raise DataError(f"--season is {options.season}; allowed are 1 (no season) to {MAX_SEASON} steps")
+    sheet = read_sheet(path, options.sheet, options.encoding)
+    body = header.locate(path, sheet, options.header)
+    body.remarks.insert(0, f"read as {sheet.described}")
+    _check_names(body, options)
+    unpivoted = None if options.columns and not options.by_rows else unpivot(body, options.by_rows)
+    time: TimeColumn | None
+    if unpivoted:
+        body, groups = unpivoted.body, unpivoted.labels
+        pattern = options.format
+        time = time_column.detect(body, TIME, pattern, ()) if unpivoted.timed else None
+        names = [VALUE]
+    else:
+        groups = _given_groups(options)
+        time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups])
+        names = []
+    if time:
+        time = _usable(body, time_column.in_utc(time, body.remarks), names)
+    used = [*groups, *(time.names if time else ())]
+    times = time.reading.times if time else None
+    if not unpivoted:
+        names = roles.value_columns(body, used, options.columns, times)
+        if time and not groups and options.group != "none":
+            groups = roles.group_columns(body, time.names, names, time.reading.times, options.aggregate is not None)
+            names = [name for name in names if name not in groups]
+            if options.aggregate and not options.resample:
+                groups = []  # without --group, rows of all groups are combined
+            if groups:
+                body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
+    missing = options.missing and [text for text in options.missing if text != "none"]
+    values = roles.parse_values(body, names, options.decimal, missing)
+    labels = _labels(body, groups, unpivoted is not None)
+    if time is None:
+        return _table(body, options, _in_order(labels, values, padded=unpivoted is not None), "step", None)
+    body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
+    return _on_grid(body, options, labels, values, time)
+
+
+def _given_groups(options: ReadOptions) -> list[str]:
+    return [] if options.group in (None, "none") else [name.strip() for name in options.group.split(",")]
+
+
+def _check_names(body: Body, options: ReadOptions) -> None:
+    groups = _given_groups(options)
+    for name in [*(options.columns or ()), *groups]:
+        if name not in body.frame:
+            raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
+    if options.aggregate not in (None, *AGGREGATES):
+        raise body.error(f"--aggregate {options.aggregate}; allowed are {', '.join(AGGREGATES)}")
+
+
+def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
+    """Drop the rows without a time stamp; their other cells must be empty, except for totals.
+
+    Raises:
+        DataError: such a row has a value.
+    """
+    times = time.reading.times
+    for row in body.frame.index[times.isna()]:
+        cells = body.frame.loc[row]
+        own = [cell for name, cell in cells.items() if name in time.names and not is_missing(cell)]
+        others = [cell for name, cell in cells.items() if name not in time.names and not is_missing(cell)]
+        text = str(own[0])[:40] if own else ""
+        total = any(isinstance(cell, str) and header.TOTAL.fullmatch(cell) for cell in [*own, *others[:1]])
+        if others and not total and (own or TIME not in time.names):
+            raise body.error(
+                f"row {row}: {text!r} in column {', '.join(map(repr, time.names))} is no time stamp "
+                f"({time.reading.label}); correct it, or delete the row"
+            )
+        body.remarks.append(f"row {row} is left out: {text!r} is no time stamp")
+    kept = times.notna()
+    body.frame = body.frame[kept]
+    reading = Reading(time.reading.label, time.reading.period, times[kept])
+    return TimeColumn(time.names, reading)
+
+
+def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
+    """The name of the series of each row: the groups, or nothing."""
+    if not groups:
+        return pd.Series(body.path.name.split(".")[0] if unpivoted else "", index=body.frame.index, dtype=object)
+    frame = body.frame[list(groups)]
+    blank = frame.isna().any(axis=1)
+    if blank.any() and not unpivoted:
+        raise body.error(f"row {blank.idxmax()} has no {', '.join(groups)}; write it into every row")
+    rows = frame.itertuples(index=False, name=None)
+    names = [" ".join(header.name_of(cell) for cell in row if cell is not None) for row in rows]
+    return pd.Series(names, index=frame.index, dtype=object)
+
+
+def _named(label: str, column: str, values: dict[str, pd.Series]) -> str:
+    if column == VALUE or (label and len(values) == 1):
+        return label
+    return f"{label} {column}".strip()
+
+
+def _in_order(labels: pd.Series, values: dict[str, pd.Series], padded: bool) -> list[tuple[str, np.ndarray, list[str]]]:
+    """Name, values and starts of the series of a table without time stamps."""
+    result = []
+    for label in dict.fromkeys(labels):
+        for column, own in values.items():
+            part = own[labels == label]
+            if padded:  # empty cells at the end of a row are padding
+                part = part.loc[: part.last_valid_index()] if part.notna().any() else part.iloc[:0]
+            starts = [str(row).partition("column ")[2] or str(row) for row in part.index]
+            result.append((_named(label, column, values), np.array(part), starts))
+    return result
+
+
+def _on_grid(
+    body: Body, options: ReadOptions, labels: pd.Series, values: dict[str, pd.Series], time: TimeColumn
+) -> Table:
+    """Put the values of each series on the grid of time steps.
+
+    Raises:
+        DataError: time stamps occur twice, or are irregular.
+    """
+    times, period = time.reading.times, time.reading.period
+    if options.resample:
+        try:
+            times, period = frequency.bins(times, options.resample)
+        except ValueError as error:
+            raise body.error(
+                f"--resample {options.resample}: {error}; allowed are h, D, W, M, Q, Y and 15min"
+            ) from error
+    frame = pd.DataFrame({"(series)": labels, "(time)": times, **values})
+    frame = frame.sort_values("(time)", kind="stable")
+    keys = ["(series)", "(time)"]
+    double = frame.duplicated(keys)
+    if double.any() and options.aggregate is None:
+        stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
+        same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
+        what = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
+        raise body.error(f"rows {same[0]} and {same[1]} are {what}; type --aggregate sum, mean or last to combine them")
+    if double.any():
+        grouped = frame.groupby(keys, sort=True)
+        combined = {
+            "sum": lambda: grouped.sum(min_count=1),
+            "mean": lambda: grouped.mean(),
+            "last": lambda: grouped.last(),
+        }[options.aggregate or "last"]()
+        body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
+        frame = combined.reset_index()
+    groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
+    found = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
+    if found is None:
+        few = max(len(part) for part in groups.values()) < 2
+        problem = "no series has two time stamps" if few else "the time stamps are irregular"
+        raise body.error(
+            f"{problem}, for example {', '.join(str(stamp) for stamp in frame['(time)'][:4])}; type --resample D (or "
+            "h, 15min, W, M) and --aggregate sum, mean or last"
+        )
+    if found.jitter:
+        body.remarks.append(f"time stamps with jitter are moved to the nearest step of one {found.name}")
+    order = dict.fromkeys(str(label) for label in labels)
+    positions = dict(zip(groups, found.positions, strict=True))
+    midnight = bool((frame["(time)"] == frame["(time)"].dt.floor("D")).all())
+    fill = 0.0 if options.aggregate == "sum" and double.any() else np.nan
+    series = []
+    for label in order:
+        part, at = groups[label], positions[label] - positions[label][0]
+        holes = int(at[-1]) + 1 - len(at)
+        if holes:
+            missing = np.flatnonzero(np.diff(at) > 1)[0]
+            what = "count as 0" if fill == 0 else "are missing"
+            body.remarks.append(
+                f"{label + ': ' if label else ''}{holes} time steps (one per {found.name}) {what}, the first after "
+                f"{_iso(part['(time)'].iloc[missing], midnight, period)}"
+            )
+        starts = np.full(int(at[-1]) + 1, "", dtype=object)
+        starts[at] = [_iso(stamp, midnight, period) for stamp in part["(time)"]]
+        for column in values:
+            grid = np.full(int(at[-1]) + 1, fill)
+            grid[at] = part[column].to_numpy()
+            series.append((_named(label, column, values), grid, list(starts)))
+    return _table(body, options, series, found.name, found.seasons)
+
+
+def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:
+    if period == "step":
+        return str(int(stamp.timestamp()))
+    return stamp.date().isoformat() if midnight else stamp.isoformat()
+
+
+def _table(
+    body: Body,
+    options: ReadOptions,
+    found: Sequence[tuple[str, np.ndarray, list[str]]],
+    step: str,
+    seasons: Sequence[int] | None,
+) -> Table:
+    """The table of all series that have a value, from their first to their last one."""
+    series = []
+    for name, values, starts in found:
+        there = np.flatnonzero(~np.isnan(values))
+        if not len(there):
+            body.remarks.append(f"{name} has no values: left out")
+            continue
+        part = values[there[0] : there[-1] + 1]
+        series.append(Series(name, part, starts[there[0]], ~np.isnan(part)))
+    if not series:
+        raise body.error("has no values")
+    filled = [np.interp(np.arange(len(s.values)), np.flatnonzero(s.known), s.values[s.known]) for s in series]
+    season = options.season or frequency.season(filled, seasons)
+    return Table(body.path.name, series, step, season, body.remarks)

@@ -1,0 +1,113 @@
+"""Series as read from a table, and what training makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_GAP = 3  # missing values in a row that are interpolated; one season if that is longer
+
+
+@dataclass(frozen=True)
+class Series:
+    """An evenly spaced series: values float64 [T], and the time of the first one in ISO 8601.
+
+    ``known`` bool [T]: False for values that the table does not have. They are NaN; ``without_gaps`` interpolates them.
+    """
+
+    name: str
+    values: np.ndarray
+    start: str
+    known: np.ndarray
+
+
+@dataclass(frozen=True)
+class Table:
+    """The series of a file.
+
+    ``frequency``: name of the time step. ``season``: season length in steps, 1 without a season. ``remarks``: how the
+    file was read, and all repairs and omissions.
+    """
+
+    name: str
+    series: list[Series]
+    frequency: str
+    season: int
+    remarks: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the names and values of all series, in order."""
+        digest = hashlib.sha256()
+        for series in self.series:
+            digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
+        return digest.hexdigest()
+
+
+def without_gaps(table: Table) -> Table:
+    """Split each series at long gaps and keep the longest part; interpolate short gaps. Adds remarks."""
+    remarks = list(table.remarks)
+    series = [_without_gaps(one, max(table.season, MAX_GAP), remarks) for one in table.series]
+    return Table(table.name, series, table.frequency, table.season, remarks)
+
+
+def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
+    name, values = series.name, series.values
+    known = np.flatnonzero(series.known)
+    breaks = np.flatnonzero(np.diff(known) > max_gap + 1)
+    edges = zip(np.concatenate([[0], breaks + 1]), np.concatenate([breaks, [len(known) - 1]]), strict=True)
+    first, last = max(((int(known[a]), int(known[b])) for a, b in edges), key=lambda edge: edge[1] - edge[0])
+    if len(breaks):
+        remarks.append(
+            f"{name}: {len(breaks)} gaps are longer than {max_gap} steps; only the longest part between them, "
+            f"{last - first + 1:,} values, is used"
+        )
+    part, there = values[first : last + 1], series.known[first : last + 1]
+    if not there.all():
+        remarks.append(f"{name}: {int((~there).sum())} missing values are interpolated")
+        part = np.interp(np.arange(len(part)), np.flatnonzero(there), part[there])
+    return Series(name, part, series.start if first == 0 else f"{series.start} + {first} steps", there)
+
+
+def summary(table: Table) -> str:
+    """One line on the size of the table, its time step and its season."""
+    lengths = sorted(len(series.values) for series in table.series)
+    length = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
+    names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
+    season = f"season of {table.season} steps" if table.season > 1 else "no season"
+    return f"{len(table.series):,} series ({names}) of {length} values, one per {table.frequency}; {season}"
+
+
+def look(table: Table) -> dict[str, Any]:
+    """What was read, for ``--look --json``: each series with its first and last values, and the remarks."""
+
+    def plain(values: np.ndarray) -> list[float | None]:
+        return [None if np.isnan(value) else float(value) for value in values]
+
+    return {
+        "series": [
+            {
+                "name": series.name,
+                "start": series.start,
+                "step": table.frequency,
+                "length": len(series.values),
+                "first": plain(series.values[:3]),
+                "last": plain(series.values[-3:]),
+                "missing": int((~series.known).sum()),
+            }
+            for series in table.series
+        ],
+        "remarks": table.remarks,
+    }
+
+
+def to_json_lines(table: Table) -> str:
+    """One JSON object per series: name, start and values."""
+    records = (
+        {"name": series.name, "start": series.start, "values": series.values.tolist()} for series in table.series
+    )
+    return "".join(json.dumps(record) + "\n" for record in records)

@@ -1,0 +1,358 @@
+"""Find the column of time stamps, or the columns of year and month, date and hour, that hold them together."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from training.data.datasets import DataError
+from training.data.tables import frequency, numbers, timestamps
+from training.data.tables.header import Body
+from training.data.tables.timestamps import Reading
+
+WORDS = {
+    "year": "year years yr yyyy jahr année annee año anio anno ano rok",
+    "month": "month months mm mon monat mois mes mese mês miesiąc month_num",
+    "quarter": "quarter qtr quartal trimestre",
+    "week": "week weeks wk kw woche semaine semana settimana isoweek weekno",
+    "day": "day dd tag jour día dia giorno dom",
+    "hour": "hour hr stunde heure hora ora hh",
+    "clock": "time uhrzeit zeit heure hora",
+    "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
+    "dato päivä when wann zeitpunkt zeitstempel",
+}
+MANY_COLUMNS = 12
+ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
+INDEX_NAME = re.compile(
+    r"index|id|no\.?|nr\.?|#|unnamed: 0(\.\d+)?", re.IGNORECASE
+)  # of columns that may number the rows
+
+
+@dataclass(frozen=True)
+class TimeColumn:
+    """The time stamps of a table: the columns they come from, and the times by row, NaT where there is none."""
+
+    names: list[str]
+    reading: Reading
+
+
+def role(name: str) -> str:
+    """What the name of a column says about time: a key of WORDS, or nothing."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
+    roles = [ROLE[word] for word in words if word in ROLE]
+    return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
+
+
+def values_of(cells: pd.Series) -> pd.Series:
+    """The numbers of a column of plain numbers, NaN elsewhere."""
+    return cells.map(lambda cell: float(cell) if numbers.is_typed(cell) or numbers.is_plain(cell) else math.nan).astype(
+        "float64"
+    )
+
+
+def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[str]) -> TimeColumn | None:
+    """Find the time stamps; ``columns``: value columns, which hold none. None for a table without time.
+
+    Raises:
+        DataError: several columns, or several formats, are possible.
+    """
+    frame = body.frame
+    if time is not None and time.lower() == "none" and time not in frame:
+        return None
+    if time is not None:
+        names = [time] if time in frame else [name.strip() for name in time.split(",")]
+        return _named(body, names, pattern)
+    candidates = [name for name in frame.columns if name not in columns]
+    strong = {name: found for name in candidates if (found := _strong(body, name))}
+    _reject_mixed(body, [name for name in candidates if name not in strong])
+    strong = _without_derived(strong)
+    if pattern is not None and not strong:
+        fitting = [name for name in candidates if _fits(frame[name], pattern)]
+        if len(fitting) != 1:
+            raise body.error(
+                f"--format {pattern} fits {len(fitting)} columns; name the column of time stamps with --time"
+            )
+        return _named(body, fitting, pattern)
+    if len(strong) > 1:
+        options = " or ".join(f"--time {name!r}" for name in strong)
+        raise body.error(f"several columns hold time stamps; choose one: {options}")
+    if strong:
+        (name,) = strong
+        clock = _clock_column(frame, name, strong[name])
+        return _named(body, [name, clock] if clock else [name], pattern)
+    if parts := _parts(frame, candidates):
+        return _named(body, parts, pattern)
+    return _from_numbers(body, candidates, columns, pattern)
+
+
+def _strong(body: Body, name: str) -> list[Reading]:
+    """The readings of a column that is no column of plain numbers."""
+    cells = body.frame[name]
+    if numbers.share(cells) > 0.8 and not _dotted(cells):
+        return []
+    return timestamps.readings(cells, week=role(name) == "week")
+
+
+def _dotted(cells: pd.Series) -> bool:
+    """Whether all text cells are dates such as 05.01.24."""
+    known = [cell for cell in cells if not numbers.is_missing(cell)]
+    return all(isinstance(cell, str) and re.fullmatch(r"\d{1,2}\.\d{1,2}\.(\d{2}){1,2}.*", cell) for cell in known)
+
+
+def _reject_mixed(body: Body, names: Sequence[str]) -> None:
+    """Reject columns that mix dates of Excel with text, and text under the name of a time."""
+    for name in names:
+        known = [cell for cell in body.frame[name] if not numbers.is_missing(cell)]
+        times = sum(map(timestamps.is_time, known))
+        if known and times >= 0.3 * len(known):
+            other = next((cell for cell in known if not timestamps.is_time(cell)), known[0])
+            raise body.error(
+                f"column {name!r} mixes dates and other cells, for example {str(other)[:40]!r}; write all dates alike, "
+                "or leave the column out with --time none"
+            )
+
+
+def _without_derived(strong: dict[str, list[Reading]]) -> dict[str, list[Reading]]:
+    """Leave out columns that only repeat the month, quarter, week or day of another column."""
+
+    def derived(coarse: Reading, fine: Reading) -> bool:
+        if fine.times.equals(coarse.times) or fine.period:
+            return False
+        period = {"month": "M", "quarter": "Q", "year": "Y", "week": "W", "half-year": "6M"}.get(coarse.period, "D")
+        try:
+            floored = fine.times.dt.to_period(period).dt.start_time if period != "D" else fine.times.dt.floor("D")
+        except (ValueError, AttributeError):
+            return False
+        return bool((floored == coarse.times).all())
+
+    kept = dict(strong)
+    for name, own in strong.items():
+        others = [reading for other, found in strong.items() if other != name for reading in found]
+        if any(derived(coarse, fine) for coarse in own for fine in others):
+            del kept[name]
+    return kept or strong
+
+
+def _fits(cells: pd.Series, pattern: str) -> bool:
+    known = cells[[not numbers.is_missing(cell) for cell in cells]]
+    try:
+        return len(known) > 0 and timestamps.with_format(known, pattern).count > 0.8 * len(known)
+    except ValueError:
+        return False
+
+
+def _clock_column(frame: pd.DataFrame, date: str, found: list[Reading]) -> str | None:
+    """The column with the time of day of the dates in ``date``, if the dates repeat."""
+    times = found[0].times.dropna()
+    if found[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
+        return None
+    for name in frame.columns:
+        if name == date or frame[name].nunique() < 2:
+            continue
+        known = [cell for cell in frame[name] if not numbers.is_missing(cell)]
+        if all(map(timestamps.is_clock, known)):
+            return str(name)
+        if role(name) in ("hour", "clock") and all(re.fullmatch(r"\d{1,2}(\.0)?", str(cell)) for cell in known):
+            return str(name)
+    return None
+
+
+def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
+    """The columns of year and month, quarter, week or day; None without them."""
+    roles: dict[str, str] = {}
+    for name in candidates:
+        roles.setdefault(role(name), name)
+    months = [name for name in candidates if _are(frame[name], lambda text: text.strip(".") in timestamps.MONTHS)]
+    quarters = [
+        name for name in candidates if _are(frame[name], lambda text: re.fullmatch(r"q[1-4]", text) is not None)
+    ]
+    year = roles.get("year")
+    if year is None or not _are(frame[year], lambda text: re.fullmatch(r"(1[6-9]|2[01])\d\d", text) is not None):
+        return None
+    month, quarter = next(iter(months), roles.get("month")), next(iter(quarters), roles.get("quarter"))
+    if month:
+        day, hour = roles.get("day"), roles.get("hour")
+        in_month = day and _are(frame[day], lambda text: re.fullmatch(r"[1-9]|0[1-9]|[12]\d|3[01]", text) is not None)
+        return [year, month, *([day] if day and in_month else []), *([hour] if hour and in_month else [])]
+    return [year, part] if (part := quarter or roles.get("week")) else None
+
+
+def _are(cells: pd.Series, fits: Any) -> bool:
+    known = [_plain(cell).lower() for cell in cells if not numbers.is_missing(cell)]
+    return bool(known) and sum(map(fits, known)) > 0.8 * len(known)
+
+
+def _plain(cell: Any) -> str:
+    """A cell as text; whole numbers without decimals, midnight without its time of day."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell).removesuffix(" 00:00:00").strip()
+
+
+def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
+    """The time stamps of named columns."""
+    for name in names:
+        if name not in body.frame:
+            raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
+    cells = body.frame[names[0]] if len(names) == 1 else _joined(body, names)
+    label = ", ".join(map(repr, names))
+    if pattern is not None:
+        try:
+            reading = timestamps.with_format(cells, pattern)
+        except ValueError as error:
+            raise body.error(f"--format {pattern}: {error}") from error
+        if reading.count < 0.8 * (cells.notna().sum()) or "%Y" not in pattern.replace("%y", "%Y").replace("%s", "%Y"):
+            raise body.error(f"--format {pattern} does not fit the cells of {label}, for example {_example(cells)!r}")
+        return TimeColumn(list(names), reading)
+    found: list[Reading] = []
+    if numbers.share(cells) <= 0.8 or _dotted(cells):
+        found = timestamps.readings(cells, week=any(role(name) == "week" for name in names))
+    else:
+        found = timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells)
+    if not found and (counter := _counter(cells)):
+        found = [counter]
+    if not found:
+        raise _unreadable(body, label, cells)
+    return TimeColumn(list(names), choose(body, label, cells, found))
+
+
+def _unreadable(body: Body, label: str, cells: pd.Series) -> DataError:
+    return body.error(
+        f"column {label} holds no time stamps that can be read, for example {_example(cells)!r}; give their format, "
+        "for example --format %d.%m.%Y; or type --time none if there are none and the rows are in the order of time"
+        + ("; or --by-rows if each row is a series" if body.frame.shape[1] > MANY_COLUMNS else "")
+    )
+
+
+def _example(cells: pd.Series) -> str:
+    return next((str(cell) for cell in cells if not numbers.is_missing(cell)), "")
+
+
+def _joined(body: Body, names: Sequence[str]) -> pd.Series:
+    """The cells of several columns as one text: year-month-day, year and quarter, year and week, date and time."""
+    parts = [body.frame[name].map(lambda cell: None if numbers.is_missing(cell) else _plain(cell)) for name in names]
+    hours = [
+        values_of(part) if role(name) in ("hour", "clock") else None for name, part in zip(names, parts, strict=True)
+    ]
+    texts = []
+    for at, (name, part) in enumerate(zip(names, parts, strict=True)):
+        own, own_hours = role(name), hours[at]
+        if at and own == "quarter":
+            part = part.map(lambda text: text if text is None or "q" in text.lower() else f"Q{text}")
+        elif at and own == "week":
+            part = part.map(lambda text: text if text is None or not text.isdigit() else f"W{int(text):02}")
+        elif at and all(map(timestamps.is_clock, part.dropna())):
+            part = part.map(lambda text: text and text.replace(".", ":"))
+        elif at and own_hours is not None and own_hours.notna().sum() == part.notna().sum() and (own_hours < 100).all():
+            first = 1 if own_hours.min() == 1 and own_hours.max() == 24 else 0
+            part = own_hours.map(lambda hour, first=first: f"{int(hour) - first:02}:00")
+        texts.append(part)
+    numeric = all(part.dropna().str.fullmatch(r"\d+").all() for part in texts[:3])
+    dates = role(names[0]) == "year" and numeric
+    separators = ["-" if dates and at < 3 and role(names[at]) in ("month", "day") else " " for at in range(len(names))]
+    rows = zip(*texts, strict=True)
+    joined = [None if any(cell is None for cell in row) else "".join(
+        separator + cell for separator, cell in zip(separators, row, strict=True))[1:] for row in rows]  # fmt: skip
+    return pd.Series(joined, index=body.frame.index, dtype=object)
+
+
+def choose(body: Body, label: str, cells: pd.Series, found: Sequence[Reading]) -> Reading:
+    """The only reading with regular times.
+
+    Raises:
+        DataError: several readings are possible.
+    """
+    possible = list(found)
+    if len(possible) > 1:
+        regular = [reading for reading in possible if frequency.is_regular(reading)]
+        possible = regular or possible
+    if len(possible) == 1 and "without a year" not in possible[0].label:
+        return possible[0]
+    if any("without a year" in reading.label for reading in possible) and len(possible) == 1:
+        raise body.error(f"column {label}: {_example(cells)!r} has no year; write dates as 2024-01-31")
+    formats = [reading.label for reading in possible if "%" in reading.label and "without" not in reading.label]
+    separator = next(iter(re.findall(r"[-/. ]", _example(cells))), "/")
+    options = " or ".join(f"--format {_as_written(pattern, separator)}" for pattern in dict.fromkeys(formats))
+    raise body.error(
+        f"column {label}: the time stamp {_example(cells)!r} is ambiguous: {', '.join(r.label for r in possible)}; "
+        f"choose {options or 'another column with --time, or --time none'}"
+    )
+
+
+def _as_written(pattern: str, separator: str) -> str:
+    pattern = re.sub(r"[-/ ]", separator, pattern)
+    return f'"{pattern}"' if " " in pattern else pattern
+
+
+def _counter(cells: pd.Series) -> Reading | None:
+    """A column that counts steps, such as day 1, 2, 3: its positions as seconds since 1970."""
+    values = values_of(cells)
+    unique = sorted(set(values.dropna()))
+    if values.isna().any() or len(unique) < 3 or any(not value.is_integer() for value in unique):
+        return None
+    if abs(unique[0]) > 100_000 or unique != [unique[0] + step for step in range(len(unique))]:
+        return None
+    return Reading("steps", "step", pd.to_datetime(values, unit="s").astype("datetime64[us]"))
+
+
+def _from_numbers(
+    body: Body, candidates: Sequence[str], columns: Sequence[str], pattern: str | None
+) -> TimeColumn | None:
+    """A column of numbers under the name of a time; None without time stamps.
+
+    Raises:
+        DataError: numbers under another name, or text, may be time stamps.
+    """
+    frame = body.frame
+    numeric = [name for name in candidates if numbers.share(frame[name]) > 0.8]
+    others = [name for name in frame.columns if name in columns or numbers.share(frame[name]) > 0.5]
+    if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers has the values
+        numeric = []
+    named = [name for name in numeric if role(name)]
+    for name in named:
+        cells = frame[name]
+        if timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells):
+            return _named(body, [name], pattern)
+        if role(name) == "month" and sorted(set(values_of(cells))) == list(range(1, 13)) and len(cells) > 12:
+            raise body.error(f"column {name!r} numbers months without a year; add a column year")
+    for name in named:
+        if counter := _counter(frame[name]):
+            return TimeColumn([name], counter)
+    for name in numeric:
+        cells = frame[name]
+        values = values_of(cells)
+        readings = timestamps.numeric_readings(cells, values)
+        if (
+            any(frequency.is_regular(reading) for reading in readings)
+            and len(set(values)) >= 3
+            and not INDEX_NAME.fullmatch(name)
+        ):
+            options = f"--time {name!r}, or --time none to read it as values"
+            raise body.error(f"column {name!r} may hold time stamps ({readings[0].label}) or values; type {options}")
+    for name in named:
+        if role(name) not in ("day", "hour", "clock"):
+            raise _unreadable(body, repr(name), frame[name])
+    for name in candidates:
+        texts = {cell for cell in frame[name] if isinstance(cell, str) and not numbers.is_missing(cell)}
+        if len(texts) > 1 and numbers.share(frame[name]) <= 0.5:
+            raise _unreadable(body, repr(name), frame[name])
+    return None
+
+
+def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
+    """Times with a zone in UTC, unless all are local midnights: days begin there at different hours of UTC."""
+    reading = column.reading
+    if reading.offsets is None:
+        return column
+    known = reading.times.dropna()
+    if (known == known.dt.floor("D")).all():
+        remarks.append("the time stamps are local midnights; their time zone is ignored")
+        return TimeColumn(column.names, replace(reading, offsets=None))
+    remarks.append("time stamps with a zone are converted to UTC")
+    times = reading.times - pd.to_timedelta(reading.offsets, unit="s")
+    return TimeColumn(column.names, replace(reading, times=times.astype("datetime64[us]"), offsets=None))
