@@ -241,6 +241,10 @@ def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert "".join(event["text_output"] for event in events) == whole["text_output"]
     assert events[-1]["finish_reason"] == "length"
+    urgent = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 2}})
+    assert (urgent.status_code, urgent.json()["error"].partition(";")[0]) == (400, "priority is 2")
+    usual = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 0, "max_tokens": 3}})
+    assert usual.status_code == 200
     invalid = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"stream": True}})
     assert invalid.json() == {"error": "stream is True; for that there is generate_stream"}
 
@@ -306,6 +310,8 @@ INVALID: list[tuple[str, Any, str]] = [
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"levels": "x"}}, "levels is 'x'; it should be like '80,95'"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"sequence_id": 3}}, "there is no parameter 'sequence_id'"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"timeout": -1}}, "timeout is -1"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": 1}}, "priority is 1; this service has one priority level, so send 0 or leave it out"),
+    ("tiny-lstm", {"inputs": [SERIES], "parameters": {"priority": False}}, "priority is False"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"horizon": [1]}}, "parameters.horizon is [1]; it should be a text, a number or a boolean"),
     ("tiny-lstm", {"inputs": [SERIES], "parameters": {"x" * 10**4: None}}, f"parameters.{'x' * 89} is None; it should be"),
     ("tiny-lstm", {"inputs": [SERIES], "outputs": [{"name": "mean", "parameters": {"classification": 1}}]}, "has no classes"),

@@ -330,7 +330,14 @@ def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
 
 
 def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters in ``known``. Raises BadValue for one that is neither known nor of the protocol."""
+    """Return the parameters in ``known``. Raises BadValue for one that is neither known nor of the protocol.
+
+    All requests have the default priority, which is 0 in Triton's protocol.
+    """
+    priority = parameters.get("priority", 0)
+    if type(priority) is not int or priority:
+        allowed = "this service has one priority level, so send 0 or leave it out"
+        raise BadValue(f"priority is {quote_value(priority)}; {allowed}", "priority")
     for name in parameters:
         if name not in (*known, *PROTOCOL_PARAMETERS) and not name.startswith("triton_"):
             allowed = ", ".join((*known, *PROTOCOL_PARAMETERS))
