@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         "request together.",
     )
     max_prompt_characters: Count = Field(100_000, description="characters of a prompt")
+    max_prompt_seconds: Seconds = Field(
+        30,
+        description="seconds that reading the prompts of a request may take, as measured when the model was loaded. "
+        "Longer prompts are rejected at once.",
+    )
     max_characters: Count = Field(4_000, description="generated characters per text")
     max_texts: Count = Field(16, description="texts per request (`n`)")
     max_series: Count = Field(64, description="series per request")

@@ -126,6 +126,7 @@ class Loader:
         card = version.card
         size = sum(tensor.nbytes for tensor in version.tensors.values())
         if task.engine == "text":
+            predictor.max_prompt_seconds = self.settings.max_prompt_seconds
             observer = self.observers.for_version(card.name, card.version)
             rows, queue = self._max_rows(task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)

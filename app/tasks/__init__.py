@@ -77,6 +77,8 @@ class SplittingPredictor(BatchPredictor, Protocol):
 class TextPredictor(Predictor, Protocol):
     """A predictor for ``TextEngine``: one call adds one token to each text."""
 
+    max_prompt_seconds: float  # longest time that reading a prompt may take; infinite unless it is set
+
     def step(self, texts: Sequence[Any]) -> None:
         """Add one token to each text whose prompt is read; read on in the other prompts."""
 

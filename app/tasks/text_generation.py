@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.errors import BadValue
 from app.store import UNKNOWN_CHARACTER, StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
@@ -165,13 +167,29 @@ class TextGenerator:
         self.min_rows = MIN_ROWS  # smaller batches are padded
         # of a step that decodes, and of one that only reads prompts; measured by warm_up
         self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
+        self.max_prompt_seconds = math.inf
         self._batch: DecodeBatch | None = None
+
+    def check_prompt(self, characters: int) -> None:
+        """Raise BadValue if reading so many characters takes longer than ``max_prompt_seconds``."""
+        seconds = self.prefill_latency(1) * characters
+        if seconds > self.max_prompt_seconds:
+            raise BadValue(
+                f"prompt has {characters:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
+                f"allowed are {self.max_prompt_seconds:g} s, which is about "
+                f"{int(self.max_prompt_seconds / self.prefill_latency(1)):,} characters",
+                "prompt",
+            )
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
         """Return the prompt of a text, and the sorted characters that the network does not know.
 
         An empty text becomes a line break, or ``<unk>`` if the network knows no line break.
+
+        Raises:
+            BadValue: reading the text takes longer than ``max_prompt_seconds``.
         """
+        self.check_prompt(len(text))
         if not text:
             return Prompt(np.array([self.index.get("\n", self.unknown)]), self.initial_state), []
         indices = np.fromiter((self.index.get(character, self.unknown) for character in text), np.int64, len(text))

@@ -18,6 +18,8 @@ from support.images import image_bytes
 from support.service import IMAGES, Serve
 
 from app.tasks.classification import ImageClassifier
+from app.tasks.latency_model import LatencyModel
+from app.tasks.text_generation import TextGenerator
 
 FORECASTERS = ("sine-lstm", "series-lstm")
 SINE = [math.sin(20 / 999 * i) for i in range(1000)]
@@ -280,3 +282,28 @@ def test_the_backward_pass_of_an_explanation_does_not_run_on_the_event_loop(
     with serve(inline_seconds=0.05) as client:
         client.post("/v1/images/classify?explain=true", content=image_bytes()).raise_for_status()
     assert [name.partition("_")[0] for name in threads] == ["compute"]
+
+
+def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def warm_up(self: TextGenerator, rows: int) -> None:
+        measure(self, rows)
+        self.prefill_latency = LatencyModel(0.01, 0.0)
+
+    measure = TextGenerator.warm_up
+    monkeypatch.setattr(TextGenerator, "warm_up", warm_up)
+    expected = (
+        "prompt has 30 characters, which tiny-rnn reads in 0.3 s; allowed are 0.25 s, which is about 25 characters"
+    )
+    with serve(max_prompt_seconds=0.25) as client:
+        for path, body, status in (
+            ("/v1/text/continue", {"prompt": "a" * 25, "max_characters": 1}, 200),
+            ("/v1/text/continue", {"prompt": "a" * 30, "max_characters": 1}, 400),
+            ("/v1/completions", {"prompt": ["a" * 15, "b" * 15], "max_tokens": 1}, 400),
+            ("/v1/completions", {"prompt": ["a" * 15, "b" * 10], "max_tokens": 1}, 200),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == status
+            if status == 400:
+                assert (answer.json()["error"]["param"], answer.json()["error"]["message"]) == ("prompt", expected)
+        answer = client.post("/v2/models/tiny-rnn/generate", json={"text_input": "a" * 30, "max_tokens": 1})
+        assert (answer.status_code, answer.json()["error"]) == (400, expected)

@@ -126,6 +126,7 @@ class CompletionInference(Inference[TextGenerator]):
                 f"prompt has {length:,} characters in all; allowed are {max_characters:,}",
                 "prompt",
             )
+        self.predictor.check_prompt(length)
         make_options = _sampling_options(body, self.predictor)
         echo_log_probs = body.echo and body.logprobs is not None
         if echo_log_probs and length * n > max_characters:  # each choice has the log-probabilities of its prompt
