@@ -111,7 +111,9 @@ class Settings(BaseSettings):
         32 * 2**20, description="bytes of a request body. Bodies without images have lower limits."
     )
     max_buffered_bytes: Count = Field(
-        256 * 2**20, description="bytes of all bodies in memory at a time, shared by the workers"
+        256 * 2**20,
+        description="bytes that all running requests hold at a time, shared by the workers: bodies, also decompressed, "
+        "and prompts, random numbers and log-probabilities of texts",
     )
     request_seconds: Seconds = Field(
         60, description="seconds until a request times out. `x-request-timeout` can lower the limit per request."

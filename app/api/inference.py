@@ -9,6 +9,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from app.api.deadline import Deadline, run_before_deadline, set_deadline
+from app.api.middleware.body_memory import hold_memory
 from app.api.request_body import EXTRA_COMMAS, MAX_FIELDS, BodyReader, RequestBody, max_json_bytes, read_json
 from app.api.sse import DONE, EventStream
 from app.engine.executor import INLINE_SIZE
@@ -54,6 +55,7 @@ class Inference(Generic[P]):
     parse_size = 0  # values
     streamed = False  # whether the response is a stream of server-sent events
     stream_end = DONE
+    memory_bytes = 0  # held for the items besides the body; known after ``parse``
 
     def __init__(self, model: LoadedModel[P]) -> None:
         self.model = model
@@ -85,6 +87,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed: from the steps and the engine.
+        Overloaded: also if all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
     executor = registry.parse_executor
@@ -92,6 +95,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
         items = inference.parse()
     else:
         items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
+    hold_memory(request, inference.memory_bytes)
     deadline = inference.engine_deadline(deadline)
     if inference.streamed:
         return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)

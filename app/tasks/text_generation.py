@@ -107,6 +107,16 @@ class Continuation:
             self.finish_reason = "length"
 
 
+def memory_bytes(texts: Sequence[Continuation]) -> int:
+    """Return the bytes that texts take when they are finished: prompts, random numbers and log-probabilities."""
+    total = sum(text.uniforms.nbytes for text in texts)
+    records = [(text.options.log_probs, len(text.uniforms)) for text in texts if text.options]
+    for prompt in {id(text.prompt): text.prompt for text in texts}.values():
+        total += prompt.characters.nbytes
+        records.append((prompt.log_probs, len(prompt.characters)))
+    return total + sum(log_probs.memory_bytes(tokens) for log_probs, tokens in records if log_probs)
+
+
 class DecodeBatch:
     """The texts of one decoding step. Row i of each array belongs to text i. Replaced when a text joins or leaves."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -59,8 +60,20 @@ class LogProbs:
 
     top: int
     max_tokens: int = sys.maxsize
-    tokens: list[float] = field(default_factory=list)
-    likeliest: list[list[tuple[int, float]]] = field(default_factory=list)  # (index, log-probability), likeliest first
+    tokens: array[float] = field(default_factory=lambda: array("d"))
+    top_indices: array[int] = field(default_factory=lambda: array("i"))  # of all positions, one after the other
+    top_values: array[float] = field(default_factory=lambda: array("d"))
+
+    def likeliest(self, start: int = 0, end: int | None = None) -> Iterator[list[tuple[int, float]]]:
+        """Yield the likeliest tokens of each position: index and log-probability, likeliest first."""
+        count = len(self.top_indices) // len(self.tokens) if self.tokens else 0  # less than ``top`` if V is less
+        for position in range(*slice(start, end).indices(len(self.tokens))):
+            row = slice(position * count, (position + 1) * count)
+            yield list(zip(self.top_indices[row], self.top_values[row], strict=True))
+
+    def memory_bytes(self, tokens: int) -> int:
+        """Return the bytes that the record of ``tokens`` tokens takes."""
+        return min(tokens, self.max_tokens) * (8 + 12 * self.top)
 
 
 @dataclass(eq=False)
@@ -137,4 +150,6 @@ def record_log_probs(records: Sequence[LogProbs], log_probabilities: np.ndarray,
         order = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :max_top].tolist()
     for record, row, token, best in zip(records, log_probabilities, tokens.tolist(), order, strict=True):
         record.tokens.append(float(row[token]))
-        record.likeliest.append([(index, float(row[index])) for index in best[: record.top]])
+        likeliest = best[: record.top]
+        record.top_indices.extend(likeliest)
+        record.top_values.extend([float(row[index]) for index in likeliest])

@@ -220,9 +220,26 @@ def test_a_body_over_the_limit_on_all_running_bodies_is_rejected(serve: Serve) -
             client.post(CLASSIFY, content=b" " * 60_000),
             429,
             None,
-            "all running request bodies together exceed 50,000 bytes",
+            "all running requests together would hold more than 50,000 bytes",
         )
         assert client.post(CLASSIFY, content=PNG).status_code == 200
+
+
+def test_memory_besides_the_body_counts_towards_the_same_limit(serve: Serve) -> None:
+    with serve(max_buffered_bytes=50_000) as client:
+        message = "all running requests together would hold more than 50,000 bytes"
+        echo = {"prompt": "a" * 5000, "echo": True, "logprobs": 5, "max_tokens": 0}
+        assert_rejected(client.post("/v1/completions", json=echo), 429, None, message)
+        assert_rejected(client.post("/v1/completions", json={**echo, "stream": True}), 429, None, message)
+        assert client.post("/v1/completions", json={**echo, "logprobs": None}).status_code == 200
+        assert_rejected(client.post(CONTINUE, json={"max_characters": 4000, "n": 16}), 429, None, message)
+        tensor = {"name": "values", "datatype": "FP64", "shape": [1, len(SERIES)], "data": SERIES}
+        for padding, status in ((0, 200), (60_000, 429)):
+            content = gzip.compress(json.dumps({"inputs": [tensor]}).encode() + b" " * padding)
+            assert len(content) < 5000
+            answer = client.post("/v2/models/tiny-lstm/infer", content=content, headers={"content-encoding": "gzip"})
+            assert answer.status_code == status, answer.text
+        assert_still_serves(client)
 
 
 def test_a_body_that_stops_arriving_gives_408(serve: Serve) -> None:

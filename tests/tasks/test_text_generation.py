@@ -18,7 +18,7 @@ from app.networks import build
 from app.networks.rnn import MIN_PACKED_WIDTH, Packed
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
-from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator
+from app.tasks.text_generation import PREFILL_SECONDS, UNIFORMS_AHEAD, Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, Sampler, SamplingOptions
 
 PIECE = 60  # characters that a step reads
@@ -332,7 +332,7 @@ def test_penalties_and_bias_change_the_logits_as_defined(continuer: TextGenerato
             float(logits.log_softmax(0)[VOCABULARY.index(text.text[position])]), abs=1e-5
         )
         best, second = logits.log_softmax(0).topk(2).indices.tolist()
-        assert [index for index, _ in sampling.log_probs.likeliest[position]] == [best, second]
+        assert [index for index, _ in list(sampling.log_probs.likeliest())[position]] == [best, second]
         logits[2] += 0.7
         for index, character in enumerate(VOCABULARY[:-1]):
             logits[index] -= 0.4 * written.count(character) + 0.9 * (character in written)
@@ -351,8 +351,8 @@ def test_log_probs_of_a_prompt_equal_those_of_one_pass(continuer: TextGenerator)
         continuer.step([text for text in (*texts, beside) if not text.finished])
     logits = read_prompt(continuer, prompt)[0][0, :-1, :-1].double().log_softmax(1)
     expected = [float(logs[VOCABULARY.index(character)]) for logs, character in zip(logits, prompt[1:], strict=True)]
-    assert parsed.log_probs.tokens == pytest.approx(expected, abs=1e-5)
-    assert [best[0][0] for best in parsed.log_probs.likeliest] == logits.argmax(1).tolist()
+    assert list(parsed.log_probs.tokens) == pytest.approx(expected, abs=1e-5)
+    assert [best[0][0] for best in parsed.log_probs.likeliest()] == logits.argmax(1).tolist()
 
 
 def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,3 +389,22 @@ def test_a_finished_text_leaves_no_reference_cycle(continuer: TextGenerator) -> 
         assert batch() is None
     finally:
         gc.enable()
+
+
+def test_the_memory_of_a_text_is_known_before_it_is_generated(continuer: TextGenerator) -> None:
+    prompt, _ = continuer.parse("abc" * 200)
+    prompt.log_probs = LogProbs(3)
+    texts = [
+        continuer.begin(prompt, 300, 1.0, 10, 1.0, [], seed, with_options(continuer, log_probs=LogProbs(2)))
+        for seed in range(2)
+    ]
+    expected = memory_bytes(texts)
+    for text in texts:
+        finish(continuer, text)
+    arrays = [prompt.characters, *(text.uniforms for text in texts)]
+    records = [prompt.log_probs, *(text.options.log_probs for text in texts if text.options)]
+    total = sum(array.nbytes for array in arrays)
+    for record in records:
+        assert record
+        total += sum(len(values) * values.itemsize for values in (record.tokens, record.top_indices, record.top_values))
+    assert expected - 100 < total <= expected

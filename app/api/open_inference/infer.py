@@ -22,7 +22,13 @@ from app.api.open_inference.decode import (
     decompress,
 )
 from app.api.open_inference.encode import encode_response, requested_outputs
-from app.api.open_inference.models import RequestModels, TensorModel, check_inputs, earlier_deadline, tensor_model
+from app.api.open_inference.models import (
+    RequestModels,
+    TensorModel,
+    check_inputs,
+    earlier_deadline,
+    tensor_model,
+)
 from app.api.open_inference.paths import SeriesModel, add_routes, model_in_path
 from app.api.open_inference.responses import FAILURES, InferenceResponse
 from app.api.openapi import BINARY, request_body
@@ -32,6 +38,7 @@ from app.api.responses import success_response
 from app.serving.loader import Engine, LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
+from app.tasks.text_generation import Continuation, memory_bytes
 
 VALUE_BYTES = 26  # of a value in JSON; a binary value has up to 8
 
@@ -55,10 +62,12 @@ class TensorInference(Inference[Any]):
         tensors = self.tensors
         only = tensors.inputs[0] if len(tensors.inputs) == 1 else None
         content = decompress(self.content, self.coding, self.limit)
+        self.memory_bytes = 0 if content is self.content else len(content)
         self.decoded = decode_request(content, self.json_length, tensors.values, tensors.commas, only)
         check_inputs(tensors, self.decoded)
         requested_outputs(self.decoded.body, {spec.name: spec for spec in tensors.outputs})
         self.items: Sequence[Any] = tensors.items(self.decoded)
+        self.memory_bytes += memory_bytes([item for item in self.items if isinstance(item, Continuation)])
         return self.items
 
     def engine_deadline(self, deadline: float) -> float:

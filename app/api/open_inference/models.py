@@ -132,7 +132,7 @@ class TextTensors:
         recorded = [text.options.log_probs for text in results if text.options and text.options.log_probs]
         log_probs = np.full((len(recorded), len(self.predictor.vocabulary)), MIN_LOG_PROBABILITY)
         for row, text_log_probs in zip(log_probs, recorded, strict=True):
-            for index, value in text_log_probs.likeliest[0]:
+            for index, value in next(text_log_probs.likeliest()):
                 row[index] = max(value, MIN_LOG_PROBABILITY)
         return {"text": texts, "log_probabilities": log_probs}
 

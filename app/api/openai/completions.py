@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain, islice, starmap
 from typing import Annotated, Any
 
 import numpy as np
+import orjson
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
@@ -31,10 +33,11 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 VALUES_PER_LOG_PROB = 80  # values encoded in the time of one character with its log-probabilities
+VALUES_PER_PART = 1000  # log-probabilities that are encoded at a time
 MIN_TOP_P = 1e-12  # replaces top_p 0: only the most likely character is left
 MAX_BIASES = 1000
 
@@ -146,7 +149,9 @@ class CompletionInference(Inference[TextGenerator]):
             "model": self.model.card.name,
             "system_fingerprint": self.model.id,
         }
-        return [choice.text for choice in self.choices]
+        texts = [choice.text for choice in self.choices]
+        self.memory_bytes = memory_bytes(texts)
+        return texts
 
     def response_size(self, outputs: Sequence[Continuation]) -> int:
         return sum(self._choice_size(choice, 0, len(self._generated(choice))) for choice in self.choices)
@@ -194,28 +199,24 @@ class CompletionInference(Inference[TextGenerator]):
         reason = choice.text.finish_reason if finished else None
         return {"index": index, "text": echo + new, "logprobs": log_probs, "finish_reason": reason}
 
-    def _log_probs(self, choice: CompletionChoice, echo: str, start: int, new: str) -> dict[str, list[Any]]:
+    def _log_probs(self, choice: CompletionChoice, echo: str, start: int, new: str) -> dict[str, Any]:
         assert choice.text.options
         recorded = choice.text.options.log_probs
         assert recorded
         end, offset = start + len(new), 0 if echo else len(choice.echo) + start
         token_log_probs: list[float | None] = list(map(_finite, recorded.tokens[start:end]))
-        top_log_probs: list[dict[str, float] | None] = [
-            self._top_log_probs(character, log_prob, top)
-            for character, log_prob, top in zip(
-                new, recorded.tokens[start:end], recorded.likeliest[start:end], strict=True
-            )
-        ]
+        rows = zip(new, recorded.tokens[start:end], recorded.likeliest(start, end), strict=True)
+        top_log_probs: Iterator[dict[str, float] | None] = starmap(self._top_log_probs, rows)
         if echo and (before := choice.prompt_log_probs):  # the first character of a prompt has no probability
-            rows = zip(echo[1:], before.tokens, before.likeliest, strict=True)
+            rows = zip(echo[1:], before.tokens, before.likeliest(), strict=True)
             token_log_probs = [None, *map(_finite, before.tokens), *token_log_probs]
-            top_log_probs = [None, *(self._top_log_probs(*row) for row in rows), *top_log_probs]
+            top_log_probs = chain([None], starmap(self._top_log_probs, rows), top_log_probs)
         tokens = list(echo + new)
         offsets = list(range(offset, offset + len(tokens)))
         return {
             "tokens": tokens,
             "token_logprobs": token_log_probs,
-            "top_logprobs": top_log_probs,
+            "top_logprobs": _encoded(top_log_probs),
             "text_offset": offsets,
         }
 
@@ -229,6 +230,14 @@ class CompletionInference(Inference[TextGenerator]):
         prompt = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
         completion = sum(len(self._generated(choice)) for choice in self.choices)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _encoded(values: Iterator[Any]) -> orjson.Fragment:
+    """Encode a list in parts: all of these objects together would take several times the memory of their JSON."""
+    parts = []
+    while part := list(islice(values, VALUES_PER_PART)):
+        parts.append(orjson.dumps(part)[1:-1])
+    return orjson.Fragment(b"[%s]" % b",".join(parts))
 
 
 def _finite(value: float) -> float:

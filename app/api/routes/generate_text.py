@@ -28,7 +28,7 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import GENERATE_TEXT
-from app.tasks.text_generation import Continuation, TextGenerator
+from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 BYTES_PER_CHARACTER = 12  # largest size of a character in JSON
@@ -131,6 +131,7 @@ class TextInference(Inference[TextGenerator]):
 
     def parse(self) -> list[Continuation]:
         self.texts, self.unknown = start_texts(self.model.predictor, self.body)
+        self.memory_bytes = memory_bytes(self.texts)
         return self.texts
 
     def respond(self, outputs: Sequence[Continuation]) -> Response:
