@@ -126,6 +126,8 @@ def forecaster(version: Version) -> Signature:
     values = torch.arange(sizes.context, dtype=torch.float64).sin().repeat(EXAMPLE_ROWS, 1)
     seasons = torch.ones(EXAMPLE_ROWS, dtype=torch.int64)
     preprocessing = {"context": sizes.context, "padding": "nan", "max_season": MAX_SEASON}
+    if version.card.series:
+        preprocessing["series"] = version.card.series.model_dump()
     return Signature(_Forecaster(network), (values, seasons), preprocessing, {"quantile_levels": list(QUANTILES)})
 
 

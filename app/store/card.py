@@ -71,6 +71,19 @@ class Speed(StrictModel):
     hardware: str
 
 
+class SeriesTraits(StrictModel):
+    """What the series of the training have in common. Requests with such series get such forecasts.
+
+    ``season``: values per season, 1 without one; ``year``: values per year, if a yearly pattern is removed before the
+    network reads a series, and added to its forecast.
+    """
+
+    season: Annotated[int, Field(ge=1, le=168)] = 1
+    year: Annotated[float, Field(strict=False, ge=2, le=1000)] | None = None
+    non_negative: bool = False
+    integer: bool = False
+
+
 class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
@@ -89,6 +102,7 @@ class Card(StrictModel):
     labels: list[str] | None = None
     vocabulary: list[str] | None = None
     residuals: list[float] | None = None
+    series: SeriesTraits | None = None
     metrics: dict[str, Metric]
     data: dict[str, str]
     seed: Int64

@@ -17,10 +17,10 @@ from app.errors import BadValue, quote_value
 from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesLSTM
-from app.store import Card, StoreError, Version
+from app.store import Card, SeriesTraits, StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite
-from app.tasks.seasonality import detect_season, fill_missing
+from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
 
 NORMAL = NormalDist()
 MIN_VALUES = 8  # of a series
@@ -40,7 +40,7 @@ class QuantileForecast:
     """A forecast in the units of its series: mean and median [horizon], and quantiles [horizon, Q].
 
     ``scores`` [Q] are the normal scores of the quantiles, ascending: the number of standard deviations from the median
-    if errors were normal. One score is 0.
+    if errors were normal. One score is 0. ``non_negative`` and ``integer``: all results are so.
     """
 
     mean: np.ndarray
@@ -48,6 +48,8 @@ class QuantileForecast:
     scores: np.ndarray
     quantiles: np.ndarray
     seasonality: int | None = None
+    non_negative: bool = False
+    integer: bool = False
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and upper bounds [horizon] of the interval that contains ``level`` per cent."""
@@ -59,10 +61,18 @@ class QuantileForecast:
         scores, quantiles = self.scores, self.quantiles
         if not scores[0] < score < scores[-1]:
             outermost = -1 if score > 0 else 0
-            return self.median + (quantiles[:, outermost] - self.median) * (score / scores[outermost])
+            bound = self.median + (quantiles[:, outermost] - self.median) * (score / scores[outermost])
+            return _like_series(bound, self.non_negative, self.integer)
         above = int(np.searchsorted(scores, score, "right"))
         fraction = (score - scores[above - 1]) / (scores[above] - scores[above - 1])
-        return quantiles[:, above - 1] + fraction * (quantiles[:, above] - quantiles[:, above - 1])
+        bound = quantiles[:, above - 1] + fraction * (quantiles[:, above] - quantiles[:, above - 1])
+        return _like_series(bound, self.non_negative, self.integer)
+
+
+def _like_series(x: np.ndarray, non_negative: bool, integer: bool) -> np.ndarray:
+    """Return forecasts that are non-negative or integers, as their series."""
+    x = np.maximum(x, 0.0) if non_negative else x
+    return np.round(x) + 0.0 if integer else x  # + 0.0: no -0.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,16 @@ class SeriesWindow:
     """A parsed series: its last values [context], NaN before the first one, its season, and the steps to forecast.
 
     ``gap`` is the number of missing values at the end. They are forecast as well, and left out of the result.
+    ``yearly`` [horizon - gap] is added to the forecast, which is then made ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray
     season: int
     horizon: int
     gap: int = 0
+    yearly: np.ndarray | None = None
+    non_negative: bool = False
+    integer: bool = False
 
 
 class GlobalForecaster:
@@ -104,7 +118,7 @@ class GlobalForecaster:
             values: None marks a missing value.
             horizon: steps to forecast.
             param: name of the series in error messages.
-            seasonality: values per season; None detects the season.
+            seasonality: values per season; None: the season of the model's card, or else the detected one.
 
         Raises:
             BadValue: the series is too short or has no value, or the season is too long.
@@ -124,17 +138,28 @@ class GlobalForecaster:
         series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
         gap = len(values) - 1 - int(known[-1])
         series[_outliers(series)] = np.nan
+        traits = self.card.series or SeriesTraits()
+        if seasonality is None and self.card.series:
+            seasonality = traits.season
         if seasonality is None:
             season = detect_season(fill_missing(series, 1))
         else:
             season = seasonality if seasonality < len(series) else 1
+        non_negative, integer = traits.non_negative, traits.integer
+        if non_negative or integer:
+            actual = series[~np.isnan(series)]
+            non_negative, integer = non_negative and actual.min() >= 0, integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
         window = np.full(context, np.nan)
-        series = fill_missing(series, season)[-context:]
+        series, yearly = fill_missing(series, season), None
+        if traits.year and len(series) >= MIN_YEARS * traits.year:
+            pattern = yearly_pattern(series, traits.year, gap + horizon)
+            series, yearly = series - pattern[: len(series)], pattern[len(series) + gap :]
+        series = series[-context:]
         window[context - len(series) :] = series
         if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
             gap = MAX_GAP - (MAX_GAP - gap) % season
-        return SeriesWindow(window, season, gap + horizon, gap)
+        return SeriesWindow(window, season, gap + horizon, gap, yearly, bool(non_negative), integer)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
         """Forecast series of any lengths, seasons and horizons in one batch."""
@@ -148,9 +173,12 @@ class GlobalForecaster:
 
     def _forecast(self, item: SeriesWindow, quantiles: np.ndarray) -> QuantileForecast:
         quantiles = quantiles[item.gap : item.horizon]
+        if item.yearly is not None:
+            quantiles = quantiles + item.yearly[:, None]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
-        return QuantileForecast(mean, median, SCORES, quantiles, item.season)
+        mean, median, quantiles = (_like_series(x, item.non_negative, item.integer) for x in (mean, median, quantiles))
+        return QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative, item.integer)
 
     def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:
         """Convert the result of ``predict`` for an item; here it is a QuantileForecast already."""

@@ -9,6 +9,8 @@ MAX_VALUES = 1344  # values at the end of a series that are analysed; eight week
 DIVISOR_RATIO = 0.7  # a divisor of the best season wins at this ratio of strength: multiples are strong as well
 CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads caused by rounding alone, relative to the largest value and to the spread
 SIGNIFICANCE = 1.645  # standard deviations: one-sided test at 95 %, as in the M4 competition
+YEAR_HARMONICS = 3
+MIN_YEARS = 2  # of a series whose yearly pattern is estimated
 MAX_SEASON = 168  # values of a detected season
 # An unusual season needs a higher autocorrelation and prominence: among so many candidates, some are strong by chance.
 MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.1, 0.25, 0.5
@@ -95,6 +97,20 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
     deviation = np.where(np.isnan(values), np.nan, values - smooth)
     usual = seasonal_medians(deviation, season)[positions % season]
     return np.where(np.isnan(values), np.interp(positions, known, values[known] - usual[known]) + usual, values)
+
+
+def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
+    """Return the yearly pattern [T + ahead] of values [T] and of the steps after them; ``year``: values per year.
+
+    It is a Fourier series of YEAR_HARMONICS periods, fitted together with a linear trend (Harvey and Shephard 1993).
+    """
+    steps = np.arange(len(values) + ahead)
+    angles = 2 * np.pi * np.outer(steps, np.arange(1, YEAR_HARMONICS + 1)) / year
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    trend = np.stack([np.ones(len(steps)), steps / len(values)], axis=1)
+    inputs = np.concatenate([trend, waves], axis=1)
+    weights = np.linalg.lstsq(inputs[: len(values)], values, rcond=None)[0]
+    return waves @ weights[2:]
 
 
 def _smooth(x: np.ndarray, season: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,43 @@ def test_the_service_detects_or_takes_a_season(serve: Serve, tiny_store: Path) -
         assert rejected.json()["error"]["param"] == "seasonality"
         rejected = client.post("/v1/series/forecast", json={"values": values, "seasonality": 4, "model": "tiny-lstm"})
         assert "seasonality is 4; tiny-lstm has none" in rejected.json()["error"]["message"]
+
+
+def with_traits(forecaster: GlobalForecaster, **traits: Any) -> GlobalForecaster:
+    card = forecaster.card.model_copy(update={"series": store.SeriesTraits(**traits)})
+    version = store.Version(Path(), card, dict(forecaster.network.state_dict()))
+    return GlobalForecaster(version, torch.device("cpu"))
+
+
+def test_the_season_of_the_card_is_used_unless_the_request_has_one(forecaster: GlobalForecaster) -> None:
+    weekly = with_traits(forecaster, season=7)
+    values = np.sin(np.arange(48) * np.pi / 6).tolist()
+    assert [one.parse(values, 3).season for one in (forecaster, weekly)] == [12, 7]
+    assert weekly.parse(values, 3, seasonality=12).season == 12
+    assert weekly.parse(values[:9], 3).season == 7
+    assert with_traits(forecaster, season=9).parse(values[:9], 3).season == 1
+
+
+@pytest.mark.parametrize(("values", "like"), [([0, 3, 1, 7] * 9, True), ([0, 3, 1.5, 7] * 9, False)])
+def test_counts_are_forecast_as_counts(forecaster: GlobalForecaster, values: list[float], like: bool) -> None:
+    counting = with_traits(forecaster, season=4, non_negative=True, integer=True)
+    (forecast,) = counting.predict([counting.parse(values, 9)])
+    results = [forecast.mean, forecast.median, *forecast.interval(80), *forecast.interval(99.9)]
+    assert min(map(np.min, results)) >= 0
+    assert all((result % 1 == 0).all() for result in results) == like
+    (signed,) = counting.predict([counting.parse([-x - 1 for x in values], 9)])
+    assert signed.median.min() < 0
+
+
+def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: GlobalForecaster) -> None:
+    yearly = with_traits(forecaster, season=1, year=40.0)
+    wave = 100 * np.sin(2 * np.pi * np.arange(140) / 40)
+    noise = np.random.default_rng(0).normal(size=140)
+    values = [*(wave + noise)[:100], None, None]
+    item, plain = yearly.parse(values, 38), forecaster.parse(values, 38, seasonality=1)
+    assert np.nanstd(item.values) < 2 < 30 < np.nanstd(plain.values)
+    assert item.yearly == pytest.approx(wave[102:140], abs=2)
+    flat = dataclasses.replace(item, yearly=None)
+    with_pattern, without = (one.median for one in yearly.predict([item, flat]))
+    assert with_pattern - without == pytest.approx(item.yearly)
+    assert yearly.parse(values[:79], 5).yearly is None  # less than two years

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support.networks import FORECASTER, tiny_card
@@ -206,6 +207,34 @@ def test_unusable_data_and_options_are_refused_before_a_run_starts(place: Path, 
         train(*more)
     assert sentence in str(refused.value)
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "frequency", "season", "horizon"),
+    [(36, "MS", 12, 6), (104, "W-MON", 52, 6), (90, "D", 7, 6), (14, "QS", 4, 2)],
+)
+def test_short_business_series_can_be_tuned_and_tested(
+    place: Path, count: int, frequency: str, season: int, horizon: int
+) -> None:
+    days = pd.date_range("2021-01-04" if season == 52 else "2021-01-01", periods=count, freq=frequency)
+    values = np.random.default_rng(0).poisson(50 + 40 * np.sin(2 * np.pi * np.arange(count) / season))
+    pd.DataFrame({"day": days, "sold": values}).to_csv("short.csv", index=False)
+    options, config = lstm.arguments(["--csv", "short.csv", "--name", "short"])
+    own = forecaster_finetune.read(options, config.horizon)
+    assert (own.table.season, own.horizon) == (season, horizon)
+    assert own.traits == store.SeriesTraits(season=season, non_negative=True, integer=True)
+    for part in ("validation", "test"):
+        assert backtest.origins(own.splits, season, own.horizon, part).past
+
+
+def test_a_yearly_pattern_of_days_is_used_if_it_helps(place: Path) -> None:
+    random, years = np.random.default_rng(0), np.arange(1300) / 365.25
+    for strength, year in ((40, 365.25), (0, None)):
+        values = 100 + strength * np.sin(2 * np.pi * years) + 5 * (np.arange(1300) % 7) + random.normal(0, 8, 1300)
+        days = pd.date_range("2021-01-01", periods=1300)
+        pd.DataFrame({"day": days, "sold": values}).to_csv("days.csv", index=False)
+        options, config = lstm.arguments(["--csv", "days.csv", "--name", "days"])
+        assert forecaster_finetune.read(options, config.horizon).traits.year == year
 
 
 def test_a_random_walk_has_no_season(tmp_path: Path) -> None:

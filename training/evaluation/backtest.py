@@ -16,7 +16,7 @@ from training.run import metric
 
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # of each series
 VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # of each series
-MAX_PAST = 1000  # values before an origin that a forecaster receives; more would not change its forecast
+MAX_PAST = 1500  # values before an origin that a forecaster receives: four years of days; more would change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
 Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> one each
@@ -49,6 +49,12 @@ class Origins:
         chosen = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
         past = [self.past[index] for index in chosen]
         return Origins(past, self.actual[chosen], self.mase_scale[chosen], self.season, self.series)
+
+
+def longest_horizon(table: Table) -> int:
+    """The longest horizon, at least 1, with which the median series can be split."""
+    median = int(np.median([len(series.values) for series in table.series]))
+    return max(1, (median - max(table.season + 2, MIN_VALUES)) // 3)
 
 
 def split(table: Table, horizon: int) -> list[Split]:

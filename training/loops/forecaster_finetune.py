@@ -18,6 +18,7 @@ import torch
 from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
+from app.tasks.seasonality import MIN_YEARS, yearly_pattern
 from training.best_weights import BestWeights
 from training.configs import ForecasterFinetuneConfig
 from training.data import tables
@@ -35,18 +36,24 @@ from training.run import Run, cosine_schedule
 MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
 DEFAULT_HORIZON = 12  # steps, for series without a season
 MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
+YEARS = {"day": 365.25, "business day": 260.9}  # values per year
+MAX_YEAR_FORECASTS = 200  # that decide whether a yearly pattern is removed
 MAX_VALIDATION_FORECASTS, MAX_TEST_FORECASTS = 1000, 5000
 MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must reduce it
 
 
 @dataclass(frozen=True)
 class OwnSeries:
-    """Own series, split for training, validation and testing; the forecast horizon; and the version to fine-tune."""
+    """Own series, split for training, validation and testing; the forecast horizon; and the version to fine-tune.
+
+    ``traits``: season, year and kind of values, for the card.
+    """
 
     table: Table
     splits: list[Split]
     horizon: int
     base: store.Version
+    traits: store.SeriesTraits
 
     @property
     def sha256(self) -> str:
@@ -94,7 +101,8 @@ def report(table: Table) -> None:
 def read(options: Options, horizon: int) -> OwnSeries:
     """Read the file and the version that the options name.
 
-    ``horizon`` 0: one season, or DEFAULT_HORIZON without a season; at most the horizon of the network.
+    ``horizon`` 0: one season, or DEFAULT_HORIZON without a season; at most the horizon of the network, and so much that
+    short series can be split.
 
     Raises:
         DataError: the table or the version cannot be used.
@@ -106,8 +114,31 @@ def read(options: Options, horizon: int) -> OwnSeries:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
-    horizon = horizon or min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
-    return OwnSeries(table, backtest.split(table, horizon), horizon, base)
+    default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
+    horizon = horizon or min(default, backtest.longest_horizon(table))
+    splits = backtest.split(table, horizon)
+    return OwnSeries(table, splits, horizon, base, _traits(table, splits, horizon, base))
+
+
+def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
+    """The season and the kind of the values; the year, if the base version forecasts better without yearly pattern."""
+    values = np.concatenate([split.series.values[split.series.known] for split in splits])
+    integer = bool((values % 1 == 0).all())
+    traits = store.SeriesTraits(season=table.season, non_negative=bool((values >= 0).all()), integer=integer)
+    year = YEARS.get(table.frequency)
+    if year is None or min(split.validation for split in splits) < MIN_YEARS * year:
+        return traits
+    origins = backtest.origins(splits, table.season, horizon, "validation").subset(MAX_YEAR_FORECASTS)
+    yearly = traits.model_copy(update={"year": year})
+    losses = []
+    for tried in (traits, yearly):
+        forecaster = GlobalForecaster(_with_traits(base, tried), torch.device("cpu"))
+        losses.append(Validation(forecaster, origins)(forecaster.network))
+    return yearly if losses[1] < losses[0] else traits
+
+
+def _with_traits(version: store.Version, traits: store.SeriesTraits) -> store.Version:
+    return replace(version, card=version.card.model_copy(update={"series": traits}))
 
 
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
@@ -128,7 +159,10 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
     options, season = run.options, own.table.season
     network: Any = own.base.network()
     sizes: ForecasterSizes = network.sizes
-    series = [torch.from_numpy(split.series.values[: split.validation]) for split in own.splits]
+    past = [split.series.values[: split.validation] for split in own.splits]
+    if own.traits.year:
+        past = [values - yearly_pattern(values, own.traits.year, 0) for values in past]
+    series = [torch.from_numpy(values) for values in past]
     source = Source(series, season, min(own.horizon, sizes.horizon), share=1.0)
     sampler = WindowSampler([source], sizes.context, sizes.horizon)
     steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
@@ -142,7 +176,7 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
     config = replace(config, ema_decay=ema_decay)
     validation = Validation(
-        GlobalForecaster(own.base, torch.device(options.device)),
+        GlobalForecaster(_with_traits(own.base, own.traits), torch.device(options.device)),
         backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
     )
     trainer = Trainer(network, sampler, config, options.seed, options.device)
@@ -164,7 +198,10 @@ class Validation:
 
     def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
         self.origins = origins
-        items = [forecaster.parse(past.tolist(), 1, seasonality=origins.season) for past in origins.past]
+        horizon = origins.actual.shape[1]
+        items = [forecaster.parse(past.tolist(), horizon, seasonality=origins.season) for past in origins.past]
+        yearly = [np.zeros(horizon) if item.yearly is None else item.yearly for item in items]
+        self.yearly = np.stack(yearly)[..., None]  # [N, horizon, 1]
         self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
         self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
 
@@ -175,7 +212,7 @@ class Validation:
         horizon = self.origins.actual.shape[1]
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
         quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
-        levels = quantiles[..., 1:-1].cpu().numpy()
+        levels = quantiles[..., 1:-1].cpu().numpy() + self.yearly
         return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
 
 
@@ -210,7 +247,8 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
     """The card without its metrics."""
     table, base, count = own.table, own.base.card, len(own.splits)
     names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
-    season = f"season {table.season}: request seasonality {table.season}" if table.season > 1 else "no season"
+    season = f"season {table.season}" if table.season > 1 else "no season"
+    season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
     return {
         "task": "forecast",
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
@@ -221,6 +259,7 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
             {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
             {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
         ],
+        "series": own.traits.model_dump(),
         "data": {f"csv:{table.name}": own.sha256, f"{base.name}@{base.version}": base.weights_sha256},
         "notes": (
             f"Fine-tuned from {base.name}@{base.version}. {verdict}. {count:,} series, one value per "

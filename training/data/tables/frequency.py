@@ -37,6 +37,7 @@ MAX_JITTER = 0.3  # of a step
 MAX_HOLES = 0.4  # share of the steps without a time stamp; more of them are irregular
 MAX_HOLES_TO_DECIDE = 0.1  # the same for choosing between two readings of the same cells
 MIN_AUTOCORRELATION = 0.3  # of a season
+MIN_AUTOCORRELATION_OF_TWO = 0.5  # of a season that a series has only twice
 MIN_PROMINENCE = 0.1  # of a season over half a season before and after; a random walk has none
 
 
@@ -226,7 +227,7 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     known_values = [values[~np.isnan(values)] for values in series[:50]]
 
     def strength(lag: int, candidate: int) -> float:
-        correlations = [autocorrelation(values, lag) for values in known_values if len(values) >= 3 * candidate]
+        correlations = [autocorrelation(values, lag) for values in known_values if len(values) >= 2 * candidate]
         return float(np.mean(correlations)) if correlations else -1.0
 
     strengths = {lag: strength(lag, lag) for lag in candidates}
@@ -241,7 +242,13 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
             for lag, value in strengths.items()
             if value > strengths.get(lag - 1, 1.0) and value >= strengths.get(lag + 1, -1.0)
         }
+    longest = max(map(len, known_values), default=0)
+    strengths = {
+        lag: value
+        for lag, value in strengths.items()
+        if value > (MIN_AUTOCORRELATION if longest >= 3 * lag else MIN_AUTOCORRELATION_OF_TWO)
+    }
     best = max(strengths.values(), default=0.0)
-    if best <= MIN_AUTOCORRELATION:
+    if not strengths:
         return 1
     return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season are as strong
