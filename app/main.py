@@ -114,7 +114,7 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
         [route for router in tasks for route in router.routes],
         named=[route for router in tensors for route in router.routes],
     )
-    limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled={admin.SPOOLED} if key else ())
+    limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
     protected = with_api_keys(limited, settings, counters, errors.error_response, metrics.on_rate_limited)
     app.middleware_stack = telemetry = RequestTelemetry(cors(protected, settings), metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused

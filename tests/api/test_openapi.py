@@ -13,6 +13,7 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from support.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, Serve, serving
 
 from app import key_file
@@ -75,6 +76,8 @@ def send(client: httpx.Client, method: str, path: str, operation: dict[str, Any]
     elif kind == "application/zip":
         archive = client.get("/v1/admin/models/shakespeare-rnn/export?version=1").content
         body = {"content": archive, "headers": {"content-type": kind}}
+    elif kind == "application/octet-stream":
+        body = {"content": linear_model()[0].SerializeToString(), "headers": {"content-type": kind}}
     return client.request(method, path, params=queries, **body)
 
 
@@ -205,7 +208,7 @@ def test_request_and_response_headers_are_documented(document: dict[str, Any]) -
     for _, path, operation in operations(document):
         assert request_id in operation["parameters"], path
         has_timeout = path.startswith("/v2/models/{name}") or (
-            "requestBody" in operation and not path.endswith("/import")
+            "requestBody" in operation and not path.endswith(("/import", "/add"))
         )
         assert (timeout in operation["parameters"]) is has_timeout, path
         for status, response in operation["responses"].items():

@@ -20,6 +20,7 @@ from app.api.openapi import BINARY, query_parameters, request_body
 from app.api.request_body import BodyReader, RequestBody, read_json, spool_body
 from app.api.request_head import read_query
 from app.api.responses import ERROR_RESPONSES, file_response, json_response, success_response
+from app.api.routes import admin_add
 from app.api.routes.admin_responses import (
     ImportResponse,
     StoredModelList,
@@ -35,7 +36,7 @@ from app.store.disk_thread import DiskThread
 from app.store.rollout import NEWEST, RolloutRefused, VersionNotFound
 
 PREFIX = "/v1/admin"
-SPOOLED = f"{PREFIX}/import"  # bodies are written to disk, not kept in memory
+SPOOLED = {f"{PREFIX}/import", f"{PREFIX}/add"}  # bodies are written to disk, not kept in memory
 MIN_KEY_LENGTH = 16  # characters
 JSON_BYTES = 16 * 1024
 MAX_COMMAS = 16
@@ -137,6 +138,7 @@ def router(registry: Registry, settings: Settings, key: str) -> APIRouter:
     _add_reading(routes, settings.store)
     _add_rollout(routes, registry, settings)
     _add_archives(routes, settings)
+    admin_add.add_route(routes, settings)
     return routes
 
 
