@@ -1,4 +1,4 @@
-"""Several processes that train one network: shares, sums and norms are those of one process."""
+"""Distributed training: shards, gradients and batch norms equal those of one process."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ assert torch.equal(processes.gather(processes.shard(batch)), batch)
 assert processes.any_rank(processes.rank() == 1)
 assert not processes.any_rank(False)
 assert processes.from_rank_zero(lambda: processes.rank() + 5) == 5
-processes.print_once("as one")
+processes.print_once("printed once")
 processes.exit_process()
 """
 
 
-def test_gradients_norms_and_statistics_of_two_processes_are_those_of_one() -> None:
+def test_gradients_and_batch_norms_of_two_processes_equal_those_of_one() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, sys.executable, "-W", "error::FutureWarning", "-c", ONE_OF_TWO],
         capture_output=True,
         text=True,
@@ -54,5 +54,5 @@ def test_gradients_norms_and_statistics_of_two_processes_are_those_of_one() -> N
         env=environment,
         cwd=ROOT,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("as one") == 1
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("printed once") == 1

@@ -20,48 +20,46 @@ M4 = datasets.data_directory() / "m4"
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=1)
 
 
-def test_scores_are_those_of_an_example_by_hand() -> None:
+def test_scores_equal_those_of_an_example_computed_by_hand() -> None:
     actual, forecast = np.array([[10.0, 20.0], [100.0, 300.0]]), np.array([[12.0, 20.0], [100.0, 200.0]])
     scale = np.array([2.0, 50.0])
     assert forecast_metrics.smape(actual, forecast) == pytest.approx(200 * (2 / 22 + 100 / 500) / 4)
     assert forecast_metrics.mase(actual, forecast, scale) == pytest.approx((1 / 2 + 50 / 50) / 2)
     assert forecast_metrics.owa("m4_weekly", 9.161, 2.777) == pytest.approx(1)
     lower, upper = np.array([[8.0, 21.0], [90.0, 100.0]]), np.array([[12.0, 25.0], [110.0, 250.0]])
-    widths, fines = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
-    assert forecast_metrics.msis(actual, lower, upper, scale) == pytest.approx(widths + fines)
+    widths, penalties = (4 / 2 + 4 / 2 + 20 / 50 + 150 / 50) / 4, 40 * (1 / 2 + 50 / 50) / 4
+    assert forecast_metrics.msis(actual, lower, upper, scale) == pytest.approx(widths + penalties)
     assert forecast_metrics.coverage(actual, lower, upper) == 0.5
-    # levels 0.1 and 0.9: too low by 10 costs 1 and 9, too high by 10 costs 9 and 1
+    # At levels 0.1 and 0.9, a value too low by 10 costs 1 and 9; one too high by 10 costs 9 and 1.
     quantiles = [np.array([[0.0]]), np.array([[20.0]])]
     assert forecast_metrics.wql(np.array([[10.0]]), quantiles, (0.1, 0.9)) == pytest.approx(0.2)
     assert forecast_metrics.mase_scale(np.array([1.0, 5.0, 4.0, 8.0]), 2) == 3
     assert forecast_metrics.seasonal_naive(np.arange(5.0), 2, 5).tolist() == [3, 4, 3, 4, 3]
 
 
-@pytest.mark.skipif(not (M4 / "Weekly-test.csv").exists(), reason="M4's series are not there")
+@pytest.mark.skipif(not (M4 / "Weekly-test.csv").exists(), reason="the M4 series are not downloaded")
 @pytest.mark.parametrize(
     ("load", "smape", "mase"), [(datasets.m4_hourly, 13.912, 1.193), (datasets.m4_weekly, 9.161, 2.777)]
 )
-def test_the_seasonal_naive_forecast_of_m4_scores_what_the_competition_published(
-    load: Any, smape: float, mase: float
-) -> None:
+def test_the_seasonal_naive_forecast_of_m4_has_the_published_scores(load: Any, smape: float, mase: float) -> None:
     collection = load()
-    past, actual, season = [one.numpy() for one in collection.past], collection.future.numpy(), collection.season
-    naive = np.stack([forecast_metrics.seasonal_naive(one, season, actual.shape[1]) for one in past])
-    scale = np.array([forecast_metrics.mase_scale(one, season) for one in past])
+    past, actual, season = [series.numpy() for series in collection.past], collection.future.numpy(), collection.season
+    naive = np.stack([forecast_metrics.seasonal_naive(series, season, actual.shape[1]) for series in past])
+    scale = np.array([forecast_metrics.mase_scale(series, season) for series in past])
     assert forecast_metrics.smape(actual, naive) == pytest.approx(smape, abs=5e-4)
     assert forecast_metrics.mase(actual, naive, scale) == pytest.approx(mase, abs=5e-4)
 
 
 def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> None:
     values = np.arange(20.0) % 4
-    trial = compare_forecasters.windows("four", values, 4, start=12, horizon=4, step=2, max_past=9)
-    assert [len(past) for past in trial.past] == [9, 9, 9]
-    assert trial.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
+    evaluation_set = compare_forecasters.windows("four", values, 4, start=12, horizon=4, step=2, max_past=9)
+    assert [len(past) for past in evaluation_set.past] == [9, 9, 9]
+    assert evaluation_set.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
     # seasonal naive 3, MASE scale 2
     other = compare_forecasters.EvaluationSet("four", 1, [np.array([1.0, 3.0])] * 3, np.full((3, 4), 5.0))
     (middle, lower, upper), *_ = compare_forecasters.seasonal_naive(other.past, 1, 4)
     assert middle.tolist() == [3, 3, 3, 3]
-    assert lower.tolist() == upper.tolist() == middle.tolist()  # its steps do not vary
+    assert lower.tolist() == upper.tolist() == middle.tolist()  # the steps do not vary
     other = compare_forecasters.EvaluationSet(
         "four", 4, [np.array([0.0, 1, 2, 3, 2, 3, 4, 5])] * 3, np.full((3, 4), 5.0)
     )
@@ -69,8 +67,8 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     assert line == "| four | naive | 0.750 | 30.0 | 0.250 |"
 
 
-def counted(held_out: bool, mixup: float = 0.0) -> tuple[Batch, WindowSampler]:
-    """Windows of two sources; the values of series n (from 1) are 1000 n, 1000 n + 1, and so on."""
+def sample_windows(held_out: bool, mixup: float = 0.0) -> tuple[Batch, WindowSampler]:
+    """Sample windows from two sources. The values of series n (from 1) are 1000 n, 1000 n + 1, and so on."""
     series = [1000.0 * (i + 1) + torch.arange(40 + 10 * i, dtype=torch.float64) for i in range(4)]
     sampler = WindowSampler([Source(series[:2], 3, 4, 0.5), Source(series[2:], 1, 2, 0.5)], 24, 6)
     return sampler.sample(2000, mixup, held_out, torch.Generator().manual_seed(0)), sampler
@@ -78,12 +76,12 @@ def counted(held_out: bool, mixup: float = 0.0) -> tuple[Batch, WindowSampler]:
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_windows_are_parts_of_one_series_and_never_contain_held_out_values(held_out: bool) -> None:
-    batch, sampler = counted(held_out)
+    batch, sampler = sample_windows(held_out)
     whole = torch.cat([batch.values, batch.future], dim=1)
-    known = ~whole.isnan()
-    assert (known.sum(1) >= 9).all()
-    assert (known[:, :24].sum(1) >= 8).all()
-    assert known[:, 23:25].all()
+    observed = ~whole.isnan()
+    assert (observed.sum(1) >= 9).all()
+    assert (observed[:, :24].sum(1) >= 8).all()
+    assert observed[:, 23:25].all()
     series = (whole.nan_to_num(0).amax(1) // 1000).long() - 1
     assert (whole.diff(dim=1).nan_to_num(1.0) == 1).all()
     horizons = torch.tensor([4, 4, 2, 2])[series]
@@ -94,14 +92,14 @@ def test_windows_are_parts_of_one_series_and_never_contain_held_out_values(held_
     assert torch.equal(batch.seasons, torch.where(series < 2, 3, 1))
     assert torch.equal((batch.weights == 1).sum(1), horizons)
     assert series.bincount().min() > 400
-    validate = sampler.last_horizons(0)
-    assert validate.values[1, -1] == 2000 + 50 - 4 - 1
-    assert validate.future[1, :4].tolist() == [2046, 2047, 2048, 2049]
+    last_batch = sampler.last_horizons(0)
+    assert last_batch.values[1, -1] == 2000 + 50 - 4 - 1
+    assert last_batch.future[1, :4].tolist() == [2046, 2047, 2048, 2049]
 
 
 def test_mixed_windows_have_one_season_and_no_gaps() -> None:
-    batch, _ = counted(True, mixup=0.5)
-    assert (batch.values[:1000, -1] == 0).all()  # from their last values
+    batch, _ = sample_windows(True, mixup=0.5)
+    assert (batch.values[:1000, -1] == 0).all()  # mixed windows are relative to their last value
     assert (batch.values[1000:, -1] >= 1000).all()
     assert not batch.values[:, -8:].isnan().any()
     assert not batch.future[:, 0].isnan().any()
@@ -112,8 +110,8 @@ def test_the_loss_is_the_pinball_loss_in_units_of_the_mase_scale() -> None:
     reading = Reader(SIZES)(values, torch.tensor([1]))  # MASE scale 2, naive forecast 2
     future = torch.tensor([[6.0, 2.0, *[torch.nan] * 4]], dtype=torch.float64)
     batch = Batch(values, torch.tensor([1]), future, torch.tensor([[1.0, 0.5, 1, 1, 1, 1]]))
-    off = torch.zeros(1, 6, len(QUANTILES))
-    total, weight = forecaster.loss_sum(off, reading, batch)
+    outputs = torch.zeros(1, 6, len(QUANTILES))
+    total, weight = forecaster.loss_sum(outputs, reading, batch)
     loss = (total / weight).item()
     assert loss == pytest.approx(np.mean([2 * level for level in QUANTILES]) * 1 / 1.5)
 
@@ -125,10 +123,10 @@ def test_intervals_are_widened_until_they_contain_95_percent_of_the_held_out_val
     network = Forecaster(SIZES)
     network.widening.copy_(forecaster.interval_scale(network, sampler))
     assert (network.widening[0, 1:] == network.widening[0, 1]).all()
-    for source, known in ((0, 6), (1, 2)):
+    for source, steps in ((0, 6), (1, 2)):
         batch = sampler.last_horizons(source)
-        quantiles = network(batch.values, batch.seasons)[:, :known]
-        inside = (quantiles[..., 0] <= batch.future[:, :known]) & (batch.future[:, :known] <= quantiles[..., -1])
+        quantiles = network(batch.values, batch.seasons)[:, :steps]
+        inside = (quantiles[..., 0] <= batch.future[:, :steps]) & (batch.future[:, :steps] <= quantiles[..., -1])
         assert inside.double().mean().item() == pytest.approx(0.95, abs=0.01)
         assert (quantiles.diff(dim=2) > 0).all()
         assert torch.equal(quantiles[..., MEDIAN], quantiles.sort(dim=2).values[..., MEDIAN])
@@ -136,12 +134,12 @@ def test_intervals_are_widened_until_they_contain_95_percent_of_the_held_out_val
 
 def test_synthetic_series_are_finite_differ_and_repeat_themselves() -> None:
     for season in (1, *SEASONS):
-        found = synthetic(season, 60, 400, seed=season)
-        assert found.shape == (60, 400)
-        assert found.isfinite().all()
-        assert torch.equal(found, synthetic(season, 60, 400, seed=season))
-        assert len({round(float(series[7]), 9) for series in found}) > 40
+        batch = synthetic(season, 60, 400, seed=season)
+        assert batch.shape == (60, 400)
+        assert batch.isfinite().all()
+        assert torch.equal(batch, synthetic(season, 60, 400, seed=season))
+        assert len({round(float(series[7]), 9) for series in batch}) > 40
         if 1 < season < 100:
-            lag_season = (found[:, season:] - found[:, :-season]).abs().mean(1)
-            half = (found[:, season // 2 :] - found[:, : -(season // 2)]).abs().mean(1)
-            assert (lag_season < half).double().mean() > 0.6
+            lag_season = (batch[:, season:] - batch[:, :-season]).abs().mean(1)
+            lag_half_season = (batch[:, season // 2 :] - batch[:, : -(season // 2)]).abs().mean(1)
+            assert (lag_season < lag_half_season).double().mean() > 0.6

@@ -1,4 +1,4 @@
-"""Training on the caller's own data: what is read, what is refused, and what is published."""
+"""Training on own data: images, texts and series, their errors, and the published versions."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ OWN: dict[str, list[str]] = {
 }
 SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}
 SOURCES = {"cnn": "shapes/circle/0003.png", "rnn": "novel.txt", "gan": "shapes/circle/0003.png", "lstm": "sales.csv"}
-OTHER = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8").encode()}
+CHANGED_DATA = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8").encode()}
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in: shapes, a novel, sales, and a store with two tiny networks to begin with."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with shapes, a novel, sales, and a store with two tiny base networks."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(generation, "LABEL_CLASSIFIER_STEPS", 10)
     monkeypatch.setattr(gan_finetune, "SAMPLES", 50)
@@ -81,40 +81,40 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def train(stem: str, *more: str, name: str = "mine") -> None:
-    SCRIPTS[stem].main([*OWN[stem], "--name", name, "--threads", "1", *more])
+def train(stem: str, *options: str, name: str = "mine") -> None:
+    SCRIPTS[stem].main([*OWN[stem], "--name", name, "--threads", "1", *options])
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
-    stem: str, place: Path, capsys: pytest.CaptureFixture[str]
+    stem: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(stem)
-    card = store.read_version(place / "models_store", "mine", 1).card
+    card = store.read_version(workspace / "models_store", "mine", 1).card
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
     assert len(digest) == 64
-    assert card.labels == (None if stem in OTHER else ["circle", "square", "triangle"])
-    files = {path.name for path in (place / "models_store" / "mine" / "1").iterdir()}
+    assert card.labels == (None if stem in CHANGED_DATA else ["circle", "square", "triangle"])
+    files = {path.name for path in (workspace / "models_store" / "mine" / "1").iterdir()}
     assert files >= {"curves.png", "samples.png"} | ({"confusion.png", "mistakes.png"} if stem == "cnn" else set())
     assert evaluate.main(["mine"]) == 0
 
-    (place / SOURCES[stem]).write_bytes(OTHER.get(stem) or image_bytes())
+    (workspace / SOURCES[stem]).write_bytes(CHANGED_DATA.get(stem) or image_bytes())
     capsys.readouterr()
     assert evaluate.main(["mine"]) == 1
     assert f"{kind:34} differs from the card ✗" in capsys.readouterr().out
     for source in ("novel.txt", "sales.csv"):
-        (place / source).unlink()
-    shutil.rmtree(place / "shapes")
+        (workspace / source).unlink()
+    shutil.rmtree(workspace / "shapes")
     assert evaluate.main(["mine"]) == 0
-    told = capsys.readouterr().out
-    assert "not measured, because the data are missing" in told
-    assert "1 not measured" in told
+    output = capsys.readouterr().out
+    assert "not measured, because the data are missing" in output
+    assert "1 not measured" in output
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
-    stem: str, place: Path, monkeypatch: pytest.MonkeyPatch
+    stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(stem, name="whole")
     log = running.Run.log
@@ -126,23 +126,23 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
     monkeypatch.setattr(running.Run, "log", interrupt)
     with pytest.raises(SystemExit, match=r"saved .* resume with: python -m training\.\w+ .*--name mine .*--resume"):
         train(stem)
-    assert not (place / "models_store" / "mine").exists()
+    assert not (workspace / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
-    whole, resumed = (store.read_version(place / "models_store", name, 1).tensors for name in ("whole", "mine"))
+    whole, resumed = (store.read_version(workspace / "models_store", name, 1).tensors for name in ("whole", "mine"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_a_run_is_not_resumed_on_changed_data(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="resume with"):
         train("cnn")
-    (place / "shapes" / "circle" / "0000.png").unlink()
+    (workspace / "shapes" / "circle" / "0000.png").unlink()
     with pytest.raises(SystemExit, match="was started with data "):
         train("cnn", "--resume")
 
 
-SEVERAL = """
+TRAINING_SCRIPT = """
 import sys
 from training import cnn, gan, lstm, rnn
 from training.evaluation import generation
@@ -154,61 +154,61 @@ generation.LABEL_CLASSIFIER_STEPS, gan_loop.RECALIBRATION_BATCHES = 10, 5
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_two_processes_train_like_one(stem: str, place: Path) -> None:
-    # dropout's noise each process draws for itself, but for series
+def test_two_processes_train_like_one(stem: str, workspace: Path) -> None:
+    # Each process draws its own dropout noise, except for series.
     exact = {"rnn": ["--dropout", "0"], "gan": []}.get(stem, ["--bfloat16", "0"])
     train(stem, *exact, name="one")
-    (place / "several.py").write_text(SEVERAL)
+    (workspace / "several.py").write_text(TRAINING_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "several.py"]
     arguments = [stem, *OWN[stem], *exact, "--name", "two", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("published") == 1
-    one, two = (store.read_version(place / "models_store", name, 1) for name in ("one", "two"))
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("published") == 1
+    one, two = (store.read_version(workspace / "models_store", name, 1) for name in ("one", "two"))
     assert "torchrun --nproc-per-node 2" in two.card.command
-    begun = beginning(stem, one, place)
-    moved = sum((one.tensors[key] - begun[key]).abs().sum().item() for key in begun)
-    apart = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in begun)
-    assert apart < (0.2 if stem in ("rnn", "gan") else 0.05) * moved  # the others' products are rounded to bfloat16
+    initial = initial_weights(stem, one, workspace)
+    update = sum((one.tensors[key] - initial[key]).abs().sum().item() for key in initial)
+    difference = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in initial)
+    assert difference < (0.2 if stem in ("rnn", "gan") else 0.05) * update  # the other networks multiply in bfloat16
 
 
-def beginning(stem: str, version: store.Version, place: Path) -> dict[str, torch.Tensor]:
-    """The weights that a training of seed 0 began with, those that it learns."""
+def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[str, torch.Tensor]:
+    """Return the initial weights of a training with seed 0, without biases and the last layer."""
     torch.manual_seed(0)
     if stem in ("cnn", "lstm"):
         base = "cifar10-whitened" if stem == "cnn" else "series-lstm"
-        begun = store.read_version(place / "models_store", base, 1).tensors
+        weights = store.read_version(workspace / "models_store", base, 1).tensors
     elif stem == "rnn":
         config = dataclasses.replace(RNN_OWN, hidden=8, layers=1)
-        begun = language_model.new_network(config, version.card.sizes["vocabulary"]).state_dict()
+        weights = language_model.new_network(config, version.card.sizes["vocabulary"]).state_dict()
     else:
-        begun = build(version.card.kind, version.card.sizes).state_dict()
-    return {key: tensor for key, tensor in begun.items() if tensor.ndim > 1 and key != "head.weight"}
+        weights = build(version.card.kind, version.card.sizes).state_dict()
+    return {key: tensor for key, tensor in weights.items() if tensor.ndim > 1 and key != "head.weight"}
 
 
 def test_a_budget_chooses_the_epochs_once(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "0.03"]
     log = running.Run.log
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match=r"--minutes 0\.03"):
         cnn.main(arguments)
-    (told,) = (place / "runs").rglob("budget.json")
-    budget = json.loads(told.read_text())
+    (budget_file,) = (workspace / "runs").rglob("budget.json")
+    budget = json.loads(budget_file.read_text())
     assert budget["epochs"] == max(1, int(0.88 * 0.03 * 60 / (budget["seconds_of_a_step"] * 2)))
     assert "epoch" in capsys.readouterr().out
-    told.write_text(json.dumps({**budget, "epochs": 3}))
+    budget_file.write_text(json.dumps({**budget, "epochs": 3}))
     monkeypatch.setattr(running.Run, "log", log)
     cnn.main([*arguments, "--resume"])
-    assert json.loads((told.parent / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
+    assert json.loads((budget_file.parent / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
 
 
 # --- folders
 
 
-def picture(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
+def save_noise(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (20, 30, 3), dtype=torch.uint8, generator=generator).numpy()
@@ -216,7 +216,7 @@ def picture(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     return folder / name
 
 
-def test_any_size_and_mode_is_read_as_the_service_reads_it(tmp_path: Path) -> None:
+def test_training_reads_images_of_any_size_and_mode_like_the_service(tmp_path: Path) -> None:
     for number, mode in enumerate(("1", "L", "P", "RGBA", "CMYK", "I;16")):
         folder = tmp_path / "all" / mode.replace(";", "")
         folder.mkdir(parents=True)
@@ -231,33 +231,33 @@ def test_any_size_and_mode_is_read_as_the_service_reads_it(tmp_path: Path) -> No
         assert torch.equal(image, ImageDecoder(3, 32).parse(content))
 
 
-def test_what_cannot_be_read_is_listed_and_left_out(tmp_path: Path) -> None:
-    whole = picture(tmp_path / "pets" / "cat", "a.png")
-    picture(tmp_path / "pets" / "dog" / "deeper", "b.png", 1)
-    (tmp_path / "pets" / "cat" / "half.png").write_bytes(whole.read_bytes()[:500])
+def test_unreadable_files_are_listed_and_skipped(tmp_path: Path) -> None:
+    valid = save_noise(tmp_path / "pets" / "cat", "a.png")
+    save_noise(tmp_path / "pets" / "dog" / "deeper", "b.png", 1)
+    (tmp_path / "pets" / "cat" / "half.png").write_bytes(valid.read_bytes()[:500])
     (tmp_path / "pets" / "cat" / "note.txt").write_text("not an image")
     (tmp_path / "pets" / "cat" / ".DS_Store").write_text("hidden")
     (tmp_path / "pets" / "cat" / "empty.jpg").touch()
-    picture(tmp_path / "pets", "loose.png", 2)
+    save_noise(tmp_path / "pets", "loose.png", 2)
     pictures = image_folders.read(tmp_path / "pets", 32)
     assert pictures.describe_classes() == "cat (1), dog (1)"
-    told = "\n".join(pictures.skipped)
+    remarks = "\n".join(pictures.skipped)
     for sentence in (
         "loose.png: not in a sub-folder, so it has no class",
         "half.png: the PNG image is damaged",
         "note.txt: its 12 bytes are not an image; allowed are PNG",
         "empty.jpg has 0 bytes",
     ):
-        assert sentence in told
+        assert sentence in remarks
     assert len(pictures.skipped) == 4
 
 
 def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None:
-    picture(tmp_path / "pets" / "cat", "a.png")
-    picture(tmp_path / "pets" / "cat", "again.bmp")
-    picture(tmp_path / "pets" / "cat", "both.png", 1)
-    picture(tmp_path / "pets" / "dog", "both.png", 1)
-    picture(tmp_path / "pets" / "dog", "c.png", 2)
+    save_noise(tmp_path / "pets" / "cat", "a.png")
+    save_noise(tmp_path / "pets" / "cat", "again.bmp")
+    save_noise(tmp_path / "pets" / "cat", "both.png", 1)
+    save_noise(tmp_path / "pets" / "dog", "both.png", 1)
+    save_noise(tmp_path / "pets" / "dog", "c.png", 2)
     pictures = image_folders.read(tmp_path / "pets", 32)
     assert pictures.describe_classes() == "cat (1), dog (1)"
     assert any("the same image with the labels cat and dog" in remark for remark in pictures.skipped)
@@ -266,19 +266,19 @@ def test_duplicates_and_contradictory_labels_are_skipped(tmp_path: Path) -> None
 
 def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_path: Path) -> None:
     for number in range(60):
-        picture(tmp_path / "one" / ("cat" if number < 40 else "dog"), f"{number}.png", number)
-        picture(tmp_path / "two" / ("cat" if number < 40 else "dog"), f"{99 - number}.bmp", number)
+        save_noise(tmp_path / "one" / ("cat" if number < 40 else "dog"), f"{number}.png", number)
+        save_noise(tmp_path / "two" / ("cat" if number < 40 else "dog"), f"{99 - number}.bmp", number)
     one, two = (image_folders.read(tmp_path / name, 32) for name in ("one", "two"))
     assert one.sha256 == two.sha256
     parts = one.split()
     assert [len(part) for part in parts] == [42, 9, 9]
     assert sorted(torch.cat(parts).tolist()) == list(range(60))
     assert [one.labels[part].bincount().tolist() for part in parts] == [[28, 14], [6, 3], [6, 3]]
-    for mine, other in zip(parts, two.split(), strict=True):
-        assert {one.digests[i] for i in mine} == {two.digests[i] for i in other}
+    for part, other_part in zip(parts, two.split(), strict=True):
+        assert {one.digests[i] for i in part} == {two.digests[i] for i in other_part}
 
 
-def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
+def test_a_table_of_paths_and_labels_equals_class_folders(workspace: Path) -> None:
     rows = [f"{file.stem};{file.parent.name};{file}" for file in Path("shapes").rglob("*.png")]
     Path("list.csv").write_text("\n".join(["id;label;path", *rows, "9;circle;shapes/none.png", "10;;x.png"]))
     listed, folder = image_folders.read(Path("list.csv"), 32), image_folders.read(Path("shapes"), 32)
@@ -288,10 +288,10 @@ def test_a_table_of_path_and_label_is_as_good_as_folders(place: Path) -> None:
 
 
 @pytest.mark.parametrize("head", ["filename,class", "image,label", "file,label", "Path,Category", "class,id,file"])
-def test_a_table_of_images_may_have_other_heads(tmp_path: Path, head: str) -> None:
+def test_a_table_of_images_may_have_other_column_names(tmp_path: Path, head: str) -> None:
     lines = [head]
     for number, label in enumerate(("cat", "dog", "cat")):
-        picture(tmp_path / "all", f"{number}.png", number)
+        save_noise(tmp_path / "all", f"{number}.png", number)
         file = f"all/{number}.png"
         lines.append(f"{label},{number},{file}" if head.startswith("class") else f"{file},{label}")
     (tmp_path / "list.csv").write_text("\n".join(lines))
@@ -300,9 +300,9 @@ def test_a_table_of_images_may_have_other_heads(tmp_path: Path, head: str) -> No
     assert pictures.skipped == []
 
 
-def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_none(tmp_path: Path) -> None:
+def test_a_first_row_without_a_file_is_a_header_and_an_empty_class_is_dropped(tmp_path: Path) -> None:
     for number in range(2):
-        picture(tmp_path, f"{number}.png", number)
+        save_noise(tmp_path, f"{number}.png", number)
     (tmp_path / "plain").write_bytes((tmp_path / "0.png").read_bytes())
     (tmp_path / "note.txt").write_text("not an image")
     rows = ["0.png,cat", "1.png,dog", "gone.png,bird", "note.txt,bird"]
@@ -315,35 +315,36 @@ def test_a_first_row_that_names_no_file_is_a_head_and_a_class_without_files_is_n
         f"{path}, row 1: names no file, so it counts as a header: 'photo,species'",
     ]
     assert len(pictures.skipped) == 4
-    for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):  # no heads, these
+    # These first rows are not headers.
+    for first, remark in (("plain,cat", "plain: "), ("gone.png,cat", "gone.png: No such file")):
         path.write_text("\n".join([first, *rows[:2]]))
         pictures = image_folders.read(path, 32)
         assert pictures.describe_classes() == "cat (1), dog (1)"
-        assert any(remark in told for told in pictures.skipped) == (first != "plain,cat")
-        assert not any("a header" in told for told in pictures.skipped)
+        assert any(remark in skipped for skipped in pictures.skipped) == (first != "plain,cat")
+        assert not any("a header" in skipped for skipped in pictures.skipped)
 
 
-def test_parts_of_a_data_set_are_not_its_classes(tmp_path: Path) -> None:
+def test_train_and_test_folders_are_not_taken_for_classes(tmp_path: Path) -> None:
     pets = tmp_path / "pets"
     for number, part in enumerate(("train", "test")):
-        picture(pets / part / "cat", "a.png", number)
-        picture(pets / part / "dog", "b.png", 2 + number)
+        save_noise(pets / part / "cat", "a.png", number)
+        save_noise(pets / part / "dog", "b.png", 2 + number)
         (pets / part / "labels.txt").write_text("cat dog")
     with pytest.raises(DataError, match=rf"pets holds test, train, each with cat, dog: use {pets}/train; or, if"):
         image_folders.read(pets, 32)
     assert image_folders.read(pets / "train", 32).describe_classes() == "cat (1), dog (1)"
-    picture(pets / "train", "c.png", 4)
+    save_noise(pets / "train", "c.png", 4)
     assert "train (3)" in image_folders.read(pets, 32).describe_classes()
 
 
-def test_classes_may_have_sub_folders_of_one_name(tmp_path: Path) -> None:
+def test_classes_may_have_sub_folders_of_the_same_name(tmp_path: Path) -> None:
     for number, label in enumerate(("cat", "dog")):
-        picture(tmp_path / "pets" / label / "photos", "a.png", number)
-        picture(tmp_path / "pets" / label / (label * 2), "b.png", 2 + number)
+        save_noise(tmp_path / "pets" / label / "photos", "a.png", number)
+        save_noise(tmp_path / "pets" / label / (label * 2), "b.png", 2 + number)
     assert image_folders.read(tmp_path / "pets", 32).describe_classes() == "cat (2), dog (2)"
 
 
-def test_unusable_images_are_rejected_with_a_summary(place: Path) -> None:
+def test_unusable_images_are_rejected_with_a_summary(workspace: Path) -> None:
     for images, sentence in (
         ("nowhere", "nowhere does not exist"),
         ("shapes/circle", r"holds only one class, circle \(16\); at least two"),
@@ -352,7 +353,7 @@ def test_unusable_images_are_rejected_with_a_summary(place: Path) -> None:
         with pytest.raises(DataError, match=sentence):
             cnn.main(["--images", images, "--name", "mine"])
     for number in range(10):
-        (place / "shapes" / "square" / f"{number:04}.png").unlink()
+        (workspace / "shapes" / "square" / f"{number:04}.png").unlink()
     with pytest.raises(DataError, match=r"circle \(16\), square \(6\), triangle \(16\): too few of square; each class"):
         train("cnn")
     Path("empty").mkdir()
@@ -363,24 +364,24 @@ def test_unusable_images_are_rejected_with_a_summary(place: Path) -> None:
     assert not Path("runs").exists()
 
 
-# --- what a network begins with
+# --- initial weights
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_fine_tuning_starts_with_all_layers_but_the_last(place: Path, side: int) -> None:
-    base = store.read_version(place / "models_store", "cifar10-whitened", 1)
-    pictures = image_folders.read(place / "shapes", side)
+def test_fine_tuning_starts_with_all_layers_but_the_last(workspace: Path, side: int) -> None:
+    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
+    pictures = image_folders.read(workspace / "shapes", side)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     state = network.state_dict()
     assert state["head.weight"].shape == (3, 8)
     assert all(torch.equal(tensor, base.tensors[key]) for key, tensor in state.items() if key != "head.weight")
-    assert network.sizes.label_smoothing == 0  # the loss of this training weighs classes: no such map is known
+    assert network.sizes.label_smoothing == 0  # fine-tuning weights classes instead
     assert network.eval()(pictures.images[:2]).shape == (2, 3)
 
 
-def test_the_last_layer_is_trained_alone_at_first(place: Path) -> None:
-    base = store.read_version(place / "models_store", "cifar10-whitened", 1)
-    pictures = image_folders.read(place / "shapes", 32)
+def test_the_last_layer_is_trained_alone_at_first(workspace: Path) -> None:
+    base = store.read_version(workspace / "models_store", "cifar10-whitened", 1)
+    pictures = image_folders.read(workspace / "shapes", 32)
     network = cnn_finetune.initial_network(CNN_OWN, pictures, pictures.split()[0], base)
     trainer = cnn_finetune.FinetuneTrainer(CNN_OWN, network, torch.ones(3), "cpu", pretrained=True)
     for step in range(4):
@@ -396,7 +397,7 @@ def test_uneven_classes_have_equal_total_weight() -> None:
     assert (weights * torch.tensor([10, 30])).tolist() == pytest.approx([20, 20])
 
 
-def test_training_from_scratch_needs_no_published_network(place: Path) -> None:
+def test_training_from_scratch_needs_no_published_network(workspace: Path) -> None:
     shutil.rmtree("models_store")
     with pytest.raises(
         SystemExit, match="--from cifar10-whitened: not in models_store, which holds nothing; or use --from"
@@ -409,7 +410,7 @@ def test_training_from_scratch_needs_no_published_network(place: Path) -> None:
 # --- texts
 
 
-def test_a_text_that_cannot_be_read_is_refused_with_where(tmp_path: Path) -> None:
+def test_an_unreadable_text_is_rejected_with_the_position(tmp_path: Path) -> None:
     path = tmp_path / "novel.txt"
     path.write_bytes(b"one\ntwo\ncaf\xe9\n" * 1000)
     with pytest.raises(DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, byte offset 11$"):
@@ -424,7 +425,7 @@ def test_a_text_that_cannot_be_read_is_refused_with_where(tmp_path: Path) -> Non
         texts.read([tmp_path / "nothing.txt"])
 
 
-def test_files_are_one_text_whatever_their_line_breaks(tmp_path: Path) -> None:
+def test_files_with_any_line_breaks_are_joined_to_one_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbf" + b"one\r\ntwo\r" * 2000)
     (tmp_path / "b").write_text("grüße", "utf-8")
     text = texts.read([tmp_path / "a", tmp_path / "b"])
@@ -432,8 +433,8 @@ def test_files_are_one_text_whatever_their_line_breaks(tmp_path: Path) -> None:
     assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN_CHARACTER]
 
 
-def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters(
-    place: Path, capsys: pytest.CaptureFixture[str]
+def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vocabulary = [*sorted(set(TEXT) - {"q"}), store.UNKNOWN_CHARACTER]
     sizes = {"vocabulary": len(vocabulary), "hidden": 8, "layers": 1}
@@ -441,9 +442,9 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
     base = store.publish(Path("models_store"), card, build("character-rnn", sizes).state_dict())
     own = texts.vocabulary_of(TEXT, 1)
     network = texts.transfer_weights(build("character-rnn", {**sizes, "vocabulary": len(own)}), own, base)
-    for character, place_in_base in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
+    for character, base_index in (("t", vocabulary.index("t")), ("q", len(vocabulary) - 1)):
         row = network.embedding.weight[own.index(character)]
-        assert torch.equal(row, base.tensors["embedding.weight"][place_in_base])
+        assert torch.equal(row, base.tensors["embedding.weight"][base_index])
     train("rnn", "--from", "other@1")
     card = store.read_card(Path("models_store/mine/1"))
     assert card.kind == "character-rnn"
@@ -455,22 +456,22 @@ def test_a_network_of_another_text_is_gone_on_with_where_it_knows_the_characters
         train("cnn", "--from", "other")
 
 
-def test_the_weights_that_did_best_on_what_is_held_out_are_kept() -> None:
+def test_the_weights_with_the_lowest_validation_loss_are_kept() -> None:
     network = torch.nn.Linear(1, 1)
     best = BestWeights(network)
     for weight, loss in ((1.0, 3.0), (2.0, 1.0), (3.0, 2.0)):
         torch.nn.init.constant_(network.weight, weight)
         best.update(network, loss)
-    again = BestWeights(network)
-    again.load_state_dict(best.state_dict())
-    assert again.weights["weight"].item() == 2
-    assert again.loss.item() == 1
+    restored = BestWeights(network)
+    restored.load_state_dict(best.state_dict())
+    assert restored.weights["weight"].item() == 2
+    assert restored.loss.item() == 1
 
 
-# --- images to draw
+# --- generated images
 
 
-def test_grey_images_are_generated_grey_and_coloured_ones_in_colour(place: Path) -> None:
+def test_the_channels_of_generated_images_follow_the_training_images(workspace: Path) -> None:
     for file in Path("shapes").rglob("*.png"):
         target = Path("grey") / file.relative_to("shapes")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -481,7 +482,7 @@ def test_grey_images_are_generated_grey_and_coloured_ones_in_colour(place: Path)
     assert gan_finetune.read(Path("shapes"), 32, "grey", "mine").images.shape == (48, 1, 32, 32)
 
 
-def test_without_sub_folders_there_is_one_label(place: Path) -> None:
+def test_images_without_sub_folders_have_one_label(workspace: Path) -> None:
     Path("flat").mkdir()
     for number, file in enumerate(Path("shapes").rglob("*.png")):
         shutil.copy(file, Path("flat") / f"{number}.png")
@@ -495,7 +496,7 @@ def test_without_sub_folders_there_is_one_label(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("options", "sentence"),
     [
         (["--images", "shapes"], "--images needs --name, the name of the new model"),
         (
@@ -517,14 +518,14 @@ def test_without_sub_folders_there_is_one_label(place: Path) -> None:
     ],
 )
 def test_contradictory_options_are_rejected(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        cnn.main(words)
+        cnn.main(options)
     assert sentence in capsys.readouterr().err
 
 
-def test_shapes_are_reproducible() -> None:
+def test_drawn_shapes_are_reproducible() -> None:
     first, second = io.BytesIO(), io.BytesIO()
     for file in (first, second):
         shapes.draw_shape("square", np.random.default_rng(1)).save(file, "PNG")

@@ -45,8 +45,8 @@ SCRIPTS: dict[str, Any] = {
     **{"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "forecaster": lstm, "gan": gan, "conditional": gan}
 }
 
-# A training that says at which step its state is on disk, and waits to be killed at the last one.
-KILLED = """
+# A training that prints the step of each checkpoint, and waits at step ``last`` until it is killed.
+KILLED_TRAINING = """
 import sys
 from training import run
 from training.data import datasets as data
@@ -56,18 +56,18 @@ script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
 data.SHA256.clear()
 run.SAVE_EVERY = 0
 save = run.Run.save
-def told(self):
+def save_and_print(self):
     save(self)
     print("saved", self.step, flush=True)
     if self.step == last: sys.stdin.read()
-run.Run.save = told
+run.Run.save = save_and_print
 __import__(script, fromlist=["main"]).main(arguments)
 """
 
 
 @pytest.fixture
 def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Data sets of noise in the layout of the real ones."""
+    """Create data sets of noise with the files and shapes of the real ones."""
     folder = tmp_path / "data"
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
@@ -98,7 +98,7 @@ def tiny_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """A store that holds only mnist-judge."""
+    """A store with mnist-judge only."""
     shutil.copytree(ROOT / "models_store" / "mnist-judge", tmp_path / "models" / "mnist-judge")
     return tmp_path / "models"
 
@@ -107,16 +107,16 @@ def arguments(stem: str, runs: Path, models: Path) -> list[str]:
     return [*TINY[stem], "--seed", "3", "--threads", "1", "--runs", str(runs), "--store", str(models)]
 
 
-def name_of(stem: str) -> str:
-    """The name in the store of what a script publishes with its arguments."""
-    given = TINY[stem]
-    name: str = SCRIPTS[stem].NAMES[given[given.index("--preset") + 1] if "--preset" in given else "workshop"]
+def model_name(stem: str) -> str:
+    """Return the model name under which a script publishes."""
+    options = TINY[stem]
+    name: str = SCRIPTS[stem].NAMES[options[options.index("--preset") + 1] if "--preset" in options else "workshop"]
     return name
 
 
-def only(folder: Path) -> Path:
-    (found,) = folder.iterdir()
-    return found
+def only_entry(folder: Path) -> Path:
+    (path,) = folder.iterdir()
+    return path
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
@@ -124,18 +124,25 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
     script = SCRIPTS[stem]
-    name = name_of(stem)
+    name = model_name(stem)
     others = shutil.copytree(models, tmp_path / "others")
     script.main(arguments(stem, tmp_path / "whole", others))
 
-    command = [sys.executable, "-c", KILLED, script.__name__, "13", *arguments(stem, tmp_path / "killed", models)]
+    command = [
+        sys.executable,
+        "-c",
+        KILLED_TRAINING,
+        script.__name__,
+        "13",
+        *arguments(stem, tmp_path / "killed", models),
+    ]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout
         assert any(line == "saved 13\n" for line in process.stdout)
         process.send_signal(signal.SIGKILL)
-    killed = only(tmp_path / "killed" / name)
+    killed = only_entry(tmp_path / "killed" / name)
     (killed / "state.tmp").write_bytes(b"a state half written")
     with (killed / "metrics.jsonl").open("a") as file:
         file.write('{"step": 10000, "loss": 1}\n{"step": 1')
@@ -146,11 +153,11 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert whole.tensors.keys() == resumed.tensors.keys()
     for key, tensor in whole.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
-    lines = [(only(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
+    lines = [(only_entry(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
     assert lines[0] == lines[1]
     assert whole.card.metrics == resumed.card.metrics
 
-    (killed / "finished").unlink()  # as if it had been killed just after it published
+    (killed / "finished").unlink()  # simulates a kill right after publishing
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
     assert [number for other, number in store.all_versions(models) if other == name] == [1]
 
@@ -160,9 +167,9 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = SCRIPTS[stem]
-    name = name_of(stem)
+    name = model_name(stem)
     script.main(arguments(stem, tmp_path / "runs", models))
-    folder = only(tmp_path / "runs" / name)
+    folder = only_entry(tmp_path / "runs" / name)
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
     card = store.read_version(models, name, 1).card
@@ -176,16 +183,16 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     assert card.speed.milliseconds > 0
     assert speed.describe(card.speed.model_dump(), card.task) in capsys.readouterr().out
     assert speed.main([name, "--store", str(models), "--write"]) == 0
-    again = store.read_version(models, name, 1).card
-    assert f"{name}@1: {speed.describe(again.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
-    assert {**again.model_dump(), "speed": None} == {**card.model_dump(), "speed": None}
+    remeasured = store.read_version(models, name, 1).card
+    assert f"{name}@1: {speed.describe(remeasured.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
+    assert {**remeasured.model_dump(), "speed": None} == {**card.model_dump(), "speed": None}
 
     assert evaluate.main([name, "--store", str(models)]) == 0
     path = models / name / "1" / "card.json"
-    wrong = json.loads(path.read_text())
-    stated = next(iter(wrong["metrics"].values()))
-    stated["value"] += evaluate.BFLOAT16_TOLERANCE + 3 * 10 ** -stated["decimals"]
-    path.write_text(json.dumps(wrong))
+    changed = json.loads(path.read_text())
+    metric = next(iter(changed["metrics"].values()))
+    metric["value"] += evaluate.BFLOAT16_TOLERANCE + 3 * 10 ** -metric["decimals"]
+    path.write_text(json.dumps(changed))
     capsys.readouterr()
     assert evaluate.main([name, "--store", str(models)]) == 1
     assert "✗" in capsys.readouterr().out
@@ -219,14 +226,14 @@ def test_the_fast_recurrence_equals_the_network(kind: str, layers: int) -> None:
     characters = torch.randint(11, (3, 7))
     state = torch.randn(3, layers, 16, dtype=torch.float64, requires_grad=True)
 
-    def outcome(forward: Any) -> list[torch.Tensor]:
+    def outputs_and_gradients(forward: Any) -> list[torch.Tensor]:
         logits, last = forward(characters, state)
         loss = logits.square().sum() + last.sin().sum()
         return [logits, last, *torch.autograd.grad(loss, [*network.parameters(), state])]
 
-    fast = outcome(lambda *inputs: elman_recurrence.forward(network, *inputs))
-    for simple, ours in zip(outcome(network), fast, strict=True):
-        assert torch.allclose(simple, ours, atol=1e-12)
+    fast = outputs_and_gradients(lambda *inputs: elman_recurrence.forward(network, *inputs))
+    for expected, actual in zip(outputs_and_gradients(network), fast, strict=True):
+        assert torch.allclose(expected, actual, atol=1e-12)
 
 
 def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:
@@ -244,36 +251,36 @@ def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:
     assert 0 < (exact - low).norm() / exact.norm() < 0.02
 
 
-def test_dropout_leaves_out_its_share_and_keeps_the_mean() -> None:
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    left = elman_recurrence.dropout(torch.ones(999, 1001), 0.25)
-    assert left.unique().tolist() == [0, pytest.approx(4 / 3)]
-    assert (left == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
-    assert elman_recurrence.dropout(left, 0.0) is left
+    dropped = elman_recurrence.dropout(torch.ones(999, 1001), 0.25)
+    assert dropped.unique().tolist() == [0, pytest.approx(4 / 3)]
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
+    assert elman_recurrence.dropout(dropped, 0.0) is dropped
 
 
-def test_the_validation_part_is_spread_over_the_text_and_not_learnt() -> None:
+def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
     characters = torch.arange(100_003)
-    learn, held = texts.hold_out(characters, 0.05)
-    assert [len(part) for part in held] == [500] * 10
-    assert torch.equal(torch.cat([learn, *held]).sort().values, characters)
-    assert [round(part[250].item() / 10_000, 1) for part in held] == [i + 0.5 for i in range(10)]
+    training, validation = texts.hold_out(characters, 0.05)
+    assert [len(part) for part in validation] == [500] * 10
+    assert torch.equal(torch.cat([training, *validation]).sort().values, characters)
+    assert [round(part[250].item() / 10_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
     assert torch.equal(texts.hold_out(characters, 0.0)[0], characters)
     with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; at least 257"):
         texts.hold_out(characters, 0.005)
 
 
-def test_augmented_images_are_whole_images_shifted_and_mirrored() -> None:
+def test_augmented_images_are_shifted_and_mirrored_images() -> None:
     config = CnnConfig("cifar10", "lenet", 1, 1, 1.0, 0.0, 0.0, 0.9, shift=2, flip=1, rotate=0.0, validation=1)
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     padded = torch.nn.functional.pad(image.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
     cuts = [padded[0, :, top : top + 8, left : left + 8] for top in range(5) for left in range(5)]
-    allowed = [*cuts, *(cut.flip(2) for cut in cuts)]
+    candidates = [*cuts, *(cut.flip(2) for cut in cuts)]
     torch.manual_seed(0)
-    seen = set()
+    indices = set()
     for augmented in augment(image.expand(400, -1, -1, -1), config):
-        seen.add(next(i for i, candidate in enumerate(allowed) if torch.equal(candidate, augmented)))
-    assert len(seen) == 50
+        indices.add(next(i for i, candidate in enumerate(candidates) if torch.equal(candidate, augmented)))
+    assert len(indices) == 50
 
 
 def test_rotation_by_zero_degrees_changes_nothing() -> None:
@@ -282,14 +289,13 @@ def test_rotation_by_zero_degrees_changes_nothing() -> None:
     assert torch.allclose(augment(images, config), images.float(), atol=1e-3)
 
 
-def test_the_frechet_distance_is_that_of_two_gaussians() -> None:
+def test_the_frechet_distance_equals_that_of_two_gaussians() -> None:
     torch.manual_seed(0)
     first = torch.randn(200_000, 3, dtype=torch.float64)
     second = torch.randn(200_000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0]) + torch.tensor([1.0, 0, 0])
     assert generation.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
-    assert generation.frechet_distance(first, second) == pytest.approx(
-        1 + 0 + 1 + 4, rel=0.02
-    )  # |m|^2 + sum of (s1 - s2)^2
+    expected = 1 + 0 + 1 + 4  # |m|^2 + sum of (s1 - s2)^2
+    assert generation.frechet_distance(first, second) == pytest.approx(expected, rel=0.02)
 
 
 def test_density_and_coverage_are_one_for_equal_features_and_zero_for_distant_ones() -> None:
@@ -308,10 +314,10 @@ def test_recalibrated_batch_norms_have_the_statistics_of_their_inputs() -> None:
         network.linear.weight.mul_(10)
     recalibrate_batchnorm(network, 50)
     classes = torch.arange(500) % 10
-    seen = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
+    inputs = network.linear(torch.cat([torch.randn(500, 4), torch.eye(10)[classes]], dim=1)).unflatten(1, (49, -1))
     norm = network.norms[0].norm
-    assert torch.allclose(norm.running_mean, seen.mean(dim=(0, 1)), atol=0.2)
-    assert torch.allclose(norm.running_var, seen.var(dim=(0, 1)), rtol=0.1)
+    assert torch.allclose(norm.running_mean, inputs.mean(dim=(0, 1)), atol=0.2)
+    assert torch.allclose(norm.running_var, inputs.var(dim=(0, 1)), rtol=0.1)
 
 
 def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
@@ -322,21 +328,21 @@ def test_the_cosine_schedule_warms_up_and_ends_at_zero() -> None:
     assert factors[5:] == sorted(factors[5:], reverse=True)
 
 
-def test_look_ahead_leads_back_to_a_slow_copy_and_ends_in_it() -> None:
+def test_lookahead_returns_to_the_slow_weights_and_ends_with_them() -> None:
     network = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(network.weight)
     slow = Lookahead(network)
-    seen = []
+    weights = []
     with torch.no_grad():
         for step in range(13):
             network.weight.add_(1)
             slow.update(network, step, 13)
-            seen.append(network.weight.item())
-    first, second = (1 - 0.95**5 * (done / 13) ** 3 for done in (5, 10))
-    assert seen[:4] == [1, 2, 3, 4]
-    assert seen[4] == pytest.approx(5 * first)
-    assert seen[9] == pytest.approx(seen[4] + 5 * second)
-    assert seen[10:] == pytest.approx([seen[9] + 1, seen[9] + 2, seen[9]])
+            weights.append(network.weight.item())
+    first, second = (1 - 0.95**5 * (step_count / 13) ** 3 for step_count in (5, 10))
+    assert weights[:4] == [1, 2, 3, 4]
+    assert weights[4] == pytest.approx(5 * first)
+    assert weights[9] == pytest.approx(weights[4] + 5 * second)
+    assert weights[10:] == pytest.approx([weights[9] + 1, weights[9] + 2, weights[9]])
 
 
 def test_the_triangular_schedule_is_linear_up_and_down() -> None:
@@ -346,7 +352,7 @@ def test_the_triangular_schedule_is_linear_up_and_down() -> None:
     assert max(factors) == 1
 
 
-def test_the_fitted_temperature_is_that_of_the_labels() -> None:
+def test_the_fitted_temperature_equals_that_of_the_labels() -> None:
     torch.manual_seed(0)
     logits = torch.randn(10_000, 5) * 2
     labels = torch.multinomial(logits.softmax(dim=1), 1).squeeze(1)
@@ -377,7 +383,7 @@ def test_an_incomplete_download_is_never_used(tmp_path: Path, monkeypatch: pytes
         datasets.mnist()
 
 
-def test_a_download_is_verified_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_is_verified_and_then_moved_to_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import functools
     import hashlib
     import http.server
@@ -408,7 +414,7 @@ def test_the_vocabulary_ends_with_the_unknown_character() -> None:
     assert texts.encode("bax", vocabulary).tolist() == [1, 0, 3]
 
 
-def test_the_window_loss_of_a_network_that_knows_nothing_is_that_of_chance() -> None:
+def test_the_loss_of_a_network_with_equal_logits_is_the_log_of_the_vocabulary_size() -> None:
     network: Any = build("character-rnn", {"vocabulary": 10, "hidden": 4})
     torch.nn.init.zeros_(network.head.weight)
     torch.nn.init.zeros_(network.head.bias)
