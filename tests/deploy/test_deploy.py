@@ -23,9 +23,9 @@ from app.settings import PREFIX, Settings
 from deploy.image_check import send_requests
 
 DEPLOY = ROOT / "deploy"
-VERSION = "1.34"  # of Kubernetes: the first in which preStop may sleep without a shell
+VERSION = "1.34"  # the first Kubernetes version in which preStop sleeps without a shell
 KUBERNETES = sorted(path.name for path in (DEPLOY / "kubernetes").glob("*.yaml"))
-OWN = {"kustomization.yaml", "adapter.yaml", "kserve.yaml"}  # of other makers, whose schemas are not Kubernetes' own
+OTHER_SCHEMAS = {"kustomization.yaml", "adapter.yaml", "kserve.yaml"}  # kinds that are not part of Kubernetes
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
@@ -34,31 +34,31 @@ def documents(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def live(serve: Serve) -> dict[str, set[str]]:
-    """The names and labels of all samples of a service that has answered all kinds of requests."""
+def metric_labels(serve: Serve) -> dict[str, set[str]]:
+    """Return the metric names and labels of a service that has answered several kinds of requests."""
     with serve() as client:
         client.post("/v1/images/sample", json={"count": 5})
         client.post("/v1/images/sample", json={"count": 0})
         client.post("/v1/text/continue", json={"prompt": "abc", "max_characters": 4})
-        seen = list(metric_samples(client))
+        samples = list(metric_samples(client))
     metrics = Metrics()
-    metrics.for_version("m", 1).on_rejected("queue_full")  # what a small test cannot bring about
-    metrics.for_version("m", 1).on_failure(ValueError("for its figure"))
+    metrics.for_version("m", 1).on_rejected("queue_full")  # a small test does not cause these
+    metrics.for_version("m", 1).on_failure(ValueError("test"))
     metrics.on_rate_limited("alice")
-    seen += [
+    samples += [
         (sample.name, *sample.labels.items())
         for family in metrics.registry.collect()
         for sample in family.samples
         if sample.name in ("quartet_rejected_requests_total", "quartet_failures_total", "quartet_rate_limited_total")
     ]
     names: dict[str, set[str]] = {"up": {"job", "instance"}}
-    for name, *labels in (one for one in seen if not str(one[0]).endswith("_created")):
+    for name, *labels in (row for row in samples if not str(row[0]).endswith("_created")):
         names.setdefault(name, set()).update(key for key, _ in labels)
     return names
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """All PromQL queries in deploy/, with their places."""
+    """Yield the location and text of all PromQL queries in deploy/."""
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
@@ -74,56 +74,58 @@ def queries() -> Iterator[tuple[str, str]]:
     yield "autoscaler", pods["pods"]["metric"]["name"]
 
 
-def test_every_query_uses_existing_metrics(live: dict[str, set[str]]) -> None:
-    asked = set()
-    for place, query in queries():
-        assert query.count("(") == query.count(")"), place
-        assert query.count("{") == query.count("}"), place
-        found = re.findall(r"\b(quartet_[a-z_]+|up)\b(?:\{([^}]*)\})?", query)
-        assert found, place
-        for name, selector in found:
-            assert name in live, f"{place}: {name}"
-            chosen = set(re.findall(r"([a-z_]+)\s*(?:=|!)", selector))
-            assert chosen <= live[name] | {"job", "instance"}, f"{place}: {name}{{{selector}}}"
-            asked.add(re.sub(r"_(bucket|sum|count)$", "", name))
-        for listed in re.findall(r"by \(([^)]*)\)", query):
-            labels = {label.strip() for label in listed.split(",")}
-            assert any(labels <= live[name] | {"job", "instance"} for name, _ in found), f"{place}: by ({listed})"
+def test_every_query_uses_existing_metrics(metric_labels: dict[str, set[str]]) -> None:
+    used = set()
+    for location, query in queries():
+        assert query.count("(") == query.count(")"), location
+        assert query.count("{") == query.count("}"), location
+        selections = re.findall(r"\b(quartet_[a-z_]+|up)\b(?:\{([^}]*)\})?", query)
+        assert selections, location
+        for name, selector in selections:
+            assert name in metric_labels, f"{location}: {name}"
+            selected = set(re.findall(r"([a-z_]+)\s*(?:=|!)", selector))
+            assert selected <= metric_labels[name] | {"job", "instance"}, f"{location}: {name}{{{selector}}}"
+            used.add(re.sub(r"_(bucket|sum|count)$", "", name))
+        for label_list in re.findall(r"by \(([^)]*)\)", query):
+            labels = {label.strip() for label in label_list.split(",")}
+            assert any(labels <= metric_labels[name] | {"job", "instance"} for name, _ in selections), (
+                f"{location}: by ({label_list})"
+            )
         if "histogram_quantile" in query:
-            assert re.search(r"by \(le\b", query), place
-    counted = {re.sub(r"_(bucket|sum|count)$", "", name) for name in live} - {"up"}
-    assert counted == asked - {"up"}  # and what is counted can be seen
+            assert re.search(r"by \(le\b", query), location
+    metric_names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metric_labels} - {"up"}
+    assert metric_names == used - {"up"}  # each metric is used by a query
     documented = (ROOT / "docs" / "reference" / "metrics.md").read_text()
-    assert set(re.findall(r"^\| `(quartet_[a-z_]+)`", documented, re.MULTILINE)) == counted
+    assert set(re.findall(r"^\| `(quartet_[a-z_]+)`", documented, re.MULTILINE)) == metric_names
 
 
 def test_queries_use_the_rate_of_counters() -> None:
-    for place, query in queries():
+    for location, query in queries():
         for match in re.finditer(r"quartet_[a-z_]+_(?:total|bucket|sum|count)\b", query):
-            assert re.search(r"(rate|increase)\($", query[: match.start()]), f"{place}: {match[0]}"
+            assert re.search(r"(rate|increase)\($", query[: match.start()]), f"{location}: {match[0]}"
 
 
 def test_the_dashboard_is_valid() -> None:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in panels:
-        place = panel["gridPos"]
+        position = panel["gridPos"]
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
-        assert not cells & taken, panel["title"]
-        assert place["x"] + place["w"] <= 24
-        taken |= cells
+        assert not cells & occupied, panel["title"]
+        assert position["x"] + position["w"] <= 24
+        occupied |= cells
         if panel["type"] != "row":
             assert panel["description"]
             assert panel["fieldConfig"]["defaults"]["unit"]
             assert panel["datasource"]["uid"] == "${datasource}"
     provisioned = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text())
-    (default,) = [one for one in dashboard["templating"]["list"] if one["type"] == "datasource"]
+    (default,) = [variable for variable in dashboard["templating"]["list"] if variable["type"] == "datasource"]
     assert default["current"]["value"] == provisioned["datasources"][0]["uid"]
 
 
@@ -148,18 +150,18 @@ def test_promtool_accepts_alerts_and_configuration() -> None:
         ["test", "rules", "alerts_test.yml"],
         ["check", "config", "prometheus.yml"],
     ):
-        done = subprocess.run(["promtool", *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        result = subprocess.run(["promtool", *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", [name for name in KUBERNETES if name not in OWN])
+@pytest.mark.parametrize("name", [name for name in KUBERNETES if name not in OTHER_SCHEMAS])
 def test_manifests_match_the_kubernetes_schema(name: str) -> None:
     for document in documents(name):
         kubernetes_validate.validate(document, VERSION, strict=True)
         assert document["metadata"]["name"].startswith("quartet")
 
 
-def test_a_wrong_manifest_is_rejected() -> None:
+def test_an_invalid_manifest_is_rejected() -> None:
     (deployment,) = documents("deployment.yaml")
     deployment["spec"]["template"]["spec"]["containers"][0]["readyProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -168,7 +170,7 @@ def test_a_wrong_manifest_is_rejected() -> None:
 
 def test_kustomize_lists_all_manifests_and_labels_match() -> None:
     (kustomization,) = documents("kustomization.yaml")
-    assert set(kustomization["resources"]) == set(KUBERNETES) - OWN
+    assert set(kustomization["resources"]) == set(KUBERNETES) - OTHER_SCHEMAS
     (deployment,), (service,), (scaler,) = map(documents, ("deployment.yaml", "service.yaml", "autoscaler.yaml"))
     (disruption,), (network,), (store,) = map(documents, ("disruption.yaml", "network.yaml", "store.yaml"))
     labels = deployment["spec"]["template"]["metadata"]["labels"]
@@ -176,8 +178,8 @@ def test_kustomize_lists_all_manifests_and_labels_match() -> None:
     assert disruption["spec"]["selector"]["matchLabels"] == network["spec"]["podSelector"]["matchLabels"] == labels
     target = scaler["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
-    claims = [one["persistentVolumeClaim"]["claimName"] for one in deployment["spec"]["template"]["spec"]["volumes"]
-              if "persistentVolumeClaim" in one]  # fmt: skip
+    volumes = deployment["spec"]["template"]["spec"]["volumes"]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume]
     assert claims == [store["metadata"]["name"]]
 
 
@@ -205,11 +207,11 @@ def test_probes_and_settings_of_pods_exist(serve: Serve) -> None:
 
 
 def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> None:
-    (seed,) = documents("deployment.yaml")[0]["spec"]["template"]["spec"]["initContainers"]
+    (init_container,) = documents("deployment.yaml")[0]["spec"]["template"]["spec"]["initContainers"]
     image, volume = tmp_path / "image", tmp_path / "volume"
 
     def run() -> set[str]:
-        (shell, option, script) = seed["command"]
+        (shell, option, script) = init_container["command"]
         script = script.replace("/store", str(volume))
         subprocess.run([shell, option, script], env={"QUARTET_STORE": str(image), "HOSTNAME": "pod"}, check=True)
         return {str(path.relative_to(volume)) for path in volume.rglob("*") if path.is_file()}
@@ -217,18 +219,18 @@ def test_only_an_empty_volume_gets_the_networks_of_the_image(tmp_path: Path) -> 
     for name in ("a/1/card.json", "b/2/card.json", "defaults.json"):
         (image / name).parent.mkdir(parents=True, exist_ok=True)
         (image / name).write_text(name)
-    whole = {"a/1/card.json", "b/2/card.json", "defaults.json", ".seeded"}
+    complete = {"a/1/card.json", "b/2/card.json", "defaults.json", ".seeded"}
     volume.mkdir()
     (volume / "lost+found").mkdir()
-    assert run() == whole
-    shutil.rmtree(volume / "a")  # by its owner, who does not want it
-    assert run() == whole - {"a/1/card.json"}
-    (volume / ".seeded").rename(volume / ".seeding")  # as a pod leaves it that was killed in the middle
+    assert run() == complete
+    shutil.rmtree(volume / "a")  # removed by an administrator
+    assert run() == complete - {"a/1/card.json"}
+    (volume / ".seeded").rename(volume / ".seeding")  # as after a pod that was killed while copying
     (volume / ".a-pod" / "1").mkdir(parents=True)
-    assert run() == whole
+    assert run() == complete
     (volume / ".seeded").unlink()
-    shutil.rmtree(volume / "b")  # somebody filled it on their own
-    assert run() == whole - {"b/2/card.json", ".seeded"}
+    shutil.rmtree(volume / "b")  # a volume with other content
+    assert run() == complete - {"b/2/card.json", ".seeded"}
 
 
 def test_the_kserve_manifest_has_known_fields_and_a_valid_container() -> None:
@@ -271,32 +273,32 @@ def test_compose_profiles_and_mounted_files_exist() -> None:
     assert len({port.split(":")[-2] for port in ports}) == len(ports)
 
 
-def as_compose_reads(text: str) -> str:
-    """A compose file with its variables and merge keys resolved."""
+def resolved_compose(text: str) -> str:
+    """Return a compose file with its variables and merge keys resolved."""
     content = yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
     for service in content["services"].values():
         if "cpus" in service:
-            service["cpus"] = float(service["cpus"])  # the specification has a number, this reader no whole one
+            service["cpus"] = float(service["cpus"])  # compose_spec rejects integers here
     return yaml.safe_dump(content)
 
 
 def test_compose_matches_its_specification() -> None:
     specification = pytest.importorskip("compose_spec", reason="compose-spec is not installed")
     text = (ROOT / "docker-compose.yml").read_text()
-    found = specification.PyCompose.from_yaml(as_compose_reads(text))
-    assert set(found.service_names()) == set(COMPOSE["services"])
-    for right, wrong in (("cap_drop", "cap_drops"), ("interval: 10s", "interval: ten"), ("_healthy", "_fine")):
-        with pytest.raises(ValueError, match=re.escape(wrong.split(": ")[-1])):
-            specification.PyCompose.from_yaml(as_compose_reads(text.replace(right, wrong)))
+    compose = specification.PyCompose.from_yaml(resolved_compose(text))
+    assert set(compose.service_names()) == set(COMPOSE["services"])
+    for valid, invalid in (("cap_drop", "cap_drops"), ("interval: 10s", "interval: ten"), ("_healthy", "_fine")):
+        with pytest.raises(ValueError, match=re.escape(invalid.split(": ")[-1])):
+            specification.PyCompose.from_yaml(resolved_compose(text.replace(valid, invalid)))
     for name, service in COMPOSE["services"].items():
-        for other in service.get("depends_on", []):  # else a profile would start one without the other
+        for other in service.get("depends_on", []):  # otherwise a profile could start one of them alone
             assert COMPOSE["services"][other].get("profiles", []) == service["profiles"], name
 
 
 def test_grafana_uses_the_mounted_files() -> None:
     grafana = COMPOSE["services"]["grafana"]
     mounted = {target: source for source, target, *_ in (volume.split(":") for volume in grafana["volumes"])}
-    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"  # where the image looks
+    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"  # the path that the image reads
     (provider,) = yaml.safe_load((DEPLOY / "grafana/provisioning/dashboards/quartet.yml").read_text())["providers"]
     home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert Path(home).parent == Path(provider["options"]["path"])
@@ -308,11 +310,11 @@ def test_grafana_uses_the_mounted_files() -> None:
 
 def test_nginx_and_prometheus_name_services_of_compose() -> None:
     services = set(COMPOSE["services"])
-    asked = re.findall(r"server (\S+):8000 ", (DEPLOY / "nginx.conf").read_text())
-    assert set(asked) == {"quartet-1", "quartet-2"} <= services
+    upstreams = re.findall(r"server (\S+):8000 ", (DEPLOY / "nginx.conf").read_text())
+    assert set(upstreams) == {"quartet-1", "quartet-2"} <= services
     (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     assert set(job["dns_sd_configs"][0]["names"]) == {name for name in services if name.startswith("quartet")}
-    assert job["job_name"] == "quartet"  # which the alerts are for
+    assert job["job_name"] == "quartet"  # the alerts select this job
 
 
 def test_the_sizing_page_follows_from_the_measurements() -> None:
@@ -332,9 +334,14 @@ def test_the_sizing_page_follows_from_the_measurements() -> None:
     for title, cores, machines in zip(titles, rows[:5], rows[5:], strict=True):
         table = [dict(zip(tables[title]["columns"], row, strict=True)) for row in tables[title]["rows"]]
         (measured,) = [row["requests/s"] for row in table if row["server"] == "ours" and row["callers"] == 64]
-        core = measured / 2
-        needed = [math.ceil(rate / (0.6 * core)) for rate in (10, 100, 10_000)]
-        assert cores[1:] == [f"{measured:,}/s", f"{core:,.1f}/s", f"{0.6 * core:,.1f}/s", *map(str, needed)], title
+        core_rate = measured / 2
+        needed = [math.ceil(rate / (0.6 * core_rate)) for rate in (10, 100, 10_000)]
+        assert cores[1:] == [
+            f"{measured:,}/s",
+            f"{core_rate:,.1f}/s",
+            f"{0.6 * core_rate:,.1f}/s",
+            *map(str, needed),
+        ], title
         assert machines[1:] == [str(number) for number in (needed[2], -(-needed[2] // 2), -(-needed[2] // 32))]
     pictures = [path.stat().st_size for path in (ROOT / "tests/images/cifar10").glob("*.png")]
     assert f"{sum(pictures):,} bytes, {round(sum(pictures) / len(pictures)):,} each" in page

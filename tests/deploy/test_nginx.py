@@ -31,7 +31,7 @@ CONTINUE, SAMPLE = "/v1/text/continue", "/v1/images/sample"
 
 @contextmanager
 def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
-    """nginx with the configuration of deploy/ and test addresses and folders."""
+    """Run nginx with the configuration of deploy/ and test addresses and folders."""
     file = proxy_file(folder, port, upstreams)
     process = subprocess.Popen(["nginx", "-e", "stderr", "-p", folder, "-c", file, "-g", "daemon off;"])
 
@@ -50,8 +50,8 @@ def nginx(folder: Path, port: int, upstreams: list[int]) -> Iterator[str]:
         process.wait(30)
 
 
-def answered(service: ServiceProcess, route: str) -> float:
-    """The number of complete answers of a service for a route."""
+def answer_count(service: ServiceProcess, route: str) -> float:
+    """Return how many requests to a route a service has answered with 200."""
     with httpx.Client(base_url=service.url) as client:
         return metric_samples(client).get(
             ("quartet_requests_total", ("method", "POST"), ("route", route), ("status", "200")), 0.0
@@ -60,37 +60,37 @@ def answered(service: ServiceProcess, route: str) -> float:
 
 def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
     front, one, two = (free_port() for _ in range(3))
-    seen: list[int] = []
+    statuses: list[int] = []
     stop = threading.Event()
 
-    def ask(url: str) -> None:
-        with httpx.Client(base_url=url, timeout=60) as caller:
+    def send_requests(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=60) as http_client:
             while not stop.is_set():
-                seen.append(caller.post(SAMPLE, json={"count": 2}).status_code)
+                statuses.append(http_client.post(SAMPLE, json={"count": 2}).status_code)
 
     with (
         serving(tiny_store, port=two, workers=1) as other,
-        ThreadPoolExecutor(4) as callers,
+        ThreadPoolExecutor(4) as pool,
         serving(tiny_store, port=one, workers=1) as first,
         nginx(tmp_path, front, [one, two]) as url,
     ):
         body = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
         with httpx.stream("POST", f"{url}{CONTINUE}", json=body, timeout=60) as answer:
-            pieces = answer.iter_bytes()
-            assert next(pieces).startswith(b"data: ")
-            assert answered(first, CONTINUE) + answered(other, CONTINUE) == 0  # it is still written
-            assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+            chunks = answer.iter_bytes()
+            assert next(chunks).startswith(b"data: ")
+            assert answer_count(first, CONTINUE) + answer_count(other, CONTINUE) == 0  # the answer is not complete
+            assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
         assert httpx.get(f"{url}/metrics").status_code == 404
-        asking = [callers.submit(ask, url) for _ in range(4)]
+        tasks = [pool.submit(send_requests, url) for _ in range(4)]
         try:
-            wait_until(lambda: min(answered(first, SAMPLE), answered(other, SAMPLE)) > 20)
+            wait_until(lambda: min(answer_count(first, SAMPLE), answer_count(other, SAMPLE)) > 20)
             assert first.stop() == 0
-            with serving(tiny_store, port=one, workers=1) as again:
-                wait_until(lambda: answered(again, SAMPLE) > 20)
+            with serving(tiny_store, port=one, workers=1) as restarted:
+                wait_until(lambda: answer_count(restarted, SAMPLE) > 20)
                 stop.set()
-                for asked in asking:
-                    asked.result()
+                for task in tasks:
+                    task.result()
         finally:
             stop.set()
-    assert len(seen) > 60
-    assert set(seen) == {200}
+    assert len(statuses) > 60
+    assert set(statuses) == {200}

@@ -32,12 +32,12 @@ class ReplicasFull(Exception): ...
 
 
 class ReplicaResponse:
-    """A response as Ray provides it, which fails after ``dies_after`` lists of messages."""
+    """A response like those of Ray Serve. It fails after ``dies_after`` lists of messages."""
 
     def __init__(
         self, messages: AsyncGenerator[list[Message], None], dies_after: int | None = None, apart: bool = False
     ) -> None:
-        self.messages = singly(messages) if apart else messages
+        self.messages = one_by_one(messages) if apart else messages
         self.dies_after = dies_after
 
     async def __aiter__(self) -> AsyncIterator[list[Message]]:
@@ -55,10 +55,10 @@ class ReplicaResponse:
     def cancel(self) -> None: ...
 
 
-async def singly(messages: AsyncGenerator[list[Message], None]) -> AsyncGenerator[list[Message], None]:
-    """Yield each message in a list of its own, as in a busy process."""
-    async for several in messages:
-        for message in several:
+async def one_by_one(messages: AsyncGenerator[list[Message], None]) -> AsyncGenerator[list[Message], None]:
+    """Yield each message in its own list, like a busy replica."""
+    async for batch in messages:
+        for message in batch:
             yield [message]
 
 
@@ -78,10 +78,10 @@ def client(call: Callable[[Scope, bytes], Any], max_body_bytes: int = 10**6) -> 
     return httpx.AsyncClient(transport=httpx.ASGITransport(ingress), base_url="http://x")
 
 
-async def test_an_answer_is_the_same_through_the_ingress(hosted: HostedApp) -> None:
+async def test_answers_are_the_same_with_and_without_the_ingress(hosted: HostedApp) -> None:
     direct = httpx.AsyncClient(transport=httpx.ASGITransport(hosted.app), base_url="http://x")
     async with direct, client(lambda scope, body: ReplicaResponse(hosted.answer(scope, body))) as through:
-        for path, sent in (
+        for path, request in (
             ("/v1/images/sample", {"json": {"count": 3, "seed": 5}}),
             ("/v1/images/sample", {"json": {"count": 3, "seed": 5}, "headers": {"accept": "image/png"}}),
             ("/v1/images/classify?top_k=2", {"files": [("file", ("x.png", image_bytes()))]}),
@@ -89,15 +89,15 @@ async def test_an_answer_is_the_same_through_the_ingress(hosted: HostedApp) -> N
             (CONTINUE, {"json": {"temperature": -1}}),
             ("/nothing", {"json": {}}),
         ):
-            answers = [await caller.post(path, **{"headers": {}, **sent}) for caller in (direct, through)]  # type: ignore[arg-type]
+            answers = [await http_client.post(path, **{"headers": {}, **request}) for http_client in (direct, through)]  # type: ignore[arg-type]
             assert answers[0].status_code == answers[1].status_code
             assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
             if CONTINUE not in path:
                 assert answers[0].content == answers[1].content
             texts = ["".join(line for line in answer.text.splitlines() if "error" in line) for answer in answers]
             assert texts[0] == texts[1]
-        listed = await through.get("/v1/models")
-        assert (listed.status_code, len(listed.json()["data"])) == (200, 4)
+        model_list = await through.get("/v1/models")
+        assert (model_list.status_code, len(model_list.json()["data"])) == (200, 4)
 
 
 async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted: HostedApp) -> None:
@@ -106,11 +106,11 @@ async def test_a_stream_is_not_buffered_and_a_disconnect_frees_its_slots(hosted:
     first = await anext(answer)
     assert first[0]["type"] == "http.response.start"
     (engine,) = [model.engine for model in hosted.app.state.registry.models() if model.card.name == "tiny-rnn"]
-    assert engine.load[1] == 16  # while the texts still run
+    assert engine.load[1] == 16  # the texts are still running
     await answer.aclose()
     async with asyncio.timeout(30):
-        while engine.load != (0, 0):  # noqa: ASYNC110  # an engine has no event for it
-            await asyncio.sleep(0.005)  # not 0: a loop that spins keeps the engine's thread from Python's lock
+        while engine.load != (0, 0):  # noqa: ASYNC110  # the engine has no event for this
+            await asyncio.sleep(0.005)  # with 0, this loop would hold the GIL against the engine's thread
 
 
 async def test_another_replica_answers_when_one_dies(hosted: HostedApp) -> None:
@@ -131,41 +131,41 @@ async def test_another_replica_answers_when_one_dies(hosted: HostedApp) -> None:
 async def test_an_incomplete_answer_is_replaced_by_another_replica(
     hosted: HostedApp, dies_after: int, calls: int
 ) -> None:
-    asked = []
+    bodies = []
 
     def call(scope: Scope, body: bytes) -> ReplicaResponse:
-        asked.append(body)  # the first replica dies after the head of its answer, or after all of it
+        bodies.append(body)  # the first replica dies after the head of its answer, or after all of it
         return ReplicaResponse(
-            hosted.answer(scope, body), dies_after=dies_after if len(asked) == 1 else None, apart=True
+            hosted.answer(scope, body), dies_after=dies_after if len(bodies) == 1 else None, apart=True
         )
 
     async with client(call) as through:
         answer = await through.post("/v1/images/sample", json={"count": 2, "seed": 1})
         assert (answer.status_code, len(answer.json()["results"])) == (200, 2)
-    assert len(asked) == calls
+    assert len(bodies) == calls
 
 
 async def test_another_replica_answers_when_one_dies_before_its_first_event(hosted: HostedApp) -> None:
-    asked = []
+    bodies = []
 
     def call(scope: Scope, body: bytes) -> ReplicaResponse:
-        asked.append(body)
-        return ReplicaResponse(hosted.answer(scope, body), dies_after=1 if len(asked) == 1 else None, apart=True)
+        bodies.append(body)
+        return ReplicaResponse(hosted.answer(scope, body), dies_after=1 if len(bodies) == 1 else None, apart=True)
 
     async with client(call) as through:
         answer = await through.post(CONTINUE, json={**LONG, "max_characters": 5})
     assert answer.text.endswith("data: [DONE]\n\n")
     assert "error" not in answer.text
-    assert len(asked) == 2
+    assert len(bodies) == 2
 
 
 async def nothing() -> AsyncGenerator[list[Message], None]:
-    """The answer of a replica that dies at once."""
+    """Yield nothing, like a replica that dies before its answer."""
     return
     yield []
 
 
-async def test_a_request_ends_two_replicas_at_most() -> None:
+async def test_a_request_kills_at_most_two_replicas() -> None:
     calls = []
 
     def call(scope: Scope, body: bytes) -> ReplicaResponse:
@@ -231,13 +231,13 @@ async def test_a_body_that_is_too_large_is_rejected_before_all_of_it_arrives() -
     def call(scope: Scope, body: bytes) -> ReplicaResponse:
         raise AssertionError("a replica gets no body that is too large")
 
-    async def pieces() -> AsyncIterator[bytes]:
-        for piece in range(10):
-            sent.append(piece)
+    async def chunks() -> AsyncIterator[bytes]:
+        for number in range(10):
+            sent.append(number)
             yield b"x" * 500
 
     async with client(call, max_body_bytes=1000) as through:
-        answer = await through.post("/v1/images/classify", content=pieces())
+        answer = await through.post("/v1/images/classify", content=chunks())
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         413,
         "the body has more than 1,000 bytes, the allowed maximum",
@@ -245,13 +245,15 @@ async def test_a_body_that_is_too_large_is_rejected_before_all_of_it_arrives() -
     assert sent == [0, 1, 2]
 
 
-async def test_metrics_of_all_replicas_are_one_page() -> None:
-    told = {}
+async def test_metrics_of_all_replicas_are_rendered_on_one_page() -> None:
+    families_by_replica = {}
     for replica in ("a", "b"):
         metrics = Metrics()
         metrics.for_version("m", 1).on_batch(3, 0.1)
-        told[replica] = list(metrics.registry.collect())
-    families = {family.name: family for family in text_string_to_metric_families(render_metrics(told).decode())}
+        families_by_replica[replica] = list(metrics.registry.collect())
+    families = {
+        family.name: family for family in text_string_to_metric_families(render_metrics(families_by_replica).decode())
+    }
     rows = [sample for sample in families["quartet_batch_rows"].samples if sample.name.endswith("_sum")]
     assert {sample.labels["replica"]: sample.value for sample in rows} == {"a": 3, "b": 3}
     assert families["quartet_workers"].type == "gauge"

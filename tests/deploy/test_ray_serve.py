@@ -1,4 +1,4 @@
-"""The Ray Serve application: its groups, and one replica without Ray. See also ``benchmarks.speed.replicas``."""
+"""The Ray Serve application: its groups, and a replica without Ray. See also ``benchmarks.speed.replicas``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray.serve", reason="the extra [ray] is not installed")
 
 
-async def test_every_task_must_be_in_one_group() -> None:
+async def test_each_task_must_be_in_exactly_one_group() -> None:
     from deploy.ray_serve import build
 
     with pytest.raises(ValueError, match=r"groups have the tasks \['classify', 'classify', 'infer'\]"):
@@ -39,7 +39,7 @@ async def test_the_cluster_configuration_is_valid() -> None:
 async def test_a_replica_answers_without_a_socket(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deploy.ray_serve import Replica
 
-    for name in ("QUARTET_STORE", "QUARTET_THREADS"):  # so that they are put back
+    for name in ("QUARTET_STORE", "QUARTET_THREADS"):  # monkeypatch restores them
         monkeypatch.setenv(name, "")
     replica: Any = object.__new__(Replica)
     await replica.__init__({"QUARTET_STORE": str(tiny_store), "QUARTET_THREADS": str(TEST["threads"])})
