@@ -98,7 +98,7 @@ def test_every_example_succeeds_and_its_answer_has_the_documented_schema(
         assert kind in content, path
         if kind == JSON:
             check(document, content[JSON]["schema"], answer.json())
-        if operation["operationId"] == "roll_back":  # so that version 1 may be retired
+        if operation["operationId"] == "roll_back":  # only then, version 1 may be retired
             service.post(activate, json={"version": "newest"}).raise_for_status()
     service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
     service.post("/v1/admin/models/shakespeare-rnn/retire", json={"version": 1, "undo": True}).raise_for_status()

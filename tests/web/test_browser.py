@@ -26,8 +26,8 @@ from app.store import rollout
 
 WEB = ROOT / "app" / "web"
 HORSE = IMAGES / "cifar10" / "0013-horse.png"
-WAIT = 30_000  # milliseconds for what a panel shows in a fraction of a second when nothing else runs
-REFUSED = "Failed to load resource: the server responded with a status of"  # what Chromium notes of each 4xx
+WAIT = 30_000  # milliseconds; a panel needs a fraction of a second on an idle machine
+HTTP_ERROR = "Failed to load resource: the server responded with a status of"  # console message for each 4xx
 
 
 Open = Callable[..., Any]
@@ -36,40 +36,40 @@ Open = Callable[..., Any]
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
     """Open the page of a service. Fail on console errors and on requests to other hosts."""
-    noted: list[str] = []
-    asked: set[str] = set()
+    messages: list[str] = []
+    urls: set[str] = set()
     contexts: list[Any] = []
 
-    def opened(client: httpx.Client, width: int = 1280, **options: Any) -> Any:
+    def create_page(client: httpx.Client, width: int = 1280, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
         page.set_default_timeout(WAIT)
-        page.on("console", lambda message: message.type in ("error", "warning") and noted.append(message.text))
-        page.on("pageerror", lambda error: noted.append(str(error)))
-        page.on("request", lambda request: asked.add(request.url))
-        page.noted = noted
+        page.on("console", lambda message: message.type in ("error", "warning") and messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: urls.add(request.url))
+        page.messages = messages
         page.goto(str(client.base_url))
         return page
 
-    yield opened
+    yield create_page
     for context in contexts:
         context.close()
-    hosts = {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in ("data", "blob")}
+    hosts = {urlsplit(url).hostname for url in urls if urlsplit(url).scheme not in ("data", "blob")}
     assert hosts == {"127.0.0.1"}
-    assert noted == []
+    assert messages == []
 
 
 def expected_errors(page: Any) -> int:
     """Count and clear the console messages of expected error responses."""
-    count = sum(note.startswith(REFUSED) for note in page.noted)
-    page.noted[:] = [note for note in page.noted if not note.startswith(REFUSED)]
+    count = sum(message.startswith(HTTP_ERROR) for message in page.messages)
+    page.messages[:] = [message for message in page.messages if not message.startswith(HTTP_ERROR)]
     return count
 
 
 def status_of(page: Any, panel: str) -> str:
-    """Wait for a panel's answer. Returns its status line: model, version and duration."""
+    """Wait for a panel's answer. Return its status line: model, version and duration."""
     from playwright.sync_api import expect
 
     expect(page.locator(f"#{panel} .status strong")).to_be_visible(timeout=WAIT)
@@ -77,7 +77,7 @@ def status_of(page: Any, panel: str) -> str:
     return str(page.locator(f"#{panel} .status").inner_text())
 
 
-def test_each_panel_starts_with_an_answer_its_model_and_its_duration(shipped: httpx.Client, open_page: Open) -> None:
+def test_each_panel_shows_an_answer_its_model_and_its_duration_at_first(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     for panel, model in (("image", "cifar10-whitened"), ("text", "shakespeare-rnn"), ("series", "series-lstm"),
                          ("generation", "mnist-cgan")):  # fmt: skip
@@ -88,27 +88,27 @@ def test_each_panel_starts_with_an_answer_its_model_and_its_duration(shipped: ht
     assert page.locator("#image-bars li").first.inner_text().startswith("bird")
 
 
-def test_an_image_is_chosen_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
+def test_an_image_can_be_chosen_dropped_or_pasted(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "image")
     first = page.locator("#image-bars li:first-child")
     frog, ship = (next((IMAGES / "cifar10").glob(f"*-{name}.png")) for name in ("frog", "ship"))
     page.set_input_files("#image-file", frog)
     page.locator("#image-bars li:first-child", has_text="frog").wait_for()
-    give = """([content, kind]) => {
+    send_file = """([content, kind]) => {
         const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
         const data = new DataTransfer();
-        data.items.add(new File([bytes], "given.png", { type: "image/png" }));
+        data.items.add(new File([bytes], "image.png", { type: "image/png" }));
         const event = kind === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })
             : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
         document.querySelector("#image .drop").dispatchEvent(event);
     }"""
-    page.evaluate(give, [base64.b64encode(ship.read_bytes()).decode(), "drop"])
+    page.evaluate(send_file, [base64.b64encode(ship.read_bytes()).decode(), "drop"])
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
-    page.evaluate(give, [base64.b64encode(HORSE.read_bytes()).decode(), "paste"])
+    page.evaluate(send_file, [base64.b64encode(HORSE.read_bytes()).decode(), "paste"])
     page.locator("#image-bars li:first-child", has_text="horse").wait_for()
     assert re.search(r"\d %$", first.inner_text())
-    assert "file=@given.png" in page.locator("#image code").inner_text()
+    assert "file=@image.png" in page.locator("#image code").inner_text()
 
 
 def test_the_heat_map_has_the_chosen_opacity(shipped: httpx.Client, open_page: Open) -> None:
@@ -138,21 +138,21 @@ def test_the_curl_command_gives_the_same_text(shipped: httpx.Client, open_page: 
     page.locator("#text .status", has_text="characters/s").wait_for()
     page.locator("#text-prefix", has_text="here").wait_for()
     status_of(page, "text")
-    written = page.locator("#text-generated").text_content()
-    assert len(written) == 60
+    generated = page.locator("#text-generated").text_content()
+    assert len(generated) == 60
     page.locator("#text").get_by_role("button", name="Copy").click()
     line = page.evaluate("navigator.clipboard.readText()")
     assert line.startswith("curl -sN http://127.0.0.1:")
-    shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
-    events = [json.loads(part.removeprefix("data: ")) for part in shown.split("\n\n") if part.startswith("data: {")]
-    assert "".join(event["text"] for event in events) == written
+    output = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout
+    events = [json.loads(part.removeprefix("data: ")) for part in output.split("\n\n") if part.startswith("data: {")]
+    assert "".join(event["text"] for event in events) == generated
 
 
 def test_stop_disconnects_and_ends_generation(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
     status_of(page, "text")
-    gone = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
-    before = metric_samples(shipped).get(gone, 0)
+    disconnected = ("quartet_requests_total", ("method", "POST"), ("route", "/v1/text/continue"), ("status", "499"))
+    before = metric_samples(shipped).get(disconnected, 0)
     page.locator("#text-length").fill("4000")
     page.evaluate("""() => {
         const written = document.getElementById("text-generated");
@@ -163,10 +163,10 @@ def test_stop_disconnects_and_ends_generation(shipped: httpx.Client, open_page: 
     page.locator("#text .status", has_text="stopped after").wait_for()
     assert 0 < len(page.locator("#text-generated").text_content()) < 4000
     assert page.locator("#text-stop").is_disabled()
-    wait_until(lambda: metric_samples(shipped).get(gone, 0) > before)  # the service has noticed that its caller hung up
+    wait_until(lambda: metric_samples(shipped).get(disconnected, 0) > before)  # the service has noticed the disconnect
 
 
-def test_the_chart_follows_a_pasted_or_opened_series(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
+def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_page: Open, tmp_path: Path) -> None:
     page = open_page(shipped)
     status_of(page, "series")
     chart = page.locator("#series-chart svg")
@@ -188,9 +188,9 @@ def test_the_chart_follows_a_pasted_or_opened_series(shipped: httpx.Client, open
     assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
 
 
-def test_a_series_is_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
+def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:
     page = open_page(shipped)
-    for panel in ("image", "text", "series", "generation"):  # what comes above would move what is drawn on
+    for panel in ("image", "text", "series", "generation"):  # later answers would move the chart
         status_of(page, panel)
     page.get_by_role("button", name="Draw", exact=True).first.click()
     page.locator("#series-chart").scroll_into_view_if_needed()
@@ -212,22 +212,21 @@ def test_images_and_interpolations_follow_their_seeds(shipped: httpx.Client, ope
     page.locator("#generation select[name=model]").select_option("mnist-gan")
     page.locator("#generation .status", has_text="mnist-gan").wait_for()
 
-    def drawn(**body: Any) -> list[str]:
+    def expected_sources(**body: Any) -> list[str]:
         results = shipped.post("/v1/images/sample", json={**body, "model": "mnist-gan"}).json()["results"]
         return [f"data:image/png;base64,{result['image']}" for result in results]
 
     sources = "(images) => images.map((image) => image.getAttribute('src'))"
-    assert page.locator("#generation-sheet img").evaluate_all(sources) == drawn(count=40, seed=1)
+    assert page.locator("#generation-sheet img").evaluate_all(sources) == expected_sources(count=40, seed=1)
     page.get_by_label("Interpolation", exact=True).check()
     page.locator("#generation-to").fill("5")
     page.locator("#generation-count").fill("9")
     page.locator("#generation .status", has_text="9 steps from seed 1 to 5").wait_for()
     walk = page.locator("#generation-sheet img").evaluate_all(sources)
-    assert walk == drawn(count=9, seed=1, walk_to=5)
-    assert (walk[0], walk[-1]) == (drawn(count=1, seed=1)[0], drawn(count=1, seed=5)[0])
-    assert (
-        page.locator("#generation-frame").get_attribute("src") == walk[0]
-    )  # it does not run by itself: less motion is wished
+    assert walk == expected_sources(count=9, seed=1, walk_to=5)
+    assert (walk[0], walk[-1]) == (expected_sources(count=1, seed=1)[0], expected_sources(count=1, seed=5)[0])
+    # With reduced motion, the animation does not start by itself.
+    assert page.locator("#generation-frame").get_attribute("src") == walk[0]
     page.locator("#generation-step").fill("8")
     assert page.locator("#generation-frame").get_attribute("src") == walk[8]
 
@@ -256,25 +255,25 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
     for panel in ("image", "text", "series", "generation"):
         status_of(page, panel)
 
-    def sentence(selector: str) -> str:
+    def error_text(selector: str) -> str:
         control = page.locator(f"{selector}[aria-invalid=true]")
         control.wait_for(state="attached")
         return str(page.locator(f"#{control.get_attribute('aria-describedby')}").inner_text())
 
     page.locator("#text-seed").fill("-1")
     page.get_by_role("button", name="Generate text").click()
-    assert sentence("#text-seed") == "Seed is -1; it should be greater than or equal to 0."
+    assert error_text("#text-seed") == "Seed is -1; it should be greater than or equal to 0."
     page.locator("#series-values").fill("1, 2, x")
-    assert sentence("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
+    assert error_text("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
     page.locator("#series-values").fill("1, 2, 3")
     page.locator("#series-values[aria-invalid=true]").wait_for(state="attached")
     page.locator("#series .error", has_text="Values has 3 values; series-lstm needs at least 8.").wait_for()
     page.locator("#generation-seed").fill("1.5")
-    assert sentence("#generation-seed").startswith("Seed is 1.5; it should be a valid integer")
+    assert error_text("#generation-seed").startswith("Seed is 1.5; it should be a valid integer")
     text = tmp_path / "letter.png"
     text.write_text("Dear Sir")
     page.set_input_files("#image-file", text)
-    assert sentence("#image-file").startswith("File: its 8 bytes are not an image; allowed are PNG, JPEG")
+    assert error_text("#image-file").startswith("File: its 8 bytes are not an image; allowed are PNG, JPEG")
     page.get_by_role("button", name="Example: ship").click()
     page.locator("#image-bars li:first-child", has_text="ship").wait_for()
     assert page.locator("#image .error").count() == 0
@@ -299,8 +298,8 @@ def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page
         page.locator("#generation-seed").fill("7")
         page.locator("#generation .error", has_text="does not answer. Try again when it runs.").wait_for()
         service.process.wait(30)
-    assert {note.split("net::")[0] for note in page.noted} == {"Failed to load resource: "}
-    page.noted.clear()
+    assert {note.split("net::")[0] for note in page.messages} == {"Failed to load resource: "}
+    page.messages.clear()
 
 
 def test_the_page_asks_for_a_key_and_again_after_its_removal(
@@ -311,18 +310,18 @@ def test_the_page_asks_for_a_key_and_again_after_its_removal(
     key = key_file.add(file, "alice")
     with serve(keys_file=file) as client:
         page = open_page(client)
-        form, trouble = page.get_by_label("API key"), page.locator("#start-error")
-        form.fill(f"“{key}”")
+        key_field, error = page.get_by_label("API key"), page.locator("#start-error")
+        key_field.fill(f"“{key}”")
         page.get_by_role("button", name="Use").click()
-        trouble.get_by_text("An API key consists of printable ASCII characters").wait_for()
-        form.fill(key)
+        error.get_by_text("An API key consists of printable ASCII characters").wait_for()
+        key_field.fill(key)
         page.get_by_role("button", name="Use").click()
         status_of(page, "generation")
-        assert not form.is_visible()
+        assert not key_field.is_visible()
         file.write_text("# nobody\n")
         page.locator("#generation-seed").fill("7")
         page.locator("#generation .error", has_text="Unknown API key.").wait_for()
-        assert form.is_visible()
+        assert key_field.is_visible()
     assert expected_errors(page) == 2
 
 
@@ -351,8 +350,8 @@ def test_the_cards_show_metrics_and_pictures(shipped: httpx.Client, open_page: O
     card.get_by_text("All 19 metrics").click()
     assert card.locator("tbody tr").count() == 19
     card.locator("summary", has_text="Training").click()
-    alone = models["cifar10-whitened"]["speed"]["milliseconds"]
-    assert f"{alone} ms per image alone" in card.inner_text()
+    milliseconds = models["cifar10-whitened"]["speed"]["milliseconds"]
+    assert f"{milliseconds} ms per image alone" in card.inner_text()
     card.get_by_role("button", name="Show the curves").click()
     picture = page.locator("dialog img")
     picture.wait_for()
@@ -366,11 +365,11 @@ def test_the_page_works_with_the_keyboard_only(shipped: httpx.Client, open_page:
         status_of(page, panel)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
-    reached = set()
+    focused = set()
     for _ in range(90):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
-    assert reached >= {
+        focused.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    assert focused >= {
         "theme",
         "image-file",
         "text-prompt",
@@ -418,8 +417,8 @@ def test_axe_finds_no_serious_problem_and_the_page_fits_a_phone(
     page.locator("#text-seed").fill("-1")
     page.get_by_role("button", name="Generate text").click()
     page.locator("#text .error").wait_for()
-    found = axe.run(page).response["violations"]
-    assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found
-            if each["impact"] in ("serious", "critical")] == []  # fmt: skip
+    violations = axe.run(page).response["violations"]
+    assert [(violation["id"], [node["target"] for node in violation["nodes"]]) for violation in violations
+            if violation["impact"] in ("serious", "critical")] == []  # fmt: skip
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert expected_errors(page) == 1

@@ -21,8 +21,12 @@ def test_the_page_has_a_strict_policy_and_an_etag(shipped: httpx.Client) -> None
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
     assert policy["img-src"] == "'self' data: blob:"
     assert page.headers["cache-control"] == "no-cache"
-    held = shipped.get("/", headers={"if-none-match": f'"other", W/{page.headers["etag"]}'})
-    assert (held.status_code, held.content, held.headers["etag"]) == (304, b"", page.headers["etag"])
+    not_modified = shipped.get("/", headers={"if-none-match": f'"other", W/{page.headers["etag"]}'})
+    assert (not_modified.status_code, not_modified.content, not_modified.headers["etag"]) == (
+        304,
+        b"",
+        page.headers["etag"],
+    )
     head = shipped.head("/")
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", page.headers["etag"])
     assert int(head.headers["content-length"]) == len(page.content)
@@ -59,8 +63,8 @@ def test_only_pictures_of_a_model_are_served(shipped: httpx.Client) -> None:
             assert picture.headers["content-type"] == "image/png"
             assert picture.content == (ROOT / "models_store" / "mnist-gan" / "1" / file).read_bytes()
         tag = picture.headers["etag"]
-        held = shipped.get(f"/v1/models/mnist-gan/pictures/{file}", headers={"if-none-match": tag})
-        assert (held.status_code, held.content) == (304, b"")
+        not_modified = shipped.get(f"/v1/models/mnist-gan/pictures/{file}", headers={"if-none-match": tag})
+        assert (not_modified.status_code, not_modified.content) == (304, b"")
     for name, file, sentence in (
         ("mnist-gan", "card.json", "mnist-gan@1 has no picture 'card.json'; there are: curves.png, samples.png"),
         ("mnist-gan", "..%2fcard.json", "there is nothing at "),

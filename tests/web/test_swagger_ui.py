@@ -48,7 +48,7 @@ def page(browser: Any, service: httpx.Client) -> Iterator[Any]:
 
 
 def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tuple[str, str]:
-    """Try an operation out as a person does. Returns the URL that was called, and the status that the page shows."""
+    """Try an operation out by mouse. Return the requested URL and the status that the page shows."""
     block = page.locator(f"#operations-{operation['tags'][0].replace(' ', '_')}-{operation['operationId']}")
     block.locator(".opblock-summary-control").dispatch_event("click")
     block.get_by_role("button", name="Try it out").dispatch_event("click")
@@ -77,7 +77,7 @@ def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service
         if operation["operationId"] == "unload_model":
             service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
             assert service.get("/v1/models").json() == before
-        if operation["operationId"] == "roll_back":  # so that version 1 may be retired
+        if operation["operationId"] == "roll_back":  # only then, version 1 may be retired
             body = {"version": "newest"}
             service.post("/v1/admin/models/shakespeare-rnn/activate", json=body).raise_for_status()
     assert len(operations) == 38
@@ -87,9 +87,9 @@ def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service
 def test_the_page_shows_real_answers_as_examples(page: Any) -> None:
     block = page.locator("#operations-Tasks-forecast_series")
     block.locator(".opblock-summary-control").click()
-    shown = block.locator(".responses-table .highlight-code").first.inner_text()
-    assert '"model": "series-lstm"' in shown
-    assert '"string"' not in shown
+    example = block.locator(".responses-table .highlight-code").first.inner_text()
+    assert '"model": "series-lstm"' in example
+    assert '"string"' not in example
 
 
 def test_a_chosen_file_is_classified(page: Any) -> None:
