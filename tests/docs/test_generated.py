@@ -1,4 +1,4 @@
-"""Generated pages are up to date: run ``make docs`` or ``make report`` if a test here fails."""
+"""Generated pages are up to date. If a test here fails, run ``make docs`` or ``make report``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FOLDERS = ("app", "benchmarks", "deploy", "docs", "models_store", "tests", "trai
 
 
 def text_of(page: Path) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
@@ -30,17 +30,17 @@ def test_relative_links_and_anchors_exist(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if re.match(r"https?:|mailto:", link):
             continue
-        path, _, place = link.partition("#")
+        path, _, fragment = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        if not target.exists() or (place and place not in anchors(target)):
+        if not target.exists() or (fragment and fragment not in anchors(target)):
             broken.append(link)
     assert not broken
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", text_of(page))
-    assert not [path for path in named if not (ROOT / path).exists()]
+    paths = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)`", text_of(page))
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -57,5 +57,5 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 def test_options_that_a_page_names_exist(name: str) -> None:
     flag = r"(?<![\w-])--[a-z][a-z-]*"
     reference = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
-    known = {*re.findall(flag, reference), "--help", "--nproc-per-node"}  # the latter is torchrun's
-    assert not set(re.findall(flag, (ROOT / "docs" / name).read_text("utf-8"))) - known
+    documented = {*re.findall(flag, reference), "--help", "--nproc-per-node"}  # the latter is torchrun's
+    assert not set(re.findall(flag, (ROOT / "docs" / name).read_text("utf-8"))) - documented

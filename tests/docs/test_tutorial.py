@@ -1,4 +1,4 @@
-"""The tutorial works when its commands run in order. Trainings take one or two epochs here: figures differ."""
+"""The commands of the tutorial succeed in order. Trainings take one or two epochs here, so figures differ."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ TUTORIAL = ROOT / "docs" / "tutorial" / "README.md"
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Each console command of the tutorial, and the lines that the page shows for it."""
+    """Return each console command of the tutorial with the output lines on the page."""
     blocks = re.findall(r"^```console\n(.*?)^```", TUTORIAL.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     parts = [part.strip().split("\n") for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
     return [(command, [line for line in lines if line != "..."]) for command, *lines in parts]
 
 
 def masked(line: str) -> str:
-    """A line without its figures."""
+    """Return a line with its figures replaced."""
     return re.sub(r"[\d.,]*\d", "#", " ".join(line.split()))
 
 
 def shape(value: Any) -> Any:
-    """The keys and lengths of a JSON value; labels and texts of one epoch may differ."""
+    """Return the keys and types of a JSON value. Labels and texts differ after one epoch."""
     if isinstance(value, dict):
         return {key: shape(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -42,39 +42,39 @@ def shape(value: Any) -> Any:
     return type(value).__name__
 
 
-def briefly(command: str) -> str:
-    """A training of one or two epochs, which is published in any case."""
+def shortened(command: str) -> str:
+    """Shorten a training to one or two epochs, and publish it in any case."""
     if "-m training." not in command or "shapes --count" in command:
         return command
-    if "--epochs 1 " not in command:  # other weights than those of one epoch, or they are not published
+    if "--epochs 1 " not in command:  # weights must differ from those of one epoch to be published
         command = re.sub(r" --epochs \d+", "", command) + " --epochs 2"
-    command = f"{command} --threads 1"  # faster than two where other tests run
+    command = f"{command} --threads 1"  # faster than two threads beside other tests
     return f"{command} --force" if "training.lstm" in command else command
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not shutil.which("curl"), reason="the tutorial uses curl")
-def test_the_tutorial_works(tmp_path: Path) -> None:
+def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models_store", tmp_path / "models_store")
     for folder in ("app", "training", "docs"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     with serving(Settings(store=tmp_path / "models_store", **TEST)) as client:
         for command, expected in commands():
-            line = briefly(command).replace(".venv/bin/python", sys.executable)
+            line = shortened(command).replace(".venv/bin/python", sys.executable)
             line = line.replace("localhost:8000", client.base_url.netloc.decode())
-            done = subprocess.run(
+            result = subprocess.run(
                 ["bash", "-c", f"{line} 2>&1"], cwd=tmp_path, env=environment, capture_output=True, text=True
             )
-            assert done.returncode == 0, f"{line}\n{done.stdout}"
-            actual = done.stdout.strip()
+            assert result.returncode == 0, f"{line}\n{result.stdout}"
+            actual = result.stdout.strip()
             if command.startswith(("curl", "cut")):
                 assert shape(json.loads(actual)) == shape(json.loads(expected[0])), actual
             elif "app.models" in command:
                 assert [one.rstrip() for one in actual.splitlines()] == expected
             else:
                 printed = {masked(one) for one in re.split(r"[\r\n]", actual)}
-                lines = [one for one in expected if not one.startswith("Fine-tuning helped")]  # not in two epochs
+                lines = [one for one in expected if not one.startswith("Fine-tuning helped")]  # two epochs are too few
                 assert not {masked(one) for one in lines} - printed, actual
                 wait_for_published(client, expected)
 
@@ -82,5 +82,5 @@ def test_the_tutorial_works(tmp_path: Path) -> None:
 def wait_for_published(client: httpx.Client, expected: list[str]) -> None:
     """Wait until the service has loaded the version that a training has published."""
     for line in expected:
-        if found := re.fullmatch(r"published models_store/([a-z-]+)/(\d+)", line):
-            wait_until(lambda: client.get(f"/v1/models/{found[1]}@{found[2]}").status_code == 200)
+        if published := re.fullmatch(r"published models_store/([a-z-]+)/(\d+)", line):
+            wait_until(lambda: client.get(f"/v1/models/{published[1]}@{published[2]}").status_code == 200)
