@@ -26,10 +26,10 @@ INSTALL_SECONDS = 1200
 
 @dataclass(frozen=True)
 class Peer:
-    """A server. ``said`` converts its answer to Quartet's format.
+    """A server. ``convert`` converts its answer to Quartet's format.
 
-    ``paths`` maps each path of Quartet that it replaces to its own. ``request`` makes its JSON for an image; None: its
-    bodies are those of Quartet.
+    ``paths`` maps Quartet's paths to those of the server. ``request`` makes its JSON for an image; None: it takes the
+    same bodies as Quartet.
     """
 
     packages: Sequence[str]
@@ -37,7 +37,7 @@ class Peer:
     ready: str
     paths: Mapping[str, str]
     request: Callable[[bytes], Any] | None = None
-    said: Callable[[Any], Any] = lambda answer: answer
+    convert: Callable[[Any], Any] = lambda answer: answer
     works: Sequence[str] = ("cnn",)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ PEERS = {
         lambda answer: json.loads(answer["outputs"][0]["data"][0]),
     ),
     "torchserve": Peer(
-        # The last two are needed but not among its dependencies.
+        # TorchServe does not declare its dependencies setuptools and pyyaml.
         ["torchserve>=0.12", "torch-model-archiver>=0.12", "setuptools<81", "pyyaml"],
         ["-m", "benchmarks.peers.torch_serve"],
         "/ping",
@@ -100,12 +100,12 @@ PEERS = {
 }
 
 
-class Missing(Exception):
+class NotInstallable(Exception):
     """The server cannot be installed here; the message has the reason."""
 
 
 def install(name: str, folder: Path) -> Path:
-    """Install a server if necessary. Returns the Python of its environment. Raises Missing."""
+    """Install a server if necessary. Return the Python of its environment. Raises NotInstallable."""
     home = folder / name.partition("-")[0]  # variants of a server share its environment
     python, done = home / "bin" / "python", home / "installed"
     if not done.exists():
@@ -114,9 +114,9 @@ def install(name: str, folder: Path) -> Path:
             command = [str(python), "-m", "pip", "install", "-q", *SHARED, *PEERS[name].packages]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise Missing(f"{name} was not installed in {INSTALL_SECONDS} seconds") from error
+            raise NotInstallable(f"{name} was not installed in {INSTALL_SECONDS} seconds") from error
         except subprocess.CalledProcessError as error:
-            raise Missing(f"{name} cannot be installed: {error.stderr.strip()[-500:]}") from error
+            raise NotInstallable(f"{name} cannot be installed: {error.stderr.strip()[-500:]}") from error
         done.touch()
     return python
 
@@ -141,4 +141,4 @@ def server(name: str, python: Path, folder: Path, store: Path) -> Server:
 
     log = folder / f"{name}.log"
     command = [str(python), *peer.command]
-    return Server(name, command, port, log, environment, peer.ready, adapt, peer.said, peer.works)
+    return Server(name, command, port, log, environment, peer.ready, adapt, peer.convert, peer.works)

@@ -1,7 +1,7 @@
 """LitServe: one worker; a batch contains all queued requests."""
 
 # mypy: disable-error-code="import-not-found, misc"
-# Without postponed annotations: LitServe reads that of the request.
+# No postponed annotations: LitServe evaluates the annotation of the request.
 
 import os
 from typing import Any

@@ -43,7 +43,7 @@ class Classifier:
         return self.pixels(base64.b64decode(text))
 
     def predict(self, pixels: Tensor) -> list[dict[str, Any]]:
-        """Classify pixels [N, 3, 32, 32]. Returns one answer per image, in Quartet's format."""
+        """Classify pixels [N, 3, 32, 32]. Return one answer per image, in Quartet's format."""
         with torch.inference_mode():
             values, indices = self.network(pixels).softmax(dim=1).topk(5)
         return [self._answer(*row) for row in zip(values.tolist(), indices.tolist(), strict=True)]

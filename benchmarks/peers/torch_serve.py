@@ -49,10 +49,10 @@ def main() -> None:
     names = ["--model-name", "cnn", "--version", "1.0", "--handler", __file__]
     subprocess.run([binaries / "torch-model-archiver", *names, "--export-path", folder], check=True)
     (folder / "config.properties").write_text(configuration(folder, int(os.environ["PEER_PORT"])))
-    places = {name: str(folder) for name in ("TEMP", "LOG_LOCATION", "METRICS_LOCATION")}
-    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"  # its workers start with the python found there
+    folders = {name: str(folder) for name in ("TEMP", "LOG_LOCATION", "METRICS_LOCATION")}
+    path = f"{binaries}{os.pathsep}{os.environ['PATH']}"  # workers of TorchServe use the first python in PATH
     command = ["torchserve", "--foreground", "--ts-config", str(folder / "config.properties")]
-    os.execve(binaries / "torchserve", command, {**os.environ, **places, "PATH": path})
+    os.execve(binaries / "torchserve", command, {**os.environ, **folders, "PATH": path})
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from benchmarks.speed.serving import progress, words
+from benchmarks.speed.serving import comma_separated, progress
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
 from benchmarks.support.servers import ROOT, free_port, stats
@@ -41,11 +41,11 @@ from deploy.ray_serve import build
 
 PARTS = ("same", "replica", "node", "scaling", "drain")
 TASKS = ["classify", "continue", "forecast", "sample"]
-FOREVER = 240.0  # seconds after which what should come true did not
+TIMEOUT_SECONDS = 240.0  # for each wait
 APPLICATION, GROUP = "quartet", "all"
 FIXED = {"min_replicas": 2, "max_replicas": 2, "target_requests": 64}
 ONE = {"min_replicas": 1, "max_replicas": 1, "target_requests": 64}
-LONG = 1000  # characters that a text has still to write when its replica is to go; well before its deadline
+LONG = 1000  # characters of the texts that run while their replica is drained
 SCALED = {"min_replicas": 1, "max_replicas": 2, "target_requests": 8, "upscale_seconds": 1, "downscale_seconds": 3}
 
 
@@ -77,31 +77,31 @@ def requests() -> list[Request]:
     ]
 
 
-def said(body: bytes) -> object:
+def content(body: bytes) -> object:
     """Return an answer without ids and times; for a stream its text."""
     events = re.findall(rb"^data: (\{.*\})\r?$", body, re.MULTILINE)
     if events:
-        parsed = [json.loads(event) for event in events]
-        pieces = [(one.get("choices") or [one])[0] for one in parsed]
+        parsed = [json.loads(text) for text in events]
+        choices = [(event.get("choices") or [event])[0] for event in parsed]
         keys = ("text", "text_output")
         texts: dict[int, str] = collections.defaultdict(str)
-        for piece in pieces:
-            texts[piece.get("index", 0)] += "".join(piece.get(key, "") for key in keys)
+        for choice in choices:
+            texts[choice.get("index", 0)] += "".join(choice.get(key, "") for key in keys)
         return dict(texts)
     return re.sub(rb'"(id|created|created_at)":("[^"]*"|\d+)', b"", body)
 
 
 async def differences(port: int, plain: int) -> list[str]:
     """Return the paths whose answers differ between the cluster and a single service."""
-    wrong = []
+    differing = []
     for request in requests():
-        ours, theirs = await load.ask(port, request), await load.ask(plain, request)
-        if (ours.status, said(ours.body)) != (theirs.status, said(theirs.body)):
-            wrong.append(
+        ours, theirs = await load.send(port, request), await load.send(plain, request)
+        if (ours.status, content(ours.body)) != (theirs.status, content(theirs.body)):
+            differing.append(
                 f"{request.path}: {ours.status} {ours.body[:200]!r}, plain {theirs.status} {theirs.body[:200]!r}"
             )
         progress(f"{theirs.status} {request.path}")
-    return wrong
+    return differing
 
 
 def replicas() -> int:
@@ -110,11 +110,11 @@ def replicas() -> int:
     return group.replica_states.get("RUNNING", 0)
 
 
-async def until(holds: Callable[[], bool]) -> float:
+async def wait_until(condition: Callable[[], bool]) -> float:
     """Return the seconds until the condition holds. Raises TimeoutError."""
     started = time.perf_counter()
-    async with asyncio.timeout(FOREVER):
-        while not await asyncio.to_thread(holds):  # noqa: ASYNC110  # Ray has no event for it
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110  # Ray has no event for this
             await asyncio.sleep(0.2)
     return time.perf_counter() - started
 
@@ -122,7 +122,7 @@ async def until(holds: Callable[[], bool]) -> float:
 def victim() -> int:
     """Return the process of one replica."""
     for pid, _ in stats():
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the process has ended
             if (
                 Path(f"/proc/{pid}/cmdline")
                 .read_bytes()
@@ -132,114 +132,118 @@ def victim() -> int:
     raise LookupError("no replica runs")
 
 
-async def under_load(port: int, work: str, callers: int, does: Callable[[], Any]) -> str:
+async def under_load(port: int, work: str, callers: int, change: Callable[[], Any]) -> str:
     """Return the statuses of the answers during a change of the cluster."""
-    requested = works(ROOT / "models_store")
-    sent = requested["cnn"].requests if work == "cnn" else [each for each in requests() if b'"stream"' in each.body]
+    workloads = works(ROOT / "models_store")
+    streams = [request for request in requests() if b'"stream"' in request.body]
+    selected = workloads["cnn"].requests if work == "cnn" else streams
     stop, answers = asyncio.Event(), []
 
-    async def keep_asking() -> None:
+    async def keep_sending() -> None:
         while not stop.is_set():
-            answers.extend((await load.call(port, sent, callers, 1.0))[0])
+            answers.extend((await load.call(port, selected, callers, 1.0))[0])
 
-    asking = asyncio.create_task(keep_asking())
+    task = asyncio.create_task(keep_sending())
     await asyncio.sleep(3)
-    done = await does()
+    report = await change()
     await asyncio.sleep(3)
     stop.set()
-    await asking
-    counted = dict(collections.Counter(answer.status for answer in answers))
+    await task
+    statuses = dict(collections.Counter(answer.status for answer in answers))
     failed = sum(b'"error"' in answer.body for answer in answers if answer.status == 200)
     slowest = max(answer.seconds for answer in answers if answer.status == 200)
-    return (
-        f"{work}, {callers} callers: {counted}, {failed} streams ended with an error; slowest {slowest:.1f} s; {done}"
-    )
+    figures = f"{statuses}, {failed} streams ended with an error; slowest {slowest:.1f} s"
+    return f"{work}, {callers} callers: {figures}; {report}"
 
 
 async def drained(port: int, texts: int = 16) -> str:
     """Return the outcomes of long streams while one of two replicas is drained."""
     long = {"model": "shakespeare-rnn", "prompt": "a", "max_characters": LONG, "stream": True}
-    sent = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
-    asking = [asyncio.create_task(load.ask(port, request)) for request in sent]
+    selected = [Request("/v1/text/continue", json.dumps({**long, "seed": seed}).encode()) for seed in range(texts)]
+    tasks = [asyncio.create_task(load.send(port, request)) for request in selected]
     await asyncio.sleep(2)
-    under_way, started = sum(not one.done() for one in asking), time.perf_counter()
-    await asyncio.to_thread(deploy, ONE)  # comes back once it is gone
-    await until(lambda: replicas() == 1)
+    running, started = sum(not task.done() for task in tasks), time.perf_counter()
+    await asyncio.to_thread(deploy, ONE)  # returns when the replica has stopped
+    await wait_until(lambda: replicas() == 1)
     seconds = time.perf_counter() - started
-    answers = await asyncio.gather(*asking)
-    whole = sum(isinstance(text := said(answer.body), dict) and len(text[0]) == LONG for answer in answers)
+    answers = await asyncio.gather(*tasks)
+    complete = sum(isinstance(text := content(answer.body), dict) and len(text[0]) == LONG for answer in answers)
     longest = max(answer.seconds for answer in answers)
-    outcome = f"{whole} finished, in up to {longest:.1f} s; gone after {seconds:.1f} s"
-    return f"{under_way} of {texts} were under way, {outcome}"
+    outcome = f"{complete} finished, in at most {longest:.1f} s; the replica stopped after {seconds:.1f} s"
+    return f"{running} of {texts} were running, {outcome}"
 
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """Start two nodes. The second one holds only replicas and can be removed."""
-    os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both
+    os.environ["PYTHONPATH"] = str(ROOT)  # for the processes of both nodes
     os.environ.setdefault("QUARTET_STORE", str(ROOT / "models_store"))
     node = {"num_cpus": 4, "object_store_memory": 100 * 2**20}
-    made = Cluster(initialize_head=True, connect=True, head_node_args={**node, "include_dashboard": False})
+    ray_cluster = Cluster(initialize_head=True, connect=True, head_node_args={**node, "include_dashboard": False})
     try:
-        made.add_node(**node, resources={"second": 1})
-        made.wait_for_nodes()
-        yield made
+        ray_cluster.add_node(**node, resources={"second": 1})
+        ray_cluster.wait_for_nodes()
+        yield ray_cluster
     finally:
         with suppress(Exception):
             serve.shutdown()
         ray.shutdown()
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 def deploy(layout: Mapping[str, float]) -> None:
     serve.run(build({"groups": {GROUP: {"tasks": TASKS, **layout}}}), name=APPLICATION, route_prefix="/")
 
 
-async def parts(options: argparse.Namespace, port: int, made: Cluster, plain: int) -> None:
-    async def killed() -> str:
+async def parts(options: argparse.Namespace, port: int, ray_cluster: Cluster, plain: int) -> None:
+    async def kill_replica() -> str:
         os.kill(victim(), signal.SIGKILL)
-        await until(lambda: replicas() < 2)
-        return f"two replicas again after {await until(lambda: replicas() == 2):.1f} s"
+        await wait_until(lambda: replicas() < 2)
+        return f"two replicas again after {await wait_until(lambda: replicas() == 2):.1f} s"
 
-    async def removed() -> str:
-        await asyncio.to_thread(made.remove_node, made.list_all_nodes()[1], allow_graceful=False)
-        await until(lambda: replicas() < 2)
-        return f"two replicas again after {await until(lambda: replicas() == 2):.1f} s"
+    async def remove_node() -> str:
+        await asyncio.to_thread(ray_cluster.remove_node, ray_cluster.list_all_nodes()[1], allow_graceful=False)
+        await wait_until(lambda: replicas() < 2)
+        return f"two replicas again after {await wait_until(lambda: replicas() == 2):.1f} s"
 
-    async def grown() -> str:
-        return f"two replicas after {await until(lambda: replicas() == 2):.1f} s"
+    async def scale_up() -> str:
+        return f"two replicas after {await wait_until(lambda: replicas() == 2):.1f} s"
 
-    async def shrunk() -> str:
-        return f"one replica after {await until(lambda: replicas() == 1):.1f} s"
+    async def scale_down() -> str:
+        return f"one replica after {await wait_until(lambda: replicas() == 1):.1f} s"
 
     if "scaling" in options.only:
-        print("requests wait:", await under_load(port, "cnn", options.callers, grown), flush=True)
-        print("few do:", await under_load(port, "streams", 2, shrunk), flush=True)
+        print("load rises:", await under_load(port, "cnn", options.callers, scale_up), flush=True)
+        print("load falls:", await under_load(port, "streams", 2, scale_down), flush=True)
         await asyncio.to_thread(deploy, FIXED)
-        await until(lambda: replicas() == 2)
+        await wait_until(lambda: replicas() == 2)
     if "same" in options.only:
-        wrong = await differences(port, plain)
+        differing = await differences(port, plain)
         print(
-            f"same: {len(requests()) - len(wrong)} of {len(requests())} answers are those of a plain service",
+            f"same: {len(requests()) - len(differing)} of {len(requests())} answers equal those of a single service",
             flush=True,
         )
-        print("\n".join(wrong), flush=True)
+        print("\n".join(differing), flush=True)
     if "drain" in options.only:
-        print("one replica goes:", await drained(port), flush=True)
+        print("one replica is drained:", await drained(port), flush=True)
         await asyncio.to_thread(deploy, FIXED)
-        await until(lambda: replicas() == 2)
+        await wait_until(lambda: replicas() == 2)
     for work in ("cnn", "streams"):
         if "replica" in options.only:
-            print("a replica is killed:", await under_load(port, work, options.callers, killed), flush=True)
+            print("a replica is killed:", await under_load(port, work, options.callers, kill_replica), flush=True)
     if "node" in options.only:
-        print("a node is killed:", await under_load(port, "cnn", options.callers, removed), flush=True)
+        print("a node is killed:", await under_load(port, "cnn", options.callers, remove_node), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = argparse.ArgumentParser(description="A Ray cluster of two nodes on this machine, parts of which die.")
-    made.add_argument("--only", type=words(PARTS), default=list(PARTS), help=f"parts among {','.join(PARTS)}")
-    made.add_argument("--callers", type=int, default=32, help="number of callers (default: %(default)s)")
-    options = made.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        description="Test a Ray cluster of two nodes on this machine while replicas and nodes are killed."
+    )
+    parser.add_argument(
+        "--only", type=comma_separated(PARTS), default=list(PARTS), help=f"parts among {','.join(PARTS)}"
+    )
+    parser.add_argument("--callers", type=int, default=32, help="number of callers (default: %(default)s)")
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name, cluster() as nodes:
         port = free_port()
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})

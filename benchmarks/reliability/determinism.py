@@ -28,25 +28,25 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    wanted = mix.asks(options.requests, options.seed)
+    requests = mix.requests(options.requests, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
         server.start()
         try:
-            alone = asyncio.run(mix.answers(server.port, wanted, 1))
-            crowd = asyncio.run(mix.answers(server.port, wanted, options.callers))
+            alone = asyncio.run(mix.answers(server.port, requests, 1))
+            concurrent = asyncio.run(mix.answers(server.port, requests, options.callers))
         finally:
             server.stop()
-    requested, equal, bits = Counter[str](), Counter[str](), Counter[str]()
-    for ask, one, other in zip(wanted, alone, crowd, strict=True):
-        requested[ask.kind] += 1
-        equal[ask.kind] += mix.same(ask.kind, other, one)
-        bits[ask.kind] += one == other
+    counts, equal, identical = Counter[str](), Counter[str](), Counter[str]()
+    for request, single, other in zip(requests, alone, concurrent, strict=True):
+        counts[request.kind] += 1
+        equal[request.kind] += mix.same(request.kind, other, single)
+        identical[request.kind] += single == other
     print("| kind | requests | equal | bit by bit |\n|---|--:|--:|--:|")
     for kind in mix.KINDS:
-        print(f"| {kind} | {requested[kind]:,} | {equal[kind]:,} | {bits[kind]:,} |")
-    print(json.dumps({"callers": options.callers, "asked": requested, "equal": equal, "bits": bits}))
-    sys.exit(equal != requested)
+        print(f"| {kind} | {counts[kind]:,} | {equal[kind]:,} | {identical[kind]:,} |")
+    print(json.dumps({"callers": options.callers, "requests": counts, "equal": equal, "identical": identical}))
+    sys.exit(equal != counts)
 
 
 if __name__ == "__main__":

@@ -36,40 +36,40 @@ REQUEST = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 
 
 async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
     """Send requests at a rate, each on a free or a new connection. Return the answers."""
-    free: list[Connection] = []
+    idle: list[Connection] = []
     answers: list[Answer] = []
 
-    async def one() -> None:
-        connection = await mix.kept(free.pop() if free else None, port)
-        answers.append(await connection.ask(REQUEST.bytes()))
-        free.append(connection)
+    async def send_request() -> None:
+        connection = await mix.usable_connection(idle.pop() if idle else None, port)
+        answers.append(await connection.send(REQUEST.bytes()))
+        idle.append(connection)
 
     started = time.perf_counter()
     running: set[asyncio.Task[None]] = set()
     for i in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, started + i / rate - time.perf_counter()))
-        task = asyncio.create_task(one())
+        task = asyncio.create_task(send_request())
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)
-    for connection in free:
+    for connection in idle:
         if connection.transport:
             connection.transport.close()
     return answers
 
 
-def figures(answers: Sequence[Answer], started: float, until: float) -> dict[str, float]:
+def figures(answers: Sequence[Answer], started: float, end: float) -> dict[str, float]:
     """Return the figures of one load from its start to its end."""
-    good = [answer.seconds for answer in answers if answer.status == 200]
-    steady = [answer for answer in answers if answer.status == 200 and started + FILL_SECONDS < answer.ended <= until]
-    refused = [answer.seconds for answer in answers if answer.status == 429]
+    latencies = [answer.seconds for answer in answers if answer.status == 200]
+    completed = [answer for answer in answers if answer.status == 200 and started + FILL_SECONDS < answer.ended <= end]
+    rejections = [answer.seconds for answer in answers if answer.status == 429]
     return {
-        "offered": round(len(answers) / (until - started), 1),
-        "goodput": round(len(steady) / (until - started - FILL_SECONDS), 1),
-        "refused": len(refused),
-        "else": len(answers) - len(good) - len(refused),
-        "refusal_p99_ms": round(1000 * percentile(refused, 0.99), 2) if refused else 0.0,
-        "answer_p99_ms": round(1000 * percentile(good, 0.99), 2),
+        "offered": round(len(answers) / (end - started), 1),
+        "goodput": round(len(completed) / (end - started - FILL_SECONDS), 1),
+        "rejected": len(rejections),
+        "other": len(answers) - len(latencies) - len(rejections),
+        "rejection_p99_ms": round(1000 * percentile(rejections, 0.99), 2) if rejections else 0.0,
+        "answer_p99_ms": round(1000 * percentile(latencies, 0.99), 2),
     }
 
 
@@ -78,8 +78,8 @@ async def measure(port: int, seconds: float, times: float, rounds: int) -> dict[
 
     async def closed() -> dict[str, float]:
         started = time.perf_counter()
-        answers, until = await call(port, [REQUEST], CALLERS, seconds)
-        return figures(answers, started, until)
+        answers, end = await call(port, [REQUEST], CALLERS, seconds)
+        return figures(answers, started, end)
 
     await call(port, [REQUEST], CALLERS, 1.0)  # warm up
     results: dict[str, list[dict[str, float]]] = {"1x": [], f"{times:g}x": [], "1x again": []}
@@ -115,10 +115,10 @@ def main() -> None:
     for load, rows in results.items():
         print(f"| {load} | {' | '.join(f'{median(row[name] for row in rows):g}' for name in names)} |")
     print(json.dumps(results))
-    before, flooded, after = (median(row["goodput"] for row in rows) for rows in results.values())
-    slowest = median(row["refusal_p99_ms"] for row in results[f"{options.times:g}x"])
-    well = flooded >= MIN_GOODPUT * before and after >= MIN_GOODPUT * before and slowest < MAX_REJECTION_MS
-    sys.exit(not well)
+    before, during, after = (median(row["goodput"] for row in rows) for rows in results.values())
+    rejection_ms = median(row["rejection_p99_ms"] for row in results[f"{options.times:g}x"])
+    passed = during >= MIN_GOODPUT * before and after >= MIN_GOODPUT * before and rejection_ms < MAX_REJECTION_MS
+    sys.exit(not passed)
 
 
 if __name__ == "__main__":

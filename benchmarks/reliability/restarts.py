@@ -35,11 +35,11 @@ from benchmarks.support.load import Answer, Connection, Request, percentile
 from benchmarks.support.servers import ROOT, Server
 
 SERVICES = 4
-STOP_SECONDS = 2  # that a service has to finish what runs: less than the long streams take
-BACK = 5.0  # seconds until another worker answers in place of one that was killed
+STOP_SECONDS = 2  # grace period of a service; the long streams take longer
+MAX_REPLACEMENT_SECONDS = 5.0  # until another worker answers in place of a killed one
 STOP_TIMEOUT = 60.0  # seconds for a service to end
-DIFFERENT = 200  # number of different requests, sent repeatedly
-BEFORE = 3.0  # seconds of load before the first stop, between two, and before and after the kill
+DIFFERENT_REQUESTS = 200  # number of different requests, sent repeatedly
+LOAD_SECONDS = 3.0  # load before the first stop, between two stops, and before and after the kill
 LONG = Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 4000, "stream": true}')
 
 
@@ -48,10 +48,10 @@ class Outcomes:
     """Outcomes of the requests: ``right``, ``announced`` (a stream), ``lost`` (no answer), ``wrong``, or a status."""
 
     sent: Counter[str] = field(default_factory=Counter)
-    streams: Counter[str] = field(default_factory=Counter)  # the long ones
-    ended: list[tuple[str, Answer]] = field(default_factory=list)  # of those in ``sent``
+    streams: Counter[str] = field(default_factory=Counter)  # the long streams
+    ended: list[tuple[str, Answer]] = field(default_factory=list)  # the requests counted in ``sent``
     seconds: dict[str, list[float]] = field(default_factory=lambda: {"stop": [], "start": []})
-    statuses: Counter[int] = field(default_factory=Counter)  # of the services, when they ended
+    statuses: Counter[int] = field(default_factory=Counter)  # exit statuses of the services
 
 
 def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
@@ -62,7 +62,7 @@ def proxy_file(folder: Path, port: int, upstreams: Sequence[int]) -> Path:
         text = text.replace(line, "")
     lines = [re.sub(r"quartet-\d+:8000", f"127.0.0.1:{upstream}", first) for upstream in upstreams]
     text = re.sub(r"/tmp/(nginx[\w.-]*)", rf"{folder}/\1", text.replace(first, "".join(lines)))
-    folder.chmod(0o755)  # started by root, its workers are another user
+    folder.chmod(0o755)  # workers of nginx run as another user if root starts it
     (folder / "nginx.conf").write_text(text)
     return folder / "nginx.conf"
 
@@ -80,19 +80,19 @@ def nginx(folder: Path, port: int, upstreams: Sequence[int]) -> Iterator[None]:
         proxy.stop()
 
 
-def outcome(ask: mix.Ask, answer: Answer, right: Any) -> str:
-    """One word of an answer; see ``FileStamps``."""
+def outcome(request: mix.MixRequest, answer: Answer, expected: Any) -> str:
+    """Classify an answer; see ``Outcomes``."""
     if answer.status == 0:
         return "lost"
-    if mix.same(ask.kind, mix.read(ask, answer), right):
+    if mix.same(request.kind, mix.read(request, answer), expected):
         return "right"
-    if ask.kind == "stream":
-        return ended(answer)
+    if request.kind == "stream":
+        return stream_end(answer)
     return "wrong" if answer.status < 429 else str(answer.status)
 
 
-def ended(answer: Answer) -> str:
-    """How a stream ended: ``finished``, ``announced`` (an error event), or ``cut off``."""
+def stream_end(answer: Answer) -> str:
+    """Classify the end of a stream: ``finished``, ``announced`` (an error event), ``cut off``, ``lost`` or a status."""
     if answer.status != 200:
         return str(answer.status) if answer.status else "lost"
     if not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
@@ -102,40 +102,41 @@ def ended(answer: Answer) -> str:
 
 @asynccontextmanager
 async def running_callers(
-    port: int, wanted: Sequence[mix.Ask], right: Sequence[Any], outcomes: Outcomes, callers: int
+    port: int, requests: Sequence[mix.MixRequest], expected: Sequence[Any], outcomes: Outcomes, callers: int
 ) -> AsyncIterator[None]:
     """Run ``callers`` callers during the block, and one long stream for every four of them; wait for their answers."""
     stop = asyncio.Event()
 
     async def mixed(seed: int) -> None:
-        chance = random.Random(seed)
+        generator = random.Random(seed)
         connection: Connection | None = None
         while not stop.is_set():
-            at = chance.randrange(len(wanted))
-            connection = await mix.kept(connection, port)
-            answer = await connection.ask(wanted[at].request.bytes())
-            word = outcome(wanted[at], answer, right[at])
-            outcomes.sent[word] += 1
-            outcomes.ended.append((word, answer))
+            index = generator.randrange(len(requests))
+            connection = await mix.usable_connection(connection, port)
+            answer = await connection.send(requests[index].request.bytes())
+            result = outcome(requests[index], answer, expected[index])
+            outcomes.sent[result] += 1
+            outcomes.ended.append((result, answer))
         _close(connection)
 
     async def streams() -> None:
         connection: Connection | None = None
         while not stop.is_set():
-            connection = await mix.kept(connection, port)
-            outcomes.streams[ended(await connection.ask(LONG.bytes(), 2 * STOP_TIMEOUT))] += 1
+            connection = await mix.usable_connection(connection, port)
+            outcomes.streams[stream_end(await connection.send(LONG.bytes(), 2 * STOP_TIMEOUT))] += 1
         _close(connection)
 
-    calls = [
-        asyncio.ensure_future(call) for call in (*map(mixed, range(callers)), *(streams() for _ in range(callers // 4)))
+    tasks = [
+        asyncio.ensure_future(coroutine)
+        for coroutine in (*map(mixed, range(callers)), *(streams() for _ in range(callers // 4)))
     ]
     try:
-        await asyncio.sleep(BEFORE)
+        await asyncio.sleep(LOAD_SECONDS)
         yield
-        await asyncio.sleep(BEFORE)
+        await asyncio.sleep(LOAD_SECONDS)
     finally:
         stop.set()
-        await asyncio.gather(*calls)
+        await asyncio.gather(*tasks)
 
 
 def _close(connection: Connection | None) -> None:
@@ -155,13 +156,13 @@ def restart(server: Server, outcomes: Outcomes) -> None:
 
 async def rolling(running: Sequence[Server], port: int, options: argparse.Namespace) -> Outcomes:
     """Restart each service in turn, ``rounds`` times."""
-    wanted, outcomes = mix.asks(DIFFERENT, 0), Outcomes()
-    right = await mix.answers(port, wanted, 1)
-    async with running_callers(port, wanted, right, outcomes, options.callers):
+    requests, outcomes = mix.requests(DIFFERENT_REQUESTS, 0), Outcomes()
+    expected = await mix.answers(port, requests, 1)
+    async with running_callers(port, requests, expected, outcomes, options.callers):
         for _ in range(options.rounds):
             for server in running:
                 await asyncio.to_thread(restart, server, outcomes)
-                await asyncio.sleep(BEFORE)
+                await asyncio.sleep(LOAD_SECONDS)
     return outcomes
 
 
@@ -169,20 +170,20 @@ def connections(worker: int, port: int) -> int:
     """Return the number of connections of a process to a local port."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     established = {line[9] for line in lines if int(line[1].split(":")[1], 16) == port and line[3] == "01"}
-    held = 0
-    with suppress(FileNotFoundError):  # it has ended
+    count = 0
+    with suppress(FileNotFoundError):  # the process has ended
         for descriptor in Path(f"/proc/{worker}/fd").iterdir():
             with suppress(OSError):  # closed meanwhile
-                held += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
-    return held
+                count += os.readlink(descriptor).removeprefix("socket:[").removesuffix("]") in established
+    return count
 
 
 async def replaced(server: Server, before: Collection[int]) -> float:
     """Return the seconds until a process that is not in ``before`` answers on a new connection."""
     started = time.perf_counter()
     while time.perf_counter() - started < STOP_TIMEOUT:
-        connection = await mix.kept(None, server.port)  # goes to the worker with least to do
-        await connection.ask(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection = await mix.usable_connection(None, server.port)  # assigned to the least busy worker
+        await connection.send(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         result = any(connections(pid, server.port) for pid in server.pids() if pid not in before)
         _close(connection)
         if result:
@@ -193,12 +194,12 @@ async def replaced(server: Server, before: Collection[int]) -> float:
 
 async def kill(server: Server, callers: int) -> dict[str, Any]:
     """Kill one of two workers under load. Return the lost requests and the seconds until two workers run again."""
-    wanted, outcomes = mix.asks(DIFFERENT, 0), Outcomes()
-    right = await mix.answers(server.port, wanted, 1)
-    async with running_callers(server.port, wanted, right, outcomes, callers):
+    requests, outcomes = mix.requests(DIFFERENT_REQUESTS, 0), Outcomes()
+    expected = await mix.answers(server.port, requests, 1)
+    async with running_callers(server.port, requests, expected, outcomes, callers):
         before = server.pids()
         victim = next(pid for pid in before if server.process and pid != server.process.pid)
-        held = connections(victim, server.port)
+        connection_count = connections(victim, server.port)
         os.kill(victim, signal.SIGKILL)
         started = time.perf_counter()
         back = await replaced(server, before)
@@ -207,7 +208,7 @@ async def kill(server: Server, callers: int) -> dict[str, Any]:
         "requests": outcomes.sent.total(),
         **outcomes.sent,
         **{f"streams {word}": n for word, n in outcomes.streams.items()},
-        "connections of the killed": held,
+        "connections of the killed": connection_count,
         "all lost": len(lost) + outcomes.streams["lost"],
         "last loss after ms": round(1000 * max(lost, default=0.0), 1),
         "back after s": round(back, 2),
@@ -223,7 +224,7 @@ def figures(outcomes: Outcomes) -> dict[str, Any]:
         **{f"streams {word}": n for word, n in outcomes.streams.items()},
         "restarts": len(outcomes.seconds["stop"]),
         "exit statuses": sorted(outcomes.statuses),
-        **{f"longest {name} s": round(max(took), 2) for name, took in outcomes.seconds.items()},
+        **{f"longest {name} s": round(max(seconds), 2) for name, seconds in outcomes.seconds.items()},
         "p50 ms": round(1000 * percentile(latencies, 0.5), 1),
         "p99 ms": round(1000 * percentile(latencies, 0.99), 1),
     }
@@ -267,12 +268,14 @@ def main() -> None:
         finally:
             for service in (*services, one):
                 service.stop()
-    well = outcomes.sent.keys() <= {"right", "announced"} and outcomes.streams.keys() <= {
+    only_expected_outcomes = outcomes.sent.keys() <= {"right", "announced"} and outcomes.streams.keys() <= {
         "finished",
         "announced",
     }
-    alone = cost["all lost"] <= cost["connections of the killed"] and cost["back after s"] <= BACK
-    sys.exit(not (well and alone and set(outcomes.statuses) == {0}))
+    small_cost = (
+        cost["all lost"] <= cost["connections of the killed"] and cost["back after s"] <= MAX_REPLACEMENT_SECONDS
+    )
+    sys.exit(not (only_expected_outcomes and small_cost and set(outcomes.statuses) == {0}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m benchmarks.reliability.soak --minutes 1 --callers 8
     python -m benchmarks.reliability.soak --minutes 6 --swap 0     # without version changes
 
-Callers send requests of all kinds (``mix.KINDS`` has the proportions). Other callers hang up during answers, and new
+Callers send requests of all kinds (``mix.KINDS`` has the proportions). Other callers disconnect during answers, and new
 versions are published while the oldest are removed. Each answer is compared with the answer to the same request without
 load. The exit status is 1 if an answer was wrong or a resource grew.
 
@@ -36,10 +36,10 @@ from benchmarks.support.load import Connection, Request, connect, percentile
 from benchmarks.support.servers import ROOT, Server
 
 SAMPLE_SECONDS = 2.0  # between two samples of the processes
-SWAPPED = "sine-lstm"
+SWAPPED_MODEL = "sine-lstm"
 DIFFERENT_REQUESTS = 400  # number of different requests, sent repeatedly
 MAX_GROWTH = 1.0  # MiB per 10,000 requests
-MAX_SLOWDOWN = 1.5  # latency at the end over latency at the start; other programs use the machine too
+MAX_SLOWDOWN = 1.5  # latency at the end divided by latency at the start, on a machine with other programs
 LONG = Request("/v1/text/continue", b'{"prompt": "a", "max_characters": 4000, "n": 4, "stream": true}')
 
 
@@ -50,81 +50,85 @@ class Observations:
     sent: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)  # (time, seconds)
-    looks: list[tuple[float, int, float, int, int]] = field(
-        default_factory=list
-    )  # (time, requests, MiB, descriptors, threads)
+    # (time, requests, MiB, descriptors, threads)
+    samples: list[tuple[float, int, float, int, int]] = field(default_factory=list)
 
 
 async def call(
-    port: int, wanted: Sequence[mix.Ask], right: Sequence[Any], observations: Observations, until: float, seed: int
+    port: int,
+    requests: Sequence[mix.MixRequest],
+    expected: Sequence[Any],
+    observations: Observations,
+    deadline: float,
+    seed: int,
 ) -> None:
-    """Send random requests of the mix until ``until``."""
-    chance = random.Random(seed)
+    """Send random requests of the mix until ``deadline``."""
+    generator = random.Random(seed)
     connection: Connection | None = None
-    while time.monotonic() < until:
-        at = chance.randrange(len(wanted))
-        ask = wanted[at]
-        connection = await mix.kept(connection, port)
-        answer = await connection.ask(ask.request.bytes())
-        observations.sent[ask.kind] += 1
-        result = mix.read(ask, answer)
-        if not mix.same(ask.kind, result, right[at]):
-            observations.wrong.append(f"{ask.kind}: {str(result)[:200]} instead of {str(right[at])[:200]}")
-        if ask.kind == "classify":
+    while time.monotonic() < deadline:
+        index = generator.randrange(len(requests))
+        request = requests[index]
+        connection = await mix.usable_connection(connection, port)
+        answer = await connection.send(request.request.bytes())
+        observations.sent[request.kind] += 1
+        result = mix.read(request, answer)
+        if not mix.same(request.kind, result, expected[index]):
+            observations.wrong.append(f"{request.kind}: {str(result)[:200]} instead of {str(expected[index])[:200]}")
+        if request.kind == "classify":
             observations.latencies.append((time.monotonic(), answer.seconds))
     if connection and connection.transport:
         connection.transport.close()
 
 
-async def hang_up(port: int, observations: Observations, until: float) -> None:
-    """Hang up during each answer until ``until``."""
-    while time.monotonic() < until:
+async def disconnect(port: int, observations: Observations, deadline: float) -> None:
+    """Disconnect during each answer until ``deadline``."""
+    while time.monotonic() < deadline:
         connection: Connection = await connect(port)
-        asking = asyncio.create_task(connection.ask(LONG.bytes()))
+        task = asyncio.create_task(connection.send(LONG.bytes()))
         await asyncio.sleep(0.1)
         if connection.transport:
             connection.transport.abort()
-        await asking
+        await task
         observations.sent["cancelled"] += 1
 
 
-async def swap(folder: Path, observations: Observations, until: float, every: float) -> None:
+async def swap(folder: Path, observations: Observations, deadline: float, every: float) -> None:
     """Every ``every`` seconds publish the same weights as a new version and remove the oldest; 0 means never."""
     for number in count(1) if every else ():
-        await asyncio.sleep(min(every, max(0.0, until - time.monotonic())))
-        if time.monotonic() >= until:
+        await asyncio.sleep(min(every, max(0.0, deadline - time.monotonic())))
+        if time.monotonic() >= deadline:
             return
-        version = store.read_version(folder, SWAPPED, number)
+        version = store.read_version(folder, SWAPPED_MODEL, number)
         card = {
             key: value for key, value in version.card.model_dump().items() if key not in ("version", "weights_sha256")
         }
         store.publish(folder, card, version.tensors)
         if number > 1:
-            shutil.rmtree(folder / SWAPPED / str(number - 1))
+            shutil.rmtree(folder / SWAPPED_MODEL / str(number - 1))
         observations.sent["swaps"] += 1
 
 
-async def look(server: Server, observations: Observations, until: float) -> None:
+async def sample(server: Server, observations: Observations, deadline: float) -> None:
     """Sample the processes regularly."""
-    while time.monotonic() < until:
+    while time.monotonic() < deadline:
         await asyncio.sleep(SAMPLE_SECONDS)
         folders = [Path(f"/proc/{pid}") for pid in server.pids()]
         files = sum(len(list((folder / "fd").iterdir())) for folder in folders)
         threads = sum(len(list((folder / "task").iterdir())) for folder in folders)
         memory = server.memory()["pss"]
-        observations.looks.append((time.monotonic(), observations.sent.total(), memory, files, threads))
+        observations.samples.append((time.monotonic(), observations.sent.total(), memory, files, threads))
 
 
 async def soak(server: Server, folder: Path, seconds: float, callers: int, every: float) -> Observations:
     """Run the whole load for ``seconds``, with a new version ``every`` so many seconds."""
-    wanted = mix.asks(DIFFERENT_REQUESTS, 0)
-    right = await mix.answers(server.port, wanted, 1)
-    observations, until = Observations(), time.monotonic() + seconds
-    calls = [call(server.port, wanted, right, observations, until, seed) for seed in range(callers)]
+    requests = mix.requests(DIFFERENT_REQUESTS, 0)
+    expected = await mix.answers(server.port, requests, 1)
+    observations, deadline = Observations(), time.monotonic() + seconds
+    calls = [call(server.port, requests, expected, observations, deadline, seed) for seed in range(callers)]
     others = (
-        hang_up(server.port, observations, until),
-        swap(folder, observations, until, every),
-        look(server, observations, until),
+        disconnect(server.port, observations, deadline),
+        swap(folder, observations, deadline, every),
+        sample(server, observations, deadline),
     )
     await asyncio.gather(*calls, *others)
     return observations
@@ -139,16 +143,15 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 
 def figures(observations: Observations, started: float, seconds: float) -> dict[str, Any]:
     """Return the rows of the table."""
-    after = [one for one in observations.looks if one[0] >= started + seconds / 5] or observations.looks
+    after = [row for row in observations.samples if row[0] >= started + seconds / 5] or observations.samples
     first, last = after[0], after[-1]
-    looks = [next(one for one in observations.looks if one[0] >= started + part * seconds / 5) for part in range(5)] + [
-        last
-    ]
+    fifths = [next(row for row in observations.samples if row[0] >= started + part * seconds / 5) for part in range(5)]
+    fifths.append(last)
     parts = [
         [
-            took
-            for when, took in observations.latencies
-            if started + part * seconds <= when < started + (part + 0.2) * seconds
+            latency
+            for moment, latency in observations.latencies
+            if started + part * seconds <= moment < started + (part + 0.2) * seconds
         ]
         for part in (0.2, 0.8)
     ]
@@ -157,8 +160,8 @@ def figures(observations: Observations, started: float, seconds: float) -> dict[
         "requests": observations.sent.total(),
         "wrong": len(observations.wrong),
         **observations.sent,
-        "mib": [round(one[2], 1) for one in looks],
-        "mib_per_10000": round(10_000 * slope([(float(one[1]), one[2]) for one in after]), 3),
+        "mib": [round(row[2], 1) for row in fifths],
+        "mib_per_10000": round(10_000 * slope([(float(row[1]), row[2]) for row in after]), 3),
         "descriptors": [first[3], last[3]],
         "threads": [first[4], last[4]],
         "p50_ms": [round(1000 * percentile(part, 0.5), 2) for part in parts],
@@ -188,7 +191,7 @@ def main() -> None:
             observations = asyncio.run(soak(server, folder, seconds, options.callers, options.swap))
         finally:
             server.stop()
-    started = observations.looks[0][0] - SAMPLE_SECONDS
+    started = observations.samples[0][0] - SAMPLE_SECONDS
     result = figures(observations, started, seconds)
     print("| figure | value |\n|---|--:|")
     for key, value in result.items():
@@ -196,24 +199,24 @@ def main() -> None:
     for wrong in observations.wrong[:5]:
         print(wrong, file=sys.stderr)
     print(json.dumps(result))
-    grew = grown(observations, result)
-    for what in grew:
-        print(what, file=sys.stderr)
-    sys.exit(bool(observations.wrong or grew))
+    messages = growth(observations, result)
+    for message in messages:
+        print(message, file=sys.stderr)
+    sys.exit(bool(observations.wrong or messages))
 
 
-def grown(observations: Observations, result: dict[str, Any]) -> list[str]:
-    """Return one sentence per resource that grew: memory, threads, descriptors, latency."""
-    half = observations.looks[: len(observations.looks) // 2 + 1]  # thread pools and connections grow at first
-    files, threads = (max(one[at] for one in half) for at in (3, 4))
+def growth(observations: Observations, result: dict[str, Any]) -> list[str]:
+    """Return a message for each resource that grew: memory, threads, descriptors, latency."""
+    half = observations.samples[: len(observations.samples) // 2 + 1]  # thread pools and connections grow at first
+    files, threads = (max(row[column] for row in half) for column in (3, 4))
     first, last = result["p50_ms"]
     checks = [
         (result["mib_per_10000"] > MAX_GROWTH, f"memory grew by {result['mib_per_10000']} MiB in 10,000 requests"),
-        (observations.looks[-1][3] > files, f"descriptors grew from {files} to {observations.looks[-1][3]}"),
-        (observations.looks[-1][4] > threads, f"threads grew from {threads} to {observations.looks[-1][4]}"),
+        (observations.samples[-1][3] > files, f"descriptors grew from {files} to {observations.samples[-1][3]}"),
+        (observations.samples[-1][4] > threads, f"threads grew from {threads} to {observations.samples[-1][4]}"),
         (last > MAX_SLOWDOWN * first, f"the latency of classification grew from {first} to {last} ms"),
     ]
-    return [sentence for holds, sentence in checks if holds]
+    return [message for exceeded, message in checks if exceeded]
 
 
 if __name__ == "__main__":

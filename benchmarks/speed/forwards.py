@@ -1,6 +1,6 @@
 """Compare a classifier's forward pass as served with other CPU runtimes, in alternation.
 
-    python -m benchmarks.speed.forwards                                   # the two of CIFAR-10
+    python -m benchmarks.speed.forwards                                   # both CIFAR-10 networks
     python -m benchmarks.speed.forwards cifar10-whitened --rows 64 --threads 2
 
 ONNX Runtime (onnxruntime, onnx, onnxscript) and OpenVINO (openvino) are compared if they are installed, and compiled
@@ -30,7 +30,7 @@ from benchmarks.support.limits import newest
 from benchmarks.support.servers import ROOT
 
 Forward = Callable[[Tensor], Tensor]  # uint8 images -> logits
-TURN = 0.3  # seconds
+MEASUREMENT_SECONDS = 0.3
 
 
 def eager(network: Classifier, example: Tensor, threads: int) -> Forward:
@@ -45,12 +45,12 @@ def halved(network: Any, example: Tensor, threads: int) -> Forward:
 
 
 def folded(network: Classifier, example: Tensor, threads: int) -> Forward:
-    """Batch norm in the convolution before it: its factor is above 0, so that max-pooling between does not matter.
+    """Batch norm folded into the convolution before it. Max-pooling between them is allowed: the factors are positive.
 
-    Raises TypeError for a network without.
+    Raises TypeError for a network without batch norm.
     """
     if not isinstance(network, WhitenedNet):
-        raise TypeError("it has no batch norm")
+        raise TypeError("the network has no batch norm")
     for group in network.groups:
         for number in ("1", "2"):
             convolution, norm = getattr(group, f"conv{number}"), getattr(group, f"norm{number}")
@@ -80,7 +80,7 @@ def onnxruntime(network: Classifier, example: Tensor, threads: int) -> Forward:
     """ONNX Runtime, as exported by torch."""
     import onnxruntime
 
-    with torch.enable_grad():  # without gradients LeNet takes ways that ONNX has no word for
+    with torch.enable_grad():  # without gradients, LeNet uses operators that ONNX does not have
         program: Any = torch.onnx.export(network, (example,), dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -107,7 +107,7 @@ def openvino_bfloat16(network: Classifier, example: Tensor, threads: int) -> For
     return openvino(network, example, threads, "bf16")
 
 
-WAYS: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
+RUNTIMES: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
     "single precision": eager,
     "bfloat16 convolutions": halved,
     "batch norm folded": folded,
@@ -119,42 +119,42 @@ WAYS: dict[str, Callable[[Classifier, Tensor, int], Forward]] = {
 }
 
 
-def turn(forward: Forward, images: Tensor) -> float:
-    """Milliseconds of a call."""
+def milliseconds_per_call(forward: Forward, images: Tensor) -> float:
+    """Return the milliseconds of one call."""
     calls, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < TURN:
+    while (elapsed := time.perf_counter() - started) < MEASUREMENT_SECONDS:
         forward(images)
         calls += 1
     return 1000 * elapsed / calls
 
 
 def compare(version: store.Version, rows: int, threads: int, rounds: int) -> None:
-    """Print the table of one network and size of batch."""
+    """Print the table of one network and batch size."""
     images = torch.randint(0, 256, (rows, *version.card.inputs[0].shape[1:]), dtype=torch.uint8)
     network: Any = version.network()
     network.to(memory_format=network.order)
     served = ImageClassifier(version, torch.device("cpu"))
-    ways: dict[str, Forward] = {"served": served.network.forward}
+    forwards: dict[str, Forward] = {"served": served.network.forward}
     print(f"\n**{version.label}, {rows} images, {threads} thread{'s' * (threads > 1)}**\n")
-    for name, way in WAYS.items():
+    for name, prepare in RUNTIMES.items():
         try:
-            ways[name] = way(copy.deepcopy(network), images, threads)
-            ways[name](images)
-        except Exception as error:  # whatever an exporter or a compiler may raise: the others are still of interest
-            ways.pop(name, None)
+            forwards[name] = prepare(copy.deepcopy(network), images, threads)
+            forwards[name](images)
+        except Exception as error:  # exporters and compilers raise various errors; measure the others
+            forwards.pop(name, None)
             print(f"{name}: {type(error).__name__}: {str(error).strip().splitlines()[0][:100]}", file=sys.stderr)
-    right = probabilities(network(images))
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    expected = probabilities(network(images))
+    times: dict[str, list[float]] = {name: [] for name in forwards}
     for _ in range(rounds):
-        for name, forward in ways.items():
-            times[name].append(turn(forward, images))
+        for name, forward in forwards.items():
+            times[name].append(milliseconds_per_call(forward, images))
     print("| runtime | ms | min–max | relative speed | largest difference |\n|---|--:|--:|--:|--:|")
     base = statistics.median(times["served"])
-    for name, took in times.items():
-        middle, off = statistics.median(took), float((probabilities(ways[name](images)) - right).abs().max())
-        print(
-            f"| {name} | {middle:.3g} | {min(took):.3g}–{max(took):.3g} | {base / middle:.2f} | {off:.0e} |", flush=True
-        )
+    for name, measurements in times.items():
+        median = statistics.median(measurements)
+        difference = float((probabilities(forwards[name](images)) - expected).abs().max())
+        spread = f"{min(measurements):.3g}–{max(measurements):.3g}"
+        print(f"| {name} | {median:.3g} | {spread} | {base / median:.2f} | {difference:.0e} |", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,13 +164,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each runtime (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=ROOT / "models_store")
-    chosen = parser.parse_args(argv)
-    warnings.filterwarnings("ignore")  # exporters and TorchScript warn of themselves
-    torch.set_num_threads(chosen.threads)
+    options = parser.parse_args(argv)
+    warnings.filterwarnings("ignore")  # exporters and TorchScript print deprecation warnings
+    torch.set_num_threads(options.threads)
     torch.set_grad_enabled(False)
-    for name in chosen.names:
-        for rows in map(int, chosen.rows.split(",")):
-            compare(newest(chosen.store, name), rows, chosen.threads, chosen.rounds)
+    for name in options.names:
+        for rows in map(int, options.rows.split(",")):
+            compare(newest(options.store, name), rows, options.threads, options.rounds)
 
 
 if __name__ == "__main__":

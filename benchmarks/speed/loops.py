@@ -34,19 +34,19 @@ from training.run import cosine_schedule, derive_seed, permutation
 Loop = Iterator[int]  # samples of each step
 
 SEED = 0
-RNN_WINDOW = 30  # the workshop's
+RNN_WINDOW = 30  # as in the workshop
 LSTM_WINDOW = 50
 LSTM = LSTM_WORKSHOP
-LSTM_READ = LSTM.window + LSTM.horizon - 1  # values of a window that ours reads
+LSTM_READ = LSTM.window + LSTM.horizon - 1  # values that our loop reads for a window
 
 
 @dataclass(frozen=True)
 class Side:
-    """``read``: what is read from the data for a sample; ``limit``: what a profile on one core (AVX-512) showed."""
+    """One loop. ``values_read``: values read from the data for a sample; ``limit``: profile on one core (AVX-512)."""
 
     loop: Callable[[], Loop]
     limit: str
-    read: float = 1
+    values_read: float = 1
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Pair:
     samples: str
     workshop: Side
     ours: Side
-    unit: str = ""  # of what is read, where that is not a sample
+    unit: str = ""  # unit of the values read, if they are not samples
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's data sets give them: an array each, made a PIL image, then transformed."""
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Images as in torchvision's data sets: each array becomes a PIL image, which is then transformed."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.arrays = images.permute(0, 2, 3, 1).squeeze(-1).contiguous().numpy()  # [N, S, S, 3] or [N, S, S]
@@ -74,7 +74,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 
 def workshop_lenet() -> nn.Module:
-    """The same layers as ``LeNet``, for pixels that the loader has scaled already."""
+    """Return the layers of ``LeNet`` for pixels that the loader has scaled."""
     first = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
     second = [nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     return nn.Sequential(
@@ -83,7 +83,7 @@ def workshop_lenet() -> nn.Module:
 
 
 def steps(total: int) -> Iterator[int]:
-    """As ``Run.steps``: the random numbers of a step come from the seed and the step. Begins again at the end."""
+    """Yield step numbers endlessly. As in ``Run.steps``, the random numbers depend on the seed and the step."""
     while True:
         for step in range(total):
             torch.manual_seed(derive_seed(SEED, "step", step))
@@ -92,9 +92,9 @@ def steps(total: int) -> Iterator[int]:
 
 def workshop_cnn() -> Loop:
     images = datasets.cifar10()
-    learn, _ = images.split_validation(CNN_WORKSHOP.validation)
-    pictures = Pictures(images.train_images[learn], images.train_labels[learn])
-    loader = DataLoader(pictures, batch_size=64, shuffle=True)
+    training, _ = images.split_validation(CNN_WORKSHOP.validation)
+    dataset = ImageDataset(images.train_images[training], images.train_labels[training])
+    loader = DataLoader(dataset, batch_size=64, shuffle=True)
     network = workshop_lenet()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -112,41 +112,41 @@ def workshop_cnn() -> Loop:
 def our_cnn() -> Loop:
     config = CNN_WORKSHOP
     images = datasets.cifar10()
-    learn, _ = images.split_validation(config.validation)
+    training, _ = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(cnn.SIZES[config.kind]())))
-    per_epoch = len(learn) // config.batch
+    per_epoch = len(training) // config.batch
     total = config.epochs * per_epoch
-    shuffled = -1
+    shuffled_epoch = -1
     for step in steps(total):
-        epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, learn[permutation(len(learn), SEED, "epoch", epoch)]
-        batch = order[place * config.batch : (place + 1) * config.batch]
+        epoch, position = divmod(step, per_epoch)
+        if shuffled_epoch != epoch:
+            shuffled_epoch, order = epoch, training[permutation(len(training), SEED, "epoch", epoch)]
+        batch = order[position * config.batch : (position + 1) * config.batch]
         trainer.update(images.train_images, images.train_labels, batch, step, total)
         yield len(batch)
 
 
 def workshop_gan() -> Loop:
     images = datasets.mnist()
-    loader = DataLoader(Pictures(images.train_images, images.train_labels), batch_size=64, shuffle=True)
+    loader = DataLoader(ImageDataset(images.train_images, images.train_labels), batch_size=64, shuffle=True)
     generator, discriminator = Generator(GeneratorSizes()), Discriminator()
     criterion = nn.BCELoss()
-    generating = torch.optim.Adam(generator.parameters(), lr=2e-4)
-    telling = torch.optim.Adam(discriminator.parameters(), lr=2e-4)
+    generator_optimizer = torch.optim.Adam(generator.parameters(), lr=2e-4)
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-4)
     while True:
         for real, _ in loader:
             ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
-            telling.zero_grad()
+            discriminator_optimizer.zero_grad()
             fake = generator(torch.randn(len(real), 100))
-            told_real, told_fake = discriminator(real).sigmoid(), discriminator(fake.detach()).sigmoid()
-            loss = criterion(told_real, ones) + criterion(told_fake, zeros)
-            loss.backward()
-            telling.step()
+            real_scores, fake_scores = discriminator(real).sigmoid(), discriminator(fake.detach()).sigmoid()
+            d_loss = criterion(real_scores, ones) + criterion(fake_scores, zeros)
+            d_loss.backward()
+            discriminator_optimizer.step()
 
-            generating.zero_grad()
-            fooled = criterion(discriminator(fake).sigmoid(), ones)
-            fooled.backward()
-            generating.step()
+            generator_optimizer.zero_grad()
+            g_loss = criterion(discriminator(fake).sigmoid(), ones)
+            g_loss.backward()
+            generator_optimizer.step()
             yield len(real)
 
 
@@ -156,19 +156,19 @@ def our_gan() -> Loop:
     trainer = workshop_trainer(config, "cpu")
     per_epoch = len(real_images) // config.batch
     total = config.epochs * per_epoch
-    shuffled = -1
+    shuffled_epoch = -1
     for step in steps(total):
-        epoch, place = divmod(step, per_epoch)
-        if shuffled != epoch:
-            shuffled, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
-        batch = order[place * config.batch : (place + 1) * config.batch]
+        epoch, position = divmod(step, per_epoch)
+        if shuffled_epoch != epoch:
+            shuffled_epoch, order = epoch, permutation(len(real_images), SEED, "epoch", epoch)
+        batch = order[position * config.batch : (position + 1) * config.batch]
         real = real_images[batch].float() / 127.5 - 1
         trainer.update(real, None, step, config.learning_rate)
         yield len(batch)
 
 
 def shakespeare() -> tuple[Tensor, int]:
-    """The characters [T] that the RNN learns from, and how many kinds there are."""
+    """Return the training characters [T] and the size of the vocabulary."""
     text = datasets.tinyshakespeare()
     vocabulary = texts.vocabulary_of(text.train)
     characters = texts.encode(text.train, vocabulary)
@@ -176,13 +176,13 @@ def shakespeare() -> tuple[Tensor, int]:
 
 
 def workshop_rnn() -> Loop:
-    learn, kinds = shakespeare()
-    network = CharacterRNN(CharacterRNNSizes(kinds))
+    training, vocabulary_size = shakespeare()
+    network = CharacterRNN(CharacterRNNSizes(vocabulary_size))
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     while True:
-        for start in range(len(learn) - RNN_WINDOW):
-            window, target = learn[start : start + RNN_WINDOW], learn[start + RNN_WINDOW]
+        for start in range(len(training) - RNN_WINDOW):
+            window, target = training[start : start + RNN_WINDOW], training[start + RNN_WINDOW]
             optimizer.zero_grad()
             outputs, _ = network.rnn(network.embedding(window.unsqueeze(0)))  # [1, 30, 128]
             loss = criterion(network.head(outputs[:, -1]), target.unsqueeze(0))
@@ -193,24 +193,24 @@ def workshop_rnn() -> Loop:
 
 def our_rnn() -> Loop:
     config = RNN_WORKSHOP
-    learn, kinds = shakespeare()
-    network = CharacterRNN(CharacterRNNSizes(kinds, config.hidden))
+    training, vocabulary_size = shakespeare()
+    network = CharacterRNN(CharacterRNNSizes(vocabulary_size, config.hidden))
     nn.init.orthogonal_(network.rnn.all_weights[0][1])
     trainer = language_model.Trainer(network, config)
     state = network.zero_state(config.batch)
-    per_epoch = (len(learn) // config.batch - 1) // config.bptt
+    per_epoch = (len(training) // config.batch - 1) // config.bptt
     total = config.epochs * per_epoch
     for step in steps(total):
-        epoch, place = divmod(step, per_epoch)
-        characters = language_model.batch_at(learn, config, SEED, epoch, place)
-        reset = torch.rand(config.batch, 1, 1) < (1.0 if place == 0 else config.reset_state)
+        epoch, position = divmod(step, per_epoch)
+        characters = language_model.batch_at(training, config, SEED, epoch, position)
+        reset = torch.rand(config.batch, 1, 1) < (1.0 if position == 0 else config.reset_state)
         rate = config.learning_rate * cosine_schedule(step, total)
         _, state = trainer.update(characters, state.masked_fill(reset, 0), rate)
         yield config.batch * config.bptt
 
 
 def noisy_sine(network: SeriesLSTM) -> Tensor:
-    """The standardised values [T] that the LSTM learns from."""
+    """Return the standardised training values [T] of the LSTM."""
     series = datasets.sine()
     training = series.values[: series.split].float()
     network.describe(training)
@@ -219,12 +219,12 @@ def noisy_sine(network: SeriesLSTM) -> Tensor:
 
 def workshop_lstm() -> Loop:
     network = SeriesLSTM(SeriesLSTMSizes())
-    learn = noisy_sine(network)
+    training = noisy_sine(network)
     criterion = nn.MSELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     while True:
-        for start in range(len(learn) - LSTM_WINDOW):
-            window, target = learn[start : start + LSTM_WINDOW], learn[start + LSTM_WINDOW]
+        for start in range(len(training) - LSTM_WINDOW):
+            window, target = training[start : start + LSTM_WINDOW], training[start + LSTM_WINDOW]
             optimizer.zero_grad()
             outputs, _ = network.lstm(window.view(1, -1, 1))  # [1, 50, 64]
             loss = criterion(network.head(outputs[:, -1]), target.view(1, 1))
@@ -236,13 +236,13 @@ def workshop_lstm() -> Loop:
 def our_lstm() -> Loop:
     config = LSTM
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden))
-    learn = noisy_sine(network)
+    training = noisy_sine(network)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
     length = config.window + config.horizon
     for step in steps(config.updates):
-        starts = torch.randint(len(learn) - length + 1, (config.batch, 1))
-        windows = learn[starts + torch.arange(length)]  # [batch, window + horizon]
+        starts = torch.randint(len(training) - length + 1, (config.batch, 1))
+        windows = training[starts + torch.arange(length)]  # [batch, window + horizon]
         rate = config.learning_rate * cosine_schedule(step, config.updates)
         lstm.update(network, average, optimizer, windows, config, rate)
         yield config.batch * config.horizon
@@ -251,7 +251,10 @@ def our_lstm() -> Loop:
 PAIRS = {
     "cnn": Pair(
         "images",
-        Side(workshop_cnn, "the loader (PIL, ToTensor, Normalize, image by image): two fifths; else convolutions"),
+        Side(
+            workshop_cnn,
+            "the loader (PIL, ToTensor, Normalize, image by image): two fifths of a step; then convolutions",
+        ),
         Side(our_cnn, "convolutions and pooling: seven tenths of a step; augmentation: a tenth"),
     ),
     "gan": Pair(

@@ -30,45 +30,45 @@ from training.data.series_windows import Source, WindowSampler
 from training.loops import cnn_finetune, distributed, forecaster, language_model
 from training.run import configure_cpu
 
-LAYOUTS = ((1, 1), (1, 2), (2, 1))  # processes, threads of each
-TRIED = 3  # steps after the first, from which the number of steps of a measurement is known
-CHARACTERS = 64  # different ones
+LAYOUTS = ((1, 1), (1, 2), (2, 1))  # (processes, threads of each)
+CALIBRATION_STEPS = 3  # after the first step; they determine the number of measured steps
+VOCABULARY = 64  # different characters
 
 Step = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Work:
-    """``begin`` gives a step on a batch of ``batch`` samples."""
+    """A workload. ``start`` returns a function that trains one step on ``batch`` samples."""
 
     samples: str
     batch: int
-    begin: Callable[[], Step]
+    start: Callable[[], Step]
 
 
 def images() -> Step:
-    """The CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
+    """Train the CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
     trainer = cnn_finetune.FinetuneTrainer(config, network, torch.ones(10), "cpu", pretrained=False)
-    shown, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
-    return lambda step: trainer.update(shown, labels, torch.arange(config.batch), step, 10**6)
+    pixels, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
+    return lambda step: trainer.update(pixels, labels, torch.arange(config.batch), step, 10**6)
 
 
 def characters() -> Step:
-    """The stack of Elman layers."""
+    """Train the stack of Elman layers."""
     config = RNN_OWN
-    trainer = language_model.Trainer(language_model.new_network(config, CHARACTERS), config)
-    characters = torch.randint(CHARACTERS, (config.batch, config.bptt + 1))
+    trainer = language_model.Trainer(language_model.new_network(config, VOCABULARY), config)
+    characters = torch.randint(VOCABULARY, (config.batch, config.bptt + 1))
     state = trainer.network.zero_state(config.batch // distributed.world_size())
     return lambda step: trainer.update(characters, state, config.learning_rate)
 
 
 def series() -> Step:
-    """The forecaster with three members on series of season 12."""
+    """Train the forecaster with three members on series of season 12."""
     sizes = ForecasterSizes()
-    many = list(torch.randn(20, 400, dtype=torch.float64))
-    sampler = WindowSampler([Source(many, 12, 12, 1.0)], sizes.context, sizes.horizon)
+    values = list(torch.randn(20, 400, dtype=torch.float64))
+    sampler = WindowSampler([Source(values, 12, 12, 1.0)], sizes.context, sizes.horizon)
     trainer = forecaster.Trainer(Forecaster(sizes), sampler, LSTM_OWN, 0, "cpu")
     return lambda step: trainer.update(step, LSTM_OWN.learning_rate)
 
@@ -83,55 +83,58 @@ WORKS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """Samples a second over the rounds."""
+    """Samples per second over the rounds."""
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
 
-def turn(name: str, seconds: float, threads: int) -> None:
+def run_measurement(name: str, seconds: float, threads: int) -> None:
     """Train for about ``seconds`` in each process; the first process prints the samples per second."""
     configure_cpu(threads)
     distributed.initialize("cpu")
     torch.manual_seed(0)
-    step = WORKS[name].begin()
+    step = WORKS[name].start()
     step(0)
     started = time.perf_counter()
-    for number in range(TRIED):
+    for number in range(CALIBRATION_STEPS):
         step(number + 1)
-    took = (time.perf_counter() - started) / TRIED
-    count = distributed.from_rank_zero(lambda: math.ceil(seconds / took))  # the same in all of them
+    step_seconds = (time.perf_counter() - started) / CALIBRATION_STEPS
+    count = distributed.from_rank_zero(lambda: math.ceil(seconds / step_seconds))  # equal in all processes
     started = time.perf_counter()
     for number in range(count):
-        step(number + 1 + TRIED)
+        step(number + 1 + CALIBRATION_STEPS)
     distributed.print_once(str(count * WORKS[name].batch / (time.perf_counter() - started)))
     distributed.exit_process()
 
 
 def speed(name: str, seconds: float, count: int, threads: int) -> float:
     """Return the samples per second of one measurement in ``count`` new processes."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    words = ["-m", "benchmarks.speed.processes", "--turn", name, "--seconds", str(seconds), "--threads", str(threads)]
-    done = subprocess.run([sys.executable, *several, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr[-2000:])
-    return float(done.stdout.split()[-1])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    arguments = ["-m", "benchmarks.speed.processes", "--measurement", name]
+    arguments += ["--seconds", str(seconds), "--threads", str(threads)]
+    result = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(result.stderr[-2000:])
+    return float(result.stdout.split()[-1])
 
 
 def measure(name: str, seconds: float, rounds: int) -> list[Speed]:
     """Alternate all layouts, so that disturbances affect all."""
-    turns = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
-    return [Speed(statistics.median(one), min(one), max(one)) for one in zip(*turns, strict=True)]
+    rounds_of_speeds = [[speed(name, seconds, *layout) for layout in LAYOUTS] for _ in range(rounds)]
+    return [
+        Speed(statistics.median(speeds), min(speeds), max(speeds)) for speeds in zip(*rounds_of_speeds, strict=True)
+    ]
 
 
 def row(name: str, result: Sequence[Speed]) -> str:
     """Return a row: two processes compared with one process of one thread and of two threads."""
     one, threads, two = result
-    cells = [f"{own.median:,.0f} ({own.least:,.0f}–{own.most:,.0f})" for own in result]
-    ratios = [f"{two.median / own.median:.2f}" for own in (one, threads)]
+    cells = [f"{speeds.median:,.0f} ({speeds.minimum:,.0f}–{speeds.maximum:,.0f})" for speeds in result]
+    ratios = [f"{two.median / base.median:.2f}" for base in (one, threads)]
     work = WORKS[name]
-    return f"| {name} | {work.samples}, {work.batch:,} a step | {' | '.join([*cells, *ratios])} |"
+    return f"| {name} | {work.samples}, {work.batch:,} per step | {' | '.join([*cells, *ratios])} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -139,27 +142,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each layout (default: %(default)s)")
     parser.add_argument("--only", choices=list(WORKS), help="one network (default: all)")
-    parser.add_argument("--turn", choices=list(WORKS), help=argparse.SUPPRESS)  # what each process is started with
+    # These two options are for the processes that this program starts.
+    parser.add_argument("--measurement", choices=list(WORKS), help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(argv)
-    if chosen.turn:
-        turn(chosen.turn, chosen.seconds, chosen.threads)
+    options = parser.parse_args(argv)
+    if options.measurement:
+        run_measurement(options.measurement, options.seconds, options.threads)
         return
-    heads = ["1 process, 1 thread", "1 process, 2 threads", "2 processes, 1 thread each", "over 1", "over 2 threads"]
-    print(f"| network | a second | {' | '.join(heads)} |\n|---|---|--:|--:|--:|--:|--:|", flush=True)
+    headers = [
+        "1 process, 1 thread",
+        "1 process, 2 threads",
+        "2 processes, 1 thread each",
+        "ratio to 1 thread",
+        "ratio to 2 threads",
+    ]
+    print(f"| network | per second | {' | '.join(headers)} |\n|---|---|--:|--:|--:|--:|--:|", flush=True)
     results = {}
-    for name in [chosen.only] if chosen.only else list(WORKS):
-        results[name] = measure(name, chosen.seconds, chosen.rounds)
+    for name in [options.only] if options.only else list(WORKS):
+        results[name] = measure(name, options.seconds, options.rounds)
         print(row(name, results[name]), flush=True)
     conditions = {
         "hardware": hardware(),
         "torch": torch.__version__,
-        "seconds": chosen.seconds,
-        "rounds": chosen.rounds,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
     }
     print(
         json.dumps(
-            {**conditions, "networks": {name: [asdict(one) for one in result] for name, result in results.items()}}
+            {
+                **conditions,
+                "networks": {
+                    name: [asdict(layout_speed) for layout_speed in result] for name, result in results.items()
+                },
+            }
         )
     )
 

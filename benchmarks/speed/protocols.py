@@ -23,18 +23,18 @@ import numpy as np
 import uvloop
 from PIL import Image
 
-from benchmarks.speed.serving import progress, turned, words
+from benchmarks.speed.serving import comma_separated, progress, rotated
 from benchmarks.support import load, servers
 from benchmarks.support.load import Request
-from benchmarks.support.report import Results, number, over
+from benchmarks.support.report import Results, number, ratio
 from benchmarks.support.servers import ROOT, Server
 
 NATIVE = "native"
 CNN, RNN, LSTM, GAN = "cifar10-lenet", "shakespeare-rnn@1", "sine-lstm", "mnist-gan"
 CHARACTERS, HORIZON, DIGITS = 60, 48, 16
-LONG = ("text", "stream")  # answers that are still under way when the time is up: by callers of our own
+LONG = ("text", "stream")  # answers may be unfinished at the end: measured with our own generator
 
-Ways = dict[str, Request]  # protocol -> the request of the workload in it
+ProtocolRequests = dict[str, Request]  # protocol -> the request of the workload in that protocol
 
 
 def post(path: str, **body: Any) -> Request:
@@ -42,7 +42,7 @@ def post(path: str, **body: Any) -> Request:
 
 
 def tensor(model: str, name: str, datatype: str, values: np.ndarray, binary: bool, **parameters: Any) -> Request:
-    """A tensor for a model of the Open Inference Protocol, and its outputs back in the same form."""
+    """Return an Open Inference Protocol request with one tensor. The outputs have the same encoding, JSON or binary."""
     head: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
     content = values.tobytes() if binary else b""
     if binary:
@@ -54,12 +54,14 @@ def tensor(model: str, name: str, datatype: str, values: np.ndarray, binary: boo
     return Request(path, text + content, "application/octet-stream", len(text)) if binary else Request(path, text)
 
 
-def tensors(model: str, name: str, datatype: str, values: np.ndarray, **parameters: Any) -> Ways:
-    ways = {"OIP, JSON": False, "OIP, binary": True}
-    return {way: tensor(model, name, datatype, values, binary, **parameters) for way, binary in ways.items()}
+def tensors(model: str, name: str, datatype: str, values: np.ndarray, **parameters: Any) -> ProtocolRequests:
+    encodings = {"OIP, JSON": False, "OIP, binary": True}
+    return {
+        protocol: tensor(model, name, datatype, values, binary, **parameters) for protocol, binary in encodings.items()
+    }
 
 
-def works() -> dict[str, Ways]:
+def works() -> dict[str, ProtocolRequests]:
     """Return the workloads, each with its request in every protocol that supports it, the native one first."""
     picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).transpose(2, 0, 1)[None]
@@ -107,52 +109,57 @@ def works() -> dict[str, Ways]:
     }
 
 
-async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, turn: int) -> None:
+async def measure(server: Server, results: Results, options: argparse.Namespace, work: str, round_index: int) -> None:
     """Measure one round of one workload."""
-    for way, request in turned(list(works()[work].items()), turn):
-        answer = await load.ask(server.port, request)
+    for protocol, request in rotated(list(works()[work].items()), round_index):
+        answer = await load.send(server.port, request)
         if answer.status != 200:
-            raise SystemExit(f"{work} by {way}: status {answer.status}: {answer.body[:300]!r}")
-        progress(f"{work}, round {turn + 1} of {options.rounds}: {way}")
-        generator = load.own if work in LONG or not load.fast() else load.wrk
+            raise SystemExit(f"{work}, {protocol}: status {answer.status}: {answer.body[:300]!r}")
+        progress(f"{work}, round {round_index + 1} of {options.rounds}: {protocol}")
+        generator = load.measure if work in LONG or not load.has_wrk() else load.wrk
         await load.call(server.port, [request], options.callers, 0.5)
         cpu, started = server.cpu_seconds(), time.perf_counter()
         figures = await generator(server.port, [request], options.callers, options.seconds)
         figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
-        results.add(work, way, options.callers, figures)
+        results.add(work, protocol, options.callers, figures)
 
 
 def table(results: Results, callers: int) -> str:
-    lines = ["| work | protocol | requests/s | min–max | time, of native's | p50 ms | p99 ms | errors | CPU s/s |"]
+    lines = ["| work | protocol | requests/s | min–max | time / native | p50 ms | p99 ms | errors | CPU s/s |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|")
-    for work, ways in results.cells.items():
+    for work, protocols in results.cells.items():
         native = results.median(work, NATIVE, callers, "per_second")
-        for way in sorted(ways, key=list(works()[work]).index):
-            values = results.values(work, way, callers, "per_second")
-            rate = results.median(work, way, callers, "per_second")
-            cells = [number(rate, 0), f"{min(values):,.0f}–{max(values):,.0f}", number(over(native, rate), 2)]
-            cells += [number(results.median(work, way, callers, key), 1) for key in ("p50", "p99")]
-            cells.append(number(sum(results.values(work, way, callers, "errors")), 0))
-            cells.append(number(results.median(work, way, callers, "cpu"), 2))
-            lines.append(f"| {work} | {way} | {' | '.join(cells)} |")
+        for protocol in sorted(protocols, key=list(works()[work]).index):
+            values = results.values(work, protocol, callers, "per_second")
+            rate = results.median(work, protocol, callers, "per_second")
+            cells = [number(rate, 0), f"{min(values):,.0f}–{max(values):,.0f}", number(ratio(native, rate), 2)]
+            cells += [number(results.median(work, protocol, callers, key), 1) for key in ("p50", "p99")]
+            cells.append(number(sum(results.values(work, protocol, callers, "errors")), 0))
+            cells.append(number(results.median(work, protocol, callers, "cpu"), 2))
+            lines.append(f"| {work} | {protocol} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 async def bench(options: argparse.Namespace, server: Server) -> None:
     results = Results()
     for work in options.only:
-        for turn in range(options.rounds):
-            await measure(server, results, options, work, turn)
+        for round_index in range(options.rounds):
+            await measure(server, results, options, work, round_index)
     print(table(results, options.callers), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = argparse.ArgumentParser(description="The same work through each protocol, beside the native endpoint.")
-    made.add_argument("--only", type=words(tuple(works())), default=list(works()), help=f"of {','.join(works())}")
-    made.add_argument("--callers", type=int, default=32, help="(default: %(default)s)")
-    made.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="measurements of each protocol (default: %(default)s)")
-    options = made.parse_args(argv)
+    parser = argparse.ArgumentParser(description="The same work through each protocol, beside the native endpoint.")
+    parser.add_argument(
+        "--only",
+        type=comma_separated(tuple(works())),
+        default=list(works()),
+        help=f"workloads among {','.join(works())}",
+    )
+    parser.add_argument("--callers", type=int, default=32, help="number of callers (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each protocol (default: %(default)s)")
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
         server = servers.ours(Path(name), ROOT / "models_store")
         try:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.speed.serving import Plan, compare, progress, show, started, words
+from benchmarks.speed.serving import Plan, comma_separated, compare, progress, show, started
 from benchmarks.support import load, report, servers
 from benchmarks.support.servers import ROOT, Server, free_port, stats
 from benchmarks.support.works import prepare, works
@@ -47,34 +47,36 @@ def replicas(folder: Path, store: Path, count: int) -> Server:
         ],
     }
     file = folder / f"{name}.yaml"
-    file.write_text(json.dumps(config))  # which is YAML too
-    environment = {"QUARTET_STORE": str(store), "RAY_ADDRESS": "local"}  # a cluster of its own
+    file.write_text(json.dumps(config))  # JSON is valid YAML
+    environment = {"QUARTET_STORE": str(store), "RAY_ADDRESS": "local"}  # a separate cluster
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--app-dir", str(ROOT), str(file)]
     return Server(name, command, port, folder / f"{name}.log", environment)
 
 
-def victims(server: Server) -> list[int]:
+def replica_processes(server: Server) -> list[int]:
     """Return the processes of the group's replicas."""
     own = set(server.pids())
     result = []
     for pid, _ in stats():
         try:
             title = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         if pid in own and title.startswith(b"ray::ServeReplica:quartet:all"):
             result.append(pid)
     return result
 
 
-async def killed(server: Server, work: str, callers: int, seconds: float, folder: Path) -> collections.Counter[int]:
+async def kill_replica(
+    server: Server, work: str, callers: int, seconds: float, folder: Path
+) -> collections.Counter[int]:
     """Count the statuses of the answers while a replica is killed; 0 means no answer."""
-    requested = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
+    task = asyncio.create_task(load.call(server.port, works(folder)[work].requests, callers, seconds))
     await asyncio.sleep(seconds / 3)
-    victim = victims(server)[0]
-    os.kill(victim, signal.SIGKILL)
-    progress(f"killed {victim}")
-    answers, _ = await requested
+    process = replica_processes(server)[0]
+    os.kill(process, signal.SIGKILL)
+    progress(f"killed {process}")
+    answers, _ = await task
     return collections.Counter(answer.status for answer in answers)
 
 
@@ -88,33 +90,37 @@ async def bench(options: argparse.Namespace) -> None:
             server.start(300)
             try:
                 for work in options.only:
-                    counted = await killed(server, work, options.callers[0], options.seconds, networks)
+                    statuses = await kill_replica(server, work, options.callers[0], options.seconds, networks)
                     print(
-                        f"{work}, {options.callers[0]} callers, one of two replicas killed: {dict(counted)}", flush=True
+                        f"{work}, {options.callers[0]} callers, one of two replicas killed: {dict(statuses)}",
+                        flush=True,
                     )
             finally:
                 server.stop()
             return
         ours = [servers.ours(folder, networks, layout) for layout in ("1x1", "2x1")]
-        rays = [replicas(folder, networks, count) for count in (1, 2)]  # each alone: a Ray that is paused loses nodes
-        chosen = {work: replace(works(networks)[work], limits=()) for work in options.only}
-        for together in (ours, rays[:1], rays[1:]):
-            with started(together) as running:
-                for title, work in chosen.items():
+        # Clusters run one at a time: a paused Ray cluster loses its nodes.
+        clusters = [replicas(folder, networks, count) for count in (1, 2)]
+        selected = {work: replace(works(networks)[work], limits=()) for work in options.only}
+        for group in (ours, clusters[:1], clusters[1:]):
+            with started(group) as running:
+                for title, work in selected.items():
                     await compare(plan, title, work, running)
-        for title, work in chosen.items():
+        for title, work in selected.items():
             show(plan.results, title, work.title)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    made = argparse.ArgumentParser(description="Replicas under Ray Serve beside workers of the service.")
-    made.add_argument("--only", type=words(WORKS), default=["cnn", "text"], help=f"workloads among {','.join(WORKS)}")
-    made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64])
-    made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
-    made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
-    made.add_argument("--kill", action="store_true", help="kill a replica under load instead, and count the answers")
-    made.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
-    asyncio.run(bench(made.parse_args(argv)))
+    parser = argparse.ArgumentParser(description="Compare replicas under Ray Serve with workers of the service.")
+    parser.add_argument(
+        "--only", type=comma_separated(WORKS), default=["cnn", "text"], help=f"workloads among {','.join(WORKS)}"
+    )
+    parser.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[64])
+    parser.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
+    parser.add_argument("--kill", action="store_true", help="kill a replica under load instead, and count the answers")
+    parser.add_argument("--store", type=Path, default=ROOT / "models_store", help="folder of the shipped networks")
+    asyncio.run(bench(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

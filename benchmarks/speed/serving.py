@@ -42,7 +42,7 @@ from app.settings import Settings
 from benchmarks import peers
 from benchmarks.speed.training import hardware
 from benchmarks.support import limits, load, report, servers
-from benchmarks.support.report import OURS, START, Results, named
+from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
 from benchmarks.support.works import Work, prepare, prompts, works
 
@@ -51,7 +51,7 @@ SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
 SHIPPED_RNN = "shakespeare-rnn"
-QUIET = 0.5  # load average of a machine that does nothing else
+IDLE_LOAD = 0.5  # load average of an idle machine
 Item = TypeVar("Item")
 
 
@@ -59,9 +59,9 @@ def progress(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def turned(items: Sequence[Item], by: int) -> list[Item]:
-    by %= max(len(items), 1)
-    return [*items[by:], *items[:by]]
+def rotated(items: Sequence[Item], count: int) -> list[Item]:
+    count %= max(len(items), 1)
+    return [*items[count:], *items[:count]]
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Plan:
 
 
 @contextmanager
-def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
+def started(servers_to_start: Sequence[Server]) -> Iterator[list[Server]]:
     """Start servers and pause them. All their processes are stopped at the end."""
     ready = []
     try:
-        for server in begins:
+        for server in servers_to_start:
             progress(f"starting {server.name}")
             ready.append(server)
             try:
@@ -91,7 +91,7 @@ def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
                 print(f"\n{error}", flush=True)
                 ready.remove(server)
                 continue
-            server.settle()
+            server.wait_until_idle()
             server.pause()
         yield ready
     finally:
@@ -100,7 +100,7 @@ def started(begins: Sequence[Server]) -> Iterator[list[Server]]:
 
 
 @contextmanager
-def awake(server: Server) -> Iterator[None]:
+def resumed(server: Server) -> Iterator[None]:
     server.resume()
     try:
         yield
@@ -110,75 +110,81 @@ def awake(server: Server) -> Iterator[None]:
 
 async def measured(server: Server, work: Work, callers: int, seconds: float) -> dict[str, load.Figures]:
     """Measure one server. Return the figures of each part of the workload, and the CPU and memory of the whole."""
-    with awake(server):
+    with resumed(server):
         await work.warm_up(server, callers)
         cpu, started_at = server.cpu_seconds(), time.perf_counter()
         parts = await work.measure(server, callers, seconds)
         cpu, elapsed = server.cpu_seconds() - cpu, time.perf_counter() - started_at
-        took = {"cpu": cpu / elapsed, **server.memory()}
-        return {part: {**figures, **took} for part, figures in parts.items()}
+        resources = {"cpu": cpu / elapsed, **server.memory()}
+        return {part: {**figures, **resources} for part, figures in parts.items()}
 
 
-async def able(running: Sequence[Server], name: str, work: Work) -> list[Server]:
+async def usable_servers(running: Sequence[Server], name: str, work: Work) -> list[Server]:
     """Return the servers that support the workload and give the same answers as the first one."""
-    good: list[Server] = []
+    usable: list[Server] = []
     expected: list[Any] = []
     for server in running:
         if server.works is not None and name not in server.works:
             continue
         try:
-            with awake(server):
+            with resumed(server):
                 result = [
-                    work.read(server, await load.ask(server.port, request)) for request in work.adapted_requests(server)
+                    work.read(server, await load.send(server.port, request))
+                    for request in work.adapted_requests(server)
                 ]
             expected = expected or result
-            if not all(work.right(answer, ours) for answer, ours in zip(result, expected, strict=True)):
-                raise ValueError(f"its answers are wrong or differ from those of {running[0].name}")
+            if not all(work.check(answer, ours) for answer, ours in zip(result, expected, strict=True)):
+                raise ValueError(f"the answers are wrong or differ from those of {running[0].name}")
         except (OSError, ValueError, LookupError, TypeError) as error:
             print(f"\n{name}: {server.name} is not measured: {error}", flush=True)
             progress(f"the end of its log: {server.tail()}")
         else:
-            good.append(server)
-    return good
+            usable.append(server)
+    return usable
 
 
 async def compare(plan: Plan, name: str, work: Work, running: Sequence[Server]) -> None:
     """Measure all cells of one workload."""
-    running = await able(running, name, work)
+    running = await usable_servers(running, name, work)
     bodies = [request.body for request in work.requests]
     processes = {limit.name: limits.Process(limit, plan.store, bodies) for limit in work.limits}
     try:
-        for turn in range(plan.rounds):
+        for round_index in range(plan.rounds):
             for callers in work.callers or plan.callers:
-                for server in turned(running, turn):
-                    progress(f"{name}, round {turn + 1} of {plan.rounds}, {callers} callers: {server.name}")
+                for server in rotated(running, round_index):
+                    progress(f"{name}, round {round_index + 1} of {plan.rounds}, {callers} callers: {server.name}")
                     try:
                         parts = await measured(server, work, callers, plan.seconds)
-                    except (OSError, RuntimeError) as error:  # it takes no connections: the others go on
+                    except (OSError, RuntimeError) as error:  # the server accepts no connections; measure the others
                         print(f"\n{name}: {server.name} failed with {callers} callers: {error}", flush=True)
                         continue
                     for part, figures in parts.items():
-                        plan.results.add(name, named(server.name, part), callers, figures)
+                        plan.results.add(name, part_name(server.name, part), callers, figures)
             for limit, process in processes.items():
-                progress(f"{name}, round {turn + 1} of {plan.rounds}: {limit}")
-                plan.results.add(name, limit, 0, {"per_second": process.turn(min(plan.seconds, 2))})
+                progress(f"{name}, round {round_index + 1} of {plan.rounds}: {limit}")
+                plan.results.add(name, limit, 0, {"per_second": process.measure(min(plan.seconds, 2))})
     finally:
         for process in processes.values():
             process.stop()
 
 
-async def starts(plan: Plan, shipped: Path, begins: Sequence[Callable[[], Server]]) -> None:
+async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Server]]) -> None:
     """Measure the time from process start to readiness, and the memory after each network has been used."""
-    known = works(shipped)
-    tasks = [known["cnn"], known["forecast"], known["sample"], replace(known["text"], requests=prompts(SHIPPED_RNN))]
-    for turn in range(plan.rounds):
-        for begin in turned(begins, turn):
-            server = begin()
-            progress(f"start, round {turn + 1} of {plan.rounds}: {server.name}")
+    all_works = works(shipped)
+    tasks = [
+        all_works["cnn"],
+        all_works["forecast"],
+        all_works["sample"],
+        replace(all_works["text"], requests=prompts(SHIPPED_RNN)),
+    ]
+    for round_index in range(plan.rounds):
+        for factory in rotated(factories, round_index):
+            server = factory()
+            progress(f"start, round {round_index + 1} of {plan.rounds}: {server.name}")
             try:
                 seconds = server.start()
                 if server.name.startswith(OURS):
-                    all_ready(server, shipped)
+                    check_all_ready(server, shipped)
                 for task in tasks:
                     await load.call(server.port, task.requests, 8, 0.5)
                 plan.results.add(START, server.name, 0, {"seconds": seconds, **server.memory()})
@@ -186,7 +192,7 @@ async def starts(plan: Plan, shipped: Path, begins: Sequence[Callable[[], Server
                 server.stop()
 
 
-def all_ready(server: Server, shipped: Path) -> None:
+def check_all_ready(server: Server, shipped: Path) -> None:
     """Raises SystemExit if a server is ready but does not serve all networks."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
@@ -195,25 +201,27 @@ def all_ready(server: Server, shipped: Path) -> None:
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
 
 
-def begins(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
+def server_factories(options: argparse.Namespace, folder: Path, networks: Path) -> list[Callable[[], Server]]:
     """Return a factory for each selected server, Quartet first: the others are compared with it."""
-    made: list[Callable[[], Server]] = []
+    factories: list[Callable[[], Server]] = []
     if "ours" in options.servers:
-        made += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
-    made += [partial(servers.plain, folder, networks, workers) for name, workers in PLAINS if name in options.servers]
-    return made
+        factories += [partial(servers.ours, folder, networks, layout) for layout in options.layouts or [""]]
+    factories += [
+        partial(servers.plain, folder, networks, workers) for name, workers in PLAINS if name in options.servers
+    ]
+    return factories
 
 
 def installed(options: argparse.Namespace, folder: Path, networks: Path) -> list[Server]:
     """Return the selected competitors, installed if necessary."""
-    made = []
+    competitors = []
     for name in options.peers:
         progress(f"installing {name}")
         try:
-            made.append(peers.server(name, peers.install(name, options.peers_dir), folder, networks))
-        except peers.Missing as error:
+            competitors.append(peers.server(name, peers.install(name, options.peers_dir), folder, networks))
+        except peers.NotInstallable as error:
             print(f"\n{error}", flush=True)
-    return made
+    return competitors
 
 
 def two_workers(folder: Path, networks: Path) -> Server:
@@ -229,19 +237,19 @@ async def bench(options: argparse.Namespace, results: Results) -> str:
         networks, rnn = prepare(shipped, folder)
         plan = Plan(networks, options.seconds, options.rounds, options.callers, results)
         if START in options.only:
-            fresh = begins(options, folder, shipped)
+            factories = server_factories(options, folder, shipped)
             if "workers" in Settings.model_fields and not options.layouts and "ours" in options.servers:
-                fresh.append(partial(two_workers, folder, shipped))
-            await starts(plan, shipped, fresh)
+                factories.append(partial(two_workers, folder, shipped))
+            await starts(plan, shipped, factories)
             results.titles[START] = "start and memory, shipped networks"
             show(results, START, results.titles[START])
-        known = works(networks)
-        chosen = [(name, known.get(name)) for name in options.only if name != START]
-        if not chosen:
+        all_works = works(networks)
+        selected = [(name, all_works.get(name)) for name in options.only if name != START]
+        if not selected:
             return rnn
         others = installed(options, folder, networks)
-        with started([*(begin() for begin in begins(options, folder, networks)), *others]) as running:
-            for work_name, work in chosen:
+        with started([*(factory() for factory in server_factories(options, folder, networks)), *others]) as running:
+            for work_name, work in selected:
                 if work is None:
                     print(f"\n{work_name}: not measured, the store has no such network", flush=True)
                     continue
@@ -255,7 +263,7 @@ def show(results: Results, work: str, title: str) -> None:
     print(f"\n**{work}: {title}**\n\n{report.table(results, work)}", flush=True)
 
 
-def words(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
+def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
     """Return a parser for comma-separated words."""
 
     def parse(text: str) -> list[str]:
@@ -270,19 +278,21 @@ def words(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Measure Quartet in alternation with a plain FastAPI server.")
-    made.add_argument("--only", type=words(WORKS), default=list(WORKS), help=f"workloads: {','.join(WORKS)}")
+    made.add_argument("--only", type=comma_separated(WORKS), default=list(WORKS), help=f"workloads: {','.join(WORKS)}")
     made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
     made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")
-    made.add_argument("--servers", type=words(SERVERS), default=list(SERVERS), help=f"servers: {','.join(SERVERS)}")
+    made.add_argument(
+        "--servers", type=comma_separated(SERVERS), default=list(SERVERS), help=f"servers: {','.join(SERVERS)}"
+    )
     made.add_argument(
         "--layouts",
-        type=words(),
+        type=comma_separated(),
         default=[],
         help="workers x threads, such as 1x2,2x1",
     )
     made.add_argument(
-        "--peers", type=words(list(peers.PEERS)), default=[], help=f"competitors: {','.join(peers.PEERS)}"
+        "--peers", type=comma_separated(list(peers.PEERS)), default=[], help=f"competitors: {','.join(peers.PEERS)}"
     )
     made.add_argument("--peers-dir", type=Path, default=Path.home() / ".cache/quartet-peers", help="their environments")
     made.add_argument("--save", type=Path, metavar="FILE", help="write the tables to a file in benchmarks/results/")
@@ -294,7 +304,7 @@ def conditions(options: argparse.Namespace, rnn: str) -> dict[str, Any]:
     return {
         "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "load": "wrk" if load.fast() else "own callers",
+        "load": "wrk" if load.has_wrk() else "own callers",
         "rnn": rnn,
         "seconds": options.seconds,
         "rounds": options.rounds,
@@ -313,8 +323,10 @@ def finite(content: Any) -> Any:
 
 def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Results) -> None:
     """Write the tables for ``make report``. The title and the notes of an existing file stay."""
-    place = arguments.index("--save")
-    command = shlex.join(["python", "-m", "benchmarks.speed.serving", *arguments[:place], *arguments[place + 2 :]])
+    position = arguments.index("--save")
+    command = shlex.join(
+        ["python", "-m", "benchmarks.speed.serving", *arguments[:position], *arguments[position + 2 :]]
+    )
     before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
     measured = [work for work in results.titles if work in results.cells]
     content = {
@@ -325,7 +337,7 @@ def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Res
         "software": ", ".join(f"{name} {version}" for name, version in setting["versions"].items()),
         "notes": before["notes"],
         "tables": [
-            report.targets_as_json(report.judged(results)),
+            report.targets_as_json(report.evaluate_targets(results)),
             *(report.as_json(results, work, results.titles[work]) for work in measured),
         ],
     }
@@ -338,10 +350,10 @@ def stop(*_: object) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parser().parse_args(argv)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # at once, also between two awaits
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # stop immediately, also between two awaits
         signal.signal(number, stop)
     busy = os.getloadavg()[0]
-    if busy > QUIET:
+    if busy > IDLE_LOAD:
         print(f"This machine is busy (load {busy:.1f}): the measurements will not be reliable.", file=sys.stderr)
     results = Results(ours=f"{OURS} {options.layouts[0]}" if options.layouts else OURS)
     try:
@@ -350,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     except KeyboardInterrupt:
         raise SystemExit("stopped") from None
-    result = report.judged(results)
+    result = report.evaluate_targets(results)
     print(f"\n**targets**\n\n{report.targets(result)}\n")
     setting = {**conditions(options, rnn), "load_before": busy}
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())

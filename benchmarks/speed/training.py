@@ -33,13 +33,13 @@ class Speed:
     """Samples per second of each round."""
 
     median: float
-    least: float
-    most: float
+    minimum: float
+    maximum: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """``ratio`` of the medians in samples a second, ``read_ratio`` in what is read a second."""
+    """``ratio`` compares the medians in samples per second, ``read_ratio`` in values read per second."""
 
     samples: str
     workshop: Speed
@@ -58,41 +58,43 @@ def speed(loop: Loop, seconds: float) -> float:
             return samples / elapsed
 
 
-def serve_turns(name: str, side: str, threads: int, line: Connection) -> None:
+def serve_measurements(name: str, side: str, threads: int, pipe: Connection) -> None:
     """Run one loop in a separate process: for each number of seconds received, measure and send the speed."""
     if side == "ours":
         configure_cpu(threads)
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)  # the workshop's loops can only gain by it
+    torch.set_flush_denormal(True)  # faster for the workshop's loops too
     loop = getattr(PAIRS[name], side).loop()
     next(loop)  # reads the data
-    while seconds := line.recv():
-        line.send(speed(loop, seconds))
+    while seconds := pipe.recv():
+        pipe.send(speed(loop, seconds))
 
 
 def measure(name: str, seconds: float, rounds: int, threads: int) -> Result:
     """Alternate both loops, so that disturbances affect both."""
     pair, spawn = PAIRS[name], multiprocessing.get_context("spawn")
-    lines = []
+    pipes = []
     for side in ("workshop", "ours"):
-        here, there = spawn.Pipe()
-        spawn.Process(target=serve_turns, args=(name, side, threads, there), daemon=True).start()
-        there.close()  # so that a process that dies is noticed
-        lines.append(here)
+        own_end, worker_end = spawn.Pipe()
+        spawn.Process(target=serve_measurements, args=(name, side, threads, worker_end), daemon=True).start()
+        worker_end.close()  # otherwise the death of the process is not noticed
+        pipes.append(own_end)
 
-    def turn(line: Connection) -> float:
-        line.send(seconds)
-        reached: float = line.recv()
-        return reached
+    def request_speed(pipe: Connection) -> float:
+        pipe.send(seconds)
+        rate: float = pipe.recv()
+        return rate
 
-    for line in lines:
-        turn(line)  # warms up
-    turns = [[turn(line) for line in lines] for _ in range(rounds)]
-    for line in lines:
-        line.send(0)
-    workshop, ours = (Speed(statistics.median(side), min(side), max(side)) for side in zip(*turns, strict=True))
+    for pipe in pipes:
+        request_speed(pipe)  # warm up
+    rounds_of_speeds = [[request_speed(pipe) for pipe in pipes] for _ in range(rounds)]
+    for pipe in pipes:
+        pipe.send(0)
+    workshop, ours = (
+        Speed(statistics.median(side), min(side), max(side)) for side in zip(*rounds_of_speeds, strict=True)
+    )
     ratio = ours.median / workshop.median
-    return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.read / pair.workshop.read)
+    return Result(pair.samples, workshop, ours, ratio, ratio * pair.ours.values_read / pair.workshop.values_read)
 
 
 def rows(name: str, result: Result) -> str:
@@ -100,9 +102,9 @@ def rows(name: str, result: Result) -> str:
     pair = PAIRS[name]
     sides = (("workshop", pair.workshop, result.workshop, ""), ("ours", pair.ours, result.ours, f"{result.ratio:.1f}"))
     return "\n".join(
-        f"| {name} | {which} | {reached.median:,.0f} {result.samples} | {reached.least:,.0f}–{reached.most:,.0f} "
+        f"| {name} | {loop} | {speeds.median:,.0f} {result.samples} | {speeds.minimum:,.0f}–{speeds.maximum:,.0f} "
         f"| {ratio} | {side.limit} |"
-        for which, side, reached, ratio in sides
+        for loop, side, speeds, ratio in sides
     )
 
 
@@ -112,9 +114,12 @@ def remarks(results: dict[str, Result]) -> list[str]:
     for name, result in results.items():
         pair = PAIRS[name]
         if pair.unit:
-            workshop, ours = result.workshop.median * pair.workshop.read, result.ours.median * pair.ours.read
+            workshop, ours = (
+                result.workshop.median * pair.workshop.values_read,
+                result.ours.median * pair.ours.values_read,
+            )
             figures = f"{workshop:,.0f} and {ours:,.0f}, ratio {result.read_ratio:,.1f}"
-            lines.append(f"{pair.unit.capitalize()} read a second, {name}: {figures}.")
+            lines.append(f"{pair.unit.capitalize()} read per second, {name}: {figures}.")
     return lines
 
 
@@ -131,18 +136,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loop (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads (default: all cores)")
     parser.add_argument("--only", choices=list(PAIRS), help="one network (default: all)")
-    chosen = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     results = {}
     print("| network | loop | per second | min–max | ratio | limited by |\n|---|---|--:|--:|--:|---|", flush=True)
-    for name in [chosen.only] if chosen.only else list(PAIRS):
-        results[name] = measure(name, chosen.seconds, chosen.rounds, chosen.threads)
+    for name in [options.only] if options.only else list(PAIRS):
+        results[name] = measure(name, options.seconds, options.rounds, options.threads)
         print(rows(name, results[name]), flush=True)
     conditions = {
         "hardware": hardware(),
-        "threads": chosen.threads,
+        "threads": options.threads,
         "torch": torch.__version__,
-        "seconds": chosen.seconds,
-        "rounds": chosen.rounds,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
     }
     print("", *remarks(results), sep="\n")
     print(json.dumps({**conditions, "networks": {name: asdict(result) for name, result in results.items()}}))

@@ -116,18 +116,18 @@ def sample(version: store.Version, rows: int, bodies: Sequence[bytes]) -> Batch:
 WORKS = {"classify": classify, "text": text, "forecast": forecast, "sample": sample}
 
 
-def serve_turns(limit: Limit, folder: Path, bodies: Sequence[bytes], line: Connection) -> None:
+def serve_measurements(limit: Limit, folder: Path, bodies: Sequence[bytes], pipe: Connection) -> None:
     """Run in a separate process: for each number of seconds received, measure and send the requests per second."""
     torch.set_num_threads(limit.threads)
     torch.set_grad_enabled(False)
     batch = WORKS[limit.work](newest(folder, limit.model), limit.rows, bodies)
     batch()
-    while seconds := line.recv():
+    while seconds := pipe.recv():
         batches, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:
             batch()
             batches += 1
-        line.send(batches * limit.rows / elapsed)
+        pipe.send(batches * limit.rows / elapsed)
 
 
 class Process:
@@ -135,17 +135,19 @@ class Process:
 
     def __init__(self, limit: Limit, folder: Path, bodies: Sequence[bytes]) -> None:
         spawn = multiprocessing.get_context("spawn")
-        self.line, there = spawn.Pipe()
-        self.process: BaseProcess = spawn.Process(target=serve_turns, args=(limit, folder, bodies, there), daemon=True)
+        self.pipe, worker_end = spawn.Pipe()
+        self.process: BaseProcess = spawn.Process(
+            target=serve_measurements, args=(limit, folder, bodies, worker_end), daemon=True
+        )
         self.process.start()
-        there.close()  # so that the end of the process is noticed
-        self.turn(0.2)
+        worker_end.close()  # otherwise the end of the process is not noticed
+        self.measure(0.2)
 
-    def turn(self, seconds: float) -> float:
+    def measure(self, seconds: float) -> float:
         """Return requests per second over whole batches that take at least ``seconds``."""
-        self.line.send(seconds)
-        reached: float = self.line.recv()
-        return reached
+        self.pipe.send(seconds)
+        rate: float = self.pipe.recv()
+        return rate
 
     def stop(self) -> None:
         self.process.kill()

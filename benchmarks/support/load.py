@@ -66,17 +66,17 @@ class Request:
 class Answer:
     """An answer.
 
-    ``pieces`` are the received parts of the body with their times (``perf_counter``). Status 0: no answer.
+    ``chunks`` are the received parts of the body with their times (``perf_counter``). Status 0: no answer.
     """
 
     started: float
     ended: float = math.nan
     status: int = 0
-    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    chunks: list[tuple[float, bytes]] = field(default_factory=list)
 
     @property
     def body(self) -> bytes:
-        return b"".join(piece for _, piece in self.pieces)
+        return b"".join(chunk for _, chunk in self.chunks)
 
     @property
     def seconds(self) -> float:
@@ -91,19 +91,19 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.WriteTransport | None = None
-        self.done: asyncio.Future[None] | None = None
+        self.complete: asyncio.Future[None] | None = None
         self.answer = Answer(math.nan)
         self.head = self.tail = b""
-        self.left = -1  # remaining bytes of the body; -1: chunked
-        self.last = False  # whether the server closes the connection after this answer
+        self.remaining = -1  # bytes of the body; -1: chunked
+        self.closes = False  # whether the server closes the connection after this answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's class does not inherit from it
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        if self.done and not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server closed the connection"))
+        if self.complete and not self.complete.done():
+            self.complete.set_exception(error or ConnectionError("the server closed the connection"))
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
@@ -114,29 +114,29 @@ class Connection(asyncio.Protocol):
             head, data = self.head.split(b"\r\n\r\n", 1)
             self.answer.status = int(head.split(b" ", 2)[1])
             length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
-            self.left = int(length[1]) if length else -1
-            self.last = b"\r\nconnection: close" in head.lower()
+            self.remaining = int(length[1]) if length else -1
+            self.closes = b"\r\nconnection: close" in head.lower()
         if data:
-            self.answer.pieces.append((now, data))
-        if self.left >= 0:
-            self.left -= len(data)
-            whole = self.left <= 0
+            self.answer.chunks.append((now, data))
+        if self.remaining >= 0:
+            self.remaining -= len(data)
+            is_complete = self.remaining <= 0
         else:
             self.tail = (self.tail + data)[-7:]
-            whole = self.tail in (b"\r\n0\r\n\r\n", b"0\r\n\r\n")  # the last chunk
-        if whole and self.done and not self.done.done():
+            is_complete = self.tail in (b"\r\n0\r\n\r\n", b"0\r\n\r\n")  # the last chunk
+        if is_complete and self.complete and not self.complete.done():
             self.answer.ended = now
-            self.done.set_result(None)
+            self.complete.set_result(None)
 
-    async def ask(self, request: bytes, max_seconds: float = ANSWER_TIMEOUT) -> Answer:
+    async def send(self, request: bytes, max_seconds: float = ANSWER_TIMEOUT) -> Answer:
         """Send a request and return the complete answer."""
         assert self.transport
-        self.answer, self.head, self.tail, self.left = Answer(time.perf_counter()), b"", b"", -1
-        self.done = asyncio.get_running_loop().create_future()
+        self.answer, self.head, self.tail, self.remaining = Answer(time.perf_counter()), b"", b"", -1
+        self.complete = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         try:
             async with asyncio.timeout(max_seconds):
-                await self.done
+                await self.complete
         except (OSError, TimeoutError):
             self.answer.status, self.answer.ended = 0, time.perf_counter()
             if self.transport:
@@ -149,33 +149,33 @@ async def connect(port: int) -> Connection:
     return connection
 
 
-async def ask(port: int, request: Request) -> Answer:
+async def send(port: int, request: Request) -> Answer:
     """Send one request on a new connection."""
     connection = await connect(port)
-    answer = await connection.ask(request.bytes(), FIRST_ANSWER_TIMEOUT)
+    answer = await connection.send(request.bytes(), FIRST_ANSWER_TIMEOUT)
     if connection.transport:
         connection.transport.close()
     return answer
 
 
 async def call(port: int, requests: Sequence[Request], callers: int, seconds: float) -> tuple[list[Answer], float]:
-    """Send requests for ``seconds``. Return all their answers, including late ones, and the end of that time."""
-    raw, turn, answers = [request.bytes() for request in requests], count(), []
+    """Send requests for ``seconds``. Return all answers, including late ones, and the end of the period."""
+    raw, index, answers = [request.bytes() for request in requests], count(), []
     connections = [await connect(port) for _ in range(callers)]
-    until = time.perf_counter() + seconds
+    end = time.perf_counter() + seconds
 
     async def caller(connection: Connection) -> None:
-        while time.perf_counter() < until:
-            if connection.last and connection.transport:
+        while time.perf_counter() < end:
+            if connection.closes and connection.transport:
                 connection.transport.close()
-            if connection.last or not connection.transport:
+            if connection.closes or not connection.transport:
                 connection = await connect(port)
-            answers.append(await connection.ask(raw[next(turn) % len(raw)]))
+            answers.append(await connection.send(raw[next(index) % len(raw)]))
         if connection.transport:
             connection.transport.close()
 
     await asyncio.gather(*map(caller, connections))
-    return answers, until
+    return answers, end
 
 
 def percentile(values: Sequence[float], part: float) -> float:
@@ -183,37 +183,37 @@ def percentile(values: Sequence[float], part: float) -> float:
     return sorted(values)[math.ceil(part * len(values)) - 1] if values else math.nan
 
 
-def times(prefix: str, seconds: Sequence[float]) -> Figures:
+def percentiles(prefix: str, seconds: Sequence[float]) -> Figures:
     """Return the 50th, 95th and 99th percentile in milliseconds."""
     return {f"{prefix}p{part}": percentile(seconds, part / 100) * 1000 for part in (50, 95, 99)}
 
 
-def summed(answers: Sequence[Answer], until: float, seconds: float) -> Figures:
+def summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
     """Return requests per second, latencies and errors.
 
     A request that was still running at the end counts in part, by the share of its time before the end. Otherwise long
     requests that run in step would all count or not at all.
     """
-    good = [answer for answer in answers if answer.status == 200]
-    parts = [(min(answer.ended, until) - answer.started) / answer.seconds for answer in good]
-    figures = {"per_second": sum(parts) / seconds, "errors": float(len(answers) - len(good))}
-    return {**figures, **times("", [answer.seconds for answer in good])}
+    successful = [answer for answer in answers if answer.status == 200]
+    parts = [(min(answer.ended, end) - answer.started) / answer.seconds for answer in successful]
+    figures = {"per_second": sum(parts) / seconds, "errors": float(len(answers) - len(successful))}
+    return {**figures, **percentiles("", [answer.seconds for answer in successful])}
 
 
-def streamed(answers: Sequence[Answer], until: float, seconds: float) -> Figures:
-    """Return ``summed``'s figures, characters per second, time to first character and gaps between characters."""
-    firsts, gaps, characters, broken = [], [], 0, 0
+def stream_summary(answers: Sequence[Answer], end: float, seconds: float) -> Figures:
+    """Return the figures of ``summary``, characters per second, time to first character and gaps between characters."""
+    firsts, gaps, characters, incomplete = [], [], 0, 0
     for answer in answers:
-        came = [when for when, _ in arrivals(answer)]
-        if not came or not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
-            broken += answer.status == 200  # other statuses are counted as errors already
+        times = [arrival for arrival, _ in arrivals(answer)]
+        if not times or not answer.body.rstrip(b"0\r\n").endswith(b"data: [DONE]"):
+            incomplete += answer.status == 200  # other statuses are counted as errors already
             continue
-        firsts.append(came[0] - answer.started)
-        gaps += [later - earlier for earlier, later in pairwise(came)]
-        characters += sum(when <= until for when in came)
-    figures = summed(answers, until, seconds)
-    figures["errors"] += broken
-    return {**figures, "characters": characters / seconds, **times("first_", firsts), **times("gap_", gaps)}
+        firsts.append(times[0] - answer.started)
+        gaps += [later - earlier for earlier, later in pairwise(times)]
+        characters += sum(arrival <= end for arrival in times)
+    figures = summary(answers, end, seconds)
+    figures["errors"] += incomplete
+    return {**figures, "characters": characters / seconds, **percentiles("first_", firsts), **percentiles("gap_", gaps)}
 
 
 def arrivals(answer: Answer) -> list[tuple[float, str]]:
@@ -221,25 +221,25 @@ def arrivals(answer: Answer) -> list[tuple[float, str]]:
 
     Lines without ``data:`` are sizes of HTTP chunks. An event is never split over two chunks.
     """
-    came: list[tuple[float, str]] = []
+    characters: list[tuple[float, str]] = []
     rest = b""
-    for when, piece in answer.pieces:
-        *lines, rest = (rest + piece).split(b"\n")
+    for arrival, chunk in answer.chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data: {"):
                 event: dict[str, Any] = json.loads(line[6:])
-                came += [(when, character) for character in event.get("text", "")]
-    return came
+                characters += [(arrival, character) for character in event.get("text", "")]
+    return characters
 
 
-async def own(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    answers, until = await call(port, requests, callers, seconds)
-    return summed(answers, until, seconds)
+async def measure(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
+    answers, end = await call(port, requests, callers, seconds)
+    return summary(answers, end, seconds)
 
 
-async def streams(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
-    answers, until = await call(port, requests, callers, seconds)
-    return streamed(answers, until, seconds)
+async def measure_streams(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
+    answers, end = await call(port, requests, callers, seconds)
+    return stream_summary(answers, end, seconds)
 
 
 async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: float) -> Figures:
@@ -273,6 +273,6 @@ async def wrk(port: int, requests: Sequence[Request], callers: int, seconds: flo
     return {"per_second": (number - errors) / duration * 1e6, "errors": errors, **figures}
 
 
-def fast() -> bool:
+def has_wrk() -> bool:
     """Return whether ``wrk`` is installed. It uses less CPU than our own generator."""
     return shutil.which("wrk") is not None

@@ -41,14 +41,14 @@ class Results:
         return statistics.median(values) if values else math.nan
 
 
-def named(server: str, part: str) -> str:
+def part_name(server: str, part: str) -> str:
     """Return the name of a part of a server's workload in the results."""
     return f"{server}: {part}" if part else server
 
 
 class Column(NamedTuple):
     key: str
-    head: str
+    header: str
     digits: int = 0
     total: bool = False  # sum over rounds instead of the median
 
@@ -76,8 +76,8 @@ def table(results: Results, work: str) -> str:
     """Return a table: one row per server and number of callers, with minimum and maximum of the first figure."""
     columns = TABLES.get(work, COLUMNS)
     first = columns[0]
-    heads = ["server", "callers", first.head, "min–max", *(column.head for column in columns[1:])]
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
+    headers = ["server", "callers", first.header, "min–max", *(column.header for column in columns[1:])]
+    lines = [f"| {' | '.join(headers)} |", f"|---|{'--:|' * (len(headers) - 1)}"]
     servers = results.cells[work]
     for callers in sorted({callers for result in servers.values() for callers in result}):
         for server in (server for server in servers if callers in servers[server]):
@@ -96,9 +96,9 @@ def figure(results: Results, work: str, server: str, callers: int, column: Colum
     """Return the figure of a cell; NaN for an empty one."""
     if column.key == "ratio":
         key = TABLES.get(work, COLUMNS)[0].key
-        base = named(PLAIN, server.partition(": ")[2])
-        ratio = over(results.median(work, server, callers, key), results.median(work, base, callers, key))
-        return math.nan if server == base else ratio
+        base = part_name(PLAIN, server.partition(": ")[2])
+        value = ratio(results.median(work, server, callers, key), results.median(work, base, callers, key))
+        return math.nan if server == base else value
     if column.total:
         values = results.values(work, server, callers, column.key)
         return sum(values) if values else math.nan
@@ -108,7 +108,7 @@ def figure(results: Results, work: str, server: str, callers: int, column: Colum
 def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
     """Return the table of a workload as benchmarks/results/ stores it: the decimals of each column, and the rows."""
     first, *others = TABLES.get(work, COLUMNS)
-    decimals = {"server": None, "callers": 0, first.head: first.digits, "min": first.digits, "max": first.digits}
+    decimals = {"server": None, "callers": 0, first.header: first.digits, "min": first.digits, "max": first.digits}
     rows: list[list[Any]] = []
     servers = results.cells[work]
     for callers in sorted({callers for rounds in servers.values() for callers in rounds}):
@@ -118,7 +118,11 @@ def as_json(results: Results, work: str, title: str) -> dict[str, Any]:
             figures += [(limit(values), first.digits) for limit in (min, max)]
             figures += [(figure(results, work, server, callers, column), column.digits) for column in others]
             rows.append([server, callers or None, *(rounded(value, digits) for value, digits in figures)])
-    return {"title": title, "columns": {**decimals, **{column.head: column.digits for column in others}}, "rows": rows}
+    return {
+        "title": title,
+        "columns": {**decimals, **{column.header: column.digits for column in others}},
+        "rows": rows,
+    }
 
 
 def rounded(value: float, digits: int) -> float | None:
@@ -129,36 +133,40 @@ def rounded(value: float, digits: int) -> float | None:
 
 @dataclass(frozen=True)
 class Target:
-    """A target. ``must`` and ``aim`` are lower limits, or upper limits if ``most`` is set."""
+    """A target. ``must`` and ``aim`` are lower limits, or upper limits if ``is_maximum`` is set."""
 
     text: str
     must: float
     aim: float
     measured: Callable[[Results], float]
     unit: str = "x"
-    most: bool = False
+    is_maximum: bool = False
 
     def met(self, measured: float) -> str:
         if math.isnan(measured):
             return "not measured"
-        for wanted, word in ((self.aim, "aim"), (self.must, "must")):
-            if measured <= wanted if self.most else measured >= wanted:
+        for limit, word in ((self.aim, "aim"), (self.must, "must")):
+            if measured <= limit if self.is_maximum else measured >= limit:
                 return word
         return "no"
 
 
-def over(value: float, base: float) -> float:
+def ratio(value: float, base: float) -> float:
     return value / base if base else math.nan
 
 
 def over_plain(work: str, callers: int, key: str) -> Callable[[Results], float]:
-    return lambda result: over(result.median(work, result.ours, callers, key), result.median(work, PLAIN, callers, key))
+    return lambda result: ratio(
+        result.median(work, result.ours, callers, key), result.median(work, PLAIN, callers, key)
+    )
 
 
 def of_limit(work: str, callers: int, limit: str) -> Callable[[Results], float]:
     """Return the throughput in per cent of a limit's."""
     key = "per_second"
-    return lambda result: 100 * over(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
+    return lambda result: (
+        100 * ratio(result.median(work, result.ours, callers, key), result.median(work, limit, 0, key))
+    )
 
 
 def first_character(streams: int) -> Callable[[Results], float]:
@@ -169,8 +177,10 @@ def slowdown(callers: int) -> Callable[[Results], float]:
     """Return the p99 of classification beside texts, divided by its p99 alone."""
 
     def measured(result: Results) -> float:
-        beside, alone = (result.median("mixed", named(result.ours, part), callers, "p99") for part in (BESIDE, ALONE))
-        return over(beside, alone)
+        beside, alone = (
+            result.median("mixed", part_name(result.ours, part), callers, "p99") for part in (BESIDE, ALONE)
+        )
+        return ratio(beside, alone)
 
     return measured
 
@@ -179,8 +189,8 @@ TWO_THREADS = "in process, 2 threads, batch 32"
 TWO_WORKERS = f"{OURS}, 2 workers"
 TARGETS = [
     Target("workshop CNN, 64 callers: throughput / plain", 3.3, 4.2, over_plain("cnn", 64, "per_second")),
-    Target("workshop CNN, 1 caller: p50 / plain", 1.1, 0.9, over_plain("cnn", 1, "p50"), most=True),
-    Target("workshop CNN, 64 callers: p99 / plain", 0.6, 0.4, over_plain("cnn", 64, "p99"), most=True),
+    Target("workshop CNN, 1 caller: p50 / plain", 1.1, 0.9, over_plain("cnn", 1, "p50"), is_maximum=True),
+    Target("workshop CNN, 64 callers: p99 / plain", 0.6, 0.4, over_plain("cnn", 64, "p99"), is_maximum=True),
     Target(
         "cifar10-whitened, 64 callers: throughput / in process with 2 threads",
         80,
@@ -190,41 +200,43 @@ TARGETS = [
     ),
     Target("text, 32 callers, 200 characters: throughput / plain", 5.5, 7.5, over_plain("text", 32, "per_second")),
     Target("text, 32 callers: throughput / in process with 2 threads", 75, 95, of_limit("text", 32, TWO_THREADS), "%"),
-    Target("64 streams: time to first character, p99", 100, 30, first_character(64), "ms", most=True),
+    Target("64 streams: time to first character, p99", 100, 30, first_character(64), "ms", is_maximum=True),
     Target("forecasts, 32 callers: throughput / plain", 9, 15, over_plain("forecast", 32, "per_second")),
     Target("16 digits, 32 callers: throughput / plain", 2, 2.6, over_plain("sample", 32, "per_second")),
-    Target("8 callers classify: p99 with 32 texts running / alone", 3, 1.5, slowdown(8), most=True),
+    Target("8 callers classify: p99 with 32 texts running / alone", 3, 1.5, slowdown(8), is_maximum=True),
     Target(
         "memory of two workers, RSS",
         900,
         500,
         lambda result: result.median(START, TWO_WORKERS, 0, "rss"),
         "MiB",
-        most=True,
+        is_maximum=True,
     ),
-    Target("start to ready", 5, 2.5, lambda result: result.median(START, result.ours, 0, "seconds"), "s", most=True),
+    Target(
+        "start to ready", 5, 2.5, lambda result: result.median(START, result.ours, 0, "seconds"), "s", is_maximum=True
+    ),
 ]
 
 
-def judged(results: Results) -> list[tuple[Target, float]]:
+def evaluate_targets(results: Results) -> list[tuple[Target, float]]:
     return [(target, target.measured(results)) for target in TARGETS]
 
 
-def targets(result: Sequence[tuple[Target, float]]) -> str:
+def targets(evaluated: Sequence[tuple[Target, float]]) -> str:
     lines = ["| target | must | aim | measured | met |", "|---|--:|--:|--:|---|"]
-    for target, measured in result:
-        sign = "≤" if target.most else "≥"
-        bounds = [f"{sign} {wanted:g} {target.unit}" for wanted in (target.must, target.aim)]
+    for target, measured in evaluated:
+        sign = "≤" if target.is_maximum else "≥"
+        bounds = [f"{sign} {limit:g} {target.unit}" for limit in (target.must, target.aim)]
         shown = "" if math.isnan(measured) else f"{measured:,.2f} {target.unit}"
         lines.append(f"| {target.text} | {' | '.join(bounds)} | {shown} | {target.met(measured)} |")
     return "\n".join(lines)
 
 
-def targets_as_json(result: Sequence[tuple[Target, float]]) -> dict[str, Any]:
+def targets_as_json(evaluated: Sequence[tuple[Target, float]]) -> dict[str, Any]:
     """Return the table of targets as benchmarks/results/ stores it."""
     rows = []
-    for target, measured in result:
-        sign = "≤" if target.most else "≥"
+    for target, measured in evaluated:
+        sign = "≤" if target.is_maximum else "≥"
         bounds = [f"{sign} {bound:g}" for bound in (target.must, target.aim)]
         rows.append([target.text, target.unit, *bounds, rounded(measured, 2)])
     columns = {"figure": None, "unit": None, "must": None, "goal": None, "measured": "g"}

@@ -20,7 +20,7 @@ from benchmarks.support.load import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
-STARTED = 19  # index of the start time in ``stats``: process numbers are reused, number and start time are not
+STARTED = 19  # index of the start time in ``stats``: a process id may be reused, but not with the same start time
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
 IDLE_SECONDS = 1.0  # a server without CPU use for so long is idle
 STOP_SECONDS = 1.0
@@ -51,7 +51,7 @@ class Server:
     """A server command in its own session, so that all its processes can be found.
 
     ``ready`` is the path of its readiness check. ``adapt`` converts one of our requests to the server's format,
-    ``said`` its answer to ours. A competitor supports only ``works``; None: all workloads.
+    ``convert`` its answer to ours. A competitor supports only ``works``; None: all workloads.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: str = "/health/ready"
     adapt: Callable[[Request], Request] = lambda request: request
-    said: Callable[[Any], Any] = lambda answer: answer
+    convert: Callable[[Any], Any] = lambda answer: answer
     works: Sequence[str] | None = None
     process: subprocess.Popen[bytes] | None = None
 
@@ -106,27 +106,27 @@ class Server:
         """Return all processes of its session, and children that started a session of their own."""
         if not self.process:
             return []
-        known, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
-        while more := {
+        processes, result = {pid: (int(fields[1]), int(fields[3])) for pid, fields in stats()}, {self.process.pid}
+        while children := {
             pid
-            for pid, (parent, session) in known.items()
+            for pid, (parent, session) in processes.items()
             if pid not in result and (parent in result or session == self.process.pid)
         }:
-            result |= more
+            result |= children
         return sorted(result)
 
     def cpu_seconds(self) -> float:
         """Return the CPU seconds (user and system) of all its processes so far."""
-        mine = set(self.pids())
-        return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in mine)
+        own = set(self.pids())
+        return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
 
-    def settle(self, seconds: float = 30) -> None:
+    def wait_until_idle(self, seconds: float = 30) -> None:
         """Wait up to ``seconds`` until the server is idle: its first process may answer before the others are ready."""
-        end, before = time.perf_counter() + seconds, self.cpu_seconds()
-        while time.perf_counter() < end:
+        deadline, before = time.perf_counter() + seconds, self.cpu_seconds()
+        while time.perf_counter() < deadline:
             time.sleep(IDLE_SECONDS)
-            before, busy = (now := self.cpu_seconds()), now - before
-            if busy < 0.1 * IDLE_SECONDS:
+            before, used = (now := self.cpu_seconds()), now - before
+            if used < 0.1 * IDLE_SECONDS:
                 return
 
     def memory(self) -> dict[str, float]:
@@ -158,16 +158,15 @@ class Server:
         if not self.process:
             return
         self.resume()
-        mine = set(self.pids())
-        known = {
-            (pid, fields[STARTED]) for pid, fields in stats() if pid in mine
-        }  # before the processes lose their parent
+        own = set(self.pids())
+        # Listed before the processes lose their parent.
+        processes = {(pid, fields[STARTED]) for pid, fields in stats() if pid in own}
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
         self._signal(signal.SIGKILL)
         for pid, fields in stats():
-            if (pid, fields[STARTED]) in known:
+            if (pid, fields[STARTED]) in processes:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.process.wait()

@@ -33,7 +33,7 @@ SINGLE = 8  # callers per task in the mixed load
 TEXTS = 32  # texts that run beside the classification
 ALONE, BESIDE = "images alone", f"images beside {TEXTS} texts"
 
-Right = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request)
+Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Work:
 
     title: str
     requests: Sequence[Request]
-    right: Right
+    check: Check
     limits: Sequence[Limit] = ()
     callers: Sequence[int] = ()
     long: bool = False  # whether unfinished answers count in part
@@ -58,8 +58,8 @@ class Work:
         return {"": await self.once(server, callers, seconds)}
 
     async def once(self, server: Server, callers: int, seconds: float) -> Figures:
-        with_ours = load.streams if self.streamed else load.own
-        generator = with_ours if self.streamed or self.long or not load.fast() else load.wrk
+        own_generator = load.measure_streams if self.streamed else load.measure
+        generator = own_generator if self.streamed or self.long or not load.has_wrk() else load.wrk
         return await generator(server.port, self.adapted_requests(server), callers, seconds)
 
     def adapted_requests(self, server: Server) -> list[Request]:
@@ -73,7 +73,7 @@ class Work:
             if b"data: [DONE]" not in answer.body:
                 raise ValueError(f"the stream has no final event: {answer.body[-300:]!r}")
             return {"results": [{"text": "".join(character for _, character in load.arrivals(answer))}]}
-        return server.said(json.loads(answer.body))
+        return server.convert(json.loads(answer.body))
 
     async def warm_up(self, server: Server, callers: int) -> None:
         await load.call(server.port, self.adapted_requests(server), callers, 0.5)
@@ -87,7 +87,7 @@ class Mixed(Work):
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
         alone = await self.once(server, callers, seconds)
-        # the texts start before and end after the measurement beside them
+        # The texts start before this measurement and end after it.
         texts = asyncio.create_task(self.others[0].once(server, TEXTS, math.ceil(seconds) + 0.5))
         await asyncio.sleep(0.4)
         parts = {ALONE: alone, BESIDE: await self.once(server, callers, seconds), f"the {TEXTS} texts": await texts}
@@ -122,13 +122,11 @@ def prompts(model: str, stream: bool = False) -> list[Request]:
         "First Citizen: Before we proceed any further, hear me speak. All: Speak, speak. First Citizen: You are all "
         "resolved rather to die than to famish? All: Resolved, resolved. First Citizen: First, you know Caius Marcius "
     )
-    pieces = [text[at : at + PROMPT] for at in range(0, len(text) - PROMPT, PROMPT)]
-    adapted_requests = {"max_characters": CHARACTERS, "temperature": 0.8, "model": model}
+    parts = [text[start : start + PROMPT] for start in range(0, len(text) - PROMPT, PROMPT)]
+    options = {"max_characters": CHARACTERS, "temperature": 0.8, "model": model}
     if stream:
-        adapted_requests["stream"] = True
-    return [
-        Request("/v1/text/continue", json.dumps({"prompt": piece, **adapted_requests}).encode()) for piece in pieces
-    ]
+        options["stream"] = True
+    return [Request("/v1/text/continue", json.dumps({"prompt": part, **options}).encode()) for part in parts]
 
 
 def works(folder: Path) -> dict[str, Work]:

@@ -13,7 +13,7 @@ from benchmarks.support.load import Answer
 
 
 def test_a_request_gets_the_same_answer_alone_and_among_64(shipped: httpx.Client) -> None:
-    requests = [request for request in mix.asks(120, seed=7) if b"whitened" not in request.request.path.encode()]
+    requests = [request for request in mix.requests(120, seed=7) if b"whitened" not in request.request.path.encode()]
     assert {request.kind for request in requests} == set(mix.KINDS)
     port = shipped.base_url.port or 0
     alone = asyncio.run(mix.answers(port, requests, 1))
@@ -38,7 +38,7 @@ def test_the_comparison_detects_a_wrong_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "word"),
+    ("status", "body", "outcome"),
     [
         (200, b'data: {"index": 0, "text": "a"}\n\ndata: [DONE]\n\n', "finished"),
         (200, b'data: {"index": 0, "text": "a"}\n\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "announced"),
@@ -48,16 +48,16 @@ def test_the_comparison_detects_a_wrong_answer() -> None:
         (0, b"", "lost"),
     ],
 )
-def test_the_end_of_a_stream_is_classified(status: int, body: bytes, word: str) -> None:
-    assert restarts.ended(Answer(0.0, 1.0, status, [(0.5, body)])) == word
+def test_the_end_of_a_stream_is_classified(status: int, body: bytes, outcome: str) -> None:
+    assert restarts.stream_end(Answer(0.0, 1.0, status, [(0.5, body)])) == outcome
 
 
 def test_the_soak_test_reports_growing_resources() -> None:
-    seen = soak.Observations(looks=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
-    found = {"mib_per_10000": 0.9, "p50_ms": [10.0, 12.0]}
-    assert soak.grown(seen, found) == []
-    seen.looks.append((9.0, 900, 600.0, 81, 13))
-    assert soak.grown(seen, {"mib_per_10000": 1.1, "p50_ms": [10.0, 16.0]}) == [
+    observations = soak.Observations(samples=[(float(i), 100 * i, 600.0, 80 - i % 3, 12) for i in range(9)])
+    figures = {"mib_per_10000": 0.9, "p50_ms": [10.0, 12.0]}
+    assert soak.growth(observations, figures) == []
+    observations.samples.append((9.0, 900, 600.0, 81, 13))
+    assert soak.growth(observations, {"mib_per_10000": 1.1, "p50_ms": [10.0, 16.0]}) == [
         "memory grew by 1.1 MiB in 10,000 requests",
         "descriptors grew from 80 to 81",
         "threads grew from 12 to 13",
