@@ -67,8 +67,8 @@ def digest(key: str) -> bytes:
 def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
     """Parse rate limits such as ``600/minute`` or ``600/minute;20/second``. Raises ValueError.
 
-    The result is sorted, shortest period first. Limits are counted in this order until one rejects the request, so
-    that a request rejected by the second does not count for the minute.
+    The result is sorted, shortest period first. Limits are counted in this order until one rejects the request: a
+    request that the limit per second rejects does not count for the limit per minute.
     """
     limits = tuple(sorted(parse_many(text), key=lambda limit: (limit.get_expiry(), limit.amount))) if text else ()
     if any(limit.amount < 1 or limit.get_expiry() < 1 for limit in limits):

@@ -1,1 +1,1 @@
-"""Measurements of speed: each module is a program that prints a Markdown table and a line of JSON."""
+"""Benchmarks of speed and reliability. Each module is a program that prints Markdown tables and a line of JSON."""

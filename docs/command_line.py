@@ -56,7 +56,7 @@ class Parsed(Exception):
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser that a module's ``main`` builds; nothing of the command runs."""
+    """Return the parser that ``main`` of a module builds, without running the command."""
 
     def stop(parser: argparse.ArgumentParser, *_: object) -> None:
         raise Parsed(parser)
@@ -79,8 +79,8 @@ def page() -> str:
 
 
 def targets() -> str:
-    found = re.findall(r"^([a-z-]+):.*## (.*)", MAKEFILE.read_text("utf-8"), re.MULTILINE)
-    return table(("target", "effect"), [(code(f"make {name}"), text) for name, text in found])
+    targets = re.findall(r"^([a-z-]+):.*## (.*)", MAKEFILE.read_text("utf-8"), re.MULTILINE)
+    return table(("target", "effect"), [(code(f"make {name}"), text) for name, text in targets])
 
 
 def describe(parser: argparse.ArgumentParser, name: str, level: int = 3) -> Iterator[str]:

@@ -176,11 +176,11 @@ def card() -> str:
     kinds = [
         (
             code(kind),
-            code(found[1].__name__),
-            ", ".join(code(field.name) for field in fields(found[1])),
-            found[2] or "any",
+            code(entry[1].__name__),
+            ", ".join(code(field.name) for field in fields(entry[1])),
+            entry[2] or "any",
         )
-        for kind, found in KINDS.items()
+        for kind, entry in KINDS.items()
     ]
     parts.append(table(("kind", "sizes", "fields of sizes", "task"), kinds))
     return "".join(parts)

@@ -54,8 +54,8 @@ def page() -> str:
 
 def anchor(heading: str) -> str:
     """The anchor that GitHub gives to a heading."""
-    kept = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
-    return kept.replace(" ", "-")
+    characters = "".join(char for char in heading.lower() if char.isalnum() or char in " -_")
+    return characters.replace(" ", "-")
 
 
 def summary(operation: Schema) -> str:
@@ -82,12 +82,12 @@ def describe(operation: Schema, document: Schema) -> Iterator[str]:
     if body := operation.get("requestBody"):
         yield from describe_body(body["content"], document)
     responses = [
-        (status, "; ".join(response_types(found, document)), found.get("description", ""))
-        for status, found in operation["responses"].items()
+        (status, "; ".join(response_types(response, document)), response.get("description", ""))
+        for status, response in operation["responses"].items()
     ]
     yield "\n" + table(("status", "body", "description"), responses)
-    for found in operation["responses"].values():
-        for content in found.get("content", {}).values():
+    for response in operation["responses"].values():
+        for content in response.get("content", {}).values():
             schema = resolve(content.get("schema", {}), document)
             if schema.get("properties") and schema.get("title") not in ("ErrorBody", "InferenceError"):
                 yield f"\nFields of `{schema.get('title', 'the answer')}`:\n\n" + fields(schema, document)
@@ -123,18 +123,18 @@ def response_types(response: Schema, document: Schema) -> Iterator[str]:
 def resolve(schema: Schema, document: Schema) -> Schema:
     """The schema itself, where it is a reference."""
     while "$ref" in schema:
-        place: Any = document
+        target: Any = document
         for part in schema["$ref"].removeprefix("#/").split("/"):
-            place = place[part]
-        schema = {**place, **{key: value for key, value in schema.items() if key != "$ref"}}
+            target = target[part]
+        schema = {**target, **{key: value for key, value in schema.items() if key != "$ref"}}
     return schema
 
 
 def fields(schema: Schema, document: Schema) -> str:
     """A table of the fields of an object; those of objects within it follow as ``outer.inner``."""
     rows = list(field_rows(schema, document, ""))
-    heads = ("field", "type", "default", "description")
-    return table(heads, rows)
+    headers = ("field", "type", "default", "description")
+    return table(headers, rows)
 
 
 def field_rows(schema: Schema, document: Schema, prefix: str, depth: int = 0) -> Iterator[tuple[str, ...]]:

@@ -88,13 +88,13 @@ def metric(name: str, key: str) -> Callable[[], float]:
     return lambda: cards()[name][-1].metrics[key].value
 
 
-def result(path: str, title: str, column: str, **chosen: object) -> Callable[[], float]:
-    """The cell in ``column`` of the only row of a table of ``benchmarks/results/{path}.json`` with the chosen cells."""
+def result(path: str, title: str, column: str, **cells: object) -> Callable[[], float]:
+    """The cell in ``column`` of the only row of a table of ``benchmarks/results/{path}.json`` with these ``cells``."""
 
     def read() -> float:
-        (found,) = [one for one in load(RESULTS / f"{path}.json")["tables"] if one["title"] == title]
-        rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
-        (row,) = [row for row in rows if all(row[key] == value for key, value in chosen.items())]
+        (source,) = [each for each in load(RESULTS / f"{path}.json")["tables"] if each["title"] == title]
+        rows = [dict(zip(source["columns"], row, strict=True)) for row in source["rows"]]
+        (row,) = [row for row in rows if all(row[key] == value for key, value in cells.items())]
         return float(row[column])
 
     return read
@@ -177,14 +177,14 @@ def load(path: Path) -> Any:
 
 def cards() -> dict[str, list[store.Card]]:
     """The cards of all versions by name, oldest first."""
-    found: dict[str, list[store.Card]] = {}
+    cards: dict[str, list[store.Card]] = {}
     for name, number in store.all_versions(STORE):
-        found.setdefault(name, []).append(store.read_card(STORE / name / str(number)))
-    return found
+        cards.setdefault(name, []).append(store.read_card(STORE / name / str(number)))
+    return cards
 
 
 def numbers(columns: dict[str, Any], rows: list[list[Any]]) -> str:
-    """A Markdown table. ``columns``: name to decimals, "g" for as many as the value has, or None for text."""
+    """A Markdown table. ``columns`` maps names to decimals: "g" for all of the value's, None for text."""
     shown = [[show(value, form) for value, form in zip(row, columns.values(), strict=True)] for row in rows]
     return table(list(columns), shown, [name for name, form in columns.items() if form is not None])
 
@@ -256,7 +256,7 @@ def key_figures() -> str:
 
 def pages() -> dict[Path, str]:
     """Each file that is generated, and its text."""
-    readme = KEY_FIGURES_BLOCK.sub(lambda found: found[1] + key_figures() + found[2], README.read_text("utf-8"))
+    readme = KEY_FIGURES_BLOCK.sub(lambda match: match[1] + key_figures() + match[2], README.read_text("utf-8"))
     return {PAGE: page(), README: readme}
 
 

@@ -23,7 +23,7 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
 from app.store.disk_thread import DiskThread
 
-BYTES_PER_VALUE = 5  # bytes or pixels that are processed in the time of one value
+BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as one value
 JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
 EXTRA_COMMAS = 64  # allowed in a JSON body, besides those of its prompt or values
 MAX_FIELDS = 2000  # of all objects in a JSON body

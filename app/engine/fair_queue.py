@@ -26,9 +26,9 @@ Item = TypeVar("Item", bound=Queued)
 class FairQueue(Generic[Item]):
     """Start-time fair queueing (Goyal, Vin and Cheng 1996): callers share rows evenly.
 
-    A caller's next item starts, in virtual time, where its previous item ended: one unit a row. The item with the
-    earliest virtual start is next. A new caller starts at the current virtual time. With one caller or without API
-    keys this is a plain queue.
+    A caller's next item starts, in virtual time, where its previous item ended. A row takes one unit of virtual time.
+    The item with the earliest virtual start is next. A new caller starts at the current virtual time. With one caller
+    or without API keys this is a plain queue.
     """
 
     def __init__(self) -> None:

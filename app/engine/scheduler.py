@@ -18,7 +18,7 @@ from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-PREEMPT_RATIO = 4  # a preempted text has more than so many times the remaining characters of a waiting one
+PREEMPT_RATIO = 4  # preemption needs more than this many times the remaining characters of a waiting text
 PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
 
 

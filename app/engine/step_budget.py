@@ -7,8 +7,8 @@ short steps in one round save event-loop iterations. All functions here are pure
 from __future__ import annotations
 
 STEP_BUDGET = 0.001  # seconds a round lasts by default
-STEP_BUDGET_REJECTING = 0.012  # at least so long while requests are rejected: rejecting after each step costs more
-LONG_GAP = 0.006  # seconds between two rounds from which the round lasts as long as the gap did
+STEP_BUDGET_REJECTING = 0.012  # minimum while requests are rejected: rejecting after each step costs more
+LONG_GAP = 0.006  # seconds; after a longer gap between two rounds, the next round lasts as long as the gap
 MAX_STEP_BUDGET = 0.05  # seconds a round lasts after the longest gap
 
 

@@ -265,7 +265,7 @@ def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """pixels, 0 to 255 -> values in [-1, 1].
 
-    Allocates one tensor only: on the CPU a second one costs more than the arithmetic.
+    Allocates one tensor only. On the CPU, allocating a second one takes longer than the arithmetic.
     """
     return torch.sub(pixels, 127.5).to(dtype).div_(127.5)
 

@@ -84,9 +84,9 @@ class ClassNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(classes, channels))
         self.shift = nn.Parameter(torch.zeros(classes, channels))
 
-    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
-        """x [N, channels, H, W], chosen [N, classes] with a 1 at the class -> [N, channels, H, W]."""
-        gain, shift = chosen @ self.gain, chosen @ self.shift  # no indexing: its gradient sums in varying order
+    def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
+        """x [N, channels, H, W], one_hot [N, classes] with a 1 at the class -> [N, channels, H, W]."""
+        gain, shift = one_hot @ self.gain, one_hot @ self.shift  # no indexing: its gradient sums in varying order
         return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
 
 
@@ -114,13 +114,13 @@ class ConditionalGenerator(nn.Module):
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """latents [N, latent] from N(0, 1), labels [N] -> grey values [N, channels, image, image] in [-1, 1]."""
-        chosen = F.one_hot(labels, self.sizes.classes).to(latents.dtype)
-        x = self.linear(torch.cat([latents, chosen], dim=1))
+        one_hot = F.one_hot(labels, self.sizes.classes).to(latents.dtype)
+        x = self.linear(torch.cat([latents, one_hot], dim=1))
         x = x.unflatten(1, (self.side, self.side, -1)).permute(0, 3, 1, 2)  # [N, 96, 7, 7]
-        x = self.norms[0](x, chosen)
-        x = self.norms[1](self.double1(x), chosen)  # [N, 32, 14, 14]
-        x = self.norms[2](self.convolution(x), chosen)
-        x = self.norms[3](self.double2(x), chosen)  # [N, 16, 28, 28]
+        x = self.norms[0](x, one_hot)
+        x = self.norms[1](self.double1(x), one_hot)  # [N, 32, 14, 14]
+        x = self.norms[2](self.convolution(x), one_hot)
+        x = self.norms[3](self.double2(x), one_hot)  # [N, 16, 28, 28]
         return self.grey(x).tanh()
 
     def pixels(self, latents: Tensor, labels: Tensor) -> Tensor:

@@ -98,7 +98,9 @@ class Steps:
         pack = _packable(network.head.weight)
         self.first = torch.eye(len(table)) if pack else table
         self.layers = [_first_layer(table, recurrent, pack)]
-        self.layers += [_layer(read, recurrent, bias + more, pack) for read, recurrent, bias, more in rest]
+        self.layers += [
+            _layer(read, recurrent, bias + recurrent_bias, pack) for read, recurrent, bias, recurrent_bias in rest
+        ]
         self.head = Packed(network.head.weight, network.head.bias, "none") if pack else network.head
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,8 +173,8 @@ class StackedSteps:
         for norm, rnn in zip(network.norms, network.rnns, strict=True):
             assert isinstance(norm, nn.LayerNorm)
             assert isinstance(rnn, nn.RNN)
-            ((read, recurrent, bias, more),) = rnn.all_weights
-            weight, shift = _merged(norm, read, bias + more)
+            ((read, recurrent, bias, recurrent_bias),) = rnn.all_weights
+            weight, shift = _merged(norm, read, bias + recurrent_bias)
             if not self.layers:
                 table = F.linear(F.layer_norm(self.embedding, self.width), weight, shift)  # [vocabulary, hidden]
                 self.first = torch.eye(len(table)) if pack else table

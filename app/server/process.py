@@ -58,8 +58,8 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
 def plan_workers(settings: Settings) -> tuple[int, int]:
     """The number of workers, and the number of compute threads of each. Each core is used once.
 
-    By default there is one worker per core, as far as memory allows: the networks are small, and two threads in one
-    product achieve less than two products in parallel (``make bench``). A GPU is used by one process.
+    By default there is one worker per core, as far as memory allows. The networks are small: two threads for one matrix
+    product are slower than two products in parallel (``make bench``). Only one process uses a GPU.
 
     Raises:
         SettingsError: the device or the store cannot be used, or the device allows one worker only.

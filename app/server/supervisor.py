@@ -236,7 +236,7 @@ class Supervisor:
                 return
 
     def _offer_again(self) -> None:
-        """Send the pending connection before any other: workers may have read earlier ones by now."""
+        """Send the pending connection first, because workers may have accepted earlier ones meanwhile."""
         if self._pending is None:
             return
         connection, end = self._pending

@@ -253,7 +253,7 @@ def load(models: Path, name: str) -> Rollout:
 
 
 def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], Rollout]) -> Rollout:
-    """Write the rollout that ``choose`` makes of the present one, under a lock and by one rename."""
+    """Replace a rollout by ``choose(rollout)``, under a lock and with one rename."""
     numbers(models, name)  # checks the name before it becomes a path
     with file_lock(models / name):
         changed = choose(read(models, name)).model_copy(

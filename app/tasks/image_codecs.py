@@ -36,7 +36,7 @@ COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 
 # Pillow's own limit warns at one size and raises at twice that; QUARTET_MAX_PIXELS is checked before decoding.
 Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags in callers' images are harmless
+warnings.filterwarnings("ignore", module=r"PIL\.")  # unusual tags in images are harmless
 
 
 class ImageDecoder:

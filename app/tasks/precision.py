@@ -67,13 +67,13 @@ def _bfloat16_is_faster() -> bool:
     return best[torch.bfloat16] < BFLOAT16_TIME_RATIO * best[torch.float32]
 
 
-def check_finite(total: float, what: str) -> None:
+def check_finite(total: float, outputs: str) -> None:
     """Raise ArithmeticError if ``total``, the sum of a network's outputs, is not finite.
 
     As weights and inputs are finite, this is a fault of the machine.
     """
     if not math.isfinite(total):
-        raise ArithmeticError(f"{what} are not finite")
+        raise ArithmeticError(f"{outputs} are not finite")
 
 
 def pad(rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:

@@ -120,7 +120,7 @@ async def sample(server: Server, observations: Observations, deadline: float) ->
 
 
 async def soak(server: Server, folder: Path, seconds: float, callers: int, every: float) -> Observations:
-    """Run the whole load for ``seconds``, with a new version ``every`` so many seconds."""
+    """Run the whole load for ``seconds``, with a new version every ``every`` seconds."""
     requests = mix.requests(DIFFERENT_REQUESTS, 0)
     expected = await mix.answers(server.port, requests, 1)
     observations, deadline = Observations(), time.monotonic() + seconds

@@ -121,7 +121,7 @@ class Server:
         return sum((int(fields[11]) + int(fields[12])) / TICKS for pid, fields in stats() if pid in own)
 
     def wait_until_idle(self, seconds: float = 30) -> None:
-        """Wait up to ``seconds`` until the server is idle: its first process may answer before the others are ready."""
+        """Wait up to ``seconds`` until the server is idle. Its first process may answer before the others are ready."""
         deadline, before = time.perf_counter() + seconds, self.cpu_seconds()
         while time.perf_counter() < deadline:
             time.sleep(IDLE_SECONDS)

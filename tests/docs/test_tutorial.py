@@ -71,11 +71,13 @@ def test_the_commands_of_the_tutorial_succeed(tmp_path: Path) -> None:
             if command.startswith(("curl", "cut")):
                 assert shape(json.loads(actual)) == shape(json.loads(expected[0])), actual
             elif "app.models" in command:
-                assert [one.rstrip() for one in actual.splitlines()] == expected
+                assert [text.rstrip() for text in actual.splitlines()] == expected
             else:
-                printed = {masked(one) for one in re.split(r"[\r\n]", actual)}
-                lines = [one for one in expected if not one.startswith("Fine-tuning helped")]  # two epochs are too few
-                assert not {masked(one) for one in lines} - printed, actual
+                printed = {masked(text) for text in re.split(r"[\r\n]", actual)}
+                lines = [
+                    text for text in expected if not text.startswith("Fine-tuning helped")
+                ]  # two epochs are too few
+                assert not {masked(text) for text in lines} - printed, actual
                 wait_for_published(client, expected)
 
 

@@ -229,8 +229,8 @@ class RecordingTransport:
     def write(self, data: bytes) -> None:
         self.calls.append(data)
 
-    def writelines(self, pieces: Iterable[bytes]) -> None:
-        self.calls.append(b"".join(pieces))
+    def writelines(self, chunks: Iterable[bytes]) -> None:
+        self.calls.append(b"".join(chunks))
 
     def close(self) -> None:
         self.calls.append(b"closed")

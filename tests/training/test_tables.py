@@ -106,9 +106,9 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     assert [series.name for series in first.series] == ["a", "b"]
     assert first.sha256 == second.sha256
     rows = {"a": [i + 0.5 for i in range(60)], "b": [i * i for i in range(60)]}
-    head = ",".join(["id", *(f"V{i}" for i in range(70))])
+    header = ",".join(["id", *(f"V{i}" for i in range(70))])
     by_rows = write_table(
-        tmp_path, [head, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
+        tmp_path, [header, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
     )
     assert tables.read(by_rows, ReadOptions(by_rows=True)).sha256 == first.sha256
 

@@ -20,12 +20,12 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
     Edges are filled by reflection. The result is in channels-last memory format.
     """
     count, _, side, _ = images.shape
-    place = torch.arange(side) + shifts  # [2, N, S]
-    place = side - 1 - (side - 1 - place.abs()).abs()  # reflected at both edges, in 0 ... S - 1
-    columns = torch.where(mirrored, side - 1 - place[1], place[1]).to(images.device)
-    rows = place[0].to(images.device)
-    which = torch.arange(count, device=images.device).view(-1, 1, 1)
-    return images.permute(0, 2, 3, 1)[which, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    position = torch.arange(side) + shifts  # [2, N, S]
+    position = side - 1 - (side - 1 - position.abs()).abs()  # reflected at both edges, in 0 ... S - 1
+    columns = torch.where(mirrored, side - 1 - position[1], position[1]).to(images.device)
+    rows = position[0].to(images.device)
+    image_indices = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return images.permute(0, 2, 3, 1)[image_indices, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
 def batches(run: Run, train: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
@@ -33,10 +33,10 @@ def batches(run: Run, train: Tensor, size: int, epochs: int) -> Iterator[tuple[i
     per_epoch = len(train) // size
     shuffled_epoch = -1
     for step in run.steps(epochs * per_epoch):
-        epoch, place = divmod(step, per_epoch)
+        epoch, position = divmod(step, per_epoch)
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, train[permutation(len(train), run.options.seed, "epoch", epoch)]
-        yield step, epoch, order[place * size : (place + 1) * size]
+        yield step, epoch, order[position * size : (position + 1) * size]
 
 
 def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -113,7 +113,7 @@ class WindowSampler:
         return Batch(values, batch.seasons, future, batch.weights)
 
     def _normalise(self, windows: Tensor) -> Tensor:
-        """Windows [N, context + horizon], shifted to end their past at 0 and scaled to mean absolute value 1 there."""
+        """Windows [N, context + horizon], shifted so that the past ends at 0 and divided by its mean magnitude."""
         shifted = windows - windows[:, self.context - 1 : self.context]
         scale = shifted[:, : self.context].abs().nanmean(dim=1, keepdim=True)
         return shifted / torch.where(scale > 0, scale, 1.0)

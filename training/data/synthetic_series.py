@@ -40,7 +40,7 @@ class Draws:
 
 
 def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
-    """``count`` random series [count, length] that repeat, more or less, every ``season`` values.
+    """``count`` random series [count, length] that repeat approximately every ``season`` values.
 
     With season 1 they have no season, or one of another length.
     """

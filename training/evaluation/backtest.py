@@ -46,9 +46,9 @@ class Origins:
 
     def subset(self, max_origins: int) -> Origins:
         """At most ``max_origins`` of the origins, evenly spaced."""
-        chosen = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
-        past = [self.past[index] for index in chosen]
-        return Origins(past, self.actual[chosen], self.mase_scale[chosen], self.season, self.series)
+        indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
+        past = [self.past[index] for index in indices]
+        return Origins(past, self.actual[indices], self.mase_scale[indices], self.season, self.series)
 
 
 def longest_horizon(table: Table) -> int:

@@ -43,7 +43,7 @@ class Script:
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
         reference_classifier: loads the second argument of ``evaluate``, if any, from a store, a device and a version.
-        read_own: reads the caller's own data of a card from the place that its command names.
+        read_own: reads the own data of a card from the paths in its command.
         measure_own: returns the metrics of a predictor on these data.
     """
 

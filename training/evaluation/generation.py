@@ -23,7 +23,7 @@ from training.loops.classifier import AveragedTrainer
 from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
-SAMPLES = 10_000  # generated images that are evaluated, and real images beside them
+SAMPLES = 10_000  # evaluated images: as many generated as real ones
 CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
@@ -183,8 +183,8 @@ def sample_classifier(
     trainer = AveragedTrainer(config, build(config.kind, sizes).to(images.device))
     per_epoch = len(images) // config.batch
     for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        batch = permutation(len(images), 0, key, epoch)[place * config.batch : (place + 1) * config.batch]
+        epoch, position = divmod(step, per_epoch)
+        batch = permutation(len(images), 0, key, epoch)[position * config.batch : (position + 1) * config.batch]
         trainer.update(images, labels, batch, step, steps)
     return trainer.average
 

@@ -40,8 +40,8 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
 def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.optim.SGD:
     """SGD with Nesterov momentum for a loss that is summed over the batch.
 
-    ``rate`` and ``decay`` are per 1,024 images: their effect is independent of the momentum and of the batch size, and
-    that of the decay also of the rate. Each parameter group has its peak learning rate in ``initial``.
+    ``rate`` and ``decay`` are per 1,024 images, independent of momentum and batch size. The effect of ``decay`` is also
+    independent of ``rate``. Each parameter group has its peak learning rate in ``initial``.
     """
     per_image = 1 / (1024 * (1 + 1 / (1 - MOMENTUM)))
     rate, decay = rate * per_image, decay * batch * per_image

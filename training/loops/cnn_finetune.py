@@ -157,11 +157,11 @@ def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: 
     size = distributed.divisible_batch(min(config.batch, len(train_indices)))
     per_epoch = len(train_indices) // size
 
-    def trial() -> Callable[[int], object]:
+    def start_dummy_run() -> Callable[[int], object]:
         trainer = FinetuneTrainer(config, copy.deepcopy(network), weights, device, base is not None)
         return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
-    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, trial)
+    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, start_dummy_run)
     trainer = FinetuneTrainer(config, network, weights, device, base is not None)
     fit(run, trainer, images, labels, train_indices, validation, size, epochs)
     network.eval()

@@ -72,9 +72,9 @@ def from_rank_zero(make: Callable[[], T]) -> T:
     """Call ``make`` in the first process and return its result in all processes."""
     if world_size() == 1:
         return make()
-    made: list[Any] = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(made)
-    result: T = made[0]
+    objects: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(objects)
+    result: T = objects[0]
     return result
 
 

@@ -168,11 +168,11 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
     steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
     config = replace(config, batch=distributed.divisible_batch(config.batch))
 
-    def trial() -> Callable[[int], object]:
+    def start_dummy_run() -> Callable[[int], object]:
         discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
         return lambda step: discarded.update(step, config.learning_rate)
 
-    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, start_dummy_run) * steps_per_epoch
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
     config = replace(config, ema_decay=ema_decay)
     validation = Validation(

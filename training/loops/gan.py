@@ -56,7 +56,7 @@ def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tu
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | None) -> Tensor:
-    """R1: half the squared gradient of the discriminator at real images, their mean (Mescheder et al. 2018)."""
+    """R1: half the mean squared gradient norm of the discriminator at real images (Mescheder et al. 2018)."""
     real = real.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(discriminator, real, labels)[0].sum(), real, create_graph=True)
     return 0.5 * gradient.flatten(1).pow(2).sum(dim=1).mean()
@@ -156,7 +156,7 @@ class GanTrainer:
         return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
 
     def preview(self) -> np.ndarray:
-        """Images of the averaged generator from fixed latents, uint8: [64, ...], with labels ten for each class."""
+        """Images of the averaged generator from fixed latents: uint8 [64, ...], or ten per class with labels."""
         network = self.averaged_generator(PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
@@ -189,7 +189,7 @@ def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: Condit
 def recalibrate_batchnorm(
     network: ConditionalGenerator, batches: int | None = None, size: int = 200
 ) -> ConditionalGenerator:
-    """Compute the batch norms' statistics anew from generated images, and switch to evaluation mode.
+    """Recompute the statistics of the batch norms from generated images, and switch to evaluation mode.
 
     The statistics collected during training belong to the weights of other steps, not to their average.
     """
@@ -220,14 +220,14 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, ep
     total, shuffled_epoch = epochs * per_epoch, -1
     preview_every = max(1, epochs // MAX_PREVIEWS)
     for step in run.steps(total):
-        epoch, place = divmod(step, per_epoch)
+        epoch, position = divmod(step, per_epoch)
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
-        batch = order[place * config.batch : (place + 1) * config.batch]
+        batch = order[position * config.batch : (position + 1) * config.batch]
         real = images[batch].float() / 127.5 - 1
         rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
         d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
-        if place == per_epoch - 1:
+        if position == per_epoch - 1:
             run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
             if (epoch + 1) % preview_every == 0 and distributed.rank() == 0:
                 columns = None if labels is None else 10

@@ -79,13 +79,13 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     config = replace(config, batch=distributed.divisible_batch(min(config.batch, len(train_indices))))
     sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
 
-    def trial() -> Callable[[int], object]:
+    def start_dummy_run() -> Callable[[int], object]:
         other = conditional_trainer(config, options.device, sizes)
         real = images[: config.batch].float() / 127.5 - 1
         return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
 
     per_epoch = len(train_indices) // config.batch
-    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, trial)
+    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, start_dummy_run)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / (epochs * per_epoch)))  # covers at most 5 % of a short run
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)

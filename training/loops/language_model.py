@@ -116,13 +116,13 @@ def fit(
             f"characters, so at most {max(stream_length - 1, 0):,} are possible"
         )
 
-    def trial() -> Callable[[int], object]:
+    def start_dummy_run() -> Callable[[int], object]:
         trainer = Trainer(copy.deepcopy(network), config, device)
         characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1)
         state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
-    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, trial) * steps_per_epoch
+    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, start_dummy_run) * steps_per_epoch
     if keep_best:  # the average covers at most 5 % of a short run
         config = dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / total)))
     trainer = Trainer(network, config, device)

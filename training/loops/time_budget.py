@@ -57,13 +57,15 @@ def _save(run: Run, budget: dict[str, float]) -> None:
 def _seconds_per_step(step: Callable[[int], object]) -> float:
     """The median seconds of a step in the first process, after one warm-up step."""
     step(0)
-    taken: list[float] = []
+    durations: list[float] = []
 
     def unfinished() -> bool:
-        return len(taken) < MIN_TIMED_STEPS or (sum(taken) < ENOUGH_SECONDS and len(taken) < MAX_TIMED_STEPS)
+        return len(durations) < MIN_TIMED_STEPS or (
+            sum(durations) < ENOUGH_SECONDS and len(durations) < MAX_TIMED_STEPS
+        )
 
     while distributed.from_rank_zero(unfinished):
         start = time.perf_counter()
-        step(len(taken) + 1)
-        taken.append(time.perf_counter() - start)
-    return distributed.from_rank_zero(lambda: statistics.median(taken))
+        step(len(durations) + 1)
+        durations.append(time.perf_counter() - start)
+    return distributed.from_rank_zero(lambda: statistics.median(durations))

@@ -108,7 +108,7 @@ def _included_routes(app: FastAPI) -> dict[tuple[str, str], Any]:
 
 
 def _check_route(route: APIRoute, included: dict[tuple[str, str], Any], positions: dict[int, str]) -> None:
-    """Refuse a route whose answer could differ on the fast path.
+    """Reject a route whose answer could differ on the fast path.
 
     Raises:
         ValueError: with the route's methods and path, and with what would be ignored.

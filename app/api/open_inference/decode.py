@@ -50,7 +50,7 @@ Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_chec
 
 
 class OpenModel(BaseModel):
-    """Part of a request. Fields of other servers, which clients send unasked, are not looked at."""
+    """Part of a request. Unknown fields are ignored: clients send fields of other servers."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 

@@ -165,7 +165,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         },
     )
     async def generate_stream(request: Request, name: TextModel) -> Response:
-        """Continue a prompt, and send the characters as server-sent events while the model draws them.
+        """Continue a prompt, and send the characters as server-sent events while the model generates them.
 
         The last event of the text has a `finish_reason`. There is no `[DONE]` event.
         """

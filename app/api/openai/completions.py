@@ -353,7 +353,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def complete(request: Request) -> Response:
         """Continue one or several prompts, as OpenAI's completions endpoint does. A token is one character.
 
-        With `stream` the service sends the characters as server-sent events while the model draws them.
+        With `stream` the service sends the characters as server-sent events while the model generates them.
         """
         return await endpoint.run(request)
 

@@ -160,7 +160,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         responses=success_response(StoredVersions, description="The versions of the model"),
     )
     async def show_versions(name: ModelName) -> Response:
-        """List all versions of one model with their role, size and metrics, also versions that are broken."""
+        """List all versions of one model with their role, size and metrics, including broken versions."""
         return json_response(await on_store(lambda: catalogue.describe_model(store, name)))
 
     @routes.get(

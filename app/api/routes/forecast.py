@@ -70,8 +70,8 @@ def request_model(settings: Settings) -> type[ForecastRequest]:
 
 def parse_size(body: ForecastRequest) -> int:
     """Return the size of parsing the series, in values. For each series, gaps are filled and a season is searched."""
-    many = bool(body.values) and isinstance(body.values[0], list)
-    lengths = [len(series) for series in body.values if isinstance(series, list)] if many else [len(body.values)]
+    is_list = bool(body.values) and isinstance(body.values[0], list)
+    lengths = [len(series) for series in body.values if isinstance(series, list)] if is_list else [len(body.values)]
     return sum(VALUES_PER_SERIES + length for length in lengths)
 
 
@@ -85,8 +85,8 @@ def parse_series(
     Raises:
         BadValue: too many series or values, a level that is repeated, or values that the model cannot read.
     """
-    many = bool(body.values) and isinstance(body.values[0], list)
-    series: list[Any] = list(body.values) if many else [body.values]
+    is_list = bool(body.values) and isinstance(body.values[0], list)
+    series: list[Any] = list(body.values) if is_list else [body.values]
     field = series_param.partition(".")[0]
     if len(series) > settings.max_series:
         raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
@@ -95,7 +95,7 @@ def parse_series(
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
     parse, season = model.predictor.parse, body.seasonality
-    params = [series_param.format(i) if many else "values" for i in range(len(series))]
+    params = [series_param.format(i) if is_list else "values" for i in range(len(series))]
     return [parse(values, body.horizon, param, season) for param, values in zip(params, series, strict=True)]
 
 

@@ -184,7 +184,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def continue_text(request: Request) -> Response:
         """Continue a prompt character by character.
 
-        With `stream` the service sends the characters as server-sent events while the model draws them.
+        With `stream` the service sends the characters as server-sent events while the model generates them.
         """
         return await endpoint.run(request)
 
