@@ -50,13 +50,13 @@ def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
 def median_seconds(compute: Callable[[], Any]) -> float:
     """Return the median duration of a call, after one that is not counted."""
     compute()
-    taken: list[float] = []
+    durations: list[float] = []
     end = time.perf_counter() + SECONDS
-    while len(taken) < MIN_REPEATS or time.perf_counter() < end:
+    while len(durations) < MIN_REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
         compute()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
 
 
 def round_figure(value: float) -> float:
