@@ -20,6 +20,7 @@ from app.api.middleware.api_keys import close_storage, document_security, limit_
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
 from app.api.middleware.fast_routes import FastRoutes
+from app.api.middleware.trusted_host import trusted_hosts
 from app.api.open_inference import generate, infer, metadata, repository, server, statistics
 from app.api.openai import completions, images
 from app.api.routes import admin, classify, forecast, generate_images, generate_text, health, models, page
@@ -116,7 +117,8 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
     )
     limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
     protected = with_api_keys(limited, settings, counters, errors.error_response, metrics.on_rate_limited)
-    app.middleware_stack = telemetry = RequestTelemetry(cors(protected, settings), metrics, log, errors.error_response)
+    trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
+    app.middleware_stack = telemetry = RequestTelemetry(trusted, metrics, log, errors.error_response)
     app.state.refused = telemetry.on_refused
     return app
 

@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         description="origins whose web pages may call the service, separated by commas, or `*`. Empty means "
         "same origin only.",
     )
+    trusted_hosts: str = Field(
+        "",
+        description="host names under which clients may address the service, separated by commas: `a.b`, `*.a.b` for "
+        "subdomains, or `*` for all. IP addresses and local names are always allowed. Empty means no others, or "
+        "all if the service requires API keys or uses TLS.",
+    )
     tls_cert: Path | None = Field(
         None, description="PEM file of the TLS certificate chain. With it, the service speaks HTTPS."
     )

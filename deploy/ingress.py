@@ -16,6 +16,7 @@ from app.api.errors import error_response
 from app.api.middleware.api_keys import is_public, key_of, load_keyring, sent_key
 from app.api.middleware.body_memory import BodyMemoryLimit
 from app.api.middleware.cors import cors
+from app.api.middleware.trusted_host import trusted_hosts
 from app.api.routes.admin import PREFIX as ADMIN
 from app.api.routes.admin import admin_key, check_admin_key
 from app.errors import QuartetError
@@ -39,7 +40,7 @@ class IngressApp:
     to applications that answer in this process.
 
     Raises:
-        SettingsError: a key file or the admin key cannot be used.
+        SettingsError: a key file, the admin key or a trusted host cannot be used.
     """
 
     def __init__(self, settings: Settings, forward_to: ForwardTo, own: Mapping[str, ASGIApp]) -> None:
@@ -49,7 +50,8 @@ class IngressApp:
         self._forward_to = forward_to
         self._own = own
         self._max_body_bytes = settings.max_body_bytes
-        self._app = cors(BodyMemoryLimit(self._forward, settings.max_buffered_bytes), settings)
+        limited = cors(BodyMemoryLimit(self._forward, settings.max_buffered_bytes), settings)
+        self._app = trusted_hosts(limited, settings, error_response)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

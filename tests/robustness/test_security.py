@@ -20,13 +20,18 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.types import ASGIApp
 from support.networks import TINY, publish_tiny
 from support.processes import request_live, serving
 from support.responses import send_raw
 from support.service import ROOT, Serve
 
 from app import key_file, store
+from app.api.errors import error_response
 from app.api.middleware.cors import cors
+from app.api.middleware.trusted_host import trusted_hosts
 from app.main import create_app
 from app.observability.middleware import SECURITY_HEADERS
 from app.server import http_protocol
@@ -71,6 +76,72 @@ def test_cors_allows_only_the_configured_origins(serve: Serve, tmp_path: Path) -
         other = client.options(SAMPLE, headers={**preflight, "origin": "https://b.example"})
         assert (other.status_code, other.headers.get("access-control-allow-origin")) == (400, None)
         assert other.headers["x-request-id"]
+
+
+LOCAL_HOSTS = (
+    *(
+        "localhost:8000",
+        "127.0.0.1",
+        "10.0.0.7:8000",
+        "[::1]:8000",
+        "[fd00::1]",
+        "quartet",
+        "quartet-1:80",
+        "LOCALHOST.",
+    ),
+    *("quartet.default.svc", "quartet.default.svc.cluster.local", "host.docker.internal:8000", "nas.local", ""),
+)
+OTHER_HOSTS = ("evil.example", "127.0.0.1.evil.example:80", "b.c", "x.a.b", "evil-b.c", "a.local.b")
+
+
+@pytest.mark.parametrize("host", [*LOCAL_HOSTS, "a.b", "a.b.c"])
+def test_local_and_named_hosts_are_allowed(tiny_app: FastAPI, host: str) -> None:
+    trusted = trusted_hosts(tiny_app, Settings(trusted_hosts="a.b, *.b.c"), error_response)
+    assert host_status(trusted, host) == 200
+
+
+@pytest.mark.parametrize("host", OTHER_HOSTS)
+def test_other_hosts_are_rejected(tiny_app: FastAPI, host: str) -> None:
+    trusted = trusted_hosts(tiny_app, Settings(trusted_hosts="a.b, *.b.c"), error_response)
+    assert host_status(trusted, host) == 400
+
+
+def test_all_hosts_are_allowed_if_a_web_page_cannot_send_requests(tiny_app: FastAPI, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("")
+    for settings in ({"trusted_hosts": "*"}, {"keys_file": tmp_path / "keys"}, {"tls_cert": tmp_path / "cert"}):
+        assert trusted_hosts(tiny_app, Settings(**settings), error_response) is tiny_app
+    strict = Settings(keys_file=tmp_path / "keys", trusted_hosts="a.b")
+    assert host_status(trusted_hosts(tiny_app, strict, error_response), "evil.example") == 400
+
+
+def test_a_web_page_that_lets_its_name_point_here_reads_nothing(serve: Serve) -> None:
+    with serve() as client:
+        for path in ("/v1/models", "/health/ready", "/v2/models", "/nothing"):
+            answer = client.get(path, headers={"host": "evil.example:8000"})
+            assert answer.status_code == 400
+            assert (
+                "'evil.example'; allowed are IP addresses, local names and those in QUARTET_TRUSTED_HOSTS"
+                in answer.text
+            )
+            assert answer.headers["x-request-id"]
+        assert client.get("/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("hosts", ["https://a.b", "a.b:80", "a.b/", "a.*", "**", "a..b"])
+def test_a_malformed_trusted_host_is_rejected(hosts: str) -> None:
+    with pytest.raises(SettingsError, match="QUARTET_TRUSTED_HOSTS is "):
+        trusted_hosts(FastAPI(), Settings(trusted_hosts=hosts), error_response)
+
+
+@pytest.fixture(scope="module")
+def tiny_app() -> FastAPI:
+    app = FastAPI()
+    app.get("/")(lambda: "answer")
+    return app
+
+
+def host_status(app: ASGIApp, host: str) -> int:
+    return TestClient(app).get("/", headers={"host": host}).status_code
 
 
 @pytest.mark.parametrize("origins", ["a.example", "https://a.example/", "https://a.example, ftp://b"])

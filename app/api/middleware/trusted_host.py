@@ -1,0 +1,97 @@
+"""The host names under which clients may address the service.
+
+A web page can let its own name point to an address of this machine or network (DNS rebinding). The browser then takes
+the service for a part of that page, and lets the page send requests and read the responses. The ``Host`` header still
+contains the name of the page.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable
+from functools import lru_cache
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import BadValue, QuartetError, quote_value
+from app.settings import Settings, SettingsError
+
+# Nobody can register names in these domains (RFC 6761, RFC 6762, RFC 8375; Kubernetes).
+LOCAL_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa", ".svc")
+PATTERN = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+CACHED_HOSTS = 256
+
+
+class TrustedHosts:
+    """ASGI middleware: reject requests whose ``Host`` is neither local nor one of ``patterns``.
+
+    Local are IP addresses, names without a dot, and names in ``LOCAL_DOMAINS``. A pattern is a name, ``*.`` and a name
+    for all of its subdomains, or ``*`` for all names. Starlette's middleware knows no local names, and its errors have
+    another shape.
+    """
+
+    def __init__(self, app: ASGIApp, patterns: frozenset[str], failure: Callable[[QuartetError], ASGIApp]) -> None:
+        self.app = app
+        self.patterns = patterns
+        self.failure = failure
+        self.is_trusted = lru_cache(CACHED_HOSTS)(self._is_trusted)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            for name, host in scope["headers"]:
+                if name == b"host" and not self.is_trusted(host):
+                    app = self.failure(_rejection(host))
+        await app(scope, receive, send)
+
+    def _is_trusted(self, host: bytes) -> bool:
+        name = host_name(host)
+        if is_local(name) or name in self.patterns:
+            return True
+        return any(pattern.startswith("*.") and name.endswith(pattern[1:]) for pattern in self.patterns)
+
+
+def _rejection(host: bytes) -> BadValue:
+    allowed = "allowed are IP addresses, local names and those in QUARTET_TRUSTED_HOSTS"
+    return BadValue(f"host is {quote_value(host_name(host))}; {allowed}", "host")
+
+
+def host_name(host: bytes) -> str:
+    """The name or address in a ``Host`` header, without the port, in lower case."""
+    text = host.decode("latin-1").strip().lower()
+    name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    return name.removesuffix(".")
+
+
+def is_local(name: str) -> bool:
+    """Whether a host name cannot belong to a web page of somebody else."""
+    if ("." not in name and ":" not in name) or name.endswith(LOCAL_DOMAINS):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetError], ASGIApp]) -> ASGIApp:
+    """Wrap the application in ``TrustedHosts`` unless all names are allowed.
+
+    Without the setting, all names are allowed if clients need API keys, which a web page does not have, or use TLS,
+    because a browser does not accept the certificate for another name.
+
+    Raises:
+        SettingsError: a name is malformed.
+    """
+    patterns = {pattern.strip().lower() for pattern in settings.trusted_hosts.split(",") if pattern.strip()}
+    for pattern in patterns:
+        if not PATTERN.fullmatch(pattern):
+            raise SettingsError(
+                f"QUARTET_TRUSTED_HOSTS is {settings.trusted_hosts!r}: {pattern!r} is not like a.b, *.a.b or *"
+            )
+    if "*" in patterns or (not patterns and (settings.keys_file or settings.tls_cert)):
+        return app
+    own = {host_name(name.encode()) for name in (socket.gethostname(), settings.host)}
+    return TrustedHosts(app, frozenset(patterns | own), failure)
