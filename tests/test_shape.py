@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Container, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from setuptools import find_packages
 from support.service import ROOT
 
 # Layers from the bottom up. A module imports its own folder and the layers below, never a layer above.
@@ -153,3 +155,10 @@ def test_the_service_imports_no_pickle_loader() -> None:
             assert not {"pickle", "dill", "joblib", "shelve"} & imports(tree), name
             calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
             assert "torch.load" not in calls, name
+
+
+def test_the_wheel_holds_all_packages_of_app_and_training() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packages = set(find_packages(str(ROOT), include=settings["include"]))
+    folders = [path.parent for folder in ("app", "training") for path in (ROOT / folder).rglob("*.py")]
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} <= packages

@@ -36,6 +36,7 @@ class Options:
     publish: bool
     runs: Path
     store: Path
+    log_dir: Path | None = None
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -119,6 +120,7 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
     parser.add_argument(
         "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"
     )
+    parser.add_argument("--log-dir", metavar="DIR", type=Path, help="folder for TensorBoard logs; default: none")
     parser.add_argument(
         "--store", metavar="DIR", type=Path, default=Path("models_store"), help="model store to publish to"
     )

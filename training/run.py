@@ -94,6 +94,7 @@ class Run:
             own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}
         self.folder = distributed.from_rank_zero(lambda: self._open_folder(json.loads(json.dumps(content))))
+        self.tensorboard = self._open_tensorboard()
 
     def _open_folder(self, content: dict[str, Any]) -> Path:
         runs = self.options.runs / self.options.name
@@ -113,6 +114,14 @@ class Run:
         (folder / "config.tmp").write_text(json.dumps(content, indent=2) + "\n")
         os.replace(folder / "config.tmp", folder / "config.json")
         return folder
+
+    def _open_tensorboard(self) -> Any:
+        """The writer for ``--log-dir`` in the first process, with a sub-folder for each run; else None."""
+        if self.options.log_dir is None or distributed.rank():
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.options.log_dir / self.options.name / self.folder.name))
 
     def track(self, **objects: Any) -> None:
         """Set the objects of the checkpoint, and load the last checkpoint if there is one."""
@@ -198,6 +207,10 @@ class Run:
             return
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
+        if self.tensorboard is not None:
+            for name, value in metrics.items():
+                self.tensorboard.add_scalar(name, value, self.step + 1)
+            self.tensorboard.flush()
 
     def write_file(self, name: str, text: str) -> None:
         """Write a file to the run's folder, in the first process only."""
@@ -254,6 +267,8 @@ class Run:
         print(speed.describe(card["speed"], card["task"]))
         if publish and self.options.publish:
             publish_once(self.options.store, card, network, pictures)
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         (self.folder / "finished").touch()
 
 

@@ -133,6 +133,18 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("lstm", "--log-dir", "boards")
+    (board,) = (workspace / "boards" / "mine").iterdir()
+    events = EventAccumulator(str(board)).Reload()
+    log = workspace / "runs" / "mine" / board.name / "metrics.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    shown = [(event.step, event.value) for event in events.Scalars("validation_loss")]
+    assert shown == [(one["step"], pytest.approx(one["validation_loss"])) for one in records]
+
+
 def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="resume with"):
