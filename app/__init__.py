@@ -14,6 +14,6 @@ for descriptor in (0, 1, 2):
         os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
 
 # The first process of a container is not ended by a signal that it does not handle: one that comes while torch is
-# imported would be lost. Whoever serves has handlers of its own.
+# imported would be lost. A server installs its own handlers.
 if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

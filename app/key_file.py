@@ -7,7 +7,7 @@
 
     python -m app.keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
 
-A name may have several keys, so that keys can be replaced one after the other. They share the rate limits of the name.
+A name may have several keys, so that a key can be replaced without interruption. The keys share the rate limits.
 The file is read again when it changes. To revoke a key, remove its line; the key stops working within one second.
 """
 

@@ -1,1 +1,1 @@
-"""More than one machine, and what operators look at: Ray Serve, Kubernetes, nginx, Prometheus, Grafana."""
+"""Deployment and monitoring: Ray Serve, Kubernetes, nginx, Prometheus and Grafana."""

@@ -13,7 +13,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], numbers: Seque
 
 
 def cell(value: object) -> str:
-    """A value on one line, as it may stand in a table."""
+    """Return a value on one line, for a table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 

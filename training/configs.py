@@ -1,6 +1,6 @@
 """Hyperparameters of all trainings: one dataclass per recipe and one table of presets per command.
 
-The first preset of a command is its default. Every number is also an option of the command; the text beside its type is
+The first preset of a command is its default. Every number is also an option of the command; the text after its type is
 the option's help. The preset "own" trains on the caller's own data.
 """
 

@@ -30,7 +30,7 @@ class AdmissionControl:
         self._max_rows = max_rows
 
     def admit(self, rows: int, rows_per_second: float) -> None:
-        """Return if ``rows`` more rows may join the queue now, else raise.
+        """Return if ``rows`` more rows may join the queue now, otherwise raise.
 
         An empty queue accepts any request. With API keys, a key may occupy as many waiting rows as are free: a single
         key half of the queue, two keys a third each (dynamic threshold; Choudhury and Hahne 1998).

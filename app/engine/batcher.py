@@ -186,7 +186,7 @@ class Batcher(Generic[Item, Result]):
                 try:
                     self._next_batch()
                     await self._run(self._running)
-                except Exception as error:  # outside ``predict``: nobody may wait for an answer that never comes
+                except Exception as error:  # outside ``predict``: no caller may wait forever
                     self._fail(self._running or [*self._queue], f"{self.name} failed", error)
                 parts = [part for entry in self._running if (part := entry.next_part())]
                 if self._queue or parts:

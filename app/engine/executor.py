@@ -17,9 +17,9 @@ from typing import Any, ParamSpec, TypeVar
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import FairQueue
 
-INLINE_SIZE = 10_000  # characters or values; parsing so many takes about 0.5 ms
+INLINE_SIZE = 10_000  # characters or values; parsing this many takes about 0.5 ms
 INLINE_OVERRUN_SECONDS = 0.25  # an inline job that takes longer turns inline execution off ...
-NO_INLINE_SECONDS = 10.0  # ... for so long
+NO_INLINE_SECONDS = 10.0  # ... for this time
 
 REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, queue, compute, respond
 
@@ -122,13 +122,13 @@ class Executor:
         self._free_threads += 1
 
     async def run_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run inline if ``size`` (characters or values) is small, else as ``run``."""
+        """Run inline if ``size`` (characters or values) is small, otherwise as ``run``."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run(function, *args, **kwargs)
 
     async def run_admitted_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run inline if ``size`` (characters or values) is small, else as ``run_admitted``."""
+        """Run inline if ``size`` (characters or values) is small, otherwise as ``run_admitted``."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run_admitted(function, *args, **kwargs)
@@ -136,7 +136,7 @@ class Executor:
     async def run_timed(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
-        """Run inline if ``expected_seconds`` is short and no thread is busy, else on a thread.
+        """Run inline if ``expected_seconds`` is short and no thread is busy, otherwise on a thread.
 
         Returns the result and the function's running time in seconds, without waiting. An inline job that overruns by
         far turns inline execution off for a while.

@@ -29,8 +29,8 @@ class TextEngine(Generic[Text]):
     """Queue and running texts of one model.
 
     ``step`` advances each given text by about one character; it runs on ``executor``. If ``step`` raises, the texts
-    must be unchanged. ``step_seconds`` returns the expected duration in seconds of a step for so many texts. At most
-    ``max_running`` texts run and ``queue_rows`` wait. A round normally lasts ``normal_budget`` seconds.
+    must be unchanged. ``step_seconds`` returns the expected duration in seconds of a step for a number of texts. At
+    most ``max_running`` texts run and ``queue_rows`` wait. A round normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TextEngine(Generic[Text]):
         return self._admission.waiting, len(self._scheduler.running)
 
     def admit(self, texts: int) -> None:
-        """Return if so many texts would be accepted now.
+        """Return if ``texts`` texts would be accepted now.
 
         Raises:
             NotReady: the service is shutting down.
@@ -134,7 +134,7 @@ class TextEngine(Generic[Text]):
                     if self._schedule():
                         await self._advance(self._scheduler.running)
                         self._complete()
-                except Exception as error:  # outside ``step``: nobody may wait for an answer that never comes
+                except Exception as error:  # outside ``step``: no caller may wait forever
                     self._fail(self._scheduler.running or [*self._scheduler.waiting], f"{self.name} failed", error)
                 await self._executor.yield_to_requests()
         finally:
@@ -158,7 +158,7 @@ class TextEngine(Generic[Text]):
     async def _advance(self, sequences: list[TextSequence[Text]]) -> None:
         """Compute one round for all texts. Never raises.
 
-        If the round fails, each text gets a round of its own, so that only the failing text gets the error.
+        If the round fails, each text gets a separate round, so that only the failing text gets the error.
         """
         try:
             texts = [sequence.text for sequence in sequences]

@@ -37,7 +37,7 @@ def log_in_background() -> None:
 
 
 def log_without_waiting() -> None:
-    """Lose records of the root logger that stderr does not accept at once. For a process that will fork."""
+    """Lose records of the root logger that stderr does not accept immediately. For a process that will fork."""
     _replace_handlers(lambda: StderrHandler(wait=False))
 
 

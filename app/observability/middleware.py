@@ -120,7 +120,7 @@ def _route(scope: MutableMapping[str, Any]) -> str:
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's ``x-request-id`` if it has allowed characters only, else a new id."""
+    """The client's ``x-request-id`` if it has allowed characters only, otherwise a new id."""
     for key, value in scope["headers"]:
         if key == b"x-request-id":
             text = value.decode("latin-1")

@@ -1,6 +1,6 @@
 """The supervisor: one listening process that distributes connections among worker processes.
 
-Each worker has an event loop, the networks and a core of its own. The supervisor passes each connection to the worker
+Each worker has an event loop, its own networks and its own core. The supervisor passes each connection to the worker
 with the least work. Workers that share a socket would get connections at random, and keep-alive would keep them there.
 The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
 
@@ -301,7 +301,7 @@ class Supervisor:
         if self._stopping is not None:
             return
         log.error("worker %s exited with status %s", worker.process.pid, worker.process.exitcode)
-        if not self._serving:  # it logged the reason; the others would fail alike
+        if not self._serving:  # it logged the reason; other workers would fail too
             self._status = 1
             self._stop()
         elif now - worker.started < RESTART_DELAYS[1]:

@@ -221,7 +221,7 @@ class WorkerServer(Server):
         asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on SIGTERM, however often it comes. Only the supervisor ends a worker at once.
+        """Drain on SIGTERM; further signals change nothing. Only the supervisor kills a worker.
 
         SIGINT is ignored: a terminal sends it to all processes, and the supervisor handles it.
         """
@@ -241,7 +241,7 @@ class WorkerServer(Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._accept_all()  # connections that the supervisor sent before it knew of the stop
+        self._accept_all()  # connections that the supervisor sent before it noticed the stop
         asyncio.get_running_loop().remove_reader(self._channel)
         if self.arriving:
             await asyncio.wait(self.arriving, timeout=1)  # a TLS handshake may wait for a silent client
@@ -255,7 +255,7 @@ class WorkerServer(Server):
             self._closed -= closed
 
     def _accept_all(self) -> None:
-        """Accept all waiting connections at once: iterations of a busy event loop are milliseconds apart."""
+        """Accept all waiting connections: iterations of a busy event loop are milliseconds apart."""
         while self._accept():
             pass
 

@@ -101,7 +101,7 @@ class Loader:
     def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
         """Return a version, verified and warmed up, or the failure. Never raises.
 
-        ``in_background`` lowers the thread's priority for good, so that requests for other versions are not delayed.
+        ``in_background`` lowers the thread's priority permanently, so that requests for other versions are not delayed.
         """
         if in_background and hasattr(os, "setpriority"):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)

@@ -45,7 +45,7 @@ class ModelCache:
         return VersionState.FAILED if isinstance(entry, LoadFailure) else VersionState.LOADING
 
     def get(self, name: str, number: int) -> LoadedModel | None:
-        """Return a version that is ready, else None."""
+        """Return a version if it is ready, otherwise None."""
         entry = self._entries.get((name, number))
         return entry if isinstance(entry, LoadedModel) else None
 

@@ -272,7 +272,7 @@ class Registry:
 
     @property
     def failures(self) -> list[LoadFailure]:
-        """What cannot be served, and why; ``version`` is 0 for a file that is not a version."""
+        """Versions and files that cannot be served, with the reason; ``version`` is 0 for other files."""
         return [*self.watcher.snapshot.failures, *self.cache.failures().values(), *self._default_failures]
 
     # Reconciling: store snapshot -> desired versions -> difference -> load, publish, evict
@@ -338,7 +338,7 @@ class Registry:
         )
 
     async def _load_missing(self) -> None:
-        """Load the missing versions one after the other. The next one is chosen after each load."""
+        """Load the missing versions in turn. The next one is chosen after each load."""
         while to_load := self._to_load(self._desired()):
             await self._load_version(*to_load[0])
             self._publish()

@@ -35,7 +35,7 @@ def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 def scratch_folder(store: Path) -> Iterator[Path]:
     """Make a folder in the store that readers ignore, and remove it afterwards.
 
-    Also removes the scratch folders of killed processes, which nobody has locked.
+    Also removes the unlocked scratch folders of killed processes.
     """
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):

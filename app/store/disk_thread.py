@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class DiskThread:
-    """Runs functions that access files, one after the other, on a thread of its own.
+    """Runs functions that access files in turn, on a separate thread.
 
     A file system that does not answer, such as a network volume, blocks this thread only. Neither the event loop nor
     the exit of the process waits for it. The thread starts with the first job and ends after the last one.

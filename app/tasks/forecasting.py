@@ -1,6 +1,6 @@
 """Forecasting: series of numbers to forecasts with intervals.
 
-``GlobalForecaster`` forecasts any series. ``WindowForecaster`` is for the workshop's network, which knows one kind.
+``GlobalForecaster`` forecasts any series. ``WindowForecaster`` runs the workshop's network for one kind of series.
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ class TextGenerator:
         self._batch: DecodeBatch | None = None
 
     def check_prompt(self, characters: int) -> None:
-        """Raise BadValue if reading so many characters takes longer than ``max_prompt_seconds``."""
+        """Raise BadValue if reading ``characters`` characters takes longer than ``max_prompt_seconds``."""
         seconds = self.prefill_latency(1) * characters
         if seconds > self.max_prompt_seconds:
             raise BadValue(
@@ -194,7 +194,7 @@ class TextGenerator:
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
         """Return the prompt of a text, and the sorted characters that the network does not know.
 
-        An empty text becomes a line break, or ``<unk>`` if the network knows no line break.
+        An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary.
 
         Raises:
             BadValue: reading the text takes longer than ``max_prompt_seconds``.

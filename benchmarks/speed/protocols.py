@@ -149,7 +149,9 @@ async def bench(options: argparse.Namespace, server: Server) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="The same work through each protocol, beside the native endpoint.")
+    parser = argparse.ArgumentParser(
+        description="Compare the same work through each protocol with the native endpoint."
+    )
     parser.add_argument(
         "--only",
         type=comma_separated(tuple(works())),

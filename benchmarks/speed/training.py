@@ -1,7 +1,7 @@
 """Measure the workshop's training loops and ours in alternation, on the CPU.
 
     python -m benchmarks.speed.training                             # all four networks, about four minutes
-    python -m benchmarks.speed.training --only rnn --seconds 1      # one of them, short
+    python -m benchmarks.speed.training --only rnn --seconds 1      # one network, short
 
 The loops are in ``benchmarks/speed/loops.py``. Windows overlap: our loops read each character or value once and learn
 from each; the workshop reads a whole window for one target. The values read per second are printed below the table.

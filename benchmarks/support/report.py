@@ -1,4 +1,4 @@
-"""Medians over rounds as Markdown tables, and targets beside the measured figures."""
+"""Medians over rounds as Markdown tables, and targets with the measured figures."""
 
 from __future__ import annotations
 

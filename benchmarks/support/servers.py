@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TICKS = os.sysconf("SC_CLK_TCK")
 STARTED = 19  # index of the start time in ``stats``: a process id may be reused, but not with the same start time
 PORTS = count(20000 + os.getpid() % 1000 * 8, 8)
-IDLE_SECONDS = 1.0  # a server without CPU use for so long is idle
+IDLE_SECONDS = 1.0  # a server without CPU use for this time is idle
 STOP_SECONDS = 1.0
 
 
@@ -200,7 +200,7 @@ def ours(folder: Path, store: Path, layout: str = "") -> Server:
 
 
 def plain(folder: Path, store: Path, workers: int) -> Server:
-    """The server of ``plain.py``: torch's default threads for one worker, else cores divided by workers."""
+    """The server of ``plain.py``: torch's default threads for one worker, otherwise cores divided by workers."""
     port = free_port()
     environment = {"QUARTET_STORE": str(store)}
     if workers > 1:

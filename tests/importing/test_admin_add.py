@@ -1,4 +1,4 @@
-"""Networks are imported over HTTP by a process of its own."""
+"""Networks are imported over HTTP by a separate process."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_pickles_and_native_code_are_rejected(cnn: bytes, tmp_path: Path) -> Non
     assert "is native code (AOTInductor), which is never loaded" in message
     assert "not allowed" in rejected(tmp_path, {**entries(cnn), "../../outside": b""})
     assert not (tmp_path / "executed").exists()
-    assert "not an ONNX model" in rejected(tmp_path, attack)  # what does not begin as a zip archive
+    assert "not an ONNX model" in rejected(tmp_path, attack)  # files that do not start like a zip archive
     assert "older torch" in rejected(tmp_path, {"serialized_exported_program.json": b"{}"})
 
 

@@ -37,7 +37,7 @@ def keys(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 @contextmanager
 def stalled(*files: Path) -> Iterator[None]:
-    """Replace files with pipes that nobody writes to: opening one of them blocks until the end of the block."""
+    """Replace files with pipes without a writer: opening one of them blocks until the end of the context."""
     contents = {file: file.read_bytes() for file in files}
     for file in files:
         pipe = file.with_suffix(".pipe")

@@ -41,11 +41,11 @@ def received(connection: socket.socket) -> bytes:
     return content
 
 
-def sent_until_closed(connection: socket.socket, part: bytes, most: int) -> int:
-    """Send a part again and again. Returns the number of bytes until the service closed the connection."""
+def sent_until_closed(connection: socket.socket, part: bytes, max_bytes: int) -> int:
+    """Send ``part`` repeatedly. Return the bytes that were sent until the service closed the connection."""
     sent = 0
     try:
-        while sent < most:
+        while sent < max_bytes:
             connection.sendall(part)
             sent += len(part)
     except (ConnectionResetError, BrokenPipeError):
@@ -55,7 +55,7 @@ def sent_until_closed(connection: socket.socket, part: bytes, most: int) -> int:
 
 @pytest.mark.parametrize("head", [CHUNKED % SAMPLE.encode() + BODY, CHUNKED % b"/nowhere" + b"1\r\n\n\r\n"])
 def test_trailers_without_end_are_rejected(tiny: httpx.Client, head: bytes) -> None:
-    """Of a request that waits for the end of its body, and of one that is answered before."""
+    """One request waits for the end of its body; the other is answered before."""
     with connected(tiny) as connection:
         connection.sendall(head + b"0\r\n")
         connection.sendall(b"x-a: ")

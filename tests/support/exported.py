@@ -32,7 +32,7 @@ class SmallCNN(nn.Module):
 def export(module: nn.Module, *inputs: Tensor, sizes: Mapping[str, dict[int, Any]] | None = None) -> bytes:
     """Return the ``.pt2`` file of a module. ``sizes`` names the dimensions that vary, by input."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of its own code
+        warnings.simplefilter("ignore")  # torch's own code causes warnings
         file = io.BytesIO()
         torch.export.save(torch.export.export(module.eval(), inputs, dynamic_shapes=sizes), file)
     return file.getvalue()

@@ -34,7 +34,7 @@ URLS = {
     "airline-passengers.csv": "https://raw.githubusercontent.com/jbrownlee/Datasets/master/airline-passengers.csv",
 }
 
-# Of the file; for images, of the four tensors one after the other
+# Of the file; for images, of the four tensors in order
 SHA256 = {
     "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",

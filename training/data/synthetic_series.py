@@ -31,7 +31,7 @@ class Draws:
         return torch.randn((self.count, *(shape or (1,))), generator=self.generator, dtype=torch.float64)
 
     def bernoulli(self, probability: float) -> Tensor:
-        """1 with the given probability, else 0: [count, 1]."""
+        """1 with the given probability, otherwise 0: [count, 1]."""
         return (self.uniform() < probability).double()
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
@@ -102,7 +102,7 @@ def _noise(draw: Draws) -> Tensor:
 
 
 def _walk(draw: Draws, season: int) -> Tensor:
-    """A random walk, for some series with drift; 0 for 30 % of the series without a season and 75 % of the others."""
+    """A random walk, for some series with drift. It is 0 for 30 % of the series without and 75 % with a season."""
     share = 0.7 if season == 1 else 0.25
     steps = draw.normal(draw.length) + 0.2 * draw.bernoulli(0.3) * draw.normal()
     steps = _autoregressive(steps, draw.bernoulli(0.5) * draw.uniform(-0.3, 0.7))

@@ -20,7 +20,7 @@ from training.data.datasets import DataError, Text
 from training.loops import distributed
 
 MIN_CHARACTERS = 10_000  # of a text: its test part then holds three evaluation windows
-MIN_KNOWN_SHARE = 0.5  # of a text's characters: a network that knows fewer is no useful start
+MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
 HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone is a single play, unlike the rest
 

@@ -1,6 +1,6 @@
 """Training of the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
 
-``EnsembleTrainer`` trains each member on a thread of its own. ``Trainer`` trains all members in one step and can be
+``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all members in one step and can be
 distributed; training/loops/forecaster_finetune.py uses it for own series.
 """
 
@@ -26,7 +26,7 @@ from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
 SYNTHETIC_LENGTH = 700  # values of a synthetic series
-MISLABELLED_EVERY = 5  # one in so many seasonless synthetic series is also trained with each season, wrongly
+MISLABELLED_EVERY = 5  # every fifth seasonless synthetic series is also trained with each season, wrongly
 NEIGHBOURS = 6  # steps on each side whose errors also determine the interval scale of a step
 
 
@@ -98,7 +98,7 @@ def optimizer_and_average(
 
 
 class EnsembleTrainer:
-    """Trains each member on its own windows, on a thread of its own.
+    """Trains each member on its own windows, on a separate thread.
 
     The products are small: one thread per member is faster than several threads per product.
     """

@@ -12,7 +12,7 @@ from training.loops import distributed
 from training.run import Run
 
 MIN_TIMED_STEPS, MAX_TIMED_STEPS = 3, 12
-ENOUGH_SECONDS = 3.0  # timing stops after so many seconds, but not before MIN_TIMED_STEPS
+ENOUGH_SECONDS = 3.0  # seconds after which timing stops, but not before MIN_TIMED_STEPS
 STEPS_SHARE = 0.88  # share of the minutes for steps; the rest is for validation and checkpoints
 
 

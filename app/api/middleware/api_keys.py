@@ -26,7 +26,7 @@ from app.settings import Settings, SettingsError, hide_password
 
 log = logging.getLogger("quartet")
 
-# No API key is needed for the page, the documentation and health; administration has a key of its own.
+# No API key is needed for the page, the documentation and health; administration has a separate key.
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
@@ -36,7 +36,7 @@ STORAGE_RETRY_SECONDS = 5.0  # how long requests are not counted after an error:
 class ApiKeys:
     """ASGI middleware: require a key of ``ring``, apply rate limits, and set ``current_caller`` for the engines.
 
-    ``limits`` apply to keys without limits of their own. ``on_rate_limited`` is called with the key's name for each
+    ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called with the key's name for each
     request over a limit.
     """
 

@@ -180,7 +180,7 @@ class ClassifyInference(Inference[ImageClassifier]):
         return self.predictor.open(file.content, self.max_pixels, file.param)
 
     def _open_small(self) -> list[Image.Image]:
-        """Open the images if decoding all of them takes no longer than a change of threads. Else return none."""
+        """Open the images if decoding all of them takes no longer than a change of threads. Otherwise return none."""
         if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
             is_simple_image(file.content) for file in self.files
         ):
@@ -229,7 +229,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
 
 
 def _check_total_pixels(inference: ClassifyInference) -> None:
-    """Raises TooLarge if all images together have more pixels than one may have: all of them are sent back."""
+    """Raises TooLarge if all images together exceed the pixel limit of one image: all explanations are returned."""
     sizes = [inference.open(file).size for file in inference.files]
     if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
         raise TooLarge(

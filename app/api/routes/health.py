@@ -68,6 +68,6 @@ def _status_responses(model: type[BaseModel], good: str, bad: str) -> dict[int |
 
 
 def _status(content: dict[str, Any]) -> Response:
-    """Return 200 if the first value of ``content`` is true, else 503."""
+    """Return 200 if the first value of ``content`` is true, otherwise 503."""
     healthy = next(iter(content.values()))
     return Response(orjson.dumps(content), 200 if healthy else 503, media_type="application/json")
