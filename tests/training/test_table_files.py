@@ -369,6 +369,20 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         lines("t,sensor,y", *alternating),
         "may name several series; type --group 'sensor'",
     )
+    add("Yahoo", lines("Price,Close,High", "Ticker,A,A", "Date,,", *([x, V[i], V[i] + 1] for i, x in enumerate(d40))),
+        {"Close A": ("2024-01-01", "day", v40), "High A": ("2024-01-01", "day", [v + 1 for v in v40])})  # fmt: skip
+    add(
+        "provisional values",
+        lines("d,y,state", *([x, V[i], "final" if i < 30 else "provisional"] for i, x in enumerate(d40))),
+        day,
+    )
+    add("years above quarters", lines("Report", ",2022,,,,2023,,,", "Product,Q1,Q2,Q3,Q4,Q1,Q2,Q3,Q4", ["a", *V[:8]], ["b", *V[8:16]]),
+        {"a": ("2022-01-01", "quarter", V[:8]), "b": ("2022-01-01", "quarter", V[8:16])})  # fmt: skip
+    add("profit and loss", excel(S=[["Company"], ["January - December 2023"], [None], [None, *(f"{m} 23" for m in EN), "TOTAL"],
+        ["Income"], ["Sales", *V[:12], 99], ["Services", *V[12:24], 99], ["Total Income", *V[:12], 5]]),
+        {"Sales": ("2023-01-01", "month", V[:12]), "Services": ("2023-01-01", "month", V[12:24])}, "xlsx")  # fmt: skip
+    add("a country called Total", lines("Country,Year,y", *([c, y, V[y - 2000] + k] for k, c in enumerate(("Total", "Chad")) for y in
+        range(2000, 2024))), {"Total": ("2000-01-01", "year", V[:24]), "Chad": ("2000-01-01", "year", [v + 1 for v in V[:24]])})  # fmt: skip
     # Excel
     add(
         "Excel",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pandas as pd
@@ -197,7 +197,9 @@ def _reject_interleaved(
         parts = (times.dt.month, times.dt.day_of_week, times.dt.hour, times.dt.quarter, times.dt.year, times.dt.day)
         if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # the name of a month, for example
             continue
-        groups = [np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])]
+        groups = sorted((np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])), key=lambda own: own[0])
+        if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):  # one after the other, as provisional
+            continue
         grids = [frequency.grid([own], "") for own in groups]
         if all(
             grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)

@@ -20,6 +20,7 @@ from training.data.tables.numbers import is_missing
 
 MAX_HEADER_ROWS = 3
 MAX_TITLE_ROWS = 30  # rows above the header
+MAX_TOTALS = 0.1  # share of the rows
 UNIT_NAME = re.compile(
     r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
 )
@@ -105,7 +106,8 @@ def _detect(
     """Names, header cells as read, and the rows below."""
     kinds = [[kind(cell) for cell in row] for _, row in rows[: MAX_TITLE_ROWS + SAMPLE_ROWS]]
     filled = [_filled(row) for _, row in rows]
-    long = sorted(count for count in filled if count >= max(filled) / 2)
+    longest = max(filled)
+    long = sorted(count for count in filled if count >= longest / 2)
     typical = long[len(long) // 2]
     needed = max(min(2, typical), math.ceil(typical / 2))
     first = next((at for at, count in enumerate(filled[:MAX_TITLE_ROWS]) if count >= needed), 0)
@@ -130,7 +132,7 @@ def _detect(
     while (
         first > 0
         and data - first < MAX_HEADER_ROWS
-        and not _is_data(kinds[first - 1])
+        and _are_names(rows[first - 1][1])
         and _continues(rows, filled, first, typical)
     ):
         first -= 1
@@ -158,6 +160,11 @@ def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at:
     return (
         len(set(known)) < len(known) or filled[at] < typical or units > len(known) / 2 or 3 <= typical <= filled[at - 1]
     )
+
+
+def _are_names(row: Sequence[Any]) -> bool:
+    """Whether all cells are text or years, as above the quarters of several years."""
+    return all(kind(cell) in ".s" or re.fullmatch(r"(19|20)\d\d", name_of(cell)) for cell in row)
 
 
 def _is_data(kinds: Sequence[str]) -> bool:
@@ -273,6 +280,9 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
             dropped.append((row, texts[0]))
         elif filled == 0:
             dropped.append((row, ""))
+    totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # the name of a series
+        dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:
             remarks.append(f"row {row} is left out: {text[:60]!r}")

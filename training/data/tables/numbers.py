@@ -133,12 +133,16 @@ def _written(cell: str) -> Written | None:
     )
 
 
+@cache
+def _digits(decimal: str, groups: str) -> re.Pattern[str]:
+    return re.compile(rf"(?:[1-9]\d{{0,2}}(?:{re.escape(groups)}\d{{3}})+|\d+)?(?:{re.escape(decimal)}\d*)?")
+
+
 def _parse(digits: str, decimal: str, exponent: str = "") -> float | None:
     """The value of digits with separators, or None if they do not fit the decimal sign."""
     thousands = "." if decimal == "," else ","
     groups = "\u2009" if "\u2009" in digits else thousands
-    pattern = rf"(?:[1-9]\d{{0,2}}(?:{re.escape(groups)}\d{{3}})+|\d+)?(?:{re.escape(decimal)}\d*)?"
-    if not (re.fullmatch(pattern, digits) or (decimal == "." and INDIAN.fullmatch(digits))):
+    if not (_digits(decimal, groups).fullmatch(digits) or (decimal == "." and INDIAN.fullmatch(digits))):
         return None
     try:
         number = float(digits.replace(groups, "").replace(thousands, "").replace(decimal, ".") + exponent)

@@ -85,6 +85,8 @@ def read(path: Path, options: ReadOptions | None = None) -> Table:
             names = [name for name in names if name not in groups]
             if options.aggregate and not options.resample:
                 groups = []  # without --group, rows of all groups are combined
+            codes = tuple(f"column {name!r} holds codes" for name in groups)
+            body.remarks[:] = [remark for remark in body.remarks if not remark.startswith(codes)]
             if groups:
                 body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
     missing = options.missing and [text for text in options.missing if text != "none"]

@@ -26,7 +26,7 @@ WORDS = {
     "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
     "dato päivä when wann zeitpunkt zeitstempel",
 }
-MANY_COLUMNS = 12
+MANY_COLUMNS = 5  # of a table whose rows may be series
 ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
 INDEX_NAME = re.compile(
     r"index|id|no\.?|nr\.?|#|unnamed: 0(\.\d+)?", re.IGNORECASE

@@ -107,6 +107,7 @@ FORMATS = [
 CLOCK = re.compile(_CLOCK + r"|(?P<H4>\d{1,2})\.(?P<M4>\d{2})\.(?P<S4>\d{2})")
 PREFIX = re.compile(rf"(?:{WEEKDAYS})\.?[ ,]+")
 INTERVAL = re.compile(r"\s+(?:[-–]|to|bis)\s+(?=\d{1,4}[-/.:])")
+SAMPLE_CELLS = 100  # on which each format is tried first
 YEARS = (1600, 2199)
 EXCEL_EPOCH = np.datetime64("1899-12-30", "s")
 
@@ -149,7 +150,10 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
         return _typed(cells, known[typed])
     texts = {cell: normalised(cell) for cell in set(known) if isinstance(cell, str)}
     results = []
+    sample = list(texts.values())[:: max(1, len(texts) // SAMPLE_CELLS)]
     for label, period, pattern, fields in FORMATS:
+        if sum(pattern.fullmatch(text) is not None for text in sample) < 0.5 * len(sample):
+            continue  # no format fits fewer than four of five cells
         parsed = {cell: time for cell, text in texts.items() if (time := _time(text, pattern, fields))}
         if parsed:
             pairs = [parsed.get(cell, (None, 0)) if isinstance(cell, str) else (None, 0) for cell in cells]
