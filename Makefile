@@ -10,7 +10,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 # Tests run in parallel: idle threads of one test must not occupy the cores of another.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-replicas bench-cluster \
+.PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-imported bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps soak determinism overload restarts fuzz oldest audit clean
 
 help: ## list the targets
@@ -57,6 +57,9 @@ bench: .venv/train ## compare the service with a plain FastAPI server under load
 
 bench-replicas: .venv/ray ## compare one and two Ray Serve replicas with one and two workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
+
+bench-imported: .venv/train ## compare the workshop's CNN as .pt2 and as ONNX with the native version
+	$(BIN)/python -m benchmarks.speed.imported $(ARGS)
 
 bench-protocols: .venv/train ## compare the protocols with the native endpoints; ARGS="--only text"
 	$(BIN)/python -m benchmarks.speed.protocols $(ARGS)

@@ -29,6 +29,7 @@ COMMANDS = {
     "Benchmarks": (
         "benchmarks.speed.serving",
         "benchmarks.speed.protocols",
+        "benchmarks.speed.imported",
         "benchmarks.speed.replicas",
         "benchmarks.speed.training",
         "benchmarks.speed.processes",

@@ -61,21 +61,29 @@ class Step:
     written: list[Slot] = field(default_factory=list)
     dead: list[Slot] = field(default_factory=list)  # values that no later step reads
 
-    def run(self, values: list[Any]) -> None:
-        """Call the operator on ``values``, store its results there, and drop values that are not needed any more."""
-        self.compute(values)
-        self.free(values)
+    def run(self, values: list[Any], keep: bool = False) -> None:
+        """Call the operator on ``values``, and store its results there.
 
-    def compute(self, values: list[Any]) -> None:
-        """As ``run``, but keep all values."""
-        args, kwargs = self.args.copy(), self.kwargs
-        for position, slot in self.slots:
-            args[position] = values[slot]
-        for position, items in self.lists:
-            args[position] = _filled(items, values)
+        Unless ``keep`` is true, drop the values that no later step reads.
+        """
+        args, kwargs = self.args, self.kwargs
+        if self.slots:
+            args = args.copy()
+            for position, slot in self.slots:
+                args[position] = values[slot]
+        if self.lists:
+            args = args.copy()
+            for position, items in self.lists:
+                args[position] = _filled(items, values)
         if self.named:
             kwargs = kwargs | {name: _filled(item, values) for name, item in self.named}
-        _store(self.operator(*args, **kwargs), self.results, values)
+        result = self.operator(*args, **kwargs)
+        if type(self.results) is Slot:
+            values[self.results] = result
+        else:
+            _store(result, self.results, values)
+        if not keep:
+            self.free(values)
 
     def free(self, values: list[Any]) -> None:
         """Drop the values that no later step reads."""

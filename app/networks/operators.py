@@ -116,14 +116,18 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``aten.conv2d``: few images and a small kernel take the fast path of ``convolved``."""
-    small = (
-        weight.numel() <= SMALL_KERNEL and input.dim() == 4 and len(input) <= SMALL_BATCH and input.device.type == "cpu"
-    )
-    plain = groups == 1 and dilation in (1, [1], [1, 1]) and not torch.is_grad_enabled()
-    if not (small and plain and input.dtype == torch.float32):
+    small = input.shape[0] <= SMALL_BATCH and weight.numel() <= SMALL_KERNEL and input.dim() == 4
+    if not small or groups != 1 or dilation not in (1, [1], [1, 1]) or not _runs_on_cpu(input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    pairs = ([size, size] if isinstance(size, int) else list(size) * (2 // len(size)) for size in (stride, padding))
-    return torch.ops.aten.thnn_conv2d(input, weight, list(weight.shape[2:]), bias, *pairs)
+    return torch.ops.aten.thnn_conv2d(input, weight, weight.shape[2:], bias, _pair(stride), _pair(padding))
+
+
+def _runs_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def _pair(size: Any) -> Any:
+    return [size, size] if isinstance(size, int) else size if len(size) == 2 else [size[0], size[0]]
 
 
 def _one_hot(indices: Tensor, classes: int = -1) -> Tensor:
@@ -167,4 +171,4 @@ def find_operator(target: str) -> Operator:
     known = results and results <= {"Tensor", "List[Tensor]"}  # other overloads are for TorchScript's lists and texts
     if not is_overload or not (known or name in SYMBOLIC):
         raise ValueError(f"operator {target!r} is not known")
-    return found
+    return found if name in SYMBOLIC else found._op  # the operator in C++, without a Python function around it

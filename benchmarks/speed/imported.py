@@ -1,0 +1,120 @@
+"""The workshop's CNN as a .pt2 file and as an ONNX file, next to the native version.
+
+    python -m benchmarks.speed.imported                                  # about two minutes
+
+The service runs as ``make serve`` starts it. Each round measures every version once, in rotating order. "Time" is the
+native version's rate divided by the other's: the relative time of a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from app import store
+from app.exporting.files import to_onnx, to_pt2
+from app.importing.add import Description, add
+from benchmarks.speed.serving import progress, rotated
+from benchmarks.support import load, servers
+from benchmarks.support.load import Request
+from benchmarks.support.report import Results, number, ratio
+from benchmarks.support.servers import ROOT, Server
+
+NATIVE = "cifar10-lenet"
+FILES = {"lenet-pt2": to_pt2, "lenet-onnx": to_onnx}
+WORK = "image"
+CALLERS = (1, 64)
+MAX_BYTES = 2**24
+
+
+def prepare(folder: Path) -> Path:
+    """Return a store with the native version and its two imported copies."""
+    models = folder / "store"
+    shutil.copytree(ROOT / "models_store" / NATIVE, models / NATIVE)
+    version = store.read_version(models, NATIVE, 1)
+    for name, write in FILES.items():
+        path = folder / name
+        path.write_bytes(write(version))
+        options = {"softmax": False, "interpolation": "bicubic"}  # the files contain the softmax
+        add(models, path, Description(name, task="classify", options=options, labels=version.card.labels), MAX_BYTES)
+    return models
+
+
+def request(model: str) -> Request:
+    picture = (ROOT / "tests/images/cifar10/0013-horse.png").read_bytes()
+    return Request(f"/v1/images/classify?top_k=10&model={model}", picture, "image/png")
+
+
+async def largest_difference(server: Server) -> dict[str, float]:
+    """Return the largest difference of a probability from that of the native version."""
+    answers = {}
+    for model in (NATIVE, *FILES):
+        answer = await load.send(server.port, request(model))
+        if answer.status != 200:
+            raise SystemExit(f"{model}: status {answer.status}: {answer.body[:300]!r}")
+        predictions = json.loads(answer.body)["results"][0]["predictions"]
+        answers[model] = {each["label"]: each["probability"] for each in predictions}
+    native = answers.pop(NATIVE)
+    return {
+        model: max(abs(probability - native[label]) for label, probability in own.items())
+        for model, own in answers.items()
+    }
+
+
+async def measure(server: Server, results: Results, options: argparse.Namespace, callers: int, turn: int) -> None:
+    """Measure each version once."""
+    generator = load.wrk if load.has_wrk() else load.measure
+    for model, asked in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
+        progress(f"{callers} callers, round {turn + 1} of {options.rounds}: {model}")
+        await load.call(server.port, [asked], callers, 0.3)
+        cpu, started = server.cpu_seconds(), time.perf_counter()
+        figures = await generator(server.port, [asked], callers, options.seconds)
+        figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
+        results.add(WORK, model, callers, figures)
+
+
+def table(results: Results, differences: dict[str, float]) -> str:
+    lines = ["| version | callers | requests/s | time, of native's | p50 ms | p99 ms | errors | largest difference |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for callers in CALLERS:
+        for model in (NATIVE, *FILES):
+            rates = (results.median(WORK, each, callers, "per_second") for each in (NATIVE, model))
+            native, rate = rates
+            cells = [number(rate, 0), number(ratio(native, rate), 2)]
+            cells += [number(results.median(WORK, model, callers, key), 2) for key in ("p50", "p99")]
+            cells.append(number(sum(results.values(WORK, model, callers, "errors")), 0))
+            lines.append(f"| {model} | {callers} | {' | '.join(cells)} | {differences.get(model, 0):.1g} |")
+    return "\n".join(lines)
+
+
+async def bench(options: argparse.Namespace, server: Server) -> None:
+    results, differences = Results(), await largest_difference(server)
+    for callers in CALLERS:
+        for turn in range(options.rounds):
+            await measure(server, results, options, callers, turn)
+    print(table(results, differences), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The workshop's CNN as .pt2 and as ONNX, next to the native version.")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of each measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each version (default: %(default)s)")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
+        server = servers.ours(Path(name), prepare(Path(name)))
+        try:
+            server.start()
+            uvloop.run(bench(options, server))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
