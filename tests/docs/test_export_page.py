@@ -68,7 +68,7 @@ def test_no_script_uses_this_project() -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=map(file_of, SCRIPTS))
-def test_a_script_prints_what_stands_in_its_comments(script: str, run: Callable[..., list[str]]) -> None:
+def test_a_script_prints_the_values_in_its_comments(script: str, run: Callable[..., list[str]]) -> None:
     expected = [line.split("  # ", 1)[1] for line in script.splitlines() if line.startswith("print(")]
     assert run(file_of(script)) == expected
 
@@ -99,7 +99,7 @@ def test_the_page_has_a_script_for_every_kind() -> None:
     assert all(f"`{kind}`" in PAGE for kind in kinds)
 
 
-def test_the_scripts_answer_as_the_service_does(
+def test_the_scripts_give_the_answers_of_the_service(
     tmp_path: Path, run: Callable[..., list[str]], shipped: httpx.Client
 ) -> None:
     body = {"model": "shakespeare-rnn@2", "prompt": "ROMEO:", "max_characters": 40, "temperature": 0}
@@ -124,7 +124,7 @@ def test_the_scripts_answer_as_the_service_does(
     assert abs(np.asarray(Image.open(tmp_path / "digit.png"), int) - sheet).max() <= 1
 
 
-def test_the_commands_print_what_the_page_shows(
+def test_the_commands_print_the_output_on_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

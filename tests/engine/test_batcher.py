@@ -42,7 +42,7 @@ def batcher(
     )
 
 
-async def test_an_idle_model_starts_at_once_and_a_busy_one_fills_the_next_batch(executor: Executor) -> None:
+async def test_an_idle_model_starts_immediately_and_a_busy_one_fills_the_next_batch(executor: Executor) -> None:
     gate = Gate()
     engine = batcher(gate, executor)
     first = await start_tasks(engine.submit([1]))
@@ -317,7 +317,7 @@ class FailingObserver(RecordingObserver):
         raise LookupError("the observer fails")
 
 
-async def test_an_error_outside_the_network_is_answered_at_once(executor: Executor) -> None:
+async def test_an_error_outside_the_network_fails_its_callers_immediately(executor: Executor) -> None:
     gate = Gate()
     gate.open.set()
     engine = batcher(gate, executor, observer=FailingObserver("on_failure"))
@@ -328,7 +328,9 @@ async def test_an_error_outside_the_network_is_answered_at_once(executor: Execut
     assert engine.load == (0, 0)
 
 
-async def test_an_error_in_the_queue_is_answered_at_once(executor: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_error_in_the_queue_fails_its_callers_immediately(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate()
     gate.open.set()
     engine = batcher(gate, executor)

@@ -56,7 +56,7 @@ def test_callers_take_turns_and_each_caller_s_items_stay_in_order() -> None:
     assert [item.number for item in popped if item.caller == "a"] == [0, 1, 4]
 
 
-def test_rows_are_shared_and_not_requests() -> None:
+def test_callers_share_rows_and_not_requests() -> None:
     callers = order(*[Item("a", rows=4)] * 10, *[Item("b")] * 40)
     assert abs(4 * callers[:25].count("a") - callers[:25].count("b")) <= 4
 

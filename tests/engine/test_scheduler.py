@@ -104,7 +104,7 @@ def test_a_long_running_text_is_preempted_by_a_much_shorter_one_and_resumed(harn
     assert (long.started_at, long.joined_at) == (10.0, 20.0)
 
 
-def test_as_many_texts_are_preempted_as_wait(harness: Harness) -> None:
+def test_at_most_one_text_is_preempted_per_waiting_text(harness: Harness) -> None:
     harness.add(100, 200)
     harness.scheduler.schedule(10.0)
     short = harness.add(10, 10, 10)

@@ -23,14 +23,16 @@ from app.engine.step_budget import LONG_GAP, expected_seconds, is_long, step_bud
         (0.0, 0.0, False, 0.0),  # one step a round
     ],
 )
-def test_budget_of_a_round(normal_budget: float, gap: float, rejecting: bool, budget: float) -> None:
+def test_the_budget_of_a_round_depends_on_gap_and_rejections(
+    normal_budget: float, gap: float, rejecting: bool, budget: float
+) -> None:
     assert step_budget(normal_budget, gap, rejecting) == budget
 
 
 @pytest.mark.parametrize(
     ("step_seconds", "gap", "seconds"), [(0.0002, 0.0, 0.0002), (0.0002, 0.006, 0.0002), (0.0002, 0.007, 0.05)]
 )
-def test_expected_duration_of_a_round(step_seconds: float, gap: float, seconds: float) -> None:
+def test_the_expected_duration_of_a_round_depends_on_the_gap(step_seconds: float, gap: float, seconds: float) -> None:
     assert expected_seconds(step_seconds, gap) == seconds
 
 

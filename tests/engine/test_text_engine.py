@@ -302,7 +302,7 @@ class FailingObserver(RecordingObserver):
         raise error
 
 
-async def test_an_error_outside_the_network_is_answered_at_once(executor: Executor) -> None:
+async def test_an_error_outside_the_network_fails_its_callers_immediately(executor: Executor) -> None:
     stepper = Stepper(threading.Semaphore(999))
     engine = engine_of(stepper, executor, rows=2, observer=FailingObserver())
 

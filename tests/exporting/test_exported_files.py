@@ -137,7 +137,7 @@ def test_the_command_exports_the_active_version_under_its_name(
     )
 
 
-def test_without_the_extra_the_command_names_it(
+def test_the_command_names_a_missing_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish_tiny(tmp_path, "tiny-gan")

@@ -114,7 +114,7 @@ def test_all_hosts_are_allowed_if_a_web_page_cannot_send_requests(tiny_app: Fast
     assert host_status(trusted_hosts(tiny_app, strict, error_response), "evil.example") == 400
 
 
-def test_a_web_page_that_lets_its_name_point_here_reads_nothing(serve: Serve) -> None:
+def test_a_web_page_cannot_read_the_service_by_dns_rebinding(serve: Serve) -> None:
     with serve() as client:
         for path in ("/v1/models", "/health/ready", "/v2/models", "/nothing"):
             answer = client.get(path, headers={"host": "evil.example:8000"})

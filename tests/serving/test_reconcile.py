@@ -111,7 +111,7 @@ def test_versions_in_memory_are_not_loaded_again() -> None:
         (5, {}, [("b", 3)]),  # the default model is loaded at any limit
     ],
 )
-def test_with_a_memory_limit_only_default_models_and_what_fits_is_loaded(
+def test_with_a_memory_limit_only_default_models_and_fitting_versions_are_loaded(
     max_bytes: int, in_memory: dict[VersionKey, int], expected: list[VersionKey]
 ) -> None:
     assert to_load(DESIRED, max_bytes=max_bytes, loaded=in_memory) == expected
@@ -133,7 +133,7 @@ def test_a_version_set_is_published_when_its_active_and_canary_version_are_loade
     assert published([("b", 1)]) == ["a", "b"]  # the previous version is not waited for
 
 
-def test_a_model_that_is_loaded_again_is_published_at_once() -> None:
+def test_a_model_that_is_loaded_again_is_published_immediately() -> None:
     unloaded = desired_versions(snapshot(a=([1], Rollout(unloaded=True))), [])
     desired = desired_versions(snapshot(a=([1], Rollout())), [])
     assert list(sets_to_publish(desired, unloaded, [("a", 1)])) == [desired["a"]]

@@ -49,7 +49,7 @@ def test_the_orientation_of_a_photo_is_applied(classifier: ImageClassifier) -> N
     assert np.array_equal(classifier.parse(turned).numpy(), classifier.parse(saved(upright)).numpy())
 
 
-def test_transparency_is_put_on_white(classifier: ImageClassifier) -> None:
+def test_transparent_pixels_become_white(classifier: ImageClassifier) -> None:
     for mode, clear in (("RGBA", (255, 0, 0, 0)), ("LA", (9, 0))):
         assert (classifier.parse(saved(Image.new(mode, (32, 32), clear))) == 255).all()
     palette = Image.new("P", (32, 32), 0)

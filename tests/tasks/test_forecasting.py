@@ -165,7 +165,9 @@ def test_a_constant_series_stays_constant(forecaster: GlobalForecaster) -> None:
     "values",
     [[1e300, -1e300] * 10, [5e-324, 0] * 10, [None] * 19 + [1], [0] * 30 + [1], list(range(9)), [1, 2] + [None] * 9],
 )
-def test_odd_series_get_finite_numbers(forecaster: GlobalForecaster, values: list[float | None]) -> None:
+def test_extreme_and_sparse_series_give_finite_forecasts(
+    forecaster: GlobalForecaster, values: list[float | None]
+) -> None:
     for season in (None, 1, 4, 168):
         (forecast,) = forecaster.predict([forecaster.parse(values, 60, seasonality=season)])
         assert np.isfinite(forecast.quantiles).all()

@@ -174,7 +174,7 @@ def test_a_failed_step_can_be_repeated(continuer: TextGenerator, monkeypatch: py
     assert finish(continuer, text).text == whole
 
 
-def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextGenerator) -> None:
+def test_a_stream_withholds_a_possible_start_of_a_stop_string(continuer: TextGenerator) -> None:
     text = begin(continuer, "a", stop=("abc", "ca"), max_characters=9)
     settled = []
     for character in "xabac":
@@ -185,7 +185,7 @@ def test_a_stream_holds_back_what_may_become_a_stop_string(continuer: TextGenera
     assert (text.settled, text.finish_reason) == ("xaba", "stop")
 
 
-def test_texts_with_one_prompt_read_it_once(continuer: TextGenerator) -> None:
+def test_a_prompt_of_several_texts_is_read_once(continuer: TextGenerator) -> None:
     prompt, _ = continuer.parse("abc" * 100)
     settings: tuple[Any, ...] = (10, 1.0, None, None, ())
     texts = [continuer.begin(prompt, *settings, seed) for seed in range(3)]
@@ -214,7 +214,7 @@ def test_greedy_text_follows_the_likeliest_character(continuer: TextGenerator) -
         read += character
 
 
-def test_the_unknown_character_is_never_written(continuer: TextGenerator) -> None:
+def test_the_unknown_character_is_never_generated(continuer: TextGenerator) -> None:
     with torch.inference_mode():
         continuer.network.head.bias[-1] = 100.0  # the network prefers the unknown character
     assert "<unk>" not in finish(continuer, begin(continuer, "a", max_characters=200)).text

@@ -486,7 +486,7 @@ FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for patter
     missing=st.sampled_from(["", "NA", "-", "null"]),
     seed=st.integers(0, 99),
 )
-def test_a_series_is_read_alike_in_all_formats_or_rejected(
+def test_a_series_is_read_the_same_from_all_formats_or_rejected(
     tmp_path: Path, kind: tuple[str, str], start: int, scale: int, digits: int, decimal: str, thousands: str, mark: str,
     separator: str, encoding: str, before: list[str], missing: str, seed: int,
 ) -> None:  # fmt: skip
