@@ -12,6 +12,7 @@ from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, Whitene
 from app.networks.exported_program import ExportedProgram
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
+from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
 from app.networks.imported import ImportedSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.networks.onnx_network import OnnxNetwork
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "whitened-net": Kind(WhitenedNet, WhitenedNetSizes, "classify"),
     "character-rnn": Kind(CharacterRNN, CharacterRNNSizes, "continue"),
     "stacked-rnn": Kind(StackedRNN, StackedRNNSizes, "continue"),
+    "gated-rnn": Kind(GatedRNN, GatedRNNSizes, "continue"),
     "series-lstm": Kind(SeriesLSTM, SeriesLSTMSizes, "forecast"),
     "forecaster": Kind(Forecaster, ForecasterSizes, "forecast"),
     "gan-generator": Kind(Generator, GeneratorSizes, "sample"),

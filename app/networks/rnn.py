@@ -95,7 +95,7 @@ class Steps:
     def __init__(self, network: CharacterRNN) -> None:
         (read, recurrent, bias, recurrent_bias), *rest = network.rnn.all_weights
         table = F.linear(network.embedding.weight, read, bias + recurrent_bias)  # [vocabulary, hidden]
-        pack = _packable(network.head.weight)
+        pack = packable(network.head.weight)
         self.first = torch.eye(len(table)) if pack else table
         self.layers = [_first_layer(table, recurrent, pack)]
         self.layers += [
@@ -168,20 +168,20 @@ class StackedSteps:
         self.width = (network.sizes.hidden,)
         self.embedding = network.embedding.weight
         self.gain = network.gain
-        pack = _packable(network.head.weight)
+        pack = packable(network.head.weight)
         self.layers: list[Callable[[Tensor, Tensor], Tensor]] = []
         for norm, rnn in zip(network.norms, network.rnns, strict=True):
             assert isinstance(norm, nn.LayerNorm)
             assert isinstance(rnn, nn.RNN)
             ((read, recurrent, bias, recurrent_bias),) = rnn.all_weights
-            weight, shift = _merged(norm, read, bias + recurrent_bias)
+            weight, shift = merge_norm(norm, read, bias + recurrent_bias)
             if not self.layers:
                 table = F.linear(F.layer_norm(self.embedding, self.width), weight, shift)  # [vocabulary, hidden]
                 self.first = torch.eye(len(table)) if pack else table
                 self.layers.append(_first_layer(table, recurrent, pack))
             else:
                 self.layers.append(_layer(weight, recurrent, shift, pack))
-        weight, shift = _merged(network.norm, network.head.weight, network.head.bias)
+        weight, shift = merge_norm(network.norm, network.head.weight, network.head.bias)
         self.head = Packed(weight, shift, "none") if pack else partial(F.linear, weight=weight, bias=shift)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ class StackedSteps:
         return self.head(above)
 
 
-def _merged(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def merge_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return weight [out, in] and bias that include the scale and shift of the preceding norm."""
     return weight * norm.weight, bias + weight @ norm.bias
 
@@ -217,7 +217,7 @@ def _layer(read: Tensor, recurrent: Tensor, bias: Tensor, pack: bool) -> Callabl
     return partial(_after_layer, read.t(), recurrent.t(), bias)
 
 
-def _packable(weight: Tensor) -> bool:
+def packable(weight: Tensor) -> bool:
     """Return whether packed weights are supported and faster, given the head's weight [vocabulary, hidden]."""
     supported = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     return supported and weight.shape[1] >= MIN_PACKED_WIDTH

@@ -19,6 +19,10 @@ class LatencyModel:
     def __call__(self, rows: int) -> float:
         return self.single_row + (rows - 1) * self.per_row
 
+    def rows_within(self, seconds: float) -> int:
+        """Return the largest number of rows that take at most ``seconds``; at least 1."""
+        return 1 + int(min(max(seconds - self.single_row, 0.0) / max(self.per_row, 1e-9), 1e9))
+
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
         """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and time the smallest and the largest."""

@@ -21,6 +21,7 @@ from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOpti
 PREFILL_SECONDS = 0.002  # longest prefill per step, so that texts can join and leave between steps
 PREFILL_SHARE = 1.0  # longest prefill beside generating texts, relative to the time of their step
 MAX_PREFILL = 256  # characters of a prompt per step
+BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # characters read at once, tried by ``warm_up``
 UNIFORMS_AHEAD = 64  # characters whose random numbers a batch holds
 
 
@@ -173,6 +174,7 @@ class TextGenerator:
         self.device = device
         self.network = network.to(device)
         self.steps = self.network.steps()
+        self.reads_many = hasattr(self.steps, "read_many")  # reads many characters of a text at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
         self.min_rows = MIN_ROWS  # smaller batches are padded
         # of a step that decodes, and of one that only reads prompts; measured by warm_up
@@ -182,12 +184,15 @@ class TextGenerator:
 
     def check_prompt(self, characters: int) -> None:
         """Raise BadValue if reading ``characters`` characters takes longer than ``max_prompt_seconds``."""
-        seconds = self.prefill_latency(1) * characters
+        seconds_each = self.prefill_latency(1)
+        if self.reads_many:
+            seconds_each = PREFILL_SECONDS / self.prefill_latency.rows_within(PREFILL_SECONDS)
+        seconds = seconds_each * characters
         if seconds > self.max_prompt_seconds:
             raise BadValue(
                 f"prompt has {characters:,} characters, which {self.card.name} reads in {seconds:,.1f} s; "
                 f"allowed are {self.max_prompt_seconds:g} s, which is about "
-                f"{int(self.max_prompt_seconds / self.prefill_latency(1)):,} characters",
+                f"{int(self.max_prompt_seconds / seconds_each):,} characters",
                 "prompt",
             )
 
@@ -239,16 +244,35 @@ class TextGenerator:
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
         """Read the same number of characters of each prompt: as many as fit the time and the shortest prompt."""
         recording = any(prompt.log_probs for prompt in prompts)
-        latency = self.latency if recording else self.prefill_latency  # recording needs the logits, as decoding does
-        max_count = max(1, min(int(seconds / latency(len(prompts))), MAX_PREFILL))
-        count = min(max_count, *(prompt.unread for prompt in prompts))
+        if self.reads_many:
+            max_count = self.prefill_latency.rows_within(seconds) // len(prompts)
+        else:
+            # Recording needs the logits, as decoding does.
+            latency = self.latency if recording else self.prefill_latency
+            max_count = int(seconds / latency(len(prompts)))
+        count = min(max(1, min(max_count, MAX_PREFILL)), *(prompt.unread for prompt in prompts))
         block = np.stack([prompt.characters[prompt.read : prompt.read + count] for prompt in prompts])  # [N, count]
         state = torch.stack([prompt.state for prompt in prompts])
-        log_probs = []
-        for characters in torch.from_numpy(block).to(self.device).unbind(1):
-            hidden, state = self._read(characters, state)
-            log_probs.append(self._prompt_log_probs(prompts, hidden) if recording else None)
-        _advance(prompts, state, log_probs)
+        hidden, state = self._read_block(torch.from_numpy(block).to(self.device), state)
+        _advance(prompts, state, [self._prompt_log_probs(prompts, own) if recording else None for own in hidden])
+
+    def _read_block(self, characters: Tensor, state: Tensor) -> tuple[Sequence[Tensor], Tensor]:
+        """Read characters [N, T]. Returns the output of ``steps.read`` [N, hidden] for each, and the last state."""
+        if self.reads_many:
+            block, state = self._read_many(characters, state)
+            return block.unbind(1), state
+        hidden = []
+        for own in characters.unbind(1):
+            output, state = self._read(own, state)
+            hidden.append(output)
+        return hidden, state
+
+    def _read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Call ``steps.read_many`` with characters [N, T], padded so that at least ``min_rows`` rows are computed."""
+        rows, count = characters.shape
+        min_rows = -(-self.min_rows // count)
+        hidden, state = self.steps.read_many(pad(characters, min_rows), pad(state, min_rows))
+        return hidden[:rows], state[:rows]
 
     def _prompt_log_probs(self, prompts: Sequence[Prompt], hidden: Tensor) -> np.ndarray | None:
         """Return the log-probabilities of the next character of those prompts that record them."""
@@ -321,18 +345,43 @@ class TextGenerator:
             hidden, state = self.steps.read(characters[: len(state)], state)
             return torch.cat([self.steps.logits(hidden), state.flatten(1)], dim=1)
 
-        if batch_invariant(logits_and_state, states, 1):
+        if batch_invariant(logits_and_state, states, 1) and self._block_invariant(1):
             self.min_rows = 1
-        elif not batch_invariant(logits_and_state, states, self.min_rows):
+        elif not (batch_invariant(logits_and_state, states, self.min_rows) and self._block_invariant(self.min_rows)):
             self.steps, self.min_rows = self.network.double().steps(), 1
             self.initial_state = self.initial_state.double()
         del self.network
 
         self.latency = LatencyModel.measure(self.dummy_run, rows)
         with torch.inference_mode():
-            self.prefill_latency = LatencyModel.measure(
-                lambda count: self._read(characters[:count], states[:count].to(self.initial_state.dtype)), rows
-            )
+            states = states.to(self.initial_state.dtype)
+            if self.reads_many:
+                block = characters.repeat(1, -(-MAX_PREFILL // rows))[:1]
+                self.prefill_latency = LatencyModel.measure(
+                    lambda count: self._read_many(block[:, :count], states[:1]), MAX_PREFILL
+                )
+            else:
+                self.prefill_latency = LatencyModel.measure(
+                    lambda count: self._read(characters[:count], states[:count]), rows
+                )
+
+    def _block_invariant(self, min_rows: int) -> bool:
+        """Return whether reading many characters at once gives the same bits as reading them one by one."""
+        if not self.reads_many:
+            return True
+        self.min_rows = min_rows
+        characters = torch.arange(2 * max(BLOCK_SIZES), device=self.device).view(2, -1) % max(self.unknown, 1)
+        with torch.inference_mode():
+            single = self._read_in_parts(characters, 1)
+            return all(torch.equal(self._read_in_parts(characters, size), single) for size in BLOCK_SIZES)
+
+    def _read_in_parts(self, characters: Tensor, size: int) -> Tensor:
+        """Read characters [N, T], ``size`` at a time. Returns the outputs of ``steps.read`` [N, T, hidden]."""
+        state, parts = self.initial_state.expand(len(characters), *self.initial_state.shape), []
+        for part in characters.split(size, dim=1):
+            hidden, state = self._read_many(part, state)
+            parts.append(hidden)
+        return torch.cat(parts, dim=1)
 
 
 def _advance(prompts: Sequence[Prompt], state: Tensor, log_probs: Sequence[np.ndarray | None]) -> None:

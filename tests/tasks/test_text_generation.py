@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.networks import VOCABULARY, publish_tiny
+from support.networks import VOCABULARY, publish_tiny, tiny_card
 
+from app import store
 from app.networks import build
+from app.networks.gated_rnn import GatedSteps, LinearRecurrence
 from app.networks.rnn import MIN_PACKED_WIDTH, Packed
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, pad
@@ -92,7 +94,7 @@ def test_prompts_are_read_together_and_generation_starts_when_one_is_read(contin
     assert texts[0].prompt.unread == 9_999 - 42 - PIECE
 
 
-@pytest.mark.parametrize("kind", ["character-rnn", "stacked-rnn"])
+@pytest.mark.parametrize("kind", ["character-rnn", "stacked-rnn", "gated-rnn"])
 @pytest.mark.parametrize(
     ("layers", "hidden", "dtype"), [(1, 16, "float64"), (3, 16, "float64"), (2, MIN_PACKED_WIDTH, "float32")]
 )
@@ -103,13 +105,70 @@ def test_the_fast_steps_equal_the_network(kind: str, layers: int, hidden: int, d
     for parameter in network.parameters():  # avoid the initial values 0 and 1
         torch.nn.init.normal_(parameter, std=0.1)
     network = network.to(getattr(torch, dtype)).requires_grad_(False)
-    characters, state = torch.randint(11, (5, 7)), torch.rand(5, layers, hidden, dtype=getattr(torch, dtype))
+    characters = torch.randint(11, (5, 7))
+    state = torch.rand_like(network.zero_state(5))
     logits, last = network(characters, state)
     steps = network.steps()
     for t in range(7):
         outputs, state = steps.read(characters[:, t], state)
         assert torch.allclose(steps.logits(outputs), logits[:, t], atol=precision)
     assert torch.allclose(state, last, atol=precision)
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> TextGenerator:
+    """A network that reads many characters at once."""
+    sizes = {"vocabulary": len(VOCABULARY), "hidden": 32, "layers": 2}
+    torch.manual_seed(0)
+    card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
+    version = store.publish(tmp_path, card, build("gated-rnn", sizes).state_dict())
+    generator = TextGenerator(version, torch.device("cpu"))
+    generator.warm_up(8)
+    return generator
+
+
+@pytest.mark.parametrize("piece", [1, 7, 200])
+def test_a_prompt_read_at_once_gives_the_text_and_log_probabilities_of_single_steps(
+    gated: TextGenerator, piece: int
+) -> None:
+    prompt = "abcdefghij \n" * 12
+    results = []
+    for parallel in (False, True):
+        gated.reads_many = parallel
+        gated.prefill_latency = gated.latency = LatencyModel(1e-6, PREFILL_SECONDS / piece)
+        text, other = (begin(gated, prompt[start:], max_characters=20) for start in (0, 30))
+        text.prompt.log_probs = LogProbs(0)
+        steps = 0
+        while not (text.finished and other.finished):
+            gated.step([text, other])
+            steps += 1
+        results.append((text.text, other.text, text.prompt.log_probs.tokens))
+    assert results[0][:2] == results[1][:2]
+    assert np.allclose(results[0][2], results[1][2], atol=1e-4)
+    assert len(results[1][2]) == len(prompt) - 1
+
+
+def test_reading_many_characters_that_rounds_differently_leads_to_float64(
+    gated: TextGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TextGenerator(store.read_version(tmp_path, "gated", 1), torch.device("cpu"))
+    read_many = GatedSteps.read_many
+
+    def rounded_by_length(self: GatedSteps, characters: torch.Tensor, state: torch.Tensor) -> Any:
+        hidden, state = read_many(self, characters, state)
+        return (hidden * (1 + 1e-7 * characters.shape[1]) if hidden.dtype == torch.float32 else hidden), state
+
+    monkeypatch.setattr(GatedSteps, "read_many", rounded_by_length)
+    other.warm_up(8)
+    assert gated.initial_state.dtype == torch.float32
+    assert other.initial_state.dtype == torch.float64
+
+
+def test_gradients_of_the_linear_recurrence_are_right() -> None:
+    torch.manual_seed(0)
+    shapes = ((2, 5, 3), (2, 5, 3), (2, 3))
+    inputs = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(LinearRecurrence.apply, inputs)
 
 
 @torch.inference_mode()

@@ -1,0 +1,194 @@
+"""A character RNN of gated linear recurrences. It reads many characters of a text at once.
+
+The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201): its gate depends on the input and not on the
+state, so all matrix products of a text are computed together, and only an elementwise loop runs over its characters.
+The blocks are those of Griffin (De et al. 2024, arXiv 2402.19427).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from app.networks.rnn import Packed, merge_norm, packable
+
+KERNEL = 4  # characters that the convolution sees
+MAX_TIMESCALE = 128  # characters; the initial gates forget over 1 to so many characters
+
+
+@dataclass(frozen=True)
+class GatedRNNSizes:
+    """``vocabulary`` counts the characters and one ``<unk>``; a feed-forward part has ``expansion * hidden`` units."""
+
+    vocabulary: int
+    hidden: int = 320
+    layers: int = 4
+    expansion: int = 2
+
+
+class LinearRecurrence(torch.autograd.Function):
+    """h[t] = h[t-1] + z[t] (x[t] - h[t-1]) for inputs x and gates z [N, T, H] and state [N, H]; returns h [N, T, H]."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
+        states = recur(inputs, gates, state)
+        ctx.save_for_backward(inputs, gates, state, states)
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, gates, state, states = ctx.saved_tensors
+        keep, of_states = 1 - gates, torch.empty_like(states)
+        following = torch.zeros_like(state)
+        for t in range(states.shape[1] - 1, -1, -1):
+            torch.add(gradient[:, t], following, out=of_states[:, t])
+            following = of_states[:, t] * keep[:, t]
+        previous = torch.cat([state.unsqueeze(1), states[:, :-1]], dim=1)
+        return of_states * gates, of_states * (inputs - previous), following
+
+
+def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
+    """Compute ``LinearRecurrence`` without gradients. A text gives the same bits in one call and in several."""
+    states = inputs.new_empty(inputs.shape)
+    for t in range(inputs.shape[1]):
+        state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
+    return states
+
+
+class GatedBlock(nn.Module):
+    """A recurrent part and a feed-forward part, each normalised, gated by SiLU and added to its input.
+
+    ``layers`` is the number of blocks: the initial weights keep the sum of their outputs no larger than the input.
+    """
+
+    def __init__(self, width: int, expansion: int, layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.read = nn.Linear(width, 3 * width)  # inputs of the convolution, gates of the state, gates of the output
+        self.kernel = nn.Parameter(torch.randn(KERNEL, width) * KERNEL**-0.5)  # [KERNEL, width], oldest first
+        self.write = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed_read = nn.Linear(width, 2 * expansion * width)
+        self.feed_write = nn.Linear(expansion * width, width)
+        self.dropout: nn.Module = nn.Dropout(0.0)  # set by the training
+        with torch.no_grad():
+            timescales = torch.logspace(0, torch.log2(torch.tensor(float(MAX_TIMESCALE))), width, base=2)
+            self.read.bias[width : 2 * width] = torch.logit(1 / (timescales + 1))
+            for output in (self.write, self.feed_write):
+                output.weight *= (2 * layers) ** -0.5
+                output.bias.zero_()
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the state after the last."""
+        mixed, gate, output_gate = self.read(self.norm(x)).chunk(3, dim=-1)
+        extended = torch.cat([state[:, 1:], mixed.to(x.dtype)], dim=1)
+        inputs = convolve(extended, self.kernel, x.shape[1])
+        states = LinearRecurrence.apply(inputs, gate.to(x.dtype).sigmoid(), state[:, 0])
+        x = x + self.dropout(self.write(states * F.silu(output_gate)))
+        values, feed_gate = self.feed_read(self.feed_norm(x)).chunk(2, dim=-1)
+        x = x + self.dropout(self.feed_write(values * F.silu(feed_gate)))
+        return x, next_state(states, extended)
+
+
+def convolve(extended: Tensor, kernel: Tensor, count: int) -> Tensor:
+    """Causal depthwise convolution: [N, count, width].
+
+    ``extended`` [N, KERNEL - 1 + count, width] begins with the inputs before the first character.
+    """
+    result = extended[:, :count] * kernel[0]
+    for offset in range(1, KERNEL):
+        result = torch.addcmul(result, extended[:, offset : offset + count], kernel[offset])
+    return result
+
+
+def next_state(states: Tensor, extended: Tensor) -> Tensor:
+    """Return the state [N, KERNEL, width]: the recurrent state, and the last inputs of the convolution."""
+    return torch.cat([states[:, -1:], extended[:, 1 - KERNEL :]], dim=1)
+
+
+class GatedRNN(nn.Module):
+    """An embedding, gated blocks, and a linear layer. The state is [N, layers, KERNEL, hidden]."""
+
+    def __init__(self, sizes: GatedRNNSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.hidden)
+        self.blocks = nn.ModuleList(
+            [GatedBlock(sizes.hidden, sizes.expansion, sizes.layers) for _ in range(sizes.layers)]
+        )
+        self.norm = nn.LayerNorm(sizes.hidden)
+        self.embedding_dropout: nn.Module = nn.Dropout(0.0)  # set by the training
+        self.dropout: nn.Module = nn.Dropout(0.0)
+        self.head = nn.Linear(sizes.hidden, sizes.vocabulary)
+
+    def zero_state(self, rows: int) -> Tensor:
+        """Return the initial state [rows, layers, KERNEL, hidden]."""
+        return self.head.weight.new_zeros(rows, self.sizes.layers, KERNEL, self.sizes.hidden)
+
+    def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], state after the last."""
+        x, states = self.embedding_dropout(self.embedding(characters)), []  # [N, T, hidden]
+        for block, before in zip(self.blocks, state.unbind(1), strict=True):
+            x, after = block(x, before)
+            states.append(after)
+        return self.head(self.dropout(self.norm(x))), torch.stack(states, dim=1)
+
+    def steps(self) -> GatedSteps:
+        """Return the network prepared for generation."""
+        return GatedSteps(self)
+
+
+class GatedSteps:
+    """``GatedRNN`` for generation. Scale and shift of each norm are merged into the following weights."""
+
+    def __init__(self, network: GatedRNN) -> None:
+        self.width = (network.sizes.hidden,)
+        self.embedding = network.embedding.weight
+        pack = packable(network.head.weight)
+        self.blocks = []
+        for block in network.blocks:
+            assert isinstance(block, GatedBlock)
+            products = [
+                _product(*merge_norm(block.norm, block.read.weight, block.read.bias), pack),
+                _product(block.write.weight, block.write.bias, pack),
+                _product(*merge_norm(block.feed_norm, block.feed_read.weight, block.feed_read.bias), pack),
+                _product(block.feed_write.weight, block.feed_write.bias, pack),
+            ]
+            self.blocks.append((block.kernel, products))
+        self.head = _product(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
+
+    def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """characters [N], state [N, layers, KERNEL, hidden] -> input of ``logits`` [N, hidden], and the next state."""
+        hidden, state = self.read_many(characters.unsqueeze(1), state)
+        return hidden.squeeze(1), state
+
+    def read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``read`` for characters [N, T]: the inputs of ``logits`` [N, T, hidden], and the state after the last.
+
+        The bits do not depend on how a text is divided, if ``Packed`` rounds each row independently of the others.
+        """
+        rows, count = characters.shape
+        shape = (rows, count, -1)
+        x, states = self.embedding[characters.flatten()], []  # [N T, hidden]
+        for (kernel, (read, write, feed_read, feed_write)), before in zip(self.blocks, state.unbind(1), strict=True):
+            mixed, gate, output_gate = read(F.layer_norm(x, self.width)).chunk(3, dim=1)
+            extended = torch.cat([before[:, 1:], mixed.view(shape)], dim=1)
+            recurrent = recur(convolve(extended, kernel, count), gate.sigmoid().view(shape), before[:, 0])
+            states.append(next_state(recurrent, extended))
+            x = x + write(recurrent.view(rows * count, -1) * F.silu(output_gate))
+            values, feed_gate = feed_read(F.layer_norm(x, self.width)).chunk(2, dim=1)
+            x = x + feed_write(values * F.silu(feed_gate))
+        return F.layer_norm(x, self.width).view(shape), torch.stack(states, dim=1)
+
+    def logits(self, above: Tensor) -> Tensor:
+        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
+        return self.head(above)
+
+
+def _product(weight: Tensor, bias: Tensor, pack: bool) -> Any:
+    return Packed(weight, bias, "none") if pack else partial(F.linear, weight=weight, bias=bias)
