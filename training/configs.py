@@ -106,7 +106,7 @@ class RnnConfig:
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
     validation: Annotated[float, "share of the training text held out for validation, in ten places"]
-    bfloat16: bool  # compute in bfloat16 where that is faster; stacked-rnn only
+    bfloat16: bool  # compute in bfloat16 where that is faster; not for character-rnn
 
 
 @dataclass(frozen=True)
@@ -311,6 +311,23 @@ RNN_STRONG = RnnConfig(
     validation=0.02,
     bfloat16=True,
 )
+RNN_GATED = RnnConfig(
+    kind="gated-rnn",
+    hidden=256,
+    layers=4,
+    epochs=40,
+    batch=32,
+    bptt=256,
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    clip=1.0,
+    ema_decay=0.999,
+    dropout=0.25,
+    reset_state=0.03,
+    unknown=0.002,
+    validation=0.02,
+    bfloat16=True,
+)
 RNN_OWN = RnnConfig(
     kind="stacked-rnn",
     hidden=256,
@@ -328,7 +345,7 @@ RNN_OWN = RnnConfig(
     validation=0.05,
     bfloat16=True,
 )
-RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "own": RNN_OWN}
+RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}
 
 LSTM_WORKSHOP = LstmConfig(
     hidden=64,

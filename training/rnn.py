@@ -2,6 +2,7 @@
 
     python -m training.rnn                            # shakespeare-rnn: the workshop's RNN on tinyshakespeare
     python -m training.rnn --preset strong            # shakespeare-rnn, a larger network: a stack of three Elman layers
+    python -m training.rnn --preset gated             # gated linear recurrences, which read prompts in parallel
     python -m training.rnn --validation 0.05          # hold out 5 % of the training part, to compare hyperparameters
     python -m training.rnn --text FILE --name novel   # your own text, from one or more files
 
@@ -27,7 +28,7 @@ from training.loops.language_model import fit, new_network
 from training.options import Options, base_version, parse_options
 from training.run import Run
 
-KINDS = ("character-rnn", "stacked-rnn")
+KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
 FINETUNE_FACTOR = 0.3  # of the learning rate, with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "UTF-8 text files, joined in this order"},
@@ -44,9 +45,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": f"characters that occur less often become {UNKNOWN_CHARACTER}",
     },
 }
-NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn"}
+NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn", "gated": "shakespeare-rnn"}
 TITLES = {
     "character-rnn": "The workshop's RNN: one Elman layer that continues a text in the manner of Shakespeare's plays",
+    "gated-rnn": "Gated linear recurrences that continue a text in the manner of Shakespeare's plays",
     "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
 }
 PROMPTS = ("ROMEO:", "First Citizen:\n", "To be, ")  # of the samples on the card

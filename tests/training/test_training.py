@@ -34,6 +34,10 @@ TINY = {
     "cnn": IMAGES,
     "strong": ["--preset", "strong", "--first-width", "8", "--later-width", "8", *IMAGES],
     "rnn": ["--hidden", "8", "--epochs", "2", "--batch", "4", "--bptt", "40", "--validation", "0.4"],
+    "gated": [
+        *("--preset", "gated", "--hidden", "16", "--layers", "2", "--epochs", "2", "--batch", "4", "--bptt", "40"),
+        *("--validation", "0.4"),
+    ],
     "lstm": ["--hidden", "4", "--window", "10", "--horizon", "5", "--updates", "60", "--batch", "4"],
     "forecaster": [
         *("--preset", "strong", "--hidden", "8", "--members", "2", "--updates", "20", "--batch", "8", "--series", "6")
@@ -42,7 +46,8 @@ TINY = {
     "conditional": ["--preset", "conditional", "--epochs", "3", "--batch", "16", "--latent", "4"],
 }
 SCRIPTS: dict[str, Any] = {
-    **{"cnn": cnn, "strong": cnn, "rnn": rnn, "lstm": lstm, "forecaster": lstm, "gan": gan, "conditional": gan}
+    **{"cnn": cnn, "strong": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
+    **{"gan": gan, "conditional": gan},
 }
 
 # A training that prints the step of each checkpoint, and waits at step ``last`` until it is killed.
