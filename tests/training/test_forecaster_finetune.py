@@ -219,9 +219,8 @@ def test_unusable_data_and_options_are_rejected_before_a_run_starts(
     ("count", "frequency", "season", "horizon"),
     [(36, "MS", 12, 6), (104, "W-MON", 52, 6), (90, "D", 7, 6), (14, "QS", 4, 2)],
 )
-def test_short_business_series_can_be_tuned_and_tested(
-    place: Path, count: int, frequency: str, season: int, horizon: int
-) -> None:
+@pytest.mark.usefixtures("workspace")
+def test_short_business_series_can_be_tuned_and_tested(count: int, frequency: str, season: int, horizon: int) -> None:
     days = pd.date_range("2021-01-04" if season == 52 else "2021-01-01", periods=count, freq=frequency)
     values = np.random.default_rng(0).poisson(50 + 40 * np.sin(2 * np.pi * np.arange(count) / season))
     pd.DataFrame({"day": days, "sold": values}).to_csv("short.csv", index=False)
@@ -233,7 +232,8 @@ def test_short_business_series_can_be_tuned_and_tested(
         assert backtest.origins(own.splits, season, own.horizon, part).past
 
 
-def test_a_yearly_pattern_of_days_is_used_if_it_helps(place: Path) -> None:
+@pytest.mark.usefixtures("workspace")
+def test_a_yearly_pattern_of_days_is_used_if_it_helps() -> None:
     random, years = np.random.default_rng(0), np.arange(1300) / 365.25
     for strength, year in ((40, 365.25), (0, None)):
         values = 100 + strength * np.sin(2 * np.pi * years) + 5 * (np.arange(1300) % 7) + random.normal(0, 8, 1300)
