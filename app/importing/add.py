@@ -28,7 +28,7 @@ from app.tasks import TASKS, speed
 TOLERANCE = 1e-4  # relative to the largest output; a batch may round differently
 LOW_PRECISION_TOLERANCE = 2e-2  # of float16 and bfloat16
 TEST_SIZE = 16  # of a dimension that varies, in the runs that check a network
-BATCHES = (1, 8, 64)  # rows of the batches that are timed
+MIDDLE_ROWS = 8  # of a batch that is timed between one row and a full batch
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # of inputs
 
 
@@ -200,11 +200,16 @@ class Draft:
         torch.set_num_threads(1)
         before = _resident_mib()
         predictor = TASKS[task].load(self.version(), torch.device("cpu"))
-        self.card["speed"] = speed.measure(predictor, speed.processor())
-        split = f"{speed.processor()}, one thread"
-        for rows in BATCHES if ImportedSizes(**self.card["sizes"]).batched else (1,):
-            seconds = speed.median_seconds(partial(predictor.dummy_run, rows))
-            self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(1000 * seconds), split, 3)
+        measured = self.card["speed"] = speed.measure(predictor, speed.processor())
+        middle = speed.median_seconds(partial(predictor.dummy_run, MIDDLE_ROWS))
+        milliseconds = {
+            1: measured["milliseconds"],
+            MIDDLE_ROWS: 1000 * middle,
+            measured["rows"]: 1000 * measured["rows"] / measured["per_second"],
+        }
+        for rows, value in milliseconds.items():
+            split = f"{speed.processor()}, one thread"
+            self._add_metric(f"milliseconds_for_{rows}_rows", speed.round_figure(value), split, 3)
         torch.set_num_threads(threads)
         self._add_metric("memory_mib", round(_resident_mib() - before), "network and batch of 64", 0)
 

@@ -135,12 +135,14 @@ class TensorPredictor:
 
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy rows."""
-        self.predict([self.dummy_item(rows)])
+        self.predict([self.dummy_item(rows)] if self.sizes.batched else [self.dummy_item(1)] * rows)
 
     def warm_up(self, rows: int) -> None:
         """Measure batches of 1 to ``rows`` rows. Raises StoreError if the network changes its own weights."""
         before = self.network.versions()
         self.latency = LatencyModel.measure(self.dummy_run, rows if self.sizes.batched else 1)
+        if not self.sizes.batched:  # rows are computed one after the other
+            self.latency = LatencyModel(self.latency.single_row, self.latency.single_row)
         if self.network.versions() != before:
             raise StoreError(f"{self.card.name} changes its own weights while it runs; export it in evaluation mode")
 
