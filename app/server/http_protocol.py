@@ -24,11 +24,12 @@ TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive comple
 DRAIN_SECONDS = 30.0  # for the rest of a body to arrive after its request was answered
 STALLED_WRITE_SECONDS = 60.0  # for a client to read STALLED_WRITE_BYTES, or all unsent bytes if they are fewer
 STALLED_WRITE_BYTES = 64 * 1024
+FIELD_BYTES = 32  # that a field counts besides its name and value, as in HTTP/2 (RFC 9113, 6.5.2)
 HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptools has none
 TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
-FRAMING_BYTES = 64 * 1024  # of chunk sizes and extensions in a body; more if the body is large
-BODY_BYTES_PER_FRAMING_BYTE = 2  # each chunk costs as much time as a hundred bytes, and needs 5 bytes of framing
+FRAMING_BYTES = 16 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
 DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
+SLICE_BYTES = 16 * 1024  # parsed at a time; 256 KiB of one-byte chunks would take 30 ms
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
 
 
@@ -119,13 +120,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_state_timer()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) <= SLICE_BYTES:
+            self._parse(data)
+            return
+        for start in range(0, len(data), SLICE_BYTES):  # the limits are checked after each slice
+            if self.transport.is_closing():
+                return
+            self._parse(data[start : start + SLICE_BYTES])
+
+    def _parse(self, data: bytes) -> None:
         chunks, length = self.chunks, len(data)
         self.state_bytes += length
         super().data_received(data)
         if self.chunks == chunks != self.chunks_with_data and self.state is not State.TRAILER:
             self._enter(State.TRAILER)  # neither data nor a size line follows the last size line: the size was 0
             self.state_bytes = length
-        if self.state_bytes > HEAD_BYTES and self.state_bytes > STATE_BYTES[self.state]:  # HEAD_BYTES is the lowest
+        if self.state_bytes > FRAMING_BYTES and self.state_bytes > STATE_BYTES[self.state]:  # the lowest limit first
             self._on_too_many_bytes()
         elif self.state_timer is None and (self.state is State.TRAILER or not self._is_answering()):
             self._start_state_timer()
@@ -204,7 +214,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_field(len(name) + len(value) + 4)
+        self._count_field(len(name) + len(value) + FIELD_BYTES)
         if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
@@ -234,7 +244,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self.chunks_with_data = self.chunks
         if self.state is State.BODY and not self.transport.is_closing():
-            self.state_bytes -= len(body) + len(body) // BODY_BYTES_PER_FRAMING_BYTE
+            self.state_bytes -= 2 * len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -272,7 +282,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _on_too_many_bytes(self) -> None:
         if self.state is State.BODY:
-            self._reject(BadValue(f"chunk sizes and extensions have more than {FRAMING_BYTES:,} bytes, the maximum"))
+            self._reject(
+                BadValue(f"chunk sizes and extensions have {FRAMING_BYTES:,} bytes more than the body, the maximum")
+            )
         else:
             self._reject_head()
 

@@ -17,6 +17,7 @@ from support.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, Serve, serving
 
 from app import key_file
+from app.api import openapi
 from app.api.middleware.api_keys import is_public
 from app.main import create_app
 from app.settings import Settings
@@ -240,3 +241,12 @@ def test_without_an_admin_key_administration_is_not_documented() -> None:
     document = create_app(Settings(store=ROOT / "models_store", threads=1)).openapi()
     assert not [path for path in document["paths"] if "/admin/" in path or "/load" in path]
     assert "Administration" not in {tag["name"] for tag in document["tags"]}
+
+
+def test_the_document_is_encoded_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as client:
+        first = client.get("/openapi.json")
+        monkeypatch.setattr(openapi.orjson, "dumps", lambda _: b"{}")
+        assert client.get("/openapi.json").content == first.content
+        assert first.json()["openapi"].startswith("3.")
+        assert client.head("/openapi.json").headers["content-length"] == str(len(first.content))
