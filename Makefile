@@ -11,7 +11,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-imported bench-replicas bench-cluster \
-	bench-training bench-processes image-check swaps soak determinism overload restarts fuzz oldest audit clean
+	bench-training bench-processes image-check swaps soak determinism overload restarts attack fuzz oldest audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -84,6 +84,9 @@ determinism: .venv/train ## compare the answers to 2,000 requests with 1 and wit
 
 overload: .venv/train ## overload test: ten times the load that the service can handle
 	$(BIN)/python -m benchmarks.reliability.overload $(ARGS)
+
+attack: .venv/train ## measure a normal client while others attack the service; ARGS="--only trailers,bombs"
+	$(BIN)/python -m benchmarks.reliability.attack $(ARGS)
 
 restarts: .venv/train ## restart four services behind nginx under load, and kill a worker
 	$(BIN)/python -m benchmarks.reliability.restarts $(ARGS)

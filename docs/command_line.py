@@ -38,6 +38,7 @@ COMMANDS = {
         "benchmarks.reliability.determinism",
         "benchmarks.reliability.overload",
         "benchmarks.reliability.restarts",
+        "benchmarks.reliability.attack",
     ),
 }
 OF_THE_MACHINE = {"--threads": "number of cores", "--device": "cuda if available, else cpu"}  # defaults

@@ -1,0 +1,386 @@
+"""Attack test: a normal client must be served well while another client attacks the service.
+
+    python -m benchmarks.reliability.attack                                  # all attacks
+    python -m benchmarks.reliability.attack --seconds 3 --only trailers,bombs
+    python -m benchmarks.reliability.attack --save benchmarks/results/reliability/attack.json
+
+For each attack, the latency of the normal client is measured alone, during the attack, and again ten seconds after its
+end. The attackers run in a process of lower priority, because they use the same cores. The exit status is 1 if
+
+- the 99th percentile during an attack is more than 5 times that alone,
+- it is more than twice that alone ten seconds after the attack,
+- the normal client gets an error,
+- or the memory (PSS of all processes) exceeds the limit of docker-compose.yml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import datetime
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.support import servers
+from benchmarks.support.load import Answer, Request, call, percentile
+from benchmarks.support.servers import ROOT, Server
+
+CALLERS = 2  # connections of the normal client
+MAX_RATIO = 5.0  # p99 during an attack divided by p99 alone
+MAX_RATIO_AFTER = 2.0  # the same after the attack, on a machine with other programs
+RECOVERY_SECONDS = 10.0
+MEMORY_LIMIT = 2048.0  # MiB, mem_limit in docker-compose.yml
+SAMPLE_SECONDS = 0.5
+START_SECONDS = 1.0  # until the attack has begun
+NICENESS = 10  # of the attackers
+CLASSIFY, INFER = "/v1/images/classify", "/v2/models/series-lstm/infer"
+GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+BIG = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n\r\n" % CLASSIFY.encode()
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def image_file(pixels: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@cache
+def large_images() -> list[bytes]:
+    """Images with 49 million pixels: a PNG of one colour, and a JPEG of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    return [image_file(np.zeros((7000, 7000), np.uint8), "PNG"), image_file(np.tile(noise, (10, 10, 1)), "JPEG")]
+
+
+@cache
+def bombs() -> list[bytes]:
+    zeros = gzip.compress(bytes(2**30))  # 1 GiB in 1 MiB
+    return [post(INFER, zeros, "Content-Encoding: gzip"), post(CLASSIFY, large_images()[0])]
+
+
+@cache
+def large_bodies() -> list[bytes]:
+    """JSON and forms near the limits of bytes, values, fields and depth."""
+    values = json.dumps({"values": [0.1234567890123456] * 100_000}).encode()
+    encoded = base64.b64encode(large_images()[1]).decode()
+    scored = json.dumps({"prompt": "a" * 4000, "echo": True, "logprobs": 5, "max_tokens": 0}).encode()
+    return [
+        post("/v1/series/forecast", values),
+        post("/v1/series/forecast", b'{"values": ' + b"[" * 2_000_000),
+        post("/v1/completions", scored),
+        post("/v1/text/continue", json.dumps({f"field{i}": i for i in range(2000)}).encode()),
+        post(CLASSIFY, json.dumps({"images": [encoded]}).encode(), "Content-Type: application/json"),
+    ]
+
+
+async def drip(writer: asyncio.StreamWriter, drop: bytes, seconds: float = 1.0) -> None:
+    """Send a few bytes at intervals until the service closes the connection."""
+    while not writer.is_closing():
+        writer.write(drop)
+        await writer.drain()
+        await asyncio.sleep(seconds)
+
+
+async def pour(writer: asyncio.StreamWriter, part: bytes) -> None:
+    """Send without end until the service closes the connection."""
+    while not writer.is_closing():
+        writer.write(part)
+        await writer.drain()
+
+
+async def slow_head(streams: Streams, _: int) -> None:
+    streams[1].write(b"GET / HTTP/1.1\r\n")
+    await drip(streams[1], b"x: y\r\n")
+
+
+async def slow_body(streams: Streams, _: int) -> None:
+    streams[1].write(BIG + bytes(50_000))
+    await drip(streams[1], b"x")
+
+
+async def slow_trailer(streams: Streams, _: int) -> None:
+    streams[1].write(CHUNKED % b"/v1/images/sample" + b'b\r\n{"count":1}\r\n0\r\n')
+    await streams[1].drain()
+    await drip(streams[1], b"x: y\r\n")
+
+
+async def endless_trailer(streams: Streams, number: int) -> None:
+    streams[1].write(CHUNKED % (b"/v1/images/sample" if number % 2 else b"/nothing") + b"1\r\n{\r\n0\r\n")
+    await streams[1].drain()
+    streams[1].write(b"x: ")
+    await pour(streams[1], b"y" * 65536)
+
+
+async def framing(streams: Streams, number: int) -> None:
+    streams[1].write(CHUNKED % CLASSIFY.encode())
+    await pour(streams[1], b"1\r\nx\r\n" * 10_000 if number % 2 else b"1;%s\r\nx\r\n" % (b"y" * 60_000))
+
+
+async def slow_reader(streams: Streams, _: int) -> None:
+    reader, writer = streams
+    writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+    more = True
+    while more:
+        await asyncio.sleep(1)
+        more = bool(await reader.read(1024))
+
+
+async def idle(streams: Streams, _: int) -> None:
+    await streams[0].read()
+
+
+async def short_connection(streams: Streams, number: int) -> None:
+    if number % 2:
+        streams[1].write(b"GET / HTTP/1.1\r\n")
+    await asyncio.sleep(0.01)
+
+
+async def header_tricks(streams: Streams, number: int) -> None:
+    tricks = (
+        b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * 12_000 + b"\r\n",
+        b"GET /%s HTTP/1.1\r\n\r\n" % (b"a" * 60_000),
+        GET * 5000,
+        b"GET / HTTP/1.1\r\nx: " + b"y" * 100_000,
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: evil.example\r\nCookie: " + b"a=b; " * 10_000 + b"\r\n\r\n",
+    )
+    reader, writer = streams
+    writer.write(tricks[number % len(tricks)])
+    await writer.drain()
+    async with asyncio.timeout(1):
+        while await reader.read(65536):
+            pass
+
+
+def exchange(requests: Callable[[], Sequence[bytes]]) -> Callable[[Streams, int], Awaitable[None]]:
+    """Send one request after the other on a connection, and read the responses."""
+
+    async def send(streams: Streams, number: int) -> None:
+        reader, writer = streams
+        for request in requests()[number % len(requests()) :]:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0] or 0)
+            await reader.readexactly(length)
+
+    return send
+
+
+@dataclass(frozen=True)
+class Attack:
+    """``connections`` run ``act`` again and again, each on a new connection."""
+
+    title: str
+    connections: int
+    act: Callable[[Streams, int], Awaitable[None]]
+
+
+ATTACKS = {
+    "heads": Attack("slow heads: a header per second", 500, slow_head),
+    "bodies": Attack("slow bodies: a byte per second", 200, slow_body),
+    "slow-trailers": Attack("slow trailers: a field per second", 200, slow_trailer),
+    "trailers": Attack("trailers without end", 4, endless_trailer),
+    "chunks": Attack("chunks of one byte, endless chunk extensions", 4, framing),
+    "readers": Attack("slow readers: 1 KiB per second of 11 MiB", 100, slow_reader),
+    "connections": Attack("idle connections", 2000, idle),
+    "flood": Attack("connections that are closed at once", 50, short_connection),
+    "headers": Attack("header tricks: many, long, contradictory, pipelined", 4, header_tricks),
+    "bombs": Attack("decompression bombs: 1 GiB in gzip, 49 million pixels in PNG", 4, exchange(bombs)),
+    "images": Attack("images of 49 million pixels", 2, exchange(lambda: [post(CLASSIFY, large_images()[1])])),
+    "json": Attack("JSON at its limits", 4, exchange(large_bodies)),
+}
+
+
+PREPARED = {"bombs": (bombs,), "images": (large_images,), "json": (large_bodies,)}  # data that take seconds to make
+
+
+async def run_attack(attack: Attack, port: int, seconds: float) -> None:
+    """Attack for ``seconds``."""
+
+    async def attacker(number: int) -> None:
+        while True:
+            writer = None
+            with suppress(OSError, asyncio.IncompleteReadError, TimeoutError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                await attack.act((reader, writer), number)
+            if writer:
+                writer.transport.abort()
+            number += 1
+            await asyncio.sleep(0.001)
+
+    attackers = [asyncio.create_task(attacker(number)) for number in range(attack.connections)]
+    await asyncio.wait(attackers, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in attackers:
+        task.cancel()
+    for result in await asyncio.gather(*attackers, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
+def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) -> None:
+    """Run in a process of its own: prepare the data, wait for the start, then attack."""
+    os.nice(NICENESS)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))
+    for prepare in PREPARED.get(name, ()):
+        prepare()
+    pipe.send("ready")
+    pipe.recv()
+    asyncio.run(run_attack(ATTACKS[name], port, seconds))
+
+
+def normal_requests() -> list[Request]:
+    """A picture, a forecast and a short text."""
+    picture = next((ROOT / "tests" / "images" / "cifar10").glob("*.png")).read_bytes()
+    values = json.loads((ROOT / "docs" / "sine.json").read_text())["values"]
+    return [
+        Request(CLASSIFY, picture, "image/png"),
+        Request("/v1/series/forecast", json.dumps({"values": values, "horizon": 10}).encode()),
+        Request("/v1/text/continue", b'{"prompt": "ROMEO:", "max_characters": 20, "seed": 1}'),
+    ]
+
+
+@dataclass
+class Row:
+    """The figures of one attack. Times are 99th percentiles in milliseconds, memory is in MiB."""
+
+    attack: str
+    connections: int
+    alone: float
+    during: float
+    after: float
+    errors: int
+    memory: float
+
+    @property
+    def ratio(self) -> float:
+        return self.during / self.alone
+
+    def cells(self) -> list[Any]:
+        """Return the values of the published table."""
+        times = [round(value, 1) for value in (self.alone, self.during, self.ratio, self.after)]
+        return [self.attack, self.connections, *times, self.errors, self.memory]
+
+    def passed(self) -> bool:
+        recovered = self.after <= MAX_RATIO_AFTER * self.alone
+        return self.ratio <= MAX_RATIO and recovered and not self.errors and self.memory <= MEMORY_LIMIT
+
+
+async def memory_peak(server: Server, seconds: float) -> float:
+    """Return the largest PSS of the server during ``seconds``, in MiB."""
+    peak, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        peak = max(peak, (await asyncio.to_thread(server.memory))["pss"])
+        await asyncio.sleep(SAMPLE_SECONDS)
+    return peak
+
+
+def p99(answers: Sequence[Answer]) -> float:
+    """Return the 99th percentile in milliseconds. Unanswered requests count with the time until they failed."""
+    return 1000 * percentile([answer.seconds for answer in answers], 0.99)
+
+
+async def measure(server: Server, name: str, seconds: float) -> Row:
+    """Measure the normal client alone, during an attack, and after it."""
+    attack, requests, spawn = ATTACKS[name], normal_requests(), multiprocessing.get_context("spawn")
+    pipe, other_end = spawn.Pipe()
+    process = spawn.Process(
+        target=attack_in_process, args=(name, server.port, seconds + START_SECONDS, other_end), daemon=True
+    )
+    process.start()
+    other_end.close()  # otherwise the end of the process is not noticed
+    await asyncio.to_thread(pipe.recv)
+    alone, _ = await call(server.port, requests, CALLERS, seconds)
+    pipe.send("start")
+    await asyncio.sleep(START_SECONDS)
+    (during, _), peak = await asyncio.gather(
+        call(server.port, requests, CALLERS, seconds), memory_peak(server, seconds)
+    )
+    await asyncio.to_thread(process.join)
+    if process.exitcode:
+        raise RuntimeError(f"the attackers failed: {attack.title}")
+    await asyncio.sleep(RECOVERY_SECONDS)
+    after, _ = await call(server.port, requests, CALLERS, seconds)
+    errors = sum(answer.status != 200 for answer in (*alone, *during, *after))
+    return Row(attack.title, attack.connections, p99(alone), p99(during), p99(after), errors, round(peak))
+
+
+def results(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the rows as a file for ``benchmarks/results/``."""
+    columns = {"attack": None, "connections": "g", "p99 alone, ms": 1, "during the attack": 1, "ratio": 1}
+    columns |= {"after 10 s": 1, "failed normal requests": "g", "largest PSS, MiB": "g"}
+    return {
+        "title": "Attacks",
+        "command": "make attack",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores; the attackers use the same cores",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "notes": [
+            "A normal client with two connections sends pictures, forecasts and short texts in turn.",
+            f"Limits: p99 at most {MAX_RATIO:g} times that alone, and {MAX_RATIO_AFTER:g} times after ten seconds.",
+            f"No normal request may fail. PSS of all processes: at most {MEMORY_LIMIT:,.0f} MiB.",
+        ],
+        "tables": [
+            {
+                "title": "",
+                "columns": columns,
+                "rows": [row.cells() for row in rows],
+            }
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each measurement")
+    parser.add_argument("--only", default=",".join(ATTACKS), help="names of attacks, separated by commas")
+    parser.add_argument("--save", type=Path, help="write the results to this file")
+    options = parser.parse_args()
+    rows = []
+    columns = list(results([])["tables"][0]["columns"])
+    print("|", *(f"{column} |" for column in columns))
+    print("|---|" + "--:|" * (len(columns) - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        server = servers.ours(Path(folder), ROOT / "models_store")
+        server.start()
+        try:
+            asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
+            for name in options.only.split(","):
+                row = asyncio.run(measure(server, name, options.seconds))
+                verdict = "" if row.passed() else "FAILED"
+                print("|", *(f"{cell} |" for cell in row.cells()), verdict, flush=True)
+                rows.append(row)
+        finally:
+            server.stop()
+    if options.save:
+        options.save.write_text(json.dumps(results(rows), indent=2) + "\n")
+    sys.exit(not all(row.passed() for row in rows))
+
+
+if __name__ == "__main__":
+    main()
