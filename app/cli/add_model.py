@@ -86,8 +86,8 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
     """Import the file that ``args`` names. Raises StoreError."""
     allowed = TASK_OPTIONS[args.task]
     known = {name for names in TASK_OPTIONS.values() for name in names}
-    given = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
-    for name in [*given, *(name for name in LISTS if getattr(args, name))]:
+    task_options = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
+    for name in [*task_options, *(name for name in LISTS if getattr(args, name))]:
         if name not in allowed and args.task not in LISTS.get(name, ()):
             option = "no-softmax" if name == "softmax" else name.replace("_", "-")
             raise StoreError(f"--{option} is not an option of the task {args.task!r}")
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
         args.task,
         args.licence,
         args.source,
-        given,
+        task_options,
         _read_lines(args.labels) if args.labels else None,
         _read_vocabulary(args.vocabulary) if args.vocabulary else None,
         f"python -m app.models {shlex.join(sys.argv[1:] if command is None else command)}",

@@ -170,15 +170,15 @@ def _tensors(
     archive: zipfile.ZipFile,
     entries: Mapping[str, zipfile.ZipInfo],
     payloads: Mapping[str, Mapping[str, Any]],
-    wanted: Mapping[str, tuple[str, str]],
+    named_values: Mapping[str, tuple[str, str]],
     max_bytes: int,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by key, and the key of each value. Values with the same payload share a tensor."""
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     weights: dict[str, str] = {}
-    left = max_bytes
-    for value, (kind, name) in wanted.items():
+    remaining_bytes = max_bytes
+    for value, (kind, name) in named_values.items():
         if name not in payloads[kind]:
             raise BadProgram(f"{CONFIGS[kind]}: {name!r} is missing")
         payload = payloads[kind][name]
@@ -189,8 +189,8 @@ def _tensors(
                 raise BadProgram(f"{CONFIGS[kind]}: {name!r} is a pickle, which is never loaded")
             size = entries[path].file_size if path in entries else 0
             dtype, sizes, strides, offset = _layout(name, payload["tensor_meta"], size)
-            left -= math.prod(sizes) * dtype.itemsize
-            if left < 0:
+            remaining_bytes -= math.prod(sizes) * dtype.itemsize
+            if remaining_bytes < 0:
                 raise BadProgram(f"{name!r} exceeds the allowed {max_bytes:,} bytes of weights")
             raw = torch.frombuffer(bytearray(_read(archive, entries, path) or bytes(8)), dtype=torch.uint8)
             flat = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)

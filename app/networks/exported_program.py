@@ -191,12 +191,15 @@ class ExportedProgram:
 
     def _find_dead(self) -> None:
         """Find after which step each value is not needed any more."""
-        kept = {*self.outputs.values(), *(self._names[name] for name in self._names if self._names[name] < self._first)}
+        needed = {
+            *self.outputs.values(),
+            *(self._names[name] for name in self._names if self._names[name] < self._first),
+        }
         for step in reversed(self.steps):
             read = [slot for _, slot in step.slots] + list(_slots([item for _, item in step.lists + step.named]))
             step.written = list(_slots([step.results]))
-            step.dead = [slot for slot in dict.fromkeys((*read, *step.written)) if slot not in kept]
-            kept.update(step.dead)
+            step.dead = [slot for slot in dict.fromkeys((*read, *step.written)) if slot not in needed]
+            needed.update(step.dead)
 
     @property
     def _first(self) -> int:

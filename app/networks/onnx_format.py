@@ -117,7 +117,9 @@ def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
 
 
 def _messages(message: memoryview, number: int) -> Iterator[memoryview]:
-    return (value for found, value in _fields(message) if found == number and isinstance(value, memoryview))
+    return (
+        value for field_number, value in _fields(message) if field_number == number and isinstance(value, memoryview)
+    )
 
 
 def _text(value: memoryview) -> str:

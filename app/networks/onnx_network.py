@@ -72,8 +72,8 @@ class OnnxNetwork:
         if self._files:
             names, contents = list(self._files), list(self._files.values())
             options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
-        wanted = dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"]))
-        providers = [name for name in wanted if name in runtime.get_available_providers()]
+        preferred = dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"]))
+        providers = [name for name in preferred if name in runtime.get_available_providers()]
         try:
             self._session = runtime.InferenceSession(
                 self._tensors[MODEL].numpy().tobytes(), options, providers=providers

@@ -165,10 +165,10 @@ def find_operator(target: str) -> Operator:
     name, _, overload = rest.partition(".")
     if namespace != "aten" or not {name, name.removesuffix("_")} & ATEN or "out" in overload:
         raise ValueError(f"operator {target!r} is not allowed")
-    found: Any = getattr(getattr(torch.ops.aten, name, None), overload, None)
-    is_overload = isinstance(found, torch._ops.OpOverload)
-    results = {str(result.type) for result in found._schema.returns} if is_overload else set()
+    resolved: Any = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    is_overload = isinstance(resolved, torch._ops.OpOverload)
+    results = {str(result.type) for result in resolved._schema.returns} if is_overload else set()
     known = results and results <= {"Tensor", "List[Tensor]"}  # other overloads are for TorchScript's lists and texts
     if not is_overload or not (known or name in SYMBOLIC):
         raise ValueError(f"operator {target!r} is not known")
-    return found if name in SYMBOLIC else found._op  # the operator in C++, without a Python function around it
+    return resolved if name in SYMBOLIC else resolved._op  # the operator in C++, without a Python function around it

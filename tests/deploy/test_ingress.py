@@ -124,8 +124,8 @@ async def test_a_preflight_request_needs_no_key(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     settings = Settings(store=tmp_path / "store", keys_file=tmp_path / "keys", cors_origins="https://a.b")
     async with client(IngressApp(settings, Replica().forward_to, {})) as through:
-        asked = {"origin": "https://a.b", "access-control-request-method": "POST"}
-        assert (await through.options(SAMPLE, headers=asked)).status_code == 200
+        preflight = {"origin": "https://a.b", "access-control-request-method": "POST"}
+        assert (await through.options(SAMPLE, headers=preflight)).status_code == 200
         refused = await through.post(SAMPLE, headers={"origin": "https://a.b"})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://a.b")
 

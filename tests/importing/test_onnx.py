@@ -180,7 +180,7 @@ def fills(_: Path) -> ModelProto:
     return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]}, {"shape": shape})
 
 
-def draws(_: Path) -> ModelProto:
+def random_model(_: Path) -> ModelProto:
     nodes = [helper.make_node("RandomNormalLike", ["x"], ["noise"]), helper.make_node("Add", ["x", "noise"], ["y"])]
     return onnx_model(nodes, {"x": ["n", 1]}, {"y": ["n", 1]})
 
@@ -194,7 +194,7 @@ def draws(_: Path) -> ModelProto:
         (claims, "a tensor claims 3,298,534,883,328 values; the file holds"),
         (sparse, "an initializer is sparse"),
         (fills, "needs too much memory"),
-        (draws, "two runs on the same input differ"),
+        (random_model, "two runs on the same input differ"),
         (lambda _: forest(zipmap=True)[2], "output 'output_probability' is seq(map("),
         (lambda _: linear_model()[0].SerializeToString()[:-9], "not an ONNX model"),
         (lambda _: b"", "not an ONNX model"),

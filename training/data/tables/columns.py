@@ -24,16 +24,18 @@ MIN_FILL = 0.5  # share of its steps that a group needs, so that groups are dete
 MAX_TEXT_SHARE = 0.1  # of a column of numbers
 
 
-def value_columns(body: Body, used: Sequence[str], wanted: Sequence[str] | None, times: pd.Series | None) -> list[str]:
+def value_columns(
+    body: Body, used: Sequence[str], requested: Sequence[str] | None, times: pd.Series | None
+) -> list[str]:
     """The columns of numbers, without row numbers, codes, and parts of the date. ``used``: columns of time and groups.
 
     Raises:
         DataError: a column is only partly numeric, or there is none.
     """
     frame = body.frame
-    if wanted:
-        return list(wanted)
-    found, left_out, texts = [], [], []
+    if requested:
+        return list(requested)
+    selected, left_out, texts = [], [], []
     for name in frame.columns:
         if name in used or frame[name].isna().all():
             continue
@@ -47,7 +49,7 @@ def value_columns(body: Body, used: Sequence[str], wanted: Sequence[str] | None,
         elif part > 0.5 and times is not None and _part_of_date(name, values_of(frame[name]), times):
             left_out.append(f"column {name!r} repeats a part of the date: left out; --column {name!r} reads it")
         elif part >= 1 - MAX_TEXT_SHARE:
-            found.append(name)
+            selected.append(name)
         elif part > 0.3:
             row, cell = next(
                 (r, c) for r, c in frame[name].items() if not numbers.is_missing(c) and not numbers.is_number(c)
@@ -58,13 +60,13 @@ def value_columns(body: Body, used: Sequence[str], wanted: Sequence[str] | None,
             )
         else:
             texts.append(name)
-    if not found:
+    if not selected:
         reasons = "; ".join(["has no column of numbers", *left_out])
         raise body.error(f"{reasons}; its columns are: {', '.join(frame.columns)}")
     body.remarks += left_out
     if texts:
         body.remarks.append(f"columns of text: {', '.join(map(repr, texts))}")
-    return found
+    return selected
 
 
 def _numbers_rows(name: str, frame: pd.DataFrame) -> bool:
@@ -229,12 +231,12 @@ def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
 
 def _without_synonyms(frame: pd.DataFrame, sets: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Keep one of several sets that split the rows into the same groups, for example code and name of a country."""
-    kept: list[tuple[tuple[str, ...], pd.Series]] = []
+    distinct: list[tuple[tuple[str, ...], pd.Series]] = []
     for names in sets:
         numbered = frame.groupby(list(names), sort=False).ngroup()
-        if not any(_same_groups(numbered, other) for _, other in kept):
-            kept.append((names, numbered))
-    return [names for names, _ in kept]
+        if not any(_same_groups(numbered, other) for _, other in distinct):
+            distinct.append((names, numbered))
+    return [names for names, _ in distinct]
 
 
 def _same_groups(first: pd.Series, second: pd.Series) -> bool:

@@ -73,21 +73,23 @@ def grid(times: Sequence[Times], period: str) -> Grid | None:
         weeks = [(own.astype("datetime64[D]").astype(np.int64) + 3) // 7 for own in times]
         return _checked([_whole("week", 7 * DAY, weeks)])
     candidates = [_months(times, period), _fixed(times, differences), _business_days(times, everything)]
-    found = _checked([one for one in candidates if one])
-    return found or (_checked([one for one in (_jittered(times, steps, differences),) if one]) if not period else None)
+    detected = _checked([each for each in candidates if each])
+    return detected or (
+        _checked([each for each in (_jittered(times, steps, differences),) if each]) if not period else None
+    )
 
 
 def _checked(grids: Sequence[Grid]) -> Grid | None:
     """The grid with the fewest holes, if it has few enough."""
-    best = min(grids, key=lambda one: one.holes, default=None)
+    best = min(grids, key=lambda each: each.holes, default=None)
     return best if best is not None and best.holes <= MAX_HOLES else None
 
 
 def is_regular(reading: Reading) -> bool:
     """Whether a reading gives at least three times with hardly any hole."""
     times = np.unique(reading.times.dropna().to_numpy())
-    found = grid([times], reading.period) if len(times) >= 3 else None
-    return found is not None and not found.jitter and found.holes <= MAX_HOLES_TO_DECIDE
+    detected = grid([times], reading.period) if len(times) >= 3 else None
+    return detected is not None and not detected.jitter and detected.holes <= MAX_HOLES_TO_DECIDE
 
 
 def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:

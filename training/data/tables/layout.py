@@ -152,17 +152,17 @@ def _melt(
         return bool(keys + names) and not blank and not frame.duplicated(keys + names).any()
 
     count = next((n for n in range(len(labels) + 1) if names_rows(labels[:n])), len(texts)) if timed else 1
-    chosen = labels[:count] if timed else list(others)
-    if left_out := [name for name in others if name not in chosen]:
+    selected = labels[:count] if timed else list(others)
+    if left_out := [name for name in others if name not in selected]:
         remarks.append(f"columns {', '.join(map(repr, left_out))} are not needed to name the series: left out")
     if timed:
         remarks.append(f"time is across the columns, {columns[0]!r} to {columns[-1]!r}; each row is a series")
     titles = dict(zip(frame.columns, body.titles, strict=True))
     records = {}
     for row, cells in zip(frame.index, frame.to_dict("records"), strict=True):
-        own = [cells[name] for name in chosen]
+        own = [cells[name] for name in selected]
         for name in columns:
             title = titles[name] if isinstance(titles[name], pd.Timestamp) else name
             records[f"{row}, column {name}"] = [*own, compose(title, cells), cells[name]]
-    melted = pd.DataFrame.from_dict(records, orient="index", columns=[*chosen, TIME, VALUE], dtype=object)
-    return Unpivoted(Body(body.path, melted, [*chosen, TIME, VALUE], body.delimiter, remarks), chosen, timed)
+    melted = pd.DataFrame.from_dict(records, orient="index", columns=[*selected, TIME, VALUE], dtype=object)
+    return Unpivoted(Body(body.path, melted, [*selected, TIME, VALUE], body.delimiter, remarks), selected, timed)

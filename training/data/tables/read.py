@@ -130,9 +130,9 @@ def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
                 f"({time.reading.label}); correct it, or delete the row"
             )
         body.remarks.append(f"row {row} is left out: {text!r} is no time stamp")
-    kept = times.notna()
-    body.frame = body.frame[kept]
-    reading = Reading(time.reading.label, time.reading.period, times[kept])
+    has_time = times.notna()
+    body.frame = body.frame[has_time]
+    reading = Reading(time.reading.label, time.reading.period, times[has_time])
     return TimeColumn(time.names, reading)
 
 
@@ -191,8 +191,10 @@ def _on_grid(
     if double.any() and options.aggregate is None:
         stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
         same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
-        what = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
-        raise body.error(f"rows {same[0]} and {same[1]} are {what}; type --aggregate sum, mean or last to combine them")
+        relation = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
+        raise body.error(
+            f"rows {same[0]} and {same[1]} are {relation}; type --aggregate sum, mean or last to combine them"
+        )
     if double.any():
         grouped = frame.groupby(keys, sort=True)
         combined = {
@@ -203,18 +205,18 @@ def _on_grid(
         body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
         frame = combined.reset_index()
     groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
-    found = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
-    if found is None:
+    time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
+    if time_grid is None:
         few = max(len(part) for part in groups.values()) < 2
         problem = "no series has two time stamps" if few else "the time stamps are irregular"
         raise body.error(
             f"{problem}, for example {', '.join(str(stamp) for stamp in frame['(time)'][:4])}; type --resample D (or "
             "h, 15min, W, M) and --aggregate sum, mean or last"
         )
-    if found.jitter:
-        body.remarks.append(f"time stamps with jitter are moved to the nearest step of one {found.name}")
+    if time_grid.jitter:
+        body.remarks.append(f"time stamps with jitter are moved to the nearest step of one {time_grid.name}")
     order = dict.fromkeys(str(label) for label in labels)
-    positions = dict(zip(groups, found.positions, strict=True))
+    positions = dict(zip(groups, time_grid.positions, strict=True))
     midnight = bool((frame["(time)"] == frame["(time)"].dt.floor("D")).all())
     fill = 0.0 if options.aggregate == "sum" and double.any() else np.nan
     series = []
@@ -223,10 +225,10 @@ def _on_grid(
         holes = int(at[-1]) + 1 - len(at)
         if holes:
             missing = np.flatnonzero(np.diff(at) > 1)[0]
-            what = "count as 0" if fill == 0 else "are missing"
+            effect = "count as 0" if fill == 0 else "are missing"
             body.remarks.append(
-                f"{label + ': ' if label else ''}{holes} time steps (one per {found.name}) {what}, the first after "
-                f"{_iso(part['(time)'].iloc[missing], midnight, period)}"
+                f"{label + ': ' if label else ''}{holes} time steps (one per {time_grid.name}) {effect}, "
+                f"the first after {_iso(part['(time)'].iloc[missing], midnight, period)}"
             )
         starts = np.full(int(at[-1]) + 1, "", dtype=object)
         starts[at] = [_iso(stamp, midnight, period) for stamp in part["(time)"]]
@@ -234,7 +236,7 @@ def _on_grid(
             grid = np.full(int(at[-1]) + 1, fill)
             grid[at] = part[column].to_numpy()
             series.append((_named(label, column, values), grid, list(starts)))
-    return _table(body, options, series, found.name, found.seasons)
+    return _table(body, options, series, time_grid.name, time_grid.seasons)
 
 
 def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:
@@ -246,13 +248,13 @@ def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:
 def _table(
     body: Body,
     options: ReadOptions,
-    found: Sequence[tuple[str, np.ndarray, list[str]]],
+    arrays: Sequence[tuple[str, np.ndarray, list[str]]],
     step: str,
     seasons: Sequence[int] | None,
 ) -> Table:
     """The table of all series that have a value, from their first to their last one."""
     series = []
-    for name, values, starts in found:
+    for name, values, starts in arrays:
         there = np.flatnonzero(~np.isnan(values))
         if not len(there):
             body.remarks.append(f"{name} has no values: left out")

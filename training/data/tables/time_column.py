@@ -68,7 +68,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
         names = [time] if time in frame else [name.strip() for name in time.split(",")]
         return _named(body, names, pattern)
     candidates = [name for name in frame.columns if name not in columns]
-    strong = {name: found for name in candidates if (found := _strong(body, name))}
+    strong = {name: readings for name in candidates if (readings := _strong(body, name))}
     _reject_mixed(body, [name for name in candidates if name not in strong])
     strong = _without_derived(strong)
     if pattern is not None and not strong:
@@ -130,12 +130,12 @@ def _without_derived(strong: dict[str, list[Reading]]) -> dict[str, list[Reading
             return False
         return bool((floored == coarse.times).all())
 
-    kept = dict(strong)
+    remaining = dict(strong)
     for name, own in strong.items():
-        others = [reading for other, found in strong.items() if other != name for reading in found]
+        others = [reading for other, readings in strong.items() if other != name for reading in readings]
         if any(derived(coarse, fine) for coarse in own for fine in others):
-            del kept[name]
-    return kept or strong
+            del remaining[name]
+    return remaining or strong
 
 
 def _fits(cells: pd.Series, pattern: str) -> bool:
@@ -146,10 +146,10 @@ def _fits(cells: pd.Series, pattern: str) -> bool:
         return False
 
 
-def _clock_column(frame: pd.DataFrame, date: str, found: list[Reading]) -> str | None:
+def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> str | None:
     """The column with the time of day of the dates in ``date``, if the dates repeat."""
-    times = found[0].times.dropna()
-    if found[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
+    times = readings[0].times.dropna()
+    if readings[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
         return None
     for name in frame.columns:
         if name == date or frame[name].nunique() < 2:
@@ -209,16 +209,16 @@ def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
         if reading.count < 0.8 * (cells.notna().sum()) or "%Y" not in pattern.replace("%y", "%Y").replace("%s", "%Y"):
             raise body.error(f"--format {pattern} does not fit the cells of {label}, for example {_example(cells)!r}")
         return TimeColumn(list(names), reading)
-    found: list[Reading] = []
+    readings: list[Reading] = []
     if numbers.share(cells) <= 0.8 or _dotted(cells):
-        found = timestamps.readings(cells, week=any(role(name) == "week" for name in names))
+        readings = timestamps.readings(cells, week=any(role(name) == "week" for name in names))
     else:
-        found = timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells)
-    if not found and (counter := _counter(cells)):
-        found = [counter]
-    if not found:
+        readings = timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells)
+    if not readings and (counter := _counter(cells)):
+        readings = [counter]
+    if not readings:
         raise _unreadable(body, label, cells)
-    return TimeColumn(list(names), choose(body, label, cells, found))
+    return TimeColumn(list(names), choose(body, label, cells, readings))
 
 
 def _unreadable(body: Body, label: str, cells: pd.Series) -> DataError:
@@ -261,13 +261,13 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
     return pd.Series(joined, index=body.frame.index, dtype=object)
 
 
-def choose(body: Body, label: str, cells: pd.Series, found: Sequence[Reading]) -> Reading:
+def choose(body: Body, label: str, cells: pd.Series, readings: Sequence[Reading]) -> Reading:
     """The only reading with regular times.
 
     Raises:
         DataError: several readings are possible.
     """
-    possible = list(found)
+    possible = list(readings)
     if len(possible) > 1:
         regular = [reading for reading in possible if frequency.is_regular(reading)]
         possible = regular or possible

@@ -165,10 +165,10 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
 
 def _plausible(results: list[Reading], known: pd.Series, week: bool) -> list[Reading]:
     """The readings that fit as many cells as any other, and at least four of five; ``known``: the cells."""
-    most = max((reading.count for reading in results), default=0)
-    if most < 0.8 * len(known):
+    max_count = max((reading.count for reading in results), default=0)
+    if max_count < 0.8 * len(known):
         return []
-    results = [reading for reading in results if reading.count == most]
+    results = [reading for reading in results if reading.count == max_count]
     labels = {reading.label for reading in results}
     if any("." in cell for cell in known if isinstance(cell, str)):  # dots: the day comes first
         for day_first, others in (("%d/%m/%Y", {"%m/%d/%Y"}), ("%d/%m/%y", {"%m/%d/%y", "%y/%m/%d"})):
