@@ -31,7 +31,8 @@ from training.run import Run
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
 FINETUNE_FACTOR = 0.3  # of the learning rate, with --from
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "UTF-8 text files, joined in this order"},
+    "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
+    "--encoding": {"metavar": "NAME", "help": "encoding of the texts, any that Python knows (default: UTF-8)"},
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
@@ -96,16 +97,14 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
     """Train on own texts, from scratch or from a published network, and publish."""
     base = base_version(options, KINDS)
-    text = texts.read(options.data_options["text"])
+    text = texts.read(options.data_options["text"], options.data_options["encoding"])
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
     texts.report(text, vocabulary)
     if base:
         texts.check_known(base, text.train)
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary).to(options.device)
-    held_out = int(len(characters) * config.validation)
-    places = max(1, min(texts.HELD_OUT_PLACES, held_out // (4 * texts.WINDOW)))
-    train, validation = texts.hold_out(characters, config.validation, places)
+    train, validation, window = texts.hold_out_windows(characters, config.validation)
     batch = distributed.divisible_batch(min(config.batch, len(train) // (4 * config.bptt)))
     config = dataclasses.replace(config, batch=batch)
     if base:
@@ -115,7 +114,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network = texts.transfer_weights(network, vocabulary, base)
     else:
         network = new_network(config, len(vocabulary))
-    network = fit(run, config, train, validation, network, keep_best=True)
+    network = fit(run, config, train, validation, network, keep_best=True, window=window)
     if distributed.rank() == 0:
         publish(run, own_card(options, config, text, base), text, vocabulary, network, texts.prompts(text.test))
     distributed.exit_process()
@@ -128,8 +127,8 @@ def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: sto
     notes = "Weights averaged over steps."
     if config.validation:
         notes = (
-            f"{config.validation:.0%} of the training part was held out for validation: of the averaged weights, those "
-            "with the lowest validation loss were kept."
+            f"About {config.validation:.0%} of the training part was held out for validation, at least "
+            f"{texts.MIN_WINDOWS} windows: of the averaged weights, those with the lowest validation loss were kept."
         )
     if base:
         data[f"{base.card.name}@{base.card.version}"] = base.card.weights_sha256

@@ -425,10 +425,9 @@ def test_training_from_scratch_needs_no_published_network(workspace: Path) -> No
 def test_an_unreadable_text_is_rejected_with_the_position(tmp_path: Path) -> None:
     path = tmp_path / "novel.txt"
     path.write_bytes(b"one\ntwo\ncaf\xe9\n" * 1000)
-    with pytest.raises(DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, byte offset 11$"):
-        texts.read([path])
-    path.write_text("short", "utf-16")
-    with pytest.raises(DataError, match="probably UTF-16"):
+    with pytest.raises(
+        DataError, match=r"novel.txt is not UTF-8: byte 0xe9 in line 3, byte offset 11; type .*--encoding cp1252"
+    ):
         texts.read([path])
     path.write_text("short")
     with pytest.raises(DataError, match=r"novel.txt: 6 characters; at least 10,000 are needed"):
@@ -443,6 +442,36 @@ def test_files_with_any_line_breaks_are_joined_to_one_text(tmp_path: Path) -> No
     text = texts.read([tmp_path / "a", tmp_path / "b"])
     assert text.train + text.test == "one\ntwo\n" * 2000 + "grüße\n"
     assert texts.vocabulary_of("aaabbc", 2) == ["a", "b", store.UNKNOWN_CHARACTER]
+
+
+def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "letters"
+    (folder / "old").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    for name, encoding in (("a.txt", "utf-8"), ("b.txt", "utf-16"), ("old/c.txt", "utf-8-sig"), (".git/x", "utf-8")):
+        (folder / name).write_text(f"grüße {name[0]}\n" * 1000, encoding)
+    (folder / "photo.png").write_bytes(b"\x89PNG\0\0\0\r")
+    text = texts.read([folder])
+    assert text.train + text.test == "".join(f"grüße {name}\n" * 1000 for name in "abo")
+    assert "3 texts; 1 binary files are skipped" in capsys.readouterr().out
+    russian = tmp_path / "russian.txt"
+    russian.write_text("война и мир\n" * 1000, "koi8-r")
+    with pytest.raises(DataError, match=r"is not UTF-8: byte .* type its encoding, for example --encoding cp1252"):
+        texts.read([russian])
+    text = texts.read([russian], "koi8-r")
+    assert (text.train + text.test).startswith("война и мир\n")
+    with pytest.raises(DataError, match="--encoding nonsense: Python knows no such encoding"):
+        texts.read([russian], "nonsense")
+
+
+@pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
+def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
+    train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05)
+    windows = sum((len(part) - 1) // window for part in validation)
+    assert texts.MIN_WINDOWS <= windows <= texts.MAX_WINDOWS
+    assert window == texts.WINDOW or count < 40_000
+    assert len(train) >= 0.84 * count
+    assert torch.equal(torch.cat([train, *validation]).sort().values, torch.arange(count))
 
 
 def test_fine_tuning_a_text_network_keeps_the_weights_of_shared_characters(

@@ -1,4 +1,4 @@
-"""Your own texts: UTF-8 files are read as one text, split, and encoded as character indices.
+"""Your own texts: files and folders are read as one text, split, and encoded as character indices.
 
 ``transfer_weights`` starts a network for a new vocabulary from a published one.
 """
@@ -11,29 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from app import store
 from app.store import UNKNOWN_CHARACTER
+from training.data import encodings
 from training.data.datasets import DataError, Text
 from training.loops import distributed
 
 MIN_CHARACTERS = 10_000  # of a text: its test part then holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
+MIN_WINDOWS, MAX_WINDOWS = 20, 400  # by which the weights for own texts are selected
+MAX_SHARE = 0.15  # of the training part that is held out to have MIN_WINDOWS
 HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone is a single play, unlike the rest
 
 
-def read(paths: Sequence[Path]) -> Text:
+def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     """Concatenate the files; the first 90 % are the training part, the last 10 % the test part.
 
-    Byte order marks are dropped and all line breaks become ``\\n``.
+    Of a folder, all files are read in the order of their paths, but hidden and binary ones. ``encoding``: any that
+    Python knows; None: UTF-8, or as the byte order mark says. Byte order marks are dropped and all line breaks become
+    ``\\n``.
 
     Raises:
         DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
     """
-    parts = [_read_utf8(path) for path in paths]
+    parts = [_read_file(path, encoding) for path in _files(paths, encoding)]
     text = "".join(part.rstrip("\n") + "\n" for part in parts)
     if len(text) < MIN_CHARACTERS:
         names = ", ".join(str(path) for path in paths)
@@ -49,9 +55,13 @@ def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
 
 
 def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
-    """A text -> the vocabulary indices int64 [len(text)] of its characters."""
-    index = {character: i for i, character in enumerate(vocabulary)}
-    return torch.tensor([index.get(character, len(vocabulary) - 1) for character in text])
+    """A text -> the vocabulary indices int32 [len(text)] of its characters."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    indices = np.full(int(codes.max(initial=0)) + 1, len(vocabulary) - 1, np.int32)
+    for index, character in enumerate(vocabulary[:-1]):
+        if ord(character) < len(indices):
+            indices[ord(character)] = index
+    return torch.from_numpy(indices[codes])
 
 
 def hold_out(characters: Tensor, share: float, places: int = HELD_OUT_PLACES) -> tuple[Tensor, list[Tensor]]:
@@ -59,16 +69,38 @@ def hold_out(characters: Tensor, share: float, places: int = HELD_OUT_PLACES) ->
 
     The validation parts hold ``share`` of the characters in total.
     """
-    length, section = int(len(characters) * share / places), len(characters) // places
+    length = int(len(characters) * share / places)
     if share and length <= WINDOW:
         raise SystemExit(
             f"--validation {share} holds out {length} characters in each of {places} places; "
             f"at least {WINDOW + 1} are needed, one evaluation window"
         )
+    return _hold_out(characters, length, places)
+
+
+def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, list[Tensor]]:
+    """Hold out ``length`` characters in the middle of each of ``places`` sections."""
+    section = len(characters) // places
     sections = [characters[i * section : (i + 1) * section if i < places - 1 else None] for i in range(places)]
     middle = (section - length) // 2
     train = torch.cat([part for section in sections for part in (section[:middle], section[middle + length :])])
     return train, [section[middle : middle + length] for section in sections]
+
+
+def hold_out_windows(characters: Tensor, share: float) -> tuple[Tensor, list[Tensor], int]:
+    """Split as ``hold_out``, so that at least MIN_WINDOWS windows are held out; also returns their length.
+
+    Of a long text, only MAX_WINDOWS windows are held out. Of a short one, more than ``share`` of the characters are, at
+    most MAX_SHARE, in shorter windows.
+    """
+    if not share:
+        return characters, [], WINDOW
+    needed = MIN_WINDOWS * (WINDOW + 1)
+    held_out = min(max(share * len(characters), min(needed, MAX_SHARE * len(characters))), MAX_WINDOWS * (WINDOW + 1))
+    part, windows = int(held_out / HELD_OUT_PLACES), MIN_WINDOWS // HELD_OUT_PLACES
+    window = min(WINDOW, (part - 1) // windows)
+    train, validation = _hold_out(characters, part, HELD_OUT_PLACES)
+    return train, validation, window
 
 
 def prompts(text: str) -> list[str]:
@@ -120,18 +152,47 @@ def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Versio
     return network
 
 
-def _read_utf8(path: Path) -> str:
+def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
+    """The files that ``paths`` name, with those of folders. Raises DataError for a folder without texts."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+        own = [file for file in inside if encoding or not _is_binary(file)]
+        if not own:
+            raise DataError(f"{path} holds no texts")
+        skipped = f"; {len(inside) - len(own):,} binary files are skipped" if len(own) < len(inside) else ""
+        distributed.print_once(f"{path}: {len(own):,} texts{skipped}")
+        files += own
+    return files
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_binary(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    return b"\0" in start and encodings.detected(start) is None
+
+
+def _read_file(path: Path, encoding: str | None) -> str:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
+    chosen = encoding or encodings.detected(content) or "utf-8"
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(chosen)
+    except LookupError as error:
+        raise DataError(f"--encoding {encoding}: Python knows no such encoding") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        hint = "; the file is probably UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else ""
         raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} in line {line:,}, "
-            f"byte offset {error.start:,}{hint}"
+            f"{path} is not {chosen.upper()}: byte 0x{content[error.start]:02x} in line {line:,}, byte offset "
+            f"{error.start:,}; type its encoding, for example --encoding cp1252"
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

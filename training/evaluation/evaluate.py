@@ -60,7 +60,7 @@ def _read_images(card: store.Card, models: Path) -> Any:
 
 def _read_text(card: store.Card, models: Path) -> Any:
     options, _ = rnn.arguments(_command(card)[1])
-    return texts.read(options.data_options["text"])
+    return texts.read(options.data_options["text"], options.data_options["encoding"])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:

@@ -17,21 +17,23 @@ from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
 from training.run import metric, save_figure
 
+MAX_TEST_CHARACTERS = 500_000  # that are evaluated
 
-def window_loss(network: Any, *parts: Tensor) -> float:
-    """Mean loss in nats per character over all whole windows of 256 characters; each window starts from a zero state.
 
-    ``parts``: character indices [N] each.
+def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
+    """Mean loss in nats per character over all whole windows; each window starts from a zero state.
+
+    ``parts``: character indices [N] each. ``window``: its length in characters.
     """
     windows = torch.stack(
-        [part[start : start + WINDOW + 1] for part in parts for start in range(0, len(part) - WINDOW, WINDOW)]
-    )
+        [part[start : start + window + 1] for part in parts for start in range(0, len(part) - window, window)]
+    ).long()
     total = 0.0
     with torch.inference_mode():
         for batch in windows.split(64):
             logits, _ = network(batch[:, :-1], network.zero_state(len(batch)))
             total += F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
-    return total / (len(windows) * WINDOW)
+    return total / (len(windows) * window)
 
 
 def stream_loss(network: Any, characters: Tensor) -> float:
@@ -39,7 +41,7 @@ def stream_loss(network: Any, characters: Tensor) -> float:
     total, state = 0.0, network.zero_state(1)
     with torch.inference_mode():
         for start in range(0, len(characters) - 1, 4096):
-            part = characters[start : start + 4097]
+            part = characters[start : start + 4097].long()
             logits, state = network(part[None, :-1], state)
             total += F.cross_entropy(logits[0], part[1:], reduction="sum").item()
     return total / (len(characters) - 1)
@@ -47,8 +49,9 @@ def stream_loss(network: Any, characters: Tensor) -> float:
 
 def measure(generator: TextGenerator, text: Text) -> dict[str, Any]:
     """The metrics of a published network on the test part of a text, as its card states them."""
-    characters = encode(text.test, generator.vocabulary).to(generator.device)
-    split = f"the last 10 % of the text, {len(text.test):,} characters"
+    characters = encode(text.test[:MAX_TEST_CHARACTERS], generator.vocabulary).to(generator.device)
+    start = "the first characters of " if len(text.test) > MAX_TEST_CHARACTERS else ""
+    split = f"{start}the last 10 % of the text, {len(characters):,} characters"
     loss = window_loss(generator.network, characters)
     return {
         "nats_per_character": metric(loss, f"{split}, in windows of {WINDOW} from a zero state"),

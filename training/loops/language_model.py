@@ -23,6 +23,7 @@ from app.networks.rnn import CharacterRNN, StackedRNN
 from app.tasks.precision import fast_bfloat16
 from training.best_weights import BestWeights
 from training.configs import RnnConfig
+from training.data.texts import WINDOW
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
@@ -130,7 +131,13 @@ class Trainer:
 
 
 def fit(
-    run: Run, config: RnnConfig, train: Tensor, validation: list[Tensor], network: Any, keep_best: bool = False
+    run: Run,
+    config: RnnConfig,
+    train: Tensor,
+    validation: list[Tensor],
+    network: Any,
+    keep_best: bool = False,
+    window: int = WINDOW,
 ) -> Any:
     """Train on characters [N] and return the averaged network.
 
@@ -147,7 +154,7 @@ def fit(
 
     def start_dummy_run() -> Callable[[int], object]:
         trainer = Trainer(copy.deepcopy(network), config, device)
-        characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1)
+        characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1).long()
         state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
@@ -168,7 +175,11 @@ def fit(
         learning_rate = config.learning_rate * cosine_schedule(step, total)
         loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
         if step_of_epoch == steps_per_epoch - 1:
-            metrics = {"validation_loss": window_loss(trainer.average.module, *validation)} if config.validation else {}
+            metrics = (
+                {"validation_loss": window_loss(trainer.average.module, *validation, window=window)}
+                if config.validation
+                else {}
+            )
             if best:
                 best.update(trainer.average.module, metrics["validation_loss"])
             run.log(epoch=epoch + 1, loss=loss.item(), **metrics)
@@ -181,4 +192,4 @@ def batch_at(train: Tensor, config: RnnConfig, seed: int, epoch: int, step: int)
     """The characters [batch, bptt + 1] of a step; the streams start at other places in every epoch."""
     offset = derive_seed(seed, "offset", epoch) % len(train)
     starts = offset + torch.arange(config.batch).unsqueeze(1) * (len(train) // config.batch) + step * config.bptt
-    return train[(starts + torch.arange(config.bptt + 1)) % len(train)]
+    return train[(starts + torch.arange(config.bptt + 1)) % len(train)].long()

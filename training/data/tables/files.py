@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
@@ -19,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from training.data import encodings
 from training.data.datasets import DataError
 from training.data.tables import numbers, timestamps
 from training.data.tables.numbers import is_missing
@@ -41,8 +41,6 @@ REJECTED = {
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
 SAMPLE_LINES = 300  # from which the delimiter is detected
 MIN_SHEET_ROWS = 3  # rows with numbers or dates that make a sheet a table
-MARKS = [(codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")]
-MARKS += [(codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")]
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\0"))
 
 
@@ -209,10 +207,7 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> tuple[str
     Raises:
         DataError: the encoding is unknown, does not fit, or must be given.
     """
-    detected = next((name for mark, name in MARKS if content.startswith(mark)), None)
-    if detected is None and len(content) > 3 and len(content) % 2 == 0:
-        odd, even = content[1::2].count(0) / len(content), content[0::2].count(0) / len(content)
-        detected = "utf-16-le" if odd > 0.2 > even else "utf-16-be" if even > 0.2 > odd else None
+    detected = encodings.detected(content)
     chosen = encoding or detected or "utf-8"
     try:
         return content.decode(chosen), chosen.removesuffix("-sig")
