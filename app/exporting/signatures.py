@@ -1,4 +1,4 @@
-"""What an exported file computes: the inputs and outputs of the networks of each task.
+"""The signature of an exported file: the inputs and outputs of the networks of each task.
 
 The first axis of every tensor is the batch. Recurrent networks read one step per call; their state is an input and an
 output.

@@ -34,7 +34,7 @@ DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float3
 
 @dataclass(frozen=True)
 class Description:
-    """What the file does not say: the name of the model, its task, and where it comes from."""
+    """Data that the file does not contain: the name of the model, its task and its origin."""
 
     name: str
     title: str = ""

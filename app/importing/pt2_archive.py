@@ -312,7 +312,7 @@ class _GraphReader:
             scope[name] = inner[result]
 
     def _remove_unused(self) -> None:
-        """Remove nodes whose results nobody reads, such as sizes for checks that are left out, and unused weights."""
+        """Remove nodes whose results are not used, such as sizes for checks that are left out, and unused weights."""
         used = {value for _, value in self.outputs}
         nodes = []
         for node in reversed(self.nodes):

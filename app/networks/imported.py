@@ -1,4 +1,4 @@
-"""What all imported networks have in common: their sizes, and the interface by which the tasks run them."""
+"""Shared parts of imported networks: their sizes, and the interface by which the tasks run them."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ async def run_attack(attack: Attack, port: int, seconds: float) -> None:
 
 
 def attack_in_process(name: str, port: int, seconds: float, pipe: Connection) -> None:
-    """Run in a process of its own: prepare the data, wait for the start, then attack."""
+    """Run in a separate process: prepare the data, wait for the start, then attack."""
     os.nice(NICENESS)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 10_000), hard))

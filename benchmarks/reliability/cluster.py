@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine: its answers equal a single service's; nodes and replicas are killed.
 
-    python -m benchmarks.reliability.cluster                     # all of it, about six minutes; needs the extra [ray]
+    python -m benchmarks.reliability.cluster                     # all parts, about six minutes; needs the extra [ray]
     python -m benchmarks.reliability.cluster --only node --callers 32    # one part
 
 same      each endpoint through the cluster and from a single service: equal bytes, streams with equal text

@@ -169,7 +169,7 @@ def limit_storage(settings: Settings) -> Storage | None:
         return SharedCounters()
     try:
         storage = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
-    except Exception as error:  # each kind of storage raises its own: a wrong address, a missing package
+    except Exception as error:  # storages raise different errors, also for a missing package
         # The message may quote a part of the password.
         reason = type(error).__name__ if "@" in settings.rate_limit_storage else error
         raise SettingsError(

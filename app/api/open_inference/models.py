@@ -330,7 +330,7 @@ def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
 
 
 def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters in ``known``. Raises BadValue for one that is neither known nor of the protocol.
+    """Return the parameters in ``known``. Raises BadValue for an unknown parameter.
 
     All requests have the default priority, which is 0 in Triton's protocol.
     """

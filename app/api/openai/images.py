@@ -51,7 +51,7 @@ class ImageGenerationRequest(InferenceBody):
 
 
 class ImageGenerationInference(Inference[ImageSampler]):
-    """Draws the images that a prompt names. Raises BadValue for a prompt that the model cannot draw."""
+    """Draws the images that a prompt names. Raises BadValue for a prompt that the model cannot generate."""
 
     def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""Import a trained network over HTTP: ``python -m app.models add`` in a process of its own.
+"""Import a trained network over HTTP: ``python -m app.models add`` in a separate process.
 
 A file that exhausts the memory or ends its process does not harm the service.
 """

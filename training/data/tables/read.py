@@ -26,7 +26,7 @@ AGGREGATES = ("sum", "mean", "last")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user decides about a table; None: detected.
+    """Options for reading a table; None means detected.
 
     ``columns``: value columns. ``time``: the column of time stamps, several joined by commas, or "none". ``format``: of
     the time stamps, as strptime. ``group``: columns that name the series, joined by commas, or "none". ``aggregate``:

@@ -1,4 +1,4 @@
-"""Series as read from a table, and what training makes of them."""
+"""Series read from a table, and their form for training."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def summary(table: Table) -> str:
 
 
 def look(table: Table) -> dict[str, Any]:
-    """What was read, for ``--look --json``: each series with its first and last values, and the remarks."""
+    """Return the content for ``--look --json``: each series with its first and last values, and the remarks."""
 
     def plain(values: np.ndarray) -> list[float | None]:
         return [None if np.isnan(value) else float(value) for value in values]

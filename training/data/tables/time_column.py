@@ -42,7 +42,7 @@ class TimeColumn:
 
 
 def role(name: str) -> str:
-    """What the name of a column says about time: a key of WORDS, or nothing."""
+    """Return the role of a column by its name: a key of WORDS, or an empty string."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
     roles = [ROLE[word] for word in words if word in ROLE]
     return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
