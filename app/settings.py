@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     max_buffered_bytes: Count = Field(
         256 * 2**20,
         description="bytes that all running requests hold at a time, shared by the workers: bodies, also decompressed, "
-        "and prompts, random numbers and log-probabilities of texts",
+        "prompts, random numbers and log-probabilities of texts, and responses of more than 64 KiB until they are read",
     )
     request_seconds: Seconds = Field(
         60, description="seconds until a request times out. `x-request-timeout` can lower the limit per request."

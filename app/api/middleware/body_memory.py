@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Overloaded
+from app.api.errors import error_response
+from app.errors import CallerGone, Overloaded
 
+PART_BYTES = 64 * 1024  # of larger responses; the server buffers about as much for each connection
+MIN_BYTES_PER_SECOND = 64 * 1024  # at which a client has to read larger responses, on average ...
+SLOW_SECONDS = 60.0  # ... after so many seconds
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
 
 
@@ -25,8 +30,9 @@ def hold_memory(request: Request, size: int) -> None:
 class BodyMemoryLimit:
     """ASGI middleware: reject a request when all running requests would hold more than ``limit`` bytes.
 
-    Counted are bodies, and what endpoints report by ``hold_memory``. Bodies of requests to ``spooled`` paths are not
-    counted: their endpoints write them to disk as they arrive.
+    Counted are bodies, what endpoints report by ``hold_memory``, and large responses until the client has read them.
+    One larger response is accepted while the other requests hold less than half of the limit. Bodies of requests to
+    ``spooled`` paths are not counted: their endpoints write them to disk as they arrive.
     """
 
     def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
@@ -46,15 +52,65 @@ class BodyMemoryLimit:
             request_bytes += size
             self.held_bytes += size
             if size and self.held_bytes > self.limit:
-                raise Overloaded(f"all running requests together would hold more than {self.limit:,} bytes", 1)
+                raise self._overloaded()
 
         async def counted_receive() -> Message:
             message = await receive()
             hold(len(message.get("body", b"")))
             return message
 
+        start: Message | None = None  # the start of the response, until it is known how large the response is
+        is_open = True  # whether the response may go on
+
+        async def counted_send(message: Message) -> None:
+            nonlocal start, is_open
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            size = len(message.get("body", b""))
+            if start and size > PART_BYTES and is_open and not self._has_room(size, request_bytes):
+                is_open = False
+                await error_response(self._overloaded())(scope, receive, send)
+            if not is_open:
+                return
+            if start:
+                await send(start)
+                start = None
+            if size <= PART_BYTES:
+                await send(message)
+                return
+            self.held_bytes += size
+            try:
+                await send_in_parts(send, message)
+            except TimeoutError:
+                is_open = False
+            finally:
+                self.held_bytes -= size
+
         scope[HOLD] = hold
         try:
-            await self.app(scope, counted_receive, send)
+            await self.app(scope, counted_receive, counted_send)
         finally:
             self.held_bytes -= request_bytes
+        if not is_open and start is None:
+            raise CallerGone("the client reads the response too slowly")
+
+    def _has_room(self, size: int, own: int) -> bool:
+        """Return whether a request that already holds ``own`` bytes may hold a response of ``size`` bytes."""
+        return self.held_bytes + size <= self.limit or self.held_bytes - own <= self.limit / 2
+
+    def _overloaded(self) -> Overloaded:
+        return Overloaded(f"all running requests together would hold more than {self.limit:,} bytes", retry_after=1)
+
+
+async def send_in_parts(send: Send, message: Message) -> None:
+    """Send a body so that the server waits for the client between its parts.
+
+    Raises:
+        TimeoutError: the client reads too slowly.
+    """
+    body, more_body = message["body"], message.get("more_body", False)
+    async with asyncio.timeout(SLOW_SECONDS + len(body) / MIN_BYTES_PER_SECOND):
+        for end in range(PART_BYTES, len(body) + PART_BYTES, PART_BYTES):
+            more = more_body or end < len(body)
+            await send({**message, "body": body[end - PART_BYTES : end], "more_body": more})

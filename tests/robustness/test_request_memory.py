@@ -1,0 +1,116 @@
+"""The memory of all requests is limited; large responses count until the client has read them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.middleware import body_memory
+from app.api.middleware.body_memory import PART_BYTES, BodyMemoryLimit
+from app.errors import CallerGone
+
+LIMIT = 10 * PART_BYTES
+
+
+class Client:
+    """Sends a request to an ASGI application, and reads the response only while ``reads`` is set."""
+
+    def __init__(self) -> None:
+        self.started, self.reads = asyncio.Event(), asyncio.Event()
+        self.messages: list[Message] = []
+
+    async def request(self, app: Any, body: bytes = b"") -> bytes:
+        """Return the body of the response."""
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                self.started.set()
+                await self.reads.wait()
+            self.messages.append(message)
+
+        await app({"type": "http", "path": "/", "method": "POST", "headers": []}, receive, send)
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+
+def answering(size: int) -> BodyMemoryLimit:
+    """An application that reads the body and answers with ``size`` bytes."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await Response(bytes(size))(scope, receive, send)
+
+    return BodyMemoryLimit(app, LIMIT)
+
+
+async def start(app: BodyMemoryLimit, size: int) -> tuple[Client, asyncio.Task[bytes]]:
+    """A request whose response the client does not read."""
+    client = Client()
+    task = asyncio.create_task(client.request(app))
+    await client.started.wait()
+    assert app.held_bytes >= size
+    return client, task
+
+
+@pytest.mark.anyio
+async def test_a_response_that_is_not_read_counts_until_it_is() -> None:
+    size = 4 * PART_BYTES + 1
+    app = answering(size)
+    waiting = [await start(app, size), await start(app, size)]
+    client = Client()
+    client.reads.set()
+    await client.request(app)
+    assert client.status == 429
+    for reader, task in waiting:
+        reader.reads.set()
+        assert await task == bytes(size)
+        assert [len(message["body"]) for message in reader.messages[1:]] == [PART_BYTES] * 4 + [1]
+    assert app.held_bytes == 0
+    again = Client()
+    again.reads.set()
+    assert await again.request(app) == bytes(size)
+
+
+@pytest.mark.anyio
+async def test_one_larger_response_is_accepted_while_others_need_little() -> None:
+    app = answering(2 * LIMIT)
+    client, task = await start(app, 2 * LIMIT)
+    other = Client()
+    other.reads.set()
+    await other.request(app)
+    assert other.status == 429
+    client.reads.set()
+    assert len(await task) == 2 * LIMIT
+
+
+@pytest.mark.anyio
+async def test_a_stream_counts_the_part_that_is_not_read() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for i in range(50):
+            await send({"type": "http.response.body", "body": bytes(LIMIT // 2), "more_body": i < 49})
+            assert limited.held_bytes == 0
+
+    limited, client = BodyMemoryLimit(app, LIMIT), Client()
+    client.reads.set()
+    assert len(await client.request(limited)) == 25 * LIMIT
+
+
+@pytest.mark.anyio
+async def test_a_client_that_reads_a_large_response_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_memory, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(body_memory, "MIN_BYTES_PER_SECOND", 2**40)
+    app, client = answering(PART_BYTES + 1), Client()
+    with pytest.raises(CallerGone):
+        await client.request(app)
+    assert app.held_bytes == 0
