@@ -198,6 +198,7 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._drain_task = None
             self._stop()  # nothing is left, unless this task was cancelled
+            self._running = []
 
     def _fail(self, entries: Sequence[QueueEntry[Item, Result]], message: str, error: Exception) -> None:
         """Answer entries with an error, and report it. Never raises, even if the observer does."""

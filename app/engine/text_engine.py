@@ -140,6 +140,7 @@ class TextEngine(Generic[Text]):
         finally:
             self._run_task = None
             self._stop()  # nothing is left, unless this task was cancelled
+            self._scheduler.drop_done()
             self._reporter.flush()
 
     def _fail(self, sequences: Sequence[TextSequence[Text]], message: str, error: Exception) -> None:

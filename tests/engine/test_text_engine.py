@@ -326,6 +326,7 @@ async def test_a_cancelled_run_task_answers_its_callers(executor: Executor) -> N
     engine._run_task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(answer) for answer in answers] == [NotReady, NotReady]
+    assert engine.load == (0, 0)
     stepper.permits.release(99)
     (text,) = await engine.submit([CountingText(2)])
     assert text.finished
