@@ -104,7 +104,11 @@ def versions_to_evict(
 
 
 def versions_to_replace(
-    others: Iterable[LoadedModel], surplus: int, surplus_bytes: int, published: VersionSets, now: float
+    others: Iterable[LoadedModel],
+    surplus: int,
+    surplus_bytes: int,
+    is_resident: Callable[[VersionKey], bool],
+    now: float,
 ) -> list[LoadedModel]:
     """Return the versions in memory to evict, so that a request may load one by name; least recently used first.
 
@@ -115,7 +119,7 @@ def versions_to_replace(
         TooManyVersions: one of them is in use, or there are not enough.
     """
     models = sorted(others, key=lambda model: model.last_used_at)
-    on_demand = [model for model in models if model.card.version not in published[model.card.name].resident]
+    on_demand = [model for model in models if not is_resident((model.card.name, model.card.version))]
     replaced = on_demand[: max(surplus, 0)]
     for model in models:
         if sum(other.bytes for other in replaced) >= surplus_bytes:

@@ -137,22 +137,20 @@ class Registry:
     def _make_room(self, name: str, number: int) -> None:
         """Evict versions to make room for one that a request names. Raises TooManyVersions."""
 
-        def is_resident(key: VersionKey) -> bool:
-            version_set = self.version_sets.get(key[0])
-            return version_set is not None and key[1] in version_set.resident
-
+        sets = [*self.version_sets.values(), *self._desired().values()]
+        resident = {(version_set.name, each) for version_set in sets for each in version_set.resident}
         loading, models = self.cache.loading(), self.cache.models()
-        if (name, number) in loading or (name in self.defaults.values() and is_resident((name, number))):
+        if (name, number) in loading or (name in self.defaults.values() and (name, number) in resident):
             return
         keys = [*loading, *((model.card.name, model.card.version) for model in models), (name, number)]
-        surplus = sum(not is_resident(key) for key in keys) - self.settings.max_on_demand_versions
+        surplus = sum(key not in resident for key in keys) - self.settings.max_on_demand_versions
         surplus_bytes = 0
         if limit := self.settings.model_bytes:
             files = self.watcher.snapshot.files.get((name, number))
             surplus_bytes = self.cache.bytes() + (files.weights_bytes if files else 0) - limit
-        others = [model for model in models if model.card.name in self.version_sets and not self._is_default(model)]
-        surplus = 0 if is_resident((name, number)) else surplus
-        for model in versions_to_replace(others, surplus, surplus_bytes, self.version_sets, time.monotonic()):
+        others = [model for model in models if not self._is_default(model)]
+        surplus = 0 if (name, number) in resident else surplus
+        for model in versions_to_replace(others, surplus, surplus_bytes, resident.__contains__, time.monotonic()):
             self.cache.evict(model, f"{name}@{number} replaces it")
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
