@@ -11,7 +11,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-imported bench-replicas bench-cluster \
-	bench-training bench-processes image-check swaps soak determinism overload restarts attack fuzz oldest audit clean
+	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -75,6 +75,9 @@ bench-processes: .venv/train ## compare training on own data with one and two pr
 
 swaps: .venv/test ## test 100 version changes under load, and 50 kills during changes of the store
 	SWAPS=100 CALLERS=4 KILLS=50 $(BIN)/python -m pytest --timeout 0 tests/robustness/test_version_swaps.py
+
+model-check: .venv/test ## run the model-based tests: 10,000 random runs of each; RUNS=1000
+	MODEL_RUNS=$(or $(RUNS),10000) $(PYTEST) --timeout 0 tests/engine/test_batcher_model.py tests/engine/test_text_engine_model.py tests/serving/test_lifecycle_model.py
 
 soak: .venv/train ## soak test: 30 minutes of mixed load; ARGS="--minutes 2"
 	$(BIN)/python -m benchmarks.reliability.soak $(ARGS)
