@@ -177,6 +177,7 @@ def _tensors(
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     weights: dict[str, str] = {}
+    files: dict[str, Tensor] = {}  # each file is read once, however many weights are parts of it
     remaining_bytes = max_bytes
     for value, (kind, name) in named_values.items():
         if name not in payloads[kind]:
@@ -192,7 +193,10 @@ def _tensors(
             remaining_bytes -= math.prod(sizes) * dtype.itemsize
             if remaining_bytes < 0:
                 raise BadProgram(f"{name!r} exceeds the allowed {max_bytes:,} bytes of weights")
-            raw = torch.frombuffer(bytearray(_read(archive, entries, path) or bytes(8)), dtype=torch.uint8)
+            if path not in files:
+                content = bytearray(_read(archive, entries, path) or bytes(8))
+                files[path] = torch.frombuffer(content, dtype=torch.uint8)
+            raw = files[path]
             flat = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
             tensors[name] = flat.as_strided(sizes, strides, offset).contiguous()
             keys[identity] = name

@@ -1,4 +1,4 @@
-"""The guides for TorchServe and Triton, followed with a model archive and a model repository."""
+"""The guides for importing a model, and for moving from TorchServe and Triton, followed with small networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+import textwrap
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.exported import SmallTransformer, export
 from support.onnx_models import forest
 from support.service import ROOT, TEST, serving
+from torch import Tensor, nn
 from tritonclient import http as triton
 
+from app import store
 from app.cli import models
 from app.settings import Settings
 
@@ -37,12 +41,44 @@ class Net(nn.Module):
 
 
 def run_add_commands(page: Path, store: Path) -> None:
-    """Run the `add` commands of a page that name a file in the current folder."""
+    """Run the `add` commands of a page, on files in the current folder."""
     store.mkdir()
-    commands = re.findall(r"^    python -m app\.models (add .*)$", page.read_text("utf-8"), re.MULTILINE)
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^    python -m app\.models (add .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         assert models.main([*shlex.split(command), "--store", str(store)]) == 0
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean((2, 3)))
+
+
+def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = GUIDES / "import-a-model.md"
+    blocks = re.findall(r"^(?:    .*\n|\n)+", page.read_text("utf-8"), re.MULTILINE)
+    scripts = [textwrap.dedent(block) for block in blocks if "torch.export.save" in block or "to_onnx" in block]
+    model, rows, _ = forest()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own code
+        for script in scripts:
+            exec(script, {"network": Pooled(), "forest": model, "rows": rows, "Path": Path})
+    sizes = {"tokens": {0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", min=1, max=256)}}
+    (tmp_path / "gpt.pt2").write_bytes(
+        export(SmallTransformer(longest=256), torch.zeros(2, 5, dtype=torch.int64), sizes=sizes)
+    )
+    (tmp_path / "characters.json").write_text(json.dumps(list("\n abcdefghi")))
+    (tmp_path / "imagenet.txt").write_text("a\nb\nc\nd\ne\n")
+    run_add_commands(page, tmp_path / "store")
+    assert models.main(["add", "forest.onnx", "--name", "forest", "--store", "store"]) == 0
+    assert store.version_numbers(tmp_path / "store", "resnet") == [1, 2]
+    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet"]
 
 
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ import httpx
 import pytest
 from support import processes
 from support.networks import publish_tiny
+from support.onnx_models import linear_model
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
 
 from app import key_file
+from app.importing.add import Description, add
 from app.store import rollout
 
 WEB = ROOT / "app" / "web"
@@ -336,6 +338,28 @@ def test_the_card_shows_the_active_version_and_the_canary(serve: Serve, tiny_sto
         buttons = card.get_by_role("button", name="version")
         buttons.nth(2).wait_for()
         assert buttons.all_inner_texts() == ["version 1, active", "version 2", "version 3, canary, 25 %"]
+
+
+def test_the_card_of_an_imported_network_shows_its_tensors_and_origin(
+    serve: Serve, tiny_store: Path, tmp_path: Path, open_page: Open
+) -> None:
+    (tmp_path / "linear.onnx").write_bytes(linear_model()[0].SerializeToString())
+    origin = Description("linear", "A matrix", licence="MIT", source="https://example.org/linear")
+    add(tiny_store, tmp_path / "linear.onnx", origin, 2**20)
+    with serve() as client:
+        page = open_page(client)
+        card = page.get_by_role("article", name="linear")
+        card.locator("summary", has_text="Import").click()
+        text = card.inner_text()
+        for part in (
+            "tensors",
+            "A matrix",
+            "MIT",
+            "https://example.org/linear",
+            "x float32 [-1, 4]",
+            "ms per row alone",
+        ):
+            assert part in text
 
 
 def test_the_cards_show_metrics_and_pictures(shipped: httpx.Client, open_page: Open) -> None:

@@ -37,7 +37,8 @@ class ImportedTextGenerator(TextGenerator):
         network = StateNetwork if self.tensors.options.get("states") else WindowNetwork
         if not version.card.vocabulary:
             raise StoreError(f"{version.label}: the task 'continue' needs a vocabulary")
-        super().__init__(version, device, network(self.tensors, len(version.card.vocabulary)))
+        cpu = torch.device("cpu")  # of states and sampling; the tensors of the network are on ``device``
+        super().__init__(version, cpu, network(self.tensors, len(version.card.vocabulary)))
 
     def warm_up(self, rows: int) -> None:
         """Measure steps of 1 to ``rows`` texts, and batches of tensors."""
