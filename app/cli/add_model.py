@@ -13,6 +13,7 @@ from typing import Any
 from app.importing.add import Description, add
 from app.settings import Settings
 from app.store import Card, StoreError
+from app.tasks.imported.text_generation import BYTES
 
 MAX_LIST_BYTES = 4 * 2**20  # of a file of labels or characters
 TASK_OPTIONS = {  # see the predictors in app.tasks.imported
@@ -74,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--standardise", action="store_const", const=True, help="the network reads windows of mean 0 and deviation 1"
     )
     group = parser.add_argument_group("continue: characters [N] and states, or a window [N, T], to logits")
-    group.add_argument("--vocabulary", metavar="FILE", type=Path, help="JSON list of the characters, by index")
+    group.add_argument(
+        "--vocabulary", metavar="FILE", type=Path, help="JSON list of the characters, by index; `bytes`: UTF-8"
+    )
     group.add_argument("--tokens", metavar="TENSOR", help="input of the characters (default: the only one)")
     group.add_argument("--logits", metavar="TENSOR", help="output of the logits (default: the only one)")
     group.add_argument("--states", type=_names, metavar="A,B", help="inputs of the state")
@@ -91,6 +94,9 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
         if name not in allowed and args.task not in LISTS.get(name, ()):
             option = "no-softmax" if name == "softmax" else name.replace("_", "-")
             raise StoreError(f"--{option} is not an option of the task {args.task!r}")
+    reads_bytes = args.vocabulary == Path("bytes")
+    if reads_bytes:
+        given["bytes"] = True
     description = Description(
         args.name,
         args.title,
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
         args.source,
         task_options,
         _read_lines(args.labels) if args.labels else None,
-        _read_vocabulary(args.vocabulary) if args.vocabulary else None,
+        BYTES if reads_bytes else _read_vocabulary(args.vocabulary) if args.vocabulary else None,
         f"python -m app.models {shlex.join(sys.argv[1:] if command is None else command)}",
     )
     return add(args.store, args.file, description, Settings().max_import_bytes)

@@ -76,7 +76,7 @@ class Continuation:
     @property
     def remaining(self) -> int:
         """The largest number of characters still to be read from the prompt and generated."""
-        return self.prompt.unread + len(self.uniforms) - len(self.text)
+        return self.prompt.unread + len(self.uniforms) - self.generated
 
     @property
     def state(self) -> Tensor:
@@ -134,7 +134,7 @@ class DecodeBatch:
         self.options = OptionRows(texts) if any(text.options for text in texts) else None
         self.uniforms = np.zeros((UNIFORMS_AHEAD, len(texts)))  # one row per step
         for i, text in enumerate(texts):
-            coming = text.uniforms[len(text.text) : len(text.text) + UNIFORMS_AHEAD]
+            coming = text.uniforms[text.generated : text.generated + UNIFORMS_AHEAD]
             self.uniforms[: len(coming), i] = coming
         self.steps_done = 0
         for i, text in enumerate(texts):
@@ -168,6 +168,7 @@ class TextGenerator:
                 f"{version.label}/card.json: vocabulary must be single characters, and {UNKNOWN_CHARACTER}"
             )
         self.card = card
+        self.continuation: type[Continuation] = Continuation
         self.vocabulary = card.vocabulary
         self.index = {character: index for index, character in enumerate(card.vocabulary[:-1])}
         self.unknown = len(card.vocabulary) - 1
@@ -225,7 +226,7 @@ class TextGenerator:
         uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
         size = len(self.vocabulary)
         top_k = min(top_k or size, size)
-        return Continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
+        return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def step(self, texts: Sequence[Continuation]) -> None:
         """Generate one character of each text whose prompt is read; read on in the other prompts.

@@ -237,6 +237,39 @@ def test_text_models_are_served_as_tensors_too(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
+class NextByte(nn.Module):
+    """The byte after each byte is the one that follows it in a cycle."""
+
+    def __init__(self, cycle: bytes) -> None:
+        super().__init__()
+        following = torch.zeros(256, dtype=torch.int64)
+        for byte, after in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+            following[byte] = after
+        self.register_buffer("following", following)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.one_hot(self.following[tokens], 256).float() * 50
+
+
+def test_a_network_may_read_bytes(files: Path, tmp_path: Path) -> None:
+    cycle = "aé€!"  # one, two and three bytes
+    sizes = {"tokens": {0: BATCH, 1: torch.export.Dim("length", min=1, max=32)}}
+    network = NextByte(cycle.encode())
+    (files / "octets.pt2").write_bytes(export(network, torch.zeros(2, 5, dtype=torch.int64), sizes=sizes))
+    assert add(files, tmp_path / "store", "octets", "--task", "continue", "--vocabulary", "bytes") == 0
+    with serving(Settings(store=tmp_path / "store", **TEST)) as client:
+        body = {"prompt": "a", "temperature": 0}
+        whole = post(client, "/v1/text/continue", **body, max_characters=12)["results"][0]
+        assert (whole["text"], whole["finish_reason"]) == ("é€!aé€", "length")
+        cut = post(client, "/v1/text/continue", **body, max_characters=3)["results"][0]
+        assert cut["text"] == "é\ufffd"  # the euro sign is incomplete
+        stopped = post(client, "/v1/text/continue", **body, max_characters=20, stop="€")["results"][0]
+        assert (stopped["text"], stopped["finish_reason"]) == ("é", "stop")
+        with client.stream("POST", "/v1/text/continue", json={**body, "max_characters": 12, "stream": True}) as stream:
+            lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: {")]
+        assert "".join(json.loads(line)["text"] for line in lines) == "é€!aé€"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

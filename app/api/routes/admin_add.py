@@ -62,7 +62,7 @@ class AddQuery(BaseModel):
     context: int | None = Field(None, description="forecast, continue: values or characters read at a time")
     quantiles: str | None = Field(None, description="forecast: levels of the output")
     standardise: bool = Field(False, description="forecast: whether windows have mean 0 and deviation 1")
-    vocabulary: str | None = Field(None, description="continue: JSON list of the characters, by index")
+    vocabulary: str | None = Field(None, description="continue: JSON list of the characters, by index; or `bytes`")
     tokens: str | None = Field(None, description="continue: input of the characters")
     logits: str | None = Field(None, description="continue: output of the logits")
     states: str | None = Field(None, description="continue: inputs of the state")
@@ -119,7 +119,7 @@ def _run_command(query: AddQuery, folder: Path, store: Path) -> dict[str, Any]:
     arguments = [str(folder / "upload"), f"--store={store}", "--json"]
     for name, value in query.model_dump(exclude_none=True).items():
         option = name.replace("_", "-")
-        if name in FILES:
+        if name in FILES and value != "bytes":
             (folder / name).write_text(value, "utf-8")
             arguments.append(f"--{option}={folder / name}")
         elif name in FLAGS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import math
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from app.store import StoreError, TensorSpec, Version
 from app.tasks.imported.tensors import TaskPredictor
-from app.tasks.text_generation import TextGenerator
+from app.tasks.text_generation import Continuation, Prompt, TextGenerator
 
+BYTES = [chr(byte) for byte in range(256)]  # the characters on the card of a network that reads bytes
 UNKNOWN = "unknown"  # option: index of the character that stands for all characters without an index
 
 
@@ -30,7 +33,10 @@ class ImportedTextGenerator(TextGenerator):
             reads a window [N, T], and its logits [N, T, V] at a position depend on no later one.
         context: length of the window; by default that of the input.
         unknown: index of the character that stands for unknown ones; 0 by default.
+        bytes: whether the vocabulary are the 256 bytes of UTF-8. ``max_characters`` then counts bytes.
     """
+
+    reads_bytes = False
 
     def __init__(self, version: Version, device: torch.device) -> None:
         self.tensors = TaskPredictor(version, device)
@@ -40,10 +46,50 @@ class ImportedTextGenerator(TextGenerator):
         cpu = torch.device("cpu")  # of states and sampling; the tensors of the network are on ``device``
         super().__init__(version, cpu, network(self.tensors, len(version.card.vocabulary)))
 
+        if self.tensors.options.get("bytes"):
+            if self.vocabulary[:-1] != BYTES:
+                raise StoreError(f"{version.label}: the vocabulary of a network that reads bytes should be the bytes")
+            self.continuation = ByteContinuation
+            self.reads_bytes = True
+
+    def parse(self, text: str) -> tuple[Prompt, list[str]]:
+        """As in the base class. A network that reads bytes knows every character."""
+        if not self.reads_bytes or not text:
+            return super().parse(text)
+        indices = np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int64)
+        self.check_prompt(len(indices))
+        return Prompt(indices, self.initial_state), []
+
     def warm_up(self, rows: int) -> None:
         """Measure steps of 1 to ``rows`` texts, and batches of tensors."""
         super().warm_up(rows)
         self.tensors.warm_up(rows)
+
+
+@dataclass(eq=False)
+class ByteContinuation(Continuation):
+    """A text that is generated in bytes. ``text`` has the characters whose bytes are complete."""
+
+    written: int = 0  # bytes
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    @property
+    def generated(self) -> int:
+        """The number of bytes generated so far."""
+        return self.written
+
+    def add(self, character: str) -> None:
+        """Append a byte. The text ends before a stop string, or at its maximum length."""
+        self.written += 1
+        ends = self.written == len(self.uniforms)
+        text = self.text + self.decoder.decode(character.encode("latin-1"), final=ends)
+        for stop in self.stop:
+            if text.endswith(stop):
+                self.text, self.finish_reason = text[: -len(stop)], "stop"
+                return
+        self.text = text
+        if ends:
+            self.finish_reason = "length"
 
 
 class _CharacterNetwork:
