@@ -96,7 +96,7 @@ def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
             raise StoreError(f"--{option} is not an option of the task {args.task!r}")
     reads_bytes = args.vocabulary == Path("bytes")
     if reads_bytes:
-        given["bytes"] = True
+        task_options["bytes"] = True
     description = Description(
         args.name,
         args.title,
