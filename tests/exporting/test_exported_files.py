@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from support.command_line import run_models_command
-from support.networks import publish_tiny
+from support.networks import VOCABULARY, publish_tiny, tiny_card
 from support.service import ROOT
 from torch import Tensor
 
 from app.exporting.signatures import SIGNATURES
-from app.networks import KINDS, is_imported
-from app.store import Version, all_versions, read_version
+from app.networks import KINDS, build, is_imported
+from app.store import Version, all_versions, publish, read_version
 from app.tasks.imported import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
@@ -51,17 +51,33 @@ def largest_difference(actual: Any, expected: Tensor) -> float:
     return float(np.abs(np.asarray(actual) - expected.numpy()).max())
 
 
-def test_every_shipped_kind_is_tested() -> None:
-    assert {version_of(label).card.kind for label in LABELS} == {kind for kind in KINDS if not is_imported(kind)}
+def test_every_kind_is_tested() -> None:
+    shipped = {version_of(label).card.kind for label in LABELS}
+    assert shipped | {"gated-rnn"} == {kind for kind in KINDS if not is_imported(kind)}
+
+
+def test_a_gated_network_is_exported_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"vocabulary": len(VOCABULARY), "hidden": 8, "layers": 2}
+    card = tiny_card("gated", "continue", "gated-rnn", sizes, {"vocabulary": VOCABULARY})
+    torch.manual_seed(0)
+    version = publish(tmp_path, card, build("gated-rnn", sizes).state_dict())
+    files = {suffix: tmp_path / f"gated.{suffix}" for suffix in ("onnx", "pt2")}
+    for suffix, path in files.items():
+        assert run_models_command(capsys, tmp_path, "export", "gated", str(path), f"--{suffix}")[0] == 0
+    check_files(version, files["onnx"], files["pt2"])
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_both_files_have_the_outputs_of_the_network(label: str, exported: Callable[[str], Path]) -> None:
-    version = version_of(label)
+    check_files(version_of(label), exported(f"{label}.onnx"), exported(f"{label}.pt2"))
+
+
+def check_files(version: Version, onnx_file: Path, pt2_file: Path) -> None:
+    """Compare the outputs and metadata of both files with a version."""
     signature = SIGNATURES[version.card.task](version)
-    session = onnxruntime.InferenceSession(exported(f"{label}.onnx"))
+    session = onnxruntime.InferenceSession(onnx_file)
     metadata = dict.fromkeys(("model", "task", "preprocessing", "postprocessing", "card", "labels", "vocabulary"), "")
-    program = torch.export.load(exported(f"{label}.pt2"), extra_files=metadata).module()
+    program = torch.export.load(pt2_file, extra_files=metadata).module()
     for rows in (1, 5):
         inputs = [inputs_like(example, rows) for example in signature.examples]
         with torch.inference_mode():
@@ -81,8 +97,8 @@ def test_both_files_have_the_outputs_of_the_network(label: str, exported: Callab
         assert json.loads(content["preprocessing"]) == signature.preprocessing
         assert json.loads(content.get("labels") or "null") == version.card.labels
         assert json.loads(content.get("vocabulary") or "null") == version.card.vocabulary
-    for suffix in (".onnx", ".pt2"):
-        assert str(ROOT).encode() not in exported(f"{label}{suffix}").read_bytes()
+    for file in (onnx_file, pt2_file):
+        assert str(ROOT).encode() not in file.read_bytes()
 
 
 TINY_FILES = ["tiny-cnn.pt2", "tiny-rnn.pt2", "tiny-lstm.pt2", "tiny-forecaster.pt2", "tiny-cgan.pt2", "tiny-rnn.onnx"]
