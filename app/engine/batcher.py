@@ -18,7 +18,7 @@ from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
 from app.engine.fair_queue import FairQueue
-from app.engine.futures import cancel, set_exception, set_result
+from app.engine.futures import set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import BadValue, InferenceFailed, NotReady
 
@@ -143,7 +143,7 @@ class Batcher(Generic[Item, Result]):
             for entry in chain.from_iterable(
                 entries
             ):  # after a failure or a disconnect the remaining items are not computed
-                cancel(entry.future)
+                entry.future.cancel()  # also marks an error as retrieved, which asyncio would log
                 if entry.waiting:
                     self._queue.discard(entry)
                     self._leave(entry)

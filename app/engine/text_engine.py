@@ -15,7 +15,7 @@ from typing import Generic
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
-from app.engine.futures import cancel, set_result
+from app.engine.futures import set_result
 from app.engine.observer import EngineObserver, current_trace
 from app.engine.scheduler import Scheduler, Text, TextSequence
 from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_budget
@@ -122,7 +122,7 @@ class TextEngine(Generic[Text]):
     def _cancel(self, sequences: Sequence[TextSequence[Text]]) -> None:
         """Cancel unfinished texts: they leave the queue now, or the running batch after the current round."""
         for sequence in sequences:
-            cancel(sequence.future)
+            sequence.future.cancel()  # also marks an error as retrieved, which asyncio would log
             self._scheduler.discard(sequence)
 
     async def _run(self) -> None:
