@@ -204,8 +204,18 @@ async def test_a_cancelled_item_is_not_computed(executor: Executor) -> None:
     assert gate.batches == [[1], [3]]
 
 
+class ClosingGate(Gate):
+    """Closes after the first batch, so that the second one runs until it is opened again."""
+
+    def predict(self, items: Sequence[int]) -> list[int]:
+        results = super().predict(items)
+        if len(self.batches) == 1:
+            self.open.clear()
+        return results
+
+
 async def test_cancelling_a_running_item_does_not_affect_the_others(executor: Executor) -> None:
-    gate, observer = Gate(), RecordingObserver()
+    gate, observer = ClosingGate(), RecordingObserver()
     engine = batcher(gate, executor, observer)
     alone = await start_tasks(engine.submit([1]))
     await gate.busy()
@@ -216,6 +226,7 @@ async def test_cancelling_a_running_item_does_not_affect_the_others(executor: Ex
     gate.open.set()
     await gate.busy()  # the other items are computed now
     rest[1].cancel()
+    gate.open.set()
     answers = await asyncio.gather(*alone, *rest, return_exceptions=True)
     assert isinstance(answers[0], asyncio.CancelledError)
     assert isinstance(answers[2], asyncio.CancelledError | InferenceFailed)  # it may have failed before
