@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 from support.engine import Gate, start_tasks
 
-from app.engine.executor import Executor
+from app.engine.executor import INLINE_OVERRUN_SECONDS, INLINE_SIZE, NO_INLINE_SECONDS, Executor
 from app.errors import Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -21,8 +22,9 @@ async def test_waiting_jobs_are_limited_and_leave_when_cancelled() -> None:
     waiting = await start_tasks(*(executor.run(done.append, number) for number in range(5)))
     assert [task.done() for task in waiting] == [False] * 3 + [True] * 2
     for task in waiting[3:]:
-        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows wait"):
+        with pytest.raises(Overloaded, match="the queue of request parsing is full: 3 of 3 rows wait") as raised:
             await task
+        assert raised.value.retry_after == 1
     waiting[1].cancel()
     (late,) = await start_tasks(executor.run(done.append, 9))
     (last,) = await start_tasks(executor.run_admitted(done.append, 10))  # admitted requests are never rejected
@@ -93,6 +95,74 @@ async def test_a_job_that_overruns_by_far_turns_inline_execution_off(monkeypatch
     monkeypatch.setattr("app.engine.executor.NO_INLINE_SECONDS", 0.0)
     with pytest.raises(ZeroDivisionError):
         await executor.run_timed(0.001, lambda: 1 / 0)
+    executor.close()
+
+
+async def test_inline_execution_is_off_for_a_while_after_an_overrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    fake = SimpleNamespace(monotonic=lambda: now, perf_counter=lambda: now - 500)
+    monkeypatch.setattr("app.engine.executor.time", fake)
+    executor = Executor("test", inline_seconds=1.0)
+
+    def job(seconds: float, *, name: str) -> tuple[str, bool]:
+        nonlocal now
+        now += seconds
+        return name, threading.current_thread() is threading.main_thread()
+
+    async def runs_inline(expected_seconds: float, seconds: float) -> bool:
+        (name, inline), measured = await executor.run_timed(expected_seconds, job, seconds, name="a")
+        assert (name, measured) == ("a", seconds)
+        await executor.run(int)  # until the thread is free
+        return inline
+
+    assert await runs_inline(1.0, INLINE_OVERRUN_SECONDS)
+    assert not await runs_inline(1.5, 0.0)
+    assert await runs_inline(0.0, INLINE_OVERRUN_SECONDS + 0.25)
+    until = now + NO_INLINE_SECONDS
+    assert not await runs_inline(0.0, 0.0)
+    now = until - 0.25
+    assert not await runs_inline(0.0, 0.0)
+    now = until
+    assert await runs_inline(0.0, 0.0)
+    executor.close()
+
+
+async def test_only_small_jobs_run_inline() -> None:
+    executor = Executor("test")
+
+    def job(number: int, *, name: str) -> tuple[int, str, bool]:
+        return number, name, threading.current_thread() is threading.main_thread()
+
+    for run in (executor.run_or_inline, executor.run_admitted_or_inline):
+        assert await run(INLINE_SIZE, job, 1, name="a") == (1, "a", True)
+        assert await run(INLINE_SIZE + 1, job, 2, name="b") == (2, "b", False)
+    executor.close()
+
+
+async def test_only_jobs_that_are_not_admitted_yet_are_rejected() -> None:
+    executor, gate = Executor("parse", max_waiting=1), Gate()
+    tasks = await start_tasks(executor.run(gate.predict, [0]), executor.run(int))
+    await gate.busy()
+    with pytest.raises(Overloaded):
+        await executor.run_or_inline(INLINE_SIZE + 1, int)
+    (admitted,) = await start_tasks(executor.run_admitted_or_inline(INLINE_SIZE + 1, int))
+    assert not admitted.done()
+    gate.open.set()
+    assert await asyncio.gather(*tasks, admitted) == [[0], 0, 0]
+    executor.close()
+
+
+async def test_threads_are_stalled_since_the_last_start_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("app.engine.executor.time", SimpleNamespace(monotonic=lambda: now))
+    executor, release = Executor("test", threads=2), threading.Event()
+    tasks = await start_tasks(executor.run(release.wait))
+    now += 5
+    tasks += await start_tasks(executor.run(release.wait))
+    now += 3
+    assert executor.stalled_seconds() == 3
+    release.set()
+    await asyncio.gather(*tasks)
     executor.close()
 
 

@@ -20,7 +20,7 @@ from app import key_file
 from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.engine.fair_queue import FairQueue
+from app.engine.fair_queue import MAX_IDLE_CALLERS, FairQueue
 from app.engine.text_engine import TextEngine
 from app.errors import Overloaded
 
@@ -99,6 +99,30 @@ def test_idle_callers_are_forgotten() -> None:
         queue.pop()
         queue.pop()
     assert len(queue._virtual_start) < 1000
+
+
+def test_a_caller_is_charged_for_its_last_items_after_its_queue_was_empty() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for item in (Item("a", rows=10), *[Item("b")] * 20):
+        queue.append(item)
+    assert [queue.pop().caller for _ in range(3)] == ["a", "b", "b"]
+    queue.append(Item("a"))
+    assert (
+        "".join(queue.pop().caller or "" for _ in range(len(queue))).index("a") == 9
+    )  # b has then had 11 rows; a tie goes to the older queue
+
+
+def test_callers_are_forgotten_only_when_they_owe_nothing() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    queue.append(Item("heavy", rows=1000))
+    for i in range(2 * MAX_IDLE_CALLERS):
+        queue.append(Item("always"))
+        queue.append(Item(f"k{i}"))
+    assert queue.pop().caller == "heavy"
+    for _ in range(2 * MAX_IDLE_CALLERS):
+        queue.pop()
+    queue.append(Item("heavy"))
+    assert "heavy" not in [queue.pop().caller for _ in range(MAX_IDLE_CALLERS)]
 
 
 def test_one_key_may_use_half_of_the_queue_so_that_a_second_one_fits() -> None:

@@ -17,6 +17,7 @@ from support.engine import RecordingObserver, start_tasks
 from support.networks import publish_tiny
 
 from app.engine.executor import Executor
+from app.engine.scheduler import TextSequence
 from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
 from app.tasks.text_generation import TextGenerator
@@ -285,7 +286,71 @@ async def test_only_the_failing_text_gets_the_error(executor: Executor) -> None:
     answers = await asyncio.gather(*(engine.submit([text]) for text in texts), return_exceptions=True)
     assert isinstance(answers[1], InferenceFailed)
     assert [texts[0].done, texts[2].done] == [5, 5]
-    assert len(observer.failures) == 1
+    assert [str(error) for error in observer.failures] == ["failing"]
+
+
+async def test_a_stream_ends_when_all_of_its_texts_are_finished(executor: Executor) -> None:
+    stepper = Stepper(threading.Semaphore(999))
+    engine = engine_of(stepper, executor)
+    short, long = texts = [CountingText(3), CountingText(6)]
+    seen = [(short.done, long.done) async for _ in engine.stream(texts)]
+    assert seen == sorted(seen)
+    assert (seen[-1], engine.load) == ((3, 6), (0, 0))
+    assert 2 <= len(seen) <= 6
+
+
+async def test_a_stream_shows_what_was_generated_before_an_error(executor: Executor) -> None:
+    stepper = Stepper(threading.Semaphore(999))
+    engine = engine_of(stepper, executor)
+    failing, good, seen = CountingText(5, failing=True), CountingText(9**9), list[int]()
+    with pytest.raises(InferenceFailed):  # noqa: PT012
+        async for _ in engine.stream([failing, good]):
+            seen.append(failing.done)
+    assert seen[-1] == 2
+    while engine.load != (0, 0):  # noqa: ASYNC110  # the good text leaves after its round
+        await asyncio.sleep(0.001)
+
+
+async def test_consumers_are_notified_at_an_interval_that_grows_with_their_number(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.text_engine.NOTIFY_INTERVAL", 0.25)
+    engine, loop = engine_of(Stepper(), executor), asyncio.get_running_loop()
+    streamed = [TextSequence(CountingText(9), loop.create_future(), asyncio.Event()) for _ in range(2)]
+    engine._scheduler.running = [*streamed, TextSequence(CountingText(9), loop.create_future())]
+
+    def notified(now: float) -> list[bool]:
+        engine._notify(now)
+        events = [sequence.updated.is_set() for sequence in streamed if sequence.updated]
+        for sequence in streamed:
+            sequence.updated.clear()  # type: ignore[union-attr]
+        return events
+
+    assert notified(100.0) == [True, True]
+    assert notified(100.25) == [False, False]
+    assert notified(100.5) == [True, True]
+    streamed[0].future.set_result(streamed[0].text)
+    assert notified(100.5) == [True, False]
+
+
+async def test_retry_after_follows_from_the_measured_time_of_a_text(
+    executor: Executor, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "monotonic", clock.perf_counter)
+
+    def step(texts: Sequence[CountingText]) -> None:
+        clock.advance(10.0)
+        stepper.step(texts)
+
+    stepper = Stepper(threading.Semaphore(1))
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 2, 4, normal_budget=0)
+    await engine.submit([CountingText(1)])  # 10 s, so the average is 0.8 * 1 + 0.2 * 10 = 2.8 s
+    tasks = await start_tasks(*(engine.submit([CountingText(1)]) for _ in range(4)))
+    with pytest.raises(Overloaded) as raised:
+        await engine.submit([CountingText(1)])
+    assert raised.value.retry_after == 7  # 5 texts in 2 slots
+    stepper.permits.release(99)
+    await asyncio.gather(*tasks)
 
 
 class FailingObserver(RecordingObserver):
