@@ -11,7 +11,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-imported bench-replicas bench-cluster \
-	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest audit clean
+	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -106,13 +106,16 @@ oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
+mutants: .venv/mutants ## run mutation tests of app/engine, serving, store and request parsing; ARGS="app.engine.fair_queue*"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants $(ARGS)
+
 audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-audit), and write sbom.json
 	$(BIN)/cyclonedx-py environment --no-validate --output-format JSON --output-file sbom.json $(BIN)/python
 	@$(BIN)/python -m pip list --format freeze --exclude-editable | sed 's/+.*//' > .venv/audited.txt
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r .venv/audited.txt
 
 clean: ## remove the virtual environments and generated files
-	rm -rf .venv .venv-oldest sbom.json .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv .venv-oldest mutants sbom.json .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 .venv/serve: EXTRA :=
 .venv/train: EXTRA := [train]
@@ -120,12 +123,13 @@ clean: ## remove the virtual environments and generated files
 .venv/ray: EXTRA := [train,ray]
 .venv/fuzz: EXTRA := [fuzz]
 .venv/audit: EXTRA := [audit]
+.venv/mutants: EXTRA := [mutants]
 # Targets that an installation satisfies as well.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
 .venv/ray: ALSO := .venv/serve .venv/train
-.venv/fuzz: ALSO := .venv/serve .venv/train .venv/test
-.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/audit: pyproject.toml
+.venv/fuzz .venv/mutants: ALSO := .venv/serve .venv/train .venv/test
+.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/audit: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)
