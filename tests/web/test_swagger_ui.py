@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from support.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, serving
+from support.waiting import wait_until
 
 from app.settings import Settings
 
@@ -64,7 +66,9 @@ def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tup
 def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service: httpx.Client, tmp_path: Path) -> None:
     archive = tmp_path / "version.zip"
     archive.write_bytes(service.get("/v1/admin/models/shakespeare-rnn/export?version=1").content)
-    files = {"classify_images": HORSE, "import_version": archive}
+    network = tmp_path / "linear.onnx"
+    network.write_bytes(linear_model()[0].SerializeToString())
+    files = {"classify_images": HORSE, "import_version": archive, "add_model": network}
     before = service.get("/v1/models").json()
     operations = [
         operation for methods in service.get("/openapi.json").json()["paths"].values() for operation in methods.values()
@@ -74,13 +78,16 @@ def test_every_operation_succeeds_with_try_it_out_and_execute(page: Any, service
         url, status = execute(page, operation, files)
         if not status.startswith("2"):
             failed.append((url, status))
+        if operation["operationId"] == "add_model":
+            wait_until(lambda: service.get("/v1/models/resnet").status_code == 200)
+            before = service.get("/v1/models").json()
         if operation["operationId"] == "unload_model":
             service.post("/v2/repository/models/mnist-gan/load").raise_for_status()
             assert service.get("/v1/models").json() == before
         if operation["operationId"] == "roll_back":  # only then, version 1 may be retired
             body = {"version": "newest"}
             service.post("/v1/admin/models/shakespeare-rnn/activate", json=body).raise_for_status()
-    assert len(operations) == 38
+    assert len(operations) == 39
     assert not failed
 
 
