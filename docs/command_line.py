@@ -90,14 +90,14 @@ def describe(parser: argparse.ArgumentParser, name: str, level: int = 3) -> Iter
     yield f"\n{'#' * level} {name}\n\n"
     for paragraph in (parser.description or "").strip().split("\n\n") if parser.description else ():
         yield f"{paragraph}\n\n" if paragraph.startswith("    ") else f"{flat(paragraph)}\n\n"
-    actions = [one for one in parser._actions if not isinstance(one, argparse._HelpAction)]
-    commands = [one for one in actions if isinstance(one, argparse._SubParsersAction)]
-    rows = [row(one, parser) for one in actions if one not in commands and one.help != argparse.SUPPRESS]
+    actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    commands = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
+    rows = [row(action, parser) for action in actions if action not in commands and action.help != argparse.SUPPRESS]
     if rows:
         yield table(("argument", "default", "description"), rows)
-    for one in commands:
-        for own, inner in one.choices.items():
-            yield from describe(inner, f"{name} {own}", level + 1)
+    for action in commands:
+        for command, inner in action.choices.items():
+            yield from describe(inner, f"{name} {command}", level + 1)
 
 
 def flat(text: str) -> str:

@@ -120,8 +120,8 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         schema = schemas[name]
         choices = [schema, *schema.get("anyOf", ())]
-        limits = [text.format(http_api.number(one[key])) for one in choices for key, text in http_api.LIMITS.items() if
-                  key in one and not key.endswith("Length")]  # fmt: skip
+        limits = [text.format(http_api.number(choice[key])) for choice in choices for key, text in http_api.LIMITS.items() if
+                  key in choice and not key.endswith("Length")]  # fmt: skip
         default = "" if field.default is None else str(field.default)
         rows.append((code(PREFIX + name.upper()), code(default), ", ".join(limits), field.description))
     return SETTINGS_HEAD + table(("variable", "default", "allowed", "description"), rows)
@@ -145,21 +145,21 @@ def all_errors(base: type[errors.QuartetError] = errors.QuartetError) -> Iterato
 
 def error_page() -> str:
     classes: dict[str, type[errors.QuartetError]] = {}
-    for one in all_errors():
-        if one.__module__.startswith("app."):
-            classes.setdefault(one.code, one)  # the class that introduces the code
+    for each in all_errors():
+        if each.__module__.startswith("app."):
+            classes.setdefault(each.code, each)  # the class that introduces the code
     rows = sorted(
-        (str(one.status), code(one.code), code(one.type), code(one.__name__), described(one))
-        for one in classes.values()
+        (str(each.status), code(each.code), code(each.type), code(each.__name__), described(each))
+        for each in classes.values()
     )
     return ERRORS_HEAD + table(("status", "code", "type", "class", "meaning"), rows)
 
 
-def described(one: type[errors.QuartetError]) -> str:
+def described(error: type[errors.QuartetError]) -> str:
     """The first paragraph of the docstring of an error."""
-    if one is errors.QuartetError:
+    if error is errors.QuartetError:
         return "An unexpected error. The log has the traceback."
-    return sentence(one.__dict__.get("__doc__"))
+    return sentence(error.__dict__.get("__doc__"))
 
 
 def type_name(annotation: Any) -> str:

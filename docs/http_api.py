@@ -17,7 +17,8 @@ Schema = dict[str, Any]
 
 HEAD = """# HTTP API
 
-Generated from the OpenAPI document by `make docs`. A running service has the same at `/docs` and `/openapi.json`.
+Generated from the OpenAPI document by `make docs`. A running service shows the same at `/docs`, and
+serves the document at `/openapi.json`.
 [Calling the service](../how-to/clients.md) shows examples. [Errors](errors.md) lists all error codes.
 
 - Admin endpoints exist only with an [admin key](../how-to/rollout.md#over-http).
@@ -67,16 +68,16 @@ def describe(operation: Schema, document: Schema) -> Iterator[str]:
     if operation.get("description"):
         yield f"{operation['description'].strip()}\n"
     # the head of the page describes the parameters that operations share
-    if parameters := [one for one in operation.get("parameters", []) if "$ref" not in one]:
+    if parameters := [parameter for parameter in operation.get("parameters", []) if "$ref" not in parameter]:
         rows = [
             (
-                code(one["name"]),
-                one["in"],
-                kind(one["schema"], document),
-                "yes" if one.get("required") else "",
-                one.get("description") or one["schema"].get("description", ""),
+                code(parameter["name"]),
+                parameter["in"],
+                kind(parameter["schema"], document),
+                "yes" if parameter.get("required") else "",
+                parameter.get("description") or parameter["schema"].get("description", ""),
             )
-            for one in parameters
+            for parameter in parameters
         ]
         yield "\n" + table(("parameter", "in", "type", "required", "description"), rows)
     if body := operation.get("requestBody"):
@@ -94,8 +95,8 @@ def describe(operation: Schema, document: Schema) -> Iterator[str]:
 
 
 def describe_body(content: Schema, document: Schema) -> Iterator[str]:
-    for media, one in content.items():
-        schema = resolve(one.get("schema", {}), document)
+    for media, media_type in content.items():
+        schema = resolve(media_type.get("schema", {}), document)
         yield f"\nBody `{media}`"
         described = sentence(schema.get("description"))
         yield f": {described}\n" if described else "\n"
@@ -103,14 +104,14 @@ def describe_body(content: Schema, document: Schema) -> Iterator[str]:
             yield "\n" + fields(schema, document)
         elif schema.get("type") and schema["type"] != "string":
             yield f"\n{kind(schema, document)}\n"
-        for example in examples(one):
+        for example in examples(media_type):
             text = json.dumps(example, ensure_ascii=False)
             if isinstance(example, dict) and len(text) <= LONGEST_EXAMPLE:
                 yield f"\n```json\n{text}\n```\n"
 
 
 def examples(content: Schema) -> list[Any]:
-    named = [one.get("value") for one in content.get("examples", {}).values()]
+    named = [example.get("value") for example in content.get("examples", {}).values()]
     return [content["example"]] if "example" in content else named[:1]
 
 
@@ -154,7 +155,7 @@ def shown(value: Any) -> str:
 
 def nested(field: Schema, document: Schema) -> tuple[Schema | None, str]:
     """The object in a field or in its list, and the mark of a list."""
-    for choice in (field, *(resolve(one, document) for one in field.get("anyOf", ()))):
+    for choice in (field, *(resolve(option, document) for option in field.get("anyOf", ()))):
         if choice.get("properties"):
             return choice, ""
         if choice.get("type") == "array" and resolve(choice.get("items", {}), document).get("properties"):
@@ -179,10 +180,10 @@ def kind(schema: Schema, document: Schema) -> str:
     schema = resolve(schema, document)
     choices = schema.get("anyOf") or schema.get("oneOf")
     if choices:
-        words = [kind(one, document) for one in choices if one.get("type") != "null"]
+        words = [kind(choice, document) for choice in choices if choice.get("type") != "null"]
         return " or ".join(dict.fromkeys(words))
     if "enum" in schema:
-        return ", ".join(code(json.dumps(one)) for one in schema["enum"])
+        return ", ".join(code(json.dumps(choice)) for choice in schema["enum"])
     if "const" in schema:
         return code(json.dumps(schema["const"]))
     name = schema.get("type", "any")

@@ -233,9 +233,9 @@ def run(path: Path) -> Iterator[str]:
     if content.get("software"):
         yield f"- Software: {content['software']}\n"
     yield from (f"- {note}\n" for note in content["notes"])
-    for one in content["tables"]:
-        title = f"\n{one['title']}:\n" if one["title"] else ""
-        yield f"{title}\n{numbers(one['columns'], one['rows'])}"
+    for each in content["tables"]:
+        title = f"\n{each['title']}:\n" if each["title"] else ""
+        yield f"{title}\n{numbers(each['columns'], each['rows'])}"
 
 
 def page() -> str:
@@ -250,7 +250,9 @@ def page() -> str:
 
 def key_figures() -> str:
     """The README's table."""
-    rows: list[list[Any]] = [[one.label, one.show(one.read()), f"`{one.command}`"] for one in KEY_FIGURES]
+    rows: list[list[Any]] = [
+        [figure.label, figure.show(figure.read()), f"`{figure.command}`"] for figure in KEY_FIGURES
+    ]
     return numbers({"figure": None, "value": 0, "command": None}, rows)
 
 

@@ -1,7 +1,7 @@
 """Train an image classifier.
 
     python -m training.cnn                     # preset workshop: the workshop's CNN on CIFAR-10, cifar10-lenet
-    python -m training.cnn --preset digits     # digits of MNIST, rates the images of the GANs: mnist-judge
+    python -m training.cnn --preset digits     # MNIST, rates the images of the GANs: mnist-judge
     python -m training.cnn --preset strong     # CIFAR-10, the recipe of airbench95: cifar10-whitened
     python -m training.cnn --images DIR --name pets   # preset own: your images, one sub-folder per class
 

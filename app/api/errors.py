@@ -60,8 +60,8 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
     """The first of pydantic's errors, as a sentence with the field, its value and the allowed values."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # "one" and "many" tag unions
-    param = ".".join(place)[:MAX_PARAM_LENGTH] or None  # field names may be the client's
+    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # "one" and "many" tag unions
+    param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # field names may be the client's
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)

@@ -111,8 +111,8 @@ async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit:
         OSError: the disk is full.
     """
     _check_content_length(request, limit)
-    length, chunk, more = 0, bytearray(), True
-    while more:
+    length, chunk, more_body = 0, bytearray(), True
+    while more_body:
         try:
             message = await asyncio.wait_for(request.receive(), pause_seconds)
         except TimeoutError:
@@ -120,8 +120,8 @@ async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit:
         if message["type"] == "http.disconnect":
             raise _disconnected()
         chunk += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(chunk) >= SPOOL_CHUNK_BYTES or not more:
+        more_body = message.get("more_body", False)
+        if len(chunk) >= SPOOL_CHUNK_BYTES or not more_body:
             length += len(chunk)
             if length > limit:
                 raise _too_large(limit)

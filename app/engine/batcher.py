@@ -211,7 +211,7 @@ class Batcher(Generic[Item, Result]):
     def _next_batch(self) -> None:
         """Move the next batch from the queue to ``_running``: at least one entry, and as many as fit.
 
-        While there are small items, for any model, a batch has at most one part of a large item. Otherwise the parts of
+        While small items of any model wait, a batch has at most one part of a large item. Otherwise the parts of
         one item fill a batch, which is faster. Entries that are done, for example cancelled, are dropped.
         """
         batch = self._running = []

@@ -149,7 +149,7 @@ class Draft:
         return Version(Path(card.name) / "1", card, self.tensors)
 
     def check(self) -> None:
-        """Set the outputs, and find out by running it whether the network computes rows one by one.
+        """Set the outputs, and determine by test runs whether the network computes rows one by one.
 
         Raises:
             BadProgram: the network fails on its smallest inputs, or two runs on the same input differ.

@@ -101,8 +101,8 @@ def _store(result: Any, places: Slot | list[Any] | None, values: list[Any]) -> N
     if isinstance(places, Slot):
         values[places] = result
     elif places is not None:
-        for each, place in zip(result, places, strict=True):
-            _store(each, place, values)
+        for value, target in zip(result, places, strict=True):
+            _store(value, target, values)
 
 
 def _slots(item: Any) -> Iterator[Slot]:

@@ -150,7 +150,7 @@ class Member(nn.Module):
 
 
 def in_order(raw: Tensor) -> Tensor:
-    """Any numbers [..., QUANTILES] -> ordered quantiles: the median, and positive steps away from it."""
+    """Convert any numbers [..., QUANTILES] into ordered quantiles: the median, and positive distances from it."""
     gaps = F.softplus(raw)
     up = gaps[..., MEDIAN + 1 :].cumsum(-1)
     down = gaps[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)

@@ -135,21 +135,23 @@ class Supervisor:
 
     def _spawn(self) -> WorkerProcess:
         """Fork a worker. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        with theirs:
+        own_end, worker_end = socket.socketpair()
+        with worker_end:
             context = multiprocessing.get_context("fork")
-            process = context.Process(target=self._run_worker, args=(theirs, ours), name="quartet-worker", daemon=False)
+            process = context.Process(
+                target=self._run_worker, args=(worker_end, own_end), name="quartet-worker", daemon=False
+            )
             # The child shares this process's wakeup socket until _run_worker resets it.
             previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED_SIGNALS)
             try:
                 process.start()
             except OSError:
-                ours.close()
+                own_end.close()
                 raise
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
-        ours.setblocking(False)
-        return WorkerProcess(process, ours)
+        own_end.setblocking(False)
+        return WorkerProcess(process, own_end)
 
     def _delay_restart(self, now: float) -> None:
         """Delay the next start; the delay doubles each time."""

@@ -52,11 +52,11 @@ def single_arena() -> None:
     Free memory of one arena cannot be used by another. One arena saves 45 to 85 MiB for two workers; its lock is not
     contended here.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def trim_heap() -> None:
     """Return free heap memory to the system: warming up needs more memory than serving."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -132,7 +132,7 @@ class Registry:
             self._make_room(name, number)
             raise ModelLoading(f"{name}@{number}", self._load_version(name, number))
         loaded.last_used_at = time.monotonic()
-        return cast("LoadedModel[P]", loaded)  # the card's task is ``task``, so the predictor is its
+        return cast("LoadedModel[P]", loaded)  # ``task`` is the task of the card
 
     def _make_room(self, name: str, number: int) -> None:
         """Evict versions to make room for one that a request names. Raises TooManyVersions."""
@@ -406,9 +406,9 @@ class Registry:
         if not models:
             return ["no whole model in the store"]
         limit = min(self.settings.unready_after_seconds, self.settings.liveness_timeout_seconds)
-        for executor, what in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
+        for executor, name in ((self.executor, "the engine has"), (self.parse_executor, "the decoding threads have")):
             if (seconds := executor.stalled_seconds()) > limit:
-                return [f"{what} not answered for {seconds:.0f} s"]
+                return [f"{name} not answered for {seconds:.0f} s"]
         return [f"{model.id} fails on every input" for model in models if model.engine.circuit_breaker.is_open()]
 
     def report(self) -> None:

@@ -141,7 +141,9 @@ def is_whole(models: Path, name: str, version: int) -> bool:
 
 def serving(models: Path, name: str, rollout: Rollout) -> int | None:
     """Return the active version, or None if no version is valid."""
-    return next((one for one in rollout.preference(numbers(models, name)) if is_whole(models, name, one)), None)
+    return next(
+        (number for number in rollout.preference(numbers(models, name)) if is_whole(models, name, number)), None
+    )
 
 
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
@@ -191,7 +193,7 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
         return old.model_copy(update={"canary": None})
     now = serving(models, name, old)
     candidates = old.previous_versions(now, numbers(models, name))
-    target = next((one for one in candidates if is_whole(models, name, one)), None)
+    target = next((number for number in candidates if is_whole(models, name, number)), None)
     if target is None:
         reason = f"; {name}@{candidates[0]} is invalid" if candidates else ""
         raise RolloutRefused(f"{name} has no previous version{reason}; activate one by its number")
@@ -214,7 +216,7 @@ def _retired(models: Path, name: str, old: Rollout, version: int, undo: bool) ->
     if undo:
         if version not in old.retired:
             raise RolloutRefused(f"{name}@{version} is not retired")
-        return old.model_copy(update={"retired": [one for one in old.retired if one != version]})
+        return old.model_copy(update={"retired": [number for number in old.retired if number != version]})
     if version == old.active or version == serving(models, name, old):
         raise RolloutRefused(f"{name}@{version} is the active version; activate another one first")
     if old.canary and version == old.canary.version:
@@ -270,7 +272,9 @@ def resident_versions(stored: Sequence[int], rollout: Rollout, broken: Iterable[
     served = [number for number in stored if number not in rollout.retired and number not in broken]
     active = rollout.preference(served)[:1]
     canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in served else []
-    previous = [one for one in rollout.previous_versions(active[0], served) if one in served][:1] if active else []
+    previous = (
+        [number for number in rollout.previous_versions(active[0], served) if number in served][:1] if active else []
+    )
     return list(dict.fromkeys([*active, *canary, *previous]))
 
 

@@ -80,7 +80,7 @@ class TextPredictor(Predictor, Protocol):
     max_prompt_seconds: float  # longest time that reading a prompt may take; infinite unless it is set
 
     def step(self, texts: Sequence[Any]) -> None:
-        """Add one token to each text whose prompt is read; read on in the other prompts."""
+        """Add one token to each text whose prompt has been read; read the next part of the other prompts."""
 
     def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
         """Return ``rows`` dummy texts of ``characters`` characters each for ``step``."""

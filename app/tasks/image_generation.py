@@ -141,7 +141,7 @@ class ImageSampler:
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
     """Return latents [count, latent] on the arc from ``start`` to ``end``, both [latent] (slerp, Shoemake 1985).
 
-    On a straight line, the latents in the middle would be shorter than any latent of the training.
+    On a straight line, the latents in the middle would be shorter than all latents of the training.
     """
     cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
     angle = math.acos(min(1.0, max(-1.0, cosine)))

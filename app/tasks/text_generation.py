@@ -229,7 +229,7 @@ class TextGenerator:
         return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def step(self, texts: Sequence[Continuation]) -> None:
-        """Generate one character of each text whose prompt is read; read on in the other prompts.
+        """Generate one character of each text whose prompt has been read; read the next part of the other prompts.
 
         Raises ArithmeticError for non-finite logits. The texts are then unchanged, and the step can be repeated.
         """

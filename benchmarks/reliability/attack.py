@@ -145,10 +145,10 @@ async def framing(streams: Streams, number: int) -> None:
 async def slow_reader(streams: Streams, _: int) -> None:
     reader, writer = streams
     writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
-    more = True
-    while more:
+    connected = True
+    while connected:
         await asyncio.sleep(1)
-        more = bool(await reader.read(1024))
+        connected = bool(await reader.read(1024))
 
 
 async def idle(streams: Streams, _: int) -> None:

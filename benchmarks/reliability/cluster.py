@@ -95,12 +95,12 @@ async def differences(port: int, plain: int) -> list[str]:
     """Return the paths whose answers differ between the cluster and a single service."""
     differing = []
     for request in requests():
-        ours, theirs = await load.send(port, request), await load.send(plain, request)
-        if (ours.status, content(ours.body)) != (theirs.status, content(theirs.body)):
+        proxied, direct = await load.send(port, request), await load.send(plain, request)
+        if (proxied.status, content(proxied.body)) != (direct.status, content(direct.body)):
             differing.append(
-                f"{request.path}: {ours.status} {ours.body[:200]!r}, plain {theirs.status} {theirs.body[:200]!r}"
+                f"{request.path}: {proxied.status} {proxied.body[:200]!r}, plain {direct.status} {direct.body[:200]!r}"
             )
-        progress(f"{theirs.status} {request.path}")
+        progress(f"{direct.status} {request.path}")
     return differing
 
 

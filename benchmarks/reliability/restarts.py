@@ -4,9 +4,9 @@
     python -m benchmarks.reliability.restarts --rounds 1 --callers 4
 
 Callers send requests of all kinds (``mix``) and compare each answer with an earlier answer to the same request. Long
-streams outlast a stop: they must end with an error event. Then the same callers use one service of two workers without
-a proxy, and one of its workers is killed with SIGKILL. The exit status is 1 if a request failed, if a stream ended
-without a final event, or if the kill cost more than the requests of the killed worker.
+streams do not finish before a stop: they must end with an error event. Then the same callers use one service of two
+workers without a proxy, and one of its workers is killed with SIGKILL. The exit status is 1 if a request failed, if a
+stream ended without a final event, or if the kill cost more than the requests of the killed worker.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def main() -> None:
             service.log = folder / f"{number}.log"
             service.environment = {**service.environment, "QUARTET_SHUTDOWN_GRACE_SECONDS": str(STOP_SECONDS)}
             services.append(service)
-        one = servers.ours(folder, ROOT / "models_store", "2x1")
+        plain = servers.ours(folder, ROOT / "models_store", "2x1")
         try:
             for service in services:
                 service.start()
@@ -262,11 +262,11 @@ def main() -> None:
             for service in services:
                 service.stop()
             show("rolling restart", figures(outcomes))
-            one.start()
-            cost = asyncio.run(kill(one, options.callers))
+            plain.start()
+            cost = asyncio.run(kill(plain, options.callers))
             show("a worker killed", cost)
         finally:
-            for service in (*services, one):
+            for service in (*services, plain):
                 service.stop()
     only_expected_outcomes = outcomes.sent.keys() <= {"right", "announced"} and outcomes.streams.keys() <= {
         "finished",

@@ -71,11 +71,11 @@ async def largest_difference(server: Server) -> dict[str, float]:
 async def measure(server: Server, results: Results, options: argparse.Namespace, callers: int, turn: int) -> None:
     """Measure each version once."""
     generator = load.wrk if load.has_wrk() else load.measure
-    for model, asked in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
+    for model, message in rotated([(model, request(model)) for model in (NATIVE, *FILES)], turn):
         progress(f"{callers} callers, round {turn + 1} of {options.rounds}: {model}")
-        await load.call(server.port, [asked], callers, 0.3)
+        await load.call(server.port, [message], callers, 0.3)
         cpu, started = server.cpu_seconds(), time.perf_counter()
-        figures = await generator(server.port, [asked], callers, options.seconds)
+        figures = await generator(server.port, [message], callers, options.seconds)
         figures["cpu"] = (server.cpu_seconds() - cpu) / (time.perf_counter() - started)
         results.add(WORK, model, callers, figures)
 

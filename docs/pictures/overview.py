@@ -39,9 +39,9 @@ def main(address: str) -> None:
         body = {"prompt": "ROMEO:", "max_characters": 420, "temperature": 0.7, "seed": 5}
         answer = client.post("/v1/text/continue", json=body).raise_for_status().json()
         text.suptitle("POST /v1/text/continue", family="monospace")
-        whole = "\n".join(line[i : i + 62] for line in ("ROMEO:" + answer["results"][0]["text"]).split("\n")
+        lines = "\n".join(line[i : i + 62] for line in ("ROMEO:" + answer["results"][0]["text"]).split("\n")
                           for i in range(0, max(len(line), 1), 62))  # fmt: skip
-        text.text(0.05, 0.86, whole, family="monospace", fontsize=8.5, va="top", parse_math=False)
+        text.text(0.05, 0.86, lines, family="monospace", fontsize=8.5, va="top", parse_math=False)
 
         sine = datasets.sine()
         known = sine.values[750:900].tolist()

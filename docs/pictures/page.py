@@ -1,4 +1,4 @@
-"""Photograph the page of a running service, in both themes, as a desk and as a phone see it.
+"""Take screenshots of the page of a running service, in both themes, at the widths of a desktop and of a phone.
 
 python -m docs.pictures.page http://127.0.0.1:8000 shots     # writes shots/*.png; needs Chromium
 python -m docs.pictures.page http://127.0.0.1:8000           # draws docs/pictures/page.png, the README's
@@ -43,10 +43,10 @@ def main(address: str, folder: str | None = None) -> None:
                 else:
                     panels = page.locator("#models").bounding_box()
                     assert panels
-                    whole = Image.open(io.BytesIO(picture)).crop((0, 0, width, round(panels["y"])))
-                    whole.resize((800, round(whole.height * 800 / width)), Image.Resampling.LANCZOS).quantize(128).save(
-                        README, optimize=True
-                    )
+                    screenshot = Image.open(io.BytesIO(picture)).crop((0, 0, width, round(panels["y"])))
+                    screenshot.resize((800, round(screenshot.height * 800 / width)), Image.Resampling.LANCZOS).quantize(
+                        128
+                    ).save(README, optimize=True)
         browser.close()
 
 

@@ -166,13 +166,17 @@ def test_a_key_is_compared_with_all_hashes_in_constant_time(
     last = [key_file.add(file, f"other-{i}") for i in range(5)][-1]
     keyring, comparisons = key_file.Keyring(file), []
     compare = hmac.compare_digest
-    monkeypatch.setattr(key_file.hmac, "compare_digest", lambda one, two: comparisons.append(one) or compare(one, two))
+    monkeypatch.setattr(
+        key_file.hmac, "compare_digest", lambda left, right: comparisons.append(left) or compare(left, right)
+    )
     for key, name in ((alice, "alice"), (last, "other-4"), ("quartet-none", None)):
         comparisons.clear()
         entry = keyring.find(key)
         assert (entry and entry.name) == name
         assert len(comparisons) == 6
-    monkeypatch.setattr(admin.hmac, "compare_digest", lambda one, two: comparisons.append(one) or compare(one, two))
+    monkeypatch.setattr(
+        admin.hmac, "compare_digest", lambda left, right: comparisons.append(left) or compare(left, right)
+    )
     comparisons.clear()
     with pytest.raises(Unauthorized):
         asyncio.run(admin.guard("k" * 16)(HTTPAuthorizationCredentials(scheme="Bearer", credentials="k" * 15)))
@@ -342,10 +346,10 @@ def redis(tmp_path: Path) -> Iterator[str]:
 def test_services_with_one_redis_share_their_counters(serve: Serve, file: Path, redis: str) -> None:
     key = key_file.add(file, "alice", "3/hour")
     with (
-        serve(keys_file=file, rate_limit_storage=redis) as one,
-        serve(keys_file=file, rate_limit_storage=redis) as other,
+        serve(keys_file=file, rate_limit_storage=redis) as first,
+        serve(keys_file=file, rate_limit_storage=redis) as second,
     ):
-        statuses = [each.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for each in (one, other) * 3]
+        statuses = [each.post(SAMPLE, json=GOOD, headers=bearer(key)).status_code for each in (first, second) * 3]
     assert statuses == [200, 200, 200, 429, 429, 429]
 
 

@@ -50,9 +50,9 @@ def test_photos_are_classified_from_a_form_from_bytes_and_from_json(shipped: htt
     expected = answer["results"][0]["predictions"]
     for single in (from_bytes, from_json):
         assert single["results"][0]["filename"] is None
-        for ours, theirs in zip(single["results"][0]["predictions"], expected, strict=True):
-            assert ours["label"] == theirs["label"]
-            assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-6)
+        for prediction, reference in zip(single["results"][0]["predictions"], expected, strict=True):
+            assert prediction["label"] == reference["label"]
+            assert prediction["probability"] == pytest.approx(reference["probability"], abs=1e-6)
 
 
 def test_predictions_are_sorted_and_limited_to_top_k(shipped: httpx.Client) -> None:
@@ -99,11 +99,11 @@ def test_several_continuations_have_consecutive_seeds(shipped: httpx.Client) -> 
 
 def test_a_stop_string_ends_the_text_and_is_not_returned(shipped: httpx.Client) -> None:
     body = {"prompt": "ROMEO:", "max_characters": 300, "seed": 1}
-    whole = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
-    stop = whole[20:23]
+    full_text = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
+    stop = full_text[20:23]
     (result,) = shipped.post("/v1/text/continue", json={**body, "stop": stop}).json()["results"]
     assert result["finish_reason"] == "stop"
-    assert result["text"] == whole[: whole.index(stop)]
+    assert result["text"] == full_text[: full_text.index(stop)]
 
 
 def test_unknown_characters_are_listed_and_never_generated(shipped: httpx.Client) -> None:

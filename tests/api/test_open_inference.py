@@ -227,19 +227,19 @@ def test_the_repository_index_lists_broken_versions_with_their_reason(serve: Ser
 
 def test_a_streamed_text_equals_the_unstreamed_one(tiny: httpx.Client) -> None:
     body = {"id": "7", "text_input": "abc", "parameters": {"max_tokens": 30, "seed": 4}}
-    whole = tiny.post("/v2/models/tiny-rnn/generate", json=body).json()
-    assert (whole["id"], whole["model_name"], whole["model_version"]) == ("7", "tiny-rnn", "1")
-    assert len(whole["text_output"]) == 30
+    unstreamed = tiny.post("/v2/models/tiny-rnn/generate", json=body).json()
+    assert (unstreamed["id"], unstreamed["model_name"], unstreamed["model_version"]) == ("7", "tiny-rnn", "1")
+    assert len(unstreamed["text_output"]) == 30
     top_level = {"text_input": "abc", "max_characters": 30, "seed": 4, "stream": False}
     assert (
         tiny.post("/v2/models/tiny-rnn/versions/1/generate", json=top_level).json()["text_output"]
-        == whole["text_output"]
+        == unstreamed["text_output"]
     )
     with tiny.stream("POST", "/v2/models/tiny-rnn/generate_stream", json=body) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines = [line for line in answer.iter_lines() if line]
     events = [json.loads(line.removeprefix("data: ")) for line in lines]
-    assert "".join(event["text_output"] for event in events) == whole["text_output"]
+    assert "".join(event["text_output"] for event in events) == unstreamed["text_output"]
     assert events[-1]["finish_reason"] == "length"
     urgent = tiny.post("/v2/models/tiny-rnn/generate", json={**body, "parameters": {"priority": 2}})
     assert (urgent.status_code, urgent.json()["error"].partition(";")[0]) == (400, "priority is 2")

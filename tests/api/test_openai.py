@@ -97,18 +97,18 @@ def collect_stream(stream: Any) -> tuple[list[str], list[Any], list[Any]]:
 
 def test_a_stream_equals_the_unstreamed_answer(client: openai.OpenAI) -> None:
     for options in ({}, {"stop": ["ab", "j"]}, {"echo": True, "logprobs": 3}, {"echo": True, "max_tokens": 0}):
-        whole = complete(client, ["abc", "de"], n=2, **options)
+        unstreamed = complete(client, ["abc", "de"], n=2, **options)
         texts, finish_reasons, chunks = collect_stream(
             complete(client, ["abc", "de"], n=2, stream=True, stream_options={"include_usage": True}, **options)
         )
-        assert texts == [choice.text for choice in whole.choices]
-        assert finish_reasons == [choice.finish_reason for choice in whole.choices]
+        assert texts == [choice.text for choice in unstreamed.choices]
+        assert finish_reasons == [choice.finish_reason for choice in unstreamed.choices]
         assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
         assert chunks[-1].choices == []
-        assert chunks[-1].usage == whole.usage
+        assert chunks[-1].usage == unstreamed.usage
         assert all(chunk.usage is None for chunk in chunks[:-1])
         if "logprobs" in options:
-            for choice in whole.choices:
+            for choice in unstreamed.choices:
                 parts = [each.logprobs for chunk in chunks for each in chunk.choices if each.index == choice.index]
                 for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
                     assert [value for part in parts for value in getattr(part, field)] == getattr(
@@ -154,12 +154,12 @@ def test_a_prompt_is_scored_without_generating_a_text(client: openai.OpenAI) -> 
 
 def test_a_streamed_score_of_a_long_prompt_equals_the_unstreamed_one(client: openai.OpenAI, tiny: httpx.Client) -> None:
     options = {"echo": True, "logprobs": 2, "max_tokens": 3, "n": 2}
-    whole = complete(client, "abcdefghij" * 400, **options)
+    unstreamed = complete(client, "abcdefghij" * 400, **options)
     streamed: list[Any] = [[], []]
     for chunk in complete(client, "abcdefghij" * 400, stream=True, **options):
         for choice in chunk.choices:
             streamed[choice.index] += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
-    for choice, pairs in zip(whole.choices, streamed, strict=True):
+    for choice, pairs in zip(unstreamed.choices, streamed, strict=True):
         assert pairs == list(zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True))
         assert len(pairs) == 4003
 

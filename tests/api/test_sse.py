@@ -44,18 +44,18 @@ def test_a_streamed_text_equals_the_unstreamed_one(serve: Serve) -> None:
     with serve() as client:
         for options in ({}, {"stop": ["b", "aa", "hgj"]}, {"temperature": 0.0}, {"top_k": 3, "top_p": 0.8}):
             body = {"prompt": "abcé", "max_characters": 150, "n": 3, "seed": 5, **options}
-            whole = client.post(PATH, json=body).json()
+            unstreamed = client.post(PATH, json=body).json()
             texts, last_events = [""] * 3, {}
             for event in events(client, body):
                 assert event["index"] not in last_events
                 texts[event["index"]] += event["text"]
                 if "finish_reason" in event:
                     last_events[event["index"]] = event
-            for index, result in enumerate(whole["results"]):
+            for index, result in enumerate(unstreamed["results"]):
                 assert texts[index] == result["text"]
                 assert last_events[index]["finish_reason"] == result["finish_reason"]
                 assert last_events[index]["seed"] == result["seed"] == 5 + index
-                assert last_events[index]["unknown_characters"] == whole["unknown_characters"] == ["é"]
+                assert last_events[index]["unknown_characters"] == unstreamed["unknown_characters"] == ["é"]
 
 
 def test_an_invalid_streaming_request_gets_an_error_status(serve: Serve) -> None:
@@ -75,8 +75,8 @@ def test_a_failure_during_a_stream_is_an_error_event(serve: Serve, monkeypatch: 
     monkeypatch.setattr(TextGenerator, "step", fail)
     with serve() as client:
         *before, last = events(client, {"max_characters": 50, "seed": 7})
-        whole = events(client, {"max_characters": 5, "seed": 7})
-        assert "".join(event["text"] for event in before) == "".join(event["text"] for event in whole)
+        complete = events(client, {"max_characters": 5, "seed": 7})
+        assert "".join(event["text"] for event in before) == "".join(event["text"] for event in complete)
         assert last["error"]["code"] == "inference_failed"
         assert "secret" not in last["error"]["message"]
         assert events(client, {"max_characters": 50, "seed": 8})[-1]["finish_reason"] == "length"

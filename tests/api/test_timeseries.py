@@ -108,10 +108,10 @@ def test_an_invalid_request_is_rejected_by_field(tiny: httpx.Client, body: Any, 
 
 def test_nixtla_names_are_accepted_as_aliases(tiny: httpx.Client) -> None:
     url = "/v1/series/forecast"
-    theirs = tiny.post(url, json={"values": SERIES, "h": 3, "level": [50]})
-    ours = tiny.post(url, json={"values": SERIES, "horizon": 3, "levels": [50]})
-    assert theirs.status_code == 200, theirs.text
-    assert theirs.json() == ours.json()
+    nixtla = tiny.post(url, json={"values": SERIES, "h": 3, "level": [50]})
+    native = tiny.post(url, json={"values": SERIES, "horizon": 3, "levels": [50]})
+    assert nixtla.status_code == 200, nixtla.text
+    assert nixtla.json() == native.json()
     both = tiny.post(url, json={"values": SERIES, "levels": [50], "level": [50]}).json()["error"]
     assert (both["param"], both["message"]) == ("level", "level is another name of levels; send one of them")
     assert tiny.post(url, json={"values": SERIES, "h": 1001}).json()["error"]["param"] == "h"

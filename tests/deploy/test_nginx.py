@@ -59,7 +59,7 @@ def answer_count(service: ServiceProcess, route: str) -> float:
 
 
 def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Path, tmp_path: Path) -> None:
-    front, one, two = (free_port() for _ in range(3))
+    front, first_port, second_port = (free_port() for _ in range(3))
     statuses: list[int] = []
     stop = threading.Event()
 
@@ -69,10 +69,10 @@ def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Pat
                 statuses.append(http_client.post(SAMPLE, json={"count": 2}).status_code)
 
     with (
-        serving(tiny_store, port=two, workers=1) as other,
+        serving(tiny_store, port=second_port, workers=1) as other,
         ThreadPoolExecutor(4) as pool,
-        serving(tiny_store, port=one, workers=1) as first,
-        nginx(tmp_path, front, [one, two]) as url,
+        serving(tiny_store, port=first_port, workers=1) as first,
+        nginx(tmp_path, front, [first_port, second_port]) as url,
     ):
         body = {"prompt": "a", "max_characters": 4000, "n": 16, "stream": True}
         with httpx.stream("POST", f"{url}{CONTINUE}", json=body, timeout=60) as answer:
@@ -85,7 +85,7 @@ def test_streams_are_not_buffered_and_a_restart_loses_no_request(tiny_store: Pat
         try:
             wait_until(lambda: min(answer_count(first, SAMPLE), answer_count(other, SAMPLE)) > 20)
             assert first.stop() == 0
-            with serving(tiny_store, port=one, workers=1) as restarted:
+            with serving(tiny_store, port=first_port, workers=1) as restarted:
                 wait_until(lambda: answer_count(restarted, SAMPLE) > 20)
                 stop.set()
                 for task in tasks:

@@ -448,10 +448,10 @@ async def test_each_text_is_the_same_in_a_batch_and_alone(
 
     alone = []
     for seed in range(60):
-        one = text(seed)
-        while not one.finished:
-            generator.step([one])
-        alone.append((one.text, one.finish_reason))
+        sequence = text(seed)
+        while not sequence.finished:
+            generator.step([sequence])
+        alone.append((sequence.text, sequence.finish_reason))
 
     engine: Any = TextEngine("m", generator.step, generator.latency, executor, RecordingObserver(), 8, 99)
     tasks = []
@@ -473,18 +473,18 @@ async def test_cancelling_texts_does_not_change_the_others(tmp_path: Path, execu
 
     alone = []
     for seed in range(40):
-        one = text(seed)
-        while not one.finished:
-            generator.step([one])
-        alone.append(one.text)
+        sequence = text(seed)
+        while not sequence.finished:
+            generator.step([sequence])
+        alone.append(sequence.text)
 
     loop = asyncio.get_running_loop()
 
     def step(running: Sequence[Any]) -> None:
         generator.step(running)
-        for one in running:
-            if one.seed % 2 and len(one.text) >= one.seed % 23:
-                loop.call_soon_threadsafe(tasks[one.seed].cancel)
+        for sequence in running:
+            if sequence.seed % 2 and len(sequence.text) >= sequence.seed % 23:
+                loop.call_soon_threadsafe(tasks[sequence.seed].cancel)
 
     engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 8, 99, normal_budget=0)
     tasks = [asyncio.ensure_future(engine.submit([text(seed)])) for seed in range(40)]

@@ -159,10 +159,10 @@ def test_the_command_names_a_missing_extra(
     publish_tiny(tmp_path, "tiny-gan")
     importing = builtins.__import__
 
-    def without(name: str, *more: Any, **options: Any) -> Any:
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "onnxscript":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return importing(name, *more, **options)
+        return importing(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert run_models_command(capsys, tmp_path, "export", "tiny-gan", str(tmp_path / "x.onnx"), "--onnx") == (

@@ -159,16 +159,16 @@ def test_beyond_the_memory_limit_the_least_recently_used_version_is_evicted(
     sizes = {
         name: sum(tensor.nbytes for tensor in store.read_version(tiny_store, name, 1).tensors.values()) for name in TINY
     }
-    one = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
+    loaded_bytes = ("quartet_loaded_bytes", ("model", NAME), ("version", "1"))
     with serve(model_bytes=sum(sizes.values()) + sizes[NAME]) as client:
         baseline = samplers_in_memory(1)  # left over by other tests
         assert answering_version(client, f"{NAME}@1") == 1
         assert model_entry(client)["loaded"] == [1, 4]
-        assert metric_samples(client)[one] == sizes[NAME]
+        assert metric_samples(client)[loaded_bytes] == sizes[NAME]
         assert len(samplers_in_memory(1)) == len(baseline) + 1
         assert answering_version(client, f"{NAME}@2") == 2
         assert model_entry(client)["loaded"] == [2, 4]
-        assert metric_samples(client)[one] == 0
+        assert metric_samples(client)[loaded_bytes] == 0
         assert len(samplers_in_memory(1)) == len(baseline)  # its memory is freed without garbage collection
         assert answering_version(client, f"{NAME}@1") == 1  # loaded again on demand
         assert model_entry(client)["loaded"] == [1, 4]
@@ -185,12 +185,12 @@ def samplers_in_memory(number: int) -> list[object]:
 
 def test_a_partly_copied_version_is_served_once_it_is_complete(serve: Serve, tiny_store: Path, tmp_path: Path) -> None:
     publish_tiny(tmp_path / "elsewhere", NAME)
-    whole = publish_tiny(tmp_path / "elsewhere", NAME).folder
-    weights, copy = (whole / store.WEIGHTS).read_bytes(), tiny_store / NAME / "2"
+    original = publish_tiny(tmp_path / "elsewhere", NAME).folder
+    weights, copy = (original / store.WEIGHTS).read_bytes(), tiny_store / NAME / "2"
     with serve(store_poll_seconds=POLL_SECONDS) as client:
         copy.mkdir()
         wait_until(lambda: "card.json cannot be read" in client.get("/health/ready").text)
-        (copy / store.CARD).write_bytes((whole / store.CARD).read_bytes())
+        (copy / store.CARD).write_bytes((original / store.CARD).read_bytes())
         (copy / store.WEIGHTS).write_bytes(weights[:200])
         wait_until(lambda: "sha256 is" in client.get("/health/ready").text)
         assert answering_version(client) == 1

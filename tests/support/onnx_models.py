@@ -17,7 +17,7 @@ def onnx_model(
     inputs: dict[str, list[Any]],
     outputs: dict[str, list[Any]],
     weights: dict[str, np.ndarray] | None = None,
-    **more: Any,
+    **options: Any,
 ) -> ModelProto:
     """Return a model of float32 inputs and outputs with these shapes."""
     tensors = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
@@ -26,7 +26,7 @@ def onnx_model(
         for each in (inputs, outputs)
     ]
     graph = helper.make_graph(list(nodes), "graph", *values, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, **more)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8, **options)
 
 
 def linear_model(inputs: int = 4, outputs: int = 3) -> tuple[ModelProto, np.ndarray]:

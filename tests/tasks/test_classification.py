@@ -198,10 +198,10 @@ def test_a_heat_map_in_bands_equals_one_in_a_single_pass(
 ) -> None:
     heat = np.random.default_rng(0).random((5, 7), np.float32)
     content = image_bytes("PNG", mode, size)
-    whole = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
+    single_pass = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
     monkeypatch.setattr("app.tasks.image_codecs.BAND", 1000)
     rows = np.asarray(Image.open(io.BytesIO(overlay_heat_map(Image.open(io.BytesIO(content)), heat))), float)
-    assert np.abs(whole - rows).max() <= 3  # the heat is rounded to 256 levels before it is coloured
+    assert np.abs(single_pass - rows).max() <= 3  # the heat is rounded to 256 levels before it is coloured
 
 
 def noise_images(count: int) -> torch.Tensor:

@@ -114,8 +114,8 @@ def test_the_shipped_forecaster_beats_the_seasonal_naive_forecast(
         actual.append(values[300:])
         naive.append(values[300 - season : 300][np.arange(24) % season])
     medians = np.stack([forecast.median for forecast in shipped_forecaster.predict(items)])
-    ours, theirs = (np.abs(np.stack(actual) - forecast).mean() for forecast in (medians, np.stack(naive)))
-    assert ours < max_ratio * theirs
+    error, naive_error = (np.abs(np.stack(actual) - forecast).mean() for forecast in (medians, np.stack(naive)))
+    assert error < max_ratio * naive_error
 
 
 @pytest.mark.parametrize("season", [1, 2, 4, 7])
@@ -227,13 +227,13 @@ def test_a_detected_season_improves_the_forecast(shipped_forecaster: GlobalForec
 def test_missing_values_at_the_end_are_forecast_first(shipped_forecaster: GlobalForecaster) -> None:
     past = series(0, 100).tolist()
     for season in (7, 1):
-        whole, late = shipped_forecaster.predict(
+        complete, late = shipped_forecaster.predict(
             [
                 shipped_forecaster.parse(past, 30, seasonality=season),
                 shipped_forecaster.parse(past + [None] * 10, 20, seasonality=season),
             ]
         )
-        assert np.allclose(late.quantiles, whole.quantiles[10:], rtol=1e-6)
+        assert np.allclose(late.quantiles, complete.quantiles[10:], rtol=1e-6)
     (after_gap,) = shipped_forecaster.predict([shipped_forecaster.parse([*past, *[None] * 90_000], 24, seasonality=7)])
     lower, upper = after_gap.interval(95)
     assert (upper - lower > 3 * np.std(np.diff(past))).all()
@@ -343,7 +343,7 @@ def with_traits(forecaster: GlobalForecaster, **traits: Any) -> GlobalForecaster
 def test_the_season_of_the_card_is_used_unless_the_request_has_one(forecaster: GlobalForecaster) -> None:
     weekly = with_traits(forecaster, season=7)
     values = np.sin(np.arange(48) * np.pi / 6).tolist()
-    assert [one.parse(values, 3).season for one in (forecaster, weekly)] == [12, 7]
+    assert [each.parse(values, 3).season for each in (forecaster, weekly)] == [12, 7]
     assert weekly.parse(values, 3, seasonality=12).season == 12
     assert weekly.parse(values[:9], 3).season == 7
     assert with_traits(forecaster, season=9).parse(values[:9], 3).season == 1
@@ -369,6 +369,6 @@ def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: G
     assert np.nanstd(item.values) < 2 < 30 < np.nanstd(plain.values)
     assert item.yearly == pytest.approx(wave[102:140], abs=2)
     flat = dataclasses.replace(item, yearly=None)
-    with_pattern, without = (one.median for one in yearly.predict([item, flat]))
+    with_pattern, without = (each.median for each in yearly.predict([item, flat]))
     assert with_pattern - without == pytest.approx(item.yearly)
     assert yearly.parse(values[:79], 5).yearly is None  # less than two years

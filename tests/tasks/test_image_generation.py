@@ -54,11 +54,11 @@ def test_an_image_with_a_label_does_not_depend_on_count_or_batch(conditional: Im
 def test_images_computed_in_parts_are_the_same(tmp_path: Path, name: str) -> None:
     sampler = ImageSampler(publish_tiny(tmp_path, name), torch.device("cpu"))
     sampler.warm_up(64)
-    whole = sampler.parse(100, None, 5)
-    parts = sampler.split(whole, 16)
+    request = sampler.parse(100, None, 5)
+    parts = sampler.split(request, 16)
     assert [len(part) for part in parts] == [16] * 6 + [4]
     joined = sampler.join([sampler.predict([sampler.parse(3, None, 1), part])[1] for part in parts])
-    assert np.array_equal(joined, sampler.predict([whole])[0])
+    assert np.array_equal(joined, sampler.predict([request])[0])
 
 
 def test_labels_are_balanced_and_a_label_keeps_the_latents(conditional: ImageSampler) -> None:

@@ -191,9 +191,9 @@ def test_packed_weights_use_few_kernels_and_are_batch_invariant(
         return product(x)
 
     monkeypatch.setattr(packed, "_product", record_size)
-    whole = packed(x)
-    assert torch.allclose(whole, torch.tanh(x @ weight.T + bias), atol=1e-4)
-    assert all(torch.allclose(packed(pad(x[:rows], 1))[:rows], whole[:rows], atol=1e-6) for rows in range(1, 122))
+    full_batch = packed(x)
+    assert torch.allclose(full_batch, torch.tanh(x @ weight.T + bias), atol=1e-4)
+    assert all(torch.allclose(packed(pad(x[:rows], 1))[:rows], full_batch[:rows], atol=1e-6) for rows in range(1, 122))
     assert sizes <= {1, 2, 4, 6, 8, 16, 32}
 
 
@@ -228,7 +228,7 @@ def test_a_text_longer_than_the_prepared_random_numbers_continues(continuer: Tex
 
 
 def test_a_failed_step_can_be_repeated(continuer: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = finish(continuer, begin(continuer, "ab")).text
+    expected = finish(continuer, begin(continuer, "ab")).text
     text = begin(continuer, "ab")
     for _ in range(5):
         continuer.step([text])
@@ -236,7 +236,7 @@ def test_a_failed_step_can_be_repeated(continuer: TextGenerator, monkeypatch: py
         patch.setattr("app.tasks.text_generation.Sampler.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             continuer.step([text])
-    assert finish(continuer, text).text == whole
+    assert finish(continuer, text).text == expected
 
 
 def test_a_stream_withholds_a_possible_start_of_a_stop_string(continuer: TextGenerator) -> None:
@@ -286,11 +286,11 @@ def test_the_unknown_character_is_never_generated(continuer: TextGenerator) -> N
 
 
 def test_a_text_ends_at_the_first_stop_string_or_its_length(continuer: TextGenerator) -> None:
-    whole = finish(continuer, begin(continuer, "a"))
-    assert (len(whole.text), whole.finish_reason) == (40, "length")
-    stop = whole.text[10:12]
+    full = finish(continuer, begin(continuer, "a"))
+    assert (len(full.text), full.finish_reason) == (40, "length")
+    stop = full.text[10:12]
     cut = finish(continuer, begin(continuer, "a", stop=("never there", stop)))
-    assert (cut.text, cut.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
+    assert (cut.text, cut.finish_reason) == (full.text[: full.text.index(stop)], "stop")
 
 
 def test_a_seed_determines_the_text(continuer: TextGenerator) -> None:
@@ -376,12 +376,12 @@ def test_options_of_one_text_do_not_change_others(continuer: TextGenerator) -> N
     while not all(text.finished for text in together):
         continuer.step([text for text in together if not text.finished])
     assert [text.text for text in together] == [text.text for text in alone]
-    for one, other in zip(alone, together, strict=True):
-        assert (one.options is None) == (other.options is None)
-        if one.options and one.options.log_probs:
-            assert other.options
-            assert other.options.log_probs
-            assert vars(one.options.log_probs) == vars(other.options.log_probs)
+    for single, batched in zip(alone, together, strict=True):
+        assert (single.options is None) == (batched.options is None)
+        if single.options and single.options.log_probs:
+            assert batched.options
+            assert batched.options.log_probs
+            assert vars(single.options.log_probs) == vars(batched.options.log_probs)
     plain = finish(continuer, begin(continuer, "ab", max_characters=200, seed=4))
     assert plain.text == alone[4].text  # log_probs do not change the text
 
@@ -424,7 +424,7 @@ def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monk
     def text() -> Continuation:
         return begin(continuer, "ab", options=with_options(continuer, frequency=0.5, log_probs=LogProbs(1)))
 
-    whole, broken = finish(continuer, text()), text()
+    undisturbed, broken = finish(continuer, text()), text()
     for _ in range(5):
         continuer.step([broken])
     with monkeypatch.context() as patch:
@@ -432,10 +432,10 @@ def test_a_failed_step_counts_and_records_nothing(continuer: TextGenerator, monk
         with pytest.raises(ZeroDivisionError):
             continuer.step([broken])
     finish(continuer, broken)
-    assert broken.text == whole.text
+    assert broken.text == undisturbed.text
     assert broken.options
-    assert whole.options
-    assert broken.options.counts.tolist() == whole.options.counts.tolist()
+    assert undisturbed.options
+    assert broken.options.counts.tolist() == undisturbed.options.counts.tolist()
     assert broken.options.counts.sum() == len(broken.text) == len(broken.options.log_probs.tokens)  # type: ignore[union-attr]
 
 

@@ -77,16 +77,16 @@ def sample_windows(held_out: bool, mixup: float = 0.0) -> tuple[Batch, WindowSam
 @pytest.mark.parametrize("held_out", [False, True])
 def test_windows_are_parts_of_one_series_and_never_contain_held_out_values(held_out: bool) -> None:
     batch, sampler = sample_windows(held_out)
-    whole = torch.cat([batch.values, batch.future], dim=1)
-    observed = ~whole.isnan()
+    windows = torch.cat([batch.values, batch.future], dim=1)
+    observed = ~windows.isnan()
     assert (observed.sum(1) >= 9).all()
     assert (observed[:, :24].sum(1) >= 8).all()
     assert observed[:, 23:25].all()
-    series = (whole.nan_to_num(0).amax(1) // 1000).long() - 1
-    assert (whole.diff(dim=1).nan_to_num(1.0) == 1).all()
+    series = (windows.nan_to_num(0).amax(1) // 1000).long() - 1
+    assert (windows.diff(dim=1).nan_to_num(1.0) == 1).all()
     horizons = torch.tensor([4, 4, 2, 2])[series]
     lengths = torch.tensor([40, 50, 60, 70])[series]
-    latest = whole.nan_to_num(0).amax(1) % 1000
+    latest = windows.nan_to_num(0).amax(1) % 1000
     assert (latest < lengths - horizons * held_out).all()
     assert (latest == lengths - horizons * held_out - 1).any()
     assert torch.equal(batch.seasons, torch.where(series < 2, 3, 1))

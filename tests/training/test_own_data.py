@@ -129,8 +129,10 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
     assert not (workspace / "models_store" / "mine").exists()
     monkeypatch.setattr(running.Run, "log", log)
     train(stem, "--resume")
-    whole, resumed = (store.read_version(workspace / "models_store", name, 1).tensors for name in ("whole", "mine"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    uninterrupted, resumed = (
+        store.read_version(workspace / "models_store", name, 1).tensors for name in ("whole", "mine")
+    )
+    assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)
 
 
 def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
@@ -142,7 +144,7 @@ def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
     log = workspace / "runs" / "mine" / board.name / "metrics.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
     shown = [(event.step, event.value) for event in events.Scalars("validation_loss")]
-    assert shown == [(one["step"], pytest.approx(one["validation_loss"])) for one in records]
+    assert shown == [(record["step"], pytest.approx(record["validation_loss"])) for record in records]
 
 
 def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +179,11 @@ def test_two_processes_train_like_one(stem: str, workspace: Path) -> None:
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("published") == 1
-    one, two = (store.read_version(workspace / "models_store", name, 1) for name in ("one", "two"))
-    assert "torchrun --nproc-per-node 2" in two.card.command
-    initial = initial_weights(stem, one, workspace)
-    update = sum((one.tensors[key] - initial[key]).abs().sum().item() for key in initial)
-    difference = sum((one.tensors[key] - two.tensors[key]).abs().sum().item() for key in initial)
+    single, pair = (store.read_version(workspace / "models_store", name, 1) for name in ("one", "two"))
+    assert "torchrun --nproc-per-node 2" in pair.card.command
+    initial = initial_weights(stem, single, workspace)
+    update = sum((single.tensors[key] - initial[key]).abs().sum().item() for key in initial)
+    difference = sum((single.tensors[key] - pair.tensors[key]).abs().sum().item() for key in initial)
     assert difference < (0.2 if stem in ("rnn", "gan") else 0.05) * update  # the other networks multiply in bfloat16
 
 
@@ -280,14 +282,14 @@ def test_the_split_is_even_over_the_classes_and_does_not_depend_on_names(tmp_pat
     for number in range(60):
         save_noise(tmp_path / "one" / ("cat" if number < 40 else "dog"), f"{number}.png", number)
         save_noise(tmp_path / "two" / ("cat" if number < 40 else "dog"), f"{99 - number}.bmp", number)
-    one, two = (image_folders.read(tmp_path / name, 32) for name in ("one", "two"))
-    assert one.sha256 == two.sha256
-    parts = one.split()
+    first, second = (image_folders.read(tmp_path / name, 32) for name in ("one", "two"))
+    assert first.sha256 == second.sha256
+    parts = first.split()
     assert [len(part) for part in parts] == [42, 9, 9]
     assert sorted(torch.cat(parts).tolist()) == list(range(60))
-    assert [one.labels[part].bincount().tolist() for part in parts] == [[28, 14], [6, 3], [6, 3]]
-    for part, other_part in zip(parts, two.split(), strict=True):
-        assert {one.digests[i] for i in part} == {two.digests[i] for i in other_part}
+    assert [first.labels[part].bincount().tolist() for part in parts] == [[28, 14], [6, 3], [6, 3]]
+    for part, other_part in zip(parts, second.split(), strict=True):
+        assert {first.digests[i] for i in part} == {second.digests[i] for i in other_part}
 
 
 def test_a_table_of_paths_and_labels_equals_class_folders(workspace: Path) -> None:

@@ -262,7 +262,7 @@ def test_month_ends_are_one_month_apart() -> None:
 @given(
     cut=st.integers(0, 900),
     at=st.integers(0, 900),
-    more=st.sampled_from(
+    inserted=st.sampled_from(
         [
             *(b"", b"\0", b"\xff", b'"', b",", b";", b"\t", b"\n", b"\r", b"-", b"nan"),
             *(b"9" * 400, b"1e999", b"2024-02-30", b"x" * 140_000),
@@ -271,12 +271,12 @@ def test_month_ends_are_one_month_apart() -> None:
     times=st.integers(1, 3),
 )
 def test_damaged_tables_are_read_or_rejected_with_a_message(
-    tmp_path: Path, cut: int, at: int, more: bytes, times: int
+    tmp_path: Path, cut: int, at: int, inserted: bytes, times: int
 ) -> None:
     path = write_weekly_table(tmp_path)
     content = path.read_bytes()
     content = content[: len(content) - cut]
-    path.write_bytes(content[:at] + more * times + content[at:])
+    path.write_bytes(content[:at] + inserted * times + content[at:])
     for more_options in ({}, {"by_rows": True}, {"group": "day"}):
         with suppress(DataError):
             table = tables.without_gaps(tables.read(path, ReadOptions(**more_options)))  # type: ignore[arg-type]

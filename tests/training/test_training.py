@@ -154,13 +154,13 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert not (models / name).exists()
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
 
-    whole, resumed = (store.read_version(folder, name, 1) for folder in (others, models))
-    assert whole.tensors.keys() == resumed.tensors.keys()
-    for key, tensor in whole.tensors.items():
+    uninterrupted, resumed = (store.read_version(folder, name, 1) for folder in (others, models))
+    assert uninterrupted.tensors.keys() == resumed.tensors.keys()
+    for key, tensor in uninterrupted.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
     lines = [(only_entry(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
     assert lines[0] == lines[1]
-    assert whole.card.metrics == resumed.card.metrics
+    assert uninterrupted.card.metrics == resumed.card.metrics
 
     (killed / "finished").unlink()  # simulates a kill right after publishing
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])

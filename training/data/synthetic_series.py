@@ -86,9 +86,9 @@ def _season(draw: Draws, period: Tensor) -> Tensor:
 
 def _trend(draw: Draws) -> Tensor:
     """A straight line from 0 to 3; half of the series change the slope at a random place."""
-    place = draw.time / draw.length
-    bend = draw.bernoulli(0.5) * draw.normal() * (place - draw.uniform()).clamp(min=0)
-    return 3 * (place + bend)
+    position = draw.time / draw.length
+    bend = draw.bernoulli(0.5) * draw.normal() * (position - draw.uniform()).clamp(min=0)
+    return 3 * (position + bend)
 
 
 def _noise(draw: Draws) -> Tensor:
@@ -102,7 +102,10 @@ def _noise(draw: Draws) -> Tensor:
 
 
 def _walk(draw: Draws, season: int) -> Tensor:
-    """A random walk, for some series with drift. It is 0 for 30 % of the series without and 75 % with a season."""
+    """A random walk, for some series with drift.
+
+    It is 0 for 30 % of the series without a season, and for 75 % of those with one.
+    """
     share = 0.7 if season == 1 else 0.25
     steps = draw.normal(draw.length) + 0.2 * draw.bernoulli(0.3) * draw.normal()
     steps = _autoregressive(steps, draw.bernoulli(0.5) * draw.uniform(-0.3, 0.7))

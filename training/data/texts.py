@@ -32,7 +32,7 @@ HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     """Concatenate the files; the first 90 % are the training part, the last 10 % the test part.
 
-    Of a folder, all files are read in the order of their paths, but hidden and binary ones. ``encoding``: any that
+    Of a folder, all files except hidden and binary ones are read in the order of their paths. ``encoding``: any that
     Python knows; None: UTF-8, or as the byte order mark says. Byte order marks are dropped and all line breaks become
     ``\\n``.
 

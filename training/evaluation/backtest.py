@@ -133,9 +133,9 @@ def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> lis
 def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
     """MASE, quantile loss and coverage of a forecast method over all origins."""
     forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
-    lower, upper = (np.stack(side) for side in zip(*(one.interval(95) for one in forecasts), strict=True))
-    quantiles = np.stack([one.quantiles for one in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
-    median = np.stack([one.median for one in forecasts])
+    lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
+    quantiles = np.stack([each.quantiles for each in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
+    median = np.stack([each.median for each in forecasts])
     return {
         "mase": forecast_metrics.mase(origins.actual, median, origins.mase_scale),
         "quantile_loss": forecast_metrics.quantile_loss(origins.actual, quantiles, origins.mase_scale),

@@ -69,7 +69,7 @@ def windows(
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
     """Seasonal naive; its normal errors grow with the square root of the number of seasons ahead."""
-    return [(one.median, *one.interval(95)) for one in backtest.seasonal_naive(past, season, horizon)]
+    return [(each.median, *each.interval(95)) for each in backtest.seasonal_naive(past, season, horizon)]
 
 
 def statsforecast(model_name: str) -> Forecast:
@@ -94,14 +94,14 @@ def served(forecaster: GlobalForecaster) -> Forecast:
     """The forecaster as the service computes it."""
 
     def forecast(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
-        return [(one.median, *one.interval(95)) for one in forecast_series(forecaster, list(past), season, horizon)]
+        return [(each.median, *each.interval(95)) for each in forecast_series(forecaster, list(past), season, horizon)]
 
     return forecast
 
 
 def row(name: str, parts: Sequence[EvaluationSet], forecaster: str, forecast: Forecast) -> str:
     """One row of the table: a forecaster on all test sets with the same name."""
-    forecasts = [one for part in parts for one in forecast(part.past, part.season, part.actual.shape[1])]
+    forecasts = [each for part in parts for each in forecast(part.past, part.season, part.actual.shape[1])]
     median, lower, upper = (np.stack(side) for side in zip(*forecasts, strict=True))
     actual = np.concatenate([part.actual for part in parts])
     scale = np.array([forecast_metrics.mase_scale(values, part.season) for part in parts for values in part.past])
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print("| series | forecaster | MASE | MSIS | coverage of 95 % |")
     print("|---|---|--:|--:|--:|")
-    for name, parts in groupby(evaluation_sets(), key=lambda one: one.name):
+    for name, parts in groupby(evaluation_sets(), key=lambda part: part.name):
         same_name = list(parts)
         for forecaster_name, forecast in methods.items():
             print(row(name, same_name, forecaster_name, forecast), flush=True)

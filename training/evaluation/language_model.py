@@ -37,7 +37,7 @@ def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
 
 
 def stream_loss(network: Any, characters: Tensor) -> float:
-    """Mean loss in nats per character over one pass through characters [N]; the state is carried on."""
+    """Mean loss in nats per character over one pass through characters [N]; the state is kept between its parts."""
     total, state = 0.0, network.zero_state(1)
     with torch.inference_mode():
         for start in range(0, len(characters) - 1, 4096):

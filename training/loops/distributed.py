@@ -87,9 +87,9 @@ def any_rank(claim: bool) -> bool:
     return bool(claims)
 
 
-def shard(whole: Tensor) -> Tensor:
+def shard(tensor: Tensor) -> Tensor:
     """This process's shard of the first dimension: every ``world_size``-th entry. All shards must be equally long."""
-    return whole[rank() :: world_size()]
+    return tensor[rank() :: world_size()]
 
 
 def gather(part: Tensor) -> Tensor:
@@ -127,10 +127,10 @@ def data_parallel(network: nn.Module) -> nn.Module:
 
 def sum_over_ranks(part: Tensor) -> Tensor:
     """The sum over all processes, without gradient."""
-    whole = part.detach().clone()
+    total = part.detach().clone()
     if world_size() > 1:
-        dist.all_reduce(whole)
-    return whole
+        dist.all_reduce(total)
+    return total
 
 
 class NormalizeFunction(torch.autograd.Function):

@@ -208,7 +208,9 @@ def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
     """M4's hourly and weekly series in equal shares, and synthetic series of every season."""
     m4_share = (1 - config.synthetic_share) / 2
     collections = [datasets.m4_hourly(), datasets.m4_weekly()]
-    sources = [Source(one.past, one.season, one.future.shape[1], m4_share) for one in collections]
+    sources = [
+        Source(collection.past, collection.season, collection.future.shape[1], m4_share) for collection in collections
+    ]
     seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
     share = config.synthetic_share / (len(SEASONS) + 2)
     sources.append(Source(list(seasonless), 1, ForecasterSizes().horizon, 2 * share))

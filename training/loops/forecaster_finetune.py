@@ -94,8 +94,8 @@ def report(table: Table) -> None:
     for remark in table.remarks[:MAX_PRINTED_REMARKS]:
         distributed.print_once(f"  {remark}")
     if len(table.remarks) > MAX_PRINTED_REMARKS:
-        more = len(table.remarks) - MAX_PRINTED_REMARKS
-        distributed.print_once(f"  ... and {more:,} more; all are in remarks.txt in the run folder")
+        hidden = len(table.remarks) - MAX_PRINTED_REMARKS
+        distributed.print_once(f"  ... and {hidden:,} more; all are in remarks.txt in the run folder")
 
 
 def read(options: Options, horizon: int) -> OwnSeries:
@@ -233,7 +233,10 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries) -> dict[str, Any]:
 
 
 def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
-    """Whether fine-tuning helped, and why: its quantile loss must be below the base version's and seasonal naive's."""
+    """Return whether fine-tuning helped, and a sentence about it.
+
+    It helped if the quantile loss is below that of the base version and that of the seasonal naive forecast.
+    """
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
     if tuned > (1 - MIN_IMPROVEMENT) * base:

@@ -101,8 +101,8 @@ def is_public(path: str) -> bool:
 def sent_key(scope: Scope) -> str | None:
     """The key of a request: a bearer token, or ``x-api-key``."""
     headers = dict(scope["headers"])
-    word, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-    if word.lower() == "bearer" and token.strip():
+    scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
         return token.strip()
     other = headers.get(b"x-api-key", b"").decode("latin-1").strip()
     return other or None

@@ -23,12 +23,12 @@ OptionalModel = Annotated[  # the example is not the default model of a task, so
 TextModel = Annotated[str, Path(description="`name` or `name@version`", examples=["shakespeare-rnn"])]
 
 
-def add_routes(routes: APIRouter, method: str, path: str, **more: Any) -> Callable[[Endpoint], Endpoint]:
+def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
     """Return a decorator that adds an endpoint at ``/models/{name}`` + ``path``, with and without a version."""
 
     def add(endpoint: Endpoint) -> Endpoint:
         versioned = f"/models/{{name}}/versions/{{version}}{path}"
-        routes.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **more)
+        routes.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **options)
         routes.add_api_route(versioned, endpoint, methods=[method], include_in_schema=False)
         return endpoint
 

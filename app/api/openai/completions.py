@@ -133,8 +133,8 @@ class CompletionInference(Inference[TextGenerator]):
         make_options = _sampling_options(body, self.predictor)
         echo_log_probs = body.echo and body.logprobs is not None
         if echo_log_probs and length * n > max_characters:  # each choice has the log-probabilities of its prompt
-            why = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
-            raise BadValue(f"{why}; allowed are {max_characters:,}", "n")
+            problem = f"prompt has {length:,} characters in all, echoed with logprobs {n} times"
+            raise BadValue(f"{problem}; allowed are {max_characters:,}", "n")
         for prompt in prompts:
             native = validate({"prompt": prompt, **_native_fields(body)}, self.text_request)
             prompt_log_probs = LogProbs(body.logprobs or 0) if echo_log_probs and prompt else None

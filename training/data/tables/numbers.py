@@ -176,8 +176,9 @@ def share(cells: pd.Series) -> float:
 def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
     """The decimal sign of a column.
 
-    A cell that fits only one sign decides, or else the other columns, if they agree. Whole numbers from 1000 without a
-    separator show that a separator is decimal. Whole numbers below 1000 without one show that it separates thousands.
+    A cell that fits only one sign decides, or else the other columns, if they agree. If the column has whole numbers
+    of 1000 and more without a separator, a separator is decimal. If its whole numbers without a separator are all below
+    1000, it separates thousands.
     Everything else is ambiguous.
 
     Raises:
