@@ -109,7 +109,8 @@ def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str
     train, validation = images.split_validation(config.validation)
     trainer = AveragedTrainer(config, build(config.kind, asdict(SIZES[config.kind]())).to(device))
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
+    total = config.epochs * (len(train) // config.batch)
+    fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
     return trainer.average.module
 
 
@@ -122,7 +123,8 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = airbench.AirbenchTrainer(config, network, len(images.train_labels), run.options.seed)
     train_images, train_labels = images.train_images.to(device), images.train_labels.to(device)
-    fit(run, trainer, train_images, train_labels, train, validation, config.batch, config.epochs)
+    total = config.epochs * (len(train) // config.batch)
+    fit(run, trainer, train_images, train_labels, train, validation, config.batch, lambda: total)
     fit_temperatures(network, train_images[validation], train_labels[validation])
     return network
 

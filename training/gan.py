@@ -70,12 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.store, options.device
     )  # fails before the training if missing
 
+    total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):
         trainer = conditional_trainer(config, options.device)
-        fit(run, trainer, real_images, real_labels, config.epochs)
+        fit(run, trainer, real_images, real_labels, lambda: total)
     else:
         trainer = workshop_trainer(config, options.device)
-        fit(run, trainer, real_images, None, config.epochs)
+        fit(run, trainer, real_images, None, lambda: total)
     publish(run, images, trainer.averaged_generator(), classifier)
 
 

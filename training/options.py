@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import math
 import os
+import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ class Options:
     runs: Path
     store: Path
     log_dir: Path | None = None
+    started: float = 0.0  # time of the monotonic clock at which the command started
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -75,11 +77,11 @@ def parse_options(
         group = parser.add_argument_group("own data", "The first option selects the preset own.")
         for flag, settings in data_flags.items():
             group.add_argument(flag, **settings)
-        minutes_help = "choose the number of epochs so that training takes about N minutes"
+        minutes_help = "train as long as start, training and evaluation take N minutes"
         group.add_argument("--minutes", type=_minutes, metavar="N", help=minutes_help)
     numbers = _add_numbers(parser, presets)
     arguments = vars(parser.parse_args(argv))
-    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options"}
+    fields = {field.name for field in dataclasses.fields(Options)} - {"script", "data_options", "started"}
     common = {name: arguments.pop(name) for name in list(arguments) if name in fields}
     overrides = {name: arguments.pop(name) for name in list(arguments) if name in numbers}
     if data_flags:
@@ -94,7 +96,18 @@ def parse_options(
         parser.error(f"the preset {preset} trains in one process; torchrun is for own data only")
     common["device"] = distributed.local_device(common["device"])
     config = dataclasses.replace(presets[preset], **overrides)  # type: ignore[type-var]
-    return Options(script, **common, data_options=arguments), config
+    started = time.monotonic() - (_process_age() if argv is None else 0.0)
+    return Options(script, **common, data_options=arguments, started=started), config
+
+
+def _process_age() -> float:
+    """Seconds since this process started; 0 if the system does not say."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(0.0, uptime - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> None:

@@ -12,6 +12,7 @@ Measured results are on the model cards and in docs/measurements.md.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from app.store import UNKNOWN_CHARACTER
 from app.tasks.text_generation import TextGenerator
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
-from training.evaluation.language_model import draw_samples, measure
+from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure
 from training.loops import distributed
 from training.loops.language_model import fit, new_network
 from training.options import Options, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
+REHEARSED_CHARACTERS = 8192  # of the test, for --minutes
 FINETUNE_FACTOR = 0.3  # of the learning rate, with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
@@ -114,9 +116,24 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network = texts.transfer_weights(network, vocabulary, base)
     else:
         network = new_network(config, len(vocabulary))
-    network = fit(run, config, train, validation, network, keep_best=True, window=window)
-    if distributed.rank() == 0:
+
+    def evaluate_own(network: Any, text: datasets.Text = text) -> None:
         publish(run, own_card(options, config, text, base), text, vocabulary, network, texts.prompts(text.test))
+
+    def rehearse(network: Any) -> float:
+        """Evaluate on a part of the test; return the seconds of the rest."""
+        part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
+        times = []
+        for test in (part, dataclasses.replace(part, test=part.test[: len(part.test) // 2])):
+            start = time.monotonic()
+            evaluate_own(network, test)
+            times.append(time.monotonic() - start)
+        rest = min(len(text.test), MAX_TEST_CHARACTERS) - len(part.test)
+        return max(0.0, times[0] - times[1]) * 2 / len(part.test) * rest - times[1]
+
+    network = fit(run, config, train, validation, network, keep_best=True, window=window, rehearse=rehearse)
+    if distributed.rank() == 0:
+        evaluate_own(network)
     distributed.exit_process()
 
 

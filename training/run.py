@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -86,6 +87,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.latest_metrics: dict[str, float] = {}
+        self.rehearsing = False
         configure_cpu(options.threads)
         distributed.initialize(options.device)
         torch.manual_seed(options.seed)
@@ -155,8 +157,8 @@ class Run:
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
-    def steps(self, total: int) -> Iterator[int]:
-        """Yield the remaining steps with a progress bar, each with its own random seed.
+    def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
+        """Yield the remaining steps with a progress bar, each with its own random seed; ``total`` may change.
 
         Ctrl-C finishes the current step, writes a checkpoint and exits with the command that resumes the run.
         """
@@ -166,10 +168,12 @@ class Run:
             nonlocal interrupted
             interrupted = True
 
+        count = total if callable(total) else lambda: total
+        last_step = count()
         before = signal.signal(signal.SIGINT, interrupt)
         saved = last = time.monotonic()
         bar = tqdm(
-            total=total,
+            total=last_step,
             initial=self.step,
             desc=self.options.name,
             unit="step",
@@ -177,14 +181,15 @@ class Run:
             disable=distributed.rank() > 0,
         )
         try:
-            while self.step < total:
+            while self.step < last_step:
                 torch.manual_seed(derive_seed(self.options.seed, "step", self.step))
                 yield self.step
                 self.step += 1
                 now = time.monotonic()
                 self.seconds, last = self.seconds + now - last, now
+                last_step = bar.total = count()
                 interrupted = distributed.any_rank(interrupted)
-                if interrupted or self.step == total or distributed.any_rank(now - saved > SAVE_EVERY):
+                if interrupted or self.step == last_step or distributed.any_rank(now - saved > SAVE_EVERY):
                     self.save()
                     saved = now
                 bar.set_postfix({key: f"{value:.4g}" for key, value in self.latest_metrics.items()}, refresh=False)
@@ -194,7 +199,7 @@ class Run:
                     if distributed.rank():
                         sys.exit(1)
                     sys.exit(
-                        f"saved {self.folder} at step {self.step} of {total}; resume with: {self.command} --resume"
+                        f"saved {self.folder} at step {self.step} of {last_step}; resume with: {self.command} --resume"
                     )
         finally:
             bar.close()
@@ -211,6 +216,17 @@ class Run:
             for name, value in metrics.items():
                 self.tensorboard.add_scalar(name, value, self.step + 1)
             self.tensorboard.flush()
+
+    def rehearse(self, evaluate: Callable[[], float]) -> float:
+        """The seconds of ``evaluate``, which may call ``finish``: nothing is printed or published.
+
+        ``evaluate`` returns further seconds, for the part of the evaluation that it leaves out.
+        """
+        start, self.rehearsing = time.monotonic(), True
+        with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+            further = evaluate()
+        self.rehearsing = False
+        return time.monotonic() - start + further
 
     def write_file(self, name: str, text: str) -> None:
         """Write a file to the run's folder, in the first process only."""
@@ -261,6 +277,8 @@ class Run:
         card["speed"] = speed.measure(
             self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
         )
+        if self.rehearsing:
+            return
         (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, gan_finetune, language_model
+from training.loops import cnn_finetune, gan_finetune, language_model, time_budget
 from training.loops import gan as gan_loop
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
@@ -201,22 +202,71 @@ def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[
     return {key: tensor for key, tensor in weights.items() if tensor.ndim > 1 and key != "head.weight"}
 
 
-def test_a_budget_chooses_the_epochs_once(
+class Clock:
+    """A clock that each training step and the evaluation move on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("step_seconds", [0.05, 0.4])
+def test_steps_fill_the_time_although_their_pace_changes(tmp_path: Path, step_seconds: float) -> None:
+    clock = Clock()
+    run: Any = SimpleNamespace(
+        step=0, seconds=0.0, folder=tmp_path, options=SimpleNamespace(started=1000.0, minutes=1.0)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_budget.time, "monotonic", clock.monotonic)
+        budget = time_budget.StepBudget(run, 500, 60.0, finish_seconds=6.0)
+        clock.now += 4  # start
+        totals = []
+        while run.step < budget():
+            run.step += 1
+            clock.now += step_seconds * (1 + (run.step > 60))  # slower from step 60
+            totals.append(budget())
+    assert clock.now - 1000 == pytest.approx(54, abs=3)
+    assert len(set(totals)) < 60
+    assert json.loads((tmp_path / "budget.json").read_text()) == {"steps": run.step, "finish_seconds": 6.0}
+
+
+def test_minutes_cover_start_training_and_evaluation(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "0.03"]
-    log = running.Run.log
-    monkeypatch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(SystemExit, match=r"--minutes 0\.03"):
+    arguments = ["--images", "shapes", "--batch", "16", "--name", "mine", "--threads", "1", "--minutes", "100"]
+    monkeypatch.setattr(time_budget, "_seconds_per_step", lambda step: 1e-4)
+    monkeypatch.setattr(time_budget, "FREEZE_SHARE", 0.0)  # no new plan
+    monkeypatch.setattr(running.Run, "rehearse", lambda self, evaluate: 0.1)
+    interrupt = cnn_finetune.FinetuneTrainer.update
+    updates: list[int] = []
+
+    def update(self: Any, *args: Any) -> torch.Tensor:
+        updates.append(args[-1])
+        if len(updates) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return interrupt(self, *args)
+
+    monkeypatch.setattr(cnn_finetune.FinetuneTrainer, "update", update)
+    with pytest.raises(SystemExit, match="--minutes 100"):
         cnn.main(arguments)
     (budget_file,) = (workspace / "runs").rglob("budget.json")
-    budget = json.loads(budget_file.read_text())
-    assert budget["epochs"] == max(1, int(0.88 * 0.03 * 60 / (budget["seconds_of_a_step"] * 2)))
-    assert "epoch" in capsys.readouterr().out
-    budget_file.write_text(json.dumps({**budget, "epochs": 3}))
-    monkeypatch.setattr(running.Run, "log", log)
+    assert json.loads(budget_file.read_text())["finish_seconds"] == 0.1
+    budget_file.write_text(json.dumps({"steps": 6, "finish_seconds": 0.1}))
     cnn.main([*arguments, "--resume"])
-    assert json.loads((budget_file.parent / "metrics.jsonl").read_text().splitlines()[-1])["epoch"] == 3
+    assert json.loads((budget_file.parent / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
+    assert (workspace / "models_store" / "mine" / "1").exists()
+
+
+def test_a_rehearsal_publishes_and_prints_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--csv", "sales.csv", "--season", "7", "--batch", "16", "--force", "--name", "mine", "--threads", "1"]
+    lstm.main([*arguments, "--minutes", "0.001"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("quantile_loss") for line in lines) == 1
+    assert any("longer than --minutes 0.001: training for one step" in line for line in lines)
+    assert ("mine", 1) in list(store.all_versions(workspace / "models_store"))
+    assert not (workspace / "models_store" / "mine" / "2").exists()
 
 
 # --- folders

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -28,11 +28,11 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
     return images.permute(0, 2, 3, 1)[image_indices, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
-def batches(run: Run, train: Tensor, size: int, epochs: int) -> Iterator[tuple[int, int, Tensor]]:
+def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the remaining steps: step, epoch, and image indices [size], in a new random order for each epoch."""
     per_epoch = len(train) // size
     shuffled_epoch = -1
-    for step in run.steps(epochs * per_epoch):
+    for step in run.steps(total):
         epoch, position = divmod(step, per_epoch)
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, train[permutation(len(train), run.options.seed, "epoch", epoch)]

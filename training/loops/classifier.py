@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -38,14 +39,18 @@ def fit(
     train: Tensor,
     validation: Tensor,
     batch: int,
-    epochs: int,
+    total: Callable[[], int],
 ) -> None:
-    """Train on the images with the indices ``train``; log loss and validation accuracy after each epoch."""
+    """Train on the images with the indices ``train``; log loss and validation accuracy after each epoch.
+
+    ``total`` returns the number of steps, which may change; they are also logged after the last one.
+    """
     run.track(**trainer.state())
     per_epoch = len(train) // batch
-    for step, epoch, indices in batches(run, train, batch, epochs):
-        loss = trainer.update(images, labels, indices, step, epochs * per_epoch)
-        if (step + 1) % per_epoch == 0:
+    for step, epoch, indices in batches(run, train, batch, total):
+        steps = total()
+        loss = trainer.update(images, labels, indices, step, steps)
+        if (step + 1) % per_epoch == 0 or step + 1 == steps:
             accuracy = trainer.accuracy(images[validation], labels[validation])
             run.log(epoch=epoch + 1, loss=loss.item(), validation_accuracy=accuracy)
 

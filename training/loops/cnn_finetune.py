@@ -161,9 +161,13 @@ def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: 
         trainer = FinetuneTrainer(config, copy.deepcopy(network), weights, device, base is not None)
         return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
-    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, start_dummy_run)
+    def rehearse() -> float:
+        publish(run, dataset, copy.deepcopy(network).eval(), base)
+        return 0.0
+
+    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     trainer = FinetuneTrainer(config, network, weights, device, base is not None)
-    fit(run, trainer, images, labels, train_indices, validation, size, epochs)
+    fit(run, trainer, images, labels, train_indices, validation, size, budget)
     network.eval()
     if len(validation) >= MIN_CALIBRATION_IMAGES:
         fit_temperatures(network, images[validation], labels[validation])

@@ -172,8 +172,12 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
         discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
         return lambda step: discarded.update(step, config.learning_rate)
 
-    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, start_dummy_run) * steps_per_epoch
-    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / total))  # covers at most 5 % of a short run
+    def rehearse() -> float:
+        publish(run, own, network)
+        return 0.0
+
+    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse)
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # covers at most 5 % of a short run
     config = replace(config, ema_decay=ema_decay)
     validation = Validation(
         GlobalForecaster(_with_traits(own.base, own.traits), torch.device(options.device)),
@@ -183,12 +187,13 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
     best = BestWeights(trainer.average.module)
     best.update(trainer.average.module, validation(trainer.average.module))
     run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
-    for step in run.steps(total):
+    for step in run.steps(budget):
+        total = budget()
         loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
-        if (step + 1) % steps_per_epoch == 0:
+        if (step + 1) % steps_per_epoch == 0 or step + 1 == total:
             validation_loss = validation(trainer.average.module)
             best.update(trainer.average.module, validation_loss)
-            run.log(epoch=(step + 1) // steps_per_epoch, loss=loss, validation_loss=validation_loss)
+            run.log(epoch=-(-(step + 1) // steps_per_epoch), loss=loss, validation_loss=validation_loss)
     trainer.average.module.load_state_dict(best.weights)
     return trainer.average.module
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,8 +206,11 @@ def recalibrate_batchnorm(
     return network.eval()
 
 
-def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, epochs: int) -> None:
-    """Train on uint8 images [N, C, S, S] and labels [N]; log both losses and save a preview after an epoch."""
+def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, total: Callable[[], int]) -> None:
+    """Train on uint8 images [N, C, S, S] and labels [N]; log both losses and save a preview after an epoch.
+
+    ``total`` returns the number of steps, which may change.
+    """
     config = trainer.config
     run.track(
         generator=trainer.generator,
@@ -217,15 +220,14 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, ep
         discriminator_optimizer=trainer.discriminator_optimizer,
     )
     per_epoch = len(images) // config.batch
-    total, shuffled_epoch = epochs * per_epoch, -1
-    preview_every = max(1, epochs // MAX_PREVIEWS)
+    shuffled_epoch, preview_every = -1, max(1, total() // per_epoch // MAX_PREVIEWS)
     for step in run.steps(total):
         epoch, position = divmod(step, per_epoch)
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
         batch = order[position * config.batch : (position + 1) * config.batch]
         real = images[batch].float() / 127.5 - 1
-        rate = config.learning_rate * min(1.0, (1 - step / total) / 0.3)  # to 0 over the last 30 %
+        rate = config.learning_rate * min(1.0, (1 - step / total()) / 0.3)  # to 0 over the last 30 %
         d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
         if position == per_epoch - 1:
             run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())

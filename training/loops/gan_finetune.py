@@ -85,11 +85,16 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
         return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
 
     per_epoch = len(train_indices) // config.batch
-    epochs = time_budget.epochs_within_budget(run, per_epoch, config.epochs, start_dummy_run)
+
+    def rehearse() -> float:
+        publish(run, dataset, conditional_trainer(config, options.device, sizes).averaged_generator())
+        return 0.0
+
+    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
-    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / (epochs * per_epoch)))  # covers at most 5 % of a short run
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # covers at most 5 % of a short run
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)
-    fit(run, trainer, images, labels, epochs)
+    fit(run, trainer, images, labels, budget)
     if distributed.rank() == 0:
         publish(run, dataset, trainer.averaged_generator())
     distributed.exit_process()

@@ -28,6 +28,7 @@ from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
+MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # with --minutes
 BETAS = {"character-rnn": (0.9, 0.999), "stacked-rnn": (0.9, 0.99), "gated-rnn": (0.9, 0.99)}  # of AdamW
 
 
@@ -138,10 +139,12 @@ def fit(
     network: Any,
     keep_best: bool = False,
     window: int = WINDOW,
+    rehearse: Callable[[Any], float] | None = None,
 ) -> Any:
     """Train on characters [N] and return the averaged network.
 
     ``keep_best``: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
+    ``rehearse``: evaluates a network as at the end, for ``--minutes``.
     """
     device = run.options.device
     stream_length = len(train) // config.batch
@@ -158,7 +161,13 @@ def fit(
         state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
-    total = time_budget.epochs_within_budget(run, steps_per_epoch, config.epochs, start_dummy_run) * steps_per_epoch
+    def rehearse_network() -> float:
+        return rehearse(network) if rehearse else 0.0
+
+    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse_network)
+    total, validate_every = budget.steps, steps_per_epoch
+    if run.options.minutes is not None:  # an epoch of a long text may take longer
+        validate_every = min(steps_per_epoch, max(MIN_STEPS_PER_VALIDATION, total // MAX_VALIDATIONS))
     if keep_best:  # the average covers at most 5 % of a short run
         config = dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / total)))
     trainer = Trainer(network, config, device)
@@ -166,7 +175,8 @@ def fit(
     best = BestWeights(trainer.average.module) if keep_best and config.validation else None
     tracked = {"network": trainer.network, "average": trainer.average, "optimizer": trainer.optimizer}
     run.track(**tracked, **({"best": best} if best else {}))
-    for step in run.steps(total):
+    for step in run.steps(budget):
+        total = budget()
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
         characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
         reset = torch.rand(config.batch) < (1.0 if step_of_epoch == 0 else config.reset_state)
@@ -174,7 +184,7 @@ def fit(
         state[distributed.shard(reset).to(device)] = 0
         learning_rate = config.learning_rate * cosine_schedule(step, total)
         loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
-        if step_of_epoch == steps_per_epoch - 1:
+        if (step + 1) % validate_every == 0 or step + 1 == total:
             metrics = (
                 {"validation_loss": window_loss(trainer.average.module, *validation, window=window)}
                 if config.validation

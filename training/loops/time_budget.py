@@ -1,4 +1,4 @@
-"""``--minutes N``: choose the number of epochs by the measured time of a step."""
+"""``--minutes N``: as many steps as fit into the time of a run, planned again while it trains."""
 
 from __future__ import annotations
 
@@ -7,65 +7,109 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from training.loops import distributed
 from training.run import Run
 
-MIN_TIMED_STEPS, MAX_TIMED_STEPS = 3, 12
-ENOUGH_SECONDS = 3.0  # seconds after which timing stops, but not before MIN_TIMED_STEPS
-STEPS_SHARE = 0.88  # share of the minutes for steps; the rest is for validation and checkpoints
+MIN_TIMED_STEPS, MAX_TIMED_STEPS = 2, 12
+ENOUGH_SECONDS = 2.0  # timing stops after so many seconds, but not before MIN_TIMED_STEPS
+REPLAN_SHARE = 0.02  # of the steps, between two plans
+FREEZE_SHARE = 0.97  # of the steps; then the plan stays, so that the learning rate ends at 0
+MAX_CHANGE = 2.0  # of the number of remaining steps by one plan
 
 
-def epochs_within_budget(
-    run: Run, per_epoch: int, default: int, make_step: Callable[[], Callable[[int], object]]
-) -> int:
-    """The epochs, at least 1, that fit into the run's minutes; ``default`` without ``--minutes``.
+class StepBudget:
+    """The number of steps of a run: ``budget()``. It is fixed, or as many steps as fit into ``--minutes``.
 
-    A resumed run keeps its number of epochs.
+    ``seconds``: of the whole command, or None for a fixed number. ``finish_seconds``: of its evaluation. The plan is
+    stored in budget.json, so that a resumed run goes on with it.
+    """
+
+    def __init__(self, run: Run, steps: int, seconds: float | None = None, finish_seconds: float = 0.0) -> None:
+        self.run, self.steps, self.seconds, self.finish_seconds = run, steps, seconds, finish_seconds
+        self.clock: tuple[float, int] | None = None  # time and step from which the pace is measured
+        self.next_plan = self.first_step = -1
+        self.end = 0.0  # of the training, on the monotonic clock
+
+    def __call__(self) -> int:
+        """The number of steps; plans it again from time to time."""
+        step = self.run.step
+        if self.seconds is None:
+            return self.steps
+        if self.first_step < 0:  # a resumed run has used a part of its time
+            self.first_step = step
+            begun = self.run.options.started + self.seconds - self.finish_seconds
+            self.end = begun if step == 0 else time.monotonic() + self.seconds - self.finish_seconds - self.run.seconds
+        elif step == self.first_step + 1 and self.clock is None:  # the first step is slower
+            self.clock, self.next_plan = (time.monotonic(), step), step + 1
+        elif step >= self.next_plan > 0 and step < FREEZE_SHARE * self.steps:
+            self.steps = distributed.from_rank_zero(lambda: self._planned(step))
+            self.next_plan = step + max(1, round(REPLAN_SHARE * self.steps))
+        return self.steps
+
+    def _planned(self, step: int) -> int:
+        assert self.clock is not None
+        now = time.monotonic()
+        pace = (now - self.clock[0]) / (step - self.clock[1])
+        remaining = max(1, self.steps - step)
+        fitting = (self.end - now) / max(pace, 1e-6)
+        steps = step + max(1, round(min(max(fitting, remaining / MAX_CHANGE), remaining * MAX_CHANGE)))
+        _save(self.run, {"steps": steps, "finish_seconds": self.finish_seconds})
+        return steps
+
+
+def plan(
+    run: Run,
+    default: int,
+    start_dummy_run: Callable[[], Callable[[int], object]],
+    rehearse: Callable[[], float] | None = None,
+) -> StepBudget:
+    """The budget of a run; ``default`` steps without ``--minutes``. At least one step is trained.
 
     Args:
-        run: the run; the result is stored in its folder as budget.json.
-        per_epoch: steps per epoch.
-        default: epochs without ``--minutes``.
-        make_step: returns a function that takes the number of a step and trains a copy of the network.
+        run: the run; the plan is stored in its folder as budget.json.
+        default: steps without ``--minutes``.
+        start_dummy_run: returns a function that takes the number of a step and trains a copy of the network.
+        rehearse: evaluates an untrained network as at the end, so that the time for this is kept; see ``Run.rehearse``.
     """
     minutes = run.options.minutes
     if minutes is None:
-        return default
+        return StepBudget(run, default)
     path = run.folder / "budget.json"
     if not distributed.from_rank_zero(path.exists):
-        seconds = max(1e-5, round(_seconds_per_step(make_step()), 5))
-        epochs = max(1, int(minutes * 60 * STEPS_SHARE / (per_epoch * seconds)))
-        budget = {"minutes": minutes, "seconds_of_a_step": seconds, "steps_of_an_epoch": per_epoch, "epochs": epochs}
-        distributed.from_rank_zero(lambda: _save(run, budget))
-    stored: int = distributed.from_rank_zero(lambda: json.loads(path.read_text())["epochs"])
-    return stored
+        finish = distributed.from_rank_zero(lambda: run.rehearse(rehearse) if rehearse else 0.0)
+        seconds = max(1e-5, _seconds_per_step(start_dummy_run()))
+        distributed.from_rank_zero(lambda: _first_plan(run, 60 * minutes, seconds, finish))
+    stored: dict[str, Any] = distributed.from_rank_zero(lambda: json.loads(path.read_text()))
+    return StepBudget(run, stored["steps"], 60 * minutes, stored["finish_seconds"])
+
+
+def _first_plan(run: Run, total_seconds: float, seconds: float, finish: float) -> None:
+    left = total_seconds - finish - (time.monotonic() - run.options.started)
+    steps = max(1, int(left / seconds))
+    _save(run, {"steps": steps, "finish_seconds": finish})
+    if left < seconds:
+        print(f"starting and evaluating take longer than --minutes {total_seconds / 60:g}: training for one step")
+    else:
+        print(f"a step takes {seconds:.3g} s, the evaluation {finish:.0f} s: training for about {steps:,} steps")
 
 
 def _save(run: Run, budget: dict[str, float]) -> None:
     (run.folder / "budget.tmp").write_text(json.dumps(budget) + "\n")
     os.replace(run.folder / "budget.tmp", run.folder / "budget.json")
-    steps, seconds = budget["steps_of_an_epoch"], budget["seconds_of_a_step"]
-    if seconds * steps > budget["minutes"] * 60:
-        print(
-            f"one epoch takes about {seconds * steps / 60:.1f} minutes, longer than --minutes: training for one epoch"
-        )
-    else:
-        print(f"a step takes {seconds:.3g} s: training for {budget['epochs']:,} epochs of {steps:,} steps")
 
 
 def _seconds_per_step(step: Callable[[int], object]) -> float:
     """The median seconds of a step in the first process, after one warm-up step."""
     step(0)
-    durations: list[float] = []
+    taken: list[float] = []
 
     def unfinished() -> bool:
-        return len(durations) < MIN_TIMED_STEPS or (
-            sum(durations) < ENOUGH_SECONDS and len(durations) < MAX_TIMED_STEPS
-        )
+        return len(taken) < MIN_TIMED_STEPS or (sum(taken) < ENOUGH_SECONDS and len(taken) < MAX_TIMED_STEPS)
 
     while distributed.from_rank_zero(unfinished):
         start = time.perf_counter()
-        step(len(durations) + 1)
-        durations.append(time.perf_counter() - start)
-    return distributed.from_rank_zero(lambda: statistics.median(durations))
+        step(len(taken) + 1)
+        taken.append(time.perf_counter() - start)
+    return distributed.from_rank_zero(lambda: statistics.median(taken))
