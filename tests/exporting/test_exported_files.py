@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.command_line import run_models_command
+from support.images import image_bytes
 from support.networks import VOCABULARY, publish_tiny, tiny_card
 from support.service import ROOT
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from app.exporting.signatures import SIGNATURES
 from app.networks import KINDS, build, is_imported
 from app.store import Version, all_versions, publish, read_version
+from app.tasks import TASKS
 from app.tasks.imported import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
@@ -126,6 +128,24 @@ def test_an_exported_file_can_be_imported_again(
     assert run_models_command(capsys, tmp_path, "export", "again", "--pt2") == (
         *(1, "", "error: again/1 was imported; only networks of this project can be exported\n"),
     )
+
+
+def test_an_exported_classifier_is_imported_with_its_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
+    version = publish_tiny(tmp_path, "tiny-cnn")
+    path, labels = tmp_path / "network.pt2", tmp_path / "labels"
+    labels.write_text("\n".join(version.card.labels or []))
+    assert run_models_command(capsys, tmp_path, "export", "tiny-cnn", str(path), "--pt2")[0] == 0
+    options = ["--task", "classify", "--labels", str(labels), "--no-softmax", "--interpolation", "bicubic"]
+    assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again", *options)[::2] == (0, "")
+    first, again = (
+        TASKS["classify"].load(read_version(tmp_path, name, 1), torch.device("cpu")) for name in ("tiny-cnn", "again")
+    )
+    image = image_bytes()
+    (expected,), (actual,) = (each.predict([each.parse(image)]) for each in (first, again))
+    assert actual == pytest.approx(expected, abs=MAX_DIFFERENCE)
 
 
 def test_the_command_exports_the_active_version_under_its_name(
