@@ -63,7 +63,7 @@ class Metrics:
         route = ("route", "method", "status")
         self.requests = counter("requests_total", "Requests answered", *route)
         self.request_seconds = histogram(
-            "request_seconds", "Duration of a request, from its first byte to the last byte of the answer", *route
+            "request_seconds", "Duration of a request until the last part of its answer is sent", *route
         )
         self.errors = counter("errors_total", "Requests that failed, by error code", "route", "reason")
         self.requests_running = gauge("requests_running", "Requests in progress")
