@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import math
 import os
+import pickle
 import platform
 import shlex
 import signal
@@ -131,10 +133,23 @@ class Run:
         path = self.folder / "state.pt"
         if not path.exists():
             return
-        state = torch.load(path, weights_only=True)
-        for name, tracked in objects.items():
-            tracked.load_state_dict(state["tracked"][name])
-        self.tensors.update({name: distributed.shard(whole) for name, whole in state["tensors"].items()})
+        advice = "start a new run without --resume"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
+        if state.get("code") != _code_digest():
+            sys.exit(
+                f"{path} was written by other code (commit {state.get('commit', 'unknown')}, now {self.commit}): use "
+                f"that code, or {advice}"
+            )
+        try:
+            for name, tracked in objects.items():
+                tracked.load_state_dict(state["tracked"][name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            sys.exit(f"{path} does not fit this network, for example {str(error)[:200]}; {advice}")
+        device = self.options.device
+        self.tensors.update({name: distributed.shard(whole.to(device)) for name, whole in state["tensors"].items()})
         self.step, self.seconds = state["step"], state["seconds"]
         if distributed.rank():
             return
@@ -154,6 +169,7 @@ class Run:
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
+        state |= {"code": _code_digest(), "commit": self.commit}
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
@@ -316,6 +332,17 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
     """A metric as stored on the card, rounded to its decimals."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Digest of the source of the networks and of the training, which decide how a run goes on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for folder in ("app/networks", "training"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _commit() -> str:

@@ -202,6 +202,50 @@ def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[
     return {key: tensor for key, tensor in weights.items() if tensor.ndim > 1 and key != "head.weight"}
 
 
+def interrupted(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a training of texts that was interrupted."""
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Run, "log", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(SystemExit, match="resume with"):
+            train("rnn")
+    (path,) = (workspace / "runs").rglob("state.pt")
+    return path
+
+
+def test_a_checkpoint_of_another_device_is_resumed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(workspace, monkeypatch)
+    load, places = torch.load, []
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        places.append(options["map_location"])
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", record)
+    train("rnn", "--resume")
+    assert places == ["cpu"]  # a tensor of a GPU would need one
+    assert (workspace / "models_store" / "mine" / "1").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"code": "x", "commit": "0123"}, r"state.pt was written by other code \(commit 0123, now .*without --resume"),
+        ({"tracked": {}}, "state.pt does not fit this network, for example .*; start a new run without --resume"),
+        (None, "state.pt is damaged .*; start a new run without --resume"),
+    ],
+)
+def test_an_unusable_checkpoint_is_rejected(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any] | None, sentence: str
+) -> None:
+    path = interrupted(workspace, monkeypatch)
+    if change is None:
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(SystemExit, match=sentence):
+        train("rnn", "--resume")
+
+
 class Clock:
     """A clock that each training step and the evaluation move on."""
 
