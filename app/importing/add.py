@@ -162,7 +162,7 @@ class Draft:
         def run(rows: int, size: int, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
             arrays = _random_arrays(sizes.dummy_shapes(rows, size), dtypes, seed)
             try:
-                return arrays, network.run(arrays)
+                return arrays, network.run({name: array.copy() for name, array in arrays.items()})  # it may change them
             except Exception as error:
                 shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
                 raise BadProgram(f"the network fails on inputs of the shapes {shapes}: {str(error)[:300]}") from error

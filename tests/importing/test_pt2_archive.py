@@ -207,6 +207,18 @@ def test_programs_that_cannot_be_served_are_rejected(module: nn.Module, message:
     assert message in rejected(tmp_path, entries(export(module, torch.ones(2))))
 
 
+class DoublesInPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2) + 1
+
+
+def test_a_network_may_change_its_input_in_place(tmp_path: Path) -> None:
+    sizes = {"x": {0: torch.export.Dim("rows", max=64)}}
+    path = tmp_path / "doubles.pt2"
+    path.write_bytes(export(DoublesInPlace(), torch.ones(2, 3), sizes=sizes))
+    assert add(tmp_path / "store", path, Description("doubles"), MAX_BYTES).sizes["batched"] is True
+
+
 def test_a_graph_cannot_change_its_weights_while_it_is_served(tmp_path: Path) -> None:
     node = {"op": "aten.add_.Tensor", "args": [{"value": "w"}, {"value": "x"}], "kwargs": {}, "outputs": "y"}
     graph = {"inputs": ["x"], "weights": {"w": "w"}, "nodes": [node], "outputs": [["y", "y"]]}
