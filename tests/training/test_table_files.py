@@ -383,6 +383,11 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         {"Sales": ("2023-01-01", "month", V[:12]), "Services": ("2023-01-01", "month", V[12:24])}, "xlsx")  # fmt: skip
     add("a country called Total", lines("Country,Year,y", *([c, y, V[y - 2000] + k] for k, c in enumerate(("Total", "Chad")) for y in
         range(2000, 2024))), {"Total": ("2000-01-01", "year", V[:24]), "Chad": ("2000-01-01", "year", [v + 1 for v in V[:24]])})  # fmt: skip
+    add("years and weeks as numbers", table("yearweek,y", [w.year * 100 + w.week for w in weeks]),
+        series("2024-01-01", "week", V[:60]))  # fmt: skip
+    add("weeks below 13 as numbers", table("week,y", range(202401, 202413)), series("2024-01-01", "week", V[:12]))
+    add("two years across", lines("Product,2022,2023", ["a", 5, 7], ["b", 6, 8]),
+        {"a": ("2022-01-01", "year", [5.0, 7.0]), "b": ("2022-01-01", "year", [6.0, 8.0])})  # fmt: skip
     # Excel
     add(
         "Excel",

@@ -180,7 +180,9 @@ def _with_numbers(
     columns = range(len(first))
     usual = [Counter(row[at] for row in below if at < len(row) and row[at] != ".").most_common(1) for at in columns]
     agrees = [not one or own == "." or own == one[0][0] for own, one in zip(first, usual, strict=True)]
-    sequence = len(numbers_in_first) >= 3 and _is_sequence(numbers_in_first)
+    sequence = len(numbers_in_first) >= 2 and _is_sequence(numbers_in_first)
+    if len(numbers_in_first) == 2:  # two numbers in a row are a sequence only as years
+        sequence = sequence and _are_years(numbers_in_first) and first[0] == "s"
     names = [name_of(cell) for cell in rows[0][1]]
     if "t" in first and first.count("t") >= 2 and not all(agrees):
         return names, list(rows[0][1]), list(rows[1:])

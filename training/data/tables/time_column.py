@@ -17,9 +17,9 @@ from training.data.tables.timestamps import Reading
 
 WORDS = {
     "year": "year years yr yyyy jahr année annee año anio anno ano rok",
-    "month": "month months mm mon monat mois mes mese mês miesiąc month_num",
+    "month": "yearmonth yyyymm month months mm mon monat mois mes mese mês miesiąc month_num",
     "quarter": "quarter qtr quartal trimestre",
-    "week": "week weeks wk kw woche semaine semana settimana isoweek weekno",
+    "week": "yearweek yyyyww week weeks wk kw woche semaine semana settimana isoweek weekno",
     "day": "day dd tag jour día dia giorno dom",
     "hour": "hour hr stunde heure hora ora hh",
     "clock": "time uhrzeit zeit heure hora",
@@ -213,7 +213,8 @@ def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
     if numbers.share(cells) <= 0.8 or _dotted(cells):
         readings = timestamps.readings(cells, week=any(role(name) == "week" for name in names))
     else:
-        readings = timestamps.numeric_readings(cells, values_of(cells)) or timestamps.readings(cells)
+        week = any(role(name) == "week" for name in names)
+        readings = timestamps.numeric_readings(cells, values_of(cells), week) or timestamps.readings(cells)
     if not readings and (counter := _counter(cells)):
         readings = [counter]
     if not readings:

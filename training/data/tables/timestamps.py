@@ -294,6 +294,20 @@ def _year_months(x: np.ndarray) -> np.ndarray | None:
     return _dates(x // 100, x % 100, np.full(len(x), 1)) if _within(x, 190001, 210012) else None
 
 
+def _year_weeks(x: np.ndarray) -> np.ndarray | None:
+    weeks = x % 100
+    if not _within(x, 190001, 210053) or not _within(weeks, 1, 53):
+        return None
+    try:
+        days = [
+            datetime.datetime.fromisocalendar(int(year), int(week), 1)
+            for year, week in zip(x // 100, weeks, strict=True)
+        ]
+    except ValueError:  # week 53 of a year with 52
+        return None
+    return np.array(days, "datetime64[us]")
+
+
 def _year_month_days(x: np.ndarray) -> np.ndarray | None:
     return _dates(x // 10000, x // 100 % 100, x % 100) if _within(x, 19000101, 21001231) else None
 
@@ -363,8 +377,11 @@ NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] 
 ]
 
 
-def numeric_readings(cells: pd.Series, values: Iterable[float]) -> list[Reading]:
-    """The readings of a column of numbers as time stamps; ``values`` has NaN where ``cells`` are no numbers."""
+def numeric_readings(cells: pd.Series, values: Iterable[float], week: bool = False) -> list[Reading]:
+    """The readings of a column of numbers as time stamps; ``values`` has NaN where ``cells`` are no numbers.
+
+    ``week``: 202405 is a week, as it also is if some of the numbers are no months.
+    """
     numbers = pd.Series(list(values), index=cells.index, dtype="float64").dropna()
     results = []
     for label, period, read, integers in NUMERIC:
@@ -372,6 +389,8 @@ def numeric_readings(cells: pd.Series, values: Iterable[float]) -> list[Reading]
         if integers and (x != np.round(x)).any():
             continue
         times = read(x)
+        if read is _year_months and (week or times is None):
+            label, period, times = "year and ISO week", "week", _year_weeks(x)
         if times is not None:
             series = pd.Series(times, index=numbers.index).reindex(cells.index)
             results.append(Reading(label, period, series.astype("datetime64[us]")))
