@@ -236,6 +236,9 @@ class _GraphReader:
         self._read_nodes(graph, scope, "")
         outputs = [self._read_output(spec, index, scope) for index, spec in enumerate(signature["output_specs"])]
         self.outputs = [output for output in outputs if output is not None]
+        keys = _output_keys(module.get("module_call_graph"))
+        if len(keys) == len(outputs) == len(self.outputs):
+            self.outputs = [[key, value] for key, (_, value) in zip(keys, self.outputs, strict=True)]
         if not self.inputs or not self.outputs:
             raise BadProgram("the program should have at least one tensor as input and one as output")
         self._remove_unused()
@@ -327,6 +330,17 @@ class _GraphReader:
                 used.update(_values([node["args"], *node["kwargs"].values()]))
         self.nodes = nodes[::-1]
         self.weights = {value: payload for value, payload in self.weights.items() if value in used}
+
+
+def _output_keys(calls: Any) -> list[str]:
+    """Return the keys if the program returns a flat dictionary of tensors with texts as keys; else an empty list."""
+    try:
+        _, tree = json.loads(calls[0]["signature"]["out_spec"])
+        keys = json.loads(tree["context"]) if tree["type"] == "builtins.dict" else []
+        is_flat = all(child["type"] is None for child in tree["children_spec"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return []
+    return keys if is_flat and all(isinstance(key, str) and 0 < len(key) <= 200 for key in keys) else []
 
 
 def _dimension(size: Mapping[str, Any]) -> int | str:
