@@ -120,7 +120,9 @@ class LifecycleMachine(VirtualMachine):
 
     @rule(name=st.sampled_from("ab"))
     def publish(self, name: str) -> None:
-        self.stored[name].add(max(self.stored[name]) + 1)
+        number = max(self.stored[name]) + 1
+        self.stored[name].add(number)
+        self.repaired.add((name, number))  # if an earlier version of this number failed, the files are new
 
     @rule(name=st.sampled_from("ab"), data=st.data())
     def change_rollout(self, name: str, data: st.DataObject) -> None:
@@ -253,8 +255,13 @@ class LifecycleMachine(VirtualMachine):
         with pytest.raises(QuartetError):
             self.registry.resolve(GENERATE_IMAGES, None)
         assert not self.registry.cache.loading()
-        self.folder.cleanup()
-        logging.disable(logging.NOTSET)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            logging.disable(logging.NOTSET)
+            self.folder.cleanup()
 
 
 @pytest.mark.timeout(0)
