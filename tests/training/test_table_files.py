@@ -388,6 +388,10 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
     add("weeks below 13 as numbers", table("week,y", range(202401, 202413)), series("2024-01-01", "week", V[:12]))
     add("two years across", lines("Product,2022,2023", ["a", 5, 7], ["b", 6, 8]),
         {"a": ("2022-01-01", "year", [5.0, 7.0]), "b": ("2022-01-01", "year", [6.0, 8.0])})  # fmt: skip
+    add("a time of day is missing", lines("Date;Time;y", *([f"{x:%d.%m.%Y}", "" if i == 7 else f"{x:%H:%M}", V[i]] for i, x in
+        enumerate(hours)), sep=";"), "row 9: .* in column 'Date', 'Time' is no time stamp")  # fmt: skip
+    add("hours from 1 to 24", lines("Date,Hour,y", *([d40[i // 24], i % 24 + 1, V[i]] for i in range(72))),
+        series("2024-01-01T00:00:00", "hour", V[:72]))  # fmt: skip
     # Excel
     add(
         "Excel",

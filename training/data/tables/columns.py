@@ -125,6 +125,8 @@ def parse_values(
         try:
             sign = decimal or numbers.decimal_sign(name, texts[name], body.delimiter, evidence)
             values = numbers.parse(name, cells, sign, body.remarks)
+            if any("," in cell for cell in texts[name]):
+                body.remarks.append(f"{name}: the decimal sign is {sign!r}")
         except ValueError as error:
             raise body.error(str(error)) from error
         if missing is not None:

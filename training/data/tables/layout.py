@@ -83,6 +83,8 @@ def _hours(body: Body, names: Sequence[str]) -> Unpivoted | None:
             columns = f"{next(iter(numbered))!r} to {list(numbered)[-1]!r}"
             raise body.error(f"the columns {columns} may be parts of a day or a month; write one row per value")
         hour = {name: f"{number - sequence[0]:02}:00" for name, number in numbered.items()}
+        if sequence[0]:
+            body.remarks.append("the columns of the hours 1 to 24 are read as 0 to 23")
     elif len(clocks) >= 4 and dates:
         hour = {name: name for name in clocks}
     else:

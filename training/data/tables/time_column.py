@@ -244,20 +244,22 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
     for at, (name, part) in enumerate(zip(names, parts, strict=True)):
         own, own_hours = role(name), hours[at]
         if at and own == "quarter":
-            part = part.map(lambda text: text if text is None or "q" in text.lower() else f"Q{text}")
+            part = part.map(lambda text: text if "q" in text.lower() else f"Q{text}", na_action="ignore")
         elif at and own == "week":
-            part = part.map(lambda text: text if text is None or not text.isdigit() else f"W{int(text):02}")
+            part = part.map(lambda text: f"W{int(text):02}" if text.isdigit() else text, na_action="ignore")
         elif at and all(map(timestamps.is_clock, part.dropna())):
-            part = part.map(lambda text: text and text.replace(".", ":"))
+            part = part.map(lambda text: text.replace(".", ":"), na_action="ignore")
         elif at and own_hours is not None and own_hours.notna().sum() == part.notna().sum() and (own_hours < 100).all():
             first = 1 if own_hours.min() == 1 and own_hours.max() == 24 else 0
-            part = own_hours.map(lambda hour, first=first: f"{int(hour) - first:02}:00")
+            if first:
+                body.remarks.append(f"{name!r}: hours 1 to 24 are read as 0 to 23")
+            part = own_hours.map(lambda hour, first=first: f"{int(hour) - first:02}:00", na_action="ignore")
         texts.append(part)
-    numeric = all(part.dropna().str.fullmatch(r"\d+").all() for part in texts[:3])
+    numeric = all(str(cell).isdigit() for part in texts[:3] for cell in part.dropna())
     dates = role(names[0]) == "year" and numeric
     separators = ["-" if dates and at < 3 and role(names[at]) in ("month", "day") else " " for at in range(len(names))]
     rows = zip(*texts, strict=True)
-    joined = [None if any(cell is None for cell in row) else "".join(
+    joined = [None if not all(isinstance(cell, str) for cell in row) else "".join(
         separator + cell for separator, cell in zip(separators, row, strict=True))[1:] for row in rows]  # fmt: skip
     return pd.Series(joined, index=body.frame.index, dtype=object)
 
