@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from app.cli import add_model
 from app.exporting.files import to_onnx, to_pt2
+from app.importing.memory import check_memory
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue, rollout
 from app.store.rollout import NEWEST, Rollout
@@ -228,7 +229,7 @@ def _import(args: argparse.Namespace) -> None:
         max_bytes = Settings().max_import_bytes
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
             raise archive.BadArchive(f"{args.file} has {size:,} bytes; allowed are {max_bytes:,}")
-        card = archive.import_archive(args.store, file, max_bytes, args.renumber)
+        card = archive.import_archive(args.store, file, max_bytes, args.renumber, check_memory)
     row = next(row for row in catalogue.list_models(args.store) if row["name"] == card.name)
     label = f"{card.name}@{card.version}"
     print(json.dumps(row) if args.json else f"imported {label}; {_status(card.name, row)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from app.importing.pt2_archive import BadProgram, InputSpec
 from app.networks.exported_program import DTYPES, ExportedProgram
 from app.networks.imported import ImportedSizes
+from app.store import Version
 
 MAX_RUN_BYTES = 2 * 2**30  # of all values of a run at a time, without the weights
 USUAL_ROWS = 16  # of a batch that should fit if the program states no largest size
@@ -107,3 +108,21 @@ def _tensors(item: Any) -> Iterable[Tensor]:
     elif isinstance(item, list | tuple):
         for each in item:
             yield from _tensors(each)
+
+
+def check_memory(version: Version) -> None:
+    """Check the memory of a version that was imported elsewhere. Other networks and ONNX models need no check.
+
+    Raises:
+        StoreError: the network is wrong, or its runs may need more than ``MAX_RUN_BYTES``.
+    """
+    if version.card.kind != "exported-program":
+        return
+    version.network()  # checks the sizes and the graph
+    sizes = ImportedSizes(**version.card.sizes)
+    inputs = [InputSpec(spec.name, spec.dtype, tuple(sizes.inputs.get(spec.name, ()))) for spec in version.card.inputs]
+    if any(spec.dtype not in DTYPES or spec.name not in sizes.inputs for spec in inputs):
+        raise BadProgram(f"{version.label}: the inputs do not fit the sizes")
+    needed = MemoryLimit(version.tensors, inputs).peak_bytes(sizes, sizes.max_rows)
+    if needed > MAX_RUN_BYTES:
+        raise BadProgram(f"{version.label}: one run needs {needed:,} bytes of memory; allowed are {MAX_RUN_BYTES:,}")

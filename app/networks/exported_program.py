@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from app.networks.imported import Arrays
-from app.networks.operators import Operator, find_operator
+from app.networks.operators import CREATING, Operator, find_operator
 
 GRAPH = "graph"  # key of the tensor uint8 [bytes] that holds the graph
 MAX_GRAPH_BYTES = 64 * 2**20
@@ -163,6 +163,8 @@ class ExportedProgram:
         target = str(node["op"])
         args = [self._argument(item) for item in node["args"]]
         kwargs = {str(name): self._argument(item) for name, item in node["kwargs"].items()}
+        if "device" in kwargs or target in CREATING:  # no tensor is made on another device than that of the program
+            kwargs["device"] = torch.device("cpu")
         step = Step(target, find_operator(target), args, kwargs, self._results(node["outputs"]))
         for position, item in enumerate(args):
             if isinstance(item, Slot):

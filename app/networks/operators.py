@@ -156,6 +156,23 @@ REPLACED: dict[str, Operator] = {
     "aten.empty_like.default": torch.zeros_like,
 }
 
+CREATING = frozenset(  # operators that make a tensor from numbers, on the device that they are given
+    f"aten.{name}.{overload}"
+    for name in [
+        "arange",
+        "empty",
+        "eye",
+        "full",
+        "linspace",
+        "ones",
+        "scalar_tensor",
+        "tril_indices",
+        "triu_indices",
+        "zeros",
+    ]
+    for overload in getattr(torch.ops.aten, name).overloads()
+)
+
 
 def find_operator(target: str) -> Operator:
     """Return the operator named ``target``, such as ``aten.add.Tensor``. Raises ValueError if it is not allowed."""

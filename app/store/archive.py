@@ -13,11 +13,12 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
 from app import store
+from app.networks import is_imported
 from app.store import CARD, WEIGHTS, StoreError
 from app.store.atomic_files import scratch_folder
 from app.store.rollout import RolloutRefused, check_version, shorten, stored_versions
@@ -77,11 +78,17 @@ def _packed(paths: Sequence[Path]) -> Iterator[bytes]:
     yield sink.take()
 
 
-def import_archive(models: Path, file: IO[bytes], max_bytes: int, renumber: bool = False) -> store.Card:
+def import_archive(
+    models: Path,
+    file: IO[bytes],
+    max_bytes: int,
+    renumber: bool = False,
+    check: Callable[[store.Version], None] | None = None,
+) -> store.Card:
     """Publish the version in an archive and return its card.
 
     The version keeps its name and number, or gets the next number with ``renumber``. The archive may have at most
-    ``max_bytes`` bytes unpacked.
+    ``max_bytes`` bytes unpacked. ``check`` may raise StoreError for a version of an imported network.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.
@@ -100,6 +107,8 @@ def import_archive(models: Path, file: IO[bytes], max_bytes: int, renumber: bool
             folder = scratch / card.name / str(card.version)
             folder.mkdir(parents=True)
             _unpack(archive, entries, folder, max_bytes)
+            if check and is_imported(card.kind):
+                check(store.read_version(scratch, card.name, card.version))
             return _place(models, folder, card, renumber)
 
 

@@ -19,9 +19,12 @@ from support.service import TEST, serving
 from torch import Tensor, nn
 from tritonclient import http as triton
 
+from app import store
 from app.cli import models
+from app.importing.memory import check_memory
+from app.networks.exported_program import GRAPH, graph_tensor, read_graph
 from app.settings import Settings
-from app.store import archive, catalogue
+from app.store import StoreError, archive, catalogue
 
 
 class Cumulative(nn.Module):
@@ -177,6 +180,25 @@ def test_versions_are_verified_archived_and_rolled_out(folder: Path, tmp_path: P
     with serving(Settings(store=other, **TEST)) as client:
         assert client.get("/v1/models/cnn").json()["canary"] == {"version": 2, "share": 10.0}
         assert infer(client, "cnn", image=np.zeros((1, 3, 8, 8), np.float32))["linear"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("device", [{}, {"device": "cpu"}, {"device": {"device": ""}}])
+def test_an_archive_cannot_exceed_the_memory_limit(folder: Path, tmp_path: Path, device: dict[str, Any]) -> None:
+    version = store.read_version(folder, "cnn", 1)
+    graph = read_graph(version.tensors)
+    fill = {"op": "aten.full.default", "args": [[2**38], 1.0], "kwargs": device, "outputs": "large"}
+    total = {"op": "aten.sum.default", "args": [{"value": "large"}], "kwargs": {}, "outputs": "total"}
+    graph["nodes"] += [fill, total]
+    card = version.card.model_dump(exclude={"version", "weights_sha256"})
+    store.publish(tmp_path, card, {**version.tensors, GRAPH: graph_tensor(graph)})
+    content = io.BytesIO(b"".join(archive.export_version(tmp_path, "cnn", 1)))
+    (tmp_path / "cnn.zip").write_bytes(content.getvalue())
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(StoreError, match="one run needs 1,099,511,"):
+        archive.import_archive(other, content, 2**20, check=check_memory)
+    assert models.main(["import", str(tmp_path / "cnn.zip"), "--store", str(other)]) == 1
+    assert not (other / "cnn").exists()
 
 
 def test_a_changed_graph_is_not_served(folder: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from app.api.routes.admin_responses import (
     VersionComparison,
 )
 from app.errors import BadValue, Conflict, NotFound, QuartetError, StoreNotWritable, Unauthorized
+from app.importing.memory import check_memory
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 from app.store import Card, StoreError, VersionNumber, archive, catalogue, rollout
@@ -252,7 +253,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
             try:
                 await spool_body(request, disk, body, max_bytes, settings.body_seconds)
                 card: Card = await on_store(
-                    lambda: archive.import_archive(store, body, max_bytes, renumber), otherwise=BadValue
+                    lambda: archive.import_archive(store, body, max_bytes, renumber, check_memory), otherwise=BadValue
                 )
             finally:
                 await disk.run(body.close)
