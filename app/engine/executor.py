@@ -44,7 +44,6 @@ class Executor:
     """
 
     def __init__(self, name: str, threads: int = 1, inline_seconds: float = 0.0, max_waiting: int = 0) -> None:
-        self.name = name
         self._inline_seconds = inline_seconds
         self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
         self._free_threads = self._thread_count = threads

@@ -152,6 +152,29 @@ async def test_only_jobs_that_are_not_admitted_yet_are_rejected() -> None:
     executor.close()
 
 
+async def test_without_a_limit_any_number_of_jobs_waits() -> None:
+    executor, gate = Executor("test"), Gate()
+    tasks = await start_tasks(executor.run(gate.predict, [0]), *(executor.run(int) for _ in range(50)))
+    assert not any(task.done() for task in tasks)
+    gate.open.set()
+    assert await asyncio.gather(*tasks) == [[0], *[0] * 50]
+    executor.close()
+
+
+async def test_each_thread_and_place_in_the_queue_is_used_again() -> None:
+    executor = Executor("parse", threads=2, max_waiting=1)
+    for _ in range(3):
+        release = threading.Event()
+        running = await start_tasks(*(executor.run(release.wait) for _ in range(2)))
+        (waiting,) = await start_tasks(executor.run(int))
+        with pytest.raises(Overloaded, match="1 of 1 rows wait"):
+            await executor.run(int)
+        release.set()
+        assert await asyncio.gather(*running, waiting) == [True, True, 0]
+        assert not executor.busy
+    executor.close()
+
+
 async def test_threads_are_stalled_since_the_last_start_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("app.engine.executor.time", SimpleNamespace(monotonic=lambda: now))
