@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.importing.pt2_archive import BadProgram, InputSpec
 from app.networks.exported_program import DTYPES, ExportedProgram
@@ -82,20 +83,34 @@ class MemoryLimit:
             if tensor is not None:
                 counts[_storage(tensor)] = 1  # inputs and weights stay
         for step in self._program.steps:
+            before = used
             try:
-                step.run(values, keep=True)
+                with LargestResult() as inner:
+                    step.run(values, keep=True)
             except Exception as error:  # torch raises many classes
                 reason = str(error).strip().partition("\n")[0][:200]
                 raise BadProgram(f"operator {step.target!r} cannot be computed from shapes alone: {reason}") from error
             for tensor in _tensors([values[slot] for slot in step.written]):
                 counts[_storage(tensor)] = counts.get(_storage(tensor), 0) + 1
                 used += tensor.untyped_storage().nbytes() if counts[_storage(tensor)] == 1 else 0
-            peak = max(peak, used)
+            peak = max(peak, used, before + inner.bytes)
             for tensor in _tensors([values[slot] for slot in step.dead]):
                 counts[_storage(tensor)] -= 1
                 used -= tensor.untyped_storage().nbytes() if counts[_storage(tensor)] == 0 else 0
             step.free(values)
         return peak
+
+
+class LargestResult(TorchDispatchMode):
+    """Records the largest tensor that an operator makes, also between the operators that it consists of."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
 
 
 def _storage(tensor: Tensor) -> int:

@@ -174,6 +174,13 @@ class Fills(nn.Module):
         return x + torch.full([2**38], 1.0).sum()
 
 
+class Averages(nn.Module):
+    """Its result is one number. The operator compares all 2**38 values on the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum().expand(2**19, 2**19).nanmean()[None]
+
+
 class Draws(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.nn.functional.dropout(x, 0.5, training=True)
@@ -198,6 +205,7 @@ class Finds(nn.Module):
     ("module", "message"),
     [
         (Fills(), "one run needs 1,099,511,6"),
+        (Averages(), "bytes of memory; allowed are"),
         (Draws(), "two runs on the same input differ"),
         (Counts(), "changes its own weights or buffers"),
         (Finds(), "operator 'aten.index.Tensor' cannot be computed from shapes alone"),
