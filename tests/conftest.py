@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,15 +102,27 @@ def shipped() -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Export a network of this repository, such as ``mnist-gan-1.onnx``, and return the file."""
-    folder = tmp_path_factory.mktemp("exported")
+    """Export a network of this repository, such as ``mnist-gan-1.onnx``, and return the file.
+
+    All test processes of pytest-xdist share the files, because some take many seconds.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "exported"
+    folder.mkdir(exist_ok=True)
 
     def exported(file: str) -> Path:
         path = folder / file
-        if not path.exists():
-            name, _, number = path.stem.rpartition("-")
-            options = ["--store", str(ROOT / "models_store"), f"{name}@{number}", str(path), f"--{path.suffix[1:]}"]
-            assert models.main(["export", *options]) == 0
+        with (folder / f"{file}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                name, _, number = path.stem.rpartition("-")
+                store = str(ROOT / "models_store")
+                assert (
+                    models.main(["export", "--store", store, f"{name}@{number}", str(path), f"--{path.suffix[1:]}"])
+                    == 0
+                )
         return path
 
     return exported
