@@ -22,7 +22,8 @@ from app.engine.futures import set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import BadValue, InferenceFailed, NotReady
 
-PART_ROWS = 16  # rows of a part of a large item
+LARGE_ROWS = 16  # an item of more rows is split ...
+PART_ROWS = 8  # ... into parts of so many rows
 SHARING_SECONDS = 1.0  # seconds after a small item in which a batch has at most one part of a large one
 
 Item = TypeVar("Item")
@@ -93,7 +94,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self.name = name
         self._splitter = splitter
-        self._part_rows = min(PART_ROWS, batch_rows)
+        self._large_rows, self._part_rows = min(LARGE_ROWS, batch_rows), min(PART_ROWS, batch_rows)
         self._predict = predict
         self._rows = rows
         self._expected_seconds = expected_seconds
@@ -151,7 +152,7 @@ class Batcher(Generic[Item, Result]):
     def _entries(self, item: Item, rows: int) -> list[QueueEntry[Item, Result]]:
         """Return the entry of an item, or those of its parts."""
         loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
-        if self._splitter is None or rows <= self._part_rows:
+        if self._splitter is None or rows <= self._large_rows:
             return [QueueEntry(item, rows, loop.create_future(), caller, trace, rows_left=rows)]
         entries = [
             QueueEntry(

@@ -106,7 +106,8 @@ async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Exec
     answers = await asyncio.gather(*tasks)
     assert answers == [[[2]], [[2 * n for n in large]], [[2 * n for n in other]], [[4], [6, 8]]]
     assert network.gate.batches == [
-        [1], large[:16], [*other[:16], 2, 3, 4], large[16:32], other[16:], large[32:]
+        [1], large[:8], [*other[:8], 2, 3, 4], large[8:16], other[8:16], large[16:24], other[16:],
+        large[24:32], large[32:],
     ]  # fmt: skip
     assert engine.load == (0, 0)
 
@@ -130,7 +131,7 @@ async def test_a_failed_or_cancelled_large_item_is_not_computed_further(executor
     network.gate.open.set()
     answers = await asyncio.gather(cancelled, failing, waiting, return_exceptions=True)
     assert [type(answer) for answer in answers] == [asyncio.CancelledError, InferenceFailed, list]
-    assert [batch[-1] for batch in network.gate.batches] == [1, 5, 7, -1]
+    assert [batch[-1] for batch in network.gate.batches] == [1, 5, -1, 7, -1]
     assert engine.load == (0, 0)
 
 

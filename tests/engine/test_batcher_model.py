@@ -42,6 +42,7 @@ class BatcherMachine(VirtualMachine):
 
     @initialize(with_keys=st.booleans(), observer_fails=st.booleans())
     def create(self, with_keys: bool, observer_fails: bool) -> None:
+        self.patch.setattr(batcher, "LARGE_ROWS", PART_ROWS)
         self.patch.setattr(batcher, "PART_ROWS", PART_ROWS)
         self.with_keys = with_keys
         self.executor, self.pool = manual_executor("test")
