@@ -28,7 +28,7 @@ STALLED_WRITE_BYTES = 64 * 1024
 FIELD_BYTES = 32  # that a field counts besides its name and value, as in HTTP/2 (RFC 9113, 6.5.2)
 HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptools has none
 TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
-FRAMING_BYTES = 16 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
+FRAMING_BYTES = 512 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
 DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # parsed at a time; 256 KiB of one-byte chunks would take 30 ms
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
@@ -49,6 +49,7 @@ STATE_BYTES = {
     State.TRAILER: TRAILER_BYTES,
     State.DRAIN: DRAIN_BYTES,
 }
+LOWEST_LIMIT = min(STATE_BYTES.values())
 
 
 class HeadTooLarge(QuartetError):
@@ -136,7 +137,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.chunks == chunks != self.chunks_with_data and self.state is not State.TRAILER:
             self._enter(State.TRAILER)  # neither data nor a size line follows the last size line: the size was 0
             self.state_bytes = length
-        if self.state_bytes > FRAMING_BYTES and self.state_bytes > STATE_BYTES[self.state]:  # the lowest limit first
+        if self.state_bytes > LOWEST_LIMIT and self.state_bytes > STATE_BYTES[self.state]:  # the fast comparison first
             self._on_too_many_bytes()
         elif self.state_timer is None and (self.state is State.TRAILER or not self._is_answering()):
             self._start_state_timer()
