@@ -22,8 +22,8 @@ serve: .venv/serve ## start the service on port 8000, or PORT=8111, with the net
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-quick: .venv/test ## run the tests that start no processes and train nothing: about a minute
-	$(PYTEST) -m "not processes and not trainings"
+quick: .venv/test ## run the tests without processes, trainings, exports, attacks and documentation: about a minute
+	$(PYTEST) -m "not processes and not trainings" --ignore tests/docs --ignore tests/exporting --ignore tests/robustness
 
 check: .venv/test ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import types
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn.server
 
 from app.main import create_app
 from app.server.uvicorn_server import ListeningServer
@@ -23,6 +26,20 @@ TEST: dict[str, Any] = {"port": 0, "threads": 1, "shutdown_grace_seconds": 1}
 Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
 Prepare = Callable[[], Awaitable[None]]
+
+
+def shorten_uvicorn_sleeps() -> None:
+    """Let uvicorn look for a stop every 10 ms instead of 100: the suite stops several hundred services."""
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.01))
+
+    module = types.ModuleType("asyncio")
+    module.__dict__.update(vars(asyncio), sleep=sleep)
+    uvicorn.server.asyncio = module  # type: ignore[attr-defined]
+
+
+shorten_uvicorn_sleeps()
 
 
 @contextmanager
