@@ -100,7 +100,7 @@ def test_imports_have_no_cycle() -> None:
     trees = dict(modules())
     graph: dict[str, set[str]] = {}
     for name, tree in trees.items():
-        imported = {f"{module}.{alias}" for module, alias in imported_names(tree)}
+        imported = {full for module, alias in imported_names(tree) for full in (module, f"{module}.{alias}")}
         graph[name] = {longest for full in imported if (longest := known_module(full, trees))} - {name}
     try:
         TopologicalSorter(graph).prepare()

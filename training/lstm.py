@@ -25,7 +25,8 @@ from app.networks.forecaster import QUANTILES, ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
-from training.data import datasets, tables
+from training.data import datasets
+from training.data.tables.read import AGGREGATES
 from training.evaluation import forecaster as m4
 from training.loops import forecaster_finetune
 from training.loops.forecaster import pretrain
@@ -44,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "columns that name the series of each row: NAME or NAME,NAME; none: one series",
     },
-    "--aggregate": {"choices": tables.AGGREGATES, "help": "combine rows with the same time stamp"},
+    "--aggregate": {"choices": AGGREGATES, "help": "combine rows with the same time stamp"},
     "--resample": {"metavar": "STEP", "help": "combine rows to a longer time step: h, D, W, M, Q, Y or 15min"},
     "--by-rows": {"action": "store_true", "help": "each row is a series, and its first cell is the name"},
     "--sheet": {"metavar": "NAME", "help": "sheet of an Excel file"},

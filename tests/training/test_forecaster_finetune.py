@@ -21,9 +21,9 @@ from app.store import rollout
 from app.tasks.classification import ImageClassifier
 from app.tasks.forecasting import GlobalForecaster
 from training import lstm, publishing
-from training.data import tables
 from training.data.datasets import DataError
-from training.data.tables import ReadOptions
+from training.data.tables.read import ReadOptions, read_table
+from training.data.tables.table import without_gaps
 from training.evaluation import backtest, generation
 from training.loops import forecaster_finetune
 from training.options import base_version
@@ -144,7 +144,7 @@ def test_test_values_do_not_influence_the_weights(workspace: Path) -> None:
 def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) -> None:
     values = sales(1).tolist()
     values[100] = None
-    table = tables.without_gaps(tables.read(write_csv(tmp_path / "one.csv", north=values), ReadOptions(season=4)))
+    table = without_gaps(read_table(write_csv(tmp_path / "one.csv", north=values), ReadOptions(season=4)))
     (parts,) = backtest.split(table, 4)
     assert (parts.validation, parts.test) == (68, 92)
     evaluation_set = backtest.origins([parts], 4, 4, "test")
@@ -163,7 +163,7 @@ def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) ->
 
 
 def test_the_quantile_loss_of_a_forecast_with_equal_quantiles_is_its_mase(tmp_path: Path) -> None:
-    table = tables.read(write_csv(tmp_path / "one.csv", north=sales(1)), ReadOptions(season=4))
+    table = read_table(write_csv(tmp_path / "one.csv", north=sales(1)), ReadOptions(season=4))
     evaluation_set = backtest.origins(backtest.split(table, 4), 4, 4, "test")
 
     def equal_quantiles(past: Any, season: int, horizon: int) -> Any:
@@ -245,7 +245,7 @@ def test_a_yearly_pattern_of_days_is_used_if_it_helps() -> None:
 
 def test_a_random_walk_has_no_season(tmp_path: Path) -> None:
     walks = {f"w{seed}": np.random.default_rng(seed).normal(size=400).cumsum() for seed in range(4)}
-    assert tables.read(write_csv(tmp_path / "walks.csv", **walks)).season == 1
+    assert read_table(write_csv(tmp_path / "walks.csv", **walks)).season == 1
 
 
 # --- the base version and the published version

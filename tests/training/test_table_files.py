@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from training import lstm
-from training.data import tables
 from training.data.datasets import DataError
+from training.data.tables.read import ReadOptions, read_table
+from training.data.tables.table import Table, describe
 
 NAN = None
 V = [float(10 + (i * i) % 17) for i in range(400)]  # no two neighbours are equal, no order is visible
@@ -428,10 +429,10 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
 CASES = cases()
 
 
-def read(folder: Path, suffix: str, content: bytes, options: dict[str, Any]) -> tables.Table:
+def read(folder: Path, suffix: str, content: bytes, options: dict[str, Any]) -> Table:
     path = folder / f"file.{suffix}"
     path.write_bytes(content)
-    return tables.read(path, tables.ReadOptions(**options))
+    return read_table(path, ReadOptions(**options))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -442,7 +443,7 @@ def test_a_file_is_read_correctly_or_rejected(tmp_path: Path, name: str) -> None
             read(tmp_path, suffix, content, options)
         assert re.search(expected, str(rejected.value)), rejected.value
         return
-    result = tables.look(read(tmp_path, suffix, content, options))["series"]
+    result = describe(read(tmp_path, suffix, content, options))["series"]
     assert [one["name"] for one in result] == list(expected)
     for one in result:
         start, step, values = expected[one["name"]]
@@ -520,7 +521,7 @@ def test_a_series_is_read_the_same_from_all_formats_or_rejected(
     path = tmp_path / "file.csv"
     path.write_bytes(output.getvalue().encode(encoding))
     try:
-        (one,) = tables.look(tables.read(path))["series"]
+        (one,) = describe(read_table(path))["series"]
     except DataError as rejected:
         error: str | None = str(rejected)
     else:
@@ -545,8 +546,8 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path: Path, name: str) -> Non
     results = []
     for order in (range(len(rows)), np.random.default_rng(0).permutation(len(rows))):
         try:
-            look = tables.look(read(tmp_path, "csv", "\n".join([header, *(rows[i] for i in order)]).encode(), options))
-            results.append({one["name"]: one for one in look["series"]})
+            shown = describe(read(tmp_path, "csv", "\n".join([header, *(rows[i] for i in order)]).encode(), options))
+            results.append({one["name"]: one for one in shown["series"]})
         except DataError:
             results.append("rejected")
     assert results[0] == results[1]

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from training.data import tables
 from training.data.datasets import DataError
-from training.data.tables import ReadOptions, frequency
+from training.data.tables import frequency
+from training.data.tables.read import ReadOptions, read_table
+from training.data.tables.table import without_gaps
 
 DETECTED = ["read as text (utf-8), comma-separated", "time stamps: column 'day', %Y-%m-%d"]
 DAYS = [datetime(2024, 1, 1) + timedelta(days=i) for i in range(60)]
@@ -37,21 +38,21 @@ def write_weekly_table(folder: Path, **replaced: str) -> Path:
 
 
 def test_time_step_and_season_are_detected(tmp_path: Path) -> None:
-    table = tables.read(write_weekly_table(tmp_path))
+    table = read_table(write_weekly_table(tmp_path))
     (series,) = table.series
     assert (series.name, series.start, table.frequency, table.season) == ("sold", "2024-01-01", "day", 7)
     assert series.values.tolist() == [10 + day.weekday() for day in DAYS]
     assert table.remarks == DETECTED
-    assert tables.read(write_weekly_table(tmp_path), ReadOptions(season=3)).season == 3
+    assert read_table(write_weekly_table(tmp_path), ReadOptions(season=3)).season == 3
 
 
 def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
     path = write_weekly_table(tmp_path, r4="gone", r9="2024-01-08,n/a", r31="")
-    table = tables.read(path)
+    table = read_table(path)
     assert table.remarks == [*DETECTED, "2 time steps (one per day) are missing, the first after 2024-01-02"]
     (series,) = table.series
     assert (len(series.values), int(series.known.sum())) == (60, 57)
-    filled = tables.without_gaps(table)
+    filled = without_gaps(table)
     assert "sold: 3 missing values are interpolated" in filled.remarks
     assert filled.series[0].values[2] == pytest.approx(12)
     assert not np.isnan(filled.series[0].values).any()
@@ -72,13 +73,11 @@ def test_gaps_are_reported_and_interpolated(tmp_path: Path) -> None:
 )
 def test_a_row_that_cannot_be_read_is_rejected_with_its_number(tmp_path: Path, row: str, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
-        tables.read(write_weekly_table(tmp_path, r12=row))
+        read_table(write_weekly_table(tmp_path, r12=row))
 
 
 def test_the_longest_part_of_a_series_with_a_long_gap_is_used(tmp_path: Path) -> None:
-    table = tables.without_gaps(
-        tables.read(write_weekly_table(tmp_path, **{f"r{row}": "gone" for row in range(10, 22)}))
-    )
+    table = without_gaps(read_table(write_weekly_table(tmp_path, **{f"r{row}": "gone" for row in range(10, 22)})))
     (series,) = table.series
     assert series.start == "2024-01-01 + 20 steps"
     assert len(series.values) == 40
@@ -89,20 +88,20 @@ def test_the_longest_part_of_a_series_with_a_long_gap_is_used(tmp_path: Path) ->
 
 def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
     lines = write_weekly_table(tmp_path).read_text().splitlines()
-    ordered = tables.read(tmp_path / "table.csv")
-    shuffled = tables.read(write_table(tmp_path, [lines[0], *reversed(lines[1:])]))
+    ordered = read_table(tmp_path / "table.csv")
+    shuffled = read_table(write_table(tmp_path, [lines[0], *reversed(lines[1:])]))
     assert shuffled.sha256 == ordered.sha256
 
 
 def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     wide = write_table(tmp_path, ["ts;a;b", *(f"{day:%d.%m.%Y};{i},5;{i * i}" for i, day in enumerate(DAYS))])
-    first = tables.read(wide)
+    first = read_table(wide)
     long = write_table(
         tmp_path,
         ["shop,ts,sold", *(f"{name},{day:%Y-%m-%d},{value}" for i, day in enumerate(DAYS) for name, value in
                            (("a", i + 0.5), ("b", i * i)))],
     )  # fmt: skip
-    second = tables.read(long, ReadOptions(group="shop"))
+    second = read_table(long, ReadOptions(group="shop"))
     assert [series.name for series in first.series] == ["a", "b"]
     assert first.sha256 == second.sha256
     rows = {"a": [i + 0.5 for i in range(60)], "b": [i * i for i in range(60)]}
@@ -110,7 +109,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     by_rows = write_table(
         tmp_path, [header, *(f"{name}," + ",".join(map(str, row)) + "," * 10 for name, row in rows.items())]
     )
-    assert tables.read(by_rows, ReadOptions(by_rows=True)).sha256 == first.sha256
+    assert read_table(by_rows, ReadOptions(by_rows=True)).sha256 == first.sha256
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,7 @@ def test_wide_and_long_tables_hold_the_same_series(tmp_path: Path) -> None:
     ],
 )
 def test_the_time_step_is_detected(tmp_path: Path, stamps: list[str], name: str) -> None:
-    table = tables.read(write_table(tmp_path, ["date,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
+    table = read_table(write_table(tmp_path, ["date,y", *(f"{stamp},{i % 9}" for i, stamp in enumerate(stamps))]))
     assert table.frequency == name
     assert len(table.series[0].values) == len(stamps)
 
@@ -138,13 +137,13 @@ def test_a_season_is_detected_without_time_stamps_if_there_is_one(tmp_path: Path
     random = np.random.default_rng(0)
     for season, expected in ((24, 24), (0, 1)):
         values = [math.sin(2 * math.pi * i / season) if season else 0 for i in range(240)] + random.normal(0, 0.3, 240)
-        assert tables.read(write_table(tmp_path, ["y", *map(str, values)])).season == expected
+        assert read_table(write_table(tmp_path, ["y", *map(str, values)])).season == expected
 
 
 def test_thousands_separators_signs_and_exponents_are_read(tmp_path: Path) -> None:
     cells = ["1,234.5", "-2", "1e3", "7"] * 10
     path = write_table(tmp_path, ["y;z", *(f"{cell};1" for cell in cells)])
-    (series, _) = tables.read(path).series
+    (series, _) = read_table(path).series
     assert series.values[:4].tolist() == [1234.5, -2, 1000, 7]
 
 
@@ -167,7 +166,7 @@ def test_one_unambiguous_number_decides_the_decimal_sign_of_its_column(
     tmp_path: Path, cells: list[str], values: list[float], delimiter: str
 ) -> None:
     rows = [f'"{cell}"{delimiter}"1,234.5"' for cell in cells * 20]
-    table = tables.read(write_table(tmp_path, [f"y{delimiter}z", *rows]))
+    table = read_table(write_table(tmp_path, [f"y{delimiter}z", *rows]))
     assert table.series[0].values.tolist() == values * 20
     assert set(table.series[1].values) == {1234.5}
 
@@ -179,42 +178,42 @@ def test_an_ambiguous_decimal_sign_is_rejected(
 ) -> None:
     path = write_table(tmp_path, [f"y{delimiter}z", *([f'"{cell}"{delimiter}1'] * 40)])
     with pytest.raises(DataError, match=rf"y: '{re.escape(cell)}' may have decimals .* --decimal \. or --decimal ,"):
-        tables.read(path)
+        read_table(path)
     for sign, value in values.items():
-        assert set(tables.read(path, ReadOptions(decimal=sign)).series[0].values) == {value}
+        assert set(read_table(path, ReadOptions(decimal=sign)).series[0].values) == {value}
 
 
 @pytest.mark.parametrize("pointed", ["1,234.5", "1,234,567", "0.5"])
 def test_a_column_with_decimal_commas_and_points_is_rejected_by_row(tmp_path: Path, pointed: str) -> None:
     path = write_table(tmp_path, ["y;z", *(["7;1"] * 40), "0,5;1", f"{pointed};1"])
     with pytest.raises(DataError, match=rf"y mixes .*'0,5'\) and .*'{re.escape(pointed)}'\)"):
-        tables.read(path)
-    assert [series.name for series in tables.read(path, ReadOptions(columns=["z"])).series] == ["z"]
+        read_table(path)
+    assert [series.name for series in read_table(path, ReadOptions(columns=["z"])).series] == ["z"]
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0", "index", "id"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_column_of_row_numbers_is_not_read_as_a_series(tmp_path: Path, name: str, order: int) -> None:
     lines = [f"{number},{day:%Y-%m-%d},{10 + day.weekday()}" for number, day in enumerate(DAYS)][::order]
-    table = tables.read(write_table(tmp_path, [f"{name},day,sold", *lines]))
+    table = read_table(write_table(tmp_path, [f"{name},day,sold", *lines]))
     assert [series.name for series in table.series] == ["sold"]
     assert (table.frequency, table.season) == ("day", 7)
     remark = f"column {name!r} only numbers the rows: left out; --column {name!r} reads it"
     assert table.remarks == [DETECTED[0], remark, DETECTED[1]]
-    named = tables.read(tmp_path / "table.csv", ReadOptions(columns=[name, "sold"]))
+    named = read_table(tmp_path / "table.csv", ReadOptions(columns=[name, "sold"]))
     assert [series.name for series in named.series] == [name, "sold"]
 
 
 def test_a_column_called_id_is_a_series_only_if_it_is_named(tmp_path: Path) -> None:
     path = write_table(tmp_path, ["id,sold", *(f"{i * i},{i}" for i in range(40))])
-    assert [series.name for series in tables.read(path).series] == ["sold"]
-    assert [series.name for series in tables.read(path, ReadOptions(columns=["id", "sold"])).series] == ["id", "sold"]
+    assert [series.name for series in read_table(path).series] == ["sold"]
+    assert [series.name for series in read_table(path, ReadOptions(columns=["id", "sold"])).series] == ["id", "sold"]
 
 
 @pytest.mark.parametrize("name", ["", "index"])
 def test_the_index_column_may_hold_the_time_stamps(tmp_path: Path, name: str) -> None:
     lines = [f"{name},sold", *(f"{day:%Y-%m-%d},{i % 7}" for i, day in enumerate(DAYS))]
-    table = tables.read(write_table(tmp_path, lines))
+    table = read_table(write_table(tmp_path, lines))
     assert [(series.name, series.start) for series in table.series] == [("sold", "2024-01-01")]
     assert table.frequency == "day"
 
@@ -241,7 +240,7 @@ def test_an_unusable_table_is_rejected(
 ) -> None:
     path = write_table(tmp_path, lines)
     with pytest.raises(DataError, match=sentence):
-        tables.read(path, ReadOptions(**options))
+        read_table(path, ReadOptions(**options))
 
 
 def test_month_ends_are_one_month_apart() -> None:
@@ -279,5 +278,5 @@ def test_damaged_tables_are_read_or_rejected_with_a_message(
     path.write_bytes(content[:at] + inserted * times + content[at:])
     for more_options in ({}, {"by_rows": True}, {"group": "day"}):
         with suppress(DataError):
-            table = tables.without_gaps(tables.read(path, ReadOptions(**more_options)))  # type: ignore[arg-type]
+            table = without_gaps(read_table(path, ReadOptions(**more_options)))  # type: ignore[arg-type]
             assert all(np.isfinite(series.values).all() for series in table.series)

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.tasks.forecasting import MIN_VALUES, SCORES, QuantileForecast
 from training.data.datasets import DataError
-from training.data.tables import Series, Table
+from training.data.tables.table import Series, Table
 from training.evaluation import forecast_metrics
 from training.run import metric
 

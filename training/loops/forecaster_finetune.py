@@ -21,10 +21,10 @@ from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, yearly_pattern
 from training.best_weights import BestWeights
 from training.configs import ForecasterFinetuneConfig
-from training.data import tables
 from training.data.datasets import DataError
 from training.data.series_windows import Source, WindowSampler
-from training.data.tables import Table
+from training.data.tables.read import ReadOptions, read_table
+from training.data.tables.table import Table, describe, summary, to_json_lines, without_gaps
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
@@ -61,25 +61,25 @@ class OwnSeries:
         return self.table.sha256
 
 
-def read_options(options: Options) -> tables.ReadOptions:
+def read_options(options: Options) -> ReadOptions:
     """The options of the command line that say how to read a table."""
     own = options.data_options
-    names = {field.name: field.name for field in fields(tables.ReadOptions)} | {"columns": "column"}
-    return tables.ReadOptions(**{name: own[flag] for name, flag in names.items()})
+    names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
+    return ReadOptions(**{name: own[flag] for name, flag in names.items()})
 
 
 def look(options: Options) -> None:
     """Print how the table is read. Exits with status 2 and a message if it is rejected."""
     try:
-        table = tables.read(options.data_options["csv"], read_options(options))
+        table = read_table(options.data_options["csv"], read_options(options))
     except DataError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    shown = tables.look(table)
+    shown = describe(table)
     if options.data_options["json"]:
         print(json.dumps(shown, ensure_ascii=False))
         return
-    print(tables.summary(table))
+    print(summary(table))
     for series in shown["series"]:
         first, last = (
             ", ".join("missing" if x is None else f"{x:g}" for x in series[key]) for key in ("first", "last")
@@ -90,7 +90,7 @@ def look(options: Options) -> None:
 
 def report(table: Table) -> None:
     """Print a summary of the table and its first remarks."""
-    distributed.print_once(tables.summary(table))
+    distributed.print_once(summary(table))
     for remark in table.remarks[:MAX_PRINTED_REMARKS]:
         distributed.print_once(f"  {remark}")
     if len(table.remarks) > MAX_PRINTED_REMARKS:
@@ -108,7 +108,7 @@ def read(options: Options, horizon: int) -> OwnSeries:
         DataError: the table or the version cannot be used.
     """
     own = options.data_options
-    table = tables.without_gaps(tables.read(own["csv"], read_options(options)))
+    table = without_gaps(read_table(own["csv"], read_options(options)))
     base = base_version(options, ("forecaster",))
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
@@ -147,7 +147,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
-    run.write_file("series.jsonl", tables.to_json_lines(own.table))
+    run.write_file("series.jsonl", to_json_lines(own.table))
     network = finetune(run, config, own)
     if distributed.rank() == 0:
         publish(run, own, network)

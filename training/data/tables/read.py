@@ -50,7 +50,7 @@ class ReadOptions:
     missing: Sequence[str] | None = None
 
 
-def read(path: Path, options: ReadOptions | None = None) -> Table:
+def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     """Read all series of a CSV, Excel or Parquet file. Nothing ambiguous is guessed.
 
     Raises:

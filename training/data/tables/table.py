@@ -82,7 +82,7 @@ def summary(table: Table) -> str:
     return f"{len(table.series):,} series ({names}) of {length} values, one per {table.frequency}; {season}"
 
 
-def look(table: Table) -> dict[str, Any]:
+def describe(table: Table) -> dict[str, Any]:
     """Return the content for ``--look --json``: each series with its first and last values, and the remarks."""
 
     def plain(values: np.ndarray) -> list[float | None]:
