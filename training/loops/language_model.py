@@ -147,13 +147,7 @@ def fit(
     ``rehearse``: evaluates a network as at the end, for ``--minutes``.
     """
     device = run.options.device
-    stream_length = len(train) // config.batch
-    steps_per_epoch = (stream_length - 1) // config.bptt
-    if not steps_per_epoch:
-        raise SystemExit(
-            f"--bptt {config.bptt} is too large: with --batch {config.batch} each stream has {stream_length:,} "
-            f"characters, so at most {max(stream_length - 1, 0):,} are possible"
-        )
+    steps_per_epoch = count_steps(config, len(train))
 
     def start_dummy_run() -> Callable[[int], object]:
         trainer = Trainer(copy.deepcopy(network), config, device)
@@ -196,6 +190,18 @@ def fit(
     if best:
         trainer.average.module.load_state_dict(best.weights)
     return trainer.average.module
+
+
+def count_steps(config: RnnConfig, characters: int) -> int:
+    """The number of steps in which all streams read the text once. Exits with a message if it is too short for one."""
+    stream_length = characters // config.batch
+    steps_per_epoch = (stream_length - 1) // config.bptt
+    if not steps_per_epoch:
+        raise SystemExit(
+            f"--bptt {config.bptt} is too large: with --batch {config.batch} each stream has {stream_length:,} "
+            f"characters, so at most {max(stream_length - 1, 0):,} are possible"
+        )
+    return steps_per_epoch
 
 
 def batch_at(train: Tensor, config: RnnConfig, seed: int, epoch: int, step: int) -> Tensor:

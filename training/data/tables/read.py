@@ -186,24 +186,7 @@ def _on_grid(
             ) from error
     frame = pd.DataFrame({"(series)": labels, "(time)": times, **values})
     frame = frame.sort_values("(time)", kind="stable")
-    keys = ["(series)", "(time)"]
-    double = frame.duplicated(keys)
-    if double.any() and options.aggregate is None:
-        stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
-        same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
-        relation = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
-        raise body.error(
-            f"rows {same[0]} and {same[1]} are {relation}; type --aggregate sum, mean or last to combine them"
-        )
-    if double.any():
-        grouped = frame.groupby(keys, sort=True)
-        combined = {
-            "sum": lambda: grouped.sum(min_count=1),
-            "mean": lambda: grouped.mean(),
-            "last": lambda: grouped.last(),
-        }[options.aggregate or "last"]()
-        body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
-        frame = combined.reset_index()
+    frame, combined = _combine(body, options, frame)
     groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
     time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
     if time_grid is None:
@@ -218,7 +201,7 @@ def _on_grid(
     order = dict.fromkeys(str(label) for label in labels)
     positions = dict(zip(groups, time_grid.positions, strict=True))
     midnight = bool((frame["(time)"] == frame["(time)"].dt.floor("D")).all())
-    fill = 0.0 if options.aggregate == "sum" and double.any() else np.nan
+    fill = 0.0 if options.aggregate == "sum" and combined else np.nan
     series = []
     for label in order:
         part, at = groups[label], positions[label] - positions[label][0]
@@ -237,6 +220,33 @@ def _on_grid(
             grid[at] = part[column].to_numpy()
             series.append((_named(label, column, values), grid, list(starts)))
     return _table(body, options, series, time_grid.name, time_grid.seasons)
+
+
+def _combine(body: Body, options: ReadOptions, frame: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Combine the rows of a series with the same time. Returns the rows, and whether any were combined.
+
+    Raises:
+        DataError: there are such rows, and no ``--aggregate``.
+    """
+    keys = ["(series)", "(time)"]
+    double = frame.duplicated(keys)
+    if double.any() and options.aggregate is None:
+        stamp, label = frame["(time)"][double].iloc[0], frame["(series)"][double].iloc[0]
+        same = frame.index[(frame["(time)"] == stamp) & (frame["(series)"] == label)]
+        relation = f"in the same {options.resample}" if options.resample else f"with the same time stamp {stamp}"
+        raise body.error(
+            f"rows {same[0]} and {same[1]} are {relation}; type --aggregate sum, mean or last to combine them"
+        )
+    if double.any():
+        grouped = frame.groupby(keys, sort=True)
+        rows = {
+            "sum": lambda: grouped.sum(min_count=1),
+            "mean": lambda: grouped.mean(),
+            "last": lambda: grouped.last(),
+        }[options.aggregate or "last"]()
+        body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
+        frame = rows.reset_index()
+    return frame, bool(double.any())
 
 
 def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:
