@@ -31,6 +31,7 @@ from app.observability.middleware import RequestTelemetry
 from app.observability.tracing import create_tracer
 from app.server.process import run_service
 from app.server.system import cores, trim_heap
+from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
@@ -59,8 +60,12 @@ TAGS = [
 ]
 
 
-def create_app(settings: Settings | None = None, counters: Storage | None = None) -> FastAPI:
-    """Build the application. ``counters``: rate-limit counters that other workers share.
+def create_app(
+    settings: Settings | None = None, counters: Storage | None = None, prepared: PreparedModels | None = None
+) -> FastAPI:
+    """Build the application.
+
+    Forked workers share ``counters`` of rate limits, and the versions ``prepared`` before the fork.
 
     Serve it with ``python -m app.main``: time limits, head limits and draining belong to the servers in ``app.server``.
 
@@ -71,7 +76,7 @@ def create_app(settings: Settings | None = None, counters: Storage | None = None
     check_torch()
     torch.set_num_threads(settings.threads or cores())
     metrics, log = Metrics(create_tracer(settings.otlp_endpoint)), AccessLog(settings.log_format)
-    registry, counters = Registry(settings, metrics), counters or limit_storage(settings)
+    registry, counters = Registry(settings, metrics, prepared), counters or limit_storage(settings)
 
     key = admin.admin_key(settings)
     app = FastAPIOffline(

@@ -27,7 +27,8 @@ from app.server.uvicorn_server import (
     tls_context,
 )
 from app.serving.device import find_device
-from app.serving.loader import check_store
+from app.serving.loader import PreparedModels, check_store
+from app.serving.preload import preload
 from app.settings import Settings, SettingsError
 from app.store import rollout
 
@@ -35,9 +36,11 @@ MAX_WORKERS = 16
 
 
 class AppFactory(Protocol):
-    """Builds the application; all workers share the rate-limit ``counters``."""
+    """Builds the application; workers share the rate-limit ``counters`` and the ``prepared`` versions."""
 
-    def __call__(self, settings: Settings, counters: Storage | None = None) -> FastAPI: ...
+    def __call__(
+        self, settings: Settings, counters: Storage | None = None, prepared: PreparedModels | None = None
+    ) -> FastAPI: ...
 
 
 def run_service(settings: Settings, create_app: AppFactory) -> int:
@@ -127,6 +130,8 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         }
     )
     tls_context(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them
+        signal.signal(number, exit_on_signal)
     log_without_waiting()
     listener, counters = listen_at(settings.host, settings.port), limit_storage(settings)
     try:
@@ -139,10 +144,12 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
         # Requests and then engines may each take the whole grace period; 5 s are added as a margin.
         parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
 
+        prepared = preload(worker_settings)
+
         def work(channel: socket.socket) -> None:
             log_in_background()
             exit_if_orphaned(parent, stop_seconds)
-            run_server(WorkerServer(create_app(worker_settings, counters), worker_settings, channel))
+            run_server(WorkerServer(create_app(worker_settings, counters, prepared), worker_settings, channel))
 
         return Supervisor(
             listener,

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
@@ -19,11 +19,11 @@ from typing_extensions import TypeVar
 from app import store
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.engine.observer import ObserverFactory
+from app.engine.observer import ObserverFactory, VersionKey
 from app.engine.text_engine import TextEngine
 from app.networks import is_imported
 from app.settings import Settings, SettingsError
-from app.store import CARD, WEIGHTS, Card, StoreError, Version
+from app.store import CARD, WEIGHTS, Card, StoreError
 from app.tasks import TASKS, BatchPredictor, Predictor, SplittingPredictor, Task
 from app.tasks.text_generation import Continuation
 
@@ -89,14 +89,48 @@ class LoadFailure:
         log.error("%s is not served: %s", self.label, self.reason)
 
 
+@dataclass(frozen=True)
+class PreparedModel:
+    """A verified version whose predictor is warmed up. It has no engine yet.
+
+    Attributes:
+        files: the version's files when they were read.
+        bytes: size of the weights.
+    """
+
+    card: Card
+    task: Task[Any]
+    predictor: Any
+    bytes: int
+    files: FileStamps
+
+    @classmethod
+    def load(cls, settings: Settings, device: torch.device, name: str, number: int) -> PreparedModel:
+        """Read a version, verify it, and warm its predictor up. Raises any exception if that fails."""
+        files = file_stamps(settings.store, name, number)
+        version = store.read_version(settings.store, name, number)
+        task = TASKS[version.card.task]
+        predictor = task.load(version, device, **{option: getattr(settings, option) for option in task.options})
+        predictor.warm_up(max_rows(settings, task))
+        size = sum(tensor.nbytes for tensor in version.tensors.values())
+        return cls(version.card, task, predictor, size, files)
+
+
+PreparedModels = dict[VersionKey, PreparedModel]
+
+
 @dataclass
 class Loader:
-    """Loads versions for one process: on its device, with its executor and limits."""
+    """Loads versions for one process: on its device, with its executor and limits.
+
+    ``prepared`` are versions that the supervisor loaded before it forked this process. Each is used once.
+    """
 
     settings: Settings
     observers: ObserverFactory
     executor: Executor
     device: torch.device
+    prepared: PreparedModels = field(default_factory=dict)
 
     def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
         """Return a version, verified and warmed up, or the failure. Never raises.
@@ -107,28 +141,21 @@ class Loader:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
         files = file_stamps(self.settings.store, name, number)
         try:
-            version = store.read_version(self.settings.store, name, number)
-            task = TASKS[version.card.task]
-            options = {name: getattr(self.settings, name) for name in task.options}
-            predictor = task.load(version, self.device, **options)
-            predictor.warm_up(self._max_rows(task))
-            return self._loaded_model(task, version, predictor)
+            prepared = self.prepared.pop((name, number), None)
+            if prepared is None or prepared.files != files:
+                prepared = PreparedModel.load(self.settings, self.device, name, number)
+            return self._loaded_model(prepared)
         except Exception as error:  # one damaged version must not keep others from serving
             reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
             retry_at = time.monotonic() + RETRY_SECONDS if _is_transient(error) else math.inf
             return LoadFailure(name, number, reason, files, retry_at)
 
-    def _max_rows(self, task: Task[Any]) -> int:
-        """Return the rows of the largest batch of a task."""
-        return self.settings.max_running_texts if task.engine == "text" else self.settings.batch_rows
-
-    def _loaded_model(self, task: Task[Any], version: Version, predictor: Any) -> LoadedModel:
-        card = version.card
-        size = sum(tensor.nbytes for tensor in version.tensors.values())
+    def _loaded_model(self, prepared: PreparedModel) -> LoadedModel:
+        card, task, predictor, size = prepared.card, prepared.task, prepared.predictor, prepared.bytes
         if task.engine == "text":
             predictor.max_prompt_seconds = self.settings.max_prompt_seconds
             observer = self.observers.for_version(card.name, card.version)
-            rows, queue = self._max_rows(task), self.settings.queue_rows
+            rows, queue = max_rows(self.settings, task), self.settings.queue_rows
             engine = TextEngine(_label(card), predictor.step, predictor.latency, self.executor, observer, rows, queue)
             tensors = getattr(predictor, "tensors", None)
             batcher = self._batcher(card, tensors, tensors.predict, tensors.seconds, tensors) if tensors else None
@@ -159,6 +186,11 @@ class Loader:
             queue_rows=self.settings.queue_rows,
             splitter=splitter,
         )
+
+
+def max_rows(settings: Settings, task: Task[Any]) -> int:
+    """Return the rows of the largest batch of a task."""
+    return settings.max_running_texts if task.engine == "text" else settings.batch_rows
 
 
 def _is_transient(error: Exception) -> bool:

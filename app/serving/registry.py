@@ -18,7 +18,7 @@ from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.device import find_device
-from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, check_store
+from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
 from app.serving.model_cache import LoadTask, ModelCache, VersionState
 from app.serving.reconcile import (
     check_defaults,
@@ -68,11 +68,13 @@ class Registry:
     The active, canary and previous version of each model stay in memory. Other versions are loaded on demand. A damaged
     version never keeps others from serving.
 
+    ``prepared`` are versions that were loaded before this process was forked.
+
     Raises:
         SettingsError: the device or the store does not exist.
     """
 
-    def __init__(self, settings: Settings, observers: ObserverFactory) -> None:
+    def __init__(self, settings: Settings, observers: ObserverFactory, prepared: PreparedModels | None = None) -> None:
         self.settings = settings
         self.observers = observers
         self.device = find_device(settings.device)
@@ -81,7 +83,7 @@ class Registry:
         self.load_executor = Executor("load")  # its thread keeps the low priority of the first load beside requests
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)
-        self.loader = Loader(settings, observers, self.executor, self.device)
+        self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
         self.watcher = StoreWatcher(
             settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
         )

@@ -1,0 +1,39 @@
+"""Load versions in the supervisor before it forks, so that all workers share the memory of the networks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+
+import torch
+
+from app.networks import is_imported
+from app.serving.device import find_device
+from app.serving.loader import PreparedModel, PreparedModels
+from app.serving.reconcile import desired_versions, versions_to_load
+from app.serving.store_snapshot import StoreSnapshot
+from app.settings import Settings
+
+
+def preload(settings: Settings) -> PreparedModels:
+    """Load the resident versions of the store for workers that are forked later. ``settings`` are those of a worker.
+
+    Returns nothing if ``settings.threads`` is not 1: a forked process cannot use the parent's compute threads. Imported
+    networks are left out, because their runtimes may start threads. So are versions that cannot be loaded: each worker
+    tries again and reports the reason.
+    """
+    prepared: PreparedModels = {}
+    if settings.threads != 1:
+        return prepared
+    torch.set_num_threads(1)
+    device = find_device(settings.device)
+    snapshot = StoreSnapshot.scan(settings.store, StoreSnapshot(), {})
+    sizes = {key: files.weights_bytes for key, files in snapshot.files.items()}
+    desired, defaults = desired_versions(snapshot, ()), set((snapshot.defaults or {}).values())
+    for key in versions_to_load(desired, {}, {}, defaults, settings.model_bytes, sizes):
+        if not is_imported(snapshot.cards[key].kind):
+            with contextlib.suppress(Exception):
+                prepared[key] = PreparedModel.load(settings, device, *key)
+    gc.collect()
+    gc.freeze()  # a collection in a worker would write to each object, and copy its memory
+    return prepared
