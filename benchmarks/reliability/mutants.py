@@ -1,6 +1,7 @@
 """Mutation tests: mutmut changes the code in small ways, and a test should fail for each change.
 
     make mutants ARGS="app.engine.fair_queue*"
+    make mutants ARGS="--sample 150 --tests tests/store app.store*"     # 150 random changes, tested with one folder
 
 ``[tool.mutmut]`` in pyproject.toml lists the modules and tests. Prints the changes that no test found, and the score of
 each module: the share of its changes for which a test failed or did not end. The exit status is 1 below ``MIN_SCORE``.
@@ -9,15 +10,34 @@ docs/explanation/testing.md explains the changes that no test can find.
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
+import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 RESULTS = Path("mutants")
-MIN_SCORE = 85.0  # per cent, of each module
+MIN_SCORE = 85.0  # per cent, of each module, or of a sample
 SURVIVED, NO_TESTS = (0,), (5, 33)  # mutmut's exit codes; all others are of failing tests and of timeouts
+SMALLEST_MODULE = "app.engine.futures*"  # its few changes are run to let mutmut list those of all modules
+Z = 1.96  # standard deviations of a 95 % interval
+RUN = """
+import sys
+from mutmut.__main__ import cli
+from mutmut.configuration import config
+if tests := sys.argv.pop(1):
+    config().pytest_add_cli_args_test_selection[:] = tests.split(",")
+cli()
+"""
+
+
+def run(tests: str, names: Sequence[str]) -> None:
+    """Run mutmut on the changes that fit ``names``, or on all. ``tests`` replaces the tests in pyproject.toml."""
+    subprocess.run([sys.executable, "-c", RUN, tests, "run", "--max-children", "1", *names], check=True)
 
 
 def found(exit_code: int) -> bool:
@@ -25,19 +45,32 @@ def found(exit_code: int) -> bool:
     return exit_code not in (*SURVIVED, *NO_TESTS)
 
 
-def results() -> dict[str, dict[str, int]]:
-    """Return mutmut's exit code of each change that was tried, by module."""
-    modules: dict[str, dict[str, int]] = {}
-    for path in sorted(RESULTS.rglob("*.py.meta")):
-        codes = json.loads(path.read_text())["exit_code_by_key"]
-        if tried := {name: code for name, code in codes.items() if code is not None}:
-            modules[str(path.relative_to(RESULTS)).removesuffix(".meta")] = tried
-    return modules
+def results() -> dict[str, dict[str, int | None]]:
+    """Return mutmut's exit code of each change by module; None if the change was not tried."""
+    return {
+        str(path.relative_to(RESULTS)).removesuffix(".meta"): json.loads(path.read_text())["exit_code_by_key"]
+        for path in sorted(RESULTS.rglob("*.py.meta"))
+    }
+
+
+def draw(size: int, patterns: Sequence[str]) -> list[str]:
+    """Return the names of ``size`` random changes that fit the patterns: the same in each run."""
+    names = sorted(name for codes in results().values() for name in codes)
+    fitting = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns or ["*"])]
+    return random.Random(0).sample(fitting, min(size, len(fitting)))
 
 
 def score(codes: Mapping[str, int]) -> float:
     """Return the share of changes that a test found, in per cent."""
     return 100 * sum(map(found, codes.values())) / len(codes)
+
+
+def interval(percentage: float, size: int) -> tuple[float, float]:
+    """Return the 95 % interval of the percentage of a sample (Wilson 1927)."""
+    share, scale = percentage / 100, 1 + Z**2 / size
+    centre = (share + Z**2 / (2 * size)) / scale
+    half = Z * math.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2)) / scale
+    return 100 * (centre - half), 100 * (centre + half)
 
 
 def show(name: str) -> str:
@@ -48,14 +81,31 @@ def show(name: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run mutmut on the changes that fit the patterns, or on all."""
-    subprocess.run([sys.executable, "-m", "mutmut", "run", "--max-children", "1", *arguments], check=True)
-    modules = results()
-    for module, codes in modules.items():
+    parser = argparse.ArgumentParser(prog="mutants", description="Run mutation tests.")
+    parser.add_argument("patterns", nargs="*", help="names of changes, such as app.store*; default: all")
+    parser.add_argument("--sample", type=int, metavar="N", help="run N random changes, and print a 95 %% interval")
+    parser.add_argument("--tests", default="", metavar="PATHS", help="test files or folders, separated by commas")
+    options = parser.parse_args(arguments)
+    names = options.patterns
+    if options.sample:
+        run(options.tests, [SMALLEST_MODULE])
+        names = draw(options.sample, options.patterns)
+    run(options.tests, names)
+    modules: dict[str, dict[str, int]] = {}
+    for module, all_codes in results().items():
+        for name, code in all_codes.items():
+            if code is not None and (not options.sample or name in names):
+                modules.setdefault("sample" if options.sample else module, {})[name] = code
+    for codes in modules.values():
         for name, code in codes.items():
             if not found(code):
-                print(f"{module}: {'no test runs' if code in NO_TESTS else 'not found'}: {name}\n{show(name)}")
+                print(f"{'no test runs' if code in NO_TESTS else 'not found'}: {name}\n{show(name)}")
     for module, codes in modules.items():
-        print(f"{module:40} {score(codes):5.1f} % of {len(codes)}")
+        low, high = interval(score(codes), len(codes))
+        print(
+            f"{module:40} {score(codes):5.1f} % of {len(codes)}"
+            + (f"; 95 % interval {low:.0f} to {high:.0f} %" if options.sample else "")
+        )
     return int(any(score(codes) < MIN_SCORE for codes in modules.values()))
 
 
