@@ -138,7 +138,9 @@ class Loader:
         ``in_background`` lowers the thread's priority permanently, so that requests for other versions are not delayed.
         """
         if in_background and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+            thread = threading.get_native_id()
+            niceness = max(BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower it
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
         files = file_stamps(self.settings.store, name, number)
         try:
             prepared = self.prepared.pop((name, number), None)

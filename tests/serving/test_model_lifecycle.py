@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -76,20 +75,21 @@ def test_the_active_and_previous_version_are_in_memory_and_others_load_on_demand
         assert model_entry(client)["loaded"] == [1, 3, 4]
 
 
-def test_only_the_loading_thread_has_a_low_priority(serve: Serve, tiny_store: Path) -> None:
-    """Threads of a shared pool would keep it, and would serve requests later."""
+@pytest.mark.parametrize("normal", [0, 15])
+def test_only_the_loading_thread_has_a_low_priority(
+    serve: Serve, tiny_store: Path, monkeypatch: pytest.MonkeyPatch, normal: int
+) -> None:
+    """Threads of a shared pool would keep it, and would serve requests later. Only root may raise a priority."""
     publish_tiny(tiny_store, NAME)
     publish_tiny(tiny_store, NAME)
-    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    changed: dict[int, int] = {}  # niceness by thread
+    monkeypatch.setattr(os, "getpriority", lambda which, thread: normal)
+    monkeypatch.setattr(os, "setpriority", lambda which, thread, niceness: changed.update({thread: niceness}))
     with serve() as client:
         assert answering_version(client, f"{NAME}@1") == 1
         assert client.get(f"/v1/models/{NAME}").status_code == 200
-        low = []
-        for thread in threading.enumerate():
-            with contextlib.suppress(ProcessLookupError):  # a thread of an earlier test has just ended
-                if os.getpriority(os.PRIO_PROCESS, thread.native_id or 0) > normal:
-                    low.append(thread.name)
-    assert low == ["load_0"]
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    assert [(names[thread], niceness) for thread, niceness in changed.items()] == [("load_0", max(normal, 10))]
 
 
 def test_a_request_waits_for_a_loading_version_until_its_deadline(
