@@ -29,8 +29,8 @@ from app.server.uvicorn_server import (
 from app.serving.device import find_device
 from app.serving.loader import PreparedModels, check_store
 from app.serving.preload import preload
+from app.serving.store_snapshot import worker_bytes
 from app.settings import Settings, SettingsError
-from app.store import rollout
 
 MAX_WORKERS = 16
 
@@ -73,8 +73,8 @@ def plan_workers(settings: Settings) -> tuple[int, int]:
     if single and settings.workers > 1:
         reason = "only one process can use a GPU" if can_fork() else "this system cannot fork processes"
         raise SettingsError(f"QUARTET_WORKERS is {settings.workers}: {reason}; allowed are 0, 1")
-    worker_bytes = rollout.worker_bytes(settings.store, settings.model_bytes)
-    fitting = cores() if memory is None else int(memory / 2 // worker_bytes)
+    memory_per_worker = worker_bytes(settings.store, settings.model_bytes)
+    fitting = cores() if memory is None else int(memory / 2 // memory_per_worker)
     default = 1 if single else max(1, min(cores() // max(settings.threads, 1), fitting, MAX_WORKERS))
     workers = settings.workers or default
     return workers, settings.threads or max(1, cores() // workers)

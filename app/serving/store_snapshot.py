@@ -11,6 +11,7 @@ from pathlib import Path
 from app import store
 from app.engine.observer import VersionKey
 from app.serving.loader import LoadFailure, file_stamps
+from app.serving.version_choice import VersionSet
 from app.store import Card, StoreError, TaskName, rollout
 from app.store.rollout import Rollout
 
@@ -106,3 +107,20 @@ class StoreSnapshot:
         except StoreError as error:
             if number not in self.rollouts[name].retired:
                 self.failures.append(LoadFailure(name, number, str(error)))
+
+
+def worker_bytes(folder: Path, max_bytes: int = 0) -> int:
+    """Estimate the memory of a worker in bytes, without the memory that workers share.
+
+    The estimate is twice the weights of the resident versions, because some are copied when they are prepared for
+    computing, plus 100 MiB that torch needs (measured). ``max_bytes`` limits the weights; 0 means no limit.
+    """
+    weights = 0
+    for name, stored in rollout.stored_versions(folder).items():
+        try:
+            current = rollout.read(folder, name)
+        except StoreError:
+            current = Rollout()
+        resident = VersionSet.build(name, stored, current, failed=()).resident
+        weights += sum(store.weights_size(folder, name, number) for number in resident)
+    return 100 * 2**20 + 2 * (min(weights, max_bytes) if max_bytes else weights)

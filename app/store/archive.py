@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import struct
 import zipfile
@@ -19,11 +18,10 @@ from typing import IO, cast
 
 from app import store
 from app.networks import is_imported
-from app.store import CARD, WEIGHTS, StoreError
+from app.store import CARD, PICTURE, WEIGHTS, StoreError
 from app.store.atomic_files import scratch_folder
 from app.store.rollout import RolloutRefused, check_version, shorten, stored_versions
 
-PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 PNG = b"\x89PNG\r\n\x1a\n"
 MAX_PICTURES = 32
 MAX_CARD_BYTES = 4 * 2**20  # a card with a long vocabulary takes a few thousand bytes

@@ -17,7 +17,7 @@ here deletes a version.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -263,32 +263,3 @@ def _change(models: Path, name: str, command: str, choose: Callable[[Rollout], R
         )
         replace_file(models / name / FILE, json.dumps(changed.model_dump(), indent=2) + "\n")
     return changed
-
-
-def resident_versions(stored: Sequence[int], rollout: Rollout, broken: Iterable[int] = ()) -> list[int]:
-    """Return the versions that stay in memory: the active version, the canary and the previous version."""
-    if rollout.unloaded:
-        return []
-    served = [number for number in stored if number not in rollout.retired and number not in broken]
-    active = rollout.preference(served)[:1]
-    canary = [rollout.canary.version] if rollout.canary and rollout.canary.version in served else []
-    previous = (
-        [number for number in rollout.previous_versions(active[0], served) if number in served][:1] if active else []
-    )
-    return list(dict.fromkeys([*active, *canary, *previous]))
-
-
-def worker_bytes(models: Path, max_bytes: int = 0) -> int:
-    """Estimate the memory of a worker in bytes, without the memory that workers share.
-
-    The estimate is twice the resident weights, because some are copied when they are prepared for computing, plus
-    100 MiB that torch needs (measured). ``max_bytes`` limits the weights; 0 means no limit.
-    """
-    weights = 0
-    for name, stored in stored_versions(models).items():
-        try:
-            rollout = read(models, name)
-        except StoreError:
-            rollout = Rollout()
-        weights += sum(store.weights_size(models, name, number) for number in resident_versions(stored, rollout))
-    return 100 * 2**20 + 2 * (min(weights, max_bytes) if max_bytes else weights)

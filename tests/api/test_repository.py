@@ -21,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from app import key_file
 from app.server.supervisor import can_fork
+from app.serving.store_snapshot import worker_bytes
 from app.store import rollout
 
 NAME = "tiny-cgan"  # tiny-gan is the default model of the task
@@ -201,7 +202,7 @@ def test_all_processes_load_and_unload_before_the_change_is_confirmed(two: Path)
 
 def test_the_command_line_unloads_and_loads_a_model(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models_command(capsys, two, "unload", NAME) == (0, "tiny-cgan is unloaded\n", "")
-    assert rollout.worker_bytes(two) < 101 * 2**20
+    assert worker_bytes(two) < 101 * 2**20
     assert "2 (unloaded)" in run_models_command(capsys, two, "list", NAME)[1]
     assert run_models_command(capsys, two, "load", NAME) == (0, "tiny-cgan@2 is active (newest)\n", "")
     rollout.unload(two, NAME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
         "active": 3,
         "canary": {"version": 2, "share": 12.5},
     }
-    with pytest.raises(RolloutRefused, match="tiny-gan@2 is the canary"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@2 is the canary; `rollback` ends it$"):
         retire(three, NAME, 2)
     assert rollback(three, NAME).canary is None
     assert active_version(three) == 3
@@ -79,34 +80,41 @@ def test_a_canary_ends_with_a_rollback_or_an_activation(three: Path) -> None:
 
 
 def test_a_retired_version_is_not_served_and_keeps_its_files(three: Path) -> None:
-    with pytest.raises(RolloutRefused, match="tiny-gan@3 is the active version"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@3 is the active version; activate another one first$"):
         retire(three, NAME, 3)
     retire(three, NAME, 2)
     assert store.read_version(three, NAME, 2).card.version == 2
-    with pytest.raises(RolloutRefused, match="tiny-gan@2 is retired"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@2 is retired; `retire --undo` restores it$"):
         activate(three, NAME, 2)
     assert rollback(three, NAME).active == 1  # version 2 is retired
-    with pytest.raises(RolloutRefused, match="is not retired"):
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan@3 is not retired$"):
         retire(three, NAME, 3, undo=True)
     retire(three, NAME, 2, undo=True)
     assert activate(three, NAME, 2).active == 2
 
 
 REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
-    (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"there is no tiny-gan@9 in the store; there are: 1, 2, 3"),
-    (lambda folder: activate(folder, "other", 1), VersionNotFound, "no model 'other' in the store; there are: tiny-gan"),
-    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"'\.\./up' is not a model name"),
-    (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "the share is 0; it should be more than 0"),
+    (lambda folder: activate(folder, NAME, 9), VersionNotFound, r"^there is no tiny-gan@9 in the store; there are: 1, 2, 3$"),
+    (lambda folder: activate(folder, "other", 1), VersionNotFound, "^there is no model 'other' in the store; there are: tiny-gan$"),
+    (lambda folder: activate(folder, "../up", 1), VersionNotFound, r"^'\.\./up' is not a model name; allowed are lower-case letters, digits and hyphens$"),
+    (lambda folder: activate(folder, "x" * 90, 1), VersionNotFound, f"^'{'x' * 79}… is not a model name"),
+    (lambda folder: activate(folder, NAME, 1, share=0), RolloutRefused, "^the share is 0; it should be more than 0 and at most 100 per cent$"),
+    (lambda folder: activate(folder, NAME, 1, share=101), RolloutRefused, "^the share is 101; it should be"),
     (lambda folder: activate(folder, NAME, 1, share=float("nan")), RolloutRefused, "the share is nan"),
-    (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "tiny-gan@3 is already active"),
-    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "the newest version cannot be a canary"),
-    (lambda folder: retire(folder, NAME, 9), VersionNotFound, "there is no tiny-gan@9"),
+    (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "^tiny-gan@3 is already active; a canary must be another version$"),
+    (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "^the newest version cannot be a canary; name one by its number$"),
+    (lambda folder: retire(folder, NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; there are: 1, 2, 3$"),
     (lambda folder: (make_invalid(folder, 1), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
-    (lambda folder: (make_invalid(folder, 1), make_invalid(folder, 2), rollback(folder, NAME)), RolloutRefused, "has no previous version"),
+    (lambda folder: (make_invalid(folder, 1), make_invalid(folder, 2), rollback(folder, NAME)), RolloutRefused,
+     "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
+    (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
+     "^tiny-gan is the default for the task 'sample'; name another model in defaults.json first$"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "error_type", "sentence"), REJECTED, ids=[row[2][:30] for row in REJECTED])
+@pytest.mark.parametrize(
+    ("change", "error_type", "sentence"), REJECTED, ids=[row[2].strip("^")[:30] for row in REJECTED]
+)
 def test_an_invalid_change_is_rejected_and_changes_nothing(
     three: Path, change: Callable[[Path], object], error_type: type[StoreError], sentence: str
 ) -> None:
@@ -118,17 +126,105 @@ def test_an_invalid_change_is_rejected_and_changes_nothing(
 def test_an_unreadable_rollout_file_is_reported(three: Path) -> None:
     (three / NAME / rollout.FILE).write_text('{"active": "two"}')
     with pytest.raises(
-        StoreError, match=r"tiny-gan/active\.json: active: Input should be a valid integer, found 'two'"
+        StoreError, match=r"^tiny-gan/active\.json: active: Input should be a valid integer, found 'two'$"
     ):
         rollout.read(three, NAME)
 
 
-def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
-    size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
-    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 2 * size  # the newest and the previous version
-    activate(three, NAME, 1, share=10)
-    assert rollout.worker_bytes(three) == 100 * 2**20 + 2 * 3 * size
-    assert rollout.worker_bytes(three, max_bytes=size) == 100 * 2**20 + 2 * size
+def test_the_message_of_an_unreadable_rollout_file_names_the_nested_key_and_a_short_value(three: Path) -> None:
+    file = three / NAME / rollout.FILE
+    file.write_text(json.dumps({"canary": {"version": 1, "share": "x" * 100}}))
+    with pytest.raises(StoreError, match=rf"^tiny-gan/active\.json: canary\.share: .*, found '{'x' * 80}'$"):
+        rollout.read(three, NAME)
+    file.write_text("{")
+    with pytest.raises(StoreError, match=r"^tiny-gan/active\.json: the file: Invalid JSON"):
+        rollout.read(three, NAME)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StoreError, match=r"^tiny-gan/active\.json cannot be read: Is a directory$"):
+        rollout.read(three, NAME)
+
+
+def test_a_message_names_the_models_of_the_store_or_none(tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; there are: none$"):
+        rollout.numbers(tmp_path, "other")
+    for name in ("tiny-cnn", NAME):
+        publish_tiny(tmp_path, name)
+    with pytest.raises(VersionNotFound, match=r"there are: tiny-cnn, tiny-gan$"):
+        rollout.numbers(tmp_path, "other")
+
+
+def test_the_file_has_the_command_and_the_time_of_the_last_change(three: Path) -> None:
+    commands: list[tuple[Callable[[], rollout.Rollout], str]] = [
+        (lambda: activate(three, NAME, 2, share=12.5), "activate 2 --share 12.5"),
+        (lambda: rollback(three, NAME), "rollback"),
+        (lambda: retire(three, NAME, 1), "retire 1"),
+        (lambda: retire(three, NAME, 1, undo=True), "retire 1 --undo"),
+        (lambda: activate(three, NAME, 2), "activate 2"),
+        (lambda: activate(three, NAME, "newest"), "activate newest"),
+    ]
+    for change, command in commands:
+        start = datetime.now(UTC).replace(microsecond=0)
+        changed = change()
+        assert changed.by == command
+        assert start <= datetime.fromisoformat(changed.changed) <= datetime.now(UTC)
+        assert rollout.read(three, NAME) == changed
+        assert "." not in changed.changed  # whole seconds
+    assert (three / NAME / rollout.FILE).read_text().startswith('{\n  "active": null,\n')
+
+
+def test_activating_a_version_keeps_the_retired_ones_and_ends_a_canary(three: Path) -> None:
+    publish_tiny(three, NAME)
+    retire(three, NAME, 1)
+    activate(three, NAME, 2, share=10)
+    changed = activate(three, NAME, 4)  # already active: its previous version stays
+    assert (changed.active, changed.previous, changed.canary, changed.retired) == (4, 3, None, [1])
+    assert rollback(three, NAME).retired == [1]
+    assert activate(three, NAME, 2, share=10).retired == [1]
+    changed = activate(three, NAME, "newest")
+    assert (changed.active, changed.previous, changed.canary, changed.retired) == (None, None, None, [1])
+
+
+def test_retiring_the_previous_version_leaves_none(three: Path) -> None:
+    activate(three, NAME, 1)
+    assert retire(three, NAME, 2).model_dump(include={"previous", "retired"}) == {"previous": 3, "retired": [2]}
+    assert retire(three, NAME, 3).model_dump(include={"previous", "retired"}) == {"previous": None, "retired": [2, 3]}
+    assert retire(three, NAME, 2).retired == [2, 3]
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; activate one by its number$"):
+        rollback(three, NAME)
+    assert retire(three, NAME, 2, undo=True).retired == [3]
+    (three / NAME / "1").rename(three / "removed")  # the chosen version is gone, and stays chosen
+    with pytest.raises(RolloutRefused, match="tiny-gan@2 is the active version"):
+        retire(three, NAME, 2)
+
+
+def test_a_rollback_skips_invalid_versions_and_names_an_invalid_previous_one(three: Path) -> None:
+    make_invalid(three, 2)
+    assert rollback(three, NAME).active == 1
+    activate(three, NAME, 3)
+    make_invalid(three, 1)
+    with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; tiny-gan@1 is invalid; activate one"):
+        rollback(three, NAME)
+
+
+def test_an_unloaded_model_is_loaded_again_by_load_and_activate_but_not_by_rollback(tmp_path: Path) -> None:
+    for name in ("tiny-gan", "tiny-cgan", "tiny-cgan"):
+        publish_tiny(tmp_path, name)
+    name = "tiny-cgan"
+    assert not rollout.load(tmp_path, name).unloaded
+    assert not (tmp_path / name / rollout.FILE).exists()  # nothing has changed
+    changed = rollout.unload(tmp_path, name)
+    assert (changed.unloaded, changed.by) == (True, "unload")
+    changed = rollback(tmp_path, name)
+    assert (changed.active, changed.unloaded) == (1, True)
+    changed = rollout.load(tmp_path, name)
+    assert (changed.active, changed.unloaded, changed.by) == (1, False, "load")
+    assert rollout.read(tmp_path, name) == changed
+    rollout.unload(tmp_path, name)
+    assert not activate(tmp_path, name, 2).unloaded
+    for change in (rollout.load, rollout.unload, rollback):
+        with pytest.raises(VersionNotFound, match=r"'\.\./up' is not a model name"):
+            change(tmp_path, "../up")
 
 
 def test_the_command_line_reports_each_change(three: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from support.service import ROOT
 
 from app import store
 from app.networks import KINDS, build, is_imported
-from app.serving.store_snapshot import StoreSnapshot
 from app.store.atomic_files import file_lock
 
 
@@ -53,22 +52,22 @@ def test_an_invalid_version_is_not_published(tmp_path: Path) -> None:
     tensors["layers.0.bias"][0] = torch.nan
     with pytest.raises(store.StoreError, match=r"layers\.0\.bias.* has 1 non-finite values"):
         store.publish(tmp_path, tiny_card("tiny-gan", task, kind, sizes, fields), tensors)
-    with pytest.raises(store.StoreError, match=r"name: .*found '\.\./up'"):
+    with pytest.raises(store.StoreError, match=r"^the card of '\.\./up': name: .*found '\.\./up'$"):
         store.publish(tmp_path, tiny_card("../up", task, kind, sizes, fields), build(kind, sizes).state_dict())
     assert list(tmp_path.iterdir()) == []
 
 
 INVALID: list[tuple[str, Callable[[Path], object], str]] = [
-    ("no card", lambda folder: (folder / "card.json").unlink(), r"tiny-gan/1/card\.json cannot be read: No such file"),
-    ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors cannot be read"),
-    ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"card\.json: the file: Invalid JSON"),
-    ("weights cut", lambda folder: os.truncate(folder / "model.safetensors", 100), "sha256 is .*, expected .* on the card"),
+    ("no card", lambda folder: (folder / "card.json").unlink(), r"^tiny-gan/1/card\.json cannot be read: No such file or directory$"),
+    ("no weights", lambda folder: (folder / "model.safetensors").unlink(), r"^tiny-gan/1/model\.safetensors cannot be read: No such file or directory$"),
+    ("card cut", lambda folder: os.truncate(folder / "card.json", 100), r"^tiny-gan/1/card\.json: the file: Invalid JSON"),
+    ("weights cut", lambda folder: os.truncate(folder / "model.safetensors", 100), r"^tiny-gan/1/model\.safetensors: sha256 is \w{64}, expected \w{64} as on the card$"),
     ("unknown key", lambda folder: rewrite_card(folder, colour="red"), "colour: Extra inputs are not permitted, found 'red'"),
     ("missing key", lambda folder: rewrite_card(folder, seed="drop"), "seed: Field required"),
-    ("other name", lambda folder: rewrite_card(folder, name="other"), "name is 'other', expected 'tiny-gan'"),
-    ("other version", lambda folder: rewrite_card(folder, version=7), "version is '7', expected '1'"),
-    ("unknown kind", lambda folder: rewrite_card(folder, kind="gru"), "kind is 'gru', expected one of lenet"),
-    ("other task", lambda folder: rewrite_card(folder, task="classify"), "task is 'classify', expected 'sample'"),
+    ("other name", lambda folder: rewrite_card(folder, name="other"), r"^tiny-gan/1/card\.json: name is 'other', expected 'tiny-gan' as in the path$"),
+    ("other version", lambda folder: rewrite_card(folder, version=7), r"^tiny-gan/1/card\.json: version is '7', expected '1' as in the path$"),
+    ("unknown kind", lambda folder: rewrite_card(folder, kind="gru"), r"^tiny-gan/1/card\.json: kind is 'gru', expected one of lenet, "),
+    ("other task", lambda folder: rewrite_card(folder, task="classify"), r"^tiny-gan/1/card\.json: task is 'classify', expected 'sample'$"),
     ("no time", lambda folder: rewrite_card(folder, created="yesterday"), "created: .*Invalid isoformat string"),
     ("residuals NaN", lambda folder: rewrite_card(folder, residuals=[1.0, float("nan")]), r"residuals\.1: Input should be a finite"),
     ("seed too wide", lambda folder: rewrite_card(folder, seed=2**64), "seed: Input should be less than"),
@@ -76,19 +75,20 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("size NaN", lambda folder: rewrite_card(folder, sizes={"latent": float("nan")}), "sizes: .*a number should be finite"),
     ("year one", lambda folder: rewrite_card(folder, created="0001-01-01"), "created: "),
     ("too many layers", lambda folder: rewrite_card(folder, kind="stacked-rnn", task="continue", sizes={"vocabulary": 5, "layers": 10**12}),
-     "layers is 1000000000000, and there are 4 tensors"),
-    ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), "sizes {'depth': 3} do not make a gan"),
+     r"^tiny-gan/1/card\.json: layers is 1000000000000, and there are 4 tensors$"),
+    ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), r"^tiny-gan/1/card\.json: sizes {'depth': 3} do not make a gan-generator: .*depth"),
     ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
-     r"'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)"),
-    ("NaN", lambda folder: rewrite_weights(folder, lambda t: t["layers.0.bias"].fill_(torch.nan)), "8 non-finite values"),
+     r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)$"),
+    ("NaN", lambda folder: rewrite_weights(folder, lambda t: t["layers.0.bias"].fill_(torch.nan)),
+     r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.bias' has 8 non-finite values, expected none$"),
     ("beyond float32", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.full((8,), 1e300, dtype=torch.float64)})),
      "8 non-finite values"),
     ("eight bits", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.ones(8, dtype=torch.float8_e4m3fn)})),
-     r"'layers\.0\.bias' has dtype float8_e4m3fn, expected one of float32"),
+     r"'layers\.0\.bias' has dtype float8_e4m3fn, expected one of float32, float16, .*, uint8, bool$"),
     ("complex", lambda folder: raw_weights(folder, b'{"x":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', bytes(8)), "has dtype complex64|not a safetensors"),
     ("unknown type", lambda folder: raw_weights(folder, b'{"x":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}', b"\0"), "not a safetensors|is of"),
-    ("one tensor less", lambda folder: rewrite_weights(folder, lambda t: t.pop("layers.0.bias")), "none: it is missing"),
-    ("one tensor more", lambda folder: rewrite_weights(folder, lambda t: t.update(more=torch.ones(1))), "no such tensor"),
+    ("one tensor less", lambda folder: rewrite_weights(folder, lambda t: t.pop("layers.0.bias")), r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.bias' has shape none: it is missing, expected \(8,\)$"),
+    ("one tensor more", lambda folder: rewrite_weights(folder, lambda t: t.update(more=torch.ones(1))), r"tensor 'more' has shape \(1,\), expected no such tensor$"),
 ]  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_a_pickle_instead_of_the_weights_is_not_loaded(tmp_path: Path) -> None:
     folder = publish_tiny(tmp_path, "tiny-gan").folder
     torch.save({"layers.0.bias": torch.ones(8)}, folder / store.WEIGHTS)
     rewrite_card(folder, weights_sha256=hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest())
-    with pytest.raises(store.StoreError, match="not a safetensors file"):
+    with pytest.raises(store.StoreError, match=r"^tiny-gan/1/model\.safetensors is not a safetensors file: "):
         store.read_version(tmp_path, "tiny-gan", 1)
 
 
@@ -165,30 +165,6 @@ def test_reading_a_version_does_not_import_the_compiler() -> None:
     assert result.stdout == "[]\n"
 
 
-def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("tiny-cnn", "tiny-gan"):
-        publish_tiny(tmp_path, name)
-    iterdir = Path.iterdir
-
-    def failing_iterdir(self: Path) -> Iterator[Path]:  # root ignores file permissions
-        if self.name == "tiny-cnn":
-            raise PermissionError(13, "Permission denied")
-        return iterdir(self)
-
-    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
-    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    before = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
-    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
-    # The versions of the unreadable folder are kept.
-    assert StoreSnapshot.scan(tmp_path, before, {}).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}
-    snapshot = StoreSnapshot.scan(tmp_path, StoreSnapshot(), {})
-    assert [(failure.name, failure.version, failure.reason) for failure in snapshot.failures] == [
-        ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
-    ]
-    assert list(snapshot.cards) == [("tiny-gan", 1)]
-
-
 def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -198,3 +174,123 @@ def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
     for path in (folder.parent, folder, *folder.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
         assert path.is_file() or path.stat().st_mode & 0o111 == 0o111, path
+
+
+def test_a_loaded_network_is_in_evaluation_mode_and_needs_no_gradients(tmp_path: Path) -> None:
+    network = publish_tiny(tmp_path, "tiny-gan").network()
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_digest_before_publishing_is_the_one_on_the_card(tmp_path: Path) -> None:
+    version = publish_tiny(tmp_path, "tiny-gan")
+    assert store.weights_digest(version.tensors) == version.card.weights_sha256
+    transposed = {key: tensor.t().contiguous().t() for key, tensor in version.tensors.items()}
+    assert store.weights_digest(transposed) == version.card.weights_sha256  # the memory layout does not count
+
+
+def test_pictures_are_published_with_a_version_and_listed(tmp_path: Path) -> None:
+    task, kind, sizes, fields = TINY["tiny-gan"]
+    card, tensors = tiny_card("tiny-gan", task, kind, sizes, fields), build(kind, sizes).state_dict()
+    for name in ("b.png", "a.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    pictures = {name: tmp_path / name for name in ("b.png", "a.png")}
+    folder = store.publish(tmp_path / "deep" / "store", card, tensors, pictures).folder
+    (folder / "folder.png").mkdir()
+    (folder / "Upper.png").touch()
+    listed = store.version_pictures(tmp_path / "deep" / "store", "tiny-gan", 1)
+    assert list(listed.items()) == [("a.png", folder / "a.png"), ("b.png", folder / "b.png")]
+    assert listed["a.png"].read_bytes() == b"a.png"
+    assert store.version_pictures(tmp_path, "tiny-gan", 2) == {}
+
+
+def test_a_published_card_is_indented_utf8_with_a_final_newline(tmp_path: Path) -> None:
+    task, kind, sizes, fields = TINY["tiny-gan"]
+    card = tiny_card("tiny-gan", task, kind, sizes, {**fields, "notes": "é"})
+    folder = store.publish(tmp_path, card, build(kind, sizes).state_dict()).folder
+    text = (folder / store.CARD).read_bytes().decode()
+    assert text.startswith('{\n  "name": "tiny-gan",\n')
+    assert '"notes": "é"' in text
+    assert text.endswith("\n}\n")
+
+
+def test_the_size_of_missing_weights_is_0(tmp_path: Path) -> None:
+    version = publish_tiny(tmp_path, "tiny-gan")
+    assert store.weights_size(tmp_path, "tiny-gan", 1) == (version.folder / store.WEIGHTS).stat().st_size
+    assert store.weights_size(tmp_path, "tiny-gan", 2) == 0
+
+
+def test_the_first_default_of_a_task_stays_and_other_tasks_keep_theirs(tmp_path: Path) -> None:
+    for name in ("tiny-gan", "tiny-cgan", "tiny-cnn"):
+        publish_tiny(tmp_path, name)
+    assert store.read_defaults(tmp_path) == {"sample": "tiny-gan", "classify": "tiny-cnn"}
+    store.set_default(tmp_path, "sample", "tiny-cgan")
+    assert (tmp_path / "defaults.json").read_text() == '{\n  "sample": "tiny-cgan",\n  "classify": "tiny-cnn"\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", r"^defaults\.json cannot be read: Expecting property name"),
+        ("[]", r"^defaults\.json: expected an object from task \(classify, .*, infer\) to the name of a model$"),
+        ('{"sample": 1}', "expected an object from task"),
+        ('{"sample": "a", "paint": "b"}', "expected an object from task"),
+    ],
+)
+def test_invalid_defaults_are_rejected(tmp_path: Path, content: str, sentence: str) -> None:
+    assert store.read_defaults(tmp_path) == {}
+    (tmp_path / "defaults.json").write_text(content)
+    with pytest.raises(store.StoreError, match=sentence):
+        store.read_defaults(tmp_path)
+
+
+def test_an_unreadable_folder_is_reported_and_a_missing_one_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / ".hidden").mkdir()
+    assert store.version_numbers(tmp_path, "missing") == []
+    with pytest.raises(store.StoreError, match=r"^file cannot be read: Not a directory$"):
+        store.version_numbers(tmp_path, "file")
+    assert store.model_names(tmp_path) == []
+
+
+def test_a_number_that_was_published_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    first = publish_tiny(tmp_path, "tiny-gan")
+    content = (first.folder / store.WEIGHTS).read_bytes()
+    other = publish_tiny(tmp_path / "scratch", "tiny-gan")
+    assert not store.place(tmp_path, other.folder)
+    assert (first.folder / store.WEIGHTS).read_bytes() == content
+
+
+def test_a_version_that_cannot_be_moved_into_the_store_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing_rename(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    with pytest.raises(OSError, match="No space left"):
+        publish_tiny(tmp_path, "tiny-gan")
+
+
+CARD_LIMITS: list[tuple[dict[str, object], str]] = [
+    ({"seed": 2**63 - 1, "sizes": {"latent": 2**63 - 1}}, ""),
+    ({"seed": -(2**63), "sizes": {"latent": {"deep": [-(2**63)]}}}, ""),
+    ({"seed": 2**63}, "seed: Input should be less than"),
+    ({"sizes": {"latent": 2**63}}, "sizes: Value error, an integer should have at most 64 bits"),
+    ({"sizes": {"latent": {"deep": [-(2**63) - 1]}}}, "sizes: Value error, an integer should have at most 64 bits"),
+    ({"version": 0}, "version: "),
+    ({"version": 10**9}, "version: "),
+    ({"series": {"season": 169}}, r"series\.season: "),
+    ({"name": "Upper"}, "name: .*, found 'Upper'$"),
+    ({"name": "x" * 90}, f"name: .*, found '{'x' * 80}'$"),
+    ({"created": "0001-01-01"}, "created: Value error, .*, found '0001-01-01'$"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), CARD_LIMITS, ids=range(len(CARD_LIMITS)))
+def test_the_limits_of_a_card(changes: dict[str, object], sentence: str) -> None:
+    card = tiny_card("tiny-gan", "sample", "gan-generator", {"latent": 4, "hidden": [8]}, {"version": 1})
+    content = json.dumps({**card, "weights_sha256": "0" * 64, **changes}).encode()
+    if not sentence:
+        assert store.parse_card(content, "here").seed == changes["seed"]
+        return
+    with pytest.raises(store.StoreError, match=f"^here: {sentence}"):
+        store.parse_card(content, "here")

@@ -1,0 +1,136 @@
+"""The content of the store at one time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.networks import publish_tiny
+
+from app import store
+from app.serving.loader import LoadFailure, file_stamps
+from app.serving.store_snapshot import StoreSnapshot, VersionFiles, is_unloaded, worker_bytes
+from app.store import rollout
+from app.store.rollout import Rollout
+
+NAME = "tiny-gan"
+MIB = 2**20
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A store with three versions of tiny-gan."""
+    for _ in range(3):
+        publish_tiny(tmp_path, NAME)
+    return tmp_path
+
+
+def scan(folder: Path, previous: StoreSnapshot | None = None, *failed: LoadFailure) -> StoreSnapshot:
+    failures = {(failure.name, failure.version): failure for failure in failed}
+    return StoreSnapshot.scan(folder, previous or StoreSnapshot(), failures)
+
+
+def test_a_snapshot_has_the_cards_files_rollouts_and_defaults(three: Path) -> None:
+    (three / NAME / "2" / "curves.png").write_bytes(b"x")
+    rollout.activate(three, NAME, 2)
+    snapshot = scan(three)
+    size = (three / NAME / "2" / store.WEIGHTS).stat().st_size
+    assert snapshot.numbers == {NAME: [1, 2, 3]}
+    assert snapshot.rollouts == {NAME: rollout.read(three, NAME)}
+    assert snapshot.cards[NAME, 2] == store.read_card(three / NAME / "2")
+    assert snapshot.files[NAME, 2] == VersionFiles((three / NAME / "2").stat().st_mtime_ns, size, ("curves.png",))
+    assert list(snapshot.files) == list(snapshot.cards) == [(NAME, 1), (NAME, 2), (NAME, 3)]
+    assert (snapshot.failures, snapshot.retry) == ([], frozenset())
+    assert (snapshot.defaults, snapshot.defaults_error) == ({"sample": NAME}, "")
+
+
+def test_a_readable_card_is_read_once_and_pictures_when_the_folder_has_changed(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = scan(three)
+    listed: list[int] = []
+
+    def version_pictures(folder: Path, name: str, number: int) -> dict[str, Path]:
+        listed.append(number)
+        return {"curves.png": folder}
+
+    monkeypatch.setattr(store, "version_pictures", version_pictures)
+    (three / NAME / "1" / store.CARD).write_text("{")  # the same folder: rewriting a file does not change it
+    (three / NAME / "2" / "curves.png").write_bytes(b"x")
+    after = scan(three, before)
+    assert after.cards == before.cards
+    assert listed == [2]
+    assert [after.files[NAME, number].pictures for number in (1, 2, 3)] == [(), ("curves.png",), ()]
+
+
+def test_an_unreadable_card_is_a_failure_unless_its_version_is_retired(three: Path) -> None:
+    for number in (1, 2):
+        (three / NAME / str(number) / store.CARD).write_text("{")
+    rollout.retire(three, NAME, 1)
+    snapshot = scan(three)
+    assert [(failure.label, failure.reason[:39]) for failure in snapshot.failures] == [
+        ("tiny-gan@2", "tiny-gan/2/card.json: the file: Invalid")
+    ]
+    assert list(snapshot.cards) == list(snapshot.files) == [(NAME, 3)]
+
+
+def test_unreadable_rollouts_and_defaults_are_reported(three: Path) -> None:
+    rollout.activate(three, NAME, 2)
+    before = scan(three)
+    (three / NAME / rollout.FILE).write_text("{")
+    (three / "defaults.json").write_text("[]")
+    after = scan(three, before)
+    assert after.rollouts == before.rollouts
+    assert scan(three).rollouts == {NAME: Rollout()}
+    ((name, version, reason),) = ((failure.name, failure.version, failure.reason) for failure in after.failures)
+    assert (name, version) == ("tiny-gan/active.json", 0)
+    assert reason.startswith("tiny-gan/active.json: the file: Invalid JSON")
+    assert after.defaults is None
+    assert after.defaults_error.startswith("defaults.json: expected an object")
+    assert is_unloaded(three, NAME) is None
+
+
+def test_a_version_that_failed_is_tried_again_when_its_files_changed_its_time_came_or_it_is_gone(three: Path) -> None:
+    files = file_stamps(three, NAME, 1)
+    unchanged = LoadFailure(NAME, 1, "damaged", files)
+    due = LoadFailure(NAME, 2, "out of memory", file_stamps(three, NAME, 2), retry_at=0.0)
+    changed = LoadFailure(NAME, 3, "damaged", files=())
+    gone = LoadFailure("gone", 1, "damaged", files=())
+    assert scan(three, None, unchanged, due, changed, gone).retry == {(NAME, 2), (NAME, 3), ("gone", 1)}
+
+
+def test_the_memory_of_a_worker_depends_on_the_resident_versions(three: Path) -> None:
+    size = (three / NAME / "1" / store.WEIGHTS).stat().st_size
+    assert worker_bytes(three) == 100 * MIB + 2 * 2 * size  # the newest and the previous version
+    rollout.activate(three, NAME, 1, share=10)
+    assert worker_bytes(three) == 100 * MIB + 2 * 3 * size
+    assert worker_bytes(three, max_bytes=size) == 100 * MIB + 2 * size
+    (three / NAME / rollout.FILE).write_text("{")  # as without a rollout
+    assert worker_bytes(three) == 100 * MIB + 2 * 2 * size
+    other = publish_tiny(three, "tiny-cnn").folder / store.WEIGHTS
+    assert worker_bytes(three) == 100 * MIB + 2 * (2 * size + other.stat().st_size)
+
+
+def test_an_unreadable_folder_does_not_affect_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tiny-cnn", "tiny-gan"):
+        publish_tiny(tmp_path, name)
+    iterdir = Path.iterdir
+
+    def failing_iterdir(self: Path) -> Iterator[Path]:  # root ignores file permissions
+        if self.name == "tiny-cnn":
+            raise PermissionError(13, "Permission denied")
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
+    assert list(store.all_versions(tmp_path)) == [("tiny-gan", 1)]
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    before = scan(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", failing_iterdir)
+    # The versions of the unreadable folder are kept.
+    assert scan(tmp_path, before).numbers == {"tiny-cnn": [1], "tiny-gan": [1]}
+    snapshot = scan(tmp_path)
+    assert [(failure.name, failure.version, failure.reason) for failure in snapshot.failures] == [
+        ("tiny-cnn", 0, "tiny-cnn cannot be read: Permission denied")
+    ]
+    assert list(snapshot.cards) == [("tiny-gan", 1)]
