@@ -7,7 +7,6 @@ import builtins
 import fcntl
 import io
 import os
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from app import key_file
 from app.observability import metrics, multiprocess_metrics
 from app.serving import store_watcher
 from app.store import rollout
-from app.store.disk_thread import DiskThread
 
 
 @pytest.fixture
@@ -152,19 +150,3 @@ def admin_headers() -> dict[str, str]:
 async def noticed(access: LoopAccess, store: Path) -> None:
     (store / "defaults.json").stat()
     assert len(access.calls) == 1
-
-
-@pytest.mark.anyio
-async def test_a_disk_thread_runs_one_job_after_the_other_and_skips_abandoned_ones() -> None:
-    disk, event, calls = DiskThread("test"), threading.Event(), list[int]()
-    first = asyncio.create_task(disk.run(event.wait, 30))
-    await asyncio.sleep(0)
-    with pytest.raises(TimeoutError):
-        await disk.run_within(0.01, calls.append, 1)
-    last = asyncio.create_task(disk.run(calls.append, 2))
-    event.set()
-    assert await first
-    await last
-    assert calls == [2]
-    with pytest.raises(ZeroDivisionError):
-        await disk.run(lambda: 1 / 0)

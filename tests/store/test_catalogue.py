@@ -1,0 +1,149 @@
+"""The content of the store as rows: models, versions, checks and comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.networks import publish_tiny, rewrite_card, rewrite_weights
+
+from app import store
+from app.store import catalogue, rollout
+from app.store.rollout import VersionNotFound
+
+NAME = "tiny-gan"
+BAD_WEIGHTS = "tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values, expected none"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store with four versions of the default model tiny-gan."""
+    for _ in range(4):
+        publish_tiny(tmp_path, NAME)
+    return tmp_path
+
+
+def make_invalid(folder: Path, number: int) -> None:
+    rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
+
+
+def model_row(folder: Path) -> dict[str, Any]:
+    (row,) = (row for row in catalogue.list_models(folder) if row["name"] == NAME)
+    return row
+
+
+def test_a_row_describes_the_rollout_of_a_model(folder: Path) -> None:
+    row = {
+        "name": NAME, "task": "sample", "default": True, "active": 4, "follows": "newest", "canary": None,
+        "previous": 3, "retired": [], "unloaded": False, "versions": [1, 2, 3, 4], "changed": "", "by": "",
+        "problem": "",
+    }  # fmt: skip
+    assert catalogue.list_models(folder) == [row]
+    rollout.retire(folder, NAME, 1)
+    changed = rollout.activate(folder, NAME, 2, share=10).changed
+    assert catalogue.list_models(folder) == [
+        {**row, "follows": "choice", "canary": {"version": 2, "share": 10.0}, "previous": 3, "retired": [1],
+         "changed": changed, "by": "activate 2 --share 10"}
+    ]  # fmt: skip
+
+
+def test_only_the_default_model_of_a_task_is_marked(folder: Path) -> None:
+    publish_tiny(folder, "tiny-cgan")
+    publish_tiny(folder, "tiny-cnn")
+    assert {row["name"]: row["default"] for row in catalogue.list_models(folder)} == {
+        "tiny-cgan": False,
+        "tiny-cnn": True,
+        NAME: True,
+    }
+
+
+def test_a_model_without_a_valid_version_has_no_task_and_is_no_default(folder: Path) -> None:
+    for number in (1, 2, 3, 4):
+        make_invalid(folder, number)
+    row = model_row(folder)
+    assert (row["task"], row["default"], row["active"], row["previous"]) == (None, False, None, None)
+
+
+def test_a_removed_previous_version_is_not_listed(folder: Path) -> None:
+    rollout.activate(folder, NAME, 1)
+    assert model_row(folder)["previous"] == 4
+    (folder / NAME / "4").rename(folder / "elsewhere")
+    assert model_row(folder)["previous"] is None
+
+
+def test_an_unreadable_rollout_is_a_problem_of_its_model(folder: Path) -> None:
+    (folder / NAME / rollout.FILE).write_text('{"active": "two"}')
+    row = model_row(folder)
+    assert row["problem"] == "tiny-gan/active.json: active: Input should be a valid integer, found 'two'"
+    assert row["active"] == 4
+
+
+def test_the_versions_of_a_model_have_roles_and_figures(folder: Path) -> None:
+    rewrite_card(folder / NAME / "4", metrics={"fid": {"value": 1.5, "split": "test"}}, notes="a note")
+    rollout.retire(folder, NAME, 1)
+    rollout.activate(folder, NAME, 2, share=10)
+    described = catalogue.describe_model(folder, NAME)
+    assert {**described, "versions": [1, 2, 3, 4]} == model_row(folder)
+    assert [(row["version"], row["role"]) for row in described["versions"]] == [
+        (1, "retired"),
+        (2, "canary"),
+        (3, "previous"),
+        (4, "active"),
+    ]
+    files = (folder / NAME / "4").iterdir()
+    assert described["versions"][3] == {
+        "version": 4, "role": "active", "problem": "", "bytes": sum(path.stat().st_size for path in files),
+        "title": "untrained, for tests", "created": "2026-01-01T00:00:00+00:00", "metrics": {"fid": 1.5},
+        "notes": "a note",
+    }  # fmt: skip
+
+
+def test_an_invalid_version_is_described_with_its_problem(folder: Path) -> None:
+    make_invalid(folder, 2)
+    versions = catalogue.describe_model(folder, NAME)["versions"]
+    assert versions[1] == {"version": 2, "role": "", "problem": BAD_WEIGHTS}
+    with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; there are: tiny-gan$"):
+        catalogue.describe_model(folder, "other")
+
+
+def test_every_file_and_version_is_verified(folder: Path) -> None:
+    make_invalid(folder, 2)
+    names = ["defaults.json", "tiny-gan/active.json", *(f"tiny-gan@{number}" for number in (1, 2, 3, 4))]
+    problems = dict.fromkeys(names, "") | {"tiny-gan@2": BAD_WEIGHTS}
+    assert list(catalogue.verify(folder)) == [{"what": what, "problem": text} for what, text in problems.items()]
+
+
+def test_two_versions_are_compared_by_all_facts_of_their_cards(folder: Path) -> None:
+    version = folder / NAME / "2"
+    rewrite_card(
+        version, metrics={"fid": {"value": 2, "split": "test"}}, data={"rows": "9"}, labels=["a", "b"],
+        vocabulary=["a", "b", "c"], seed=7,
+    )  # fmt: skip
+    rows = {row["what"]: (row["first"], row["second"]) for row in catalogue.diff(folder, NAME, 1, 2)}
+    parameters = sum(tensor.numel() for tensor in store.read_version(folder, NAME, 1).tensors.values())
+    assert rows == {
+        "metrics.fid": (None, 2.0),
+        "sizes.latent": (4, 4),
+        "sizes.hidden": ([8], [8]),
+        "sizes.channels": (1, 1),
+        "sizes.image": (28, 28),
+        "parameters": (parameters, parameters),
+        "data.rows": (None, "9"),
+        "task": ("sample", "sample"),
+        "kind": ("gan-generator", "gan-generator"),
+        "title": ("untrained, for tests", "untrained, for tests"),
+        "created": ("2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00"),
+        "seed": (0, 7),
+        "command": ("none", "none"),
+        "commit": ("none", "none"),
+        "hardware": ("none", "none"),
+        "minutes": (0.0, 0.0),
+        "notes": ("", ""),
+        "labels": (None, 2),
+        "vocabulary": (None, 3),
+        "bytes": (catalogue.size(folder, NAME, 1), catalogue.size(folder, NAME, 2)),
+    }
+    with pytest.raises(VersionNotFound, match=r"^there is no tiny-gan@9 in the store; there are: 1, 2, 3, 4$"):
+        catalogue.diff(folder, NAME, 1, 9)

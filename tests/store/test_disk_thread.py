@@ -1,0 +1,92 @@
+"""A thread for file access: order, errors, abandoned jobs, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from support.waiting import wait_until
+
+from app.store.disk_thread import DiskThread
+
+
+def current_thread(*_: object) -> threading.Thread:
+    return threading.current_thread()
+
+
+def test_a_job_runs_in_a_named_daemon_thread_that_ends_after_the_last_job() -> None:
+    disk = DiskThread("disk")
+    for _ in range(2):  # the next job starts another thread
+        thread = asyncio.run(disk.run(current_thread))
+        assert (thread.name, thread.daemon) == ("disk", True)  # the exit of the process does not wait for it
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_arguments_results_and_errors_are_passed_on() -> None:
+    def failing() -> None:
+        raise FileNotFoundError("x")
+
+    disk = DiskThread("disk")
+    assert asyncio.run(disk.run(divmod, 7, 2)) == (3, 1)
+    assert asyncio.run(disk.run(int, "ff", base=16)) == 255
+    assert asyncio.run(disk.run_within(30, int, "ff", base=16)) == 255
+    with pytest.raises(FileNotFoundError, match="x"):
+        asyncio.run(disk.run(failing))
+
+
+@pytest.mark.anyio
+async def test_jobs_run_in_turn_in_one_thread_and_abandoned_ones_never() -> None:
+    disk, event, calls = DiskThread("disk"), threading.Event(), list[int]()
+    first = asyncio.create_task(disk.run(event.wait, 30))
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        await disk.run_within(0.01, calls.append, 1)
+    others = [asyncio.create_task(disk.run(current_thread)) for _ in range(2)]
+    last = asyncio.create_task(disk.run(calls.append, 2))
+    event.set()
+    assert await first
+    assert await others[0] is await others[1]
+    await last
+    assert calls == [2]
+
+
+@pytest.mark.anyio
+async def test_a_job_whose_caller_has_left_ends_without_an_error() -> None:
+    disk, started, release = DiskThread("disk"), threading.Event(), threading.Event()
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+
+    def hang() -> None:
+        started.set()
+        release.wait(30)
+
+    running = asyncio.create_task(disk.run(hang))
+    await asyncio.to_thread(started.wait, 30)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    release.set()
+    assert await disk.run(int) == 0  # the thread runs further jobs
+    assert not errors
+
+
+def test_a_job_may_end_after_its_event_loop_is_closed() -> None:
+    disk, started, release = DiskThread("disk"), threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    def hang() -> None:
+        threads.append(threading.current_thread())
+        started.set()
+        release.wait(30)
+
+    async def leave() -> None:
+        task = asyncio.create_task(disk.run(hang))
+        await asyncio.to_thread(started.wait, 30)
+        task.cancel()
+
+    asyncio.run(leave())
+    release.set()
+    wait_until(lambda: not threads[0].is_alive())
+    assert asyncio.run(disk.run(int)) == 0
