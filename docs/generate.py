@@ -36,6 +36,7 @@ CARD_FIELDS = {
     "labels": "class names, for classifiers and for generators with labels",
     "vocabulary": "characters, for text models; the position is the token id",
     "series": "season, year, and whether values are non-negative or integers, for networks tuned on own series",
+    "refit_steps": "steps of a second training on all data, after the metrics were measured on a twin",
     "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
     "metrics": "measured figures: value, measured data, stated decimals",
     "data": "name and SHA-256 of each data set",

@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from app.networks.forecaster import QUANTILES, ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
+from training import refit
 from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneConfig, LstmConfig
 from training.data import datasets
 from training.data.tables.read import AGGREGATES
@@ -68,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "series-lstm",
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
+    **refit.OPTION,
     "--force": {"action": "store_true", "help": "publish even if fine-tuning did not improve the test metrics"},
 }
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}

@@ -11,6 +11,7 @@ Measured results are on the model cards and in docs/measurements.md.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -21,11 +22,12 @@ from app import store
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
 from app.tasks.text_generation import TextGenerator
+from training import refit
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure
 from training.loops import distributed
-from training.loops.language_model import fit, new_network
+from training.loops.language_model import fit, fit_again, new_network
 from training.options import Options, base_version, parse_options
 from training.run import Run
 
@@ -47,6 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": 5,
         "help": f"characters that occur less often become {UNKNOWN_CHARACTER}",
     },
+    **refit.OPTION,
 }
 NAMES = {"workshop": "shakespeare-rnn", "strong": "shakespeare-rnn", "gated": "shakespeare-rnn"}
 TITLES = {
@@ -82,7 +85,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     run = Run(options, config, argv)
     characters = texts.encode(text.train, vocabulary).to(options.device)
     train, validation = texts.hold_out(characters, config.validation)
-    network = fit(run, config, train, validation, new_network(config, len(vocabulary)))
+    network, _ = fit(run, config, train, validation, new_network(config, len(vocabulary)))
     if config.validation:
         notes = f"{config.validation:.0%} of the training part, in {texts.HELD_OUT_PLACES} places, was held out."
     else:
@@ -93,11 +96,11 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
         "data": {"tinyshakespeare": text.sha256},
         "notes": f"{notes} Weights averaged over steps.",
     }
-    publish(run, card, text, vocabulary, network, PROMPTS)
+    publish(run, measured_card(run, card, text, vocabulary, network), network, PROMPTS)
 
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train on own texts, from scratch or from a published network, and publish."""
+    """Train on own texts, from scratch or from a published network, measure, train again on all texts, and publish."""
     base = base_version(options, KINDS)
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
@@ -117,8 +120,8 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     else:
         network = new_network(config, len(vocabulary))
 
-    def evaluate_own(network: Any, text: datasets.Text = text) -> None:
-        publish(run, own_card(options, config, text, base), text, vocabulary, network, texts.prompts(text.test))
+    def evaluate_own(network: Any, text: datasets.Text = text) -> dict[str, Any]:
+        return measured_card(run, own_card(options, config, text, base), text, vocabulary, network)
 
     def rehearse(network: Any) -> float:
         """Evaluate on a part of the test; return the seconds of the rest."""
@@ -126,14 +129,22 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         times = []
         for test in (part, dataclasses.replace(part, test=part.test[: len(part.test) // 2])):
             start = time.monotonic()
-            evaluate_own(network, test)
+            publish(run, evaluate_own(network, test), network, texts.prompts(test.test))
             times.append(time.monotonic() - start)
         rest = min(len(text.test), MAX_TEST_CHARACTERS) - len(part.test)
         return max(0.0, times[0] - times[1]) * 2 / len(part.test) * rest - times[1]
 
-    network = fit(run, config, train, validation, network, keep_best=True, window=window, rehearse=rehearse)
+    refits, initial = refit.is_planned(options), copy.deepcopy(network)
+    network, (steps, total) = fit(
+        run, config, train, validation, network, keep_best=True, window=window, rehearse=rehearse, refit=refits
+    )
+    card = distributed.from_rank_zero(lambda: evaluate_own(network))
+    if refits:
+        characters = texts.encode(text.train + text.test, vocabulary).to(options.device)
+        network = fit_again(run, config, characters, initial, steps, total)
+        card = refit.describe(card, steps)
     if distributed.rank() == 0:
-        evaluate_own(network)
+        publish(run, card, network, texts.prompts(text.test))
     distributed.exit_process()
 
 
@@ -161,10 +172,10 @@ def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: sto
     }
 
 
-def publish(
-    run: Run, card: dict[str, Any], text: datasets.Text, vocabulary: list[str], network: Any, prompts: Sequence[str]
-) -> None:
-    """Evaluate the test part once, with the code that serves, and publish."""
+def measured_card(
+    run: Run, card: dict[str, Any], text: datasets.Text, vocabulary: list[str], network: Any
+) -> dict[str, Any]:
+    """The card with its metrics. Evaluates the test part once, with the code that serves."""
     card = {
         "task": "continue",
         "sizes": dataclasses.asdict(network.sizes),
@@ -173,8 +184,12 @@ def publish(
         "vocabulary": vocabulary,
         **card,
     }
+    return {**card, "metrics": measure(run.predictor(TextGenerator, card, network), text)}
+
+
+def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:
+    """Draw samples and publish."""
     generator = run.predictor(TextGenerator, card, network)
-    card["metrics"] = measure(generator, text)
     samples = draw_samples(run.folder / "samples.png", generator, prompts)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 

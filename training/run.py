@@ -73,6 +73,7 @@ class Run:
     Attributes:
         tracked: the objects with ``state_dict`` that a checkpoint holds.
         tensors: further tensors of a checkpoint; each process has its shard of their first dimension.
+        refitting: whether the second training runs, on all data; see ``begin_refit``.
 
     ``data`` is the digest of own data. A run is resumed only with the same config and data.
     """
@@ -88,7 +89,7 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.latest_metrics: dict[str, float] = {}
-        self.rehearsing = False
+        self.rehearsing = self.refitting = False
         configure_cpu(options.threads)
         distributed.initialize(options.device)
         torch.manual_seed(options.seed)
@@ -126,10 +127,27 @@ class Run:
 
         return SummaryWriter(str(self.options.log_dir / self.options.name / self.folder.name))
 
+    def begin_refit(self) -> None:
+        """Begin the second training, on all data. It has its own steps, log and checkpoint.
+
+        Call it when the first training has ended. A resumed run then finds no step left in the first training, and goes
+        on with the second one.
+        """
+        self.refitting, self.step = True, 0
+        self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / ("refit.pt" if self.refitting else "state.pt")
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / ("refit.jsonl" if self.refitting else "metrics.jsonl")
+
     def track(self, **objects: Any) -> None:
         """Set the objects of the checkpoint, and load the last checkpoint if there is one."""
         self.tracked = objects
-        path = self.folder / "state.pt"
+        path = self._checkpoint
         if not path.exists():
             return
         advice = "start a new run without --resume"
@@ -152,14 +170,9 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
         if distributed.rank():
             return
-        lines = [line for line in self._log_lines() if json.loads(line)["step"] <= self.step]
-        (self.folder / "metrics.jsonl").write_text("".join(lines))
+        lines = [line for line in _log_lines(self._log) if json.loads(line)["step"] <= self.step]
+        self._log.write_text("".join(lines))
         print(f"{self.folder}: resumed at step {self.step}")
-
-    def _log_lines(self) -> list[str]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
 
     def save(self) -> None:
         """Write a checkpoint, replacing the last one atomically."""
@@ -170,7 +183,7 @@ class Run:
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
         state |= {"code": _code_digest(), "commit": self.commit}
         torch.save(state, self.folder / "state.tmp")
-        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+        os.replace(self.folder / "state.tmp", self._checkpoint)
 
     def steps(self, total: int | Callable[[], int]) -> Iterator[int]:
         """Yield the remaining steps with a progress bar, each with its own random seed; ``total`` may change.
@@ -190,7 +203,7 @@ class Run:
         bar = tqdm(
             total=last_step,
             initial=self.step,
-            desc=self.options.name,
+            desc=f"{self.options.name}, all data" if self.refitting else self.options.name,
             unit="step",
             dynamic_ncols=True,
             disable=distributed.rank() > 0,
@@ -221,15 +234,18 @@ class Run:
             signal.signal(signal.SIGINT, before)
 
     def log(self, **metrics: float) -> None:
-        """Show metrics on the progress bar and append them to metrics.jsonl with the current step."""
+        """Show metrics on the progress bar and append them to the log with the current step.
+
+        The log is metrics.jsonl, or refit.jsonl for the second training.
+        """
         self.latest_metrics.update(metrics)
         if distributed.rank():
             return
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with self._log.open("a") as file:
             file.write(json.dumps({"step": self.step + 1, **metrics}) + "\n")
         if self.tensorboard is not None:
             for name, value in metrics.items():
-                self.tensorboard.add_scalar(name, value, self.step + 1)
+                self.tensorboard.add_scalar(f"refit_{name}" if self.refitting else name, value, self.step + 1)
             self.tensorboard.flush()
 
     def rehearse(self, evaluate: Callable[[], float]) -> float:
@@ -249,10 +265,10 @@ class Run:
             (self.folder / name).write_text(text, "utf-8")
 
     def plot_curves(self) -> Path:
-        """Plot every logged metric over the steps, to curves.png; return its path."""
+        """Plot every metric of metrics.jsonl over the steps, to curves.png; return its path."""
         from matplotlib.figure import Figure
 
-        records = [json.loads(line) for line in self._log_lines()]
+        records = [json.loads(line) for line in _log_lines(self.folder / "metrics.jsonl")]
         names = list(dict.fromkeys(name for record in records for name in record if name not in ("step", "epoch")))
         figure = Figure(figsize=(4.2 * max(1, len(names)), 3.2), layout="constrained")
         axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
@@ -318,6 +334,11 @@ def configure_cpu(threads: int) -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_TRIM_THRESHOLD, 2**30)
         malloc.mallopt(M_MMAP_THRESHOLD, 2**25)
+
+
+def _log_lines(path: Path) -> list[str]:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]  # a killed process may leave the last line incomplete
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:

@@ -103,6 +103,7 @@ class Card(StrictModel):
     vocabulary: list[str] | None = None
     residuals: list[float] | None = None
     series: SeriesTraits | None = None
+    refit_steps: Int64 | None = None
     metrics: dict[str, Metric]
     data: dict[str, str]
     seed: Int64

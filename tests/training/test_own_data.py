@@ -32,7 +32,7 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, gan_finetune, language_model, time_budget
+from training.loops import cnn_finetune, forecaster_finetune, gan_finetune, language_model, time_budget
 from training.loops import gan as gan_loop
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
@@ -58,6 +58,7 @@ OWN: dict[str, list[str]] = {
     "lstm": ["--csv", "sales.csv", "--season", "7", "--epochs", "3", "--batch", "16", "--force"],
 }
 SCRIPTS: dict[str, Any] = {"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}
+REFITTED = ("rnn", "lstm")  # trained again on all data, after a twin was measured
 SOURCES = {"cnn": "shapes/circle/0003.png", "rnn": "novel.txt", "gan": "shapes/circle/0003.png", "lstm": "sales.csv"}
 CHANGED_DATA = {"rnn": TEXT.replace("7", "8").encode(), "lstm": SALES.replace("7", "8").encode()}
 
@@ -90,7 +91,7 @@ def train(stem: str, *options: str, name: str = "mine") -> None:
 def test_training_on_own_data_publishes_a_version_that_evaluation_confirms(
     stem: str, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(stem)
+    train(stem, *(["--no-refit"] if stem in REFITTED else []))
     card = store.read_version(workspace / "models_store", "mine", 1).card
     (kind, digest), *_ = card.data.items()
     assert kind in ("images:shapes", "text:novel.txt", "csv:sales.csv")
@@ -134,6 +135,43 @@ def test_an_interrupted_run_publishes_nothing_and_ends_the_same_when_resumed(
         store.read_version(workspace / "models_store", name, 1).tensors for name in ("whole", "mine")
     )
     assert all(torch.equal(uninterrupted[key], resumed[key]) for key in uninterrupted)
+
+
+@pytest.mark.parametrize("stem", REFITTED)
+def test_published_weights_are_trained_again_on_all_data(
+    stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models, log = workspace / "models_store", running.Run.log
+    train(stem, "--no-refit", name="twin")
+    train(stem, name="whole")
+
+    def interrupt(self: running.Run, **metrics: float) -> None:
+        log(self, **metrics)
+        if self.refitting:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(running.Run, "log", interrupt)
+    monkeypatch.setattr(language_model, "MIN_STEPS_PER_VALIDATION", 1)
+    monkeypatch.setattr(forecaster_finetune, "MAX_STEPS_PER_EPOCH", 8)
+    with pytest.raises(SystemExit, match=r"at step [18] of \d+; resume with"):
+        train(stem)
+    assert not (models / "mine").exists()
+    monkeypatch.setattr(running.Run, "log", log)
+    train(stem, "--resume")
+
+    twin, whole, mine = (store.read_version(models, name, 1) for name in ("twin", "whole", "mine"))
+    assert twin.card.refit_steps is None
+    assert mine.card.refit_steps == whole.card.refit_steps != 0
+    assert f"on all data, for the {mine.card.refit_steps} steps after which the twin was best" in mine.card.notes
+    for key, metric in twin.card.metrics.items():
+        assert mine.card.metrics[key].value == metric.value
+        assert mine.card.metrics[key].split.endswith("measured on a twin") == (not key.startswith(("untuned", "naive")))
+    assert mine.tensors.keys() == twin.tensors.keys()
+    assert any(not torch.equal(mine.tensors[key], twin.tensors[key]) for key in mine.tensors)
+    assert all(torch.equal(mine.tensors[key], whole.tensors[key]) for key in mine.tensors)
+    capsys.readouterr()
+    assert evaluate.main(["mine"]) == 0
+    assert "those of a twin, whose weights are not published: not measured" in capsys.readouterr().out
 
 
 def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
@@ -256,21 +294,23 @@ class Clock:
         return self.now
 
 
+@pytest.mark.parametrize("trainings", [1, 2])
 @pytest.mark.parametrize("step_seconds", [0.05, 0.4])
-def test_steps_fill_the_time_although_their_pace_changes(tmp_path: Path, step_seconds: float) -> None:
+def test_steps_fill_the_time_although_their_pace_changes(tmp_path: Path, step_seconds: float, trainings: int) -> None:
     clock = Clock()
     run: Any = SimpleNamespace(
         step=0, seconds=0.0, folder=tmp_path, options=SimpleNamespace(started=1000.0, minutes=1.0)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time_budget.time, "monotonic", clock.monotonic)
-        budget = time_budget.StepBudget(run, 500, 60.0, finish_seconds=6.0)
+        budget = time_budget.StepBudget(run, 500, 60.0, finish_seconds=6.0, trainings=trainings)
         clock.now += 4  # start
         totals = []
         while run.step < budget():
             run.step += 1
             clock.now += step_seconds * (1 + (run.step > 60))  # slower from step 60
             totals.append(budget())
+    clock.now += (trainings - 1) * (clock.now - 1004)  # the second training takes as long
     assert clock.now - 1000 == pytest.approx(54, abs=3)
     assert len(set(totals)) < 60
     assert json.loads((tmp_path / "budget.json").read_text()) == {"steps": run.step, "finish_seconds": 6.0}

@@ -2,6 +2,7 @@
 
     python -m training.evaluation.evaluate [--store DIR] [NAME ...]
 
+Versions that were trained again on all data are not measured, only their data are compared: no data were held out.
 Exits with status 1 if a metric differs by more than its rounding, or if the data differ from those of the card.
 Networks that compute in bfloat16 on processors that support it may differ by 0.002; typical differences are 0.0001 to
 0.001.
@@ -172,6 +173,8 @@ def check(version: store.Version, models: Path, device: str) -> list[str]:
     own = own_data(version.card, models)
     changed = [name for name, sha256 in version.card.data.items() if sha256_of(name, models, own) != sha256]
     lines = [f"  {name:34} differs from the card ✗" for name in changed]
+    if version.card.refit_steps is not None:
+        return [*lines, "  the metrics are those of a twin, whose weights are not published: not measured"]
     return [*lines, *compare(version.card, measure(version, models, device, own))]
 
 

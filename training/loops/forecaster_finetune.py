@@ -1,6 +1,7 @@
 """Own series: fine-tune a published forecaster on a CSV file, and compare it with the unchanged one.
 
 Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing is published without ``--force``.
+If it does, the published weights are trained again on all rows; see ``training.refit``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, yearly_pattern
+from training import refit
 from training.best_weights import BestWeights
 from training.configs import ForecasterFinetuneConfig
 from training.data.datasets import DataError
@@ -142,43 +144,61 @@ def _with_traits(version: store.Version, traits: store.SeriesTraits) -> store.Ve
 
 
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
-    """Read, fine-tune, measure and publish."""
+    """Read, fine-tune, measure, fine-tune again on all rows, and publish."""
     own = read(options, config.horizon)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", to_json_lines(own.table))
-    network = finetune(run, config, own)
+    network, steps = finetune(run, config, own)
+    card, reason, publishes = distributed.from_rank_zero(lambda: evaluate(run, own, network))
+    if publishes and refit.is_planned(options):
+        network = finetune_again(run, config, own, *steps)
+        card = refit.describe(card, steps[0])
     if distributed.rank() == 0:
-        publish(run, own, network)
+        finish(run, card, network, publishes)
+        print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
     distributed.exit_process()
 
 
-def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
-    """Fine-tune the base network and return the averaged network with the lowest validation loss."""
+def window_sampler(own: OwnSeries, sizes: ForecasterSizes, pasts: Sequence[np.ndarray]) -> WindowSampler:
+    """Windows of the values [T] of each series, without their yearly pattern."""
+    if own.traits.year:
+        pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
+    series = [torch.from_numpy(values) for values in pasts]
+    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0)
+    return WindowSampler([source], sizes.context, sizes.horizon)
+
+
+def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:
+    """The config with a batch for all processes, and an average that covers at most 5 % of the steps."""
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / steps))
+    return replace(config, batch=distributed.divisible_batch(config.batch), ema_decay=ema_decay)
+
+
+def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tuple[Any, tuple[int, int]]:
+    """Fine-tune the base network on the training parts.
+
+    Returns the averaged network with the lowest validation loss, the number of steps after which it was reached, and
+    the number of all steps.
+    """
     options, season = run.options, own.table.season
     network: Any = own.base.network()
-    sizes: ForecasterSizes = network.sizes
     past = [split.series.values[: split.validation] for split in own.splits]
-    if own.traits.year:
-        past = [values - yearly_pattern(values, own.traits.year, 0) for values in past]
-    series = [torch.from_numpy(values) for values in past]
-    source = Source(series, season, min(own.horizon, sizes.horizon), share=1.0)
-    sampler = WindowSampler([source], sizes.context, sizes.horizon)
-    steps_per_epoch = min(max(sum(map(len, series)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
-    config = replace(config, batch=distributed.divisible_batch(config.batch))
+    sampler = window_sampler(own, network.sizes, past)
+    steps_per_epoch = min(max(sum(map(len, past)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
 
     def start_dummy_run() -> Callable[[int], object]:
-        discarded = Trainer(copy.deepcopy(network), sampler, config, options.seed, options.device)
+        discarded = Trainer(copy.deepcopy(network), sampler, _averaged(config, 1), options.seed, options.device)
         return lambda step: discarded.update(step, config.learning_rate)
 
     def rehearse() -> float:
-        publish(run, own, network)
+        finish(run, evaluate(run, own, network)[0], network, publishes=True)
         return 0.0
 
-    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse)
-    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # covers at most 5 % of a short run
-    config = replace(config, ema_decay=ema_decay)
+    steps = config.epochs * steps_per_epoch
+    budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(options))
+    config = _averaged(config, budget.steps)
     validation = Validation(
         GlobalForecaster(_with_traits(own.base, own.traits), torch.device(options.device)),
         backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
@@ -192,9 +212,23 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> Any:
         loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
         if (step + 1) % steps_per_epoch == 0 or step + 1 == total:
             validation_loss = validation(trainer.average.module)
-            best.update(trainer.average.module, validation_loss)
+            best.update(trainer.average.module, validation_loss, step + 1)
             run.log(epoch=-(-(step + 1) // steps_per_epoch), loss=loss, validation_loss=validation_loss)
     trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module, (int(best.steps), budget.steps)
+
+
+def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:
+    """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; returns the average."""
+    network: Any = own.base.network()
+    sampler = window_sampler(own, network.sizes, [split.series.values for split in own.splits])
+    trainer = Trainer(network, sampler, _averaged(config, total), run.options.seed, run.options.device)
+    run.begin_refit()
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
+    for step in run.steps(steps):
+        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
+        if (step + 1) % MAX_STEPS_PER_EPOCH == 0 or step + 1 == steps:
+            run.log(loss=loss)
     return trainer.average.module
 
 
@@ -279,16 +313,23 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
     }
 
 
-def publish(run: Run, own: OwnSeries, network: Any) -> None:
-    """Evaluate the test part once, with the code that serves, and publish if fine-tuning helped or with --force."""
+def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], str, bool]:
+    """Evaluate the test part once, with the code that serves.
+
+    Returns the card, a sentence on whether fine-tuning helped, and whether to publish: if it helped, or with --force.
+    """
     forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
     metrics = measure(forecaster, own)
     helped, reason = verdict(metrics)
     card = {**card_of(own, network.sizes, reason), "metrics": metrics}
-    samples = draw_samples(run.folder / "samples.png", examples(forecaster, own))
-    publishes = helped or run.options.data_options["force"]
-    run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples}, publish=publishes)
-    print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
+    draw_samples(run.folder / "samples.png", examples(forecaster, own))
+    return card, reason, helped or run.options.data_options["force"]
+
+
+def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> None:
+    """Write the card and, if ``publishes``, publish the network with its pictures."""
+    pictures = {"curves.png": run.plot_curves(), "samples.png": run.folder / "samples.png"}
+    run.finish(card, network, pictures, publish=publishes)
 
 
 def examples(forecaster: GlobalForecaster, own: OwnSeries) -> list[Example]:

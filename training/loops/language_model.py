@@ -140,11 +140,14 @@ def fit(
     keep_best: bool = False,
     window: int = WINDOW,
     rehearse: Callable[[Any], float] | None = None,
-) -> Any:
-    """Train on characters [N] and return the averaged network.
+    refit: bool = False,
+) -> tuple[Any, tuple[int, int]]:
+    """Train on characters [N].
+
+    Returns the averaged network, the number of steps after which it was reached, and the number of all steps.
 
     ``keep_best``: return the averaged weights with the lowest validation loss, because small texts are soon memorised.
-    ``rehearse``: evaluates a network as at the end, for ``--minutes``.
+    ``rehearse``: evaluates a network as at the end, for ``--minutes``; ``refit``: ``fit_again`` follows.
     """
     device = run.options.device
     steps_per_epoch = count_steps(config, len(train))
@@ -158,12 +161,12 @@ def fit(
     def rehearse_network() -> float:
         return rehearse(network) if rehearse else 0.0
 
-    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse_network)
+    budget = time_budget.plan(run, config.epochs * steps_per_epoch, start_dummy_run, rehearse_network, refit)
     total, validate_every = budget.steps, steps_per_epoch
     if run.options.minutes is not None:  # an epoch of a long text may take longer
         validate_every = min(steps_per_epoch, max(MIN_STEPS_PER_VALIDATION, total // MAX_VALIDATIONS))
-    if keep_best:  # the average covers at most 5 % of a short run
-        config = dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / total)))
+    if keep_best:
+        config = _averaged(config, total)
     trainer = Trainer(network, config, device)
     run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
     best = BestWeights(trainer.average.module) if keep_best and config.validation else None
@@ -171,13 +174,7 @@ def fit(
     run.track(**tracked, **({"best": best} if best else {}))
     for step in run.steps(budget):
         total = budget()
-        epoch, step_of_epoch = divmod(step, steps_per_epoch)
-        characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
-        reset = torch.rand(config.batch) < (1.0 if step_of_epoch == 0 else config.reset_state)
-        state = run.tensors["state"].clone()
-        state[distributed.shard(reset).to(device)] = 0
-        learning_rate = config.learning_rate * cosine_schedule(step, total)
-        loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
+        loss = _train_step(run, trainer, train, step, total)
         if (step + 1) % validate_every == 0 or step + 1 == total:
             metrics = (
                 {"validation_loss": window_loss(trainer.average.module, *validation, window=window)}
@@ -185,11 +182,42 @@ def fit(
                 else {}
             )
             if best:
-                best.update(trainer.average.module, metrics["validation_loss"])
-            run.log(epoch=epoch + 1, loss=loss.item(), **metrics)
+                best.update(trainer.average.module, metrics["validation_loss"], step + 1)
+            run.log(epoch=step // steps_per_epoch + 1, loss=loss.item(), **metrics)
     if best:
         trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module, (int(best.steps) if best else total, total)
+
+
+def fit_again(run: Run, config: RnnConfig, characters: Tensor, network: Any, steps: int, total: int) -> Any:
+    """Train on all characters [N] for the first ``steps`` of ``total`` steps; returns the averaged network."""
+    trainer = Trainer(network, _averaged(config, total), run.options.device)
+    run.begin_refit()
+    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
+    for step in run.steps(steps):
+        loss = _train_step(run, trainer, characters, step, total)
+        if (step + 1) % MIN_STEPS_PER_VALIDATION == 0 or step + 1 == steps:
+            run.log(loss=loss.item())
     return trainer.average.module
+
+
+def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
+    """The config with an average that covers at most 5 % of the steps."""
+    return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / steps)))
+
+
+def _train_step(run: Run, trainer: Trainer, train: Tensor, step: int, total: int) -> Tensor:
+    """Train one of ``total`` steps with the state of the run; returns the loss."""
+    config = trainer.config
+    epoch, step_of_epoch = divmod(step, count_steps(config, len(train)))
+    characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
+    reset = torch.rand(config.batch) < (1.0 if step_of_epoch == 0 else config.reset_state)
+    state = run.tensors["state"].clone()
+    state[distributed.shard(reset).to(state.device)] = 0
+    learning_rate = config.learning_rate * cosine_schedule(step, total)
+    loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
+    return loss
 
 
 def count_steps(config: RnnConfig, characters: int) -> int:

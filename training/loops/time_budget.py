@@ -22,12 +22,16 @@ MAX_CHANGE = 2.0  # of the number of remaining steps by one plan
 class StepBudget:
     """The number of steps of a run: ``budget()``. It is fixed, or as many steps as fit into ``--minutes``.
 
-    ``seconds``: of the whole command, or None for a fixed number. ``finish_seconds``: of its evaluation. The plan is
-    stored in budget.json, so that a resumed run goes on with it.
+    ``seconds``: of the whole command, or None for a fixed number. ``finish_seconds``: of its evaluation. ``trainings``:
+    2 if a second training with up to as many steps follows. The plan is stored in budget.json, so that a resumed run
+    goes on with it.
     """
 
-    def __init__(self, run: Run, steps: int, seconds: float | None = None, finish_seconds: float = 0.0) -> None:
+    def __init__(
+        self, run: Run, steps: int, seconds: float | None = None, finish_seconds: float = 0.0, trainings: int = 1
+    ) -> None:
         self.run, self.steps, self.seconds, self.finish_seconds = run, steps, seconds, finish_seconds
+        self.trainings = trainings
         self.clock: tuple[float, int] | None = None  # time and step from which the pace is measured
         self.next_plan = self.first_step = -1
         self.end = 0.0  # of the training, on the monotonic clock
@@ -53,7 +57,7 @@ class StepBudget:
         now = time.monotonic()
         pace = (now - self.clock[0]) / (step - self.clock[1])
         remaining = max(1, self.steps - step)
-        fitting = (self.end - now) / max(pace, 1e-6)
+        fitting = ((self.end - now) / max(pace, 1e-6) - (self.trainings - 1) * step) / self.trainings
         steps = step + max(1, round(min(max(fitting, remaining / MAX_CHANGE), remaining * MAX_CHANGE)))
         _save(self.run, {"steps": steps, "finish_seconds": self.finish_seconds})
         return steps
@@ -64,6 +68,7 @@ def plan(
     default: int,
     start_dummy_run: Callable[[], Callable[[int], object]],
     rehearse: Callable[[], float] | None = None,
+    refit: bool = False,
 ) -> StepBudget:
     """The budget of a run; ``default`` steps without ``--minutes``. At least one step is trained.
 
@@ -72,6 +77,7 @@ def plan(
         default: steps without ``--minutes``.
         start_dummy_run: returns a function that takes the number of a step and trains a copy of the network.
         rehearse: evaluates an untrained network as at the end, so that the time for this is kept; see ``Run.rehearse``.
+        refit: whether half of the time is kept for a second training, on all data; see ``training.refit``.
     """
     minutes = run.options.minutes
     if minutes is None:
@@ -80,12 +86,14 @@ def plan(
     if not distributed.from_rank_zero(path.exists):
         finish = distributed.from_rank_zero(lambda: run.rehearse(rehearse) if rehearse else 0.0)
         seconds = max(1e-5, _seconds_per_step(start_dummy_run()))
-        distributed.from_rank_zero(lambda: _first_plan(run, 60 * minutes, seconds, finish))
+        trained_seconds = seconds * (1 + refit)
+        distributed.from_rank_zero(lambda: _first_plan(run, 60 * minutes, trained_seconds, finish))
     stored: dict[str, Any] = distributed.from_rank_zero(lambda: json.loads(path.read_text()))
-    return StepBudget(run, stored["steps"], 60 * minutes, stored["finish_seconds"])
+    return StepBudget(run, stored["steps"], 60 * minutes, stored["finish_seconds"], 1 + refit)
 
 
 def _first_plan(run: Run, total_seconds: float, seconds: float, finish: float) -> None:
+    """Store the number of steps that fit; ``seconds``: of a step, in all trainings."""
     left = total_seconds - finish - (time.monotonic() - run.options.started)
     steps = max(1, int(left / seconds))
     _save(run, {"steps": steps, "finish_seconds": finish})
