@@ -3,6 +3,7 @@
     python -m training.lstm                           # sine-lstm: the workshop's LSTM on its noisy sine
     python -m training.lstm --csv FILE --look         # how your own table is read
     python -m training.lstm --csv FILE --name sales   # your own series: fine-tunes series-lstm
+    python -m training.lstm --csv FILE --backtest     # a report: fine-tuned, next to ETS and seasonal naive
     python -m training.lstm --preset strong           # series-lstm: one network for any series
 
 Measured results are on the model cards and in docs/measurements.md.
@@ -70,6 +71,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "model to fine-tune: NAME or NAME@VERSION",
     },
     **refit.OPTION,
+    "--backtest": {"action": "store_true", "help": "write a report of rolling forecasts next to other methods"},
+    "--version": {"metavar": "NAME", "help": "with --backtest: do not train; report on NAME or NAME@VERSION"},
     "--force": {"action": "store_true", "help": "publish even if fine-tuning did not improve the test metrics"},
 }
 NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
@@ -79,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if options.data_options["look"]:
         forecaster_finetune.look(options)
+        return
+    if isinstance(config, ForecasterFinetuneConfig) and options.data_options["version"]:
+        forecaster_finetune.backtest_version(options, config)
         return
     if isinstance(config, ForecasterFinetuneConfig):
         forecaster_finetune.train(options, config, argv)

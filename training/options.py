@@ -21,6 +21,7 @@ from training.data.datasets import DataError
 from training.loops import distributed
 
 C = TypeVar("C")  # the dataclass of a preset
+FROM_SCRATCH = "; or use --from scratch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,13 @@ def _check_data_options(
         if not has_data:
             parser.error(f"--look needs {flag}")
         common.setdefault("name", "look")
+    if data_options.get("version") and not data_options["backtest"]:
+        parser.error("--version needs --backtest")
+    if data_options.get("backtest"):
+        if not has_data:
+            parser.error(f"--backtest needs {flag}")
+        if "name" not in common:  # a report only
+            common |= {"name": "backtest", "publish": False}
     if has_data and "name" not in common:
         parser.error(f"{flag} needs --name, the name of the new model")
     if not has_data and common["minutes"] is not None:
@@ -204,14 +212,15 @@ def _minutes(text: str) -> float:
 
 
 def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None:
-    """The published version that ``--from`` names; None for ``--from scratch``.
+    """The published version that ``--from`` or ``--version`` names; None for ``--from scratch``.
 
     NAME stands for the active version, NAME@VERSION for any version.
 
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
     """
-    text: str = options.data_options["origin"]
+    other = options.data_options.get("version")
+    flag, text, advice = ("--version", other, "") if other else ("--from", options.data_options["origin"], FROM_SCRATCH)
     if text == "scratch":
         return None
     name, _, number = text.partition("@")
@@ -219,14 +228,14 @@ def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None
     numbers = [own for other, own in versions if other == name]
     if not numbers or (number and number not in map(str, numbers)):
         names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
-        raise DataError(f"--from {text}: not in {options.store}, which holds {names}; or use --from scratch")
+        raise DataError(f"{flag} {text}: not in {options.store}, which holds {names}{advice}")
     try:
         active = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
         version = rollout.check_version(options.store, name, active or max(numbers))
     except store.StoreError as error:
-        raise DataError(f"--from {text}: {error}") from error
+        raise DataError(f"{flag} {text}: {error}") from error
     if version.card.kind not in kinds:
         raise DataError(
-            f"--from {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
+            f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     return version

@@ -35,7 +35,8 @@ class Split:
 class Origins:
     """Forecast origins: the values before each, the actual values [N, horizon] after it, and the MASE scale [N].
 
-    Actual values are NaN where the table has none. ``series``: number of series that the origins come from.
+    Actual values are NaN where the table has none. ``series``: number of series that the origins come from. ``places``:
+    of each origin, the index of its split and the position in the series.
     """
 
     past: list[np.ndarray]
@@ -43,12 +44,14 @@ class Origins:
     mase_scale: np.ndarray
     season: int
     series: int
+    places: list[tuple[int, int]]
 
     def subset(self, max_origins: int) -> Origins:
         """At most ``max_origins`` of the origins, evenly spaced."""
         indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
         past = [self.past[index] for index in indices]
-        return Origins(past, self.actual[indices], self.mase_scale[indices], self.season, self.series)
+        places = [self.places[index] for index in indices]
+        return Origins(past, self.actual[indices], self.mase_scale[indices], self.season, self.series, places)
 
 
 def longest_horizon(table: Table) -> int:
@@ -102,8 +105,8 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["v
     Raises:
         DataError: no origin is left.
     """
-    past, actual, scales = [], [], []
-    for parts in splits:
+    past, actual, scales, places = [], [], [], []
+    for number, parts in enumerate(splits):
         values = parts.series.values
         start, end = (parts.validation, parts.test) if part == "validation" else (parts.test, len(values))
         scale = forecast_metrics.mase_scale(values[: parts.validation], season)
@@ -114,9 +117,10 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["v
                 past.append(values[max(origin - MAX_PAST, 0) : origin])
                 actual.append(future)
                 scales.append(scale)
+                places.append((number, origin))
     if not past:
         raise DataError(f"all values of the {part} parts are missing, so no forecast can be measured")
-    return Origins(past, np.stack(actual), np.array(scales), season, len(splits))
+    return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places)
 
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:

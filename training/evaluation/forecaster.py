@@ -99,5 +99,5 @@ def draw_samples(path: Path, examples: Sequence[Example]) -> Path:
         axis.plot(ahead, example.forecast.median, color="tab:blue")
         for level in (50, 95):
             axis.fill_between(ahead, *example.forecast.interval(level), color="tab:blue", alpha=0.15, linewidth=0)
-        axis.set_title(example.name, fontsize=9)
+        axis.set_title(example.name, fontsize=9, parse_math=False)
     return save_figure(figure, path)

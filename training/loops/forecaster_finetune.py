@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,7 @@ from training.data.tables.table import Table, describe, summary, to_json_lines, 
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Origins, Split
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
+from training.evaluation.report import page, results
 from training.loops import distributed, time_budget
 from training.loops.forecaster import Trainer
 from training.options import Options, base_version
@@ -41,6 +45,7 @@ MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a valid
 YEARS = {"day": 365.25, "business day": 260.9}  # values per year
 MAX_YEAR_FORECASTS = 200  # that decide whether a yearly pattern is removed
 MAX_VALIDATION_FORECASTS, MAX_TEST_FORECASTS = 1000, 5000
+MAX_ETS_SECONDS = 60.0  # of a backtest report
 MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must reduce it
 
 
@@ -48,7 +53,7 @@ MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must r
 class OwnSeries:
     """Own series, split for training, validation and testing; the forecast horizon; and the version to fine-tune.
 
-    ``traits``: season, year and kind of values, for the card.
+    ``traits``: season, year and kind of values, for the card. ``references``: for the report of ``--backtest``.
     """
 
     table: Table
@@ -56,6 +61,7 @@ class OwnSeries:
     horizon: int
     base: store.Version
     traits: store.SeriesTraits
+    references: results.References | None = None
 
     @property
     def sha256(self) -> str:
@@ -150,6 +156,8 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     run = Run(options, config, argv, own.sha256)
     run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
     run.write_file("series.jsonl", to_json_lines(own.table))
+    if options.data_options["backtest"] and distributed.rank() == 0:
+        own = replace(own, references=references(options, own))
     network, steps = finetune(run, config, own)
     card, reason, publishes = distributed.from_rank_zero(lambda: evaluate(run, own, network))
     if publishes and refit.is_planned(options):
@@ -323,13 +331,75 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     helped, reason = verdict(metrics)
     card = {**card_of(own, network.sizes, reason), "metrics": metrics}
     draw_samples(run.folder / "samples.png", examples(forecaster, own))
+    if own.references:
+        write_backtest(run.folder, own, forecaster, own.base, run.options.name, run.command)
     return card, reason, helped or run.options.data_options["force"]
 
 
 def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> None:
     """Write the card and, if ``publishes``, publish the network with its pictures."""
-    pictures = {"curves.png": run.plot_curves(), "samples.png": run.folder / "samples.png"}
+    drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
+    pictures = {"curves.png": run.plot_curves()} | {path.name: path for path in drawn}
     run.finish(card, network, pictures, publish=publishes)
+    if (run.folder / "backtest.html").exists() and not run.rehearsing:
+        print(f"wrote {run.folder / 'backtest.html'}")
+
+
+def references(options: Options, own: OwnSeries) -> results.References:
+    """The forecasts without network of a report, within a tenth of ``--minutes``."""
+    seconds = MAX_ETS_SECONDS if options.minutes is None else min(MAX_ETS_SECONDS, 6 * options.minutes)
+    return results.references(own.splits, own.table.season, own.horizon, seconds)
+
+
+def _label(version: store.Version) -> str:
+    return f"{version.card.name}@{version.card.version}"
+
+
+def write_backtest(
+    folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: store.Version | None, name: str, command: str
+) -> Path:
+    """Write the report of a forecaster, and of the version that it was fine-tuned from; return its picture.
+
+    ``name``: of the forecaster.
+    """
+    assert own.references is not None
+    networks, explanations = {}, {}
+    tuned = f"{name}, tuned"
+    if base is not None:
+        untuned = f"{_label(base)}, not tuned"
+        networks[untuned] = as_method(GlobalForecaster(base, forecaster.device))
+        explanations[untuned] = "the published network, which has not been trained on this table"
+        explanations[tuned] = f"{_label(base)}, fine-tuned on the values before the validation part of each series"
+    else:
+        tuned = name
+        explanations[tuned] = "the published network"
+    networks[tuned] = as_method(forecaster)
+    compared = own.references.compare(own.table, len(own.splits), networks)
+    return page.write(folder, compared, command, explanations)
+
+
+def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None:
+    """Write the report of the published version that ``--version`` names, without training.
+
+    Raises:
+        DataError: the table or the version cannot be used, or the version was trained on all rows of the table.
+    """
+    own = read(options, config.horizon)
+    report(own.table)
+    card, label = own.base.card, _label(own.base)
+    same = f"csv:{own.table.name}" in card.data or own.sha256 in card.data.values()
+    if same and card.refit_steps is not None:
+        raise DataError(
+            f"--version {label}: it was trained on all rows of {own.table.name}, so its errors on them would be too "
+            "low; its backtest.png shows the errors before that. Type --backtest without --version to train and measure"
+        )
+    own = replace(own, references=references(options, own))
+    folder = options.runs / card.name / f"backtest-{datetime.now(UTC).strftime('%Y-%m-%dT%H-%M-%S')}"
+    folder.mkdir(parents=True)
+    command = shlex.join(["python", "-m", options.script, *sys.argv[1:]])
+    forecaster = GlobalForecaster(own.base, torch.device(options.device))
+    write_backtest(folder, own, forecaster, None, label, command)
+    print(f"wrote {folder / 'backtest.html'} and backtest.png")
 
 
 def examples(forecaster: GlobalForecaster, own: OwnSeries) -> list[Example]:

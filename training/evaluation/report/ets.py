@@ -1,0 +1,114 @@
+"""Exponential smoothing (ETS; Hyndman et al. 2008) with statsmodels, as a benchmark of forecasts."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from app.tasks.forecasting import SCORES, QuantileForecast
+from training.evaluation import backtest
+from training.evaluation.backtest import Origins
+
+LEVELS = (95, 80, 60, 40, 20)  # per cent of the intervals whose bounds are the quantiles of a QuantileForecast
+MIN_SEASONS = 2  # that a series needs, so that its season is fitted
+MAX_ITERATIONS, SIMULATIONS = 200, 1000
+NON_SEASONAL: tuple[dict[str, Any], ...] = ({}, {"trend": "add"}, {"trend": "add", "damped_trend": True})
+SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "damped_trend": True, "seasonal": "add"})
+MULTIPLICATIVE = (
+    {"error": "mul", "seasonal": "mul"},
+    {"error": "mul", "trend": "add", "damped_trend": True, "seasonal": "mul"},
+)  # only of positive series
+
+
+def forecasts(
+    origins: Origins, names: Sequence[str], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> tuple[list[QuantileForecast], list[str]]:
+    """Forecasts from all origins, and remarks about series that ETS did not forecast. ``names``: of the splits.
+
+    The model of a series is chosen by AICc, with the values before its first origin, and fitted again at every origin.
+    Seasonal naive replaces ETS for series where it fails, and after ``seconds``.
+    """
+    end, horizon = clock() + seconds, origins.actual.shape[1]
+    result = backtest.seasonal_naive(origins.past, origins.season, horizon)
+    problems: dict[str, list[str]] = {}
+
+    def check(*_: object) -> None:
+        if clock() >= end:
+            raise TimeoutError
+
+    for number, name in enumerate(names):
+        own = [at for at, (other, _) in enumerate(origins.places) if other == number]
+        if not own:
+            continue
+        try:
+            model, parameters = _chosen(origins.past[own[0]], origins.season, check)
+            smoothed = []
+            for at in own:
+                parameters, forecast = _forecast(origins.past[at], model, parameters, horizon, check)
+                smoothed.append(forecast)
+            for at, forecast in zip(own, smoothed, strict=True):
+                result[at] = forecast
+        except TimeoutError:
+            problems.setdefault(f"it took longer than {seconds:.0f} s", []).append(name)
+        except Exception as error:  # statsmodels raises errors of many classes for unusual series
+            problems.setdefault(f"it failed ({type(error).__name__}: {str(error)[:100]})", []).append(name)
+    remarks = [
+        f"ETS: seasonal naive replaces it for {_listed(names)}, because {reason}" for reason, names in problems.items()
+    ]
+    return result, remarks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more series" if len(names) > 5 else "")
+
+
+def _chosen(past: np.ndarray, season: int, check: Callable[..., None]) -> tuple[dict[str, Any], np.ndarray]:
+    """Options and parameters of the model with the lowest AICc for a series [T]."""
+    seasonal = season > 1 and len(past) >= MIN_SEASONS * season + 1
+    models = (*NON_SEASONAL, *(SEASONAL if seasonal else ()), *(MULTIPLICATIVE if seasonal and past.min() > 0 else ()))
+    best: tuple[float, dict[str, Any], np.ndarray] | None = None
+    for model in models:
+        options = {**model, "seasonal_periods": season} if "seasonal" in model else model
+        result = _fit(past, options, None, check)
+        score = float(result.aicc)
+        if np.isfinite(score) and (best is None or score < best[0]):
+            best = score, options, np.asarray(result.params)
+    if best is None:
+        raise ValueError("no model fits")
+    return best[1:]
+
+
+def _forecast(
+    past: np.ndarray, model: dict[str, Any], parameters: np.ndarray, horizon: int, check: Callable[..., None]
+) -> tuple[np.ndarray, QuantileForecast]:
+    """Fit a model, starting with the given parameters; returns the new ones and the forecast."""
+    result = _fit(past, model, parameters, check)
+    errors = np.random.default_rng(0).standard_normal((horizon, SIMULATIONS)) * np.sqrt(result.mse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prediction = result.get_prediction(  # additive models have exact intervals, those of the others are simulated
+            len(past), len(past) + horizon - 1, simulate_repetitions=SIMULATIONS, random_errors=errors
+        )
+        intervals = [np.asarray(prediction.pred_int(alpha=1 - level / 100)) for level in LEVELS]
+    median = np.asarray(prediction.predicted_mean)
+    lower, upper = ([interval[:, side] for interval in intervals] for side in (0, 1))
+    quantiles = np.stack([*lower, median, *reversed(upper)], axis=1)
+    if not np.isfinite(quantiles).all():
+        raise ValueError("its forecasts are not finite")
+    return np.asarray(result.params), QuantileForecast(median, median, SCORES, quantiles)
+
+
+def _fit(past: np.ndarray, model: dict[str, Any], start: np.ndarray | None, check: Callable[..., None]) -> Any:
+    """Fit a model to a series [T]; ``check`` is called at each iteration."""
+    import pandas as pd
+    from statsmodels.tsa.exponential_smoothing.ets import ETSModel
+
+    check()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that does not converge has a high AICc
+        fitted = ETSModel(pd.Series(past), initialization_method="heuristic", **model)
+        return fitted.fit(start_params=start, disp=False, maxiter=MAX_ITERATIONS, callback=check)

@@ -1,0 +1,150 @@
+"""The plots of a backtest report."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.report.results import ETS, NAIVE, Backtest, times
+
+# Colours that people with colour blindness can tell apart (Okabe and Ito 2008)
+COLORS = {NAIVE: "#999999", ETS: "#e69f00"}
+TUNED_COLOR, OTHER_COLORS = "#0072b2", ("#cc79a7", "#009e73")
+PICTURE_SERIES, PAGE_SERIES = 3, 8  # whose forecasts are drawn
+SHOWN_STEPS = 400  # of a series
+SHOWN_PAST = 2  # horizons before the first window
+
+
+def color_of(backtest: Backtest, method: str) -> str:
+    """The colour of a method in all plots."""
+    others = [name for name in backtest.methods if name not in (*COLORS, backtest.tuned)]
+    return TUNED_COLOR if method == backtest.tuned else COLORS.get(method) or OTHER_COLORS[others.index(method) % 2]
+
+
+def picture(backtest: Backtest) -> Any:
+    """One figure with all: the errors of the methods, the error by step ahead, and some rolling forecasts."""
+    chosen = shown_series(backtest, PICTURE_SERIES)
+    figure = _figure(11, 3.4 + 2.6 * len(chosen))
+    grid = figure.add_gridspec(1 + len(chosen), 2, height_ratios=[1.15, *([1] * len(chosen))])
+    draw_errors(figure.add_subplot(grid[0, 0]), backtest)
+    draw_steps(figure.add_subplot(grid[0, 1]), backtest)
+    for row, number in enumerate(chosen):
+        draw_series(figure.add_subplot(grid[1 + row, :]), backtest, number)
+    _legend(figure, backtest)
+    return figure
+
+
+def error_figure(backtest: Backtest) -> Any:
+    """The error by step ahead."""
+    figure = _figure(10, 3.6)
+    draw_steps(figure.subplots(), backtest)
+    _legend(figure, backtest, actual=False)
+    return figure
+
+
+def series_figure(backtest: Backtest, number: int) -> Any:
+    """The rolling forecasts of one series."""
+    figure = _figure(10, 3.2)
+    draw_series(figure.subplots(), backtest, number)
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """The figure as an SVG element for an HTML page."""
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def shown_series(backtest: Backtest, count: int) -> list[int]:
+    """The indices of up to ``count`` of the splits, evenly spaced."""
+    last = len(backtest.splits) - 1
+    return sorted({round(at) for at in np.linspace(0, last, min(count, last + 1))})
+
+
+def draw_errors(axis: Any, backtest: Backtest) -> None:
+    """A bar per method: its MASE, with its name and its other errors above."""
+    names = list(reversed(backtest.methods))
+    errors = [backtest.errors(name) for name in names]
+    axis.barh(
+        range(len(names)), [error.mase for error in errors], color=[color_of(backtest, n) for n in names], height=0.4
+    )
+    for at, (name, error) in enumerate(zip(names, errors, strict=True)):
+        weight = "bold" if name == backtest.tuned else "normal"
+        others = f"WQL {error.wql:.3f}, {error.coverage:.0%} in the 80 % interval"
+        axis.text(0, at + 0.24, name, fontsize=9, va="bottom", weight=weight, parse_math=False)
+        axis.text(1, at + 0.24, others, fontsize=9, va="bottom", ha="right", transform=axis.get_yaxis_transform())
+        axis.text(error.mase, at, f" {error.mase:.3f}", fontsize=9, va="center", weight=weight)
+    axis.set_xlim(0, 1.12 * max(error.mase for error in errors))
+    axis.set_ylim(-0.4, len(names) - 0.35)
+    axis.set_axis_off()
+    count, series = len(backtest.origins.past), len(backtest.splits)
+    axis.set_title(f"mean absolute scaled error of {count:,} forecasts, {series:,} series", loc="left", fontsize=10)
+
+
+def draw_steps(axis: Any, backtest: Backtest) -> None:
+    """The MASE by step ahead, a line per method."""
+    steps = np.arange(1, backtest.horizon + 1)
+    for name in backtest.methods:
+        axis.plot(
+            steps,
+            backtest.errors(name).by_step,
+            color=color_of(backtest, name),
+            linewidth=2.2 if name == backtest.tuned else 1.4,
+            marker="o" if backtest.horizon <= 31 else "",
+            markersize=4,
+            zorder=3 if name == backtest.tuned else 2,
+        )
+    axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlabel(f"steps ahead, one per {backtest.table.frequency}", parse_math=False)
+    axis.set_title("mean absolute scaled error by step ahead", loc="left", fontsize=10)
+    axis.grid(alpha=0.25)
+
+
+def draw_series(axis: Any, backtest: Backtest, number: int) -> None:
+    """The last values of a series, and the forecasts of all methods from each window."""
+    split, windows = backtest.splits[number], backtest.windows(number)
+    windows = windows[-max(1, SHOWN_STEPS // backtest.horizon) :]
+    starts = [backtest.origins.places[at][1] for at in windows]
+    first = max(0, starts[0] - SHOWN_PAST * backtest.horizon)
+    positions = range(len(split.series.values))
+    x: list[Any] = [*(times(split.series.start, backtest.table.frequency, positions) or positions)]
+    values = np.where(split.series.known, split.series.values, np.nan)
+    axis.plot(x[first:], values[first:], color="black", linewidth=1.1, zorder=4)
+    for at, start in zip(windows, starts, strict=True):
+        ahead = x[start : start + backtest.horizon]
+        axis.axvline(x[start], color="black", alpha=0.12, linewidth=0.8)
+        for name, forecasts in backtest.methods.items():
+            main = name == backtest.tuned
+            style = {"color": color_of(backtest, name), "linewidth": 2 if main else 1.0, "zorder": 5 if main else 2}
+            axis.plot(ahead, forecasts[at].median, marker="o" if backtest.horizon == 1 else "", markersize=4, **style)
+            if main:
+                lower, upper = forecasts[at].interval(80)
+                axis.fill_between(ahead, lower, upper, color=TUNED_COLOR, alpha=0.18, linewidth=0)
+    axis.set_title(split.series.name[:100], loc="left", fontsize=10, parse_math=False)
+    axis.margins(x=0.01)
+    axis.grid(alpha=0.25)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _legend(figure: Any, backtest: Backtest, actual: bool = True) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Line2D([], [], color="black", label="actual values")] if actual else []
+    handles += [Line2D([], [], color=color_of(backtest, name), linewidth=2, label=name) for name in backtest.methods]
+    if actual:
+        handles.append(Patch(color=TUNED_COLOR, alpha=0.18, label=f"80 % interval, {backtest.tuned}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3), frameon=False, fontsize=9)

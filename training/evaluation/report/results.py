@@ -1,0 +1,133 @@
+"""The forecasts and errors of a backtest, for a report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from app.tasks.forecasting import QuantileForecast
+from training.data.tables.table import Table
+from training.evaluation import backtest, forecast_metrics
+from training.evaluation.backtest import Forecast, Origins, Split
+from training.evaluation.report import ets
+
+MAX_WINDOWS = 300  # of a report; of many series, some are taken
+NAIVE, ETS = "seasonal naive", "ETS"
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+MONTHS = {"month": 1, "quarter": 3, "half-year": 6, "year": 12}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The errors of one method over all windows. ``by_step`` [horizon]: the MASE of each step ahead."""
+
+    mase: float
+    wql: float
+    coverage: float
+    by_step: np.ndarray
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Test windows of own series, and the forecasts of each method for all of them.
+
+    ``splits``: of the series that have windows. ``series``: number of series of the table that could be split.
+    ``tuned``: name of the method whose intervals are drawn.
+    """
+
+    table: Table
+    splits: list[Split]
+    series: int
+    origins: Origins
+    methods: dict[str, list[QuantileForecast]]
+    tuned: str
+    remarks: list[str]
+
+    @property
+    def horizon(self) -> int:
+        """The steps ahead of each forecast."""
+        return int(self.origins.actual.shape[1])
+
+    def errors(self, method: str) -> Errors:
+        """The errors of a method."""
+        forecasts, actual, scale = self.methods[method], self.origins.actual, self.origins.mase_scale
+        median = np.stack([forecast.median for forecast in forecasts])
+        quantiles = np.stack([forecast.quantiles for forecast in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
+        lower, upper = (np.stack(side) for side in zip(*(each.interval(80) for each in forecasts), strict=True))
+        scaled = np.abs(actual - median) / scale[:, None]
+        counts = (~np.isnan(scaled)).sum(axis=0)
+        return Errors(
+            forecast_metrics.mase(actual, median, scale),
+            forecast_metrics.wql(actual, list(np.moveaxis(quantiles, 2, 0))),
+            forecast_metrics.coverage(actual, lower, upper),
+            np.where(counts, np.nansum(scaled, axis=0) / np.maximum(counts, 1), np.nan),
+        )
+
+    def windows(self, number: int) -> list[int]:
+        """The indices of the windows of ``splits[number]``."""
+        return [at for at, (other, _) in enumerate(self.origins.places) if other == number]
+
+    def verdict(self) -> str:
+        """One sentence that compares the tuned method with the best other one."""
+        scores = {name: self.errors(name).mase for name in self.methods}
+        own = scores.pop(self.tuned)
+        other = min(scores, key=lambda name: scores[name])
+        change = own / scores[other] - 1
+        relation = f"{abs(change):.0%} {'below' if change < 0 else 'above'}"
+        relation = "equal to" if abs(change) < 0.005 else relation
+        return (
+            f"The mean absolute scaled error of {self.tuned} is {own:.3f}, {relation} that of the best other method, "
+            f"{other} ({scores[other]:.3f})."
+        )
+
+
+@dataclass(frozen=True)
+class References:
+    """Test windows, and the forecasts of the methods without a network; see ``references``."""
+
+    splits: list[Split]
+    origins: Origins
+    methods: dict[str, list[QuantileForecast]]
+    remarks: list[str]
+
+    def compare(self, table: Table, series: int, networks: dict[str, Forecast]) -> Backtest:
+        """Add the forecasts of networks; the last one is the tuned one. ``series``: number of series in all."""
+        horizon = int(self.origins.actual.shape[1])
+        own = {name: forecast(self.origins.past, self.origins.season, horizon) for name, forecast in networks.items()}
+        methods = {**self.methods, **own}
+        return Backtest(table, self.splits, series, self.origins, methods, list(methods)[-1], self.remarks)
+
+
+def references(splits: Sequence[Split], season: int, horizon: int, seconds: float) -> References:
+    """At most MAX_WINDOWS test windows, of some series, and their forecasts by seasonal naive and ETS.
+
+    ``seconds``: time limit of ETS.
+    """
+    stride, chosen = 1, list(splits)
+    origins = backtest.origins(chosen, season, horizon, "test")
+    while len(origins.past) > MAX_WINDOWS and len(chosen) > 1:
+        stride += max(1, stride // 4)
+        chosen = list(splits[::stride])
+        origins = backtest.origins(chosen, season, horizon, "test")
+    naive = backtest.seasonal_naive(origins.past, season, horizon)
+    smoothed, remarks = ets.forecasts(origins, [split.series.name for split in chosen], seconds)
+    return References(chosen, origins, {NAIVE: naive, ETS: smoothed}, remarks)
+
+
+def times(start: str, step: str, positions: Sequence[int]) -> list[pd.Timestamp] | None:
+    """The times of positions in a series that starts at ``start``; None if its steps are no calendar steps."""
+    parts = re.fullmatch(r"(\d{4}-\d\d-\d\d\S*)(?: \+ (\d+) steps)?", start)
+    unit = re.fullmatch(r"(?:([\d.]+) )?([a-z -]+?)s?", step)
+    if not parts or not unit:
+        return None
+    first, offset, size, name = pd.Timestamp(parts[1]), int(parts[2] or 0), float(unit[1] or 1), unit[2]
+    steps = [offset + at for at in positions]
+    if name == "business day":
+        return [first + pd.offsets.BusinessDay(step) for step in steps]
+    if name in MONTHS:
+        return [first + pd.DateOffset(months=int(size) * MONTHS[name] * step) for step in steps]
+    return [first + pd.Timedelta(seconds=size * SECONDS[name] * step) for step in steps] if name in SECONDS else None
