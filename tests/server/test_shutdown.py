@@ -133,8 +133,9 @@ def test_a_second_signal_exits_immediately(tiny_store: Path, workers: int) -> No
         caller.close()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "threads", "loading"), [(1, 1, 0), (2, 1, 0), (2, 2, 2)])
+def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: int, threads: int, loading: int) -> None:
+    """The supervisor loads the networks itself, or its two workers do if they have several threads."""
     weights = tiny_store / "tiny-gan" / "1" / "model.safetensors"
     weights.unlink()
     os.mkfifo(weights)  # reading it blocks
@@ -147,10 +148,10 @@ def test_a_signal_during_loading_exits_immediately(tiny_store: Path, workers: in
             return False
         return True
 
-    with start_process(tiny_store, workers=workers, shutdown_grace_seconds=60) as process:
+    with start_process(tiny_store, workers=workers, threads=threads, shutdown_grace_seconds=60) as process:
         try:
             wait_until(is_loading)
-            wait_until(lambda: len(children(process.pid)) == (workers if workers > 1 else 0))
+            wait_until(lambda: len(children(process.pid)) == loading)
             processes = children(process.pid)
             process.terminate()
             assert process.wait(TIMEOUT_SECONDS) == 0  # less than the grace period
