@@ -201,7 +201,7 @@ def _until_unready(store: Path, workers: int) -> float:
         except OSError:
             return False
 
-    with serving(store, workers=workers, shutdown_grace_seconds=20) as service:
+    with serving(store, workers=workers) as service:
         connections = [service.connect() for _ in range(4)]
         assert all(map(ready, connections))
         caller = stream(service, 4000)  # keeps the service running

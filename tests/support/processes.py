@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -10,19 +11,72 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import Self
 
 import httpx
 
+from app.main import main
 from support.service import ROOT
 
 TIMEOUT_SECONDS = 30  # for each wait
 
 
+FORK_SERVER = multiprocessing.get_context("forkserver")  # imports the service once, which takes 2 s of a core
+FORK_SERVER.set_forkserver_preload(["app.main"])
+
+
+class ForkedProcess:
+    """A process of the fork server, with the attributes of ``subprocess.Popen`` that the tests use."""
+
+    def __init__(self, environment: dict[str, str], own_group: bool, before: str) -> None:
+        self.stdout, output = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        with output:
+            streams = [DupFd(output.fileno()), DupFd(2)]
+            self._process = FORK_SERVER.Process(target=_serve, args=(environment, own_group, before, *streams))
+            self._process.start()
+        assert self._process.pid
+        self.pid = self._process.pid
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdout.close()
+        self._process.join()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("the service", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+
+
+def _serve(environment: dict[str, str], own_group: bool, before: str, stdout: DupFd, stderr: DupFd) -> None:
+    """Run the service in a new process. Its exit status is the service's."""
+    for number, stream in ((1, stdout), (2, stderr)):
+        os.dup2(stream.detach(), number)
+    if own_group:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    exec(before, {})
+    main()
+
+
 class ServiceProcess:
     """The service in separate processes."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str] | ForkedProcess, url: str) -> None:
         self.process = process
         self.url = url
 
@@ -45,7 +99,7 @@ def children(process: int) -> set[int]:
 
 def start_process(
     store: Path, own_group: bool = False, wrapper: Sequence[str] = (), before: str = "", **settings: object
-) -> subprocess.Popen[str]:
+) -> subprocess.Popen[str] | ForkedProcess:
     """Start the service and return without waiting for it.
 
     ``wrapper`` is a command that runs the service, such as ``nohup``. The process executes the Python code ``before``
@@ -58,10 +112,12 @@ def start_process(
         "workers": 2,
         "threads": 1,
         "log_level": "warning",
-        "shutdown_grace_seconds": 20,  # longer than any request here, also on a slow machine
+        "shutdown_grace_seconds": 60,  # longer than any request here, also on a slow machine
         **settings,
     }
     environment |= {f"QUARTET_{name.upper()}": str(value) for name, value in values.items()}
+    if not wrapper:
+        return ForkedProcess(environment, own_group, before)
     return subprocess.Popen(
         [*wrapper, sys.executable, "-c", f"{before}\nfrom app.main import main\nmain()"],
         cwd=ROOT,
