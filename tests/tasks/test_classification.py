@@ -350,3 +350,13 @@ def test_corruptions_are_reproducible_and_grow_with_strength() -> None:
         distances = [(batch.float() - images.float()).abs().mean().item() for batch in corrupted]
         assert 0 < distances[0] < distances[1] < distances[2], kind
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("start", [998, 999, 1000])
+def test_scans_of_a_jpeg_are_counted_across_the_borders_of_bands(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.tasks.image_codecs.BAND", 1000)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    content = file.getvalue().ljust(start, b"\0") + b"\xff\xda" * 100
+    with pytest.raises(TooLarge, match="101 scans"):
+        ImageDecoder(3, 32).open(content, max_pixels=100)
