@@ -35,6 +35,7 @@ from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # of FastAPI; ``RequestTelemetry`` does all of it
 OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
 REPORT_SECONDS = 0.5
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
@@ -87,6 +88,7 @@ def create_app(
         openapi_tags=TAGS if key else [tag for tag in TAGS if tag["name"] != "Administration"],
         lifespan=lambda _: _lifespan(registry, counters, metrics, log),
         redirect_slashes=False,
+        telemetry=NO_TELEMETRY,
     )
     app.state.registry = registry
     errors.install(app)
