@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import lru_cache
+from typing import TypeVar, cast
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import QueryParams
 
 from app.api.errors import unknown_field, validation_error
 from app.errors import BadValue
 
 HEADERS = "quartet.headers"  # key in the ASGI scope: the headers as a dictionary, built on first use
-
+CACHED_QUERIES = 256  # clients send the same few query strings again and again
+CACHED_QUERY_BYTES = 200  # longer query strings are parsed each time
 
 Query = TypeVar("Query", bound=BaseModel)
 
 
+def headers(request: Request) -> dict[bytes, bytes]:
+    """Return the headers by their names in lower case. The last one counts if several have the same name."""
+    scope = request.scope
+    if HEADERS not in scope:
+        scope[HEADERS] = dict(scope["headers"])
+    known: dict[bytes, bytes] = scope[HEADERS]
+    return known
+
+
 def header(request: Request, name: bytes, default: str = "") -> str:
     """Return the value of a header; ``name`` is in lower case. The last one counts if several have that name."""
-    if HEADERS not in request.scope:
-        request.scope[HEADERS] = dict(request.scope["headers"])
-    value = request.scope[HEADERS].get(name)
+    value = headers(request).get(name)
     return default if value is None else value.decode("latin-1")
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
-    """Return the query parameters as a model. Raises BadValue."""
-    if not request.scope["query_string"]:
-        return model()
-    parameters = request.query_params.multi_items()
+    """Return the query parameters as a model, which other requests may share: do not change it. Raises BadValue."""
+    query_string: bytes = request.scope["query_string"]
+    if len(query_string) > CACHED_QUERY_BYTES:
+        return _parse_query(query_string, model)
+    return cast("Query", _cached_query(query_string, model))
+
+
+def _parse_query(query_string: bytes, model: type[Query]) -> Query:
+    parameters = QueryParams(query_string).multi_items()
     for i, (name, _) in enumerate(parameters):
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
@@ -40,6 +55,9 @@ def read_query(request: Request, model: type[Query]) -> Query:
         return model.model_validate(dict(parameters))
     except ValidationError as error:
         raise validation_error(error.errors(include_url=False)) from None
+
+
+_cached_query = lru_cache(CACHED_QUERIES)(_parse_query)  # caches no errors
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
