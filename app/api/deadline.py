@@ -10,12 +10,13 @@ from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 
-from app.api.request_head import header
+from app.api.connection import connection
+from app.api.request_head import headers
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
-DISCONNECT_CHECK_SECONDS = 0.02  # shorter requests are not checked for a disconnected client
+DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, shorter requests are not checked for a disconnect
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +31,15 @@ def set_deadline(request: Request, max_seconds: float) -> float:
     Raises:
         BadValue: the header is not a positive, finite number.
     """
-    text = header(request, b"x-request-timeout", repr(max_seconds))
+    value = headers(request).get(b"x-request-timeout")
+    seconds = max_seconds if value is None else min(_parse_seconds(value.decode("latin-1")), max_seconds)
+    deadline: float = asyncio.get_running_loop().time() + seconds
+    request.scope[DEADLINE] = deadline
+    return deadline
+
+
+def _parse_seconds(text: str) -> float:
+    """Return the value of ``x-request-timeout``. Raises BadValue."""
     try:
         seconds = float(text)
     except ValueError:
@@ -40,9 +49,7 @@ def set_deadline(request: Request, max_seconds: float) -> float:
             f"x-request-timeout is {quote_value(text)}; it should be a number of seconds greater than 0",
             "x-request-timeout",
         )
-    deadline = asyncio.get_running_loop().time() + min(seconds, max_seconds)
-    request.scope[DEADLINE] = deadline
-    return deadline
+    return seconds
 
 
 async def run_before_deadline(
@@ -59,14 +66,14 @@ async def run_before_deadline(
     deadline = request.scope.get(DEADLINE)
     if size <= INLINE_SIZE or deadline is None:
         return await executor.run_or_inline(size, function, *args, **kwargs)
-    async with Deadline(request, deadline):
+    with Deadline(request, deadline):
         return await executor.run(function, *args, **kwargs)
 
 
 class Deadline:
-    """An async context manager that cancels its block at ``at``, in event-loop time, or when the client disconnects.
+    """A context manager that cancels its block at ``at``, in event-loop time, or when the client disconnects.
 
-    The body of the request must have been read: the next message can then only be the disconnect.
+    The body of the request must have been read: the next message can then only be the disconnect. Do not nest.
 
     Raises:
         CallerGone: the client disconnected.
@@ -79,23 +86,32 @@ class Deadline:
         self._error: QuartetError | None = None
         self._disconnect_task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         self._loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
         self._task, self._cancelling = task, task.cancelling()
-        self._timer = self._loop.call_at(min(self._loop.time() + DISCONNECT_CHECK_SECONDS, self._at), self._on_timer)
+        self._connection = connection(self._request)
+        if self._connection:
+            self._connection.on_disconnect = self._on_disconnect
+            first = self._at
+        else:
+            first = min(self._loop.time() + DISCONNECT_CHECK_SECONDS, self._at)
+        self._timer = self._loop.call_at(first, self._on_timer)
 
     def _on_timer(self) -> None:
         if self._loop.time() >= self._at:
             self._end(TimedOut("the deadline passed before the answer was complete; x-request-timeout is in seconds"))
             return
         self._timer = self._loop.call_at(self._at, self._on_timer)
-        if self._disconnect_task is None:
+        if self._connection is None and self._disconnect_task is None:
             self._disconnect_task = self._loop.create_task(self._watch_disconnect())
 
     async def _watch_disconnect(self) -> None:
         await self._request.receive()
+        self._on_disconnect()
+
+    def _on_disconnect(self) -> None:
         self._end(CallerGone("the client disconnected before the answer was complete"))
 
     def _end(self, error: QuartetError) -> None:
@@ -103,10 +119,12 @@ class Deadline:
             self._error = error
             self._task.cancel()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._timer.cancel()
+        if self._connection:
+            self._connection.on_disconnect = None
         if self._disconnect_task is not None:
             self._disconnect_task.cancel()
         if self._error and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:

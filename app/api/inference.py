@@ -99,7 +99,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     deadline = inference.engine_deadline(deadline)
     if inference.streamed:
         return EventStream(request, inference.events(), deadline, inference.stream_end, x_model=inference.model.id)
-    async with Deadline(request, deadline):
+    with Deadline(request, deadline):
         outputs = await inference.engine.submit(items)
         if inference.response_size(outputs) <= INLINE_SIZE:
             return inference.respond(outputs)

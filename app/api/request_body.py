@@ -16,8 +16,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from app.api.connection import connection
 from app.api.deadline import DEADLINE, run_before_deadline
 from app.api.errors import unknown_field, validation_error
+from app.api.middleware.body_memory import hold_memory
 from app.api.request_head import header
 from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow, quote_value
@@ -81,6 +83,11 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
         TooSlow: no byte arrived for ``pause_seconds``, or the deadline passed.
         CallerGone: the client disconnected.
     """
+    server = connection(request)
+    if server and (body := server.take_body()) is not None:
+        _check_length(len(body), limit)
+        hold_memory(request, len(body))
+        return body
     _check_content_length(request, limit)
     length, chunks, loop = 0, [], asyncio.get_running_loop()
     deadline = request.scope.get(DEADLINE, math.inf)
@@ -132,8 +139,13 @@ async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit:
 
 def _check_content_length(request: Request, limit: int) -> None:
     content_length = header(request, b"content-length")
-    if content_length.isdigit() and int(content_length) > limit:
-        raise TooLarge(f"the body has {int(content_length):,} bytes; allowed are {limit:,}")
+    if content_length.isdigit():
+        _check_length(int(content_length), limit)
+
+
+def _check_length(length: int, limit: int) -> None:
+    if length > limit:
+        raise TooLarge(f"the body has {length:,} bytes; allowed are {limit:,}")
 
 
 def _too_large(limit: int) -> QuartetError:
@@ -172,11 +184,14 @@ async def read_json(
         TooLarge, TooSlow, CallerGone: as in ``read_body``.
         Overloaded, TimedOut: as in ``run_before_deadline``.
     """
-    for name in request.query_params:
-        if name not in queries:
-            raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
+    if request.scope["query_string"]:
+        for name in request.query_params:
+            if name not in queries:
+                raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
     content = await read_body(request, reader.limit, reader.pause_seconds)
     size = len(content) // BYTES_PER_VALUE
+    if size <= INLINE_SIZE:  # the usual case: no coroutine for a step on the event loop
+        return _parse_model(content, max_commas, model, reader.max_fields)
     return await run_before_deadline(
         request, reader.executor, size, _parse_model, content, max_commas, model, reader.max_fields
     )

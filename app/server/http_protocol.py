@@ -14,8 +14,9 @@ from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from app.api.connection import CONNECTION
 from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
@@ -101,7 +102,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol with a limit on bytes and time in each state, and for unread responses.
 
     A time limit runs while the client has to send: not while a request of the connection is being answered, except in
-    ``TRAILER``. The application limits the bytes of a body and the time between two of them.
+    ``TRAILER``. The application limits the bytes of a body and the time between two of them. It finds the protocol in
+    the scope of the running request, as its ``Connection``.
     """
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -115,6 +117,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
         self.running: Any = None  # the request being answered; ``cycle`` may already be the next one
         self.close_after_response = False
+        self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
         self.on_connection_lost: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -145,15 +148,39 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_state_timer()
         self._stop_write_timer()
-        if self.running and not self.running.response_complete:  # uvicorn notifies the last pipelined request only
-            self.running.disconnected = True
-            self.running.message_event.set()
+        if self.running:
+            self.running.scope.pop(CONNECTION, None)  # otherwise they would refer to each other
+            if not self.running.response_complete:  # uvicorn notifies the last pipelined request only
+                self._disconnect()
         super().connection_lost(exc)
         self.on_connection_lost()
 
+    def _run(self, cycle: RequestResponseCycle) -> None:
+        """Note which request is answered now."""
+        self.running = cycle
+        cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
+
+    def take_body(self) -> bytes | None:
+        """As ``receive()`` of the running request for a complete body, in a tenth of its time."""
+        cycle: RequestResponseCycle = self.running
+        if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
+            return None
+        self.flow.resume_reading()
+        cycle.message_event.clear()  # the next message is the disconnect
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def _disconnect(self) -> None:
+        """Tell the running request that its client has disconnected."""
+        self.running.disconnected = True
+        self.running.message_event.set()
+        if self.on_disconnect:
+            self.on_disconnect()
+
     def _enter(self, state: State) -> None:
         self.state, self.state_bytes = state, 0
-        self._stop_state_timer()
+        if self.state_timer is not None:
+            self._stop_state_timer()
 
     def _is_answering(self) -> bool:
         """Whether a request of this connection is being answered."""
@@ -199,7 +226,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         if self.pipeline:  # the next request starts
-            self.running = self.pipeline[-1][0]
+            self._run(self.pipeline[-1][0])
         elif self.state is State.BODY:
             self._enter(State.DRAIN)
             self._start_state_timer()
@@ -212,19 +239,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        self._count_field(len(url))
+        self.field_bytes += len(url)
+        if self.field_bytes > HEAD_BYTES:  # a head in one piece, before ``data_received`` can compare its bytes
+            raise LimitExceeded
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_field(len(name) + len(value) + FIELD_BYTES)
-        if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
-            super().on_header(name, value)
-
-    def _count_field(self, length: int) -> None:
-        """Count a field of a head that arrives in one piece, before ``data_received`` can compare its bytes."""
-        self.field_bytes += length
+        self.field_bytes += len(name) + len(value) + FIELD_BYTES  # as in ``on_url``
         if self.field_bytes > HEAD_BYTES:
             raise LimitExceeded
+        if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._enter(State.BODY)
@@ -235,8 +260,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # has all used methods
-        if not self.pipeline:  # a pipelined request waits for the one before
-            self.running = self.cycle
+        if not self.pipeline and self.cycle:  # a pipelined request waits for the one before
+            self._run(self.cycle)
         if self.close_after_response and self.cycle:
             self.cycle.keep_alive = False
 
@@ -316,8 +341,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 last.keep_alive = False
                 self.flow.pause_reading()
                 return
-            self.running.disconnected = True  # the error is in its body
-            self.running.message_event.set()
+            self._disconnect()  # the error is in its body
         elif self.state in (State.TRAILER, State.DRAIN):  # the request has its response
             self._close()
             return

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import pytest
 from support.responses import CLASSIFY, PNG, SAMPLE, assert_still_serves
 from support.service import HeldGenerator, Serve
 from support.waiting import wait_until
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from app.server import http_protocol
 from app.server.http_protocol import FRAMING_BYTES, HEAD_BYTES, MAX_PIPELINED, BoundedHttpProtocol
@@ -219,3 +223,56 @@ def test_a_closed_connection_does_not_wait_for_a_client_that_reads_nothing(
     monkeypatch.setattr(BoundedHttpProtocol, "connection_made", with_large_buffer)
     with serve() as client, unread(client) as connection:
         wait_until(lambda: is_reset(connection))
+
+
+def test_a_body_in_one_packet_needs_no_asgi_message(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    receive, received_paths = RequestResponseCycle.receive, []
+
+    async def recorded_receive(self: RequestResponseCycle) -> Any:
+        received_paths.append(self.scope["path"])
+        return await receive(self)
+
+    monkeypatch.setattr(RequestResponseCycle, "receive", recorded_receive)
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n%s\r\n"
+    body, close = b'{"count":1}', b"Connection: close\r\n"
+    with serve() as client, connected(client) as connection:
+        connection.sendall(head % (SAMPLE.encode(), b"") + body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert received_paths == []
+        connection.sendall(head % (SAMPLE.encode(), b"Expect: 100-continue\r\n"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(body)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(head % (SAMPLE.encode(), b"") + body + head % (SAMPLE.encode(), close) + body)  # pipelined
+        assert received(connection).count(b"HTTP/1.1 200 ") == 2
+    assert received_paths == [SAMPLE]  # of the body that arrived later
+
+
+def test_a_body_in_one_packet_that_is_too_large_is_rejected(serve: Serve) -> None:
+    chunk = b"x" * 2000
+    with serve(max_body_bytes=1024) as client, connected(client) as connection:
+        connection.sendall(CHUNKED % CLASSIFY.encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(chunk), chunk))
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+    assert b"allowed" in answer
+
+
+def test_a_closed_connection_is_freed_without_garbage_collection(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocols: list[weakref.ref[BoundedHttpProtocol]] = []
+    connection_made = BoundedHttpProtocol.connection_made
+
+    def recorded(self: BoundedHttpProtocol, transport: asyncio.BaseTransport) -> None:
+        protocols.append(weakref.ref(self))
+        connection_made(self, transport)
+
+    monkeypatch.setattr(BoundedHttpProtocol, "connection_made", recorded)
+    with serve() as client:
+        gc.disable()
+        try:
+            for _ in range(3):
+                with connected(client) as connection:
+                    connection.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % SAMPLE.encode())
+                    assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            wait_until(lambda: not any(protocol() for protocol in protocols))
+        finally:
+            gc.enable()

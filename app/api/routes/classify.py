@@ -217,7 +217,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
         raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
-    async with Deadline(request, deadline):
+    with Deadline(request, deadline):
         await executor.run(_check_total_pixels, inference)
         items = await executor.run_or_inline(inference.parse_size, inference.parse)
         outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
