@@ -208,7 +208,7 @@ class ClassifyInference(Inference[ImageClassifier]):
 
 
 def _top_labels(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
-    order = sorted(range(len(labels)), key=lambda index: -probabilities[index])[:top_k]
+    order = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
     return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]
 
 
