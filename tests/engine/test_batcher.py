@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from support.engine import Gate, RecordingObserver, one_millisecond, start_tasks
 
-from app.engine.admission import AdmissionControl
+from app.engine.admission import AdmissionControl, current_caller
 from app.engine.batcher import Batcher
 from app.engine.executor import Executor
-from app.errors import InferenceFailed, NotReady, Overloaded
+from app.engine.observer import RequestTrace, current_trace
+from app.errors import BadValue, InferenceFailed, NotReady, Overloaded
 
 pytestmark = pytest.mark.anyio
 
@@ -420,6 +421,155 @@ def len_of_one(item: int) -> int:
 
 def no_time(items: Sequence[int]) -> float:
     return 0.0
+
+
+class Clock:
+    """A clock that only the test advances."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        for module in ("batcher", "executor"):
+            monkeypatch.setattr(f"app.engine.{module}.time", self)
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    perf_counter = monotonic
+
+
+async def test_each_batch_is_reported_with_its_rows_times_and_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, observer = Clock(monkeypatch), RecordingObserver()
+    executor = Executor("inline", inline_seconds=1.0)
+
+    def compute(items: Sequence[int]) -> Sequence[int]:
+        clock.seconds += 2.0
+        return items
+
+    seconds: list[float] = []
+    monkeypatch.setattr(observer, "on_batch", lambda rows, duration: seconds.extend((rows, duration)))
+    engine: Any = Batcher("m", compute, lambda item: item, no_time, executor, observer, 4, 99)
+    trace = RequestTrace()
+    for variable, value in ((current_trace, trace), (current_caller, "alice")):
+        variable.set(value)  # type: ignore[attr-defined]
+    await engine.submit([1, 3, 4])
+    assert seconds == [4, 2.0, 4, 2.0]
+    assert observer.queue_seconds == [0.0, 0.0, 2.0]
+    first, second = observer.completed_batches
+    assert [(entry.rows, entry.queued_at, entry.started_at, entry.ended_at) for entry in (*first, *second)] == [
+        (1, 1000.0, 1000.0, 1002.0),
+        (3, 1000.0, 1000.0, 1002.0),
+        (4, 1000.0, 1002.0, 1004.0),
+    ]
+    assert all(entry.trace is trace and entry.caller == "alice" for entry in (*first, *second))
+    assert engine.load == (0, 0)
+    executor.close()
+
+
+async def test_the_rate_is_a_moving_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, executor = Clock(monkeypatch), Executor("inline", inline_seconds=1.0)
+
+    def compute(durations: Sequence[float]) -> Sequence[float]:
+        clock.seconds += sum(durations)
+        return durations
+
+    engine: Any = Batcher("m", compute, lambda item: 4, no_time, executor, RecordingObserver(), 4, 8)
+    await engine.submit([2.0])
+    assert engine._rows_per_second == 2.0
+    await engine.submit([0.5])
+    assert engine._rows_per_second == pytest.approx(0.8 * 2.0 + 0.2 * 8.0)
+    engine._admission.add(None, 8)
+    with pytest.raises(Overloaded) as raised:
+        engine.admit(4)
+    assert raised.value.retry_after == 4  # 12 rows at 3.2 rows per second
+    executor.close()
+
+
+async def test_a_batch_without_measurable_duration_has_a_finite_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    executor = Executor("inline", inline_seconds=1.0)
+    engine: Any = Batcher("m", list, len_of_one, no_time, executor, RecordingObserver(), 4, 8)
+    await engine.submit([1])
+    assert engine._rows_per_second == pytest.approx(1e6)
+    executor.close()
+
+
+async def test_only_items_of_more_than_16_rows_are_split(executor: Executor) -> None:
+    network = ListDoubler()
+    network.gate.open.set()
+    engine = network.batcher(executor)
+    split: list[int] = []
+    divide = network.split
+    network.split = lambda item, rows: split.append(len(item)) or divide(item, rows)  # type: ignore[func-returns-value, method-assign]
+    await asyncio.gather(*(engine.submit([[1] * rows]) for rows in (16, 17)))
+    assert split == [17]
+    small = network.batcher(executor, batch_rows=4)
+    await small.submit([[1] * 4, [1] * 5])
+    assert split == [17, 5]
+    assert [len(batch) for batch in network.gate.batches[-3:]] == [4, 4, 1]
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(0.75, [8, 8, 8]), (1.0, [24])])
+async def test_the_parts_of_a_large_item_share_batches_for_a_second_after_a_small_item(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    clock, network = Clock(monkeypatch), ListDoubler()
+    network.gate.open.set()
+    executor = Executor("inline", inline_seconds=1.0)
+    await network.batcher(executor).submit([[1]])
+    clock.seconds += seconds
+    await network.batcher(executor).submit([[2] * 24])  # of another model
+    assert [len(batch) for batch in network.gate.batches] == [1, *sizes]
+    executor.close()
+
+
+async def test_errors_name_the_model_and_are_reported(executor: Executor) -> None:
+    gate, observer = Gate(), RecordingObserver()
+    gate.open.set()
+    engine = batcher(gate, executor, observer)
+    with pytest.raises(InferenceFailed, match=r"^m failed on this input \(ValueError\)$"):
+        await engine.submit([-1])
+    assert engine.circuit_breaker.failed_recoveries == 0
+    assert [str(error) for error in observer.failures] == ["negative"]
+    short: Any = Batcher("m", lambda items: [], len_of_one, no_time, executor, observer, 4, 8)
+    with pytest.raises(InferenceFailed, match=r"^m failed on this input \(RuntimeError\)$"):
+        await short.submit([1, 2])
+    assert str(observer.failures[-1]) == "m returned 0 results for 1 items"
+
+
+async def test_a_network_that_fails_on_each_input_opens_the_circuit_breaker_until_it_works(executor: Executor) -> None:
+    gate = Gate()
+    gate.open.set()
+    engine = batcher(gate, executor)
+    while not engine.circuit_breaker.is_open():
+        with pytest.raises(InferenceFailed):
+            await engine.submit([-1])
+    await engine.submit([1])
+    assert not engine.circuit_breaker.is_open()
+
+
+async def test_an_input_that_the_network_cannot_read_is_the_callers_error(executor: Executor) -> None:
+    def compute(items: Sequence[int]) -> Sequence[int]:
+        if 2 in items:
+            raise BadValue("2 is not allowed", "x")
+        return items
+
+    observer = RecordingObserver()
+    engine: Any = Batcher("m", compute, len_of_one, no_time, executor, observer, 4, 8)
+    with pytest.raises(BadValue, match=r"^2 is not allowed$"):
+        await engine.submit([1, 2])
+    assert observer.failures == []
+    assert await engine.submit([3]) == [3]
+
+
+async def test_a_stopped_batcher_names_itself_also_to_waiting_parts(executor: Executor) -> None:
+    network = ListDoubler()
+    engine = network.batcher(executor)
+    tasks = await start_tasks(engine.submit([[1]]), engine.submit([[2] * 30]))
+    await network.gate.busy()
+    await engine.close(0.0)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["m stopped before it could answer"] * 2
+    network.gate.open.set()
 
 
 def test_retry_after_is_the_waiting_rows_divided_by_the_rate() -> None:

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 from support.engine import Gate, start_tasks
+from support.waiting import wait_until
 
+from app.engine.admission import current_caller
 from app.engine.executor import INLINE_OVERRUN_SECONDS, INLINE_SIZE, NO_INLINE_SECONDS, Executor
 from app.errors import Overloaded
 
@@ -202,4 +204,38 @@ async def test_stalled_threads_are_noticed_even_if_their_callers_leave() -> None
     gate.open.set()
     await running
     assert executor.stalled_seconds() == 0
+    executor.close()
+
+
+def test_a_thread_is_free_again_after_a_job_that_outlived_its_event_loop() -> None:
+    executor, gate = Executor("test"), Gate()
+
+    async def leave() -> None:
+        task = asyncio.create_task(executor.run(gate.predict, [0]))
+        await gate.busy()
+        task.cancel()
+
+    asyncio.run(leave())
+    assert executor.busy
+    gate.open.set()
+    wait_until(lambda: not executor.busy)
+    assert asyncio.run(executor.run(int)) == 0
+    assert executor.stalled_seconds() == 0
+    executor.close()
+
+
+async def test_a_key_whose_waiting_job_was_cancelled_has_its_whole_share_again() -> None:
+    executor, gate = Executor("parse", max_waiting=2), Gate()
+    running = await start_tasks(executor.run(gate.predict, [0]))
+    await gate.busy()
+    current_caller.set("a")
+    (cancelled,) = await start_tasks(executor.run(int))
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    current_caller.set("b")
+    waiting = await start_tasks(executor.run(int))
+    current_caller.set("a")
+    waiting += await start_tasks(executor.run(int))
+    gate.open.set()
+    assert await asyncio.gather(*running, *waiting) == [[0], 0, 0]
     executor.close()

@@ -116,7 +116,7 @@ def test_at_most_one_text_is_preempted_per_waiting_text(harness: Harness) -> Non
     ("remaining", "seconds"),
     [
         (10 * PREEMPT_RATIO, LATE),  # not long enough
-        (10 * PREEMPT_RATIO + 1, PREEMPT_AFTER - 0.1),  # has not run long enough
+        (10 * PREEMPT_RATIO + 1, PREEMPT_AFTER),  # has not run long enough
     ],
 )
 def test_a_text_is_not_preempted_early_or_by_one_of_similar_length(
@@ -189,3 +189,29 @@ def test_more_keys_than_slots_get_one_slot_each(loop: asyncio.AbstractEventLoop)
     (third,) = harness.add(50, caller="c")
     harness.scheduler.schedule(10.0 + LATE)
     harness.check([first, second], [third])
+
+
+def test_a_key_keeps_its_share_although_others_wait(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop)
+    heavy = harness.add(50, 50, caller="heavy")
+    harness.scheduler.schedule(10.0)
+    (second,), (third,) = harness.add(50, caller="second"), harness.add(50, caller="third")
+    assert harness.scheduler.schedule(10.0 + LATE) == [second]
+    assert harness.scheduler.running == [heavy[0], second]
+    assert set(harness.scheduler.waiting) == {heavy[1], third}
+
+
+def test_a_key_with_exactly_its_share_keeps_its_slots(loop: asyncio.AbstractEventLoop) -> None:
+    harness = Harness(loop, max_running=4)
+    equal, more = harness.add(50, 50, caller="equal"), harness.add(50, 50, caller="more")
+    harness.scheduler.schedule(10.0)
+    waiting = [*harness.add(50, caller="equal"), *harness.add(50, caller="more")]
+    assert harness.scheduler.schedule(10.0 + LATE) == []  # two keys, two slots each
+    assert set(harness.scheduler.running) == {*equal, *more}
+    assert set(harness.scheduler.waiting) == set(waiting)
+    (third,) = harness.add(50, caller="third")  # three keys: one slot each, and one more
+    assert harness.scheduler.schedule(10.0 + 2 * LATE) == [third]
+    assert sorted(text.caller or "" for text in harness.scheduler.running) in (
+        ["equal", "equal", "more", "third"],
+        ["equal", "more", "more", "third"],
+    )

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engine import RecordingObserver, start_tasks
+from support.engine import Gate, RecordingObserver, start_tasks
 from support.networks import publish_tiny
 
 from app.engine.executor import Executor
@@ -509,3 +509,91 @@ async def test_a_round_takes_several_short_steps_until_one_text_is_finished(
     )
     assert observer.batches == [2, 2, 1]  # rounds of 3, 2 and 2 steps; the third text waited for a slot
     assert stepper.sizes == [2, 2, 2, 2, 2, 1, 1]
+
+
+async def test_errors_name_the_model_and_are_reported(executor: Executor) -> None:
+    observer = RecordingObserver()
+    engine = engine_of(Stepper(threading.Semaphore(999)), executor, observer=observer)
+    while not engine.circuit_breaker.is_open():
+        with pytest.raises(InferenceFailed, match=r"^m failed on this text \(ValueError\)$"):
+            await engine.submit([CountingText(5, failing=True, done=2)])
+    assert {str(error) for error in observer.failures} == {"failing"}
+    await engine.submit([CountingText(1)])
+    assert not engine.circuit_breaker.is_open()
+
+
+async def test_a_stopped_engine_names_itself(executor: Executor) -> None:
+    stepper = Stepper()
+    engine = engine_of(stepper, executor, rows=1)
+    tasks = await start_tasks(engine.submit([CountingText(9)]), engine.submit([CountingText(9)]))
+    await engine.close(0.0)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["m stopped before it could answer"] * 2
+    stepper.permits.release(9)
+
+
+async def test_rounds_are_reported_with_their_texts_and_seconds(
+    executor: Executor, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.executor.time", clock)
+    rounds: list[tuple[int, float]] = []
+
+    def step(texts: Sequence[CountingText]) -> None:
+        clock.advance(0.25)
+        stepper.step(texts)
+
+    stepper, observer = Stepper(threading.Semaphore(99)), RecordingObserver()
+    monkeypatch.setattr(observer, "on_batch", lambda rows, seconds: rounds.append((rows, seconds)))
+    engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=0.5)
+    await engine.submit([CountingText(5), CountingText(9)])
+    assert rounds == [(2, 0.5), (2, 0.5), (2, 0.25), (1, 0.5), (1, 0.5)]
+    assert executor.text_seconds == 2.25
+
+
+async def test_a_round_after_a_long_gap_ends_with_the_first_character_of_a_text(
+    executor: Executor, clock: Clock
+) -> None:
+    """A text's prompt is read first; its first character is sent without delay."""
+
+    class Prompted(CountingText):
+        @property
+        def generated(self) -> int:
+            return max(self.done - 3, 0)
+
+    stepper, observer, gate = Stepper(), RecordingObserver(), Gate()
+    engine: Any = TextEngine("m", stepper.step, lambda rows: 0.001, executor, observer, 2, 4, normal_budget=60)
+    (other,) = await start_tasks(executor.run(gate.predict, [1]))
+    (task,) = await start_tasks(engine.submit([Prompted(9)]))
+    await asyncio.sleep(0)  # its first round waits for the other job
+    clock.advance(30.0)
+    gate.open.set()
+    stepper.permits.release(99)
+    await asyncio.gather(other, task)
+    assert observer.batches == [1, 1]  # rounds of 4 and of 5 steps
+    assert observer.first_token_seconds != []
+
+
+async def test_the_expected_duration_of_a_round_decides_where_it_runs() -> None:
+    executor, threads = Executor("both", inline_seconds=0.5), list[str]()
+
+    def step(texts: Sequence[CountingText]) -> None:
+        threads.append(threading.current_thread().name)
+        for text in texts:
+            text.done += 1
+
+    engine: Any = TextEngine("m", step, lambda rows: 0.3 * rows, executor, RecordingObserver(), 2, 4, normal_budget=0)
+    await engine.submit([CountingText(1), CountingText(2)])
+    assert [name.startswith("both") for name in threads] == [True, False]
+    executor.close()
+
+
+async def test_a_stream_raises_the_error_of_its_first_failed_text_only_after_its_characters(executor: Executor) -> None:
+    stepper = Stepper(threading.Semaphore(999))
+    engine = engine_of(stepper, executor)
+    short, failing = CountingText(1), CountingText(5, failing=True)
+    lengths: list[tuple[int, int]] = []
+    with pytest.raises(InferenceFailed):  # noqa: PT012
+        async for _ in engine.stream([short, failing]):
+            lengths.append((short.done, failing.done))  # noqa: PERF401
+    assert lengths[-1] == (1, 2)
+    assert engine.load == (0, 0)
