@@ -303,7 +303,7 @@ async def read_form(request: Request, reader: BodyReader, max_files: int) -> lis
             request, reader.executor, size, lambda: asyncio.run(_parse_form(content, content_type, max_files))
         )
     except (MultiPartException, KeyError, ValueError) as error:
-        reason = str(getattr(error, "message", error))
+        reason = str(error)
         if reason.startswith("Too many files"):
             raise BadValue(f"more than {max_files} files came; allowed are {max_files}", "file") from error
         raise BadValue(f"the multipart body cannot be read: {reason}") from error

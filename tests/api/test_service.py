@@ -25,7 +25,6 @@ from support.responses import metric_samples
 from support.service import ROOT, HeldGenerator, Serve
 from support.waiting import wait_until
 
-from app.api.request_head import preferred_media_type
 from app.main import create_app
 from app.serving.device import find_device
 from app.settings import Settings, SettingsError
@@ -336,27 +335,6 @@ def test_an_invalid_start_gives_one_message_and_no_traceback(tmp_path: Path) -> 
         assert result.returncode != 0
         assert sentence in result.stderr
         assert "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("accept", "png"),
-    [("image/png", True), ("IMAGE/PNG", True), ("image/*", True), ("image/png;q=0.9, */*;q=0.1", True), ("", False)]
-    + [(accept, False) for accept in ("*/*", "application/json", "image/pngx", "image/png;q=0", "image/jpeg")]
-    + [("application/json, image/png;q=0.1", False), ("image/png;q=x, application/json;q=0.5", True)],
-)
-def test_an_accept_header_chooses_between_json_and_png(accept: str, png: bool) -> None:
-    assert preferred_media_type(accept, ("application/json", "image/png")) == (
-        "image/png" if png else "application/json"
-    )
-
-
-def test_the_media_type_with_the_highest_quality_value_is_chosen() -> None:
-    offered = ("application/json", "image/png", "image/webp")
-    for accept, kind in (
-        ("image/webp", 2), ("image/*", 1), ("image/webp;q=0.8, image/png;q=0.3", 2), ("*/*;q=0.1, image/webp", 2),
-        ("text/html", 0), ("image/webp;q=0, */*", 0),
-    ):  # fmt: skip
-        assert preferred_media_type(accept, offered) == offered[kind]
 
 
 def test_one_process_can_create_two_applications(tiny_store: Path) -> None:

@@ -187,8 +187,7 @@ def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest
         if remainder or (-1 not in row_shape and steps != 1):
             expected = f"a multiple of {step_bytes:,}" if -1 in row_shape else f"{step_bytes:,}"
             raise BadValue(f"unexpected size for input {name!r}: {len(content):,} bytes, expected {expected}")
-        shape = [1, *(steps if size == -1 else size for size in row_shape)]
-        tensor = np.frombuffer(content, NUMPY[datatype]).reshape(shape)
+        tensor = np.frombuffer(content, NUMPY[datatype]).reshape([1, *row_shape])
     request_input = RequestInput(name=name, shape=list(tensor.shape), datatype=datatype)  # type: ignore[arg-type]
     return DecodedRequest(
         InferenceRequest(id="", outputs=None, inputs=[request_input], parameters={"binary_data_output": True}),

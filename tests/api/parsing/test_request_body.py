@@ -1,0 +1,389 @@
+"""Request bodies: sizes, times, JSON and forms. The request is a stub; the routes' tests send real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from fastapi import Request
+from pydantic import Field
+
+from app.api import request_body
+from app.api.deadline import DEADLINE
+from app.api.request_body import (
+    BYTES_PER_VALUE,
+    JSON_BYTES,
+    BodyReader,
+    FormField,
+    RequestBody,
+    max_json_bytes,
+    parse_object,
+    read_body,
+    read_form,
+    read_json,
+    read_object,
+    read_raw_body,
+    spool_body,
+    validate,
+    with_limits,
+)
+from app.engine.executor import INLINE_SIZE, Executor
+from app.errors import BadValue, CallerGone, QuartetError, TooLarge, TooSlow
+from app.store.disk_thread import DiskThread
+
+pytestmark = pytest.mark.anyio
+
+PAUSE = 0.01
+
+
+def request(
+    *chunks: bytes,
+    gone: bool = False,
+    hang: bool = False,
+    query: str = "",
+    deadline: float | None = None,
+    **headers: str,
+) -> Request:
+    """A request whose body arrives in chunks; then the client is ``gone`` or sends nothing more (``hang``)."""
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    if gone:
+        messages.append({"type": "http.disconnect"})
+    elif not hang:
+        messages.append({"type": "http.request"})  # as ASGI allows: no body, and no more
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0) if messages else await asyncio.Event().wait() or {}
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+    }
+    if deadline is not None:
+        scope[DEADLINE] = deadline
+    return Request(scope, receive)
+
+
+@pytest.fixture
+async def executor() -> AsyncIterator[Executor]:
+    executor = Executor("parse")
+    yield executor
+    executor.close()
+
+
+def reader(executor: Executor, limit: int = 10**6, **limits: int) -> BodyReader:
+    return BodyReader(limit, PAUSE, executor, **limits)
+
+
+async def rejection(body: Any) -> tuple[type[Exception], str, str | None]:
+    with pytest.raises(QuartetError) as raised:
+        await body
+    return type(raised.value), raised.value.message, raised.value.param
+
+
+# Raw bodies
+
+
+async def test_a_body_is_the_sum_of_its_chunks() -> None:
+    assert await read_raw_body(request(b"ab", b"", b"cd"), 4, PAUSE) == b"abcd"
+    assert await read_raw_body(request(), 0, PAUSE) == b""
+    assert await read_raw_body(request(b"abcd", content_length="4"), 4, PAUSE) == b"abcd"
+
+
+async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> None:
+    more = "the body has more than 3,000 bytes, the allowed maximum"
+    assert await rejection(read_raw_body(request(b"x" * 1500, b"x" * 1501, hang=True), 3000, PAUSE)) == (
+        TooLarge,
+        more,
+        None,
+    )
+    stated = request(hang=True, content_length="3001")
+    assert await rejection(read_raw_body(stated, 3000, PAUSE)) == (
+        TooLarge,
+        "the body has 3,001 bytes; allowed are 3,000",
+        None,
+    )
+    assert await read_raw_body(request(b"x", content_length="nonsense"), 3000, PAUSE) == b"x"
+
+
+async def test_a_body_that_stops_arriving_is_rejected() -> None:
+    assert await rejection(read_raw_body(request(b"ab", hang=True), 9, 0.01)) == (
+        TooSlow,
+        "no byte of the body arrived for 0.01 seconds",
+        None,
+    )
+    assert await rejection(read_raw_body(request(b"ab", gone=True), 9, PAUSE)) == (
+        CallerGone,
+        "the client disconnected before the body was complete",
+        None,
+    )
+
+
+async def test_the_deadline_also_bounds_the_reading_of_a_body() -> None:
+    late = request(b"ab", hang=True, deadline=asyncio.get_running_loop().time() + 0.01)
+    assert await rejection(read_raw_body(late, 9, 60)) == (
+        TooSlow,
+        "the deadline passed before the body was complete",
+        None,
+    )
+
+
+async def test_each_chunk_restarts_the_allowed_pause() -> None:
+    loop, now = asyncio.get_running_loop(), [0.0]
+    chunks = 6
+    clock, loop.time = loop.time, lambda: now[0]  # type: ignore[method-assign]
+
+    async def receive() -> dict[str, Any]:
+        nonlocal chunks
+        now[0] += 0.6  # of a pause of one second
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        chunks -= 1
+        return {"type": "http.request", "body": b"x", "more_body": chunks > 0}
+
+    try:
+        assert await read_raw_body(Request({"type": "http", "headers": []}, receive), 9, 1.0) == b"x" * 6
+    finally:
+        loop.time = clock  # type: ignore[method-assign]
+
+
+async def test_only_named_content_codings_are_accepted() -> None:
+    assert await read_body(request(b"x", content_encoding="identity"), 9, PAUSE) == b"x"
+    assert await read_body(request(b"x", content_encoding="GZip"), 9, PAUSE, ("gzip",)) == b"x"
+    assert await rejection(read_body(request(b"x", content_encoding="br"), 9, PAUSE, ("gzip", "deflate"))) == (
+        BadValue,
+        "content-encoding is 'br'; allowed are gzip, deflate",
+        "content-encoding",
+    )
+    assert await rejection(read_body(request(b"x", content_encoding="gzip"), 9, PAUSE)) == (
+        BadValue,
+        "content-encoding is 'gzip'; send the body as it is",
+        "content-encoding",
+    )
+    assert (await rejection(read_body(request(b"1234567890"), 9, PAUSE)))[0] is TooLarge
+
+
+# Bodies in a file
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3, 100])
+async def test_a_large_body_is_written_to_a_file(monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    monkeypatch.setattr(request_body, "SPOOL_CHUNK_BYTES", chunk_bytes)
+    file, disk = io.BytesIO(), DiskThread("spool")
+    await spool_body(request(b"ab", b"cd", b"e"), disk, file, 5, PAUSE)
+    assert file.read() == b"abcde"  # it is rewound
+
+
+async def test_a_large_body_is_written_in_large_parts_on_the_disk_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "SPOOL_CHUNK_BYTES", 4)
+    parts: list[tuple[bytes, str]] = []
+
+    class File(io.BytesIO):
+        def write(self, part: Any) -> int:
+            parts.append((part, threading.current_thread().name))
+            return super().write(part)
+
+    await spool_body(request(b"ab", b"c", b"de", b"f"), DiskThread("spool"), File(), 6, PAUSE)
+    assert parts == [(b"abcde", "spool"), (b"f", "spool")]
+
+
+async def test_a_body_for_a_file_has_the_same_limits() -> None:
+    disk = DiskThread("spool")
+
+    async def rejected(body: Request) -> tuple[type[Exception], str, str | None]:
+        return await rejection(spool_body(body, disk, io.BytesIO(), 3, PAUSE))
+
+    assert await rejected(request(b"ab", b"cd")) == (
+        TooLarge,
+        "the body has more than 3 bytes, the allowed maximum",
+        None,
+    )
+    assert await rejected(request(content_length="4")) == (TooLarge, "the body has 4 bytes; allowed are 3", None)
+    assert await rejected(request(b"a", hang=True)) == (TooSlow, "no byte of the body arrived for 0.01 seconds", None)
+    assert await rejected(request(b"a", gone=True)) == (
+        CallerGone,
+        "the client disconnected before the body was complete",
+        None,
+    )
+
+
+# JSON
+
+
+class Body(RequestBody):
+    name: str = "none"
+    rows: list[int] = Field([], max_length=9)
+
+
+def test_the_limit_of_a_json_body_depends_on_its_content() -> None:
+    assert max_json_bytes(10**9, 1000) == JSON_BYTES + 1000
+    assert max_json_bytes(1000, 1000) == 1000
+
+
+def test_further_limits_apply_to_some_fields_and_keep_the_others() -> None:
+    limited = with_limits(Body, rows={"max_length": 2})
+    assert limited.__name__ == "Body"
+    assert validate({"rows": [1, 2], "name": "a"}, limited) == limited(rows=[1, 2], name="a")
+    with pytest.raises(BadValue, match=r"^rows is \[1, 2, 3\]; it should have at most 2 items"):
+        validate({"rows": [1, 2, 3]}, limited)
+    assert limited.model_json_schema()["properties"]["rows"]["maxItems"] == 2
+    assert validate({"rows": [1, 2, 3]}, Body).rows == [1, 2, 3]
+
+
+async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor) -> None:
+    assert await read_json(request(b'{"name":', b'"a"}'), Body, reader(executor), 9) == Body(name="a")
+    assert await read_json(request(), Body, reader(executor), 9) == Body()
+    assert await read_object(request(b'{"any": 1}'), reader(executor), 9) == {"any": 1}
+    assert (await rejection(read_object(request(b'{"a": 1}'), reader(executor, limit=3), 9)))[0] is TooLarge
+    assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(executor, limit=3), 9)))[0] is TooLarge
+    assert (await rejection(read_object(request(hang=True), reader(executor), 9)))[0] is TooSlow
+
+
+async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> None:
+    commas = BadValue, "the body has about 3 values and names; allowed are 1", None
+    fields = BadValue, "the body has 2 fields; allowed are 1", None
+    for read in (
+        lambda body, most, limits: read_json(request(body), Body, limits, most),
+        lambda body, most, limits: read_object(request(body), limits, most),
+    ):
+        assert await rejection(read(b'{"rows": [1, 2, 3]}', 1, reader(executor))) == commas
+        assert await rejection(read(b'{"name": "a", "rows": []}', 9, reader(executor, max_fields=1))) == fields
+
+
+async def test_only_named_query_parameters_are_accepted_with_a_json_body(executor: Executor) -> None:
+    assert await read_json(request(query="a=1"), Body, reader(executor), 9, queries=("a",)) == Body()
+    assert await rejection(read_json(request(query="a=1&b=2"), Body, reader(executor), 9, queries=("a",))) == (
+        BadValue,
+        "there is no query parameter 'b' here; send it in the body",
+        "b",
+    )
+
+
+@pytest.mark.parametrize("large", [False, True])
+async def test_only_large_bodies_are_parsed_on_a_thread(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    threads: list[str] = []
+
+    def noting(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*arguments: Any) -> Any:
+            threads.append(threading.current_thread().name)
+            return parse(*arguments)
+
+        return note
+
+    monkeypatch.setattr(request_body, "parse_object", noting(request_body.parse_object))
+    size = (INLINE_SIZE + large) * BYTES_PER_VALUE
+    content = json.dumps({"name": "x" * (size - 12)}).encode()
+    assert len(content) == size
+    deadline = asyncio.get_running_loop().time() + 60
+    await read_json(request(content, deadline=deadline), Body, reader(executor), 9)
+    await read_object(request(content, deadline=deadline), reader(executor), 9)
+    assert [name.startswith("parse") for name in threads] == [large] * 2
+
+
+OBJECTS: list[tuple[bytes, Any]] = [
+    (b"", {}),
+    (b'{"a": {"b": [1, 2]}}', {"a": {"b": [1, 2]}}),
+    (b'{"a": ":,:"}', {"a": ":,:"}),
+    (rb'{"a\":\\": "\\", "b": 1}', {'a":\\': "\\", "b": 1}),
+    (b'{"a": [{"b": 1}, {"b": 2}]}', {"a": [{"b": 1}, {"b": 2}]}),
+    (b'{"a": [1, {"b": 1}]}', {"a": [1, {"b": 1}]}),
+    (b'{"a": [[{"b": 1}]]}', {"a": [[{"b": 1}]]}),
+]
+
+
+@pytest.mark.parametrize(("content", "expected"), OBJECTS, ids=range(len(OBJECTS)))
+def test_a_json_object_is_parsed(content: bytes, expected: Any) -> None:
+    assert parse_object(content, 3) == expected
+
+
+WRONG_OBJECTS: list[tuple[bytes, str, str | None]] = [
+    (b"[1]", "the body is [1]; it should be an object", None),
+    (b"{", "the body is not JSON: EOF while parsing an object at line 1 column 1", None),
+    (b'{"a": 1, "b": {"c": 1, "c": 2}}', "'c' came more than once", "c"),
+    (b'{"b": 1, "a": 1, "a": 2, "b": 2}', "'a' came more than once", "a"),
+    (b'{"a": [{"b": 1}, {"b": 2, "b": 3}]}', "'b' came more than once", "b"),
+    (rb'{"a": 1, "\u0061": 2}', "'a' came more than once", "a"),
+    (b'{"a": [1, 2, 3, 4, 5]}', "the body has about 5 values and names; allowed are 3", None),
+    (b'{"a": {"b": {"c": {"d": {"e": 1}}}}}', "the body has 5 fields; allowed are 4", None),
+]
+
+
+@pytest.mark.parametrize(("content", "sentence", "param"), WRONG_OBJECTS, ids=range(len(WRONG_OBJECTS)))
+def test_other_json_is_rejected(content: bytes, sentence: str, param: str | None) -> None:
+    with pytest.raises(BadValue) as raised:
+        parse_object(content, 3, max_fields=4)
+    assert (raised.value.message, raised.value.param) == (sentence, param)
+
+
+def test_large_numbers_of_commas_and_fields_are_readable_in_messages() -> None:
+    with pytest.raises(BadValue, match=r"^the body has about 2,001 values and names; allowed are 1,000$"):
+        parse_object(b"," * 2000, 1000)
+    content = json.dumps({str(i): 1 for i in range(2001)}).encode()
+    with pytest.raises(BadValue, match=r"^the body has 2,001 fields; allowed are 2,000$"):
+        parse_object(content, 3000)
+
+
+def test_fields_are_validated_and_unknown_ones_named() -> None:
+    assert validate({"name": "a", "rows": [1]}, Body) == Body(name="a", rows=[1])
+    for fields, sentence, param in (
+        ({"name": "a", "colour": 1}, "there is no field 'colour'; there are: name, rows", "colour"),
+        ({"name": 1}, "name is 1; it should be a valid string", "name"),
+        ({"rows": [1, "2"]}, "rows.1 is '2'; it should be a valid integer", "rows.1"),
+    ):
+        with pytest.raises(BadValue) as raised:
+            validate(fields, Body)
+        assert (raised.value.message, raised.value.param) == (sentence, param)
+
+
+# Forms
+
+
+def form(*parts: tuple[str, str | None, bytes]) -> bytes:
+    """A multipart body of (name, file name, content)."""
+    content = b""
+    for name, filename, data in parts:
+        file = f'; filename="{filename}"' if filename is not None else ""
+        content += f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + data + b"\r\n"
+    return content + b"--b--\r\n"
+
+
+TYPE = "multipart/form-data; boundary=b"
+
+
+@pytest.mark.parametrize("size", [3, (INLINE_SIZE + 1) * BYTES_PER_VALUE])  # on the event loop, and on a thread
+async def test_a_form_has_texts_and_files(executor: Executor, size: int) -> None:
+    content = form(("text", None, b"\xc3\xa9"), ("file", "a.png", b"x" * size), ("file", "", b""))
+    fields = await read_form(request(content, content_type=TYPE), reader(executor), 2)
+    assert fields == [
+        FormField("text", None, "é"),
+        FormField("file", "a.png", b"x" * size),
+        FormField("file", "", b""),
+    ]
+
+
+async def test_a_wrong_form_is_rejected(executor: Executor) -> None:
+    async def rejected(content: bytes, content_type: str = TYPE) -> tuple[type[Exception], str, str | None]:
+        return await rejection(read_form(request(content, content_type=content_type), reader(executor), 1))
+
+    file = "file", "a", b"x"
+    assert await rejected(form(file, file)) == (BadValue, "more than 1 files came; allowed are 1", "file")
+    kind, message, param = await rejected(form(("a", None, b"x"), ("b", None, b"x")))
+    assert (kind, param) == (BadValue, None)
+    assert message.startswith("the multipart body cannot be read: Too many fields")
+    assert (await rejected(b"", "text/plain"))[1] == "the multipart body cannot be read: Missing boundary in multipart."
+    assert await rejected(form(file), f"{TYPE}; charset=utf-16") == (
+        BadValue,
+        "content-type has the charset 'utf-16'; names in a form are in utf-8",
+        "content-type",
+    )
+    assert len(await read_form(request(form(file), content_type=f"{TYPE}; charset=UTF-8"), reader(executor), 1)) == 1
+    assert (await rejection(read_form(request(b"x" * 99, content_type=TYPE), reader(executor, limit=9), 1)))[
+        0
+    ] is TooLarge
