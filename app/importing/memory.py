@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.importing.pt2_archive import BadProgram, InputSpec
-from app.networks.exported_program import DTYPES, ExportedProgram
 from app.networks.imported import ImportedSizes
+from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version
 
 MAX_RUN_BYTES = 2 * 2**30  # of all values of a run at a time, without the weights

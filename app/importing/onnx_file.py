@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from app.importing.pt2_archive import BadProgram, InputSpec
-from app.networks.onnx_format import read_onnx
-from app.networks.onnx_network import EXTERNAL, MODEL, OnnxNetwork
+from app.networks.imported.onnx_format import read_onnx
+from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
 
 TYPES = {  # of inputs and outputs, by onnxruntime's name
     "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(uint32)": "uint32",

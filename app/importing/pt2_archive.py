@@ -26,7 +26,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from app.networks.exported_program import MAX_GRAPH_BYTES
+from app.networks.imported.exported_program import MAX_GRAPH_BYTES
 from app.store import StoreError
 from app.store.archive import check_directory
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
-from app.networks.exported_program import ExportedProgram
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
 from app.networks.imported import ImportedSizes
+from app.networks.imported.exported_program import ExportedProgram
+from app.networks.imported.onnx_network import OnnxNetwork
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
-from app.networks.onnx_network import OnnxNetwork
 from app.networks.rnn import CharacterRNN, CharacterRNNSizes, StackedRNN, StackedRNNSizes
 
 TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]

@@ -22,7 +22,7 @@ from tritonclient import http as triton
 from app import store
 from app.cli import models
 from app.importing.memory import check_memory
-from app.networks.exported_program import GRAPH, graph_tensor, read_graph
+from app.networks.imported.exported_program import GRAPH, graph_tensor, read_graph
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
 

@@ -16,7 +16,7 @@ from tritonclient import http as triton
 
 from app import store
 from app.importing.add import Description, add
-from app.networks.onnx_network import MODEL, OnnxNetwork
+from app.networks.imported.onnx_network import MODEL, OnnxNetwork
 from app.settings import Settings
 from app.store import StoreError, archive, catalogue
 

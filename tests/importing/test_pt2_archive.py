@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from app import store
 from app.importing.add import Description, add
 from app.importing.pt2_archive import GRAPH_FILE
-from app.networks.exported_program import GRAPH, ExportedProgram, graph_tensor
+from app.networks.imported.exported_program import GRAPH, ExportedProgram, graph_tensor
 from app.store import StoreError
 
 MAX_BYTES = 2**24

@@ -2,7 +2,7 @@
 
 ``torch.export.load`` is not used. It unpickles the sample inputs, evaluates texts of the graph as Python (by
 ``sympy.sympify``), and resolves any name below ``torch`` as an operator. Here a graph is plain data: it is checked
-completely before anything runs, and it calls the operators of ``app.networks.operators`` only.
+completely before anything runs, and it calls the operators of ``app.networks.imported.operators`` only.
 
 A graph is a JSON object:
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from app.networks.imported import Arrays
-from app.networks.operators import CREATING, Operator, find_operator
+from app.networks.imported.operators import CREATING, Operator, find_operator
 
 GRAPH = "graph"  # key of the tensor uint8 [bytes] that holds the graph
 MAX_GRAPH_BYTES = 64 * 2**20

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.networks.imported import Arrays
-from app.networks.onnx_format import read_onnx
+from app.networks.imported.onnx_format import read_onnx
 
 MODEL = "model"  # key of the tensor uint8 [bytes] that holds the ONNX file
 EXTERNAL = "external/"  # and the file name: keys of the tensors that hold its external data
