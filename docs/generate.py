@@ -34,6 +34,7 @@ CARD_FIELDS = {
     "inputs": "input tensors of the network; -1 is a variable dimension",
     "outputs": "output tensors of the network",
     "labels": "class names, for classifiers and for generators with labels",
+    "thresholds": "for models with several labels for an image: the probability from which an image has each label",
     "vocabulary": "characters, for text models; the position is the token id",
     "series": "season, year, and whether values are non-negative or integers, for networks tuned on own series",
     "refit_steps": "steps of a second training on all data, after the metrics were measured on a twin",

@@ -26,6 +26,11 @@ class Prediction(ResponseModel):
     label: str
     index: int = Field(description="place of the label in the model's list of labels, from 0")
     probability: float
+    selected: bool | None = Field(
+        None,
+        description="only for models with several labels for an image: whether the probability, which does not depend "
+        "on the other labels, reaches the label's threshold",
+    )
 
 
 class ImageResult(ResponseModel):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.networks.cnn import probabilities
+from app.networks.cnn import Classifier
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.store import TaskName, Version
 from app.tasks.forecasting import MAX_SEASON, MEAN_WEIGHTS, is_windowed
@@ -45,13 +45,13 @@ class Signature:
 
 
 class _Classifier(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Classifier) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> Outputs:
         """image uint8 [N, channels, side, side] -> probabilities [N, classes]."""
-        return {"probabilities": probabilities(self.network(image)).float()}
+        return {"probabilities": self.network.probabilities(self.network(image)).float()}
 
 
 def classifier(version: Version) -> Signature:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from app.networks.cnn import DigitNet, DigitNetSizes, LeNet, LeNetSizes, WhitenedNet, WhitenedNetSizes
+from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from app.networks.gan import ConditionalGenerator, ConditionalSizes, Generator, GeneratorSizes
 from app.networks.gated_rnn import GatedRNN, GatedRNNSizes
@@ -36,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "lenet": Kind(LeNet, LeNetSizes, "classify"),
     "digit-net": Kind(DigitNet, DigitNetSizes, "classify"),
     "whitened-net": Kind(WhitenedNet, WhitenedNetSizes, "classify"),
+    "efficientnet-lite": Kind(EfficientNetLite, EfficientNetSizes, "classify"),
     "character-rnn": Kind(CharacterRNN, CharacterRNNSizes, "continue"),
     "stacked-rnn": Kind(StackedRNN, StackedRNNSizes, "continue"),
     "gated-rnn": Kind(GatedRNN, GatedRNNSizes, "continue"),

@@ -34,6 +34,10 @@ class Classifier(nn.Module, ABC):
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes]."""
         return self.calibrated(self.classified(self.maps(pixels)))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """logits [N, classes] -> probabilities [N, classes], each row summing to 1."""
+        return probabilities(logits)
+
 
 @dataclass(frozen=True)
 class LeNetSizes:

@@ -100,6 +100,7 @@ class Card(StrictModel):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     labels: list[str] | None = None
+    thresholds: list[float] | None = None
     vocabulary: list[str] | None = None
     residuals: list[float] | None = None
     series: SeriesTraits | None = None

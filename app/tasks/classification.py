@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from app.networks.cnn import probabilities
 from app.store import StoreError, Version
 from app.tasks.image_codecs import ImageDecoder
 from app.tasks.latency_model import LatencyModel
@@ -31,6 +30,10 @@ class ImageClassifier(ImageDecoder):
         if not card.labels or len(card.labels) != card.sizes.get("classes", 10):
             classes = card.sizes.get("classes", 10)
             raise StoreError(f"{version.label}: there are {len(card.labels or [])} labels, expected {classes}")
+        if card.sizes.get("multi_label") and len(card.thresholds or []) != len(card.labels):
+            raise StoreError(
+                f"{version.label}: there are {len(card.thresholds or [])} thresholds, expected {len(card.labels)}"
+            )
         self.card = card
         self.labels = card.labels
         self.device = device
@@ -47,7 +50,7 @@ class ImageClassifier(ImageDecoder):
         with torch.inference_mode():
             pixels = torch.stack(list(items)).to(self.device)
             logits = self.network.views(pixels) if self.tta else self.network(pixels)
-            result = probabilities(logits)  # [N, classes]
+            result = self.network.probabilities(logits)  # [N, classes]
             check_finite(float(result.sum()), "probabilities")
             rows: list[list[float]] = result.tolist()
         return rows
@@ -70,7 +73,7 @@ class ImageClassifier(ImageDecoder):
         with torch.no_grad():
             heat = F.relu((gradients.float().mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1))  # [N, h, w]
             heat /= heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-            result = probabilities(self.network.calibrated(scores) if tta_logits is None else tta_logits)
+            result = self.network.probabilities(self.network.calibrated(scores) if tta_logits is None else tta_logits)
             check_finite(float(result.sum() + heat.sum()), "probabilities or heat maps")
             rows: list[list[float]] = result.tolist()
         return list(zip(rows, heat.cpu().numpy(), strict=True))

@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
     "lenet": TINY["tiny-cnn"][2],
     "digit-net": {"conv": [2, 3], "features": 4},
     "whitened-net": {"widths": [4, 4, 4]},
+    "efficientnet-lite": {"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7},
     "character-rnn": TEXT,
     "stacked-rnn": TEXT,
     "gated-rnn": TEXT,

@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -197,9 +198,9 @@ class ClassifyInference(Inference[ImageClassifier]):
         return [decode(self.open(file), file.param) for file in self.files]
 
     def respond(self, outputs: Sequence[list[float]], explanations: Sequence[dict[str, Any]] = ()) -> Response:
-        labels = self.predictor.labels
+        top_labels = partial(_top_labels, self.predictor.labels, self.predictor.card.thresholds, self.top_k)
         results = [
-            {"filename": file.name, "predictions": _top_labels(labels, probabilities, self.top_k), **explanation}
+            {"filename": file.name, "predictions": top_labels(probabilities), **explanation}
             for file, probabilities, explanation in zip(
                 self.files, outputs, explanations or [{}] * len(self.files), strict=True
             )
@@ -207,9 +208,15 @@ class ClassifyInference(Inference[ImageClassifier]):
         return json_response(with_model(self.model, results=results))
 
 
-def _top_labels(labels: list[str], probabilities: list[float], top_k: int) -> list[dict[str, Any]]:
+def _top_labels(
+    labels: list[str], thresholds: list[float] | None, top_k: int, probabilities: list[float]
+) -> list[dict[str, Any]]:
     order = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
-    return [{"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order]
+    return [
+        {"label": labels[index], "index": index, "probability": round(probabilities[index], 8)}
+        | ({"selected": probabilities[index] >= thresholds[index]} if thresholds else {})
+        for index in order
+    ]
 
 
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
