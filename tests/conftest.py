@@ -25,7 +25,13 @@ from app.tasks.text_generation import Continuation, TextGenerator
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-TRAINING_FILES = ("test_training.py", "test_own_data.py", "test_forecaster_finetune.py", "test_new_architecture.py")
+TRAINING_FILES = (
+    "test_training.py",
+    "test_own_data.py",
+    "test_photos.py",
+    "test_forecaster_finetune.py",
+    "test_new_architecture.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

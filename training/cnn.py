@@ -10,6 +10,7 @@ Results are in docs/measurements.md and on the model cards.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,15 +22,29 @@ from torch import Tensor, nn
 from app.networks import build
 from app.networks.cnn import DigitNetSizes, LeNetSizes, WhitenedNet, WhitenedNetSizes, probabilities
 from app.tasks.classification import ImageClassifier
+from training import refit
 from training.configs import CNN_PRESETS, AirbenchConfig, CnnConfig, CnnFinetuneConfig
 from training.data import datasets as data
+from training.data.datasets import DataError
 from training.data.image_batches import fit_temperatures, plot_samples, served_probabilities
+from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
+from training.data.image_folders import largest_side, read
 from training.evaluation.calibration import calibrated_metrics, classification_metrics
 from training.evaluation.corruptions import CORRUPTIONS, STRENGTHS, corrupt
 from training.loops import airbench, cnn_finetune
 from training.loops.classifier import AveragedTrainer, fit
-from training.options import Options, parse_options
+from training.loops.photos import pretrained
+from training.loops.photos import train as photos
+from training.options import Options, base_version, parse_options
 from training.run import Run, metric
+
+
+def _side(text: str) -> int:
+    side = int(text) if text.isdecimal() else 0
+    if side not in SIDES:
+        raise argparse.ArgumentTypeError(f"size must be a multiple of 32 from 32 to {SIDES[-1]}, not {text!r}")
+    return side
+
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
@@ -40,16 +55,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--from": {
         "metavar": "NAME",
         "dest": "origin",
-        "default": "cifar10-whitened",
-        "help": "published network to fine-tune, NAME or NAME@VERSION; scratch: train a new one",
+        "help": "network to start from: efficientnet-lite0, NAME or NAME@VERSION of a published network, or scratch "
+        "for random weights; default: efficientnet-lite0 for images above 64 pixels, cifar10-whitened for others",
     },
     "--size": {
-        "type": int,
-        "choices": (32, 64),
-        "default": 32,
-        "help": "side length in pixels to which images are resized",
+        "type": _side,
+        "metavar": "N",
+        "help": "side length in pixels to which images are resized: 32 or 64, or a multiple of 32 up to 512 for "
+        "efficientnet-lite0; default: 224 if most images are larger than 64 pixels, else 32",
     },
+    "--group": {
+        "metavar": "REGEX",
+        "help": "images in whose paths REGEX finds the same text stay together in one part of the split, such as "
+        "video frames; with a group (...), the text of the group counts",
+    },
+    **refit.OPTION,
 }
+SIDES = tuple(range(32, 513, 32))
+SMALL_SIDE = 64  # the largest side in pixels for whitened-net
+PHOTO_SIDE = 224
 NAMES = {"workshop": "cifar10-lenet", "digits": "mnist-judge", "strong": "cifar10-whitened"}
 SIZES = {"lenet": LeNetSizes, "digit-net": DigitNetSizes}
 TITLES = {
@@ -134,10 +158,37 @@ def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | Airbench
     return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
 
 
+def image_side(options: Options) -> int:
+    """The side length to which own images are resized. Raises DataError."""
+    path: Path = options.data_options["images"]
+    side: int | None = options.data_options["size"]
+    origin: str | None = options.data_options["origin"]
+    if side is None and origin in (None, pretrained.NAME):
+        side = PHOTO_SIDE if origin or largest_side(path) > SMALL_SIDE else SIDES[0]
+    if side is None and (base := base_version(options, ("whitened-net", "efficientnet-lite"))) is not None:
+        side = base.card.sizes["image"]
+    return side or SIDES[0]
+
+
+def read_dataset(options: Options, side: int) -> ImageDataset:
+    """Read own images, and skip classes with too few. Raises DataError."""
+    path: Path = options.data_options["images"]
+    dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
+    if dataset.multi_label and side <= SMALL_SIDE:
+        raise DataError(f"{path} has several labels for an image, which needs --size {PHOTO_SIDE}, not --size {side}")
+    return dataset
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if isinstance(config, CnnFinetuneConfig):
-        cnn_finetune.train(options, config, argv)
+        side = image_side(options)
+        dataset = read_dataset(options, side)
+        print_summary(dataset)
+        if side > SMALL_SIDE:
+            photos.train(options, config, argv, dataset)
+        else:
+            cnn_finetune.train(options, config, argv, dataset)
         return
     run = Run(options, config, argv)
     images: data.Images = getattr(data, config.data)()

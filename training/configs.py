@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+SWITCH = "yes or no"  # marks numbers that are 1 or 0
+
 
 @dataclass(frozen=True)
 class CnnConfig:
@@ -23,7 +25,7 @@ class CnnConfig:
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
-    flip: Annotated[int, "1: mirror images at random"]
+    flip: Annotated[int, "mirror images at random", SWITCH]
     rotate: Annotated[float, "largest random rotation in degrees, in each direction"]
     validation: Annotated[int, "training images held out for validation"]
 
@@ -61,8 +63,8 @@ class CnnFinetuneConfig:
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     label_smoothing: Annotated[float, "label smoothing of the loss"]
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
-    flip: Annotated[int, "1: mirror images at random"]
-    bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
+    flip: Annotated[int, "mirror images at random", SWITCH]
+    bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class ForecasterFinetuneConfig:
     mixup: Annotated[float, "share of windows that are mixed with another window"]
     clip: Annotated[float, "largest norm of the gradient"]  # of all members
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
-    bfloat16: Annotated[int, "1: compute in bfloat16 where that is faster"]
+    bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
 
 
 CNN_WORKSHOP = CnnConfig(

@@ -20,6 +20,7 @@ from app.store import rollout
 from training.data.datasets import DataError
 from training.loops import distributed
 
+SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
 FROM_SCRATCH = "; or use --from scratch"
 
@@ -145,16 +146,24 @@ def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict
     group = parser.add_argument_group("hyperparameters", "Each option changes one number of the preset.")
     values: dict[str, dict[str, Any]] = {}
     help_texts: dict[str, str] = {}
+    switches: set[str] = set()
     for preset, config in presets.items():
         for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
             values.setdefault(name, {})[preset] = getattr(config, name)
-            help_texts.setdefault(name, *getattr(hint, "__metadata__", ("",)))
+            text, *marks = getattr(hint, "__metadata__", ("",))
+            help_texts.setdefault(name, text)
+            if marks:
+                switches.add(name)
     for name, of_preset in values.items():
         kind = type(next(iter(of_preset.values())))
         if kind in (int, float):
-            numbers = ", ".join(f"{preset} {value}" for preset, value in of_preset.items())
+            is_switch = name in switches
+            numbers = ", ".join(
+                f"{preset} {('no', 'yes')[value] if is_switch else value}" for preset, value in of_preset.items()
+            )
             option, text = "--" + name.replace("_", "-"), f"{help_texts[name]} ({numbers})"
-            group.add_argument(option, type=kind, default=argparse.SUPPRESS, help=text, metavar="N")
+            parse, metavar = (_switch, "yes|no") if is_switch else (kind, "N")
+            group.add_argument(option, type=parse, default=argparse.SUPPRESS, help=text, metavar=metavar)
     return values
 
 
@@ -201,6 +210,13 @@ def _name(text: str) -> str:
     return name
 
 
+def _switch(text: str) -> int:
+    values = {"yes": 1, "no": 0, "1": 1, "0": 0}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected yes or no, not {text!r}")
+    return values[text.lower()]
+
+
 def _minutes(text: str) -> float:
     try:
         minutes = float(text)
@@ -211,27 +227,29 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None:
+def base_version(options: Options, kinds: Sequence[str], default: str = "") -> store.Version | None:
     """The published version that ``--from`` or ``--version`` names; None for ``--from scratch``.
 
-    NAME stands for the active version, NAME@VERSION for any version.
+    NAME stands for the active version, NAME@VERSION for any version. A model that ``--store`` does not have is taken
+    from the shipped models.
 
     Raises:
         DataError: the version does not exist, is damaged, or its network kind is not one of ``kinds``.
     """
-    other = options.data_options.get("version")
-    flag, text, advice = ("--version", other, "") if other else ("--from", options.data_options["origin"], FROM_SCRATCH)
+    other, origin = options.data_options.get("version"), options.data_options["origin"] or default
+    flag, text, advice = ("--version", other, "") if other else ("--from", origin, FROM_SCRATCH)
     if text == "scratch":
         return None
     name, _, number = text.partition("@")
-    versions = list(store.all_versions(options.store)) if options.store.is_dir() else []
+    models = store_of(options.store, name, int(number) if number.isdecimal() else None)
+    versions = list(store.all_versions(models)) if models.is_dir() else []
     numbers = [own for other, own in versions if other == name]
     if not numbers or (number and number not in map(str, numbers)):
         names = ", ".join(dict.fromkeys(other for other, _ in versions)) or "nothing"
         raise DataError(f"{flag} {text}: not in {options.store}, which holds {names}{advice}")
     try:
-        active = int(number) if number else rollout.serving(options.store, name, rollout.read(options.store, name))
-        version = rollout.check_version(options.store, name, active or max(numbers))
+        active = int(number) if number else rollout.serving(models, name, rollout.read(models, name))
+        version = rollout.check_version(models, name, active or max(numbers))
     except store.StoreError as error:
         raise DataError(f"{flag} {text}: {error}") from error
     if version.card.kind not in kinds:
@@ -239,3 +257,12 @@ def base_version(options: Options, kinds: Sequence[str]) -> store.Version | None
             f"{flag} {text}: the network kind is {version.card.kind}; this command can start from {' or '.join(kinds)}"
         )
     return version
+
+
+def store_of(models: Path, name: str, number: int | None = None) -> Path:
+    """The store that has a model, and a version of it: ``models``, or else the shipped store."""
+    for folder in (models, SHIPPED):
+        numbers = store.version_numbers(folder, name) if folder.is_dir() else []
+        if numbers and number in (None, *numbers):
+            return folder
+    return models

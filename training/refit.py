@@ -30,10 +30,10 @@ def is_planned(options: Options) -> bool:
     return options.publish and bool(options.data_options["refit"])
 
 
-def describe(card: dict[str, Any], steps: int) -> dict[str, Any]:
+def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
     """The card of weights that were trained again for ``steps`` steps on all data.
 
-    Its metrics stay those of the measured twin, and say so.
+    Its metrics stay those of the measured twin, and say so. ``how`` says where the number of steps comes from.
     """
     metrics = {
         name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}
@@ -41,7 +41,7 @@ def describe(card: dict[str, Any], steps: int) -> dict[str, Any]:
     }
     notes = (
         f"{card['notes']} The metrics are those of a twin, which was trained without the held-out data. The published "
-        f"weights were then trained in the same way on all data, for the {steps:,} steps after which the twin was "
-        "best. They were not measured, because no data are left for it."
+        f"weights were then trained in the same way on all data, for the {steps:,} steps {how}. "
+        "They were not measured, because no data are left for it."
     )
     return {**card, "metrics": metrics, "notes": notes, "refit_steps": steps}

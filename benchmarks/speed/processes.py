@@ -50,7 +50,7 @@ def images() -> Step:
     """Train the CNN on colour images of 32 x 32 pixels in ten classes, from random weights."""
     config = CNN_OWN
     network = WhitenedNet(WhitenedNetSizes(10, widths=(config.first_width, config.later_width, config.later_width)))
-    trainer = cnn_finetune.FinetuneTrainer(config, network, torch.ones(10), "cpu", pretrained=False)
+    trainer = cnn_finetune.FinetuneTrainer(config, network, "cpu", pretrained=False)
     pixels, labels = torch.randint(256, (config.batch, 3, 32, 32), dtype=torch.uint8), torch.arange(config.batch) % 10
     return lambda step: trainer.update(pixels, labels, torch.arange(config.batch), step, 10**6)
 

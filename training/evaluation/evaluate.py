@@ -24,10 +24,11 @@ from app import store
 from app.networks import KINDS, is_imported
 from app.tasks import TASKS
 from training import cnn, gan, lstm, rnn
-from training.data import datasets, image_folders, texts
+from training.data import datasets, texts
 from training.data.datasets import DataError
-from training.evaluation import generation, language_model
-from training.loops import cnn_finetune, forecaster_finetune, gan_finetune
+from training.evaluation import generation, language_model, own_images
+from training.loops import forecaster_finetune, gan_finetune
+from training.options import store_of
 
 BFLOAT16_TOLERANCE = 0.002  # between processors with and without bfloat16
 TRAINED_TOLERANCE = {"samples_only_accuracy": 0.004}  # its measurement trains a network, which amplifies rounding
@@ -56,7 +57,7 @@ class Script:
 
 def _read_images(card: store.Card, models: Path) -> Any:
     options, _ = cnn.arguments(_command(card)[1])
-    return image_folders.read(options.data_options["images"], options.data_options["size"])
+    return cnn.read_dataset(options, card.sizes["image"])
 
 
 def _read_text(card: store.Card, models: Path) -> Any:
@@ -83,7 +84,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
 
 # By the module that the command on a card names. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
-    "training.cnn": Script(cnn.evaluate, None, _read_images, cnn_finetune.measure),
+    "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
     "training.lstm": Script(lstm.evaluate, None, _read_table, forecaster_finetune.measure),
     "training.gan": Script(
@@ -143,7 +144,7 @@ def sha256_of(name: str, models: Path, own: Any = None) -> str:
         return str(own.sha256)
     if "@" in name:
         model, _, number = name.partition("@")
-        return store.read_card(models / model / number).weights_sha256
+        return store.read_card(store_of(models, model, int(number)) / model / number).weights_sha256
     digest: str = getattr(datasets, name)().sha256
     return digest
 

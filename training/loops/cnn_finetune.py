@@ -20,51 +20,43 @@ from app import store
 from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.tasks.classification import ImageClassifier
 from app.tasks.precision import fast_bfloat16
+from training import refit
 from training.configs import CnnFinetuneConfig
-from training.data import image_folders
 from training.data.image_batches import (
     accuracy_of,
+    batches,
     fit_temperatures,
-    plot_confusion,
-    plot_mistakes,
-    plot_samples,
     served_probabilities,
     shift_and_mirror,
 )
-from training.data.image_folders import ImageDataset
-from training.evaluation.calibration import classification_metrics
+from training.data.image_dataset import ImageDataset
+from training.evaluation.own_images import measure, plot_test
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit
 from training.options import Options, base_version
-from training.run import Run, cosine_schedule, metric
+from training.run import Run, cosine_schedule
 
-MAX_IMBALANCE = 1.5  # images of the largest class over those of the smallest; above it, classes are weighted
 MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
 TEMPERATURE_RANGE = (0.4, 2.5)  # with few images that are all classified correctly, the best fit would be 0
 
 
 class FinetuneLoss(nn.Module):
-    """The cross-entropy of a network, weighted by class.
+    """The cross-entropy of a network, without class weights: the probabilities follow the frequencies of the classes.
 
     A module, so that DistributedDataParallel averages its gradients.
     """
 
-    weights: Tensor
-
-    def __init__(self, network: WhitenedNet, weights: Tensor, config: CnnFinetuneConfig) -> None:
+    def __init__(self, network: WhitenedNet, config: CnnFinetuneConfig, device: str) -> None:
         super().__init__()
         self.network = network
         self.label_smoothing = config.label_smoothing
-        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(weights.device)
-        self.register_buffer("weights", weights)
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(torch.device(device))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The mean loss of uint8 images [N, C, S, S] and labels [N]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits = self.network(images)
-        return F.cross_entropy(
-            logits.float(), labels, self.weights, label_smoothing=self.label_smoothing, reduction="none"
-        ).mean()
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
 
 class FinetuneTrainer:
@@ -73,12 +65,10 @@ class FinetuneTrainer:
     ``pretrained``: the layers before the last one have been trained before, so at first only the last one is trained.
     """
 
-    def __init__(
-        self, config: CnnFinetuneConfig, network: WhitenedNet, weights: Tensor, device: str, pretrained: bool
-    ) -> None:
+    def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, device: str, pretrained: bool) -> None:
         self.config, self.pretrained = config, pretrained
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss = distributed.data_parallel(FinetuneLoss(self.network, weights.to(device), config))
+        self.loss = distributed.data_parallel(FinetuneLoss(self.network, config, device))
         head = list(self.network.head.parameters())
         others = [
             weight
@@ -139,34 +129,30 @@ def initial_network(
     return network
 
 
-def class_weights(counts: Sequence[int]) -> Tensor:
-    """Loss weights [classes] that give all classes the same total weight; 1 for nearly even classes."""
-    shares = torch.tensor(counts, dtype=torch.float32)
-    if shares.max() <= MAX_IMBALANCE * shares.min():
-        return torch.ones(len(shares))
-    return shares.sum() / (len(shares) * shares)
-
-
 def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: store.Version | None) -> WhitenedNet:
-    """Train and return the network; with enough validation images, its temperatures are fitted."""
+    """Train and return the network; with enough validation images, its temperatures are fitted.
+
+    If the network is trained again on all images, half of the time of ``--minutes`` is kept for this.
+    """
     train_indices, validation, _ = dataset.split()
     device = run.options.device
     images, labels = dataset.images.to(device), dataset.labels.to(device)
-    weights = class_weights(dataset.labels[train_indices].bincount(minlength=len(dataset.classes)).tolist())
     network = initial_network(config, dataset, train_indices, base)
     size = distributed.divisible_batch(min(config.batch, len(train_indices)))
     per_epoch = len(train_indices) // size
 
     def start_dummy_run() -> Callable[[int], object]:
-        trainer = FinetuneTrainer(config, copy.deepcopy(network), weights, device, base is not None)
+        trainer = FinetuneTrainer(config, copy.deepcopy(network), device, base is not None)
         return lambda step: trainer.update(images, labels, train_indices[:size], step + 100, 200)
 
     def rehearse() -> float:
-        publish(run, dataset, copy.deepcopy(network).eval(), base)
+        twin = copy.deepcopy(network).eval()
+        card, pictures = measured(run, dataset, twin, base)
+        run.finish(card, twin, pictures)
         return 0.0
 
-    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
-    trainer = FinetuneTrainer(config, network, weights, device, base is not None)
+    budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse, refit.is_planned(run.options))
+    trainer = FinetuneTrainer(config, network, device, base is not None)
     fit(run, trainer, images, labels, train_indices, validation, size, budget)
     network.eval()
     if len(validation) >= MIN_CALIBRATION_IMAGES:
@@ -176,39 +162,52 @@ def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: 
     return network
 
 
-def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
-    """The metrics of a published classifier on the test part of its dataset."""
-    test = dataset.split()[2]
-    probability, labels = served_probabilities(classifier, dataset.images[test]), dataset.labels[test]
-    split = f"{len(test):,} images of {dataset.name} that were not used in training"
-    correct = (probability.argmax(dim=1) == labels).double()
-    class_accuracy = torch.stack([correct[labels == label].mean() for label in range(len(dataset.classes))])
-    worst = dataset.classes[int(class_accuracy.argmin())]
-    majority_share = labels.bincount().max().item() / len(labels)
-    return {
-        **classification_metrics(probability, labels, split),
-        "worst_class_accuracy": metric(class_accuracy.min().item(), f"{split}: class {worst}"),
-        "commonest_class": metric(majority_share, f"{split}: accuracy of always predicting the most common class"),
-    }
+def fit_again(
+    run: Run,
+    config: CnnFinetuneConfig,
+    dataset: ImageDataset,
+    base: store.Version | None,
+    twin: WhitenedNet,
+    steps: int,
+) -> WhitenedNet:
+    """Train on all images for ``steps`` steps; return the network with the temperatures of the twin."""
+    every, device = torch.arange(len(dataset.labels)), run.options.device
+    network = initial_network(config, dataset, every, base)
+    trainer = FinetuneTrainer(config, network, device, base is not None)
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
+    size = distributed.divisible_batch(min(config.batch, len(every)))
+    run.begin_refit()
+    run.track(**trainer.state())
+    for step, _, indices in batches(run, every, size, lambda: steps):
+        loss = trainer.update(images, labels, indices, step, steps)
+        if (step + 1) % (len(every) // size) == 0 or step + 1 == steps:
+            run.log(loss=loss.item())
+    network.temperature.copy_(twin.temperature)
+    network.views_temperature.copy_(twin.views_temperature)
+    return network.eval()
 
 
-def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None) -> None:
+def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
     """Train on own images and publish."""
-    path: Path = options.data_options["images"]
-    base = base_version(options, ("whitened-net",))
-    dataset = image_folders.read(path, options.data_options["size"])
-    image_folders.check_trainable(dataset, path)
-    image_folders.print_summary(dataset)
+    base = base_version(options, ("whitened-net",), "cifar10-whitened")
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     network = fine_tune(run, config, dataset, base)
+    card, pictures = measured(run, dataset, network, base) if distributed.rank() == 0 else ({}, {})
+    if refit.is_planned(options):
+        steps = run.step
+        network = fit_again(run, config, dataset, base, network, steps)
+        if distributed.rank() == 0:
+            card = refit.describe(card, steps, "of the twin")
     if distributed.rank() == 0:
-        publish(run, dataset, network, base)
+        run.finish(card, network, pictures)
     distributed.exit_process()
 
 
-def publish(run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None) -> None:
-    """Evaluate on the test part with the serving code, write the card, and publish."""
+def measured(
+    run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Evaluate on the test part with the serving code; return the card and the pictures."""
     sizes, (train_indices, validation, test) = network.sizes, dataset.split()
     start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
     fitted = (
@@ -233,14 +232,5 @@ def publish(run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.V
     }
     classifier = run.predictor(ImageClassifier, card, network)
     card["metrics"] = measure(classifier, dataset)
-    images, truth = dataset.images[test], dataset.labels[test]
-    probability = served_probabilities(classifier, images)
-    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
-    labels, folder = dataset.classes, run.folder
-    pictures = {
-        "curves.png": run.plot_curves(),
-        "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
-        "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
-        "mistakes.png": plot_mistakes(folder / "mistakes.png", images, labels, probability, truth),
-    }
-    run.finish(card, network, pictures)
+    probability = served_probabilities(classifier, dataset.images[test])
+    return card, {"curves.png": run.plot_curves(), **plot_test(run.folder, dataset, probability)}

@@ -21,7 +21,7 @@ from training.configs import SAMPLE_CLASSIFIER, ConditionalGanConfig
 from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
-from training.data.image_folders import ImageDataset
+from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.loops import distributed, time_budget
 from training.loops.gan import conditional_trainer, fit, save_sheet
@@ -35,7 +35,7 @@ SAMPLES = 1000  # generated images that are evaluated
 def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
     """Read the images; ``colour`` is grey, rgb, or auto: grey if all images are grey. Raises DataError."""
     dataset = image_folders.read(path, side, 1 if colour == "grey" else 3, name)
-    image_folders.check_trainable(dataset, path, 1)
+    dataset = keep_trainable(dataset, path, 1)
     if len(dataset.labels) < MIN_IMAGES:
         raise DataError(f"{path} holds {dataset.describe_classes()}: at least {MIN_IMAGES} different images are needed")
     if colour == "auto" and bool((dataset.images == dataset.images[:, :1]).all()):
@@ -70,7 +70,7 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     dataset = read(
         options.data_options["images"], options.data_options["size"], options.data_options["colour"], options.name
     )
-    image_folders.print_summary(dataset)
+    print_summary(dataset)
     distributed.print_once(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))

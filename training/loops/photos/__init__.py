@@ -1,0 +1,1 @@
+"""Classifiers for own photographs: a pretrained network with a new last layer."""

@@ -1,0 +1,128 @@
+"""The last layer of a pretrained network: logistic regression on its features.
+
+The loss has no class weights, so the probabilities follow the natural frequencies of the classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from training.evaluation.calibration import fit_temperature
+
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the squared weights; strong ones first
+FOLDS = 5
+MAX_STEPS = 60  # of L-BFGS for one penalty; each starts from the weights of the next stronger one
+MIN_DEVIATION = 1e-3
+TEMPERATURE_RANGE = (0.4, 2.5)  # with few images that are all classified correctly, the best fit would be 0
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """``weight`` [classes, features] and ``bias`` [classes] of a linear layer."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """features [N, features] -> logits [N, classes]."""
+        return F.linear(features, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best penalty, its temperature, and the logits [N, classes] of each image from the folds without it."""
+
+    penalty: float
+    temperature: float
+    logits: Tensor
+    losses: dict[float, float]
+
+
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of logits [N, classes]: softmax for indices [N], sigmoid for booleans [N, classes]."""
+    if targets.ndim == 1:
+        return F.cross_entropy(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(dim=1).mean()
+
+
+def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
+    """Fit one head for each penalty, which should decrease.
+
+    Args:
+        features: [N, D].
+        targets: indices [N], or booleans [N, classes] of several labels for each image.
+        classes: number of classes.
+        penalties: weights of the squared norm of the weights, for features of variance 1.
+    """
+    mean = features.mean(dim=0)
+    deviation = features.std(dim=0, correction=0).clamp(min=MIN_DEVIATION)
+    x = (features - mean) / deviation
+    weight = torch.zeros(classes, x.shape[1], device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    heads = []
+    for penalty in penalties:
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_STEPS, line_search_fn="strong_wolfe")
+
+        def closure(optimizer: torch.optim.LBFGS = optimizer, penalty: float = penalty) -> float:
+            optimizer.zero_grad()
+            loss = loss_of(F.linear(x, weight, bias), targets) + penalty / 2 * weight.square().sum()
+            loss.backward()
+            return loss.item()
+
+        optimizer.step(closure)
+        scaled = weight.detach() / deviation
+        heads.append(LinearHead(scaled, bias.detach() - scaled @ mean))
+    return heads
+
+
+def choose(
+    features: Sequence[Tensor],
+    targets: Tensor,
+    folds: Tensor,
+    classes: int,
+    log: Callable[[float, float], None] = lambda penalty, loss: None,
+) -> Choice:
+    """Choose the penalty with the lowest loss in cross-validation; fit the temperature on the same predictions.
+
+    Args:
+        features: views of the images, each [N, D]. The first one is validated; all are used to fit.
+        targets: as in ``fit``.
+        folds: the fold [N] of each image.
+        classes: number of classes.
+        log: called with each penalty and its loss.
+    """
+    logits = torch.zeros(len(PENALTIES), len(targets), classes, device=targets.device)
+    for fold in folds.unique().tolist():
+        others, own = folds != fold, folds == fold
+        heads = fit(
+            torch.cat([view[others] for view in features]), repeated(targets[others], features), classes, PENALTIES
+        )
+        for index, head in enumerate(heads):
+            logits[index, own] = head(features[0][own])
+    losses = {penalty: float(loss_of(logits[index], targets)) for index, penalty in enumerate(PENALTIES)}
+    for penalty, loss in losses.items():
+        log(penalty, loss)
+    best = min(losses, key=lambda penalty: losses[penalty])
+    chosen = logits[PENALTIES.index(best)]
+    temperature = 1.0
+    if targets.ndim == 1:
+        low, high = TEMPERATURE_RANGE
+        temperature = min(max(fit_temperature(chosen, targets), low), high)
+    return Choice(best, temperature, chosen / temperature, losses)
+
+
+def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice: Choice) -> LinearHead:
+    """Fit the head with the chosen penalty and temperature on all views [N, D]."""
+    path = [penalty for penalty in PENALTIES if penalty >= choice.penalty]
+    head = fit(torch.cat(list(features)), repeated(targets, features), classes, path)[-1]
+    return LinearHead(head.weight / choice.temperature, head.bias / choice.temperature)
+
+
+def repeated(targets: Tensor, views: Sequence[Tensor]) -> Tensor:
+    """The targets of the images in all views."""
+    return torch.cat([targets] * len(views))
