@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ import pytest
 from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
+from support.waiting import locked
 
 from app.cli import models
 from app.settings import Settings
@@ -107,28 +107,28 @@ def shipped() -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all test processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder: Path) -> Callable[[str], Path]:
     """Export a network of this repository, such as ``mnist-gan-1.onnx``, and return the file.
 
-    All test processes of pytest-xdist share the files, because some take many seconds.
+    Each file is exported once, because some take many seconds.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder = folder / "exported"
+    folder = shared_folder / "exported"
     folder.mkdir(exist_ok=True)
 
     def exported(file: str) -> Path:
         path = folder / file
-        with (folder / f"{file}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / f"{file}.lock"):
             if not path.exists():
                 name, _, number = path.stem.rpartition("-")
-                store = str(ROOT / "models_store")
-                assert (
-                    models.main(["export", "--store", store, f"{name}@{number}", str(path), f"--{path.suffix[1:]}"])
-                    == 0
-                )
+                version, store = f"{name}@{number}", str(ROOT / "models_store")
+                assert models.main(["export", "--store", store, version, str(path), f"--{path.suffix[1:]}"]) == 0
         return path
 
     return exported

@@ -1,7 +1,8 @@
-"""The service in separate processes."""
+"""The service and trainings in separate processes."""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import re
@@ -9,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Self
@@ -19,12 +22,15 @@ import httpx
 
 from app.main import main
 from support.service import ROOT
+from training import run
+from training.data import datasets
+from training.loops import gan
 
 TIMEOUT_SECONDS = 30  # for each wait
 
 
 FORK_SERVER = multiprocessing.get_context("forkserver")  # imports the service once, which takes 2 s of a core
-FORK_SERVER.set_forkserver_preload(["app.main"])
+FORK_SERVER.set_forkserver_preload(["app.main", "training.run"])
 
 
 class ForkedProcess:
@@ -153,6 +159,26 @@ def request_live(connection: socket.socket) -> bool:
         answer += chunk
     assert answer.startswith(b"HTTP/1.1 200")
     return b"connection: close" not in answer.lower()
+
+
+def train_and_wait(
+    script: str, last: int, arguments: Sequence[str], environment: dict[str, str], steps: Connection
+) -> None:
+    """Train in this process. Send the step of each checkpoint. At step ``last``, wait until the process is killed."""
+    os.environ.update(environment)
+    gan.RECALIBRATION_BATCHES = gan.PREVIEW_BATCHES = 2
+    datasets.SHA256.clear()
+    run.SAVE_EVERY = 0
+    save = run.Run.save
+
+    def save_and_send(self: run.Run) -> None:
+        save(self)
+        steps.send(self.step)
+        if self.step == last:
+            threading.Event().wait()
+
+    run.Run.save = save_and_send  # type: ignore[method-assign]
+    importlib.import_module(script).main(arguments)
 
 
 HANG_ON_SEVEN = """

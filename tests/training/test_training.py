@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.processes import FORK_SERVER, train_and_wait
 from support.service import ROOT
+from support.waiting import locked
 
 from app import store
 from app.networks import build
@@ -49,25 +53,6 @@ SCRIPTS: dict[str, Any] = {
     **{"cnn": cnn, "strong": cnn, "rnn": rnn, "gated": rnn, "lstm": lstm, "forecaster": lstm},
     **{"gan": gan, "conditional": gan},
 }
-
-# A training that prints the step of each checkpoint, and waits at step ``last`` until it is killed.
-KILLED_TRAINING = """
-import sys
-from training import run
-from training.data import datasets as data
-from training.loops import gan
-gan.RECALIBRATION_BATCHES = gan.PREVIEW_BATCHES = 2
-script, last, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-data.SHA256.clear()
-run.SAVE_EVERY = 0
-save = run.Run.save
-def save_and_print(self):
-    save(self)
-    print("saved", self.step, flush=True)
-    if self.step == last: sys.stdin.read()
-run.Run.save = save_and_print
-__import__(script, fromlist=["main"]).main(arguments)
-"""
 
 
 @pytest.fixture
@@ -124,29 +109,43 @@ def only_entry(folder: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[str], Path]:
+    """Return a function that trains a tiny network, and returns a folder with ``runs``, ``models`` and ``output``.
+
+    Each network is trained once. Tests must not change the folder.
+    """
+
+    def train(stem: str) -> Path:
+        folder = shared_folder / f"trained-{stem}"
+        with locked(folder.with_suffix(".lock")):
+            if not (folder / "output").exists():
+                shutil.copytree(models, folder / "models")
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    SCRIPTS[stem].main(arguments(stem, folder / "runs", folder / "models"))
+                (folder / "output").write_text(output.getvalue())
+        return folder
+
+    return train
+
+
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
-    stem: str, tiny_data: Path, models: Path, tmp_path: Path
+    stem: str, finished: Callable[[str], Path], tiny_data: Path, models: Path, tmp_path: Path
 ) -> None:
     script = SCRIPTS[stem]
     name = model_name(stem)
-    others = shutil.copytree(models, tmp_path / "others")
-    script.main(arguments(stem, tmp_path / "whole", others))
-
-    command = [
-        sys.executable,
-        "-c",
-        KILLED_TRAINING,
-        script.__name__,
-        "13",
-        *arguments(stem, tmp_path / "killed", models),
-    ]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout
-        assert any(line == "saved 13\n" for line in process.stdout)
-        process.send_signal(signal.SIGKILL)
+    whole = finished(stem)
+    steps, sender = FORK_SERVER.Pipe(duplex=False)
+    options = arguments(stem, tmp_path / "killed", models)
+    process = FORK_SERVER.Process(target=train_and_wait, args=(script.__name__, 13, options, dict(os.environ), sender))
+    process.start()
+    sender.close()
+    while steps.recv() != 13:
+        pass
+    process.kill()
+    process.join()
+    steps.close()
     killed = only_entry(tmp_path / "killed" / name)
     (killed / "state.tmp").write_bytes(b"a state half written")
     with (killed / "metrics.jsonl").open("a") as file:
@@ -154,11 +153,12 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
     assert not (models / name).exists()
     script.main([*arguments(stem, tmp_path / "killed", models), "--resume"])
 
-    uninterrupted, resumed = (store.read_version(folder, name, 1) for folder in (others, models))
+    uninterrupted, resumed = (store.read_version(folder, name, 1) for folder in (whole / "models", models))
     assert uninterrupted.tensors.keys() == resumed.tensors.keys()
     for key, tensor in uninterrupted.tensors.items():
         assert torch.equal(tensor, resumed.tensors[key]), key
-    lines = [(only_entry(tmp_path / run / name) / "metrics.jsonl").read_text() for run in ("whole", "killed")]
+    runs = (whole / "runs", tmp_path / "killed")
+    lines = [(only_entry(folder / name) / "metrics.jsonl").read_text() for folder in runs]
     assert lines[0] == lines[1]
     assert uninterrupted.card.metrics == resumed.card.metrics
 
@@ -169,16 +169,15 @@ def test_a_killed_and_resumed_run_ends_like_an_uninterrupted_one(
 
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
-    stem: str, tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stem: str, finished: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = SCRIPTS[stem]
-    name = model_name(stem)
-    script.main(arguments(stem, tmp_path / "runs", models))
-    folder = only_entry(tmp_path / "runs" / name)
+    name, whole = model_name(stem), finished(stem)
+    folder = only_entry(whole / "runs" / name)
+    models = shutil.copytree(whole / "models", tmp_path / "copy")
     for file in ("config.json", "metrics.jsonl", "curves.png", "samples.png", "card.json"):
         assert (folder / file).stat().st_size > 50, file
     card = store.read_version(models, name, 1).card
-    assert card.command.startswith(f"python -m {script.__name__} ")
+    assert card.command.startswith(f"python -m {SCRIPTS[stem].__name__} ")
     assert card.seed == 3
     assert "--seed 3" in card.command
     assert card.metrics
@@ -186,7 +185,7 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     assert (models / name / "1" / "samples.png").exists()
     assert card.speed is not None
     assert card.speed.milliseconds > 0
-    assert speed.describe(card.speed.model_dump(), card.task) in capsys.readouterr().out
+    assert speed.describe(card.speed.model_dump(), card.task) in (whole / "output").read_text()
     assert speed.main([name, "--store", str(models), "--write"]) == 0
     remeasured = store.read_version(models, name, 1).card
     assert f"{name}@1: {speed.describe(remeasured.speed.model_dump(), card.task)}" in capsys.readouterr().out  # type: ignore[union-attr]
