@@ -13,7 +13,7 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from support.onnx_models import linear_model
+from support.imported.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, Serve, serving
 
 from app import key_file

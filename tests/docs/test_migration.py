@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.exported import SmallTransformer, export
-from support.onnx_models import forest
+from support.imported.onnx_models import forest
+from support.imported.programs import SmallTransformer, export
 from support.service import ROOT, TEST, serving
 from torch import Tensor, nn
 from tritonclient import http as triton

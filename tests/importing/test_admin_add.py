@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from support.exported import export_cnn
+from support.imported.programs import export_cnn
 from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import Serve
 from support.waiting import wait_until

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from support.exported import export, export_cnn, export_transformer
+from support.imported.programs import export, export_cnn, export_transformer
 from support.service import TEST, serving
 from torch import Tensor, nn
 from tritonclient import http as triton

@@ -14,8 +14,8 @@ import pytest
 import torch
 from onnx import helper
 from PIL import Image
-from support.exported import SmallTransformer, export, export_cnn, export_transformer
-from support.onnx_models import onnx_model
+from support.imported.onnx_models import onnx_model
+from support.imported.programs import SmallTransformer, export, export_cnn, export_transformer
 from support.service import TEST, serving
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
-from support.onnx_models import forest, linear_model, onnx_model
+from support.imported.onnx_models import forest, linear_model, onnx_model
 from support.service import TEST, serving
 from tritonclient import http as triton
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.exported import edited, entries, export, export_cnn, pack
+from support.imported.programs import edited, entries, export, export_cnn, pack
 from torch import Tensor, nn
 
 from app import store

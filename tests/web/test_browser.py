@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from support import processes
+from support.imported.onnx_models import linear_model
 from support.networks import publish_tiny
-from support.onnx_models import linear_model
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from support.onnx_models import linear_model
+from support.imported.onnx_models import linear_model
 from support.service import IMAGES, ROOT, TEST, serving
 from support.waiting import wait_until
 
