@@ -11,11 +11,10 @@ import httpx
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from support.command_line import run_models_command
 from support.networks import publish_tiny
 from support.processes import serving
 from support.responses import ADMIN_HEADERS, ADMIN_KEY, metric_samples
-from support.service import Serve, address
+from support.service import Serve, address, run_models_command
 from support.tensors import SHAPES, infer_inputs
 from tritonclient.utils import InferenceServerException
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.command_line import run_models_command
 from support.images import image_bytes
 from support.networks import CONDITIONAL, FORECASTER, TINY, VOCABULARY, publish_tiny, tiny_card
-from support.service import ROOT
+from support.service import ROOT, run_models_command
 from torch import Tensor
 
 from app.exporting.signatures import SIGNATURES

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.command_line import run_models_command
 from support.networks import publish_tiny
 from support.processes import TIMEOUT_SECONDS, serving
-from support.service import ROOT, Serve
+from support.service import ROOT, Serve, run_models_command
 from support.waiting import wait_until
 
 from app import store

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save
-from support.command_line import run_models_command
 from support.networks import publish_tiny
+from support.service import run_models_command
 
 from app import store
 from app.store import archive

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.command_line import run_models_command
 from support.networks import publish_tiny, rewrite_weights
+from support.service import run_models_command
 
 from app import store
 from app.store import StoreError, rollout

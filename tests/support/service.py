@@ -1,4 +1,4 @@
-"""The service in the test process, on a real socket."""
+"""The service in the test process, on a real socket, and its command line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvicorn.server
 
+from app.cli import models
 from app.main import create_app
 from app.server.uvicorn_server import ListeningServer
 from app.settings import Settings
@@ -86,3 +88,12 @@ class HeldGenerator:
 def address(client: httpx.Client) -> str:
     """Return ``host:port`` of a service, for other clients."""
     return client.base_url.netloc.decode()
+
+
+def run_models_command(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Run ``python -m app.models``; return its exit status, standard output and standard error."""
+    try:
+        status = models.main([arguments[0], "--store", str(folder), *arguments[1:]])
+    except SystemExit as exit_error:  # raised by argparse
+        status = int(exit_error.code or 0)
+    return status, *capsys.readouterr()
