@@ -10,7 +10,7 @@ INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip ins
 # Tests run in parallel: idle threads of one test must not occupy the cores of another.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help serve test quick check docs report train data evaluate bench bench-protocols bench-imported bench-replicas bench-cluster \
+.PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
 
 help: ## list the targets
@@ -54,6 +54,9 @@ evaluate: .venv/train ## measure the networks in models_store/ again and compare
 
 bench: .venv/train ## compare the service with a plain FastAPI server under load; ARGS="--only cnn --peers litserve"
 	$(BIN)/python -m benchmarks.speed.serving $(ARGS)
+
+profile: .venv/profile ## show which layers of the service use the CPU (py-spy); ARGS="--only cnn --callers 64"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m benchmarks.speed.profile $(ARGS)
 
 bench-replicas: .venv/ray ## compare one and two Ray Serve replicas with one and two workers; ARGS="--kill"
 	$(BIN)/python -m benchmarks.speed.replicas $(ARGS)
@@ -124,12 +127,14 @@ clean: ## remove the virtual environments and generated files
 .venv/fuzz: EXTRA := [fuzz]
 .venv/audit: EXTRA := [audit]
 .venv/mutants: EXTRA := [mutants]
+.venv/profile: EXTRA := [profile]
 # Targets that an installation satisfies as well.
 .venv/train: ALSO := .venv/serve
 .venv/test: ALSO := .venv/serve .venv/train
+.venv/profile: ALSO := .venv/serve .venv/train
 .venv/ray: ALSO := .venv/serve .venv/train
 .venv/fuzz .venv/mutants: ALSO := .venv/serve .venv/train .venv/test
-.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/audit: pyproject.toml
+.venv/serve .venv/train .venv/test .venv/ray .venv/fuzz .venv/mutants .venv/profile .venv/audit: pyproject.toml
 	@test -x $(BIN)/python || { echo "Setting up .venv: this takes a few minutes the first time"; $(PYTHON) -m venv .venv; }
 	@$(INSTALL) -e ".$(EXTRA)"
 	@touch $@ $(ALSO)

@@ -1,0 +1,123 @@
+"""Show which layers of the service use the CPU, for each kind of request.
+
+    python -m benchmarks.speed.profile                                  # about a minute
+    python -m benchmarks.speed.profile --only cnn,forecast --callers 64
+
+One worker with one thread is sampled by py-spy under load. Each sample is a stack of calls. It counts for the layer of
+its innermost call that is in ``LAYERS``: the time of a library function counts for the layer that called it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.support import load, servers
+from benchmarks.support.servers import ROOT, Server
+from benchmarks.support.works import Work, prepare, works
+
+ROWS = ("cnn", "strong", "text", "forecast", "sample")
+RATE = 250  # samples per second
+OTHER = "other"
+# Innermost calls in which a thread waits for work. Some systems report such threads as running.
+WAITING = (
+    ".run (asyncio/runners.py",  # the event loop itself: mostly waiting for sockets
+    ".wait (threading.py",
+    "_worker (concurrent/futures/thread.py",
+    "._work (app/store/disk_thread.py",
+)
+# The beginnings of file names, as py-spy prints them, by layer.
+LAYERS = {
+    "HTTP": ("uvicorn/", "app/server/"),
+    "ASGI and middleware": ("starlette/", "fastapi/", "app/api/"),
+    "deadlines": ("asyncio/timeouts", "app/api/deadline"),
+    "telemetry": ("prometheus_client/", "opentelemetry/", "app/observability/"),
+    "logging": ("logging/", "app/observability/access_log", "app/observability/logs"),
+    "JSON": ("pydantic/", "app/api/request_body", "app/api/responses"),
+    "image files": ("PIL/", "app/tasks/image_codecs"),
+    "inputs and outputs": ("app/tasks/",),
+    "queues and batches": ("app/engine/", "app/serving/"),
+    "forward": ("torch/", "app/networks/"),
+}
+
+
+def layer(stack: str) -> str:
+    """Return the layer of a stack: ``function (file:line)`` separated by ``;``, the innermost call last."""
+    for call in reversed(stack.split(";")):
+        file = call.rpartition("(")[2]
+        matches = [(len(start), name) for name, starts in LAYERS.items() for start in starts if file.startswith(start)]
+        if matches:
+            return max(matches)[1]  # the longest name is the most specific one
+    return OTHER
+
+
+def shares(lines: Iterable[str]) -> dict[str, float]:
+    """Return the share of each layer in per cent. A line is a stack, a space and its number of samples."""
+    samples: Counter[str] = Counter()
+    for line in lines:
+        stack, _, count = line.rstrip().rpartition(" ")
+        if not any(call in stack.rpartition(";")[2] for call in WAITING):
+            samples[layer(stack)] += int(count)
+    total = samples.total()
+    return {name: 100 * samples[name] / total for name in (*LAYERS, OTHER)} if total else {}
+
+
+async def profile(server: Server, work: Work, callers: int, seconds: float, folder: Path) -> list[float]:
+    """Return requests per second, CPU milliseconds per request, and the share of each layer in per cent."""
+    await work.warm_up(server, callers)
+    assert server.process
+    file = folder / "stacks"
+    options = ["--pid", str(server.process.pid), "--duration", str(max(1, round(seconds))), "--rate", str(RATE)]
+    command = ["py-spy", "record", *options, "--format", "raw", "--output", str(file)]
+    cpu = server.cpu_seconds()
+    spy = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    figures = await load.measure(server.port, work.adapted_requests(server), callers, seconds)
+    cpu = server.cpu_seconds() - cpu
+    _, errors = await spy.communicate()
+    if spy.returncode:
+        raise SystemExit(f"py-spy failed: {errors.decode().strip()}")
+    rate = figures["per_second"]
+    return [rate, 1000 * cpu / (rate * seconds), *shares(file.read_text().splitlines()).values()]
+
+
+def table(rows: dict[str, list[float]]) -> str:
+    """Return a Markdown table with a line for each figure and a column for each kind of request."""
+    names = ["requests/s", "CPU ms per request", *(f"{name}, %" for name in (*LAYERS, OTHER))]
+    lines = [f"| | {' | '.join(rows)} |", f"|---|{'--:|' * len(rows)}"]
+    for i, name in enumerate(names):
+        digits = 2 if i == 1 else 0
+        lines.append(f"| {name} | {' | '.join(f'{figures[i]:,.{digits}f}' for figures in rows.values())} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="CPU time of one worker by layer, for each kind of request.")
+    parser.add_argument("--only", default=",".join(ROWS), help="kinds of requests (default: %(default)s)")
+    parser.add_argument("--callers", type=int, default=32, help="clients at the same time (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="seconds of each measurement (default: %(default)s)")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="quartet-profile-") as name:
+        folder = Path(name)
+        store, _ = prepare(ROOT / "models_store", folder)
+        known, rows = works(store), {}
+        server = servers.ours(folder, store, "1x1")
+        try:
+            server.start()
+            for work in options.only.split(","):
+                print(f"profiling {work}", file=sys.stderr)
+                rows[work] = uvloop.run(profile(server, known[work], options.callers, options.seconds, folder))
+        finally:
+            server.stop()
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

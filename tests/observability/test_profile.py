@@ -1,0 +1,41 @@
+"""The profile by layer: stacks as py-spy writes them."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.speed.profile import layer, shares, table
+
+START = "run (asyncio/runners.py:190);RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py:409)"
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ("", "HTTP"),
+        (";FastRoutes.__call__ (app/api/middleware/fast_routes.py:55)", "ASGI and middleware"),
+        (";run_inference (app/api/inference.py:99);Deadline.__enter__ (app/api/deadline.py:92)", "deadlines"),
+        (";validate (app/api/request_body.py:237);deepcopy (copy.py:146)", "JSON"),
+        (";reported (app/observability/logs.py:180);observe (prometheus_client/metrics.py:700)", "telemetry"),
+        (";AccessLog._text (app/observability/access_log.py:60)", "logging"),
+        (";ImageDecoder.decode (app/tasks/image_codecs.py:107);load (PIL/ImageFile.py:260)", "image files"),
+        (";ImageClassifier.predict (app/tasks/classification.py:50)", "inputs and outputs"),
+        (";Conv2d.forward (torch/nn/modules/conv.py:548)", "forward"),
+        (";Batcher._drain (app/engine/batcher.py:180)", "queues and batches"),
+    ],
+)
+def test_a_stack_counts_for_its_innermost_known_call(calls: str, expected: str) -> None:
+    assert layer(START + calls) == expected
+
+
+def test_shares_and_table() -> None:
+    lines = [f"{START} 2", "main (own (old)/x.py:1) 6"]
+    lines += ["Runner.run (asyncio/runners.py:190) 1", "_worker (concurrent/futures/thread.py:81) 9"]  # waiting
+    figures = shares(lines)
+    assert sum(figures.values()) == pytest.approx(100)
+    assert (figures["HTTP"], figures["forward"], figures["other"]) == (25, 0, 75)
+    assert shares([]) == {}
+    text = table({"cnn": [1234.0, 0.4, *figures.values()]})
+    assert "| requests/s | 1,234 |" in text
+    assert "| CPU ms per request | 0.40 |" in text
+    assert text.splitlines()[-1] == "| other, % | 75 |"
