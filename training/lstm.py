@@ -59,6 +59,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "help": "cells that stand for a missing value, for example -999; none: no number does",
     },
+    "--known": {
+        "metavar": "NAME",
+        "help": "columns whose future values each request gives, as price,promo; they are not forecast",
+    },
+    "--holidays": {
+        "metavar": "COUNTRY",
+        "help": "use the public holidays of a country: DE, or with a subdivision DE-BY",
+    },
     "--season": {
         "metavar": "N",
         "type": int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,12 @@ def _json_safe(value: Any) -> Any:
     return value
 
 
+def _date(value: str) -> str:
+    """Check a date in ISO 8601."""
+    date.fromisoformat(value)
+    return value
+
+
 class TensorSpec(StrictModel):
     """A tensor in the units of the API; -1 is a variable dimension."""
 
@@ -71,17 +77,57 @@ class Speed(StrictModel):
     hardware: str
 
 
+class KnownColumn(StrictModel):
+    """A covariate: its mean and standard deviation in the training, and the effect of one standard deviation.
+
+    The effect is relative to the values of a series; see ``app.tasks.covariates``.
+    """
+
+    name: str
+    mean: Annotated[float, Field(strict=False)]
+    scale: Annotated[float, Field(strict=False, gt=0)]
+    coefficient: Annotated[float, Field(strict=False)]
+
+
+class HolidayCalendar(StrictModel):
+    """The public holidays of a country, in ISO 8601, from the first to the last year; ``step``: time step of series."""
+
+    country: str
+    step: str
+    first_year: Int64
+    last_year: Int64
+    dates: list[Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$"), AfterValidator(_date)]]
+
+
+class KnownCovariates(StrictModel):
+    """Columns whose future values each request gives; with a calendar, the last column counts its holidays.
+
+    ``proportional``: effects are shares of the usual value at a position in the season, instead of the mean value.
+    """
+
+    columns: Annotated[list[KnownColumn], Field(min_length=1)]
+    proportional: bool = False
+    calendar: HolidayCalendar | None = None
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that requests give by name: all but that of the holidays."""
+        names = [column.name for column in self.columns]
+        return names[:-1] if self.calendar else names
+
+
 class SeriesTraits(StrictModel):
     """What the series of the training have in common. Requests with such series get such forecasts.
 
     ``season``: values per season, 1 without one; ``year``: values per year, if a yearly pattern is removed before the
-    network reads a series, and added to its forecast.
+    network reads a series, and added to its forecast; ``known``: the covariates of each request, if it has some.
     """
 
     season: Annotated[int, Field(ge=1, le=168)] = 1
     year: Annotated[float, Field(strict=False, ge=2, le=1000)] | None = None
     non_negative: bool = False
     integer: bool = False
+    known: KnownCovariates | None = None
 
 
 class Card(StrictModel):

@@ -18,6 +18,7 @@ from app.networks import KINDS
 from app.networks.forecaster import MEDIAN, QUANTILES
 from app.networks.lstm import SeriesLSTM
 from app.store import Card, SeriesTraits, StoreError, Version
+from app.tasks.covariates import covariate_effect
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import check_finite
 from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
@@ -80,14 +81,15 @@ class SeriesWindow:
     """A parsed series: its last values [context], NaN before the first one, its season, and the steps to forecast.
 
     ``gap`` is the number of missing values at the end. They are forecast as well, and left out of the result.
-    ``yearly`` [horizon - gap] is added to the forecast, which is then made ``non_negative`` or ``integer``.
+    ``added`` [horizon - gap], the yearly pattern and the effect of covariates, is added to the forecast, which is then
+    made ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray
     season: int
     horizon: int
     gap: int = 0
-    yearly: np.ndarray | None = None
+    added: np.ndarray | None = None
     non_negative: bool = False
     integer: bool = False
 
@@ -108,6 +110,7 @@ class GlobalForecaster:
         horizon: int,
         param: str = "values",
         seasonality: int | None = None,
+        covariates: np.ndarray | None = None,
     ) -> SeriesWindow:
         """Prepare a series for ``predict``.
 
@@ -119,6 +122,7 @@ class GlobalForecaster:
             horizon: steps to forecast.
             param: name of the series in error messages.
             seasonality: values per season; None: the season of the model's card, or else the detected one.
+            covariates: finite values [T + horizon, K] of the columns that the card names; None: it names none.
 
         Raises:
             BadValue: the series is too short or has no value, or the season is too long.
@@ -151,15 +155,21 @@ class GlobalForecaster:
             non_negative, integer = non_negative and actual.min() >= 0, integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
         window = np.full(context, np.nan)
-        series, yearly = fill_missing(series, season), None
+        series, added = fill_missing(series, season), None
+        if traits.known and covariates is not None:
+            effect = covariate_effect(series, covariates[int(known[0]) :], season, traits.known)
+            series, added = series - effect[: len(series)], effect[len(series) + gap :]
         if traits.year and len(series) >= MIN_YEARS * traits.year:
             pattern = yearly_pattern(series, traits.year, gap + horizon)
-            series, yearly = series - pattern[: len(series)], pattern[len(series) + gap :]
+            series, added = (
+                series - pattern[: len(series)],
+                pattern[len(series) + gap :] + (0.0 if added is None else added),
+            )
         series = series[-context:]
         window[context - len(series) :] = series
         if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
             gap = MAX_GAP - (MAX_GAP - gap) % season
-        return SeriesWindow(window, season, gap + horizon, gap, yearly, bool(non_negative), integer)
+        return SeriesWindow(window, season, gap + horizon, gap, added, bool(non_negative), integer)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
         """Forecast series of any lengths, seasons and horizons in one batch."""
@@ -173,8 +183,8 @@ class GlobalForecaster:
 
     def _forecast(self, item: SeriesWindow, quantiles: np.ndarray) -> QuantileForecast:
         quantiles = quantiles[item.gap : item.horizon]
-        if item.yearly is not None:
-            quantiles = quantiles + item.yearly[:, None]
+        if item.added is not None:
+            quantiles = quantiles + item.added[:, None]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
         mean, median, quantiles = (_like_series(x, item.non_negative, item.integer) for x in (mean, median, quantiles))

@@ -367,8 +367,8 @@ def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: G
     values = [*(wave + noise)[:100], None, None]
     item, plain = yearly.parse(values, 38), forecaster.parse(values, 38, seasonality=1)
     assert np.nanstd(item.values) < 2 < 30 < np.nanstd(plain.values)
-    assert item.yearly == pytest.approx(wave[102:140], abs=2)
-    flat = dataclasses.replace(item, yearly=None)
+    assert item.added == pytest.approx(wave[102:140], abs=2)
+    flat = dataclasses.replace(item, added=None)
     with_pattern, without = (each.median for each in yearly.predict([item, flat]))
-    assert with_pattern - without == pytest.approx(item.yearly)
-    assert yearly.parse(values[:79], 5).yearly is None  # less than two years
+    assert with_pattern - without == pytest.approx(item.added)
+    assert yearly.parse(values[:79], 5).added is None  # less than two years

@@ -36,7 +36,8 @@ class Origins:
     """Forecast origins: the values before each, the actual values [N, horizon] after it, and the MASE scale [N].
 
     Actual values are NaN where the table has none. ``series``: number of series that the origins come from. ``places``:
-    of each origin, the index of its split and the position in the series.
+    of each origin, the index of its split and the position in the series. ``covariates`` [T + horizon, K]: of each past
+    and its horizon.
     """
 
     past: list[np.ndarray]
@@ -45,13 +46,16 @@ class Origins:
     season: int
     series: int
     places: list[tuple[int, int]]
+    covariates: list[np.ndarray]
 
     def subset(self, max_origins: int) -> Origins:
         """At most ``max_origins`` of the origins, evenly spaced."""
         indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
         past = [self.past[index] for index in indices]
         places = [self.places[index] for index in indices]
-        return Origins(past, self.actual[indices], self.mase_scale[indices], self.season, self.series, places)
+        covariates = [self.covariates[index] for index in indices]
+        scales = self.mase_scale[indices]
+        return Origins(past, self.actual[indices], scales, self.season, self.series, places, covariates)
 
 
 def longest_horizon(table: Table) -> int:
@@ -105,7 +109,7 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["v
     Raises:
         DataError: no origin is left.
     """
-    past, actual, scales, places = [], [], [], []
+    past, actual, scales, places, covariates = [], [], [], [], []
     for number, parts in enumerate(splits):
         values = parts.series.values
         start, end = (parts.validation, parts.test) if part == "validation" else (parts.test, len(values))
@@ -115,12 +119,13 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["v
             future = known[origin : origin + horizon]
             if not np.isnan(future).all():
                 past.append(values[max(origin - MAX_PAST, 0) : origin])
+                covariates.append(parts.series.covariates[max(origin - MAX_PAST, 0) : origin + horizon])
                 actual.append(future)
                 scales.append(scale)
                 places.append((number, origin))
     if not past:
         raise DataError(f"all values of the {part} parts are missing, so no forecast can be measured")
-    return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places)
+    return Origins(past, np.stack(actual), np.array(scales), season, len(splits), places, covariates)
 
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:

@@ -29,10 +29,21 @@ class Example:
 
 
 def forecast_series(
-    forecaster: GlobalForecaster, past: list[np.ndarray], season: int, horizon: int
+    forecaster: GlobalForecaster,
+    past: list[np.ndarray],
+    season: int,
+    horizon: int,
+    covariates: Sequence[np.ndarray] | None = None,
 ) -> list[QuantileForecast]:
-    """Forecasts of many series [T], computed by the code that serves them, in batches of 64."""
-    items = [forecaster.parse(values.tolist(), horizon, seasonality=season) for values in past]
+    """Forecasts of many series [T], computed by the code that serves them, in batches of 64.
+
+    ``covariates`` [T + horizon, K]: of each series, for networks with known columns.
+    """
+    rows = covariates if covariates is not None else [None] * len(past)
+    items = [
+        forecaster.parse(values.tolist(), horizon, seasonality=season, covariates=known)
+        for values, known in zip(past, rows, strict=True)
+    ]
     return [forecast for at in range(0, len(items), 64) for forecast in forecaster.predict(items[at : at + 64])]
 
 

@@ -21,6 +21,7 @@ import torch
 
 from app import store
 from app.networks.forecaster import QUANTILES, Forecaster, ForecasterSizes
+from app.tasks.covariates import PRIOR_VALUES, covariate_effect, differences
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import MIN_YEARS, yearly_pattern
 from training import refit
@@ -120,6 +121,12 @@ def read(options: Options, horizon: int) -> OwnSeries:
     base = base_version(options, ("forecaster",))
     if base is None:
         raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
+    needed = base.card.series.known if base.card.series else None
+    names = [column.name for column in needed.columns] if needed else []
+    if needed and names != list(table.covariates):
+        calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
+        known = f" --known {','.join(needed.named)}" if needed.named else ""
+        raise DataError(f"{_label(base)} reads the known columns {', '.join(names)}; type{known}{calendar}")
     if horizon < 0:
         raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
     default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
@@ -129,20 +136,65 @@ def read(options: Options, horizon: int) -> OwnSeries:
 
 
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
-    """The season and the kind of the values; the year, if the base version forecasts better without yearly pattern."""
+    """The season and the kind of the values; covariates; the year, if the base version forecasts better without it.
+
+    The effects of covariates are proportional if the base version then has the lower validation loss.
+    """
     values = np.concatenate([split.series.values[split.series.known] for split in splits])
     integer = bool((values % 1 == 0).all())
     traits = store.SeriesTraits(season=table.season, non_negative=bool((values >= 0).all()), integer=integer)
     year = YEARS.get(table.frequency)
-    if year is None or min(split.validation for split in splits) < MIN_YEARS * year:
+    if min(split.validation for split in splits) < MIN_YEARS * (year or np.inf):
+        year = None
+    if year is None and not table.covariates:
         return traits
     origins = backtest.origins(splits, table.season, horizon, "validation").subset(MAX_YEAR_FORECASTS)
-    yearly = traits.model_copy(update={"year": year})
-    losses = []
-    for tried in (traits, yearly):
+
+    def loss(tried: store.SeriesTraits) -> float:
         forecaster = GlobalForecaster(_with_traits(base, tried), torch.device("cpu"))
-        losses.append(Validation(forecaster, origins)(forecaster.network))
-    return yearly if losses[1] < losses[0] else traits
+        return Validation(forecaster, origins)(forecaster.network)
+
+    if table.covariates:
+        forms = [traits.model_copy(update={"known": _known(table, splits, form)}) for form in (False, True)]
+        without, *losses = map(loss, (traits, *forms))
+        traits = forms[losses[1] < losses[0]]
+        form = "shares of the usual value" if losses[1] < losses[0] else "sums"
+        table.remarks.append(
+            f"known columns: {', '.join(table.covariates)}; effects are {form}; validation loss of {base.card.name} "
+            f"{min(losses):.3f}, without them {without:.3f}"
+        )
+    yearly = traits.model_copy(update={"year": year})
+    return yearly if year and loss(yearly) < loss(traits) else traits
+
+
+def _known(table: Table, splits: list[Split], proportional: bool) -> store.KnownCovariates:
+    """The known columns with their means, deviations and coefficients in the training parts of all series.
+
+    Raises:
+        DataError: a column does not vary there.
+    """
+    parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
+    together = np.concatenate([covariates for _, covariates in parts])
+    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)  # scale first, so that no square overflows
+    means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
+    for name, scale, largest in zip(table.covariates, scales, unit, strict=True):
+        if scale <= 1e-9 * largest:
+            raise DataError(f"{table.name}: known column {name!r} does not vary in the training part; leave it out")
+    columns = [
+        store.KnownColumn(name=name, mean=mean, scale=scale, coefficient=0.0)
+        for name, mean, scale in zip(table.covariates, means.tolist(), scales.tolist(), strict=True)
+    ]
+    known = store.KnownCovariates(columns=columns, proportional=proportional, calendar=table.calendar)
+    precision, product = PRIOR_VALUES * np.eye(len(columns)), np.zeros(len(columns))
+    for values, covariates in parts:
+        _, inputs_change, change = differences(values, covariates, table.season, known)
+        precision += inputs_change.T @ inputs_change
+        product += inputs_change.T @ change
+    coefficients = np.linalg.solve(precision, product).tolist()
+    fitted = [
+        column.model_copy(update={"coefficient": value}) for column, value in zip(columns, coefficients, strict=True)
+    ]
+    return known.model_copy(update={"columns": fitted})
 
 
 def _with_traits(version: store.Version, traits: store.SeriesTraits) -> store.Version:
@@ -169,8 +221,15 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
     distributed.exit_process()
 
 
-def window_sampler(own: OwnSeries, sizes: ForecasterSizes, pasts: Sequence[np.ndarray]) -> WindowSampler:
-    """Windows of the values [T] of each series, without their yearly pattern."""
+def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
+    """Windows of the values of each series up to an end, without the effect of covariates and the yearly pattern."""
+    parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
+    pasts = [series.values[:end] for series, end in parts]
+    if own.traits.known:
+        pasts = [
+            values - covariate_effect(values, series.covariates[:end], own.table.season, own.traits.known)
+            for values, (series, end) in zip(pasts, parts, strict=True)
+        ]
     if own.traits.year:
         pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
     series = [torch.from_numpy(values) for values in pasts]
@@ -192,9 +251,9 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
     """
     options, season = run.options, own.table.season
     network: Any = own.base.network()
-    past = [split.series.values[: split.validation] for split in own.splits]
-    sampler = window_sampler(own, network.sizes, past)
-    steps_per_epoch = min(max(sum(map(len, past)) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
+    ends = [split.validation for split in own.splits]
+    sampler = window_sampler(own, network.sizes, ends)
+    steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
 
     def start_dummy_run() -> Callable[[int], object]:
         discarded = Trainer(copy.deepcopy(network), sampler, _averaged(config, 1), options.seed, options.device)
@@ -229,7 +288,7 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
 def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:
     """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; returns the average."""
     network: Any = own.base.network()
-    sampler = window_sampler(own, network.sizes, [split.series.values for split in own.splits])
+    sampler = window_sampler(own, network.sizes, [len(split.series.values) for split in own.splits])
     trainer = Trainer(network, sampler, _averaged(config, total), run.options.seed, run.options.device)
     run.begin_refit()
     run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
@@ -246,9 +305,12 @@ class Validation:
     def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
         self.origins = origins
         horizon = origins.actual.shape[1]
-        items = [forecaster.parse(past.tolist(), horizon, seasonality=origins.season) for past in origins.past]
-        yearly = [np.zeros(horizon) if item.yearly is None else item.yearly for item in items]
-        self.yearly = np.stack(yearly)[..., None]  # [N, horizon, 1]
+        items = [
+            forecaster.parse(past.tolist(), horizon, seasonality=origins.season, covariates=known)
+            for past, known in zip(origins.past, origins.covariates, strict=True)
+        ]
+        added = [np.zeros(horizon) if item.added is None else item.added for item in items]
+        self.added = np.stack(added)[..., None]  # [N, horizon, 1]
         self.values = torch.from_numpy(np.stack([item.values for item in items])).to(forecaster.device)
         self.seasons = torch.tensor([item.season for item in items], device=forecaster.device)
 
@@ -259,21 +321,27 @@ class Validation:
         horizon = self.origins.actual.shape[1]
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
         quantiles = torch.cat([network.forecast(values, seasons, horizon) for values, seasons in batches])
-        levels = quantiles[..., 1:-1].cpu().numpy() + self.yearly
+        levels = quantiles[..., 1:-1].cpu().numpy() + self.added
         return forecast_metrics.quantile_loss(self.origins.actual, levels, self.origins.mase_scale)
 
 
-def as_method(forecaster: GlobalForecaster) -> backtest.Forecast:
-    """A forecaster as a method that can be backtested."""
-    return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon)
+def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Forecast:
+    """A forecaster as a method that can be backtested on these origins."""
+    return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon, origins.covariates)
 
 
 def measure(forecaster: GlobalForecaster, own: OwnSeries) -> dict[str, Any]:
     """The test metrics of the fine-tuned forecaster, of the base version, and of seasonal naive."""
     origins = backtest.origins(own.splits, own.table.season, own.horizon, "test").subset(MAX_TEST_FORECASTS)
+    untuned = {"untuned_": own.base}
+    if own.traits.known:
+        untuned["untuned_known_"] = _with_traits(own.base, own.traits)
     methods = {
-        "": as_method(forecaster),
-        "untuned_": as_method(GlobalForecaster(own.base, forecaster.device)),
+        "": as_method(forecaster, origins),
+        **{
+            prefix: as_method(GlobalForecaster(version, forecaster.device), origins)
+            for prefix, version in untuned.items()
+        },
         "naive_": backtest.seasonal_naive,
     }
     return backtest.card_metrics(origins, methods)
@@ -299,6 +367,7 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
     names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
     season = f"season {table.season}" if table.season > 1 else "no season"
     season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
+    season += f", known columns {', '.join(table.covariates)}" if table.covariates else ""
     return {
         "task": "forecast",
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
@@ -367,13 +436,13 @@ def write_backtest(
     tuned = f"{name}, tuned"
     if base is not None:
         untuned = f"{_label(base)}, not tuned"
-        networks[untuned] = as_method(GlobalForecaster(base, forecaster.device))
+        networks[untuned] = as_method(GlobalForecaster(base, forecaster.device), own.references.origins)
         explanations[untuned] = "the published network, which has not been trained on this table"
         explanations[tuned] = f"{_label(base)}, fine-tuned on the values before the validation part of each series"
     else:
         tuned = name
         explanations[tuned] = "the published network"
-    networks[tuned] = as_method(forecaster)
+    networks[tuned] = as_method(forecaster, own.references.origins)
     compared = own.references.compare(own.table, len(own.splits), networks)
     return page.write(folder, compared, command, explanations)
 
@@ -407,6 +476,9 @@ def examples(forecaster: GlobalForecaster, own: OwnSeries) -> list[Example]:
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
         past, actual = np.split(split.series.values, [len(split.series.values) - own.horizon])
-        (forecast,) = forecast_series(forecaster, [past[-backtest.MAX_PAST :]], own.table.season, own.horizon)
+        covariates = split.series.covariates[-own.horizon - backtest.MAX_PAST :]
+        (forecast,) = forecast_series(
+            forecaster, [past[-backtest.MAX_PAST :]], own.table.season, own.horizon, [covariates]
+        )
         result.append(Example(split.series.name, past, actual, forecast))
     return result

@@ -143,19 +143,27 @@ class TextTensors:
 class ForecasterTensors:
     """Forecasting: ``values`` [N, T], NaN where one is missing -> ``mean`` [N, horizon], and the interval bounds
     ``lower`` and ``upper`` [N, levels, horizon].
+
+    Versions with known columns also read ``covariates`` [N, T + horizon, columns]; those with holidays, ``start`` [N].
     """
 
     def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
         self.model = model
         self.settings = limits.settings
         self.inputs = [TensorSpec("values", FLOATS, (-1, -1))]
+        known = model.card.series.known if model.card.series else None
+        self.columns = known.named if known else []
+        if self.columns:
+            self.inputs.append(TensorSpec("covariates", FLOATS, (-1, -1, len(self.columns)), labels=self.columns))
+        if known and known.calendar:
+            self.inputs.append(TensorSpec("start", ("BYTES",), (-1,)))
         self.outputs = [
             TensorSpec("mean", ("FP64",), (-1, -1)),
             TensorSpec("lower", ("FP64",), (-1, -1, -1)),
             TensorSpec("upper", ("FP64",), (-1, -1, -1)),
         ]
         self.rows = limits.settings.max_series
-        self.values = limits.settings.max_series_values
+        self.values = limits.settings.max_series_values + self.rows * ("start" in {spec.name for spec in self.inputs})
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
         self.parameters = ("horizon", "levels", "seasonality")
         self.forecast_request = limits.forecast_request
@@ -164,7 +172,20 @@ class ForecasterTensors:
         values = request.tensors["values"].astype(np.float64)
         if len(wrong := values[~(np.isnan(values) | (np.abs(values) <= 1e300))]):
             raise BadValue(f"values has {wrong[0]}; allowed is from -1e300 to 1e300", "values")
-        return forecast.parse_series(self.model, self._body(request, values.tolist()), self.settings)
+        body = self._body(request, values.tolist())
+        return forecast.parse_series(self.model, body.model_copy(update=self._known(request)), self.settings)
+
+    def _known(self, request: DecodedRequest) -> dict[str, Any]:
+        """Return the covariates and the start times of a request. Raises BadValue."""
+        fields: dict[str, Any] = {}
+        if self.columns:
+            covariates = request.tensors["covariates"].astype(np.float64)
+            if len(wrong := covariates[~(np.abs(covariates) <= 1e300)]):
+                raise BadValue(f"covariates has {wrong[0]}; allowed is from -1e300 to 1e300", "covariates")
+            fields["covariates"] = {name: covariates[..., i].tolist() for i, name in enumerate(self.columns)}
+        if "start" in request.tensors:
+            fields["start"] = [_decode_text(text, "start")[:100] for text in request.tensors["start"].reshape(-1)]
+        return fields
 
     def _body(self, request: DecodedRequest, values: list[Any]) -> forecast.ForecastRequest:
         parameters = model_parameters(request.body.parameters, self.parameters)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
+import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
@@ -19,13 +20,16 @@ from app.serving.loader import LoadedModel
 from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks import FORECAST
-from app.tasks.forecasting import AnyForecaster
+from app.tasks.covariates import read_covariates
+from app.tasks.forecasting import AnyForecaster, GlobalForecaster
 
 VALUES_PER_SERIES = 3000  # values parsed in the time that each series takes besides its values
 BYTES_PER_NUMBER = 26  # largest size of a value in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
 Level = Annotated[float, Field(gt=0, lt=100)]
+Known = Annotated[float, Field(ge=-1e300, le=1e300)]
+Start = Annotated[str, Field(max_length=100)]
 
 
 def _one_or_many(value: Any) -> str:
@@ -43,6 +47,29 @@ class ForecastRequest(InferenceBody):
     levels: list[Level] = Field([80.0, 95.0], max_length=10, description="levels of the intervals in per cent")
     seasonality: int | None = Field(
         None, ge=1, description="values in a season, such as 24 for hourly values; null: the service detects it"
+    )
+    covariates: (
+        dict[
+            Annotated[str, Field(max_length=200)],
+            Annotated[
+                Annotated[list[Known], Field(fail_fast=True), Tag("one")]
+                | Annotated[list[Annotated[list[Known], Field(fail_fast=True)]], Field(fail_fast=True), Tag("many")],
+                Discriminator(_one_or_many),
+            ],
+        ]
+        | None
+    ) = Field(
+        None,
+        description="for versions trained with `--known`: by column, its values over the series and then the horizon; "
+        "a list of them for a list of series",
+        examples=[{"price": [2.5, 2.5, 2.0, 2.5, 2.0], "promo": [0, 0, 1, 0, 1]}],
+        max_length=100,
+    )
+    start: Start | list[Start] | None = Field(
+        None,
+        description="for versions trained with `--holidays`: time of the first value, ISO 8601; one for all series or "
+        "one for each",
+        examples=["2024-04-22"],
     )
     model: ModelName = None
     h: int | None = Field(None, ge=1, description="Nixtla's name of `horizon`")
@@ -92,11 +119,30 @@ def parse_series(
         raise BadValue(f"{field} has {len(series)} series; allowed are {settings.max_series}", field)
     if (count := sum(map(len, series))) > settings.max_series_values:
         raise BadValue(f"{field} has {count:,} values; allowed are {settings.max_series_values:,}", field)
+    covariates = _covariates(model, body, [len(values) for values in series], is_list, settings)
     if len(set(body.levels)) < len(body.levels):
         raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
     parse, season = model.predictor.parse, body.seasonality
     params = [series_param.format(i) if is_list else "values" for i in range(len(series))]
+    if covariates is not None:  # then the network forecasts any series
+        parse = cast(GlobalForecaster, model.predictor).parse
+        rows = zip(params, series, covariates, strict=True)
+        return [parse(values, body.horizon, param, season, known) for param, values, known in rows]
     return [parse(values, body.horizon, param, season) for param, values in zip(params, series, strict=True)]
+
+
+def _covariates(
+    model: LoadedModel[AnyForecaster], body: ForecastRequest, lengths: list[int], is_list: bool, settings: Settings
+) -> list[np.ndarray] | None:
+    """Return the covariates of each series, or None if the model takes none. Raises BadValue."""
+    columns = (body.covariates or {}).values()
+    rows = [row for each in columns for row in (each if each and isinstance(each[0], list) else [each])]
+    count = sum(lengths) + sum(len(row) for row in rows if isinstance(row, list))
+    if count > (allowed := settings.max_series_values):
+        raise BadValue(f"values and covariates have {count:,} values; allowed are {allowed:,}", "covariates")
+    traits = model.card.series
+    known = traits.known if traits else None
+    return read_covariates(model.card.name, known, body.covariates, body.start, lengths, body.horizon, is_list)
 
 
 def level_name(level: float) -> str:

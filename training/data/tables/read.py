@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from app.store import HolidayCalendar
+from app.tasks.covariates import BUSINESS_DAY, UNITS, holiday_counts, step_seconds
 from app.tasks.forecasting import MAX_SEASON
 from training.data.datasets import DataError
 from training.data.tables import columns as roles
@@ -22,6 +25,17 @@ from training.data.tables.time_column import TimeColumn
 from training.data.tables.timestamps import Reading
 
 AGGREGATES = ("sum", "mean", "last")
+CALENDAR_YEARS = 10  # after the table, for which the holidays are stored
+NO_COLUMNS = np.empty((0, 0))
+
+
+class Rows(NamedTuple):
+    """A series before its empty ends are cut off: name, values [T], time of each value, and covariates [T, K]."""
+
+    name: str
+    values: np.ndarray
+    starts: list[str]
+    covariates: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,8 @@ class ReadOptions:
     the time stamps, as strptime. ``group``: columns that name the series, joined by commas, or "none". ``aggregate``:
     combines rows with the same time stamp. ``resample``: a longer time step. ``by_rows``: each row is a series.
     ``decimal``: "." or ",". ``header``: row number of the column names, 0 without names. ``missing``: cells that stand
-    for a missing value, or "none".
+    for a missing value, or "none". ``known``: columns whose future values are known, joined by commas.
+    ``holidays``: country whose public holidays are a known column, with its subdivision: "DE" or "DE-BY".
     """
 
     columns: Sequence[str] | None = None
@@ -48,6 +63,8 @@ class ReadOptions:
     decimal: str | None = None
     header: int | None = None
     missing: Sequence[str] | None = None
+    known: str | None = None
+    holidays: str | None = None
 
 
 def read_table(path: Path, options: ReadOptions | None = None) -> Table:
@@ -63,7 +80,11 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
     body = header.locate(path, sheet, options.header)
     body.remarks.insert(0, f"read as {sheet.described}")
     _check_names(body, options)
-    unpivoted = None if options.columns and not options.by_rows else unpivot(body, options.by_rows)
+    known = _listed(options.known)
+    columns_only = (options.columns or known) and not options.by_rows
+    unpivoted = None if columns_only else unpivot(body, options.by_rows)
+    if known and unpivoted:
+        raise body.error("--known needs a table with one row per time step; --by-rows has none")
     time: TimeColumn | None
     if unpivoted:
         body, groups = unpivoted.body, unpivoted.labels
@@ -72,16 +93,19 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         names = [VALUE]
     else:
         groups = _given_groups(options)
-        time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups])
+        time = time_column.detect(body, options.time, options.format, [*(options.columns or ()), *groups, *known])
         names = []
     if time:
         time = _usable(body, time_column.in_utc(time, body.remarks), names)
-    used = [*groups, *(time.names if time else ())]
+    if options.holidays and time is None:
+        raise body.error("--holidays needs a column of time stamps")
+    used = [*groups, *known, *(time.names if time else ())]
     times = time.reading.times if time else None
     if not unpivoted:
         names = roles.value_columns(body, used, options.columns, times)
         if time and not groups and options.group != "none":
-            groups = roles.group_columns(body, time.names, names, time.reading.times, options.aggregate is not None)
+            others = [*time.names, *known]
+            groups = roles.group_columns(body, others, names, time.reading.times, options.aggregate is not None)
             names = [name for name in names if name not in groups]
             if options.aggregate and not options.resample:
                 groups = []  # without --group, rows of all groups are combined
@@ -91,20 +115,29 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
                 body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
     missing = options.missing and [text for text in options.missing if text != "none"]
     values = roles.parse_values(body, names, options.decimal, missing)
+    covariates = roles.parse_values(body, known, options.decimal, missing)
     labels = _labels(body, groups, unpivoted is not None)
     if time is None:
-        return _table(body, options, _in_order(labels, values, padded=unpivoted is not None), "step", None)
+        return _table(body, options, _in_order(labels, values, covariates, padded=unpivoted is not None), "step", None)
     body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
-    return _on_grid(body, options, labels, values, time)
+    return _on_grid(body, options, labels, values, covariates, time)
 
 
 def _given_groups(options: ReadOptions) -> list[str]:
-    return [] if options.group in (None, "none") else [name.strip() for name in options.group.split(",")]
+    return [] if options.group == "none" else _listed(options.group)
+
+
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 def _check_names(body: Body, options: ReadOptions) -> None:
     groups = _given_groups(options)
-    for name in [*(options.columns or ()), *groups]:
+    known = _listed(options.known)
+    for name in known:
+        if name in (options.columns or ()) or name in groups or known.count(name) > 1:
+            raise body.error(f"column {name!r} is named twice in --known, --column and --group")
+    for name in [*(options.columns or ()), *groups, *known]:
         if name not in body.frame:
             raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
     if options.aggregate not in (None, *AGGREGATES):
@@ -155,8 +188,10 @@ def _named(label: str, column: str, values: dict[str, pd.Series]) -> str:
     return f"{label} {column}".strip()
 
 
-def _in_order(labels: pd.Series, values: dict[str, pd.Series], padded: bool) -> list[tuple[str, np.ndarray, list[str]]]:
-    """Name, values and starts of the series of a table without time stamps."""
+def _in_order(
+    labels: pd.Series, values: dict[str, pd.Series], covariates: dict[str, pd.Series], padded: bool
+) -> list[Rows]:
+    """The rows of the series of a table without time stamps."""
     result = []
     for label in dict.fromkeys(labels):
         for column, own in values.items():
@@ -164,12 +199,18 @@ def _in_order(labels: pd.Series, values: dict[str, pd.Series], padded: bool) -> 
             if padded:  # empty cells at the end of a row are padding
                 part = part.loc[: part.last_valid_index()] if part.notna().any() else part.iloc[:0]
             starts = [str(row).partition("column ")[2] or str(row) for row in part.index]
-            result.append((_named(label, column, values), np.array(part), starts))
+            known = np.stack([own[part.index] for own in covariates.values()], axis=1) if covariates else NO_COLUMNS
+            result.append(Rows(_named(label, column, values), np.array(part), starts, known))
     return result
 
 
 def _on_grid(
-    body: Body, options: ReadOptions, labels: pd.Series, values: dict[str, pd.Series], time: TimeColumn
+    body: Body,
+    options: ReadOptions,
+    labels: pd.Series,
+    values: dict[str, pd.Series],
+    covariates: dict[str, pd.Series],
+    time: TimeColumn,
 ) -> Table:
     """Put the values of each series on the grid of time steps.
 
@@ -184,9 +225,9 @@ def _on_grid(
             raise body.error(
                 f"--resample {options.resample}: {error}; allowed are h, D, W, M, Q, Y and 15min"
             ) from error
-    frame = pd.DataFrame({"(series)": labels, "(time)": times, **values})
+    frame = pd.DataFrame({"(series)": labels, "(time)": times, **values, **covariates})
     frame = frame.sort_values("(time)", kind="stable")
-    frame, combined = _combine(body, options, frame)
+    frame, combined = _combine(body, options, frame, list(covariates))
     groups = {str(label): part for label, part in frame.groupby("(series)", sort=False)}
     time_grid = frequency.grid([part["(time)"].to_numpy() for part in groups.values()], period)
     if time_grid is None:
@@ -198,6 +239,7 @@ def _on_grid(
         )
     if time_grid.jitter:
         body.remarks.append(f"time stamps with jitter are moved to the nearest step of one {time_grid.name}")
+    calendar = _calendar(body, options.holidays, time_grid.name, frame["(time)"]) if options.holidays else None
     order = dict.fromkeys(str(label) for label in labels)
     positions = dict(zip(groups, time_grid.positions, strict=True))
     midnight = bool((frame["(time)"] == frame["(time)"].dt.floor("D")).all())
@@ -215,15 +257,48 @@ def _on_grid(
             )
         starts = np.full(int(at[-1]) + 1, "", dtype=object)
         starts[at] = [_iso(stamp, midnight, period) for stamp in part["(time)"]]
+        known = np.full((int(at[-1]) + 1, len(covariates)), np.nan)
+        known[at] = part[list(covariates)].to_numpy()
+        if calendar:
+            counts = holiday_counts(calendar, part["(time)"].iloc[0].to_pydatetime(), len(known))
+            known = np.column_stack([known, counts])
         for column in values:
             grid = np.full(int(at[-1]) + 1, fill)
             grid[at] = part[column].to_numpy()
-            series.append((_named(label, column, values), grid, list(starts)))
-    return _table(body, options, series, time_grid.name, time_grid.seasons)
+            series.append(Rows(_named(label, column, values), grid, list(starts), known))
+    return _table(body, options, series, time_grid.name, time_grid.seasons, calendar)
 
 
-def _combine(body: Body, options: ReadOptions, frame: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
-    """Combine the rows of a series with the same time. Returns the rows, and whether any were combined.
+def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayCalendar:
+    """The holidays of a country from the first year of the table to CALENDAR_YEARS after its last one.
+
+    Raises:
+        DataError: the country is unknown, or the time step is longer than a week.
+    """
+    if step_seconds(step) is None and step != BUSINESS_DAY:
+        raise body.error(f"--holidays needs time steps of at most a week; this table has one row per {step}")
+    if (step_seconds(step) or 0) > UNITS["week"]:
+        raise body.error(f"--holidays needs time steps of at most a week; this table has one row per {step}")
+    import holidays
+
+    code, _, subdivision = country.partition("-")
+    first, last = times.min().year, times.max().year + CALENDAR_YEARS
+    try:
+        days = holidays.country_holidays(code.upper(), subdiv=subdivision or None, years=range(first, last + 1))
+    except NotImplementedError as error:
+        raise body.error(f"--holidays {country}: {error}") from error
+    if not days:
+        raise body.error(f"--holidays {country}: no holidays are known from {first} to {last}")
+    dates = [day.isoformat() for day in sorted(days) if first <= day.year <= last]
+    return HolidayCalendar(country=country, step=step, first_year=first, last_year=last, dates=dates)
+
+
+def _combine(
+    body: Body, options: ReadOptions, frame: pd.DataFrame, covariates: Sequence[str]
+) -> tuple[pd.DataFrame, bool]:
+    """Combine the rows of a series with the same time; of covariates, it takes the mean.
+
+    Returns the rows, and whether any were combined.
 
     Raises:
         DataError: there are such rows, and no ``--aggregate``.
@@ -245,6 +320,8 @@ def _combine(body: Body, options: ReadOptions, frame: pd.DataFrame) -> tuple[pd.
             "last": lambda: grouped.last(),
         }[options.aggregate or "last"]()
         body.remarks.append(f"{int(double.sum())} rows are combined with others (--aggregate {options.aggregate})")
+        if covariates:
+            rows[list(covariates)] = grouped[list(covariates)].mean()
         frame = rows.reset_index()
     return frame, bool(double.any())
 
@@ -258,21 +335,42 @@ def _iso(stamp: pd.Timestamp, midnight: bool, period: str) -> str:
 def _table(
     body: Body,
     options: ReadOptions,
-    arrays: Sequence[tuple[str, np.ndarray, list[str]]],
+    arrays: Sequence[Rows],
     step: str,
     seasons: Sequence[int] | None,
+    calendar: HolidayCalendar | None = None,
 ) -> Table:
     """The table of all series that have a value, from their first to their last one."""
     series = []
-    for name, values, starts in arrays:
+    names = [*_listed(options.known), *([f"holidays {calendar.country}"] if calendar else [])]
+    for name, values, starts, known in arrays:
         there = np.flatnonzero(~np.isnan(values))
         if not len(there):
             body.remarks.append(f"{name} has no values: left out")
             continue
         part = values[there[0] : there[-1] + 1]
-        series.append(Series(name, part, starts[there[0]], ~np.isnan(part)))
+        if names and there[-1] + 1 < len(values):
+            body.remarks.append(f"{name}: the last {len(values) - 1 - there[-1]} rows have no value and are not used")
+        covariates = _filled(body, name, names, known[there[0] : there[-1] + 1] if names else np.empty((len(part), 0)))
+        series.append(Series(name, part, starts[there[0]], ~np.isnan(part), covariates))
     if not series:
         raise body.error("has no values")
     filled = [np.interp(np.arange(len(s.values)), np.flatnonzero(s.known), s.values[s.known]) for s in series]
     season = options.season or frequency.season(filled, seasons)
-    return Table(body.path.name, series, step, season, body.remarks)
+    return Table(body.path.name, series, step, season, body.remarks, names, calendar)
+
+
+def _filled(body: Body, series: str, names: Sequence[str], covariates: np.ndarray) -> np.ndarray:
+    """Covariates [T, K] with missing values replaced by the last known one, or the first; adds remarks.
+
+    Raises:
+        DataError: a column has no value.
+    """
+    frame = pd.DataFrame(covariates)
+    for column, name in enumerate(names):
+        missing = int(frame[column].isna().sum())
+        if missing == len(frame):
+            raise body.error(f"{series}: column {name!r} of --known has no values")
+        if missing:
+            body.remarks.append(f"{series}: {missing} missing values of {name!r} repeat the value before them")
+    return frame.ffill().bfill().to_numpy()

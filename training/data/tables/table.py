@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from app.store import HolidayCalendar
 
 MAX_GAP = 3  # missing values in a row that are interpolated; one season if that is longer
 
@@ -17,12 +20,14 @@ class Series:
     """An evenly spaced series: values float64 [T], and the time of the first one in ISO 8601.
 
     ``known`` bool [T]: False for values that the table does not have. They are NaN; ``without_gaps`` interpolates them.
+    ``covariates`` [T, K]: of the table's known columns.
     """
 
     name: str
     values: np.ndarray
     start: str
     known: np.ndarray
+    covariates: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Table:
     """The series of a file.
 
     ``frequency``: name of the time step. ``season``: season length in steps, 1 without a season. ``remarks``: how the
-    file was read, and all repairs and omissions.
+    file was read, and all repairs and omissions. ``covariates``: columns whose future values are known; with a
+    calendar, the last one counts its holidays.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Table:
     frequency: str
     season: int
     remarks: list[str]
+    covariates: Sequence[str] = ()
+    calendar: HolidayCalendar | None = None
 
     @property
     def sha256(self) -> str:
@@ -45,6 +53,7 @@ class Table:
         digest = hashlib.sha256()
         for series in self.series:
             digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
+            digest.update(series.covariates.tobytes())  # none without known columns
         return digest.hexdigest()
 
 
@@ -52,7 +61,7 @@ def without_gaps(table: Table) -> Table:
     """Split each series at long gaps and keep the longest part; interpolate short gaps. Adds remarks."""
     remarks = list(table.remarks)
     series = [_without_gaps(one, max(table.season, MAX_GAP), remarks) for one in table.series]
-    return Table(table.name, series, table.frequency, table.season, remarks)
+    return replace(table, series=series, remarks=remarks)
 
 
 def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
@@ -70,7 +79,8 @@ def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
     if not there.all():
         remarks.append(f"{name}: {int((~there).sum())} missing values are interpolated")
         part = np.interp(np.arange(len(part)), np.flatnonzero(there), part[there])
-    return Series(name, part, series.start if first == 0 else f"{series.start} + {first} steps", there)
+    start = series.start if first == 0 else f"{series.start} + {first} steps"
+    return Series(name, part, start, there, series.covariates[first : last + 1])
 
 
 def summary(table: Table) -> str:
@@ -79,7 +89,8 @@ def summary(table: Table) -> str:
     length = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
     names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
     season = f"season of {table.season} steps" if table.season > 1 else "no season"
-    return f"{len(table.series):,} series ({names}) of {length} values, one per {table.frequency}; {season}"
+    known = f"; known: {', '.join(table.covariates)}" if table.covariates else ""
+    return f"{len(table.series):,} series ({names}) of {length} values, one per {table.frequency}; {season}{known}"
 
 
 def describe(table: Table) -> dict[str, Any]:
@@ -101,6 +112,7 @@ def describe(table: Table) -> dict[str, Any]:
             }
             for series in table.series
         ],
+        **({"known": list(table.covariates)} if table.covariates else {}),
         "remarks": table.remarks,
     }
 

@@ -1,0 +1,182 @@
+"""Known covariates: columns such as price, promotion and holidays, whose future values the caller knows.
+
+Their effect is a linear regression. It is removed before a network reads a series, and added to its forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from app.errors import BadValue, quote_value
+from app.store import HolidayCalendar, KnownCovariates
+
+PRIOR_VALUES = 10  # how many values of a series the coefficients of the training count as
+PROFILE_SEASONS = 8  # that the usual values of a season are averaged over
+MAX_DEVIATION = 100.0  # standard deviations of a covariate; larger ones are cut off
+UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400}  # seconds
+BUSINESS_DAY = "business day"
+Array = np.ndarray
+
+
+def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
+    """Return the parts of the regression of values [T] on inputs [T + ahead, K].
+
+    They are the effects of one standard deviation [T + ahead, K], and the seasonal differences of these [D, K] and of
+    the values [D]. Differences have no level and no season. ``known.proportional``: an effect is a share of the usual
+    value at its position in the season, instead of the mean. All parts are relative to the mean of the absolute values.
+    """
+    count = len(values)
+    largest = np.abs(values).max() or 1.0  # scale first, so that no sum overflows
+    relative = values / largest
+    unit = np.abs(relative).mean() or 1.0
+    relative = relative / unit
+    columns = known.columns
+    with np.errstate(over="ignore"):
+        deviations = (inputs - [column.mean for column in columns]) / [column.scale for column in columns]
+    effects = deviations.clip(-MAX_DEVIATION, MAX_DEVIATION)
+    if known.proportional:
+        seasons = max(1, min(PROFILE_SEASONS, count // season))
+        usual = np.abs(relative[count - seasons * season :]).reshape(seasons, season).mean(0)
+        effects = effects * usual[(np.arange(len(inputs)) - count) % season][:, None]
+    return effects, effects[season:count] - effects[: count - season], relative[season:] - relative[:-season]
+
+
+def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCovariates) -> Array:
+    """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the steps after them.
+
+    The coefficients are fitted to the values. They are drawn to those of the training by PRIOR_VALUES (ridge
+    regression), so that also a covariate that does not vary within the values has an effect.
+    """
+    effects, inputs_change, change = differences(values, inputs, season, known)
+    prior = np.array([column.coefficient for column in known.columns])
+    precision = inputs_change.T @ inputs_change + PRIOR_VALUES * np.eye(len(prior))
+    coefficients = prior + np.linalg.solve(precision, inputs_change.T @ (change - inputs_change @ prior))
+    largest = np.abs(values).max() or 1.0
+    unit = np.abs(values / largest).mean() * largest
+    result: Array = effects @ coefficients * unit
+    return result
+
+
+def step_seconds(step: str) -> int | None:
+    """Return the seconds of a time step such as ``hour`` or ``15 minutes``; None for business days and months."""
+    *number, unit = step.split(" ")
+    seconds = UNITS.get(unit.removesuffix("s"))
+    if seconds is None or not all(part.isdigit() for part in number):
+        return None
+    return int(number[0]) * seconds if number else seconds
+
+
+def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param: str = "start") -> Array:
+    """Return the number of holidays in each of ``count`` time steps from ``start``.
+
+    A step within a day counts 1 on holidays.
+
+    Raises:
+        BadValue: the steps are not all within the years of the calendar.
+    """
+    seconds = step_seconds(calendar.step)
+    if seconds is None:
+        first = np.datetime64(start.date())
+        days, span = np.busday_offset(first, np.arange(count), roll="forward"), 1
+    else:
+        begin = np.datetime64(start.replace(tzinfo=None), "s")
+        days = (begin + np.arange(count) * np.timedelta64(seconds, "s")).astype("datetime64[D]")
+        span = max(1, seconds // UNITS["day"])
+    years = [int(str(day)[:4]) for day in (days[0], days[-1] + (span - 1))]
+    if years[0] < calendar.first_year or years[1] > calendar.last_year:
+        raise BadValue(
+            f"{param}: the series and its forecast are from {years[0]} to {years[1]}; the holidays of the model are "
+            f"known from {calendar.first_year} to {calendar.last_year}",
+            param,
+        )
+    dates = np.array(calendar.dates, dtype="datetime64[D]")
+    result: Array = sum((np.isin(days + offset, dates).astype(np.float64) for offset in range(span)), np.zeros(count))
+    return result
+
+
+def parse_time(text: str, param: str) -> datetime:
+    """Return a time in ISO 8601, in UTC if it has an offset. Raises BadValue."""
+    try:
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC) if time.tzinfo else time
+    except (ValueError, OverflowError):
+        problem = f"{param} is {quote_value(text)}; it should be a time in ISO 8601, such as 2024-01-31"
+        raise BadValue(problem, param) from None
+
+
+def read_covariates(
+    name: str,
+    known: KnownCovariates | None,
+    covariates: Mapping[str, Any] | None,
+    start: str | Sequence[str] | None,
+    lengths: Sequence[int],
+    horizon: int,
+    many: bool,
+) -> list[Array] | None:
+    """Return the covariates [T + horizon, K] of each series of a request, or None if the model takes none.
+
+    Args:
+        name: the model, for messages.
+        known: what the model needs; None: nothing.
+        covariates: by column, the values of a series or, with ``many``, a list of them for each series.
+        start: time of the first value, of all series or a list with one for each.
+        lengths: number of values of each series.
+        horizon: steps to forecast.
+        many: whether the request has a list of series.
+
+    Raises:
+        BadValue: a column is missing, unknown or of the wrong length, or the start is missing or wrong.
+    """
+    if known is None:
+        for param, sent in (("covariates", covariates), ("start", start)):
+            if sent is not None:
+                raise BadValue(f"{param}: {name} takes none; leave it out", param)
+        return None
+    names = known.named
+    sent_columns = covariates or {}
+    needs = f"{name} needs {', '.join(names)}" if names else f"{name} needs none, only the start of the series"
+    for column in names:
+        if column not in sent_columns:
+            raise BadValue(f"covariates has no {quote_value(column)}; {needs}", "covariates")
+    for column in sent_columns:
+        if column not in names:
+            raise BadValue(f"covariates has {quote_value(column)}; {needs}", "covariates")
+    result = [np.empty((length + horizon, len(known.columns))) for length in lengths]
+    for index, column in enumerate(names):
+        sent = sent_columns[column]
+        rows = sent if many else [sent]
+        if many != (bool(sent) and isinstance(sent[0], list)) or len(rows) != len(lengths):
+            shape = f"a list of {len(lengths)} lists, one for each series" if many else "a list of numbers"
+            raise BadValue(f"covariates.{column} should be {shape}, as values is", "covariates")
+        for number, row in enumerate(rows):
+            param = f"covariates.{column}.{number}" if many else f"covariates.{column}"
+            if len(row) != len(result[number]):
+                raise BadValue(
+                    f"{param} has {len(row)} values; allowed are {len(result[number])}: {lengths[number]} for the "
+                    f"series and {horizon} for the horizon",
+                    "covariates",
+                )
+            result[number][:, index] = row
+    _add_holidays(name, known.calendar, start, result)
+    return result
+
+
+def _add_holidays(
+    name: str, calendar: HolidayCalendar | None, start: str | Sequence[str] | None, result: list[Array]
+) -> None:
+    """Write the holidays into the last column of each array. Raises BadValue for a missing or wrong start."""
+    if calendar is None:
+        if start is not None:
+            raise BadValue(f"start: {name} uses no holidays; leave it out", "start")
+        return
+    if start is None:
+        raise BadValue(f"start is missing; {name} needs the time of the first value, to know the holidays", "start")
+    starts = [start] * len(result) if isinstance(start, str) else list(start)
+    if len(starts) != len(result):
+        raise BadValue(f"start has {len(starts)} times; allowed are one, or {len(result)}, one per series", "start")
+    for text, array in zip(starts, result, strict=True):
+        array[:, -1] = holiday_counts(calendar, parse_time(text, "start"), len(array))

@@ -1,0 +1,246 @@
+"""Known covariates: their effect, and how requests give them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from support.networks import FORECASTER, tiny_card
+from support.service import TEST, serving
+
+from app import store
+from app.errors import BadValue
+from app.networks import build
+from app.settings import Settings
+from app.store import HolidayCalendar, KnownColumn, KnownCovariates
+from app.tasks.covariates import covariate_effect, holiday_counts, step_seconds
+from app.tasks.forecasting import GlobalForecaster
+
+RANDOM = np.random.default_rng(0)
+PRICE, PROMO = RANDOM.uniform(1, 3, 60), (np.arange(60) % 9 < 2).astype(float)
+SALES = 40 + 5 * np.sin(np.arange(60) * np.pi / 2) - 6 * PRICE + 12 * PROMO + RANDOM.normal(0, 0.5, 60)
+COLUMNS = [
+    KnownColumn(name="price", mean=2.0, scale=0.5, coefficient=0.0),
+    KnownColumn(name="promo", mean=0.2, scale=0.4, coefficient=0.1),
+]
+HOLIDAYS = KnownColumn(name="holidays DE", mean=0.03, scale=0.2, coefficient=0.5)
+DATES = ["2024-01-01", "2024-05-01", "2024-05-09"]
+
+
+def calendar(step: str) -> HolidayCalendar:
+    return HolidayCalendar(country="DE", step=step, first_year=2023, last_year=2025, dates=DATES)
+
+
+def covariates(count: int) -> np.ndarray:
+    return np.stack([PRICE[:count], PROMO[:count]], axis=1)
+
+
+# --- the effect
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+def test_the_effect_of_covariates_is_found_in_the_values(proportional: bool) -> None:
+    known = KnownCovariates(columns=COLUMNS, proportional=proportional)
+    usual = 40 + 30 * np.sin(np.arange(60) * np.pi / 2) if proportional else np.full(60, 40.0)
+    true = usual * (0.3 * PROMO - 0.2 * (PRICE - 2))
+    effect = covariate_effect((usual + true)[:48], covariates(60), 4, known)
+    assert effect.shape == (60,)
+    assert np.corrcoef(effect, true)[0, 1] > 0.97
+    assert np.abs((true - true.mean()) - (effect - effect.mean())).mean() < 0.4 * np.abs(true - true.mean()).mean()
+
+
+def test_a_covariate_that_does_not_vary_has_the_effect_of_the_training() -> None:
+    known = KnownCovariates(columns=COLUMNS)
+    inputs = np.stack([np.full(60, 2.0), np.repeat([0.0, 1.0], [48, 12])], axis=1)
+    effect = covariate_effect(SALES[:48], inputs, 4, known)
+    level = np.abs(SALES[:48]).mean()
+    assert effect[-1] - effect[0] == pytest.approx(0.1 / 0.4 * level)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e299])
+def test_extreme_values_and_covariates_have_finite_effects(scale: float) -> None:
+    known = KnownCovariates(columns=COLUMNS)
+    inputs = covariates(60) * 1e300
+    effect = covariate_effect(SALES[:48] * scale, inputs, 4, known)
+    assert np.isfinite(effect).all()
+    assert not covariate_effect(np.zeros(48), covariates(60), 4, known).any()
+
+
+def test_forecasts_without_covariates_are_unchanged_and_gaps_are_aligned() -> None:
+    forecaster = tiny_forecaster(KnownCovariates(columns=COLUMNS))
+    values: list[float | None] = SALES[:48].tolist()
+    inputs = covariates(60)
+    item = forecaster.parse(values, 12, seasonality=4, covariates=inputs)
+    effect = covariate_effect(SALES[:48], inputs, 4, KnownCovariates(columns=COLUMNS))
+    assert item.added == pytest.approx(effect[48:])
+    assert item.values[~np.isnan(item.values)] == pytest.approx((SALES[:48] - effect[:48])[-24:])
+    shifted = forecaster.parse([None, None, *values[2:46], None, None], 12, seasonality=4, covariates=inputs)
+    inner = covariate_effect(SALES[2:46], inputs[2:], 4, KnownCovariates(columns=COLUMNS))
+    assert shifted.added == pytest.approx(inner[46:])
+    assert forecaster.parse(values, 12, seasonality=4).added is None
+
+
+# --- holidays
+
+
+def test_holidays_are_counted_in_each_time_step() -> None:
+    def counts(step: str, start: str, count: int) -> list[float]:
+        return holiday_counts(calendar(step), datetime.fromisoformat(start), count).tolist()
+
+    assert counts("day", "2024-04-30", 3) == [0, 1, 0]
+    assert counts("hour", "2024-04-30T23:00", 3) == [0, 1, 1]
+    assert counts("12 hours", "2024-04-30T12:00", 4) == [0, 1, 1, 0]
+    assert counts("week", "2024-04-22", 4) == [0, 1, 1, 0]
+    assert counts("business day", "2024-04-26", 5) == [0, 0, 0, 1, 0]
+    assert (step_seconds("15 minutes"), step_seconds("business day"), step_seconds("month")) == (900, None, None)
+    with pytest.raises(BadValue, match="from 2025 to 2026; the holidays of the model are known from 2023 to 2025"):
+        counts("day", "2025-12-31", 2)
+
+
+# --- requests
+
+
+def tiny_forecaster(known: KnownCovariates) -> GlobalForecaster:
+    torch.manual_seed(0)
+    traits = store.SeriesTraits(season=4, known=known)
+    card = tiny_card("sales", "forecast", "forecaster", FORECASTER, {"series": traits.model_dump()})
+    card |= {"version": 1, "weights_sha256": ""}
+    network = build("forecaster", FORECASTER)
+    return GlobalForecaster(
+        store.Version(Path("sales/1"), store.Card.model_validate(card), dict(network.state_dict())), torch.device("cpu")
+    )
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    models = tmp_path_factory.mktemp("known")
+    holidays = KnownCovariates(columns=[COLUMNS[1], HOLIDAYS], calendar=calendar("day"))
+    for name, known in (("sales", KnownCovariates(columns=COLUMNS)), ("shop", holidays), ("plain", None)):
+        torch.manual_seed(0)
+        fields = {"series": store.SeriesTraits(season=4, known=known).model_dump()} if known else {}
+        card = tiny_card(name, "forecast", "forecaster", FORECASTER, fields)
+        store.publish(models, card, build("forecaster", FORECASTER).state_dict())
+    with serving(Settings(store=models, **TEST)) as client:
+        yield client
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    """A request for one series, with changed fields; None leaves a field out."""
+    columns = {"price": PRICE[:54].tolist(), "promo": PROMO[:54].tolist()}
+    fields = {"model": "sales", "values": SALES[:48].tolist(), "horizon": 6, "covariates": columns, **changes}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def test_a_request_gives_the_covariates_over_the_series_and_the_horizon(client: httpx.Client) -> None:
+    (result,) = client.post("/v1/series/forecast", json=body()).json()["results"]
+    forecaster = tiny_forecaster(KnownCovariates(columns=COLUMNS))
+    (direct,) = forecaster.predict([forecaster.parse(SALES[:48].tolist(), 6, covariates=covariates(54))])
+    assert result["median"] == pytest.approx(direct.median)
+    raised = body(covariates={"price": PRICE[:54].tolist(), "promo": [*PROMO[:48].tolist(), *[1] * 6]})
+    (promoted,) = client.post("/v1/series/forecast", json=raised).json()["results"]
+    assert np.mean(promoted["median"]) > np.mean(result["median"]) + 3
+
+
+def test_several_series_of_different_lengths_have_their_own_covariates(client: httpx.Client) -> None:
+    many = body(
+        values=[SALES[:48].tolist(), SALES[:40].tolist()],
+        covariates={
+            "price": [PRICE[:54].tolist(), PRICE[:46].tolist()],
+            "promo": [PROMO[:54].tolist(), PROMO[:46].tolist()],
+        },
+    )
+    results = client.post("/v1/series/forecast", json=many).json()["results"]
+    (first,) = client.post("/v1/series/forecast", json=body()).json()["results"]
+    assert results[0]["median"] == pytest.approx(first["median"])
+    forecaster = tiny_forecaster(KnownCovariates(columns=COLUMNS))
+    (second,) = forecaster.predict([forecaster.parse(SALES[:40].tolist(), 6, covariates=covariates(46))])
+    assert results[1]["median"] == pytest.approx(second.median)
+
+
+def test_the_start_of_a_series_gives_its_holidays(client: httpx.Client) -> None:
+    def median(start: str | list[str]) -> Any:
+        request = body(model="shop", covariates={"promo": PROMO[:54].tolist()}, start=start)
+        return client.post("/v1/series/forecast", json=request).json()["results"][0]["median"]
+
+    holiday, usual = median("2024-03-14"), median("2024-02-14")  # the first step of the horizon is 1 May, and 2 April
+    assert holiday[0] > usual[0] + 5
+    assert median(["2024-03-14"]) == holiday == median("2024-03-14T00:00:00Z")
+
+
+def test_tensors_give_the_same_forecast(client: httpx.Client) -> None:
+    def infer(model: str, *extra: dict[str, Any]) -> Any:
+        values = {"name": "values", "datatype": "FP64", "shape": [1, 48], "data": SALES[:48].tolist()}
+        request = {"parameters": {"horizon": 6, "levels": "80"}, "inputs": [values, *extra]}
+        return client.post(f"/v2/models/{model}/infer", json=request).json()
+
+    known = {
+        "name": "covariates",
+        "datatype": "FP64",
+        "shape": [1, 54, 2],
+        "data": covariates(54).reshape(-1).tolist(),
+    }
+    mean = client.post("/v1/series/forecast", json=body()).json()["results"][0]["mean"]
+    assert infer("sales", known)["outputs"][0]["data"] == mean
+    assert "input 'covariates' is missing" in json.dumps(infer("sales"))
+    promo = {"name": "covariates", "datatype": "FP64", "shape": [1, 54, 1], "data": PROMO[:54].tolist()}
+    start = {"name": "start", "datatype": "BYTES", "shape": [1], "data": ["2024-03-14"]}
+    request = body(model="shop", covariates={"promo": PROMO[:54].tolist()}, start="2024-03-14")
+    mean = client.post("/v1/series/forecast", json=request).json()["results"][0]["mean"]
+    assert infer("shop", promo, start)["outputs"][0]["data"] == mean
+    specs = client.get("/v2/models/shop").json()["inputs"]
+    assert [(spec["name"], spec["shape"]) for spec in specs] == [
+        ("values", [-1, -1]),
+        ("covariates", [-1, -1, 1]),
+        ("start", [-1]),
+    ]
+
+
+PRICES, PROMOS = PRICE[:54].tolist(), PROMO[:54].tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"covariates": None}, "covariates has no 'price'; sales needs price, promo"),
+        ({"covariates": {"price": PRICES}}, "covariates has no 'promo'"),
+        ({"covariates": {"price": PRICES, "promo": PROMOS, "rain": PROMOS}}, "covariates has 'rain'; sales needs"),
+        (
+            {"covariates": {"price": PRICES, "promo": PROMOS[:48]}},
+            "covariates.promo has 48 values; allowed are 54: 48 for the series and 6 for the horizon",
+        ),
+        ({"covariates": {"price": [PRICES], "promo": PROMOS}}, "covariates.price should be a list of numbers"),
+        ({"values": [SALES.tolist()]}, "covariates.price should be a list of 1 lists, one for each series"),
+        ({"covariates": {"price": [*PRICES[:-1], None], "promo": PROMOS}}, "covariates.price.53 is"),
+        ({"covariates": {"price": [*PRICES[:-1], 1e301], "promo": PROMOS}}, "covariates.price.53 is"),
+        ({"covariates": {"price": [*PRICES[:-1], "2"], "promo": PROMOS}}, "covariates.price.53 is"),
+        ({"covariates": {"price": [], "promo": PROMOS}}, "covariates.price has 0 values"),
+        ({"start": "2024-01-01"}, "start: sales uses no holidays; leave it out"),
+        ({"model": "plain"}, "covariates: plain takes none; leave it out"),
+        ({"model": "plain", "covariates": None, "start": "2024-01-01"}, "start: plain takes none"),
+        ({"model": "shop", "covariates": {"promo": PROMOS}}, "start is missing; shop needs the time"),
+        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": "May 1"}, "start is 'May 1'; it should be"),
+        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": "2025-12-01"}, "start: the series and its"),
+        ({"model": "shop", "covariates": {"promo": PROMOS}, "start": ["2024-01-01"] * 2}, "start has 2 times"),
+    ],
+)
+def test_wrong_covariates_are_rejected_with_a_message(
+    client: httpx.Client, changes: dict[str, Any], message: str
+) -> None:
+    response = client.post("/v1/series/forecast", json=body(**changes))
+    assert response.status_code == 400, response.text
+    assert message in response.json()["error"]["message"]
+
+
+def test_protocols_without_covariates_say_what_is_needed(client: httpx.Client) -> None:
+    series = {"type": "univariate_time_series", "series": SALES[:48].tolist(), "frequency": "D"}
+    request = {"model": "sales", "inputs": [series], "options": {"horizon": 6}}
+    response = client.post("/v1/timeseries/forecast", json=request)
+    assert response.status_code == 400
+    assert "sales needs price, promo" in response.text
