@@ -10,15 +10,18 @@ import pytest
 from support.networks import TINY, tiny_card
 
 from app.engine.observer import VersionKey
+from app.errors import TooManyVersions
 from app.serving.loader import LoadedModel, LoadFailure
 from app.serving.model_cache import ModelCache, VersionState
 from app.serving.reconcile import (
     IDLE_SECONDS,
+    IN_USE_SECONDS,
     check_defaults,
     desired_versions,
     sets_to_publish,
     versions_to_evict,
     versions_to_load,
+    versions_to_replace,
 )
 from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_choice import VersionSet
@@ -158,6 +161,57 @@ def test_versions_that_are_not_served_or_idle_are_evicted() -> None:
     ]
 
 
+def test_the_times_after_which_versions_are_evicted_are_exact() -> None:
+    published = desired_versions(snapshot(a=([1, 2, 3], Rollout())), [])
+    models = [loaded("a", 1, last_used_at=100.0)]
+    assert list(versions_to_evict(models, published, 100.0 + IDLE_SECONDS)) == []
+    assert list(versions_to_evict(models, published, 100.5 + IDLE_SECONDS)) != []
+    assert versions_to_replace(models, 1, 0, lambda _: False, 100.0 + IN_USE_SECONDS) == models
+    with pytest.raises(TooManyVersions):
+        versions_to_replace(models, 1, 0, lambda _: False, 99.5 + IN_USE_SECONDS)
+
+
+def to_replace(surplus: int, surplus_bytes: int, *models: LoadedModel) -> list[str]:
+    """Versions of a are resident."""
+    replaced = versions_to_replace(models, surplus, surplus_bytes, lambda key: key[0] == "a", now=1000.0)
+    return [model.id for model in replaced]
+
+
+def test_the_least_recently_used_versions_are_replaced() -> None:
+    models = (
+        loaded("b", 1, last_used_at=3),
+        loaded("a", 1, last_used_at=1),
+        loaded("b", 2, last_used_at=2),
+        loaded("b", 3, last_used_at=4),
+    )
+    assert to_replace(0, 0, *models) == to_replace(-1, -5, *models) == []
+    assert to_replace(1, 0, *models) == ["b@2"]
+    assert to_replace(2, 0, *models) == ["b@2", "b@1"]
+    assert to_replace(0, 1, *models) == ["a@1"]  # for the memory, resident versions are replaced too
+    assert to_replace(1, 10, *models) == ["b@2"]
+    assert to_replace(1, 11, *models) == ["b@2", "a@1"]
+    assert to_replace(1, 40, *models) == ["b@2", "a@1", "b@1", "b@3"]
+
+
+@pytest.mark.parametrize(
+    ("surplus", "surplus_bytes", "last_used_at", "retry_after"),
+    [
+        (1, 0, 997.5, 8),  # 7.5 s of the 10 s are left
+        (0, 5, 997.5, 8),
+        (3, 0, 0.0, 1),  # there are only two
+        (1, 0, 990.5, 1),
+    ],
+)
+def test_a_version_in_use_is_not_replaced(
+    surplus: int, surplus_bytes: int, last_used_at: float, retry_after: int
+) -> None:
+    models = loaded("b", 1, last_used_at=last_used_at), loaded("b", 2, last_used_at=last_used_at + 0.25)
+    with pytest.raises(TooManyVersions) as raised:
+        to_replace(surplus, surplus_bytes, *models)
+    assert raised.value.message == "no more versions can be loaded by name now: as many as allowed are in use"
+    assert raised.value.headers()["retry-after"] == str(retry_after)
+
+
 def test_a_default_model_of_another_task_is_rejected() -> None:
     cards = {"a": card("a"), "b": card("b", task="forecast")}
     defaults, reasons = check_defaults({"sample": "a", "classify": "b", "forecast": "missing"}, cards.get)
@@ -234,3 +288,68 @@ def test_past_the_limit_the_least_recently_used_version_is_evicted_but_no_pinned
     assert [model.id for model in cache.models()] == ["a@1", "a@3"]
     cache.add(loaded("b", 1, size=30), is_pinned=lambda model: model.card.version == 1)
     assert [model.id for model in cache.models()] == ["a@1", "b@1"]
+
+
+def test_the_reason_of_each_change_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "quartet")
+    cache = ModelCache(Observers(), max_bytes=15)
+    for model in (loaded("a", 1), loaded("a", 2), loaded("b", 1)):
+        cache.add(model, is_pinned=lambda model: model.card.name == "b")
+    cache.add(loaded("b", 2), is_pinned=lambda model: True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a@1 is loaded",
+        "a@2 is loaded",
+        "a@1 is evicted: QUARTET_MODEL_BYTES is exceeded",
+        "b@1 is loaded",
+        "a@2 is evicted: QUARTET_MODEL_BYTES is exceeded",
+        "b@2 is loaded",
+        "QUARTET_MODEL_BYTES is 15, but the versions in use need 20 bytes",
+    ]
+
+
+def test_a_limit_that_is_just_reached_evicts_nothing() -> None:
+    cache = ModelCache(Observers(), max_bytes=20)
+    for model in (loaded("a", 10), loaded("a", 9)):
+        cache.add(model, is_pinned=lambda _: False)
+    assert [model.id for model in cache.models()] == ["a@9", "a@10"]  # sorted by number
+    assert cache.bytes() == 20
+
+
+def test_failures_stay_in_order_and_only_failed_versions_are_reset() -> None:
+    cache = ModelCache(Observers())
+    for name in "abca":
+        cache.set_failed(LoadFailure(name, 1, name))
+    assert [key[0] for key in cache.failures()] == ["b", "c", "a"]
+    cache.add(loaded("d", 1), is_pinned=lambda _: False)
+    cache.reset_failed("d", 1)
+    cache.reset_failed("b", 1)
+    cache.reset_failed("nothing", 1)
+    assert cache.get("d", 1) is cache.models()[0]
+    assert [key[0] for key in cache.failures()] == ["c", "a"]
+    assert (cache.loading(), cache.load_tasks()) == ([], [])
+
+
+def test_a_later_load_of_the_same_version_is_not_forgotten_with_the_earlier_one() -> None:
+    async def check() -> None:
+        cache = ModelCache(Observers())
+        failure = LoadFailure("a", 1, "damaged")
+
+        async def load(started: asyncio.Event) -> LoadFailure:
+            await started.wait()
+            return failure
+
+        start_first, start_second = asyncio.Event(), asyncio.Event()
+        first, second = asyncio.create_task(load(start_first)), asyncio.create_task(load(start_second))
+        cache.set_loading("a", 1, first)
+        assert (cache.loading(), cache.load_tasks()) == ([("a", 1)], [first])
+        cache.set_loading("a", 1, second)
+        start_first.set()
+        await first
+        await asyncio.sleep(0)
+        assert cache.load_task("a", 1) is second
+        start_second.set()
+        await second
+        await asyncio.sleep(0)
+        assert cache.state("a", 1) is VersionState.UNLOADED
+
+    asyncio.run(check())

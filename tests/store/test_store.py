@@ -173,7 +173,7 @@ def test_published_files_are_readable_by_other_users(tmp_path: Path) -> None:
         os.umask(before)
     for path in (folder.parent, folder, *folder.iterdir()):
         assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444, path
-        assert path.is_file() or path.stat().st_mode & 0o111 == 0o111, path
+        assert path.stat().st_mode & 0o111 == (0o111 if path.is_dir() else 0), path
 
 
 def test_a_loaded_network_is_in_evaluation_mode_and_needs_no_gradients(tmp_path: Path) -> None:

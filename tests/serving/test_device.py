@@ -1,0 +1,48 @@
+"""The device for the networks, on machines with and without GPUs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.serving.device import find_device
+from app.settings import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device"),
+    [
+        (0, "auto", "cpu"),
+        (2, "auto", "cuda:0"),
+        (2, "cpu", "cpu"),
+        (2, "cuda", "cuda"),
+        (2, "cuda:1", "cuda:1"),
+    ],
+)
+def test_the_first_gpu_is_used_unless_another_device_is_named(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert find_device(name) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "sentence"),
+    [
+        (0, "cuda", "QUARTET_DEVICE is 'cuda': there is no GPU that torch can use; allowed are auto, cpu"),
+        (2, "cuda:2", "QUARTET_DEVICE is 'cuda:2': there are 2 GPUs; allowed are auto, cpu, cuda:N"),
+    ],
+)
+def test_a_missing_gpu_is_rejected(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, sentence: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(SettingsError) as raised:
+        find_device(name)
+    assert str(raised.value) == sentence
+
+
+def test_gpus_that_torch_cannot_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert find_device("auto") == torch.device("cpu")

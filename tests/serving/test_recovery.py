@@ -1,0 +1,84 @@
+"""Networks that cannot recover."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from app.engine.circuit_breaker import CircuitBreaker
+from app.engine.executor import Executor
+from app.serving import recovery
+from app.serving.recovery import MAX_FAILED_RECOVERIES, RecoveryMonitor
+
+pytestmark = pytest.mark.anyio
+
+
+class Network:
+    """A loaded model whose network fails or not."""
+
+    id = "m@1"
+
+    def __init__(self, failed_recoveries: int, failing: bool) -> None:
+        self.predictor = self
+        self.engine = SimpleNamespace(circuit_breaker=CircuitBreaker())
+        self.engine.circuit_breaker.failed_recoveries = failed_recoveries
+        self.failing = failing
+        self.rows: list[int] = []
+
+    def dummy_run(self, rows: int) -> None:
+        self.rows.append(rows)
+        if self.failing:
+            raise RuntimeError("the device is lost")
+
+
+async def watch(monkeypatch: pytest.MonkeyPatch, *networks: Network) -> tuple[str, list[float]]:
+    """Return the failure after at most three checks, and the intervals between them."""
+    models: Any = networks
+    executor, pauses = Executor("test"), list[float]()
+    monitor = RecoveryMonitor(lambda: models, executor)
+
+    async def sleep(seconds: float) -> None:
+        if len(pauses) == 3:
+            raise StopAsyncIteration
+        pauses.append(seconds)
+
+    monkeypatch.setattr(recovery, "asyncio", SimpleNamespace(sleep=sleep))
+    try:
+        await monitor.watch()
+    except RuntimeError:  # of ``StopAsyncIteration``
+        pass
+    except StopAsyncIteration:
+        pass
+    executor.close()
+    return monitor.failure, pauses
+
+
+async def test_a_network_that_also_fails_on_a_dummy_input_needs_a_restart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Network(MAX_FAILED_RECOVERIES, failing=True)
+    failure, pauses = await watch(monkeypatch, Network(0, failing=False), broken)
+    assert failure == (
+        "m@1 fails on every input, failed 3 recoveries, "
+        "and fails on a dummy input (RuntimeError: the device is lost): the process must be restarted"
+    )
+    assert (broken.rows, pauses) == ([1], [1.0])  # the watch ends
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("CRITICAL", failure)]
+
+
+async def test_a_network_that_computes_a_dummy_input_failed_on_its_callers_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    working = Network(MAX_FAILED_RECOVERIES, failing=False)
+    failure, pauses = await watch(monkeypatch, working)
+    assert (failure, pauses) == ("", [1.0] * 3)
+    assert working.rows == [1]  # checked again only after further failed recoveries
+    assert working.engine.circuit_breaker.failed_recoveries == 0
+
+
+async def test_a_network_with_few_failed_recoveries_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    recovering = Network(MAX_FAILED_RECOVERIES - 1, failing=True)
+    assert (await watch(monkeypatch, recovering))[0] == ""
+    assert recovering.rows == []

@@ -1,0 +1,460 @@
+"""The registry: which version serves a request, states, problems, reports and shutdown. Loading is a stub."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.networks import publish_tiny, rewrite_card
+
+from app import store
+from app.engine.circuit_breaker import CircuitBreaker
+from app.errors import (
+    BadValue,
+    NotFound,
+    NotReady,
+    QuartetError,
+    RetiredModel,
+    TimedOut,
+    UnknownModel,
+    UnloadedModel,
+)
+from app.serving.loader import LoadedModel, LoadFailure
+from app.serving.model_cache import VersionState
+from app.serving.registry import ModelLoading, Registry
+from app.settings import Settings
+from app.store import rollout
+from app.tasks import CLASSIFY, GENERATE_IMAGES
+
+NAME, OTHER, CNN = "tiny-gan", "tiny-cgan", "tiny-cnn"
+BYTES = 10
+pytestmark = pytest.mark.anyio
+
+
+class StubEngine:
+    """An engine whose load a test sets."""
+
+    def __init__(self, observer: Any) -> None:
+        self.observer = observer
+        self.load = (0, 0)
+        self.circuit_breaker = CircuitBreaker()
+        self.closed_within: float | None = None
+
+    async def close(self, seconds: float) -> None:
+        self.closed_within = seconds
+
+
+class Observer:
+    """The observer of one version."""
+
+    def __init__(self, observers: Observers, key: tuple[str, int]) -> None:
+        self.key = key
+        self._observers = observers
+
+    def on_loaded(self, size: int) -> None: ...
+
+    def on_load(self, queued: int, running: int) -> None:
+        self._observers.loads.append((*self.key, queued, running))
+
+
+class Observers:
+    """An observer factory that keeps the reports."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[str, int, int, int]] = []
+        self.versions: list[tuple[int, int, frozenset[Any]]] = []
+        self._known: dict[tuple[str, int], Observer] = {}
+
+    def for_version(self, model: str, version: int) -> Observer:
+        return self._known.setdefault((model, version), Observer(self, (model, version)))
+
+    def on_versions(self, ready: int, failed: int, known: frozenset[Any]) -> None:
+        self.versions.append((ready, failed, known))
+
+
+Start = Callable[..., Registry]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store with three versions of the default model tiny-gan, and two of tiny-cgan."""
+    for name in (NAME, NAME, NAME, OTHER, OTHER):
+        publish_tiny(tmp_path / "store", name)
+    return tmp_path / "store"
+
+
+@pytest.fixture
+async def start(folder: Path) -> AsyncIterator[Start]:
+    """Return a function that creates a registry. Loading fails for ``damaged`` versions, and may wait for ``hold``."""
+    registries: list[Registry] = []
+
+    def start(
+        damaged: tuple[tuple[str, int], ...] = (), hold: threading.Event | None = None, **settings: Any
+    ) -> Registry:
+        registry = Registry(Settings(store=folder, device="cpu", **settings), Observers())  # type: ignore[arg-type]
+
+        def load(name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
+            assert not hold or not in_background or hold.wait(30)
+            if (name, number) in damaged:
+                return LoadFailure(name, number, "damaged")
+            engine: Any = StubEngine(registry.observers.for_version(name, number))
+            card = store.read_card(folder / name / str(number))
+            return LoadedModel(card, None, engine, bytes=BYTES)  # type: ignore[arg-type]
+
+        registry.loader.load = load  # type: ignore[method-assign]
+        registries.append(registry)
+        return registry
+
+    yield start
+    for registry in registries:
+        await registry.close()
+
+
+def ids(registry: Registry) -> list[str]:
+    return [model.id for model in registry.models()]
+
+
+def resolved(registry: Registry, model: str | None = None, task: Any = GENERATE_IMAGES, request_id: str = "") -> str:
+    return registry.resolve(task, model, request_id).id
+
+
+def rejection(function: Callable[..., Any], *arguments: Any) -> tuple[type[QuartetError], str, str | None]:
+    with pytest.raises(QuartetError) as raised:
+        function(*arguments)
+    return type(raised.value), raised.value.message, raised.value.param
+
+
+async def scanned(registry: Registry) -> None:
+    """Scan the store, and wait until its versions are loaded."""
+    await registry.watcher.refresh()
+    while registry._reconcile_task and not registry._reconcile_task.done():
+        await registry._reconcile_task
+
+
+async def test_the_resident_versions_are_loaded_and_serve(start: Start) -> None:
+    registry = start()
+    await registry.load()
+    assert ids(registry) == ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@2", "tiny-gan@3"]
+    assert registry.defaults == {"sample": NAME}
+    assert (resolved(registry), resolved(registry, NAME), resolved(registry, "tiny-gan@2")) == (
+        "tiny-gan@3",
+        "tiny-gan@3",
+        "tiny-gan@2",
+    )
+    before = time.monotonic()
+    assert before <= registry.resolve(GENERATE_IMAGES, OTHER).last_used_at <= time.monotonic()
+
+
+async def test_a_name_that_no_version_has_is_rejected_with_those_that_there_are(start: Start) -> None:
+    registry = start()
+    await registry.load()
+    versions = "there are: tiny-gan@1, tiny-gan@2, tiny-gan@3"
+    for name, known in (
+        ("nothing", "there are: tiny-cgan, tiny-gan"),
+        ("nothing@1", "there are: tiny-cgan, tiny-gan"),
+        ("tiny-gan@9", versions),
+        ("tiny-gan@02", versions),
+        ("tiny-gan@", versions),
+        ("tiny-gan@1234567890", versions),
+    ):
+        assert rejection(registry.resolve, GENERATE_IMAGES, name) == (
+            UnknownModel,
+            f"model '{name}' is not served here; {known}",
+            "model",
+        )
+    assert rejection(registry.resolve_name, "nothing", "", "name")[2] == "name"
+    assert rejection(registry.resolve_name, "tiny-gan@9", "", "name")[2] == "name"
+
+
+async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start, folder: Path) -> None:
+    rollout.retire(folder, NAME, 1)
+    rollout.unload(folder, OTHER)
+    registry = start()
+    await registry.load()
+    assert rejection(registry.resolve_name, "tiny-gan@1", "", "x") == (
+        RetiredModel,
+        "model 'tiny-gan@1' is retired; there are: tiny-gan@2, tiny-gan@3",
+        "x",
+    )
+    assert rejection(registry.resolve_name, "tiny-cgan@1", "", "x") == (
+        UnloadedModel,
+        "model 'tiny-cgan' is unloaded, until somebody loads it",
+        "x",
+    )
+    assert [(row.label, row.state.value) for row in registry.versions()] == [
+        ("tiny-cgan@1", "unloaded"),
+        ("tiny-cgan@2", "unloaded"),
+        ("tiny-gan@2", "ready"),
+        ("tiny-gan@3", "ready"),
+    ]
+
+
+async def test_a_model_of_another_task_is_rejected_with_those_that_fit(start: Start, folder: Path) -> None:
+    publish_tiny(folder, CNN)
+    registry = start()
+    await registry.load()
+    assert rejection(registry.resolve, CLASSIFY, NAME) == (
+        BadValue,
+        "model 'tiny-gan' is for the task 'sample', not 'classify'; for that there are: tiny-cnn",
+        "model",
+    )
+    assert rejection(registry.resolve, GENERATE_IMAGES, CNN)[1].endswith("for that there are: tiny-gan, tiny-cgan")
+
+
+async def test_a_task_without_a_model_is_not_ready_and_says_why(start: Start, folder: Path) -> None:
+    registry = start(damaged=((NAME, 1), (NAME, 2), (NAME, 3)))
+    await registry.load()
+    assert rejection(registry.resolve, CLASSIFY, None) == (
+        NotReady,
+        "no model serves the task 'classify' (tiny-gan@3: damaged; tiny-gan@2: damaged; tiny-gan@1: damaged)",
+        None,
+    )
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[0] is NotReady
+    working = start()
+    await working.load()
+    assert rejection(working.resolve, CLASSIFY, None)[1] == "no model serves the task 'classify'"
+
+
+async def test_a_version_that_is_not_in_memory_is_loaded_once_for_all_requests(start: Start) -> None:
+    hold = threading.Event()
+    registry = start(hold=hold)
+    await registry.load()
+    with pytest.raises(ModelLoading, match=r"^tiny-gan@1 is being loaded$") as first:
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    with pytest.raises(ModelLoading) as second:
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    assert first.value.task is second.value.task
+    assert registry.state(NAME, 1) is VersionState.LOADING
+    deadline = asyncio.get_running_loop().time() + 60
+    with pytest.raises(TimedOut, match=r"^the deadline passed before the model was in memory$"):
+        await registry.wait_for(GENERATE_IMAGES, "tiny-gan@1", "", deadline - 60)
+    waiting = asyncio.create_task(registry.wait_for(GENERATE_IMAGES, "tiny-gan@1", "", deadline))
+    await asyncio.sleep(0)
+    hold.set()
+    assert (await waiting).id == "tiny-gan@1"
+    assert registry.state(NAME, 1) is VersionState.READY
+    assert registry.models()[2].last_used_at > 0
+
+
+async def test_a_version_that_fails_to_load_on_demand_is_left_out(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = start(damaged=((NAME, 1),))
+    await registry.load()
+    deadline = asyncio.get_running_loop().time() + 60
+    with pytest.raises(UnknownModel, match=r"there are: tiny-gan@2, tiny-gan@3$"):
+        await registry.wait_for(GENERATE_IMAGES, "tiny-gan@1", "", deadline)
+    assert registry.state(NAME, 1) is VersionState.FAILED
+    (failed,) = (row for row in registry.versions() if row.state is VersionState.FAILED)
+    assert (failed.label, failed.reason) == ("tiny-gan@1", "damaged")
+    assert "tiny-gan@1 is not served: damaged" in caplog.text
+
+
+async def test_a_canary_serves_its_share_and_its_failure_ends_it(start: Start, folder: Path) -> None:
+    rollout.activate(folder, NAME, 1, share=50)
+    registry = start()
+    await registry.load()
+    names = [f"r{i}" for i in range(40)]
+    for model in (NAME, None):
+        assert {resolved(registry, model, request_id=name) for name in names} == {"tiny-gan@1", "tiny-gan@3"}
+    broken = start(damaged=((NAME, 1),))
+    await broken.load()
+    assert {resolved(broken, NAME, request_id=name) for name in names} == {"tiny-gan@3"}
+
+
+async def test_a_model_that_another_process_loaded_is_found_by_a_waiting_request(start: Start, folder: Path) -> None:
+    rollout.unload(folder, OTHER)
+    registry = start()
+    await registry.load()
+    deadline = asyncio.get_running_loop().time() + 60
+    with pytest.raises(UnloadedModel):
+        await registry.wait_for(GENERATE_IMAGES, OTHER, "", deadline)
+    rollout.load(folder, OTHER)
+    for model in (OTHER, f"{OTHER}@1"):
+        assert (await registry.wait_for(GENERATE_IMAGES, model, "", deadline)).card.name == OTHER
+    rollout.unload(folder, OTHER)
+    await registry.recheck("nothing", deadline)
+    assert not registry.version_sets[OTHER].unloaded
+    await registry.recheck(OTHER, deadline)
+    assert registry.version_sets[OTHER].unloaded
+
+
+async def test_a_scan_that_takes_longer_than_the_deadline_is_rejected(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = start()
+    await registry.load()
+    monkeypatch.setattr(registry.watcher, "refresh", asyncio.Event().wait)
+    with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
+        await registry.refresh(asyncio.get_running_loop().time() + 0.01)
+
+
+async def test_a_new_version_serves_when_it_is_loaded_and_an_old_one_is_evicted(
+    start: Start, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "quartet")
+    registry = start()
+    await registry.load()
+    assert not [record for record in caplog.records if "serves" in record.getMessage()]
+    rollout.activate(folder, NAME, 1)
+    await scanned(registry)
+    assert resolved(registry) == "tiny-gan@1"
+    rollout.retire(folder, NAME, 2)
+    await scanned(registry)
+    assert ids(registry) == ["tiny-cgan@1", "tiny-cgan@2", "tiny-gan@1", "tiny-gan@3"]
+    assert "tiny-gan@2 is evicted: it is not served any more" in caplog.text
+    assert [record.getMessage() for record in caplog.records if "serves" in record.getMessage()] == [
+        "tiny-gan: version 1 serves"
+    ]
+    (folder / OTHER).rename(folder / ".removed")
+    await scanned(registry)
+    assert list(registry.version_sets) == [NAME]
+
+
+async def test_a_failed_version_is_tried_again_when_its_files_have_changed(start: Start, folder: Path) -> None:
+    registry = start(damaged=((NAME, 3),))
+    await registry.load()
+    assert resolved(registry) == "tiny-gan@2"
+    registry.loader.load, damaged = start().loader.load, registry.loader.load  # type: ignore[method-assign]
+    rewrite_card(folder / NAME / "3", notes="repaired")
+    await scanned(registry)
+    assert resolved(registry) == "tiny-gan@3"
+    assert registry.failures == []
+    assert damaged is not registry.loader.load
+
+
+async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path) -> None:
+    (folder / NAME / "3" / "curves.png").write_bytes(b"picture")
+    registry = start(request_seconds=0.01)
+    await registry.load()
+    card = registry.card(NAME)
+    assert card is not None
+    assert card == registry.card(NAME, 3) == store.read_card(folder / NAME / "3")
+    assert (registry.card(NAME, 9), registry.card("nothing"), registry.card("nothing", 1)) == (None, None, None)
+    assert registry.pictures(card) == ("curves.png",)
+    assert registry.pictures(card.model_copy(update={"version": 9})) == ()
+    with pytest.raises(NotFound, match=r"^none\.png cannot be read: No such file or directory$") as missing:
+        await registry.read_picture(card, "none.png")
+    assert missing.value.param == "file"
+    release = threading.Event()
+    hanging = asyncio.create_task(registry._picture_disk.run(release.wait, 30))
+    await asyncio.sleep(0)
+    with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):
+        await registry.read_picture(card, "curves.png")
+    release.set()
+    await hanging
+
+
+async def test_a_picture_is_read(start: Start, folder: Path) -> None:
+    (folder / NAME / "3" / "curves.png").write_bytes(b"picture")
+    registry = start()
+    await registry.load()
+    card = registry.card(NAME)
+    assert card is not None
+    assert await registry.read_picture(card, "curves.png") == b"picture"
+
+
+async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_once(
+    start: Start, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.set_default(folder, "classify", NAME)
+    registry = start()
+    await registry.load()
+    reason = "defaults.json: 'tiny-gan' is for 'sample', expected one for 'classify'"
+    assert registry.defaults == {"sample": NAME}
+    assert [(failure.label, failure.reason) for failure in registry.failures] == [("defaults.json", reason)]
+    await scanned(registry)
+    assert [record.getMessage() for record in caplog.records] == [reason]
+    (folder / "defaults.json").write_text("{")
+    await scanned(registry)
+    assert registry.defaults == {"sample": NAME}  # unchanged
+    (failure,) = registry.failures
+    assert failure.reason.startswith("defaults.json cannot be read: ")
+    assert (failure.name, failure.version) == ("defaults.json", 0)
+    assert len(caplog.records) == 2
+    (folder / "defaults.json").write_text('{"sample": "tiny-cgan"}')
+    await scanned(registry)
+    assert (registry.failures, registry.defaults) == ([], {"sample": OTHER})
+
+
+async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(start: Start, folder: Path) -> None:
+    registry = start()
+    assert registry.problems() == ["no whole model in the store"]
+    await registry.load()
+    assert registry.problems() == []
+    breaker = registry.models()[0].engine.circuit_breaker
+    while not breaker.is_open():
+        breaker.record_failure()
+    assert registry.problems() == ["tiny-cgan@1 fails on every input"]
+    await registry.close()
+    assert registry.problems() == ["the service is stopping"]
+    assert rejection(registry.resolve, GENERATE_IMAGES, None)[:2] == (NotReady, "the service is stopping")
+
+
+@pytest.mark.parametrize(
+    ("executor", "problem"),
+    [
+        ("executor", "the engine has not answered for 6 s"),
+        ("parse_executor", "the decoding threads have not answered for 6 s"),
+    ],
+)
+async def test_a_process_whose_threads_hang_is_not_ready(start: Start, executor: str, problem: str) -> None:
+    registry = start(unready_after_seconds=5, liveness_timeout_seconds=30)
+    await registry.load()
+    seconds = 5.0
+    getattr(registry, executor).stalled_seconds = lambda: seconds
+    assert registry.problems() == []
+    seconds = 6.2
+    assert registry.problems() == [problem]
+    registry.settings = registry.settings.model_copy(update={"unready_after_seconds": 9, "liveness_timeout_seconds": 6})
+    assert registry.problems() == [problem]
+    registry.settings = registry.settings.model_copy(update={"liveness_timeout_seconds": 7})
+    assert registry.problems() == []
+
+
+async def test_the_rows_of_all_engines_of_a_version_are_reported_and_then_zero(start: Start, folder: Path) -> None:
+    registry = start(damaged=((OTHER, 2),))
+    await registry.load()
+    observers: Any = registry.observers
+    model = registry.models()[-1]
+    engine: Any = model.engine
+    explainer = StubEngine(engine.observer)
+    registry._engines.add(explainer)  # type: ignore[arg-type]
+    engine.load, explainer.load = (3, 1), (4, 2)
+    registry.report()
+    assert (NAME, 3, 7, 3) in observers.loads
+    assert observers.versions == [(3, 1, frozenset({(NAME, 1), (NAME, 2), (NAME, 3), (OTHER, 1), (OTHER, 2)}))]
+    observers.loads.clear()
+    registry.cache.evict(model, "test")
+    registry._engines.discard(engine)
+    registry._engines.discard(explainer)  # type: ignore[arg-type]
+    registry.report()
+    assert (NAME, 3, 0, 0) in observers.loads  # a last time
+    observers.loads.clear()
+    registry.report()
+    assert NAME in {name for name, *_ in observers.loads}
+    assert (NAME, 3, 0, 0) not in observers.loads
+
+
+async def test_shutdown_closes_all_engines_and_stops_loading(start: Start) -> None:
+    hold = threading.Event()
+    registry = start(hold=hold, shutdown_grace_seconds=7)
+    await registry.load()
+    with pytest.raises(ModelLoading) as loading:
+        registry.resolve(GENERATE_IMAGES, "tiny-gan@1")
+    await asyncio.sleep(0)
+    engines: list[Any] = [model.engine for model in registry.models()]
+    await registry.close()
+    hold.set()
+    await asyncio.gather(loading.value.task, return_exceptions=True)
+    assert loading.value.task.cancelled()
+    assert [engine.closed_within for engine in engines] == [7.0] * 4
+    for executor in (registry.executor, registry.parse_executor, registry.load_executor):
+        with pytest.raises(RuntimeError, match=re.escape("cannot schedule new futures after shutdown")):
+            await executor.run(int)

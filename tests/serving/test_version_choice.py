@@ -1,0 +1,70 @@
+"""The versions of one model, and the version for a request that names none."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from app.serving.version_choice import VersionSet
+from app.store.rollout import Canary, Rollout
+
+STORED = [1, 2, 3, 4]
+CANARY = VersionSet("a", (1, 2, 3), (), active=3, previous=1, canary=2, share=25.0)
+
+
+def test_a_set_follows_from_versions_rollout_and_failures() -> None:
+    assert VersionSet.build("a", STORED, Rollout(), ()) == VersionSet("a", (1, 2, 3, 4), (), active=4, previous=3)
+    assert VersionSet.build("a", STORED, Rollout(retired=[4, 1]), {3}) == VersionSet("a", (2,), (4, 1), 2, None)
+    chosen = Rollout(active=2, previous=4, canary=Canary(version=1, share=5))
+    assert VersionSet.build("a", STORED, chosen, ()) == VersionSet("a", (1, 2, 3, 4), (), 2, 4, 1, 5.0)
+    assert VersionSet.build("a", STORED, chosen, {4, 1}) == VersionSet("a", (2, 3), (), 2, None)
+    assert VersionSet.build("a", [], Rollout(), ()) == VersionSet("a", (), (), None, None)
+
+
+def test_a_canary_that_is_the_active_version_is_none() -> None:
+    rollout = Rollout(active=4, canary=Canary(version=3, share=5))
+    assert VersionSet.build("a", STORED, rollout, {4}) == VersionSet("a", (1, 2, 3), (), 3, None)
+
+
+def test_an_unloaded_model_keeps_its_versions_for_later() -> None:
+    rollout = Rollout(unloaded=True, retired=[1], canary=Canary(version=2, share=5))
+    unloaded = VersionSet.build("a", STORED, rollout, {4})
+    assert unloaded == VersionSet("a", (), (1,), None, None, unloaded=(2, 3))
+    assert (unloaded.resident, unloaded.labels(), unloaded.version_for("x")) == ([], [], None)
+
+
+def test_resident_versions_are_the_active_one_the_canary_and_the_previous_one() -> None:
+    assert CANARY.resident == [3, 2, 1]
+    assert VersionSet("a", (1, 2), (), 2, 2).resident == [2]
+    assert VersionSet("a", (1, 2), (), None, None).resident == []
+    assert CANARY.labels() == ["a@1", "a@2", "a@3"]
+
+
+def test_a_version_can_be_left_out() -> None:
+    assert CANARY.without(2) == VersionSet("a", (1, 3), (), 3, 1, None, 25.0)
+    assert CANARY.without(1) == VersionSet("a", (2, 3), (), 3, None, 2, 25.0)
+    assert CANARY.without(4) == CANARY
+
+
+def test_the_log_says_which_versions_serve() -> None:
+    assert CANARY.describe() == "version 3 serves, version 2 serves 25 % of the requests"
+    assert VersionSet("a", (1,), (), 1, None).describe() == "version 1 serves"
+    assert VersionSet("a", (), (), None, None).describe() == "no version serves"
+    assert VersionSet("a", (), (), None, None, unloaded=(1,)).describe() == "it is unloaded"
+
+
+def test_a_canary_gets_its_share_of_request_ids_and_the_same_id_the_same_version() -> None:
+    ids = [f"request-{i}" for i in range(4000)]
+    versions = [CANARY.version_for(name) for name in ids]
+    assert [CANARY.version_for(name) for name in ids] == versions
+    assert set(versions) == {2, 3}
+    assert 900 <= Counter(versions)[2] <= 1100
+    other = VersionSet("b", (1, 2, 3), (), active=3, previous=1, canary=2, share=25.0)
+    assert [other.version_for(name) for name in ids] != versions  # models draw independently
+    assert VersionSet("a", (3,), (), 3, None).version_for("x") == 3
+
+
+def test_the_choice_for_a_request_id_never_changes() -> None:
+    """Other processes and later releases choose the same version for the same request."""
+    assert "".join(str(CANARY.version_for(f"r{i}")) for i in range(24)) == "323333323333332233333232"
+    tiny = VersionSet("a", (1, 2), (), active=1, previous=None, canary=2, share=0.01)
+    assert Counter(tiny.version_for(f"r{i}") for i in range(50_000))[2] == 2
