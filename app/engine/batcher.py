@@ -61,12 +61,9 @@ class QueueEntry(Generic[Item, Result]):
     rows_left: int = 0  # of this part and all following ones
 
     def next_part(self) -> QueueEntry[Item, Result] | None:
-        """Return the next part, unless it is cancelled or this one has failed."""
+        """Return the next part, unless it is cancelled, as after a failure of this one."""
         part = self.following
-        if part is None or part.future.done():
-            return None
-        failed = self.future.done() and (self.future.cancelled() or self.future.exception())
-        return None if failed else part
+        return None if part is None or part.future.done() else part
 
 
 class Batcher(Generic[Item, Result]):

@@ -96,8 +96,16 @@ class ListDoubler:
 
 
 async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Executor) -> None:
-    network = ListDoubler()
+    network, waiting = ListDoubler(), list[int]()
     engine = network.batcher(executor)
+    assert engine.load == (0, 0)
+    next_batch = engine._next_batch
+
+    def note_load() -> None:
+        next_batch()
+        waiting.append(engine.load[0])
+
+    engine._next_batch = note_load
     tasks = await start_tasks(engine.submit([[1]]))
     await network.gate.busy()
     large, other = list(range(100, 140)), list(range(200, 220))
@@ -106,10 +114,47 @@ async def test_small_items_wait_for_one_part_of_a_large_item_only(executor: Exec
     network.gate.open.set()
     answers = await asyncio.gather(*tasks)
     assert answers == [[[2]], [[2 * n for n in large]], [[2 * n for n in other]], [[4], [6, 8]]]
+    assert waiting == [0, 23, 32, 12, 24, 4, 16, 0, 0]  # rows when a batch begins
     assert network.gate.batches == [
         [1], large[:8], [*other[:8], 2, 3, 4], large[8:16], other[8:16], large[16:24], other[16:],
         large[24:32], large[32:],
     ]  # fmt: skip
+    assert engine.load == (0, 0)
+
+
+async def test_a_part_is_computed_beside_small_items_before_it(executor: Executor) -> None:
+    network = ListDoubler()
+    engine = network.batcher(executor)
+    tasks = await start_tasks(engine.submit([[1]]))
+    await network.gate.busy()
+    tasks += await start_tasks(engine.submit([[2]]), engine.submit([[3] * 20]))
+    network.gate.open.set()
+    await asyncio.gather(*tasks)
+    assert [len(batch) for batch in network.gate.batches] == [1, 9, 8, 4]
+
+
+async def test_parts_belong_to_the_key_and_the_trace_of_their_request(executor: Executor) -> None:
+    network, trace = ListDoubler(), RequestTrace()
+    network.gate.open.set()
+    engine = network.batcher(executor)
+    current_trace.set(trace)
+    current_caller.set("alice")
+    await engine.submit([[1] * 20])
+    parts = [entry for batch in engine.observer.completed_batches for entry in batch]
+    assert [(entry.rows, entry.caller, entry.trace) for entry in parts] == [
+        (8, "alice", trace),
+        (8, "alice", trace),
+        (4, "alice", trace),
+    ]
+    assert engine._admission._waiting_by_caller == {}
+
+
+async def test_a_splitter_that_returns_another_number_of_parts_is_an_error(executor: Executor) -> None:
+    network = ListDoubler()
+    network.split = lambda item, rows: [item]  # type: ignore[method-assign]
+    engine = network.batcher(executor)
+    with pytest.raises(ValueError, match="zip"):
+        await engine.submit([[1] * 20])
     assert engine.load == (0, 0)
 
 
@@ -175,6 +220,7 @@ async def test_a_full_queue_rejects_exactly_the_surplus_with_retry_after(executo
         error = task.exception()
         assert isinstance(error, Overloaded)
         assert error.headers() == {"retry-after": "1"}
+        assert error.message.startswith("the queue of m is full: 8 of 8 rows wait")
     gate.open.set()
     assert await asyncio.gather(*first, *rest[:8]) == [[2 * i] for i in range(9)]
     assert observer.rejections == 3
@@ -503,7 +549,7 @@ async def test_only_items_of_more_than_16_rows_are_split(executor: Executor) -> 
     await asyncio.gather(*(engine.submit([[1] * rows]) for rows in (16, 17)))
     assert split == [17]
     small = network.batcher(executor, batch_rows=4)
-    await small.submit([[1] * 4, [1] * 5])
+    assert await small.submit([[1] * 4, [1] * 5]) == [[2] * 4, [2] * 5]
     assert split == [17, 5]
     assert [len(batch) for batch in network.gate.batches[-3:]] == [4, 4, 1]
 
