@@ -1,7 +1,7 @@
 """Competing servers: how to install, start and call them. All serve the workshop's CNN, mosec also texts and forecasts.
 
 Each server has a file here that follows its documentation, and an environment that is created on first use. All use
-batches of up to 64; except for the variants of mosec, they use one worker and no batching delay where possible. This
+batches of up to 64; except for the variants of mosec and Triton, they use one worker and no batching delay where possible. This
 file also runs in those environments, so it imports no other packages.
 """
 
@@ -29,7 +29,7 @@ class Peer:
     """A server. ``convert`` converts its answer to Quartet's format.
 
     ``paths`` maps Quartet's paths to those of the server. ``request`` makes its JSON for an image; None: it takes the
-    same bodies as Quartet.
+    same bodies as Quartet. ``python`` creates its environment.
     """
 
     packages: Sequence[str]
@@ -40,6 +40,7 @@ class Peer:
     convert: Callable[[Any], Any] = lambda answer: answer
     works: Sequence[str] = ("cnn",)
     environment: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
 
 def text(picture: bytes) -> str:
@@ -60,6 +61,24 @@ def mosec(workers: int, wait: int) -> Peer:
     command = ["-m", "benchmarks.peers.mosec_server"]
     works = ("cnn", "forecast", "text")
     return Peer(["mosec>=0.9"], command, "/", paths, works=works, environment=environment)
+
+
+def triton(workers: int) -> Peer:
+    """Triton with ``workers`` Python processes.
+
+    PyTriton comes with a Python interpreter, whose standard library must be of the same version, such as Debian's
+    3.11.2.
+    """
+    return Peer(
+        ["nvidia-pytriton==0.7.0"],
+        ["-m", "benchmarks.peers.triton"],
+        "/v2/models/cnn/ready",
+        {CLASSIFY: "/v2/models/cnn/infer"},
+        tensor,
+        lambda answer: json.loads(answer["outputs"][0]["data"][0]),
+        environment={"PEER_WORKERS": str(workers)},
+        python="/usr/bin/python3.11",
+    )
 
 
 PEERS = {
@@ -97,6 +116,8 @@ PEERS = {
     "mosec-1ms": mosec(1, 1),
     "mosec-x2": mosec(2, 0),
     "mosec-x2-1ms": mosec(2, 1),
+    "triton": triton(1),
+    "triton-x2": triton(2),
 }
 
 
@@ -110,11 +131,13 @@ def install(name: str, folder: Path) -> Path:
     python, done = home / "bin" / "python", home / "installed"
     if not done.exists():
         try:
-            subprocess.run([sys.executable, "-m", "venv", home], check=True, capture_output=True, text=True)
+            subprocess.run([PEERS[name].python, "-m", "venv", home], check=True, capture_output=True, text=True)
             command = [str(python), "-m", "pip", "install", "-q", *SHARED, *PEERS[name].packages]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise NotInstallable(f"{name} was not installed in {INSTALL_SECONDS} seconds") from error
+        except OSError as error:
+            raise NotInstallable(f"{name} cannot be installed: {error}") from error
         except subprocess.CalledProcessError as error:
             raise NotInstallable(f"{name} cannot be installed: {error.stderr.strip()[-500:]}") from error
         done.touch()
