@@ -1,8 +1,8 @@
 """Competing servers: how to install, start and call them. All serve the workshop's CNN, mosec also texts and forecasts.
 
 Each server has a file here that follows its documentation, and an environment that is created on first use. All use
-batches of up to 64; except for the variants of mosec and Triton, they use one worker and no batching delay where possible. This
-file also runs in those environments, so it imports no other packages.
+batches of up to 64. Except for the variants of mosec and Triton, they use one worker and no batching delay where
+possible. This file also runs in those environments, so it imports no other packages.
 """
 
 from __future__ import annotations
