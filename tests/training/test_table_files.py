@@ -393,6 +393,22 @@ def cases() -> dict[str, tuple[str, bytes, dict[str, Any], Any]]:
         enumerate(hours)), sep=";"), "row 9: .* in column 'Date', 'Time' is no time stamp")  # fmt: skip
     add("hours from 1 to 24", lines("Date,Hour,y", *([d40[i // 24], i % 24 + 1, V[i]] for i in range(72))),
         series("2024-01-01T00:00:00", "hour", V[:72]))  # fmt: skip
+    # found in published data sets
+    add("a year and a month's name", table("Month,y", [f"{x:%Y %b}" for x in MONTHS[:36]]), month)
+    add("row numbers called Obs and TIME", lines("Obs,Year,y,TIME", *([i + 1, 1947 + i, V[i], i + 1] for i in range(30))),
+        series("1947-01-01", "year", V[:30]))  # fmt: skip
+    add("a size in each group", lines("Year,Region,Area,y", *([2000 + i, g, a, V[i] + a] for i in range(20) for g, a in (("n", 7), ("s", 9)))),
+        {g: ("2000-01-01", "year", [v + a for v in V[:20]]) for g, a in (("n", 7), ("s", 9))})  # fmt: skip
+    add("a day and an hour without a date", lines("day,hr,bikes", *([i // 24 + 1, i % 24, V[i]] for i in range(240))),
+        "'hr' may be a part of the time or name the series; type --group hr for .*--time none")  # fmt: skip
+    add("only years for days", lines("Year,Return", *([1990 + i // 50, V[i]] for i in range(200))),
+        "rows 2 and 3 have the same time stamp 1990-01-01 00:00:00; .*; or --time none if each row is one step")  # fmt: skip
+    add("weeks of a month", lines("Week,y", *([i % 5 + 1, V[i]] for i in range(60))),
+        "rows 2 and 7 have the same time stamp 1; .*; or --time none if each row is one step")  # fmt: skip
+    add("millimetres without time stamps", lines("site,rain_mm", *(["abc"[i % 3], f"{V[i] + 0.7:.1f}"] for i in range(30))),
+        "column 'site' holds no time stamps .* --time none")  # fmt: skip
+    add("a comma in a column name", lines("Sales (north, south),Cost", *([V[i], i * i % 7] for i in range(30))),
+        "the header has 3 names, but no row has more than 2 cells; put quotes around names", time="none")  # fmt: skip
     # Excel
     add(
         "Excel",
@@ -552,6 +568,12 @@ def test_the_order_of_the_rows_changes_nothing(tmp_path: Path, name: str) -> Non
             results.append("rejected")
     assert results[0] == results[1]
     assert (results[0] == "rejected") == isinstance(expected, str)
+
+
+def test_rows_without_time_stamps_are_reported(tmp_path: Path) -> None:
+    remark = "no column holds time stamps: the rows are read in the order of time"
+    assert remark in read(tmp_path, "csv", lines("y", *V[:30]), {}).remarks
+    assert remark not in read(tmp_path, "csv", lines("y", *V[:30]), {"time": "none"}).remarks
 
 
 def test_look_prints_json_or_rejects_with_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 from training.data.tables import frequency, numbers
 from training.data.tables.header import Body
 from training.data.tables.time_column import INDEX_NAME, role, values_of
+from training.data.tables.timestamps import Reading
 
 ID_NAME = re.compile(
     r"(?i:(.*[ _.-])?(ids?|no|nr|num|number|codes?|key|uuid|sku|zip|zipcode|plz|postcode|phone|ean|isbn|barcode|lat|"
@@ -40,7 +41,7 @@ def value_columns(
         if name in used or frame[name].isna().all():
             continue
         part = numbers.share(frame[name])
-        if _numbers_rows(name, frame):
+        if _numbers_rows(name, frame, times is not None):
             left_out.append(f"column {name!r} only numbers the rows: left out; --column {name!r} reads it")
         elif part > 0.5 and ID_NAME.fullmatch(name):
             left_out.append(f"column {name!r} holds codes: left out; --column {name!r} reads it")
@@ -69,9 +70,13 @@ def value_columns(
     return selected
 
 
-def _numbers_rows(name: str, frame: pd.DataFrame) -> bool:
-    """Whether a column is a row index, as pandas writes it: consecutive integers under an index name or no name."""
-    if not (INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
+def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
+    """Whether a column is a row index: consecutive integers under an index name or no name.
+
+    ``timed``: another column holds the time stamps, so that one called time or period may also count.
+    """
+    counts = timed and role(name) in ("time", "clock")
+    if not (counts or INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
         return False
     values = values_of(frame[name])
     if values.isna().any() or len(values) < 2:
@@ -153,15 +158,16 @@ def _sentinel(values: pd.Series) -> float | None:
 
 
 def group_columns(
-    body: Body, used: Sequence[str], values: Sequence[str], times: pd.Series, optional: bool = False
+    body: Body, used: Sequence[str], values: Sequence[str], reading: Reading, optional: bool = False
 ) -> list[str]:
     """The columns that together with the time stamp name each row; [] if the time stamps do so alone.
 
     ``optional``: also [] if no columns do so.
 
     Raises:
-        DataError: no columns, or several sets of columns, do so.
+        DataError: no columns, several sets of columns, or a part of the time do so.
     """
+    times = reading.times
     rows = times.notna()
     frame, times = body.frame[rows], times[rows]
     if not times.duplicated().any():
@@ -174,6 +180,7 @@ def group_columns(
             sets = [names for names in combinations(pool, count) if _complete(frame, times, list(names))]
             sets = _without_synonyms(frame, sets)
             if len(sets) == 1:
+                _reject_part_of_time(body, sets[0])
                 return list(sets[0])
             if sets:
                 options = " or ".join(f"--group {','.join(names)}" for names in sets)
@@ -183,10 +190,41 @@ def group_columns(
     row = times.index[times.duplicated()][0]
     first = times.index[times == times[row]][0]
     names = f"--group {texts[0]!r} for one series each, or " if texts else ""
+    stamp = int(times[row].timestamp()) if reading.period == "step" else times[row]
+    ordered = reading.period == "step" or times.is_monotonic_increasing or times.is_monotonic_decreasing
     raise body.error(
-        f"rows {first} and {row} have the same time stamp {times[row]}; type --aggregate sum, mean or last to combine "
-        "such rows" + (f", with {names}no --group for one series" if names else "")
+        f"rows {first} and {row} have the same time stamp {stamp}; type --aggregate sum, mean or last to combine "
+        "such rows"
+        + (f", with {names}no --group for one series" if names else "")
+        + ("; or --time none if each row is one step and the rows are in the order of time" if ordered else "")
     )
+
+
+def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
+    """Raises DataError if a column that would name the series has a name such as hour, and integers."""
+    for name in names:
+        if role(name) and _counted(body.frame[name]):
+            raise body.error(
+                f"column {name!r} may be a part of the time or name the series; type --group {','.join(names)} for a "
+                "series of each value, --time with all columns of the time, such as --time date,hour, or --time none "
+                "if the rows are in the order of time"
+            )
+
+
+def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """The columns of values without those that have one value in each group, as the size of a store."""
+    by_group = body.frame.groupby(list(groups), sort=False)
+    constant = [
+        name
+        for name in names
+        if by_group.ngroups > 1 and by_group[name].nunique().max() == 1 and body.frame[name].nunique() > 1
+    ]
+    if len(constant) == len(names):
+        return list(names)
+    body.remarks += [
+        f"column {name!r} has one value in each series: left out; --column {name!r} reads it" for name in constant
+    ]
+    return [name for name in names if name not in constant]
 
 
 def _reject_interleaved(

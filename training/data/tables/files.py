@@ -124,7 +124,7 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
         try:
             book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
         except Exception as error:  # openpyxl documents no errors; a damaged file raises many kinds
-            raise DataError(f"{path} is a damaged Excel file: {error}") from error
+            raise DataError(f"{path} is a damaged Excel file: {error}; save it again, or as CSV") from error
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if name is not None and name not in sheets:
         raise DataError(f"{path} has no sheet {name!r}; its sheets are: {', '.join(sheets)}")

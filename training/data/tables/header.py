@@ -243,10 +243,16 @@ def _aligned(
     """Rows as long as the header. A header without a name for a first column of row numbers, as R writes it, gets one.
 
     Raises:
-        DataError: a row is longer than the header.
+        DataError: a row is longer than the header, or all are shorter.
     """
     while names and not names[-1] and all(len(row) < len(names) or row[len(names) - 1] is None for _, row in below):
         names, titles = names[:-1], titles[:-1]
+    widest = max(len(row) for _, row in below)
+    if delimiter.strip() and widest < len(names) and all(names[widest:]):
+        raise DataError(
+            f"{path}: the header has {len(names)} names, but no row has more than {widest} cells; put quotes around "
+            "names that contain the separator, or delete the names without cells"
+        )
     longer = [(number, row) for number, row in below if any(cell is not None for cell in row[len(names) :])]
     if longer and len(longer) == len(below):
         index = [row[0] for _, row in below]

@@ -105,7 +105,7 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
         names = roles.value_columns(body, used, options.columns, times)
         if time and not groups and options.group != "none":
             others = [*time.names, *known]
-            groups = roles.group_columns(body, others, names, time.reading.times, options.aggregate is not None)
+            groups = roles.group_columns(body, others, names, time.reading, options.aggregate is not None)
             names = [name for name in names if name not in groups]
             if options.aggregate and not options.resample:
                 groups = []  # without --group, rows of all groups are combined
@@ -113,11 +113,15 @@ def read_table(path: Path, options: ReadOptions | None = None) -> Table:
             body.remarks[:] = [remark for remark in body.remarks if not remark.startswith(codes)]
             if groups:
                 body.remarks.append(f"each value of {', '.join(groups)} is a series (--group {','.join(groups)})")
+        if groups and not options.columns:
+            names = roles.varying(body, names, groups)
     missing = options.missing and [text for text in options.missing if text != "none"]
     values = roles.parse_values(body, names, options.decimal, missing)
     covariates = roles.parse_values(body, known, options.decimal, missing)
     labels = _labels(body, groups, unpivoted is not None)
     if time is None:
+        if not unpivoted and options.time is None:
+            body.remarks.append("no column holds time stamps: the rows are read in the order of time")
         return _table(body, options, _in_order(labels, values, covariates, padded=unpivoted is not None), "step", None)
     body.remarks.append(f"time stamps: column {', '.join(map(repr, time.names))}, {time.reading.label}")
     return _on_grid(body, options, labels, values, covariates, time)

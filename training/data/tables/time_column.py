@@ -26,10 +26,11 @@ WORDS = {
     "time": "date dates datum datetime timestamp timestamps ts ds period periode epoch unix t step fecha horodatage "
     "dato päivä when wann zeitpunkt zeitstempel",
 }
+LIKE_DATE = re.compile(rf"\d{{1,2}}\.\d{{1,2}}\.(\d{{2}}){{1,2}}.*|\d{{4}}[-/ .,_]*({'|'.join(timestamps.MONTHS)})\.?")
 MANY_COLUMNS = 5  # of a table whose rows may be series
 ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
 INDEX_NAME = re.compile(
-    r"index|id|no\.?|nr\.?|#|unnamed: 0(\.\d+)?", re.IGNORECASE
+    r"index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE
 )  # of columns that may number the rows
 
 
@@ -44,6 +45,8 @@ class TimeColumn:
 def role(name: str) -> str:
     """Return the role of a column by its name: a key of WORDS, or an empty string."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
+    if not all(word in ROLE for word in words):
+        words = [word for word in words if len(word) > 2]  # rain_mm holds millimetres
     roles = [ROLE[word] for word in words if word in ROLE]
     return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
 
@@ -93,15 +96,15 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
 def _strong(body: Body, name: str) -> list[Reading]:
     """The readings of a column that is no column of plain numbers."""
     cells = body.frame[name]
-    if numbers.share(cells) > 0.8 and not _dotted(cells):
+    if numbers.share(cells) > 0.8 and not _like_dates(cells):
         return []
     return timestamps.readings(cells, week=role(name) == "week")
 
 
-def _dotted(cells: pd.Series) -> bool:
-    """Whether all text cells are dates such as 05.01.24."""
+def _like_dates(cells: pd.Series) -> bool:
+    """Whether all cells are dates such as 05.01.24, or a year and a month such as 2024 Jan, which is no unit."""
     known = [cell for cell in cells if not numbers.is_missing(cell)]
-    return all(isinstance(cell, str) and re.fullmatch(r"\d{1,2}\.\d{1,2}\.(\d{2}){1,2}.*", cell) for cell in known)
+    return all(isinstance(cell, str) and LIKE_DATE.fullmatch(cell.strip().lower()) for cell in known)
 
 
 def _reject_mixed(body: Body, names: Sequence[str]) -> None:
@@ -210,7 +213,7 @@ def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
             raise body.error(f"--format {pattern} does not fit the cells of {label}, for example {_example(cells)!r}")
         return TimeColumn(list(names), reading)
     readings: list[Reading] = []
-    if numbers.share(cells) <= 0.8 or _dotted(cells):
+    if numbers.share(cells) <= 0.8 or _like_dates(cells):
         readings = timestamps.readings(cells, week=any(role(name) == "week" for name in names))
     else:
         week = any(role(name) == "week" for name in names)
@@ -277,7 +280,10 @@ def choose(body: Body, label: str, cells: pd.Series, readings: Sequence[Reading]
     if len(possible) == 1 and "without a year" not in possible[0].label:
         return possible[0]
     if any("without a year" in reading.label for reading in possible) and len(possible) == 1:
-        raise body.error(f"column {label}: {_example(cells)!r} has no year; write dates as 2024-01-31")
+        raise body.error(
+            f"column {label}: {_example(cells)!r} has no year; write dates as 2024-01-31, "
+            "or leave the column out with --time none"
+        )
     formats = [reading.label for reading in possible if "%" in reading.label and "without" not in reading.label]
     separator = next(iter(re.findall(r"[-/. ]", _example(cells))), "/")
     options = " or ".join(f"--format {_as_written(pattern, separator)}" for pattern in dict.fromkeys(formats))
