@@ -354,6 +354,8 @@ def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     """
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
+    if known := metrics.get("untuned_known_quantile_loss"):
+        losses += f"; before fine-tuning, but with the known columns, {known['value']:.3f}"
     if tuned > (1 - MIN_IMPROVEMENT) * base:
         return False, f"Fine-tuning did not help: {losses}"
     if tuned >= naive:

@@ -1,0 +1,82 @@
+"""Measure the gain of known columns: hires of bicycles with the weather, tuned with and without it.
+
+    python -m pip install --no-deps "ISLP>=0.6"
+    python -m benchmarks.known_columns [--hourly] [--seeds N]
+
+The table is that of Fanaee-T and Gama (2014) for 2011, as the package ISLP ships it. Each network is tuned on the
+training part, selected on the validation part, and measured once on the test part. The weather of the horizon is the
+measured one, not a forecast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from training import lstm
+
+WEATHER = "temp,hum,windspeed,rain"
+FOLDER = Path("runs/known-columns")
+
+
+def read_hours() -> pd.DataFrame:
+    """Hires, weather and working days of each hour of 2011. Exits with a message if ISLP is missing."""
+    spec = find_spec("ISLP")  # importing it would need its dependencies
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit('ISLP is missing; type: python -m pip install --no-deps "ISLP>=0.6"')
+    table = pd.read_csv(Path(next(iter(spec.submodule_search_locations))) / "data" / "Bikeshare.csv")
+    hours = pd.to_timedelta(table["day"] - 1, unit="D") + pd.to_timedelta(table["hr"].astype(int), unit="h")
+    rain = table["weathersit"].str.contains("rain").astype(int)
+    columns = ["bikers", "temp", "hum", "windspeed", "workingday"]
+    return table[columns].assign(time=pd.Timestamp("2011-01-01") + hours, rain=rain).set_index("time")
+
+
+def write_table(hourly: bool) -> Path:
+    """Write the table of hours or days to FOLDER."""
+    table = read_hours()
+    if not hourly:
+        sums = dict.fromkeys(("temp", "hum", "windspeed", "rain"), "mean")
+        table = table.resample("D").agg({"bikers": "sum", **sums}).round(4)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / ("hourly.csv" if hourly else "daily.csv")
+    table.to_csv(path)
+    return path
+
+
+def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
+    """Tune with one seed; return the metrics of the test."""
+    season = "24" if hourly else "7"
+    name = f"{path.stem}-{'known' if known else 'plain'}-{seed}"
+    options = ["--column", "bikers", "--season", season, "--horizon", season, "--name", name, "--seed", str(seed)]
+    options += ["--threads", "1", "--no-publish", *(["--epochs", "6"] if hourly else [])]
+    columns = f"{WEATHER},workingday" if hourly else WEATHER
+    options += ["--known", columns, "--holidays", "US-DC"] if known else []
+    lstm.main(["--csv", str(path), "--runs", str(FOLDER), *options])
+    card = json.loads(max((FOLDER / name).glob("*/card.json")).read_text())
+    return {key: metric["value"] for key, metric in card["metrics"].items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hourly", action="store_true", help="hours instead of days")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="trainings with different seeds (default: 5)")
+    options = parser.parse_args()
+    path = write_table(options.hourly)
+    results = {
+        known: [train(path, options.hourly, known, seed) for seed in range(options.seeds)] for known in (False, True)
+    }
+    for known, measured in results.items():
+        for key in measured[0]:
+            values = [each[key] for each in measured]
+            spread = f"{np.mean(values):.3f} ± {np.std(values, ddof=min(1, len(values) - 1)):.3f}"
+            print(f"{'known' if known else 'plain'}  {key:28} {spread}  {min(values):.3f} to {max(values):.3f}")
+
+
+if __name__ == "__main__":
+    main()
