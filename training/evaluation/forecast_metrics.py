@@ -1,7 +1,8 @@
 """Forecast metrics as in the M4 competition ("Benchmarks and Evaluation.R") and in GluonTS.
 
 Forecasts, actual values and interval bounds are arrays [N, horizon]. ``mase_scale`` [N] is the scale of each series,
-see ``mase_scale()``. ``mase``, ``quantile_loss`` and ``coverage`` ignore actual values that are NaN.
+see ``mase_scale()``. ``mase``, ``wql``, ``quantile_loss`` and ``coverage`` ignore actual values that are NaN. A test
+compares all metrics with those of utilsforecast, whose sMAPE and quantile losses differ by a factor.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ def owa(data_set: str, smape: float, mase: float) -> float:
 def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[float] = LEVELS) -> float:
     """The weighted quantile loss: twice the pinball loss, relative to the sum of the absolute actual values.
 
-    ``quantiles``: one forecast [N, horizon] per level.
+    ``quantiles``: one forecast [N, horizon] per level. NaN if all actual values are 0.
     """
     losses = [
-        2 * np.maximum(level * (actual - quantile), (level - 1) * (actual - quantile)).sum()
+        2 * np.nansum(np.maximum(level * (actual - quantile), (level - 1) * (actual - quantile)))
         for level, quantile in zip(levels, quantiles, strict=True)
     ]
-    return float(np.mean(losses) / np.abs(actual).sum())
+    return float(np.mean(losses) / (np.nansum(np.abs(actual)) or np.nan))
 
 
 def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> float:
