@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import re
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +110,8 @@ def test_contradictory_options_are_rejected(
 def test_ets_continues_trend_and_season() -> None:
     splits = [split(sales(5)), split(np.exp(sales(6) / 20), "positive")]
     origins = backtest.origins(splits, 4, 4, "test")
-    forecasts, remarks = ets.forecasts(origins, [PLAIN, "positive"], 1e9)
-    assert remarks == []
+    forecasts, replaced, remarks = ets.forecasts(origins, [PLAIN, "positive"], 1e9)
+    assert (replaced, remarks) == (0, [])
     naive = backtest.metrics(origins, backtest.seasonal_naive)
     own = backtest.metrics(origins, lambda *_: forecasts)
     assert own["mase"] < 0.85 * naive["mase"]
@@ -126,13 +125,16 @@ def test_seasonal_naive_replaces_ets_where_it_fails_or_takes_too_long() -> None:
     origins = backtest.origins(splits, 4, 4, "test")
     naive = backtest.seasonal_naive(origins.past, 4, 4)
     with np.errstate(all="ignore"):
-        forecasts, (remark,) = ets.forecasts(origins, [PLAIN, "huge"], 1e9)
+        forecasts, count, (remark,) = ets.forecasts(origins, [PLAIN, "huge"], 1e9)
+        methods = results.references(splits, 4, 4, seconds=1e9).methods
+    assert (count, list(methods)) == (1, ["seasonal naive", "ETS, 1 of 2 series"])
     assert remark.startswith("ETS: seasonal naive replaces it for huge, because it failed (")
     replaced = [np.array_equal(own.median, other.median) for own, other in zip(forecasts, naive, strict=True)]
     assert replaced == [False] * 3 + [True] * 3
 
-    ticks = count()
-    forecasts, (remark,) = ets.forecasts(origins, [PLAIN, "huge"], 5, lambda: next(ticks))
+    assert list(results.references(splits, 4, 4, seconds=0).methods) == ["seasonal naive"]
+    ticks = itertools.count()
+    forecasts, _, (remark,) = ets.forecasts(origins, [PLAIN, "huge"], 5, lambda: next(ticks))
     assert remark == "ETS: seasonal naive replaces it for north, huge, because it took longer than 5 s"
     assert all(np.array_equal(own.median, other.median) for own, other in zip(forecasts, naive, strict=True))
 
@@ -140,7 +142,7 @@ def test_seasonal_naive_replaces_ets_where_it_fails_or_takes_too_long() -> None:
 def test_the_error_by_step_averages_to_the_mase() -> None:
     splits = [split(sales(5))]
     references = results.references(splits, 4, 4, seconds=0)
-    compared = dataclasses.replace(references.compare(None, 1, {"own": backtest.seasonal_naive}))  # type: ignore[arg-type]
+    compared = references.compare(None, 1, {"own": backtest.seasonal_naive})  # type: ignore[arg-type]
     errors = compared.errors("own")
     assert errors.by_step.mean() == pytest.approx(errors.mase)
     assert errors.mase == pytest.approx(

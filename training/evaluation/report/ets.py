@@ -16,6 +16,7 @@ from training.evaluation.backtest import Origins
 LEVELS = (95, 80, 60, 40, 20)  # per cent of the intervals whose bounds are the quantiles of a QuantileForecast
 MIN_SEASONS = 2  # that a series needs, so that its season is fitted
 MAX_ITERATIONS, SIMULATIONS = 200, 1000
+MAX_VALUES, MAX_SEASONS = 400, 10  # before an origin that are used, the longer of both; more hardly change a forecast
 NON_SEASONAL: tuple[dict[str, Any], ...] = ({}, {"trend": "add"}, {"trend": "add", "damped_trend": True})
 SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "damped_trend": True, "seasonal": "add"})
 MULTIPLICATIVE = (
@@ -26,13 +27,14 @@ MULTIPLICATIVE = (
 
 def forecasts(
     origins: Origins, names: Sequence[str], seconds: float, clock: Callable[[], float] = time.monotonic
-) -> tuple[list[QuantileForecast], list[str]]:
-    """Forecasts from all origins, and remarks about series that ETS did not forecast. ``names``: of the splits.
+) -> tuple[list[QuantileForecast], int, list[str]]:
+    """Forecasts from all origins, the number of series that ETS did not forecast, and remarks about them.
 
     The model of a series is chosen by AICc, with the values before its first origin, and fitted again at every origin.
-    Seasonal naive replaces ETS for series where it fails, and after ``seconds``.
+    Seasonal naive replaces ETS for series where it fails, and after ``seconds``. ``names``: of the splits.
     """
     end, horizon = clock() + seconds, origins.actual.shape[1]
+    pasts = [past[-max(MAX_VALUES, MAX_SEASONS * origins.season) :] for past in origins.past]
     result = backtest.seasonal_naive(origins.past, origins.season, horizon)
     problems: dict[str, list[str]] = {}
 
@@ -45,10 +47,10 @@ def forecasts(
         if not own:
             continue
         try:
-            model, parameters = _chosen(origins.past[own[0]], origins.season, check)
+            model, parameters = _chosen(pasts[own[0]], origins.season, check)
             smoothed = []
             for at in own:
-                parameters, forecast = _forecast(origins.past[at], model, parameters, horizon, check)
+                parameters, forecast = _forecast(pasts[at], model, parameters, horizon, check)
                 smoothed.append(forecast)
             for at, forecast in zip(own, smoothed, strict=True):
                 result[at] = forecast
@@ -59,7 +61,7 @@ def forecasts(
     remarks = [
         f"ETS: seasonal naive replaces it for {_listed(names)}, because {reason}" for reason, names in problems.items()
     ]
-    return result, remarks
+    return result, sum(map(len, problems.values())), remarks
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,8 +20,10 @@ SHOWN_PAST = 2  # horizons before the first window
 
 def color_of(backtest: Backtest, method: str) -> str:
     """The colour of a method in all plots."""
-    others = [name for name in backtest.methods if name not in (*COLORS, backtest.tuned)]
-    return TUNED_COLOR if method == backtest.tuned else COLORS.get(method) or OTHER_COLORS[others.index(method) % 2]
+    if method == backtest.tuned:
+        return TUNED_COLOR
+    known = next((color for name, color in COLORS.items() if method.startswith(name)), None)
+    return known or OTHER_COLORS[list(backtest.methods).index(method) % len(OTHER_COLORS)]
 
 
 def picture(backtest: Backtest) -> Any:
@@ -102,6 +104,7 @@ def draw_steps(axis: Any, backtest: Backtest) -> None:
             zorder=3 if name == backtest.tuned else 2,
         )
     axis.set_ylim(bottom=0)
+    axis.set_xlim(0.5, backtest.horizon + 0.5)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel(f"steps ahead, one per {backtest.table.frequency}", parse_math=False)
     axis.set_title("mean absolute scaled error by step ahead", loc="left", fontsize=10)

@@ -78,7 +78,11 @@ def _page(backtest: Backtest, command: str, explanations: dict[str, str]) -> str
             f"<p>{escape(windows)}</p>",
             _windows(backtest),
             "<h2>Methods</h2>",
-            _list([f"{name}: {explanations[name]}" for name in backtest.methods], len(backtest.methods), ""),
+            _list(
+                [f"{name}: {explanations[ETS if name.startswith(ETS) else name]}" for name in backtest.methods],
+                len(backtest.methods),
+                "",
+            ),
             _list(backtest.remarks, MAX_REMARKS, "remarks"),
             f"<p>Made by <code>{escape(command)}</code></p>",
             "</body></html>\n",

@@ -113,9 +113,12 @@ def references(splits: Sequence[Split], season: int, horizon: int, seconds: floa
         stride += max(1, stride // 4)
         chosen = list(splits[::stride])
         origins = backtest.origins(chosen, season, horizon, "test")
-    naive = backtest.seasonal_naive(origins.past, season, horizon)
-    smoothed, remarks = ets.forecasts(origins, [split.series.name for split in chosen], seconds)
-    return References(chosen, origins, {NAIVE: naive, ETS: smoothed}, remarks)
+    methods = {NAIVE: backtest.seasonal_naive(origins.past, season, horizon)}
+    forecasts, replaced, remarks = ets.forecasts(origins, [split.series.name for split in chosen], seconds)
+    if replaced < len(chosen):
+        fitted = len(chosen) - replaced
+        methods[f"{ETS}, {fitted:,} of {len(chosen):,} series" if replaced else ETS] = forecasts
+    return References(chosen, origins, methods, remarks)
 
 
 def times(start: str, step: str, positions: Sequence[int]) -> list[pd.Timestamp] | None:
