@@ -149,6 +149,22 @@ async def test_parts_belong_to_the_key_and_the_trace_of_their_request(executor: 
     assert engine._admission._waiting_by_caller == {}
 
 
+async def test_a_part_between_two_batches_is_answered_when_the_run_task_is_cancelled(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancel() -> None:
+        engine._drain_task.cancel()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(executor, "yield_to_requests", cancel)
+    network = ListDoubler()
+    network.gate.open.set()
+    engine = network.batcher(executor, batch_rows=8)
+    with pytest.raises(NotReady):
+        await engine.submit([[1] * 20])
+    assert engine.load == (0, 0)
+
+
 async def test_a_splitter_that_returns_another_number_of_parts_is_an_error(executor: Executor) -> None:
     network = ListDoubler()
     network.split = lambda item, rows: [item]  # type: ignore[method-assign]

@@ -16,7 +16,9 @@ import torch
 from support.engine import Gate, RecordingObserver, start_tasks
 from support.networks import publish_tiny
 
+from app.engine.admission import current_caller
 from app.engine.executor import Executor
+from app.engine.observer import RequestTrace, current_trace
 from app.engine.scheduler import TextSequence
 from app.engine.text_engine import TextEngine
 from app.errors import InferenceFailed, NotReady, Overloaded
@@ -342,13 +344,16 @@ async def test_retry_after_follows_from_the_measured_time_of_a_text(
         clock.advance(10.0)
         stepper.step(texts)
 
-    stepper = Stepper(threading.Semaphore(1))
+    clock.advance(5.0)
+    stepper = Stepper()
     engine: Any = TextEngine("m", step, lambda rows: 0.001, executor, RecordingObserver(), 2, 4, normal_budget=0)
-    await engine.submit([CountingText(1)])  # 10 s, so the average is 0.8 * 1 + 0.2 * 10 = 2.8 s
+    for _ in range(2):  # 10 s each, so the average is 0.8 * (0.8 * 1 + 0.2 * 10) + 0.2 * 10 = 4.24 s
+        stepper.permits.release()
+        await engine.submit([CountingText(1)])
     tasks = await start_tasks(*(engine.submit([CountingText(1)]) for _ in range(4)))
     with pytest.raises(Overloaded) as raised:
         await engine.submit([CountingText(1)])
-    assert raised.value.retry_after == 7  # 5 texts in 2 slots
+    assert raised.value.retry_after == 11  # 5 texts in 2 slots
     stepper.permits.release(99)
     await asyncio.gather(*tasks)
 
@@ -597,3 +602,12 @@ async def test_a_stream_raises_the_error_of_its_first_failed_text_only_after_its
             lengths.append((short.done, failing.done))  # noqa: PERF401
     assert lengths[-1] == (1, 2)
     assert engine.load == (0, 0)
+
+
+async def test_a_text_is_reported_before_its_caller_gets_it(executor: Executor) -> None:
+    observer, trace = RecordingObserver(), RequestTrace()
+    current_trace.set(trace)
+    current_caller.set("alice")
+    await engine_of(Stepper(threading.Semaphore(9)), executor, observer=observer).submit([CountingText(1)])
+    ((sequence,),) = observer.completed_batches
+    assert (sequence.caller, sequence.trace) == ("alice", trace)

@@ -331,7 +331,7 @@ async def test_a_failed_version_is_tried_again_when_its_files_have_changed(start
 
 async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path) -> None:
     (folder / NAME / "3" / "curves.png").write_bytes(b"picture")
-    registry = start(request_seconds=0.01)
+    registry = start()
     await registry.load()
     card = registry.card(NAME)
     assert card is not None
@@ -343,6 +343,7 @@ async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path
         await registry.read_picture(card, "none.png")
     assert missing.value.param == "file"
     release = threading.Event()
+    registry.settings = registry.settings.model_copy(update={"request_seconds": 0.01})
     hanging = asyncio.create_task(registry._picture_disk.run(release.wait, 30))
     await asyncio.sleep(0)
     with pytest.raises(TimedOut, match=r"^the deadline passed before the store answered$"):

@@ -38,7 +38,8 @@ from app.store.disk_thread import DiskThread
 
 pytestmark = pytest.mark.anyio
 
-PAUSE = 0.01
+PAUSE = 60.0
+SHORT_PAUSE = 0.01  # for clients that send nothing more
 
 
 def request(
@@ -76,8 +77,8 @@ async def executor() -> AsyncIterator[Executor]:
     executor.close()
 
 
-def reader(executor: Executor, limit: int = 10**6, **limits: int) -> BodyReader:
-    return BodyReader(limit, PAUSE, executor, **limits)
+def reader(executor: Executor, limit: int = 10**6, pause: float = PAUSE, **limits: int) -> BodyReader:
+    return BodyReader(limit, pause, executor, **limits)
 
 
 async def rejection(body: Any) -> tuple[type[Exception], str, str | None]:
@@ -112,7 +113,7 @@ async def test_a_body_over_the_limit_is_rejected_as_soon_as_this_is_known() -> N
 
 
 async def test_a_body_that_stops_arriving_is_rejected() -> None:
-    assert await rejection(read_raw_body(request(b"ab", hang=True), 9, 0.01)) == (
+    assert await rejection(read_raw_body(request(b"ab", hang=True), 9, SHORT_PAUSE)) == (
         TooSlow,
         "no byte of the body arrived for 0.01 seconds",
         None,
@@ -195,8 +196,8 @@ async def test_a_large_body_is_written_in_large_parts_on_the_disk_thread(monkeyp
 async def test_a_body_for_a_file_has_the_same_limits() -> None:
     disk = DiskThread("spool")
 
-    async def rejected(body: Request) -> tuple[type[Exception], str, str | None]:
-        return await rejection(spool_body(body, disk, io.BytesIO(), 3, PAUSE))
+    async def rejected(body: Request, pause: float = PAUSE) -> tuple[type[Exception], str, str | None]:
+        return await rejection(spool_body(body, disk, io.BytesIO(), 3, pause))
 
     assert await rejected(request(b"ab", b"cd")) == (
         TooLarge,
@@ -204,7 +205,11 @@ async def test_a_body_for_a_file_has_the_same_limits() -> None:
         None,
     )
     assert await rejected(request(content_length="4")) == (TooLarge, "the body has 4 bytes; allowed are 3", None)
-    assert await rejected(request(b"a", hang=True)) == (TooSlow, "no byte of the body arrived for 0.01 seconds", None)
+    assert await rejected(request(b"a", hang=True), SHORT_PAUSE) == (
+        TooSlow,
+        "no byte of the body arrived for 0.01 seconds",
+        None,
+    )
     assert await rejected(request(b"a", gone=True)) == (
         CallerGone,
         "the client disconnected before the body was complete",
@@ -241,7 +246,7 @@ async def test_a_json_body_is_read_as_a_model_or_a_dictionary(executor: Executor
     assert await read_object(request(b'{"any": 1}'), reader(executor), 9) == {"any": 1}
     assert (await rejection(read_object(request(b'{"a": 1}'), reader(executor, limit=3), 9)))[0] is TooLarge
     assert (await rejection(read_json(request(b'{"a": 1}'), Body, reader(executor, limit=3), 9)))[0] is TooLarge
-    assert (await rejection(read_object(request(hang=True), reader(executor), 9)))[0] is TooSlow
+    assert (await rejection(read_object(request(hang=True), reader(executor, pause=SHORT_PAUSE), 9)))[0] is TooSlow
 
 
 async def test_the_limits_of_the_reader_apply_to_json(executor: Executor) -> None:
