@@ -109,7 +109,7 @@ oldest: ## run all tests with the oldest allowed dependencies, in .venv-oldest
 	.venv-oldest/bin/uv pip install -q --python .venv-oldest/bin/python $(if $(TORCH),--torch-backend=$(TORCH)) --resolution lowest-direct -e ".[test]"
 	.venv-oldest/bin/python -m pytest $(ARGS)
 
-mutants: .venv/mutants ## run mutation tests of app/engine, serving, store and request parsing; ARGS="app.engine.fair_queue*"
+mutants: .venv/mutants ## run mutation tests of app/engine, serving, store and request parsing; ARGS="--sample 150 app.store*"
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reliability.mutants $(ARGS)
 
 audit: .venv/audit ## list known vulnerabilities of the installed packages (pip-audit), and write sbom.json

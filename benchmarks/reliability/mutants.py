@@ -5,6 +5,7 @@
 
 ``[tool.mutmut]`` in pyproject.toml lists the modules and tests. Prints the changes that no test found, and the score of
 each module: the share of its changes for which a test failed or did not end. The exit status is 1 below ``MIN_SCORE``.
+Use an idle machine: when other programs make the tests slow, more of them do not end in time.
 docs/explanation/testing.md explains the changes that no test can find.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 RESULTS = Path("mutants")
 MIN_SCORE = 85.0  # per cent, of each module, or of a sample
-SURVIVED, NO_TESTS = (0,), (5, 33)  # mutmut's exit codes; all others are of failing tests and of timeouts
+SURVIVED, NO_TESTS, TIMED_OUT = (0,), (5, 33), (-24, 24, 36, 152, 255)  # mutmut's exit codes; others: a test failed
 SMALLEST_MODULE = "app.engine.futures*"  # its few changes are run to let mutmut list those of all modules
 Z = 1.96  # standard deviations of a 95 % interval
 RUN = """
@@ -102,8 +103,9 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"{'no test runs' if code in NO_TESTS else 'not found'}: {name}\n{show(name)}")
     for module, codes in modules.items():
         low, high = interval(score(codes), len(codes))
+        timeouts = sum(code in TIMED_OUT for code in codes.values())
         print(
-            f"{module:40} {score(codes):5.1f} % of {len(codes)}"
+            f"{module:40} {score(codes):5.1f} % of {len(codes)}, {timeouts} did not end"
             + (f"; 95 % interval {low:.0f} to {high:.0f} %" if options.sample else "")
         )
     return int(any(score(codes) < MIN_SCORE for codes in modules.values()))
