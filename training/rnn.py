@@ -33,6 +33,7 @@ from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
 REHEARSED_CHARACTERS = 8192  # of the test, for --minutes
+TEST_CHARACTERS_PER_MINUTE = 50_000  # of --minutes, so that a short training does not spend it on the test
 FINETUNE_FACTOR = 0.3  # of the learning rate, with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
@@ -71,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
     """The options and the preset's config with all overrides of a command line."""
     return parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
+
+
+def test_characters(options: Options) -> int:
+    """The number of characters of own texts that are tested at most."""
+    minutes = options.minutes
+    if minutes is None:
+        return MAX_TEST_CHARACTERS
+    return min(MAX_TEST_CHARACTERS, int(TEST_CHARACTERS_PER_MINUTE * max(1.0, minutes)))
 
 
 def evaluate(generator: TextGenerator) -> dict[str, Any]:
@@ -131,7 +140,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
             start = time.monotonic()
             publish(run, evaluate_own(network, test), network, texts.prompts(test.test))
             times.append(time.monotonic() - start)
-        rest = min(len(text.test), MAX_TEST_CHARACTERS) - len(part.test)
+        rest = min(len(text.test), test_characters(options)) - len(part.test)
         return max(0.0, times[0] - times[1]) * 2 / len(part.test) * rest - times[1]
 
     refits, initial = refit.is_planned(options), copy.deepcopy(network)
@@ -184,7 +193,8 @@ def measured_card(
         "vocabulary": vocabulary,
         **card,
     }
-    return {**card, "metrics": measure(run.predictor(TextGenerator, card, network), text)}
+    generator = run.predictor(TextGenerator, card, network)
+    return {**card, "metrics": measure(generator, text, test_characters(run.options))}
 
 
 def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -597,6 +598,24 @@ def test_folders_and_any_encoding_are_read(tmp_path: Path, capsys: pytest.Captur
     assert (text.train + text.test).startswith("война и мир\n")
     with pytest.raises(DataError, match="--encoding nonsense: Python knows no such encoding"):
         texts.read([russian], "nonsense")
+
+
+def test_characters_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEXT + "äß😀\ud800" * 3
+    for size in (7, texts.COUNTED):
+        monkeypatch.setattr(texts, "COUNTED", size)
+        assert texts.count_characters(text) == Counter(text)
+
+
+def test_short_trainings_of_texts_are_tested_on_fewer_characters(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rnn, "TEST_CHARACTERS_PER_MINUTE", 1000)
+    arguments = [option for option in OWN["rnn"] if option not in ("--epochs", "3")]
+    rnn.main([*arguments, "--minutes", "0.001", "--no-refit", "--name", "mine", "--threads", "1"])
+    metric = store.read_card(workspace / "models_store" / "mine" / "1").metrics["nats_per_character"]
+    assert metric.split.startswith("the first characters of the last 10 % of the text, 1,000 characters")
+    assert evaluate.main(["mine"]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])

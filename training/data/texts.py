@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # by which the weights for own texts are selected
 MAX_SHARE = 0.15  # of the training part that is held out to have MIN_WINDOWS
+COUNTED = 10**7  # characters that are counted at once
 HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone is a single play, unlike the rest
 
 
@@ -48,9 +49,19 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
     return Text(text[:split], text[split:], hashlib.sha256(text.encode()).hexdigest())
 
 
+def count_characters(text: str) -> dict[str, int]:
+    """The number of occurrences of each character; a tenth of the time that a Counter takes."""
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    for start in range(0, len(text), COUNTED):
+        part = text[start : start + COUNTED].encode("utf-32-le", "surrogatepass")
+        own = np.bincount(np.frombuffer(part, np.uint32))
+        counts[: len(own)] += own
+    return {chr(code): int(counts[code]) for code in np.flatnonzero(counts)}
+
+
 def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
     """The sorted characters that occur at least ``min_count`` times, then ``<unk>`` for all other characters."""
-    counts = Counter(text)
+    counts = count_characters(text)
     return [*sorted(character for character, count in counts.items() if count >= min_count), UNKNOWN_CHARACTER]
 
 
@@ -117,7 +128,7 @@ def report(text: Text, vocabulary: Sequence[str]) -> None:
     distributed.print_once(
         f"{len(text.train) + len(text.test):,} characters; vocabulary of {len(vocabulary) - 1:,} characters"
     )
-    rare = Counter(text.train + text.test).keys() - set(vocabulary)
+    rare = {*count_characters(text.train), *count_characters(text.test)} - set(vocabulary)
     if rare:
         names = " ".join(character if character.isprintable() else repr(character) for character in sorted(rare)[:20])
         more = f" and {len(rare) - 20:,} more" if len(rare) > 20 else ""
@@ -131,7 +142,7 @@ def check_known(base: store.Version, text: str) -> None:
         DataError: the share is below MIN_KNOWN_SHARE.
     """
     vocabulary = set(base.card.vocabulary or [])
-    known = sum(count for character, count in Counter(text).items() if character in vocabulary) / len(text)
+    known = sum(count for character, count in count_characters(text).items() if character in vocabulary) / len(text)
     if known < MIN_KNOWN_SHARE:
         raise DataError(
             f"--from {base.card.name}: its vocabulary covers {known:.0%} of the text's characters; at least "

@@ -62,7 +62,8 @@ def _read_images(card: store.Card, models: Path) -> Any:
 
 def _read_text(card: store.Card, models: Path) -> Any:
     options, _ = rnn.arguments(_command(card)[1])
-    return texts.read(options.data_options["text"], options.data_options["encoding"])
+    text = texts.read(options.data_options["text"], options.data_options["encoding"])
+    return replace(text, test=text.test[: rnn.test_characters(options)])
 
 
 def _read_table(card: store.Card, models: Path) -> Any:

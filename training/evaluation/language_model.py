@@ -47,10 +47,10 @@ def stream_loss(network: Any, characters: Tensor) -> float:
     return total / (len(characters) - 1)
 
 
-def measure(generator: TextGenerator, text: Text) -> dict[str, Any]:
-    """The metrics of a published network on the test part of a text, as its card states them."""
-    characters = encode(text.test[:MAX_TEST_CHARACTERS], generator.vocabulary).to(generator.device)
-    start = "the first characters of " if len(text.test) > MAX_TEST_CHARACTERS else ""
+def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTERS) -> dict[str, Any]:
+    """The metrics of a published network on the first ``limit`` characters of a test part, as its card states them."""
+    characters = encode(text.test[:limit], generator.vocabulary).to(generator.device)
+    start = "the first characters of " if len(text.test) > limit else ""
     split = f"{start}the last 10 % of the text, {len(characters):,} characters"
     loss = window_loss(generator.network, characters)
     return {
