@@ -50,7 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
         "metavar": "PATH",
         "type": Path,
-        "help": "folder with one sub-folder per class, or CSV file with the columns path,label",
+        "help": "folder with a sub-folder for each class, with train, val and test folders of such, or with files such as "
+        "cat.0.jpg; or CSV file with the columns path,label, or path,labels for several labels",
     },
     "--from": {
         "metavar": "NAME",

@@ -65,6 +65,9 @@ class CnnFinetuneConfig:
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "mirror images at random", SWITCH]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
+    tail_epochs: Annotated[int, "photographs: passes that fine-tune the last blocks; 0: fit the last layer only"]
+    tail_batch: Annotated[int, "photographs: images per step of fine-tuning"]
+    tail_learning_rate: Annotated[float, "photographs: peak learning rate of fine-tuning"]
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,9 @@ CNN_OWN = CnnFinetuneConfig(
     shift=2,
     flip=1,
     bfloat16=1,
+    tail_epochs=5,
+    tail_batch=32,
+    tail_learning_rate=2e-4,
 )
 CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "workshop": CNN_WORKSHOP,

@@ -24,6 +24,8 @@ from training.data.image_dataset import ImageDataset, keep_trainable
 from training.evaluation import evaluate
 from training.evaluation.own_images import average_precision, best_thresholds
 from training.loops.photos import linear_head, pretrained
+from training.loops.photos import train as photo_training
+from training.loops.photos.fine_tuning import augmentation
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
 SMALL = EfficientNetSizes(image=96, widths=(8, 8, 8, 8, 8, 8, 8, 8, 16), blocks=(1,) * 7)
@@ -279,3 +281,70 @@ def test_photos_of_any_mode_and_orientation_are_read_like_the_service(tmp_path: 
     assert torch.equal(dataset.images[0], ImageDecoder(3, 96).parse(path.read_bytes()))
     grey = dataset.images[0].float().mean(dim=0)
     assert grey.mean(dim=1).std() > 3 * grey.mean(dim=0).std()  # the stripes lie across
+
+
+def test_fine_tuning_is_used_if_it_lowers_the_validation_loss(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(photo_training, "MIN_TUNED_IMAGES", 10)
+    monkeypatch.setattr(photo_training, "MIN_CALIBRATION_IMAGES", 5)
+    command = ["--images", "photos", *TRAIN[2:], "--tail-epochs", "5", "--tail-batch", "16", "--flip", "no"]
+    untouched = pretrained.load().state_dict()
+    for name, rate, penalties in (("worse", "1", (0.1,)), ("tuned", "3e-3", (1e4,))):
+        monkeypatch.setattr(linear_head, "PENALTIES", penalties)  # a large one leaves much to improve
+        cnn.main([*command, "--name", name, "--tail-learning-rate", rate])
+    assert "fine-tuning did not help" in capsys.readouterr().out
+    tuned, worse = (store.read_version(workspace / "models_store", name, 1) for name in ("tuned", "worse"))
+    changed = {name for name, tensor in worse.tensors.items() if not torch.equal(tensor, untouched[name])}
+    assert changed == {"head.weight", "head.bias"}
+    changed = {name for name, tensor in tuned.tensors.items() if not torch.equal(tensor, untouched[name])}
+    assert "last.weight" in changed
+    assert not any(name.startswith(("stem", "blocks.0", "blocks.1")) for name in changed)
+    assert "fine-tuned" in tuned.card.notes
+    assert tuned.card.refit_steps == 10
+
+
+def test_augmentation_keeps_type_and_size_and_mirrors_only_on_request() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(40, 3, 96, 96, dtype=torch.uint8)
+    images[..., :48] = 255  # bright on the left
+    for flip in (False, True):
+        changed = augmentation(96, flip)(images)
+        assert changed.shape == images.shape
+        assert changed.dtype == torch.uint8
+        left, right = (changed[..., part].float().mean(dim=(1, 2, 3)) for part in (slice(16), slice(80, 96)))
+        assert bool((right > left + 20).any()) == flip
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--size", "100"], "size must be a multiple of 32 from 32 to 512, not '100'"),
+        (["--flip", "maybe"], "expected yes or no, not 'maybe'"),
+    ],
+)
+def test_wrong_options_name_their_values(options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cnn.main(["--images", "photos", "--name", "mine", *options])
+    assert sentence in capsys.readouterr().err
+
+
+def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
+    (workspace / "empty").mkdir()
+    for label in ("a", "b"):
+        for number in range(2):
+            save(workspace / "few" / label / f"{number}.png", ["red"], ord(label) * 10 + number)
+            (workspace / "texts" / label).mkdir(parents=True, exist_ok=True)
+            (workspace / "texts" / label / f"{number}.jpg").write_text("no image")
+    for folder, sentence in (
+        ("nowhere", "nowhere does not exist"),
+        ("empty", "empty holds no files: put the images of each class into its own sub-folder"),
+        ("few", r"too few of a \(2\), b \(2\); each class needs 8 different images, and at least 2 classes"),
+        ("texts", r"none of its 4 files is an image; first error: .*0.jpg: its 8 bytes are not an image"),
+        ("photos/red", r"holds only one class, red \(20\)"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            cnn.main(["--images", folder, *TRAIN])
+    with pytest.raises(DataError, match="--from scratch needs --size 32 or --size 64"):
+        cnn.main(["--images", "photos", *TRAIN, "--from", "scratch"])
+    assert not Path("runs").exists()

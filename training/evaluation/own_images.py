@@ -17,8 +17,13 @@ from training.run import metric
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
     """The metrics of a published classifier on the test part of its dataset."""
+    return metrics_of(served_probabilities(classifier, dataset.images[dataset.split()[2]]), classifier, dataset)
+
+
+def metrics_of(probability: Tensor, classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
+    """The metrics of the probabilities [N, classes] that a classifier gives the test part of its dataset."""
     test = dataset.split()[2]
-    probability, labels = served_probabilities(classifier, dataset.images[test]), dataset.labels[test]
+    labels = dataset.labels[test]
     split = f"{len(test):,} images of {dataset.name} that were not used in training"
     if dataset.multi_label:
         thresholds = torch.tensor(classifier.card.thresholds, dtype=probability.dtype)

@@ -30,7 +30,7 @@ from training.data.image_batches import (
     shift_and_mirror,
 )
 from training.data.image_dataset import ImageDataset
-from training.evaluation.own_images import measure, plot_test
+from training.evaluation.own_images import metrics_of, plot_test
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit
 from training.options import Options, base_version
@@ -231,6 +231,6 @@ def measured(
         ),
     }
     classifier = run.predictor(ImageClassifier, card, network)
-    card["metrics"] = measure(classifier, dataset)
     probability = served_probabilities(classifier, dataset.images[test])
+    card["metrics"] = metrics_of(probability, classifier, dataset)
     return card, {"curves.png": run.plot_curves(), **plot_test(run.folder, dataset, probability)}

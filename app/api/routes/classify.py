@@ -212,11 +212,12 @@ def _top_labels(
     labels: list[str], thresholds: list[float] | None, top_k: int, probabilities: list[float]
 ) -> list[dict[str, Any]]:
     order = sorted(range(len(labels)), key=probabilities.__getitem__, reverse=True)[:top_k]
-    return [
-        {"label": labels[index], "index": index, "probability": round(probabilities[index], 8)}
-        | ({"selected": probabilities[index] >= thresholds[index]} if thresholds else {})
-        for index in order
+    predictions: list[dict[str, Any]] = [
+        {"label": labels[index], "index": index, "probability": round(probabilities[index], 8)} for index in order
     ]
+    for prediction in predictions if thresholds else ():
+        prediction["selected"] = probabilities[prediction["index"]] >= thresholds[prediction["index"]]  # type: ignore[index]
+    return predictions
 
 
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:

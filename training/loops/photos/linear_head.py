@@ -5,7 +5,7 @@ The loss has no class weights, so the probabilities follow the natural frequenci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,6 @@ def choose(
     targets: Tensor,
     folds: Tensor,
     classes: int,
-    log: Callable[[float, float], None] = lambda penalty, loss: None,
 ) -> Choice:
     """Choose the penalty with the lowest loss in cross-validation; fit the temperature on the same predictions.
 
@@ -94,7 +93,6 @@ def choose(
         targets: as in ``fit``.
         folds: the fold [N] of each image.
         classes: number of classes.
-        log: called with each penalty and its loss.
     """
     logits = torch.zeros(len(PENALTIES), len(targets), classes, device=targets.device)
     for fold in folds.unique().tolist():
@@ -105,8 +103,6 @@ def choose(
         for index, head in enumerate(heads):
             logits[index, own] = head(features[0][own])
     losses = {penalty: float(loss_of(logits[index], targets)) for index, penalty in enumerate(PENALTIES)}
-    for penalty, loss in losses.items():
-        log(penalty, loss)
     best = min(losses, key=lambda penalty: losses[penalty])
     chosen = logits[PENALTIES.index(best)]
     temperature = 1.0

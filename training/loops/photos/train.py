@@ -5,7 +5,8 @@ A pretrained network computes the features of all images once. Then a new last l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,20 @@ from training.configs import CnnFinetuneConfig
 from training.data.datasets import DataError
 from training.data.image_batches import served_probabilities
 from training.data.image_dataset import ImageDataset
-from training.evaluation.own_images import best_thresholds, measure, plot_test
-from training.loops import distributed
+from training.evaluation.calibration import fit_temperature
+from training.evaluation.own_images import best_thresholds, metrics_of, plot_test
+from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
-from training.loops.photos.features import FeatureCache
-from training.loops.photos.linear_head import Choice
+from training.loops.photos.features import BATCH, FeatureCache
+from training.loops.photos.fine_tuning import TUNED_BLOCKS, TailTrainer, tune
+from training.loops.photos.linear_head import Choice, loss_of
 from training.options import Options, base_version
 from training.run import Run
 
 KIND = "efficientnet-lite"
+MIN_TUNED_IMAGES = 200  # for training; with fewer, only the last layer is fitted
+MIN_CALIBRATION_IMAGES = 30  # for validation; with fewer, only the last layer is fitted
+MAX_DEFAULT_STEPS = 300  # of fine-tuning without --minutes
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,34 @@ class Base:
     data: dict[str, str]  # entry of the card
     licence: str | None
     source: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained network.
+
+    Attributes:
+        network: the network.
+        choice: the penalty of the last layer.
+        indices: images that it was not trained on.
+        logits: their logits [len(indices), classes].
+        steps: the steps of fine-tuning; 0 if only the last layer was fitted.
+        temperature: by which the logits of the network are divided after fine-tuning.
+    """
+
+    network: EfficientNetLite
+    choice: Choice
+    indices: Tensor
+    logits: Tensor
+    steps: int = 0
+    temperature: float = 1.0
+
+    def best_temperature(self, targets: Tensor) -> float:
+        """The temperature that fits the labels [len(indices)]; 1 if an image has several labels."""
+        if targets.ndim > 1:
+            return 1.0
+        low, high = linear_head.TEMPERATURE_RANGE
+        return min(max(fit_temperature(self.logits, targets), low), high)
 
 
 def read_base(options: Options) -> Base:
@@ -65,18 +99,75 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
     train_indices, validation, _ = dataset.split()
-    known = torch.cat([train_indices, validation]).sort().values
-    features, targets = compute_features(run, config, base, dataset, known), dataset.labels[known]
-    classes = len(dataset.classes)
-    choice = choose_head(run, dataset, known, features)
-    network = with_head(base, dataset, linear_head.fit_chosen(features, targets, classes, choice))
-    card, pictures = measured(run, dataset, base, network, choice, targets)
+    known, every = torch.cat([train_indices, validation]).sort().values, torch.arange(len(dataset.labels))
+    choice = choose_head(run, config, base, dataset, known)
+    result = Result(new_head(run, config, base, dataset, known, choice), choice, known, choice.logits)
+    if config.tail_epochs and len(train_indices) >= MIN_TUNED_IMAGES and len(validation) >= MIN_CALIBRATION_IMAGES:
+        start = new_head(run, config, base, dataset, train_indices, choice)
+        result = fine_tuned(run, config, dataset, base, result, start)
+    card, pictures = measured(run, dataset, base, result)
+    network = result.network
     if refit.is_planned(options):
-        every = torch.arange(len(dataset.labels))
-        features = compute_features(run, config, base, dataset, every)
-        network = with_head(base, dataset, linear_head.fit_chosen(features, dataset.labels, classes, choice))
-        card = refit.describe(card, linear_head.MAX_STEPS, "of L-BFGS, with the same penalty and temperature")
+        network, steps = new_head(run, config, base, dataset, every, choice), linear_head.MAX_STEPS
+        if result.steps:
+            steps = result.steps
+            run.begin_refit()
+            network = divided(tune(run, config, network, dataset, every, lambda: steps), result.temperature)
+        card = refit.describe(card, steps, "of the twin" if result.steps else "of L-BFGS with the same penalty")
     run.finish(card, network, pictures)
+
+
+def fine_tuned(
+    run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: Base, head_only: Result, start: EfficientNetLite
+) -> Result:
+    """Fine-tune ``start``, whose last layer is fitted to the training part.
+
+    Return the fine-tuned network, or ``head_only`` if ``start`` has a lower loss on the validation part.
+    """
+    train_indices, validation, _ = dataset.split()
+    size = min(config.tail_batch, len(train_indices))
+    steps = min(config.tail_epochs * (len(train_indices) // size), MAX_DEFAULT_STEPS)
+
+    def start_dummy_run() -> Callable[[int], object]:
+        trainer = TailTrainer(config, copy.deepcopy(start), run.options.device)
+        some = train_indices[:size]
+        return lambda step: trainer.update(dataset.images[some], dataset.labels[some], step + 100, 200)
+
+    def rehearse() -> float:
+        card, pictures = measured(run, dataset, base, head_only)
+        run.finish(card, head_only.network, pictures)
+        return 0.0
+
+    before = Result(start, head_only.choice, validation, logits_of(start, dataset, validation))
+    budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(run.options))
+    network = tune(run, config, copy.deepcopy(start), dataset, train_indices, budget)
+    after = Result(network, head_only.choice, validation, logits_of(network, dataset, validation), run.step)
+    targets = dataset.labels[validation]
+    losses = [float(loss_of(result.logits / result.best_temperature(targets), targets)) for result in (before, after)]
+    print(f"validation loss: {losses[0]:.4f} with a new last layer, {losses[1]:.4f} after fine-tuning")
+    if losses[1] >= losses[0]:
+        print("fine-tuning did not help: the network with a new last layer is used")
+        return head_only
+    temperature = after.best_temperature(targets)
+    return replace(
+        after, network=divided(network, temperature), logits=after.logits / temperature, temperature=temperature
+    )
+
+
+def logits_of(network: EfficientNetLite, dataset: ImageDataset, indices: Tensor) -> Tensor:
+    """The logits [len(indices), classes] of images."""
+    device = network.head.weight.device
+    with torch.inference_mode():
+        parts = [network(dataset.images[part].to(device)).cpu() for part in indices.split(BATCH)]
+    return torch.cat(parts).clone()
+
+
+def divided(network: EfficientNetLite, temperature: float) -> EfficientNetLite:
+    """Divide the logits of the network by the temperature; return the network."""
+    with torch.no_grad():
+        network.head.weight.div_(temperature)
+        network.head.bias.div_(temperature)
+    return network
 
 
 def compute_features(
@@ -96,32 +187,39 @@ def compute_features(
     return views
 
 
-def choose_head(run: Run, dataset: ImageDataset, indices: Tensor, features: Sequence[Tensor]) -> Choice:
+def choose_head(run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor) -> Choice:
     """Choose the penalty of the last layer in cross-validation on the images with these indices."""
-
-    def log(penalty: float, loss: float) -> None:
-        run.log(penalty=penalty, cross_validation_loss=loss)
-        run.step += 1
-
-    folds = dataset.folds(indices, linear_head.FOLDS)
-    return linear_head.choose(features, dataset.labels[indices], folds, len(dataset.classes), log)
+    features, folds = compute_features(run, config, base, dataset, indices), dataset.folds(indices, linear_head.FOLDS)
+    choice = linear_head.choose(features, dataset.labels[indices], folds, len(dataset.classes))
+    losses = [f"{penalty:g} {loss:.4f}" for penalty, loss in choice.losses.items()]
+    run.write_file("penalties.txt", "penalty and loss in cross-validation\n" + "\n".join(losses) + "\n")
+    return choice
 
 
-def with_head(base: Base, dataset: ImageDataset, head: linear_head.LinearHead) -> EfficientNetLite:
-    """The network with a new last layer for the classes of the dataset."""
-    sizes = replace(base.network.sizes, classes=len(dataset.classes), multi_label=dataset.multi_label)
-    sizes = replace(sizes, image=dataset.images.shape[-1])
+def new_head(
+    run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor, choice: Choice
+) -> EfficientNetLite:
+    """The base network with a new last layer, fitted to the images with these indices."""
+    features, classes = compute_features(run, config, base, dataset, indices), len(dataset.classes)
+    head = linear_head.fit_chosen(features, dataset.labels[indices], classes, choice)
+    side = dataset.images.shape[-1]
+    sizes = replace(base.network.sizes, classes=classes, image=side, multi_label=dataset.multi_label)
     network = EfficientNetLite(EfficientNetSizes(**asdict(sizes)))
     state = {key: tensor for key, tensor in base.network.state_dict().items() if not key.startswith("head.")}
     network.load_state_dict({**state, "head.weight": head.weight, "head.bias": head.bias})
-    return network
+    return network.eval().requires_grad_(False)
 
 
-def measured(
-    run: Run, dataset: ImageDataset, base: Base, network: EfficientNetLite, choice: Choice, targets: Tensor
-) -> tuple[dict[str, Any], dict[str, Path]]:
+def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], dict[str, Path]]:
     """Evaluate on the test part with the serving code; return the card and the pictures."""
-    sizes, (train_indices, validation, test) = network.sizes, dataset.split()
+    (train_indices, validation, test), sizes = dataset.split(), result.network.sizes
+    penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
+    if result.steps:
+        start = f"The last {TUNED_BLOCKS} blocks of {base.name} and a new last layer are fine-tuned"
+        use = f"{len(train_indices):,} for training, {len(validation):,} for validation and the temperature"
+    else:
+        start = f"The last layer is fitted to the features of {base.name}"
+        use = f"{len(train_indices) + len(validation):,} for training with {penalty} and the temperature"
     card: dict[str, Any] = {
         "task": "classify",
         "title": f"Classifies images into {len(dataset.classes)} classes: {', '.join(dataset.classes)}"[:200],
@@ -134,15 +232,14 @@ def measured(
         "licence": base.licence,
         "source": base.source,
         "notes": (
-            f"The last layer is fitted to the features of {base.name}, without class weights. "
-            f"{dataset.describe_classes()}: {len(train_indices) + len(validation):,} for training with "
-            f"{linear_head.FOLDS}-fold cross-validation of the penalty ({choice.penalty:g}) and the temperature, "
-            f"{len(test):,} for testing. Skipped: {len(dataset.skipped):,} files or classes."
+            f"{start}, without class weights. {dataset.describe_classes()}: {use}, {len(test):,} for testing. "
+            f"Skipped: {len(dataset.skipped):,} files or classes."
         ),
     }
     if dataset.multi_label:
-        card["thresholds"] = best_thresholds(choice.logits.sigmoid(), targets)
-    classifier = run.predictor(ImageClassifier, card, network)
-    card["metrics"] = measure(classifier, dataset)
+        card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
+    classifier = run.predictor(ImageClassifier, card, result.network)
     probability = served_probabilities(classifier, dataset.images[test])
-    return card, {"curves.png": run.plot_curves(), **plot_test(run.folder, dataset, probability)}
+    card["metrics"] = metrics_of(probability, classifier, dataset)
+    curves = {"curves.png": run.plot_curves()} if result.steps else {}
+    return card, {**curves, **plot_test(run.folder, dataset, probability)}

@@ -1,0 +1,92 @@
+"""Fine-tuning of the last blocks of a pretrained network on randomly changed images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from app.networks.efficientnet import EfficientNetLite
+from app.tasks.precision import fast_bfloat16
+from training.configs import CnnFinetuneConfig
+from training.data.image_batches import batches
+from training.data.image_dataset import ImageDataset
+from training.loops.photos.linear_head import loss_of
+from training.run import Run, cosine_schedule, set_learning_rate
+
+TUNED_BLOCKS = 5  # the last blocks, with a fifth of the image's side or less; earlier ones stay as they are
+MIN_SCALE = 0.4  # of the area of a random crop
+JITTER = 0.2  # largest relative change of brightness, contrast and saturation
+
+
+def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
+    """A function that changes uint8 images [N, C, S, S] at random: crop, colours and, with ``flip``, mirroring."""
+    steps: list[nn.Module] = [v2.RandomResizedCrop(side, scale=(MIN_SCALE, 1.0), antialias=True)]
+    steps += [v2.ColorJitter(JITTER, JITTER, JITTER)]
+    steps += [v2.RandomHorizontalFlip()] if flip else []
+    change = v2.Compose(steps)
+    return lambda images: torch.stack([change(image) for image in images])
+
+
+class TailTrainer:
+    """AdamW with a cosine schedule for the last blocks and layers. All earlier layers compute without gradients."""
+
+    def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(self.device)
+        self.network = network.to(self.device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        self.tail = nn.ModuleList([*list(network.blocks)[-TUNED_BLOCKS:], network.last, network.head]).requires_grad_(
+            True
+        )
+        self.optimizer = torch.optim.AdamW(self.tail.parameters(), weight_decay=config.weight_decay, fused=True)
+        self.augment = augmentation(network.sizes.image, bool(config.flip))
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """pixels uint8 [N, C, S, S] -> logits [N, classes]."""
+        network = self.network
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.use_bfloat16):
+            with torch.no_grad():
+                x = F.relu6(network.stem(network.scaled(pixels)))
+                for block in network.blocks[:-TUNED_BLOCKS]:
+                    x = block(x)
+            for block in network.blocks[-TUNED_BLOCKS:]:
+                x = block(x)
+            maps = F.relu6(network.last(x))
+        return F.linear(maps.float().mean(dim=(2, 3)), network.head.weight, network.head.bias)
+
+    def update(self, images: Tensor, targets: Tensor, step: int, total: int) -> Tensor:
+        """Train for step ``step`` of ``total`` on uint8 images [N, C, S, S]; return the mean loss."""
+        set_learning_rate(self.optimizer, self.config.tail_learning_rate * cosine_schedule(step, total))
+        loss = loss_of(self.logits(self.augment(images).to(self.device)), targets.to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss
+
+    def state(self) -> dict[str, Any]:
+        """The objects that a resumed run restores."""
+        return {"network": self.network, "optimizer": self.optimizer}
+
+
+def tune(
+    run: Run,
+    config: CnnFinetuneConfig,
+    network: EfficientNetLite,
+    dataset: ImageDataset,
+    indices: Tensor,
+    total: Callable[[], int],
+) -> EfficientNetLite:
+    """Train the last blocks of ``network`` on the images with these indices for ``total()`` steps; return it."""
+    trainer = TailTrainer(config, network, run.options.device)
+    run.track(**trainer.state())
+    size = min(config.tail_batch, len(indices))
+    for step, epoch, batch in batches(run, indices, size, total):
+        steps = total()
+        loss = trainer.update(dataset.images[batch], dataset.labels[batch], step, steps)
+        if (step + 1) % (len(indices) // size) == 0 or step + 1 == steps:
+            run.log(epoch=epoch + 1, loss=loss.item())
+    return network.eval().requires_grad_(False)
