@@ -50,8 +50,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--images": {
         "metavar": "PATH",
         "type": Path,
-        "help": "folder with a sub-folder for each class, with train, val and test folders of such, or with files such as "
-        "cat.0.jpg; or CSV file with the columns path,label, or path,labels for several labels",
+        "help": "folder with a sub-folder for each class, with train, val and test folders of such, or with files such "
+        "as cat.0.jpg; or CSV file with the columns path,label, or path,labels for several labels",
     },
     "--from": {
         "metavar": "NAME",

@@ -46,7 +46,7 @@ from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
 from benchmarks.support.works import Work, prepare, prompts, works
 
-WORKS = ("start", "cnn", "strong", "text", "streams", "forecast", "sample", "mixed")
+WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed")
 SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes

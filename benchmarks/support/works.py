@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -24,7 +25,8 @@ from benchmarks.support.load import Answer, Figures, Request
 from benchmarks.support.servers import ROOT, Server
 
 RNN = "bench-rnn"  # 2 x 512 with random weights, in the benchmark's own store
-WEAK = ("cifar10-lenet", "mnist-judge")
+PHOTO = "bench-photo"  # EfficientNet-Lite0 with random weights, in the benchmark's own store
+WEAK = (PHOTO, "cifar10-lenet", "mnist-judge")
 CHARACTERS = 200
 PROMPT = 32  # characters
 HORIZON = 48
@@ -157,6 +159,11 @@ def works(folder: Path) -> dict[str, Work]:
     if strong:
         layouts = limits("classify", strong, (1, 1), (32, 1), (32, 2))
         works["strong"] = Work(f"{strong}, one 32x32 PNG", images(strong), same_label, layouts)
+    works["photo"] = Work(
+        "EfficientNet-Lite0 with random weights, one 224x224 JPEG",
+        [Request(f"/v1/images/classify?model={PHOTO}", photo(seed), "image/jpeg") for seed in range(10)],
+        same_label,
+    )
     text = Work(
         f"text, {PROMPT} characters in, {CHARACTERS} out",
         prompts(RNN),
@@ -184,6 +191,14 @@ def works(folder: Path) -> dict[str, Work]:
     return works
 
 
+def photo(seed: int) -> bytes:
+    """Return a JPEG file of 224 x 224 pixels with the detail of a photograph."""
+    noise = np.random.default_rng(seed).integers(0, 256, (14, 14, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
 def strong_cnn(folder: Path) -> str | None:
     """Return the name of a colour image classifier other than the workshop's, or None."""
     for name in dict.fromkeys(name for name, _ in store.all_versions(folder)):
@@ -193,7 +208,7 @@ def strong_cnn(folder: Path) -> str | None:
 
 
 def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
-    """Copy the shipped store, add the benchmark's RNN, and return the folder and a description of the RNN."""
+    """Copy the shipped store, add the benchmark's networks, and return the folder and a description of the RNN."""
     target = folder / "store"
     shutil.copytree(shipped, target)
     model = newest(shipped, "shakespeare-rnn").card
@@ -204,4 +219,9 @@ def prepare(shipped: Path, folder: Path) -> tuple[Path, str]:
     card |= {"name": RNN, "title": "untrained, for the benchmark", "metrics": {}}
     card |= {"kind": "character-rnn", "sizes": sizes}
     store.publish(target, card, network.state_dict())
+    classifier = newest(shipped, "cifar10-lenet").card
+    card = {key: value for key, value in classifier.model_dump().items() if key not in ("version", "weights_sha256")}
+    card |= {"name": PHOTO, "title": "untrained, for the benchmark", "metrics": {}, "kind": "efficientnet-lite"}
+    card |= {"sizes": {"classes": len(classifier.labels or ())}}
+    store.publish(target, card, build("efficientnet-lite", card["sizes"]).state_dict())
     return target, f"RNN {sizes['layers']} x {sizes['hidden']}, random weights"

@@ -1,0 +1,1 @@
+"""Accuracy on public data, beyond the metrics on the model cards."""
