@@ -315,7 +315,8 @@ class TextGenerator:
         # No text has changed before this line, so a step that fails can be repeated.
         if options:
             options.record(sampled, log_probs)
-        _advance(prompts, state[count:], [prompt_log_probs])
+        if prompts:
+            _advance(prompts, state[count:], [prompt_log_probs])
         batch.state, batch.steps_done = state[:count], batch.steps_done + 1
         batch.characters = torch.from_numpy(sampled).to(self.device)
         for text, index in zip(texts, sampled.tolist(), strict=True):

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+MIN_TEMPERATURE = 1e-100  # lower ones give the same weights, 0 and 1, and logits divided by them could overflow
+
 
 class Sampler:
     """Samples one index from each row of logits. ``temperature``, ``top_k`` and ``top_p`` are [N].
@@ -21,15 +23,14 @@ class Sampler:
 
     def __init__(self, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, vocabulary: int) -> None:
         self.greedy = np.flatnonzero(temperature == 0)
-        self.temperature = np.where(temperature == 0, 1.0, temperature)[:, None]
+        self.temperature = np.where(temperature == 0, 1.0, np.maximum(temperature, MIN_TEMPERATURE))[:, None]
         self.restricted = np.flatnonzero((top_k < vocabulary) | (top_p < 1))
         self.top_k, self.top_p = top_k[self.restricted, None], top_p[self.restricted, None]
 
     def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Return indices [N], given logits float64 [N, V] and uniform random numbers [N] in [0, 1)."""
-        shifted = logits - logits.max(axis=1, keepdims=True)  # at most 0, so no temperature can overflow
-        with np.errstate(over="ignore"):
-            weights = np.exp(shifted / self.temperature)  # the likeliest token has weight 1
+        shifted = logits - logits.max(axis=1, keepdims=True)  # at most 0, so the exponential cannot overflow
+        weights = np.exp(shifted / self.temperature)  # the likeliest token has weight 1
         if len(self.restricted):
             weights[self.restricted] = self._top_weights(weights[self.restricted])
         total = weights.cumsum(axis=1)
