@@ -270,7 +270,8 @@ class WindowForecaster:
         known = np.flatnonzero(~np.isnan(series))
         if not len(known):
             raise BadValue(f"{param} has only missing values; at least one must be known", param)
-        series = np.interp(np.arange(len(series)), known, series[known])
+        if len(known) < len(series):
+            series = np.interp(np.arange(len(series)), known, series[known])
         location, scale = self._units(series)
         return ScaledSeries(series[-self.minimum :], location, scale, horizon)
 
