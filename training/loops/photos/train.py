@@ -33,8 +33,8 @@ from training.options import Options, base_version
 from training.run import Run
 
 KIND = "efficientnet-lite"
-MIN_TUNED_IMAGES = 200  # for training; with fewer, only the last layer is fitted
-MIN_CALIBRATION_IMAGES = 30  # for validation; with fewer, only the last layer is fitted
+MIN_TUNED_IMAGES = 1000  # for training; with fewer, only the last layer is fitted
+MIN_CALIBRATION_IMAGES = 200  # for validation; with fewer, only the last layer is fitted
 MAX_DEFAULT_STEPS = 300  # of fine-tuning without --minutes
 
 
