@@ -36,7 +36,7 @@ CARD_FIELDS = {
     "labels": "class names, for classifiers and for generators with labels",
     "thresholds": "for models with several labels for an image: the probability from which an image has each label",
     "vocabulary": "characters, for text models; the position is the token id",
-    "series": "season, year, and whether values are non-negative or integers, for networks tuned on own series",
+    "series": "season, year, kind of the values and known columns, for networks tuned on own series",
     "refit_steps": "steps of a second training on all data, after the metrics were measured on a twin",
     "residuals": "quantiles of the forecast errors, for `series-lstm` networks with one member",
     "metrics": "measured figures: value, measured data, stated decimals",

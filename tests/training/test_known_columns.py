@@ -175,6 +175,17 @@ def test_a_version_with_known_columns_is_measured_and_tuned_again(workspace: Pat
 
 
 @pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("helps", [True, False])
+def test_known_columns_without_effect_are_reported(helps: bool) -> None:
+    frame = pd.read_csv("sales.csv").assign(rain=np.tile(np.random.default_rng(5).random(160), 2))
+    frame.to_csv("sales.csv", index=False)
+    names = ["--known", "price,promo" if helps else "rain", "--column", "sold", "--season", "4"]
+    options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", *names])
+    remarks = forecaster_finetune.read(options, config.horizon).table.remarks
+    assert any("compare with a training without --known" in remark for remark in remarks) == (not helps)
+
+
+@pytest.mark.usefixtures("workspace")
 def test_test_values_of_covariates_influence_no_training() -> None:
     options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", "--known", "price", "--season", "4"])
     before = forecaster_finetune.read(options, config.horizon).traits

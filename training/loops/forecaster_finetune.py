@@ -163,6 +163,8 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
             f"known columns: {', '.join(table.covariates)}; effects are {form}; validation loss of {base.card.name} "
             f"{min(losses):.3f}, without them {without:.3f}"
         )
+        if min(losses) > (1 - MIN_IMPROVEMENT) * without:
+            table.remarks.append("the known columns hardly lower this loss: compare with a training without --known")
     yearly = traits.model_copy(update={"year": year})
     return yearly if year and loss(yearly) < loss(traits) else traits
 
