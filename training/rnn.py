@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,16 @@ def test_characters(options: Options) -> int:
     return min(MAX_TEST_CHARACTERS, int(TEST_CHARACTERS_PER_MINUTE * max(1.0, minutes)))
 
 
+def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
+    """The seconds that the rest of an evaluation takes, minus those of this call.
+
+    ``evaluate`` evaluates a part, not for the first time: that would load modules. ``ratio``: rest divided by part.
+    """
+    start = time.monotonic()
+    evaluate()
+    return (ratio - 1) * (time.monotonic() - start)
+
+
 def evaluate(generator: TextGenerator) -> dict[str, Any]:
     """The metrics of a published network on the test part of its text."""
     return measure(generator, getattr(datasets, next(iter(generator.card.data)))())
@@ -135,13 +145,9 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     def rehearse(network: Any) -> float:
         """Evaluate on a part of the test; return the seconds of the rest."""
         part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
-        times = []
-        for test in (part, dataclasses.replace(part, test=part.test[: len(part.test) // 2])):
-            start = time.monotonic()
-            publish(run, evaluate_own(network, test), network, texts.prompts(test.test))
-            times.append(time.monotonic() - start)
+        publish(run, evaluate_own(network, part), network, texts.prompts(part.test))
         rest = min(len(text.test), test_characters(options)) - len(part.test)
-        return max(0.0, times[0] - times[1]) * 2 / len(part.test) * rest - times[1]
+        return seconds_of_rest(lambda: evaluate_own(network, part), rest / len(part.test))
 
     refits, initial = refit.is_planned(options), copy.deepcopy(network)
     network, (steps, total) = fit(

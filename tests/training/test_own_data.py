@@ -618,6 +618,25 @@ def test_short_trainings_of_texts_are_tested_on_fewer_characters(
     assert evaluate.main(["mine"]) == 0, capsys.readouterr().out
 
 
+def test_loading_modules_is_not_counted_for_the_rest_of_a_test(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, measured = Clock(), rnn.measure
+
+    def measure(generator: Any, text: Any, limit: int) -> Any:
+        clock.now += len(text.test[:limit]) / 1000 + (30 if clock.now == 1000 else 0)  # the first call is slower
+        return measured(generator, text, limit)
+
+    monkeypatch.setattr(rnn, "measure", measure)
+    monkeypatch.setattr(rnn, "REHEARSED_CHARACTERS", 400)
+    monkeypatch.setattr(running.time, "monotonic", clock.monotonic)
+    arguments = [option for option in OWN["rnn"] if option not in ("--epochs", "3")]
+    rnn.main([*arguments, "--minutes", "0.5", "--no-publish", "--name", "mine", "--threads", "1"])
+    (path,) = (workspace / "runs").rglob("budget.json")
+    characters = len(TEXT) - int(len(TEXT) * 0.9)
+    assert json.loads(path.read_text())["finish_seconds"] == pytest.approx(30 + characters / 1000, abs=0.5)
+
+
 @pytest.mark.parametrize("count", [9_000, 30_000, 200_000, 5_000_000])
 def test_weights_for_own_texts_are_selected_on_at_least_20_windows(count: int) -> None:
     train, validation, window = texts.hold_out_windows(torch.arange(count), 0.05)
