@@ -22,6 +22,7 @@ from app.errors import (
     QuartetError,
     RetiredModel,
     TimedOut,
+    TooManyVersions,
     UnknownModel,
     UnloadedModel,
 )
@@ -196,6 +197,9 @@ async def test_a_retired_version_and_an_unloaded_model_are_rejected(start: Start
 
 
 async def test_a_model_of_another_task_is_rejected_with_those_that_fit(start: Start, folder: Path) -> None:
+    alone = start()
+    await alone.load()
+    assert rejection(alone.resolve, CLASSIFY, NAME)[1].endswith("for that there are: none")
     publish_tiny(folder, CNN)
     registry = start()
     await registry.load()
@@ -242,6 +246,13 @@ async def test_a_version_that_is_not_in_memory_is_loaded_once_for_all_requests(s
     assert registry.models()[2].last_used_at > 0
 
 
+async def test_versions_loaded_on_demand_are_limited(start: Start) -> None:
+    registry = start(max_on_demand_versions=0)
+    await registry.load()
+    assert rejection(registry.resolve, GENERATE_IMAGES, "tiny-gan@1")[0] is TooManyVersions
+    assert resolved(registry, "tiny-gan@2") == "tiny-gan@2"  # resident
+
+
 async def test_a_version_that_fails_to_load_on_demand_is_left_out(
     start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -263,6 +274,11 @@ async def test_a_canary_serves_its_share_and_its_failure_ends_it(start: Start, f
     names = [f"r{i}" for i in range(40)]
     for model in (NAME, None):
         assert {resolved(registry, model, request_id=name) for name in names} == {"tiny-gan@1", "tiny-gan@3"}
+    deadline = asyncio.get_running_loop().time() + 60
+    for name in names:  # a request that waits gets the same version
+        assert (await registry.wait_for(GENERATE_IMAGES, NAME, name, deadline)).id == resolved(
+            registry, NAME, request_id=name
+        )
     broken = start(damaged=((NAME, 1),))
     await broken.load()
     assert {resolved(broken, NAME, request_id=name) for name in names} == {"tiny-gan@3"}
@@ -386,6 +402,7 @@ async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_onc
 
 async def test_a_process_without_models_or_with_a_broken_network_is_not_ready(start: Start, folder: Path) -> None:
     registry = start()
+    assert registry.recovery.failure == ""
     assert registry.problems() == ["no whole model in the store"]
     await registry.load()
     assert registry.problems() == []
