@@ -20,7 +20,7 @@ from docs import http_api
 
 ROLLOUT = ROOT / "docs" / "how-to" / "rollout.md"  # its commands change the store and run in order
 TUTORIAL = ROOT / "docs" / "tutorial" / "README.md"  # see test_tutorial.py
-EXPORT = ROOT / "docs" / "how-to" / "export-a-model.md"  # see test_export_page.py
+EXPORT = ROOT / "docs" / "how-to" / "networks" / "export-a-model.md"  # see test_export_page.py
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page != EXPORT]
 needs_curl = pytest.mark.skipif(not shutil.which("curl"), reason="the examples use curl")
 

@@ -1,4 +1,4 @@
-"""The scripts of docs/how-to/export-a-model.md run, without this project, and answer as the service does."""
+"""The scripts of docs/how-to/networks/export-a-model.md run, without this project, and answer as the service does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.networks import KINDS, is_imported
 from app.store import Card, read_card
 
 pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-PAGE = (ROOT / "docs" / "how-to" / "export-a-model.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "networks" / "export-a-model.md").read_text("utf-8")
 SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 CARDS = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9]*"))]
 TASK_SCRIPTS = {  # a script of each task also reads the other files of its task

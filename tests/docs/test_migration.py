@@ -61,7 +61,7 @@ class Pooled(nn.Module):
 
 def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = GUIDES / "import-a-model.md"
+    page = GUIDES / "networks" / "import-a-model.md"
     blocks = re.findall(r"^(?:    .*\n|\n)+", page.read_text("utf-8"), re.MULTILINE)
     scripts = [textwrap.dedent(block) for block in blocks if "torch.export.save" in block or "to_onnx" in block]
     model, rows, _ = forest()
