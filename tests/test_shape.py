@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections import Counter
 from collections.abc import Container, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -156,6 +157,14 @@ def test_the_service_imports_no_pickle_loader() -> None:
             assert not {"pickle", "dill", "joblib", "shelve"} & imports(tree), name
             calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
             assert "torch.load" not in calls, name
+
+
+def test_no_folder_has_more_than_twelve_files() -> None:
+    files = [
+        file for top in ("app", "benchmarks", "deploy", "docs", "tests", "training") for file in (ROOT / top).rglob("*")
+    ]
+    counts = Counter(file.parent for file in files if file.is_file() and file.parent.name != "__pycache__")
+    assert not [str(folder.relative_to(ROOT)) for folder, count in counts.items() if count > 12]
 
 
 def test_the_wheel_holds_all_packages_of_app_and_training() -> None:
