@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from support.markers import starts_processes
 from support.networks import SECOND_NETWORKS, TINY, publish_tiny
 from support.service import ROOT, TEST, HeldGenerator, Serve, serving
@@ -54,6 +55,13 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
     monkeypatch.setattr("training.loops.gan.RECALIBRATION_BATCHES", 2)
     monkeypatch.setattr("training.loops.gan.PREVIEW_BATCHES", 2)
+
+
+@pytest.fixture(autouse=True)
+def _subnormal_numbers() -> Iterator[None]:
+    """Undo what trainings set for their whole process, because JSON with subnormal numbers is tested too."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
