@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from support.engine import one_millisecond
-from support.engine_model import EngineMachine, Request
-from support.virtual_time import run_machine
+from support.state_machines.engines import EngineMachine, Request
+from support.state_machines.virtual_time import run_machine
 
 from app.engine import batcher, circuit_breaker, executor
 

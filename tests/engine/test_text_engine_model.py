@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
-from support.engine_model import EngineMachine, Request
-from support.virtual_time import run_machine
+from support.state_machines.engines import EngineMachine, Request
+from support.state_machines.virtual_time import run_machine
 
 from app.engine import circuit_breaker, executor, scheduler, text_engine
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 from support.networks import TINY, tiny_card
-from support.virtual_time import VirtualMachine, counted, manual_executor, run_machine
+from support.state_machines.virtual_time import VirtualMachine, counted, manual_executor, run_machine
 
 from app.engine import circuit_breaker, executor
 from app.engine.observer import VersionKey

@@ -12,7 +12,7 @@ from hypothesis.stateful import invariant, precondition, rule
 
 from app.errors import InferenceFailed, NotReady, Overloaded
 from support.engine import RecordingObserver
-from support.virtual_time import VirtualMachine, counted, manual_executor
+from support.state_machines.virtual_time import VirtualMachine, counted, manual_executor
 
 
 @dataclass
