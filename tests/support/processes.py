@@ -16,15 +16,17 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import httpx
 
 from app.main import main
+from benchmarks.support.servers import free_port
 from support.service import ROOT
 from training import run
 from training.data import datasets
-from training.loops import gan
+from training.evaluation import generation
+from training.loops import gan, gan_finetune
 
 TIMEOUT_SECONDS = 30  # for each wait
 
@@ -179,6 +181,32 @@ def train_and_wait(
 
     run.Run.save = save_and_send  # type: ignore[method-assign]
     importlib.import_module(script).main(arguments)
+
+
+def train_own_data(
+    script: str, arguments: Sequence[str], environment: dict[str, str], folder: str, stdout: DupFd
+) -> None:
+    """Train on small own data in this process, as one of those that torchrun starts."""
+    os.dup2(stdout.detach(), 1)
+    os.chdir(folder)
+    os.environ.update(environment)
+    gan_finetune.MIN_IMAGES, gan_finetune.SAMPLES = 20, 50
+    generation.LABEL_CLASSIFIER_STEPS, gan.RECALIBRATION_BATCHES = 10, 5
+    importlib.import_module(script).main(arguments)
+
+
+def start_pair(script: str, arguments: Sequence[str], folder: Path, output: IO[str]) -> list[multiprocessing.Process]:
+    """Start two processes that train together; see ``train_own_data``."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+        stdout = DupFd(output.fileno())
+        processes.append(
+            FORK_SERVER.Process(target=train_own_data, args=(script, arguments, environment, str(folder), stdout))
+        )
+        processes[-1].start()
+    return processes
 
 
 HANG_ON_SEVEN = """

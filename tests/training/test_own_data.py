@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +18,7 @@ import torch
 from PIL import Image
 from support.images import image_bytes
 from support.networks import FORECASTER, tiny_card
-from support.service import ROOT
+from support.processes import start_pair
 
 from app import store
 from app.networks import build
@@ -196,29 +193,20 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
         train("cnn", "--resume")
 
 
-TRAINING_SCRIPT = """
-import sys
-from training import cnn, gan, lstm, rnn
-from training.evaluation import generation
-from training.loops import gan as gan_loop, gan_finetune
-gan_finetune.MIN_IMAGES, gan_finetune.SAMPLES = 20, 50
-generation.LABEL_CLASSIFIER_STEPS, gan_loop.RECALIBRATION_BATCHES = 10, 5
-{"cnn": cnn, "rnn": rnn, "gan": gan, "lstm": lstm}[sys.argv[1]].main(sys.argv[2:])
-"""
-
-
 @pytest.mark.parametrize("stem", SCRIPTS)
 def test_two_processes_train_like_one(stem: str, workspace: Path) -> None:
     # Each process draws its own dropout noise, except for series.
     exact = {"rnn": ["--dropout", "0"], "gan": []}.get(stem, ["--bfloat16", "0"])
     train(stem, *exact, name="one")
-    (workspace / "several.py").write_text(TRAINING_SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "several.py"]
-    arguments = [stem, *OWN[stem], *exact, "--name", "two", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("published") == 1
+    arguments = [*OWN[stem], *exact, "--name", "two", "--threads", "1"]
+    with (workspace / "output").open("w+") as output:
+        pair_of_processes = start_pair(SCRIPTS[stem].__name__, arguments, workspace, output)
+        for process in pair_of_processes:
+            process.join(200)
+        output.seek(0)
+        content = output.read()
+    assert [process.exitcode for process in pair_of_processes] == [0, 0], content
+    assert content.count("published") == 1
     single, pair = (store.read_version(workspace / "models_store", name, 1) for name in ("one", "two"))
     assert "torchrun --nproc-per-node 2" in pair.card.command
     initial = initial_weights(stem, single, workspace)
