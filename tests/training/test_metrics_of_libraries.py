@@ -7,6 +7,7 @@ are twice the pinball loss as in GluonTS, so that they equal the absolute error 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from training.evaluation import calibration, forecast_metrics, generation, own_images
-
-losses = pytest.importorskip("utilsforecast.losses", reason="utilsforecast is not installed")
-classification = pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is not installed")
-prdc = pytest.importorskip("prdc", reason="prdc is not installed")
 
 SERIES, HORIZON, SEASON, PAST = 5, 12, 4, 40
 LEVELS = np.array(forecast_metrics.LEVELS)
@@ -34,6 +31,19 @@ class Forecasts:
     scale: np.ndarray
     frame: pd.DataFrame
     train: pd.DataFrame
+
+
+# The libraries are imported by the tests, not with this file: their import takes 3 s.
+
+
+@pytest.fixture(scope="module")
+def losses() -> Any:
+    return pytest.importorskip("utilsforecast.losses", reason="utilsforecast is not installed")
+
+
+@pytest.fixture(scope="module")
+def classification() -> Any:
+    return pytest.importorskip("torchmetrics.functional.classification", reason="torchmetrics is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def forecasts() -> Forecasts:
     return Forecasts(actual, quantiles, scale, frame, train)
 
 
-def test_point_forecasts(forecasts: Forecasts) -> None:
+def test_point_forecasts(losses: Any, forecasts: Forecasts) -> None:
     median = forecasts.quantiles[..., 4]
     expected = losses.mase(forecasts.frame, ["y-0.5"], SEASON, forecasts.train)["y-0.5"].mean()
     assert forecast_metrics.mase(forecasts.actual, median, forecasts.scale) == pytest.approx(expected)
@@ -61,7 +71,7 @@ def test_point_forecasts(forecasts: Forecasts) -> None:
     assert forecast_metrics.smape(forecasts.actual, median) == pytest.approx(expected)
 
 
-def test_quantile_losses(forecasts: Forecasts) -> None:
+def test_quantile_losses(losses: Any, forecasts: Forecasts) -> None:
     models = {"m": QUANTILES}
     scaled = losses.scaled_mqloss(forecasts.frame, models, LEVELS, SEASON, forecasts.train)["m"].mean()
     own = forecast_metrics.quantile_loss(forecasts.actual, forecasts.quantiles, forecasts.scale)
@@ -75,7 +85,7 @@ def test_quantile_losses(forecasts: Forecasts) -> None:
     assert padded == pytest.approx(own)
 
 
-def test_intervals(forecasts: Forecasts) -> None:
+def test_intervals(losses: Any, forecasts: Forecasts) -> None:
     lower, upper = forecasts.quantiles[..., 0], forecasts.quantiles[..., -1]
     expected = losses.coverage(forecasts.frame, ["m"], 80)["m"].mean()
     assert 0.5 < expected < 1
@@ -91,7 +101,7 @@ def test_the_metrics_of_m4_combine_those_of_a_forecast_and_of_naive2() -> None:
     assert forecast_metrics.owa("m4_hourly", smape / 2, mase / 4) == pytest.approx(0.375)
 
 
-def test_accuracy_and_calibration_of_classes() -> None:
+def test_accuracy_and_calibration_of_classes(classification: Any) -> None:
     torch.manual_seed(0)
     probability = (3 * torch.randn(500, 6)).softmax(dim=1)
     labels = torch.where(torch.rand(500) < 0.6, probability.argmax(dim=1), torch.randint(6, (500,)))
@@ -102,7 +112,7 @@ def test_accuracy_and_calibration_of_classes() -> None:
     assert own["calibration_error"] == pytest.approx(error.item(), abs=1e-4)
 
 
-def test_precision_and_f1_of_several_labels() -> None:
+def test_precision_and_f1_of_several_labels(classification: Any) -> None:
     torch.manual_seed(0)
     labels = torch.rand(300, 5) < torch.tensor([0.1, 0.2, 0.3, 0.5, 0.8])
     probability = (2 * torch.randn(300, 5) + 2 * labels - 1).sigmoid()
@@ -123,11 +133,10 @@ class Pixels(nn.Module):
 
 
 def test_frechet_distance() -> None:
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
+    fid = pytest.importorskip("torchmetrics.image.fid", reason="torchmetrics is not installed")
     torch.manual_seed(0)
     real, fake = (torch.randint(0, high, (400, 1, 2, 3), dtype=torch.uint8) for high in (256, 200))
-    distance = FrechetInceptionDistance(feature=Pixels()).set_dtype(torch.float64)
+    distance = fid.FrechetInceptionDistance(feature=Pixels()).set_dtype(torch.float64)
     distance.update(real, real=True)
     distance.update(fake, real=False)
     own = generation.frechet_distance(real.flatten(1).float(), fake.flatten(1).float())
@@ -135,6 +144,7 @@ def test_frechet_distance() -> None:
 
 
 def test_density_and_coverage() -> None:
+    prdc = pytest.importorskip("prdc", reason="prdc is not installed")
     torch.manual_seed(0)
     real, fake = torch.randn(300, 8), 0.8 * torch.randn(200, 8) + 0.3
     expected = prdc.compute_prdc(real.numpy(), fake.numpy(), nearest_k=generation.NEIGHBOURS)
