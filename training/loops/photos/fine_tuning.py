@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
 from app.networks.efficientnet import EfficientNetLite
 from app.tasks.precision import fast_bfloat16
@@ -25,6 +24,8 @@ JITTER = 0.2  # largest relative change of brightness, contrast and saturation
 
 def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
     """A function that changes uint8 images [N, C, S, S] at random: crop, colours and, with ``flip``, mirroring."""
+    from torchvision.transforms import v2  # takes 1.7 s, which other trainings need not wait for
+
     steps: list[nn.Module] = [v2.RandomResizedCrop(side, scale=(MIN_SCALE, 1.0), antialias=True)]
     steps += [v2.ColorJitter(JITTER, JITTER, JITTER)]
     steps += [v2.RandomHorizontalFlip()] if flip else []
