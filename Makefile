@@ -22,8 +22,8 @@ serve: .venv/serve ## start the service on port 8000, or PORT=8111, with the net
 test: .venv/test ## run all tests, on all cores
 	$(PYTEST)
 
-quick: .venv/test ## run the tests without processes, trainings, exports, attacks and documentation: about a minute
-	$(PYTEST) -m "not processes and not trainings" --ignore tests/docs --ignore tests/exporting --ignore tests/robustness
+quick: .venv/test ## run the tests of the service that start no processes, without attacks: less than a minute
+	$(PYTEST) -m "not processes and not trainings" $(addprefix --ignore tests/,docs exporting importing robustness training)
 
 check: .venv/test ## run ruff and mypy
 	$(BIN)/ruff check .
