@@ -32,6 +32,7 @@ TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
 FRAMING_BYTES = 512 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
 DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # parsed at a time; 256 KiB of one-byte chunks would take 30 ms
+MAX_CHUNKS_PER_SLICE = 1024  # after more chunks, other connections have their turn before the next slice
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
 
 
@@ -111,6 +112,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.state = State.HEAD
         self.state_bytes = 0  # received in this state; in BODY: the framing, minus what the body's length allows
         self.field_bytes = 0  # of request line, headers and trailers of one request
+        self.unparsed = b""  # received bytes that wait until other connections have had their turn
         self.chunks = 0  # size lines of chunks that have arrived
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
@@ -125,13 +127,33 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_state_timer()
 
     def data_received(self, data: bytes) -> None:
-        if len(data) <= SLICE_BYTES:
+        if self.unparsed:  # the application has resumed reading meanwhile
+            self.unparsed += data
+            self.transport.pause_reading()
+        elif len(data) <= SLICE_BYTES:
             self._parse(data)
-            return
-        for start in range(0, len(data), SLICE_BYTES):  # the limits are checked after each slice
+        else:
+            self._parse_slices(data)
+
+    def _parse_slices(self, data: bytes) -> None:
+        """Parse ``data``, and check the limits after each slice. Leave the rest for later after many chunks."""
+        for start in range(0, len(data), SLICE_BYTES):
             if self.transport.is_closing():
                 return
+            chunks = self.chunks
             self._parse(data[start : start + SLICE_BYTES])
+            rest = start + SLICE_BYTES
+            if self.chunks - chunks > MAX_CHUNKS_PER_SLICE and rest < len(data) and not self.transport.is_closing():
+                self.unparsed = data[rest:]
+                self.transport.pause_reading()
+                self.loop.call_soon(self._parse_rest)
+                return
+
+    def _parse_rest(self) -> None:
+        data, self.unparsed = self.unparsed, b""
+        self._parse_slices(data)
+        if not (self.unparsed or self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _parse(self, data: bytes) -> None:
         chunks, length = self.chunks, len(data)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import json
 import socket
 import weakref
 from collections.abc import Iterator
@@ -129,6 +130,37 @@ def test_small_chunks_are_accepted(tiny: httpx.Client) -> None:
     chunks = [image[i : i + 6] for i in range(0, len(image), 6)]
     assert 5 * len(chunks) > FRAMING_BYTES
     assert tiny.post(CLASSIFY, content=iter(chunks)).status_code == 200
+
+
+def test_many_small_chunks_are_parsed_in_turn_with_other_connections(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four clients with chunks of one byte would otherwise delay each other request by 30 ms, again and again."""
+    parse, received, largest = BoundedHttpProtocol._parse, BoundedHttpProtocol.data_received, [0]
+    parsed: dict[BoundedHttpProtocol, int] = {}
+
+    def count(self: BoundedHttpProtocol, data: bytes) -> None:
+        chunks = self.chunks
+        parse(self, data)
+        parsed[self] = parsed.get(self, 0) + self.chunks - chunks
+
+    def in_one_turn(self: BoundedHttpProtocol, data: bytes) -> None:
+        parsed[self] = 0
+        received(self, data)
+        largest[0] = max(largest[0], parsed[self])
+
+    monkeypatch.setattr(BoundedHttpProtocol, "_parse", count)
+    monkeypatch.setattr(BoundedHttpProtocol, "data_received", in_one_turn)
+    content = PNG.ljust(100_000, b"\0")
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in content)
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serve() as client, connected(client) as connection:
+        expected = client.post(CLASSIFY, content=content, headers={"content-type": "image/png"}).json()
+        connection.sendall(head % CLASSIFY.encode() + chunks + b"0\r\n\r\n")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) == expected
+    assert 0 < largest[0] <= http_protocol.SLICE_BYTES / 5
 
 
 def test_the_rest_of_an_answered_body_is_limited(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
