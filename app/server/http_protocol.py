@@ -31,8 +31,9 @@ HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptoo
 TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
 FRAMING_BYTES = 512 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
 DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
-SLICE_BYTES = 16 * 1024  # parsed at a time; 256 KiB of one-byte chunks would take 30 ms
-MAX_CHUNKS_PER_SLICE = 1024  # after more chunks, other connections have their turn before the next slice
+SLICE_BYTES = 16 * 1024  # parsed at a time
+SMALL_SLICE_BYTES = 512  # parsed in one turn of the event loop while the chunks are small; takes about 0.1 ms
+SMALL_CHUNK_BYTES = 16  # average bytes of a chunk with its size line
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
 
 
@@ -112,7 +113,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.state = State.HEAD
         self.state_bytes = 0  # received in this state; in BODY: the framing, minus what the body's length allows
         self.field_bytes = 0  # of request line, headers and trailers of one request
-        self.unparsed = b""  # received bytes that wait until other connections have had their turn
+        self.slice_bytes = SLICE_BYTES  # parsed at a time
+        self.unparsed = memoryview(b"")  # received bytes that wait until other connections have had their turn
         self.chunks = 0  # size lines of chunks that have arrived
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
@@ -128,29 +130,30 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.unparsed:  # the application has resumed reading meanwhile
-            self.unparsed += data
+            self.unparsed = memoryview(bytes(self.unparsed) + data)
             self.transport.pause_reading()
-        elif len(data) <= SLICE_BYTES:
+        elif len(data) <= self.slice_bytes:
             self._parse(data)
         else:
-            self._parse_slices(data)
+            self._parse_slices(memoryview(data))
 
-    def _parse_slices(self, data: bytes) -> None:
-        """Parse ``data``, and check the limits after each slice. Leave the rest for later after many chunks."""
-        for start in range(0, len(data), SLICE_BYTES):
-            if self.transport.is_closing():
-                return
-            chunks = self.chunks
-            self._parse(data[start : start + SLICE_BYTES])
-            rest = start + SLICE_BYTES
-            if self.chunks - chunks > MAX_CHUNKS_PER_SLICE and rest < len(data) and not self.transport.is_closing():
-                self.unparsed = data[rest:]
+    def _parse_slices(self, data: memoryview) -> None:
+        """Parse ``data``, and check the limits after each slice. Between slices of small chunks, others have a turn."""
+        start = 0
+        while start < len(data) and not self.transport.is_closing():
+            size, chunks = self.slice_bytes, self.chunks
+            self._parse(bytes(data[start : start + size]))
+            start += size
+            small = (self.chunks - chunks) * SMALL_CHUNK_BYTES > size
+            self.slice_bytes = SMALL_SLICE_BYTES if small else SLICE_BYTES
+            if small and start < len(data) and not self.transport.is_closing():
+                self.unparsed = data[start:]
                 self.transport.pause_reading()
                 self.loop.call_soon(self._parse_rest)
                 return
 
     def _parse_rest(self) -> None:
-        data, self.unparsed = self.unparsed, b""
+        data, self.unparsed = self.unparsed, memoryview(b"")
         self._parse_slices(data)
         if not (self.unparsed or self.flow.read_paused or self.transport.is_closing()):
             self.transport.resume_reading()
