@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from app.engine.admission import AdmissionControl, current_caller
@@ -25,6 +29,13 @@ REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, qu
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def lower_priority(niceness: int) -> None:
+    """Add ``niceness`` to that of the current thread. It stays so: only root may raise a priority."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
 
 
 @dataclass(eq=False, slots=True)
@@ -41,14 +52,18 @@ class Executor:
 
     Jobs expected to take at most ``inline_seconds`` seconds run on the event loop. If ``max_waiting`` is above 0, at
     most so many jobs wait, and callers with API keys share the queue fairly. If 0, the queue has no limit.
+    ``niceness`` is added to that of the process for the threads, where the system has it for each thread.
     """
 
-    def __init__(self, name: str, threads: int = 1, inline_seconds: float = 0.0, max_waiting: int = 0) -> None:
+    def __init__(
+        self, name: str, threads: int = 1, inline_seconds: float = 0.0, max_waiting: int = 0, niceness: int = 0
+    ) -> None:
         self._inline_seconds = inline_seconds
         self._admission = AdmissionControl("request parsing", None, max_waiting) if max_waiting else None
         self._free_threads = self._thread_count = threads
         self._queue: FairQueue[Ticket] = FairQueue()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        initializer = partial(lower_priority, niceness) if niceness else None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
         self._started_at: dict[Future[Any], float] = {}  # jobs on threads, time.monotonic's clock
         self.small_item_at = -math.inf  # when a batcher computed a small item last, time.monotonic's clock
         self.text_seconds = 0.0  # computing time of all text engines so far, seconds

@@ -38,6 +38,8 @@ from app.tasks import Task
 
 log = logging.getLogger("quartet")
 
+PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does not delay the event loop
+
 
 class ModelLoading(NotReady):
     """The version is not in memory yet. ``task`` loads it and returns the model or the failure."""
@@ -79,7 +81,9 @@ class Registry:
         self.observers = observers
         self.device = find_device(settings.device)
         self.executor = Executor("compute", inline_seconds=settings.inline_seconds)
-        self.parse_executor = Executor("parse", settings.parse_threads, max_waiting=settings.queue_rows)
+        self.parse_executor = Executor(
+            "parse", settings.parse_threads, max_waiting=settings.queue_rows, niceness=PARSE_NICENESS
+        )
         self.load_executor = Executor("load")  # its thread keeps the low priority of the first load beside requests
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -239,3 +241,15 @@ async def test_a_key_whose_waiting_job_was_cancelled_has_its_whole_share_again()
     gate.open.set()
     assert await asyncio.gather(*running, *waiting) == [[0], 0, 0]
     executor.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_niceness_is_added_to_that_of_the_process_for_the_threads_only() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, nice, normal = niceness(), Executor("nice", niceness=3), Executor("normal")
+    assert await nice.run(niceness) == before + 3
+    assert await normal.run(niceness) == niceness() == before
+    nice.close()
+    normal.close()
