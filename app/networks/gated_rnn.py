@@ -2,11 +2,12 @@
 
 The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201): its gate depends on the input and not on the
 state, so all matrix products of a text are computed together, and only an elementwise loop runs over its characters.
-The blocks are those of Griffin (De et al. 2024, arXiv 2402.19427).
+Convolution and gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,41 +62,39 @@ def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
 
 
 class GatedBlock(nn.Module):
-    """A recurrent part and a feed-forward part, each normalised, gated by SiLU and added to its input.
+    """A recurrent and a feed-forward part, computed side by side as in GPT-J, gated by SiLU and added to the input.
 
-    ``layers`` is the number of blocks: the initial weights keep the sum of their outputs no larger than the input.
+    One product computes the inputs of both parts, and one their outputs. ``layers`` is the number of blocks: the
+    initial weights keep the sum of their outputs no larger than the input.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:
         super().__init__()
+        inner = (1 + expansion) * width
+        self.split = (width, inner, inner)  # gates of the state; inputs of both parts, recurrent first; their gates
         self.norm = nn.LayerNorm(width)
-        self.read = nn.Linear(width, 3 * width)  # inputs of the convolution, gates of the state, gates of the output
+        self.read = nn.Linear(width, sum(self.split))
         self.kernel = nn.Parameter(torch.randn(KERNEL, width) * KERNEL**-0.5)  # [KERNEL, width], oldest first
-        self.write = nn.Linear(width, width)
-        self.feed_norm = nn.LayerNorm(width)
-        self.feed_read = nn.Linear(width, 2 * expansion * width)
-        self.feed_write = nn.Linear(expansion * width, width)
+        self.write = nn.Linear(inner, width)
         self.dropout: nn.Module = nn.Dropout(0.0)  # set by the training
         with torch.no_grad():
             timescales = torch.logspace(0, torch.log2(torch.tensor(float(MAX_TIMESCALE))), width, base=2)
-            self.read.bias[width : 2 * width] = torch.logit(1 / (timescales + 1))
-            for output in (self.write, self.feed_write):
-                output.weight *= (2 * layers) ** -0.5
-                output.bias.zero_()
+            self.read.bias[:width] = torch.logit(1 / (timescales + 1))
+            self.write.weight *= layers**-0.5
+            self.write.bias.zero_()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the state after the last."""
-        mixed, gate, output_gate = self.read(self.norm(x)).chunk(3, dim=-1)
-        extended = torch.cat([state[:, 1:], mixed.to(x.dtype)], dim=1)
-        inputs = convolve(extended, self.kernel, x.shape[1])
-        states = LinearRecurrence.apply(inputs, gate.to(x.dtype).sigmoid(), state[:, 0])
-        x = x + self.dropout(self.write(states * F.silu(output_gate)))
-        values, feed_gate = self.feed_read(self.feed_norm(x)).chunk(2, dim=-1)
-        x = x + self.dropout(self.feed_write(values * F.silu(feed_gate)))
-        return x, next_state(states, extended)
+        width = x.shape[-1]
+        gate, inputs, output_gates = self.read(self.norm(x)).split(self.split, dim=-1)
+        extended = torch.cat([state[:, 1:], inputs[..., :width].to(x.dtype)], dim=1)
+        recurrent = convolve(extended, self.kernel, x.shape[1])
+        states = LinearRecurrence.apply(recurrent, gate.to(x.dtype).sigmoid(), state[:, 0])
+        outputs = torch.cat([states.to(inputs.dtype), inputs[..., width:]], dim=-1) * F.silu(output_gates)
+        return x + self.dropout(self.write(outputs)), next_state(states, extended)
 
 
-def convolve(extended: Tensor, kernel: Tensor, count: int) -> Tensor:
+def convolve(extended: Tensor, kernel: Tensor | Sequence[Tensor], count: int) -> Tensor:
     """Causal depthwise convolution: [N, count, width].
 
     ``extended`` [N, KERNEL - 1 + count, width] begins with the inputs before the first character.
@@ -144,22 +143,22 @@ class GatedRNN(nn.Module):
 
 
 class GatedSteps:
-    """``GatedRNN`` for generation. Scale and shift of each norm are merged into the following weights."""
+    """``GatedRNN`` for generation. Scale and shift of each norm are merged into the following weights.
+
+    What the first block reads depends on the character alone: it is a table.
+    """
 
     def __init__(self, network: GatedRNN) -> None:
-        self.width = (network.sizes.hidden,)
+        self.width = network.sizes.hidden
         self.embedding = network.embedding.weight
         pack = packable(network.head.weight)
         self.blocks = []
         for block in network.blocks:
             assert isinstance(block, GatedBlock)
-            products = [
-                _product(*merge_norm(block.norm, block.read.weight, block.read.bias), pack),
-                _product(block.write.weight, block.write.bias, pack),
-                _product(*merge_norm(block.feed_norm, block.feed_read.weight, block.feed_read.bias), pack),
-                _product(block.feed_write.weight, block.feed_write.bias, pack),
-            ]
-            self.blocks.append((block.kernel, products))
+            read = _product(*merge_norm(block.norm, block.read.weight, block.read.bias), pack)
+            self.blocks.append((read, block.kernel.unbind(), _product(block.write.weight, block.write.bias, pack)))
+        with torch.inference_mode():
+            self.table = self.blocks[0][0](self._normalise(self.embedding))  # [vocabulary, (3 + 2 expansion) hidden]
         self.head = _product(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,17 +172,23 @@ class GatedSteps:
         The bits do not depend on how a text is divided, if ``Packed`` rounds each row independently of the others.
         """
         rows, count = characters.shape
-        shape = (rows, count, -1)
-        x, states = self.embedding[characters.flatten()], []  # [N T, hidden]
-        for (kernel, (read, write, feed_read, feed_write)), before in zip(self.blocks, state.unbind(1), strict=True):
-            mixed, gate, output_gate = read(F.layer_norm(x, self.width)).chunk(3, dim=1)
-            extended = torch.cat([before[:, 1:], mixed.view(shape)], dim=1)
-            recurrent = recur(convolve(extended, kernel, count), gate.sigmoid().view(shape), before[:, 0])
+        width, flat = self.width, characters.flatten()
+        x, states = self.embedding[flat], []  # [N T, hidden]
+        for i, ((read, kernel, write), before) in enumerate(zip(self.blocks, state.unbind(1), strict=True)):
+            parts = self.table[flat] if i == 0 else read(self._normalise(x))
+            inner = (parts.shape[1] - width) // 2
+            inputs = parts[:, width : 2 * width].view(rows, count, width)
+            extended = torch.cat([before[:, 1:], inputs], dim=1)
+            recurrent = recur(
+                convolve(extended, kernel, count), parts[:, :width].sigmoid().view(rows, count, width), before[:, 0]
+            )
             states.append(next_state(recurrent, extended))
-            x = x + write(recurrent.view(rows * count, -1) * F.silu(output_gate))
-            values, feed_gate = feed_read(F.layer_norm(x, self.width)).chunk(2, dim=1)
-            x = x + feed_write(values * F.silu(feed_gate))
-        return F.layer_norm(x, self.width).view(shape), torch.stack(states, dim=1)
+            inputs.copy_(recurrent)
+            x = x + write(parts[:, width : width + inner] * F.silu(parts[:, width + inner :]))
+        return self._normalise(x).view(rows, count, width), torch.stack(states, dim=1)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (self.width,))
 
     def logits(self, above: Tensor) -> Tensor:
         """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
