@@ -7,8 +7,9 @@ BIN := .venv/bin
 TORCH ?=
 INSTALL := $(if $(TORCH),$(BIN)/python -m pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=$(TORCH),$(BIN)/python -m pip install -q)
 
-# Tests run in parallel: idle threads of one test must not occupy the cores of another.
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist worksteal
+# Tests run in parallel: idle threads of one test must not occupy the cores of another. They start many processes, which
+# need not compile this project each time, even where the environment forbids bytecode files.
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: help serve test quick check docs report train data evaluate profile bench bench-protocols bench-imported bench-replicas bench-cluster \
 	bench-training bench-processes image-check swaps model-check soak determinism overload restarts attack fuzz oldest mutants audit clean
