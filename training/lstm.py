@@ -30,8 +30,8 @@ from training.configs import LSTM_PRESETS, ForecasterConfig, ForecasterFinetuneC
 from training.data import datasets
 from training.data.tables.read import AGGREGATES
 from training.evaluation import forecaster as m4
-from training.loops import forecaster_finetune
 from training.loops.forecaster import pretrain
+from training.loops.series import own_series, testing, tuning
 from training.options import Options, parse_options
 from training.run import Run, cosine_schedule, metric, set_learning_rate
 
@@ -89,13 +89,13 @@ NAMES = {"workshop": "sine-lstm", "strong": "series-lstm"}
 def main(argv: Sequence[str] | None = None) -> None:
     options, config = arguments(argv)
     if options.data_options["look"]:
-        forecaster_finetune.look(options)
+        own_series.look(options)
         return
     if isinstance(config, ForecasterFinetuneConfig) and options.data_options["version"]:
-        forecaster_finetune.backtest_version(options, config)
+        testing.backtest_version(options, config)
         return
     if isinstance(config, ForecasterFinetuneConfig):
-        forecaster_finetune.train(options, config, argv)
+        tuning.train(options, config, argv)
         return
     run = Run(options, config, argv)
     if isinstance(config, ForecasterConfig):

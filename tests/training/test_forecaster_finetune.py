@@ -25,7 +25,7 @@ from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import without_gaps
 from training.evaluation import backtest, generation
-from training.loops import forecaster_finetune
+from training.loops.series import own_series, testing
 from training.options import base_version
 
 SHORT = ["--season", "4", "--epochs", "8", "--batch", "32", "--learning-rate", "0.02", "--threads", "1"]
@@ -119,7 +119,7 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
 def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, start: str) -> None:
     names = ("", "untuned_", "naive_")
     metrics = {f"{name}quantile_loss": {"value": loss} for name, loss in zip(names, losses, strict=True)}
-    helped, sentence = forecaster_finetune.verdict(metrics)
+    helped, sentence = testing.verdict(metrics)
     assert sentence.startswith(start)
     assert helped == start.startswith("Fine-tuning helped")
 
@@ -228,7 +228,7 @@ def test_short_business_series_can_be_tuned_and_tested(count: int, frequency: st
     values = np.random.default_rng(0).poisson(50 + 40 * np.sin(2 * np.pi * np.arange(count) / season))
     pd.DataFrame({"day": days, "sold": values}).to_csv("short.csv", index=False)
     options, config = lstm.arguments(["--csv", "short.csv", "--name", "short"])
-    own = forecaster_finetune.read(options, config.horizon)
+    own = own_series.read(options, config.horizon)
     assert (own.table.season, own.horizon) == (season, horizon)
     assert own.traits == store.SeriesTraits(season=season, non_negative=True, integer=True)
     for part in ("validation", "test"):
@@ -243,7 +243,7 @@ def test_a_yearly_pattern_of_days_is_used_if_it_helps() -> None:
         days = pd.date_range("2021-01-01", periods=1300)
         pd.DataFrame({"day": days, "sold": values}).to_csv("days.csv", index=False)
         options, config = lstm.arguments(["--csv", "days.csv", "--name", "days"])
-        assert forecaster_finetune.read(options, config.horizon).traits.year == year
+        assert own_series.read(options, config.horizon).traits.year == year
 
 
 def test_a_random_walk_has_no_season(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from training.data.datasets import DataError
 from training.data.tables.read import ReadOptions, read_table
 from training.data.tables.table import without_gaps
 from training.evaluation import evaluate
-from training.loops import forecaster_finetune
+from training.loops.series import own_series
 
 DAYS = pd.date_range("2023-01-02", periods=160)
 PRICE = np.random.default_rng(0).choice([2.0, 2.5, 3.0], 160)
@@ -181,16 +181,16 @@ def test_known_columns_without_effect_are_reported(helps: bool) -> None:
     frame.to_csv("sales.csv", index=False)
     names = ["--known", "price,promo" if helps else "rain", "--column", "sold", "--season", "4"]
     options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", *names])
-    remarks = forecaster_finetune.read(options, config.horizon).table.remarks
+    remarks = own_series.read(options, config.horizon).table.remarks
     assert any("compare with a training without --known" in remark for remark in remarks) == (not helps)
 
 
 @pytest.mark.usefixtures("workspace")
 def test_test_values_of_covariates_influence_no_training() -> None:
     options, config = lstm.arguments(["--csv", "sales.csv", "--name", "a", "--known", "price", "--season", "4"])
-    before = forecaster_finetune.read(options, config.horizon).traits
+    before = own_series.read(options, config.horizon).traits
     frame = pd.read_csv("sales.csv")
     late = frame["day"] >= str(DAYS[125].date())
     frame.loc[late, ["price", "sold"]] *= 3
     frame.to_csv("sales.csv", index=False)
-    assert forecaster_finetune.read(options, config.horizon).traits == before
+    assert own_series.read(options, config.horizon).traits == before

@@ -30,8 +30,9 @@ from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
-from training.loops import cnn_finetune, forecaster_finetune, gan_finetune, language_model, time_budget
+from training.loops import cnn_finetune, gan_finetune, language_model, time_budget
 from training.loops import gan as gan_loop
+from training.loops.series import tuning
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}
 TEXT = "".join(f"line {i}: to be, or not to be, that is the question {i * i}\n" for i in range(300))
@@ -150,7 +151,7 @@ def test_published_weights_are_trained_again_on_all_data(
 
     monkeypatch.setattr(running.Run, "log", interrupt)
     monkeypatch.setattr(language_model, "MIN_STEPS_PER_VALIDATION", 1)
-    monkeypatch.setattr(forecaster_finetune, "MAX_STEPS_PER_EPOCH", 8)
+    monkeypatch.setattr(tuning, "MAX_STEPS_PER_EPOCH", 8)
     with pytest.raises(SystemExit, match=r"at step [138] of \d+; resume with"):
         train(stem)
     assert not (models / "mine").exists()

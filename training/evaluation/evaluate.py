@@ -27,7 +27,8 @@ from training import cnn, gan, lstm, rnn
 from training.data import datasets, texts
 from training.data.datasets import DataError
 from training.evaluation import generation, language_model, own_images
-from training.loops import forecaster_finetune, gan_finetune
+from training.loops import gan_finetune
+from training.loops.series import own_series, testing
 from training.options import store_of
 
 BFLOAT16_TOLERANCE = 0.002  # between processors with and without bfloat16
@@ -70,7 +71,7 @@ def _read_table(card: store.Card, models: Path) -> Any:
     """The series, and the version with which the training started."""
     options, config = lstm.arguments(_command(card)[1])
     base = next(name for name in card.data if "@" in name and ":" not in name)
-    return forecaster_finetune.read(
+    return own_series.read(
         replace(options, store=models, data_options={**options.data_options, "origin": base}),
         config.horizon,  # type: ignore[union-attr]
     )
@@ -87,7 +88,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
 SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
-    "training.lstm": Script(lstm.evaluate, None, _read_table, forecaster_finetune.measure),
+    "training.lstm": Script(lstm.evaluate, None, _read_table, testing.measure),
     "training.gan": Script(
         generation.evaluate, generation.load_reference_classifier, _read_labelled_images, gan_finetune.measure
     ),

@@ -1,7 +1,7 @@
 """Training of the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
 
 ``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all members in one step and can be
-distributed; training/loops/forecaster_finetune.py uses it for own series.
+distributed; training/loops/series/ uses it for own series.
 """
 
 from __future__ import annotations

@@ -1,0 +1,187 @@
+"""Own series: read from a file, split, with their traits and the version to fine-tune."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from app import store
+from app.tasks.covariates import PRIOR_VALUES, differences
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.seasonality import MIN_YEARS
+from training.data.datasets import DataError
+from training.data.tables.read import ReadOptions, read_table
+from training.data.tables.table import Table, describe, summary, without_gaps
+from training.evaluation import backtest
+from training.evaluation.backtest import Split
+from training.evaluation.report import results
+from training.loops import distributed
+from training.loops.series.validation import Validation
+from training.options import Options, base_version
+
+MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
+DEFAULT_HORIZON = 12  # steps, for series without a season
+YEARS = {"day": 365.25, "business day": 260.9}  # values per year
+MAX_YEAR_FORECASTS = 200  # that decide whether a yearly pattern is removed
+MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must reduce it
+
+
+@dataclass(frozen=True)
+class OwnSeries:
+    """Own series, split for training, validation and testing; the forecast horizon; and the version to fine-tune.
+
+    ``traits``: season, year and kind of values, for the card. ``references``: for the report of ``--backtest``.
+    """
+
+    table: Table
+    splits: list[Split]
+    horizon: int
+    base: store.Version
+    traits: store.SeriesTraits
+    references: results.References | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the table's values."""
+        return self.table.sha256
+
+
+def read_options(options: Options) -> ReadOptions:
+    """The options of the command line that say how to read a table."""
+    own = options.data_options
+    names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
+    return ReadOptions(**{name: own[flag] for name, flag in names.items()})
+
+
+def look(options: Options) -> None:
+    """Print how the table is read. Exits with status 2 and a message if it is rejected."""
+    try:
+        table = read_table(options.data_options["csv"], read_options(options))
+    except DataError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    shown = describe(table)
+    if options.data_options["json"]:
+        print(json.dumps(shown, ensure_ascii=False))
+        return
+    print(summary(table))
+    for series in shown["series"]:
+        first, last = (
+            ", ".join("missing" if x is None else f"{x:g}" for x in series[key]) for key in ("first", "last")
+        )
+        print(f"{series['name']}: from {series['start']}: {first} ... {last}; {series['missing']} missing")
+    print("".join(f"  {remark}\n" for remark in table.remarks), end="")
+
+
+def report(table: Table) -> None:
+    """Print a summary of the table and its first remarks."""
+    distributed.print_once(summary(table))
+    for remark in table.remarks[:MAX_PRINTED_REMARKS]:
+        distributed.print_once(f"  {remark}")
+    if len(table.remarks) > MAX_PRINTED_REMARKS:
+        hidden = len(table.remarks) - MAX_PRINTED_REMARKS
+        distributed.print_once(f"  ... and {hidden:,} more; all are in remarks.txt in the run folder")
+
+
+def read(options: Options, horizon: int) -> OwnSeries:
+    """Read the file and the version that the options name.
+
+    ``horizon`` 0: one season, or DEFAULT_HORIZON without a season; at most the horizon of the network, and so much that
+    short series can be split.
+
+    Raises:
+        DataError: the table or the version cannot be used.
+    """
+    own = options.data_options
+    table = without_gaps(read_table(own["csv"], read_options(options)))
+    base = base_version(options, ("forecaster",))
+    if base is None:
+        raise DataError("--from scratch: own series need a published forecaster to fine-tune; omit --from")
+    needed = base.card.series.known if base.card.series else None
+    names = [column.name for column in needed.columns] if needed else []
+    if needed and names != list(table.covariates):
+        calendar = f" --holidays {needed.calendar.country}" if needed.calendar else ""
+        known = f" --known {','.join(needed.named)}" if needed.named else ""
+        raise DataError(f"{label(base)} reads the known columns {', '.join(names)}; type{known}{calendar}")
+    if horizon < 0:
+        raise DataError(f"--horizon is {horizon}; allowed are 1 or more, or 0 for one season")
+    default = min(table.season if table.season > 1 else DEFAULT_HORIZON, base.card.sizes["horizon"])
+    horizon = horizon or min(default, backtest.longest_horizon(table))
+    splits = backtest.split(table, horizon)
+    return OwnSeries(table, splits, horizon, base, _traits(table, splits, horizon, base))
+
+
+def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
+    """The season and the kind of the values; covariates; the year, if the base version forecasts better without it.
+
+    The effects of covariates are proportional if the base version then has the lower validation loss.
+    """
+    values = np.concatenate([split.series.values[split.series.known] for split in splits])
+    integer = bool((values % 1 == 0).all())
+    traits = store.SeriesTraits(season=table.season, non_negative=bool((values >= 0).all()), integer=integer)
+    year = YEARS.get(table.frequency)
+    if min(split.validation for split in splits) < MIN_YEARS * (year or np.inf):
+        year = None
+    if year is None and not table.covariates:
+        return traits
+    origins = backtest.origins(splits, table.season, horizon, "validation").subset(MAX_YEAR_FORECASTS)
+
+    def loss(tried: store.SeriesTraits) -> float:
+        forecaster = GlobalForecaster(with_traits(base, tried), torch.device("cpu"))
+        return Validation(forecaster, origins)(forecaster.network)
+
+    if table.covariates:
+        forms = [traits.model_copy(update={"known": _known(table, splits, form)}) for form in (False, True)]
+        without, *losses = map(loss, (traits, *forms))
+        traits = forms[losses[1] < losses[0]]
+        form = "shares of the usual value" if losses[1] < losses[0] else "sums"
+        table.remarks.append(
+            f"known columns: {', '.join(table.covariates)}; effects are {form}; validation loss of {base.card.name} "
+            f"{min(losses):.3f}, without them {without:.3f}"
+        )
+        if min(losses) > (1 - MIN_IMPROVEMENT) * without:
+            table.remarks.append("the known columns hardly lower this loss: compare with a training without --known")
+    yearly = traits.model_copy(update={"year": year})
+    return yearly if year and loss(yearly) < loss(traits) else traits
+
+
+def _known(table: Table, splits: list[Split], proportional: bool) -> store.KnownCovariates:
+    """The known columns with their means, deviations and coefficients in the training parts of all series.
+
+    Raises:
+        DataError: a column does not vary there.
+    """
+    parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
+    together = np.concatenate([covariates for _, covariates in parts])
+    unit = np.abs(together).max(axis=0) + (together == 0).all(axis=0)  # scale first, so that no square overflows
+    means, scales = ((together / unit).mean(axis=0) * unit, (together / unit).std(axis=0) * unit)
+    for name, scale, largest in zip(table.covariates, scales, unit, strict=True):
+        if scale <= 1e-9 * largest:
+            raise DataError(f"{table.name}: known column {name!r} does not vary in the training part; leave it out")
+    columns = [
+        store.KnownColumn(name=name, mean=mean, scale=scale, coefficient=0.0)
+        for name, mean, scale in zip(table.covariates, means.tolist(), scales.tolist(), strict=True)
+    ]
+    known = store.KnownCovariates(columns=columns, proportional=proportional, calendar=table.calendar)
+    precision, product = PRIOR_VALUES * np.eye(len(columns)), np.zeros(len(columns))
+    for values, covariates in parts:
+        _, inputs_change, change = differences(values, covariates, table.season, known)
+        precision += inputs_change.T @ inputs_change
+        product += inputs_change.T @ change
+    coefficients = np.linalg.solve(precision, product).tolist()
+    fitted = [
+        column.model_copy(update={"coefficient": value}) for column, value in zip(columns, coefficients, strict=True)
+    ]
+    return known.model_copy(update={"columns": fitted})
+
+
+def with_traits(version: store.Version, traits: store.SeriesTraits) -> store.Version:
+    return replace(version, card=version.card.model_copy(update={"series": traits}))
+
+
+def label(version: store.Version) -> str:
+    return f"{version.card.name}@{version.card.version}"

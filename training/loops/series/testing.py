@@ -1,0 +1,177 @@
+"""Own series: the tuned network on the test part, compared with the unchanged one, and the report of a backtest."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import store
+from app.networks.forecaster import QUANTILES, ForecasterSizes
+from app.tasks.forecasting import GlobalForecaster
+from training.configs import ForecasterFinetuneConfig
+from training.data.datasets import DataError
+from training.evaluation import backtest
+from training.evaluation.backtest import Origins
+from training.evaluation.forecaster import Example, draw_samples, forecast_series
+from training.evaluation.report import page, results
+from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, read, report, with_traits
+from training.options import Options
+from training.run import Run
+
+MAX_TEST_FORECASTS = 5000
+MAX_ETS_SECONDS = 60.0  # of a backtest report
+
+
+def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Forecast:
+    """A forecaster as a method that can be backtested on these origins."""
+    return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon, origins.covariates)
+
+
+def measure(forecaster: GlobalForecaster, own: OwnSeries) -> dict[str, Any]:
+    """The test metrics of the fine-tuned forecaster, of the base version, and of seasonal naive."""
+    origins = backtest.origins(own.splits, own.table.season, own.horizon, "test").subset(MAX_TEST_FORECASTS)
+    untuned = {"untuned_": own.base}
+    if own.traits.known:
+        untuned["untuned_known_"] = with_traits(own.base, own.traits)
+    methods = {
+        "": as_method(forecaster, origins),
+        **{
+            prefix: as_method(GlobalForecaster(version, forecaster.device), origins)
+            for prefix, version in untuned.items()
+        },
+        "naive_": backtest.seasonal_naive,
+    }
+    return backtest.card_metrics(origins, methods)
+
+
+def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
+    """Return whether fine-tuning helped, and a sentence about it.
+
+    It helped if the quantile loss is below that of the base version and that of the seasonal naive forecast.
+    """
+    tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
+    losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
+    if known := metrics.get("untuned_known_quantile_loss"):
+        losses += f"; before fine-tuning, but with the known columns, {known['value']:.3f}"
+    if tuned > (1 - MIN_IMPROVEMENT) * base:
+        return False, f"Fine-tuning did not help: {losses}"
+    if tuned >= naive:
+        return False, f"Fine-tuning did not help enough: {losses}"
+    return True, f"Fine-tuning helped: {losses}"
+
+
+def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, Any]:
+    """The card without its metrics."""
+    table, base, count = own.table, own.base.card, len(own.splits)
+    names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
+    season = f"season {table.season}" if table.season > 1 else "no season"
+    season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
+    season += f", known columns {', '.join(table.covariates)}" if table.covariates else ""
+    return {
+        "task": "forecast",
+        "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
+        "kind": "forecaster",
+        "sizes": asdict(sizes),
+        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
+        "outputs": [
+            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
+            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
+        ],
+        "series": own.traits.model_dump(),
+        "data": {f"csv:{table.name}": own.sha256, f"{base.name}@{base.version}": base.weights_sha256},
+        "notes": (
+            f"Fine-tuned from {base.name}@{base.version}. {verdict}. {count:,} series, one value per "
+            f"{table.frequency}, {season}. The last quarter of each series was tested, at most "
+            f"{backtest.MAX_TEST_HORIZONS} horizons of {own.horizon} steps. The fifth before it was used for "
+            f"validation, at most {backtest.MAX_VALIDATION_HORIZONS} horizons: of the averaged weights, those with "
+            f"the lowest validation loss were kept. {len(table.remarks):,} repairs or omissions in the table."
+        ),
+    }
+
+
+def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], str, bool]:
+    """Evaluate the test part once, with the code that serves.
+
+    Returns the card, a sentence on whether fine-tuning helped, and whether to publish: if it helped, or with --force.
+    """
+    forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
+    metrics = measure(forecaster, own)
+    helped, reason = verdict(metrics)
+    card = {**card_of(own, network.sizes, reason), "metrics": metrics}
+    draw_samples(run.folder / "samples.png", examples(forecaster, own))
+    if own.references:
+        write_backtest(run.folder, own, forecaster, own.base, run.options.name, run.command)
+    return card, reason, helped or run.options.data_options["force"]
+
+
+def references(options: Options, own: OwnSeries) -> results.References:
+    """The forecasts without network of a report, within a tenth of ``--minutes``."""
+    seconds = MAX_ETS_SECONDS if options.minutes is None else min(MAX_ETS_SECONDS, 6 * options.minutes)
+    return results.references(own.splits, own.table.season, own.horizon, seconds)
+
+
+def write_backtest(
+    folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: store.Version | None, name: str, command: str
+) -> Path:
+    """Write the report of a forecaster, and of the version that it was fine-tuned from; return its picture.
+
+    ``name``: of the forecaster.
+    """
+    assert own.references is not None
+    networks, explanations = {}, {}
+    tuned = f"{name}, tuned"
+    if base is not None:
+        untuned = f"{label(base)}, not tuned"
+        networks[untuned] = as_method(GlobalForecaster(base, forecaster.device), own.references.origins)
+        explanations[untuned] = "the published network, which has not been trained on this table"
+        explanations[tuned] = f"{label(base)}, fine-tuned on the values before the validation part of each series"
+    else:
+        tuned = name
+        explanations[tuned] = "the published network"
+    networks[tuned] = as_method(forecaster, own.references.origins)
+    compared = own.references.compare(own.table, len(own.splits), networks)
+    return page.write(folder, compared, command, explanations)
+
+
+def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None:
+    """Write the report of the published version that ``--version`` names, without training.
+
+    Raises:
+        DataError: the table or the version cannot be used, or the version was trained on all rows of the table.
+    """
+    own = read(options, config.horizon)
+    report(own.table)
+    card, version = own.base.card, label(own.base)
+    same = f"csv:{own.table.name}" in card.data or own.sha256 in card.data.values()
+    if same and card.refit_steps is not None:
+        raise DataError(
+            f"--version {version}: it was trained on all rows of {own.table.name}, so its errors on them would be too "
+            "low; its backtest.png shows the errors before that. Type --backtest without --version to train and measure"
+        )
+    own = replace(own, references=references(options, own))
+    folder = options.runs / card.name / f"backtest-{datetime.now(UTC).strftime('%Y-%m-%dT%H-%M-%S')}"
+    folder.mkdir(parents=True)
+    command = shlex.join(["python", "-m", options.script, *sys.argv[1:]])
+    forecaster = GlobalForecaster(own.base, torch.device(options.device))
+    write_backtest(folder, own, forecaster, None, version, command)
+    print(f"wrote {folder / 'backtest.html'} and backtest.png")
+
+
+def examples(forecaster: GlobalForecaster, own: OwnSeries) -> list[Example]:
+    """The last horizon of up to eight series, with its forecast."""
+    result = []
+    for split in own.splits[:: -(-len(own.splits) // 8)]:
+        past, actual = np.split(split.series.values, [len(split.series.values) - own.horizon])
+        covariates = split.series.covariates[-own.horizon - backtest.MAX_PAST :]
+        (forecast,) = forecast_series(
+            forecaster, [past[-backtest.MAX_PAST :]], own.table.season, own.horizon, [covariates]
+        )
+        result.append(Example(split.series.name, past, actual, forecast))
+    return result

@@ -1,0 +1,142 @@
+"""Own series: fine-tune a published forecaster on a CSV file, and compare it with the unchanged one.
+
+Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing is published without ``--force``.
+If it does, the published weights are trained again on all rows; see ``training.refit``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from app.networks.forecaster import ForecasterSizes
+from app.tasks.covariates import covariate_effect
+from app.tasks.forecasting import GlobalForecaster
+from app.tasks.seasonality import yearly_pattern
+from training import refit
+from training.best_weights import BestWeights
+from training.configs import ForecasterFinetuneConfig
+from training.data.series_windows import Source, WindowSampler
+from training.data.tables.table import to_json_lines
+from training.evaluation import backtest
+from training.loops import distributed, time_budget
+from training.loops.forecaster import Trainer
+from training.loops.series.own_series import OwnSeries, read, report, with_traits
+from training.loops.series.testing import evaluate, references
+from training.loops.series.validation import Validation
+from training.options import Options
+from training.run import Run, cosine_schedule
+
+MIN_STEPS_PER_EPOCH, MAX_STEPS_PER_EPOCH = 8, 40  # each epoch ends with a validation
+MAX_VALIDATION_FORECASTS = 1000
+
+
+def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
+    """Read, fine-tune, measure, fine-tune again on all rows, and publish."""
+    own = read(options, config.horizon)
+    report(own.table)
+    run = Run(options, config, argv, own.sha256)
+    run.write_file("remarks.txt", "".join(f"{remark}\n" for remark in own.table.remarks))
+    run.write_file("series.jsonl", to_json_lines(own.table))
+    if options.data_options["backtest"] and distributed.rank() == 0:
+        own = replace(own, references=references(options, own))
+    network, steps = finetune(run, config, own)
+    card, reason, publishes = distributed.from_rank_zero(lambda: evaluate(run, own, network))
+    if publishes and refit.is_planned(options):
+        network = finetune_again(run, config, own, *steps)
+        card = refit.describe(card, steps[0])
+    if distributed.rank() == 0:
+        finish(run, card, network, publishes)
+        print(f"{reason}." if publishes else f"{reason}. Nothing was published; --force publishes anyway.")
+    distributed.exit_process()
+
+
+def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
+    """Windows of the values of each series up to an end, without the effect of covariates and the yearly pattern."""
+    parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
+    pasts = [series.values[:end] for series, end in parts]
+    if own.traits.known:
+        pasts = [
+            values - covariate_effect(values, series.covariates[:end], own.table.season, own.traits.known)
+            for values, (series, end) in zip(pasts, parts, strict=True)
+        ]
+    if own.traits.year:
+        pasts = [values - yearly_pattern(values, own.traits.year, 0) for values in pasts]
+    series = [torch.from_numpy(values) for values in pasts]
+    source = Source(series, own.table.season, min(own.horizon, sizes.horizon), share=1.0)
+    return WindowSampler([source], sizes.context, sizes.horizon)
+
+
+def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:
+    """The config with a batch for all processes, and an average that covers at most 5 % of the steps."""
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / steps))
+    return replace(config, batch=distributed.divisible_batch(config.batch), ema_decay=ema_decay)
+
+
+def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tuple[Any, tuple[int, int]]:
+    """Fine-tune the base network on the training parts.
+
+    Returns the averaged network with the lowest validation loss, the number of steps after which it was reached, and
+    the number of all steps.
+    """
+    options, season = run.options, own.table.season
+    network: Any = own.base.network()
+    ends = [split.validation for split in own.splits]
+    sampler = window_sampler(own, network.sizes, ends)
+    steps_per_epoch = min(max(sum(ends) // config.batch, MIN_STEPS_PER_EPOCH), MAX_STEPS_PER_EPOCH)
+
+    def start_dummy_run() -> Callable[[int], object]:
+        discarded = Trainer(copy.deepcopy(network), sampler, _averaged(config, 1), options.seed, options.device)
+        return lambda step: discarded.update(step, config.learning_rate)
+
+    def rehearse() -> float:
+        finish(run, evaluate(run, own, network)[0], network, publishes=True)
+        return 0.0
+
+    steps = config.epochs * steps_per_epoch
+    budget = time_budget.plan(run, steps, start_dummy_run, rehearse, refit.is_planned(options))
+    config = _averaged(config, budget.steps)
+    validation = Validation(
+        GlobalForecaster(with_traits(own.base, own.traits), torch.device(options.device)),
+        backtest.origins(own.splits, season, own.horizon, "validation").subset(MAX_VALIDATION_FORECASTS),
+    )
+    trainer = Trainer(network, sampler, config, options.seed, options.device)
+    best = BestWeights(trainer.average.module)
+    best.update(trainer.average.module, validation(trainer.average.module))
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer, best=best)
+    for step in run.steps(budget):
+        total = budget()
+        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
+        if (step + 1) % steps_per_epoch == 0 or step + 1 == total:
+            validation_loss = validation(trainer.average.module)
+            best.update(trainer.average.module, validation_loss, step + 1)
+            run.log(epoch=-(-(step + 1) // steps_per_epoch), loss=loss, validation_loss=validation_loss)
+    trainer.average.module.load_state_dict(best.weights)
+    return trainer.average.module, (int(best.steps), budget.steps)
+
+
+def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:
+    """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; returns the average."""
+    network: Any = own.base.network()
+    sampler = window_sampler(own, network.sizes, [len(split.series.values) for split in own.splits])
+    trainer = Trainer(network, sampler, _averaged(config, total), run.options.seed, run.options.device)
+    run.begin_refit()
+    run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
+    for step in run.steps(steps):
+        loss = trainer.update(step, config.learning_rate * cosine_schedule(step, total))
+        if (step + 1) % MAX_STEPS_PER_EPOCH == 0 or step + 1 == steps:
+            run.log(loss=loss)
+    return trainer.average.module
+
+
+def finish(run: Run, card: dict[str, Any], network: Any, publishes: bool) -> None:
+    """Write the card and, if ``publishes``, publish the network with its pictures."""
+    drawn = [run.folder / name for name in ("samples.png", "backtest.png") if (run.folder / name).exists()]
+    pictures = {"curves.png": run.plot_curves()} | {path.name: path for path in drawn}
+    run.finish(card, network, pictures, publish=publishes)
+    if (run.folder / "backtest.html").exists() and not run.rehearsing:
+        print(f"wrote {run.folder / 'backtest.html'}")
