@@ -29,7 +29,7 @@ FORBIDDEN_IMPORTS = {  # imports of other modules in the same layer
 }
 TRAINING_LAYERS = (
     (
-        *("training.best_weights", "training.configs", "training.options", "training.run", "training.publishing"),
+        *("training.configs", "training.options", "training.run", "training.publishing"),
         "training.refit",
         *("training.data.datasets", "training.evaluation.speed", "training.loops.distributed"),
     ),

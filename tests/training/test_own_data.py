@@ -25,13 +25,13 @@ from app.networks import build
 from app.tasks.image_codecs import ImageDecoder
 from training import cnn, gan, lstm, rnn
 from training import run as running
-from training.best_weights import BestWeights
 from training.configs import CNN_OWN, RNN_OWN
 from training.data import image_folders, shapes, texts
 from training.data.datasets import DataError
 from training.evaluation import evaluate, generation
 from training.loops import cnn_finetune, gan_finetune, language_model, time_budget
 from training.loops import gan as gan_loop
+from training.loops.best_weights import BestWeights
 from training.loops.series import tuning
 
 WHITENED: dict[str, Any] = {"widths": [8, 8, 8], "label_smoothing": 0.2}

@@ -21,11 +21,11 @@ from app.networks import build
 from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.tasks.precision import fast_bfloat16
-from training.best_weights import BestWeights
 from training.configs import RnnConfig
 from training.data.texts import WINDOW
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
+from training.loops.best_weights import BestWeights
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # with --minutes

@@ -18,12 +18,12 @@ from app.tasks.covariates import covariate_effect
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import yearly_pattern
 from training import refit
-from training.best_weights import BestWeights
 from training.configs import ForecasterFinetuneConfig
 from training.data.series_windows import Source, WindowSampler
 from training.data.tables.table import to_json_lines
 from training.evaluation import backtest
 from training.loops import distributed, time_budget
+from training.loops.best_weights import BestWeights
 from training.loops.forecaster import Trainer
 from training.loops.series.own_series import OwnSeries, read, report, with_traits
 from training.loops.series.testing import evaluate, references
