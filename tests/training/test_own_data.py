@@ -343,6 +343,25 @@ def test_a_rehearsal_publishes_and_prints_nothing(workspace: Path, capsys: pytes
     assert not (workspace / "models_store" / "mine" / "2").exists()
 
 
+def test_a_short_training_of_a_generator_spends_little_on_its_evaluation(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, trained = generation.label_classifier, []
+
+    def label_classifier(*arguments: Any) -> Any:
+        trained.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(gan_finetune, "label_classifier", label_classifier)
+    arguments = ["--images", "shapes", "--batch", "16", "--size", "28", "--name", "mine", "--threads", "1"]
+    gan.main([*arguments, "--minutes", "0.001"])
+    assert len(trained) == 1  # not again for the evaluation after the training
+    metrics = store.read_version(workspace / "models_store", "mine", 1).card.metrics
+    assert "the nearest of 14 training images: 50 samples" in metrics["nearest_neighbour_ratio"].split
+    assert " trained for 1 steps on " in metrics["label_accuracy"].split
+    assert evaluate.main(["mine"]) == 0
+
+
 # --- folders
 
 

@@ -79,9 +79,8 @@ def _read_table(card: store.Card, models: Path) -> Any:
 
 def _read_labelled_images(card: store.Card, models: Path) -> Any:
     options, _ = gan.arguments(_command(card)[1])
-    return gan_finetune.read(
-        options.data_options["images"], options.data_options["size"], options.data_options["colour"], options.name
-    )
+    own = options.data_options
+    return gan_finetune.reference(options, gan_finetune.read(own["images"], own["size"], own["colour"], options.name))
 
 
 # By the module that the command on a card names. Add one line here for each new training script.

@@ -27,7 +27,7 @@ SAMPLES = 10_000  # evaluated images: as many generated as real ones
 CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
-LABEL_CLASSIFIER_STEPS = 400
+LABEL_CLASSIFIER_STEPS = 800  # of a classifier of own images; its batch is small, because such data are
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
@@ -223,8 +223,8 @@ def conditional_metrics(
     }
 
 
-def label_classifier(images: Tensor, labels: Tensor, classes: int) -> Any:
-    """A classifier of real images, to check the labels of samples: trained for 400 steps on uint8 [N, C, S, S]."""
-    config = replace(SAMPLE_CLASSIFIER, batch=min(SAMPLE_CLASSIFIER.batch, len(images)), ema_decay=0.98)
+def label_classifier(images: Tensor, labels: Tensor, classes: int, steps: int) -> Any:
+    """A classifier of real images, to check the labels of samples: trained on uint8 images [N, C, S, S]."""
+    config = replace(SAMPLE_CLASSIFIER, batch=min(32, len(images)), learning_rate=4e-3, ema_decay=0.98)
     sizes = {"conv": CLASSIFIER_WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
-    return sample_classifier(config, images, labels, sizes, LABEL_CLASSIFIER_STEPS, "reader")
+    return sample_classifier(config, images, labels, sizes, steps, "reader")

@@ -28,6 +28,7 @@ from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate
 
 MAX_PREVIEWS = 25  # sheets of samples that a run saves, at most one per epoch
+PREVIEWS_PER_MINUTE = 6  # with --minutes
 RECALIBRATION_BATCHES = 100  # from which the final statistics of the batch norms are computed
 PREVIEW_BATCHES = 5  # the same, for a preview
 
@@ -219,8 +220,9 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
         generator_optimizer=trainer.generator_optimizer,
         discriminator_optimizer=trainer.discriminator_optimizer,
     )
-    per_epoch = len(images) // config.batch
-    shuffled_epoch, preview_every = -1, max(1, total() // per_epoch // MAX_PREVIEWS)
+    per_epoch, minutes = len(images) // config.batch, run.options.minutes
+    previews = MAX_PREVIEWS if minutes is None else min(MAX_PREVIEWS, 1 + int(PREVIEWS_PER_MINUTE * minutes))
+    shuffled_epoch, preview_every = -1, max(1, total() // per_epoch // previews)
     for step in run.steps(total):
         epoch, position = divmod(step, per_epoch)
         if shuffled_epoch != epoch:

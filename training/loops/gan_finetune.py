@@ -8,12 +8,14 @@ images, and, with several labels, whether a classifier trained on the real image
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from app.networks.gan import ConditionalSizes
 from app.tasks.image_generation import ImageSampler
@@ -22,14 +24,21 @@ from training.data import image_folders
 from training.data.datasets import DataError
 from training.data.image_batches import accuracy_of
 from training.data.image_dataset import ImageDataset, keep_trainable, print_summary
+from training.evaluation import generation
 from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_classifier, nearest_distances
 from training.loops import distributed, time_budget
+from training.loops import gan as gan_loop
 from training.loops.gan import conditional_trainer, fit, save_sheet
 from training.options import Options
 from training.run import Run, metric
 
 MIN_IMAGES = 64  # different images in total
 SAMPLES = 1000  # generated images that are evaluated
+MAX_HELD_OUT = 2000  # real images that are evaluated
+# With --minutes, so that a short training does not spend them on its evaluation. At most as many as without --minutes.
+CLASSIFIER_STEPS_PER_MINUTE = 600
+COMPARED_PER_MINUTE = 20_000  # training images among which the nearest one is searched
+MIN_RECALIBRATION_BATCHES, RECALIBRATION_BATCHES_PER_MINUTE = 20, 40
 
 
 def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
@@ -43,25 +52,105 @@ def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
     return dataset
 
 
-def measure(sampler: ImageSampler, dataset: ImageDataset) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Reference:
+    """Own images, with which samples are compared. Some are held out: a generator does not train on them.
+
+    Attributes:
+        dataset: the images.
+        classifier_steps: of the training of the classifier that checks the labels of samples.
+        max_compared: training images among which the nearest one is searched.
+    """
+
+    dataset: ImageDataset
+    classifier_steps: int
+    max_compared: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the images and their labels."""
+        return self.dataset.sha256
+
+    @cached_property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """The images [N, C, S, S] and labels [N] of the training."""
+        indices = self.dataset.split()[0]
+        return self.dataset.images[indices], self.dataset.labels[indices]
+
+    @cached_property
+    def held_out(self) -> tuple[Tensor, Tensor]:
+        """At most MAX_HELD_OUT of the other images, and their labels."""
+        indices = at_most(MAX_HELD_OUT, torch.cat(self.dataset.split()[1:]))
+        return self.dataset.images[indices], self.dataset.labels[indices]
+
+    @cached_property
+    def compared(self) -> Tensor:
+        """The training images among which the nearest one is searched."""
+        return at_most(self.max_compared, self.train[0])
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """The median distance of held-out images to the nearest training image."""
+        return nearest_distances(self.held_out[0], self.compared).median()
+
+    @cached_property
+    def classifier(self) -> Any:
+        """A classifier that is trained on the real images."""
+        return label_classifier(*self.train, len(self.dataset.classes), self.classifier_steps)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """The accuracy of the classifier on held-out images."""
+        return accuracy_of(self.classifier, *self.held_out)
+
+    def prepare(self) -> None:
+        """Compute what the evaluation of all generators needs."""
+        _ = self.distance, len(self.dataset.classes) > 1 and self.accuracy
+
+
+def reference(options: Options, dataset: ImageDataset) -> Reference:
+    """The real images for the evaluation of a training with these options."""
+    steps, minutes = generation.LABEL_CLASSIFIER_STEPS, options.minutes
+    if minutes is None:
+        return Reference(dataset, steps, len(dataset.labels))
+    steps = min(steps, 1 + int(CLASSIFIER_STEPS_PER_MINUTE * minutes))
+    return Reference(dataset, steps, 1 + int(COMPARED_PER_MINUTE * minutes))
+
+
+def at_most(count: int, tensor: Tensor) -> Tensor:
+    """At most ``count`` entries of the first dimension, at equal distances."""
+    return tensor[:: max(1, -(-len(tensor) // count))]
+
+
+def recalibration_batches(options: Options) -> int:
+    """The number of batches from which the final statistics of the batch norms are computed."""
+    if options.minutes is None:
+        return gan_loop.RECALIBRATION_BATCHES
+    planned = max(MIN_RECALIBRATION_BATCHES, int(RECALIBRATION_BATCHES_PER_MINUTE * options.minutes))
+    return min(gan_loop.RECALIBRATION_BATCHES, planned)
+
+
+def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
     """The metrics of a published generator, compared with the images that were not used in its training."""
-    train, validation, test = dataset.split()
-    held_out = torch.cat([validation, test])
     latents = sampler.parse(SAMPLES, None, 0)
     samples = torch.from_numpy(sampler.predict([latents])[0])
-    train_images, other_images = dataset.images[train], dataset.images[held_out]
-    ratio = nearest_distances(samples, train_images).median() / nearest_distances(other_images, train_images).median()
-    split = f"median pixel distance to the nearest training image: {SAMPLES:,} samples over {len(held_out):,} others"
+    held_out = len(real.held_out[1])
+    ratio = nearest_distances(samples, real.compared).median() / real.distance
+    split = (
+        f"median pixel distance to the nearest of {len(real.compared):,} training images: {SAMPLES:,} samples over "
+        f"{held_out:,} others"
+    )
     metrics = {"nearest_neighbour_ratio": metric(ratio.item(), split, 3)}
-    if len(dataset.classes) == 1:
+    if len(real.dataset.classes) == 1:
         return metrics
-    network = label_classifier(train_images, dataset.labels[train], len(dataset.classes))
-    by = f"classified by a {SAMPLE_CLASSIFIER.kind} {CLASSIFIER_WIDTHS} trained on {len(train):,} real images"
-    accuracy = accuracy_of(network, samples, torch.as_tensor(latents.classes))
-    real_accuracy = accuracy_of(network, other_images, dataset.labels[held_out])
+    by = (
+        f"classified by a {SAMPLE_CLASSIFIER.kind} {CLASSIFIER_WIDTHS} trained for {real.classifier_steps:,} steps on "
+        f"{len(real.train[1]):,} real images"
+    )
+    accuracy = accuracy_of(real.classifier, samples, torch.as_tensor(latents.classes))
     return metrics | {
         "label_accuracy": metric(accuracy, f"{SAMPLES:,} samples of seed 0, {by}", 2),
-        "label_accuracy_of_real": metric(real_accuracy, f"{len(held_out):,} other real images, {by}", 2),
+        "label_accuracy_of_real": metric(real.accuracy, f"{held_out:,} other real images, {by}", 2),
     }
 
 
@@ -74,9 +163,9 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
     distributed.print_once(f"the images are {'grey' if dataset.images.shape[1] == 1 else 'coloured'}")
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
-    train_indices = dataset.split()[0]
-    images, labels = dataset.images[train_indices].to(options.device), dataset.labels[train_indices].to(options.device)
-    config = replace(config, batch=distributed.divisible_batch(min(config.batch, len(train_indices))))
+    real = reference(options, dataset)
+    images, labels = (part.to(options.device) for part in real.train)
+    config = replace(config, batch=distributed.divisible_batch(min(config.batch, len(images))))
     sizes = ConditionalSizes(config.latent, len(dataset.classes), channels=images.shape[1], image=images.shape[-1])
 
     def start_dummy_run() -> Callable[[int], object]:
@@ -84,26 +173,28 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
         real = images[: config.batch].float() / 127.5 - 1
         return lambda step: other.update(real, labels[: config.batch], step, config.learning_rate)
 
-    per_epoch = len(train_indices) // config.batch
+    per_epoch = len(images) // config.batch
+    batches = recalibration_batches(options)
 
     def rehearse() -> float:
-        publish(run, dataset, conditional_trainer(config, options.device, sizes).averaged_generator())
+        publish(run, real, conditional_trainer(config, options.device, sizes).averaged_generator(batches))
         return 0.0
 
+    if options.minutes is not None and distributed.rank() == 0:
+        real.prepare()  # once, so that neither the rehearsal nor the evaluation contains it
     budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # covers at most 5 % of a short run
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)
     fit(run, trainer, images, labels, budget)
     if distributed.rank() == 0:
-        publish(run, dataset, trainer.averaged_generator())
+        publish(run, real, trainer.averaged_generator(batches))
     distributed.exit_process()
 
 
-def publish(run: Run, dataset: ImageDataset, network: Any) -> None:
+def publish(run: Run, real: Reference, network: Any) -> None:
     """Evaluate with the serving code, write the card, and publish."""
-    sizes = network.sizes
-    train_indices = dataset.split()[0]
+    sizes, dataset = network.sizes, real.dataset
     card = {
         "task": "sample",
         "title": f"Generates images of {', '.join(dataset.classes)}"[:200],
@@ -117,12 +208,12 @@ def publish(run: Run, dataset: ImageDataset, network: Any) -> None:
         "labels": dataset.classes,
         "data": {f"images:{dataset.name}": dataset.sha256},
         "notes": (
-            f"{dataset.describe_classes()}; trained on {len(train_indices):,} of these images. The generator's weights "
+            f"{dataset.describe_classes()}; trained on {len(real.train[1]):,} of these images. The generator's weights "
             f"are an average over steps. {len(dataset.skipped):,} files were skipped."
         ),
     }
     sampler = run.predictor(ImageSampler, card, network)
-    card["metrics"] = measure(sampler, dataset)
+    card["metrics"] = measure(sampler, real)
     pixels: np.ndarray = sampler.predict([class_rows(sampler, 10)])[0]
     samples = save_sheet(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
