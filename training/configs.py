@@ -82,6 +82,7 @@ class GanConfig:
     ema_decay: Annotated[float, "decay of the moving average of the generator's weights, per step"]
     r1_penalty: Annotated[float, "weight of the R1 gradient penalty"]  # Mescheder et al. 2018
     r1_interval: Annotated[int, "steps between two gradient penalties"]
+    bfloat16: Annotated[int, "compute convolutions in bfloat16 where the processor supports it", SWITCH]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class RnnConfig:
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
     validation: Annotated[float, "share of the training text held out for validation, in ten places"]
-    bfloat16: bool  # compute in bfloat16 where that is faster; not for character-rnn
+    bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
 
 
 @dataclass(frozen=True)
@@ -258,6 +259,7 @@ GAN_WORKSHOP = GanConfig(
     ema_decay=0.999,
     r1_penalty=5.0,
     r1_interval=8,
+    bfloat16=1,
 )
 GAN_CONDITIONAL = ConditionalGanConfig(
     latent=64,
@@ -268,6 +270,7 @@ GAN_CONDITIONAL = ConditionalGanConfig(
     ema_decay=0.999,
     r1_penalty=0.2,
     r1_interval=8,
+    bfloat16=1,
     real_class_loss_weight=1.0,
     class_loss_weight=0.1,
 )
@@ -280,6 +283,7 @@ GAN_OWN = ConditionalGanConfig(
     ema_decay=0.999,
     r1_penalty=0.2,
     r1_interval=8,
+    bfloat16=1,
     real_class_loss_weight=1.0,
     class_loss_weight=0.1,
 )
@@ -300,7 +304,7 @@ RNN_WORKSHOP = RnnConfig(
     reset_state=0.05,
     unknown=0.002,
     validation=0.0,
-    bfloat16=False,
+    bfloat16=0,
 )
 RNN_STRONG = RnnConfig(
     kind="stacked-rnn",
@@ -317,7 +321,7 @@ RNN_STRONG = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     validation=0.02,
-    bfloat16=True,
+    bfloat16=1,
 )
 RNN_GATED = RnnConfig(
     kind="gated-rnn",
@@ -334,7 +338,7 @@ RNN_GATED = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     validation=0.02,
-    bfloat16=True,
+    bfloat16=1,
 )
 RNN_OWN = RnnConfig(
     kind="stacked-rnn",
@@ -351,7 +355,7 @@ RNN_OWN = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     validation=0.05,
-    bfloat16=True,
+    bfloat16=1,
 )
 RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}
 

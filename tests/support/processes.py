@@ -11,14 +11,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
+import torch
 
 from app.main import main
 from benchmarks.support.servers import free_port
@@ -183,6 +184,30 @@ def train_and_wait(
     importlib.import_module(script).main(arguments)
 
 
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with float64 as the default type of tensors."""
+
+    def call(*arguments: Any) -> Any:
+        torch.set_default_dtype(torch.float64)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return call
+
+
+def train_generators_in_float64() -> None:
+    """Let this process train own generators in float64, where rounding is not amplified to visible differences."""
+    start, fit = gan_finetune.conditional_trainer, gan_finetune.fit
+
+    def fit_in_float64(own_run: run.Run, trainer: gan.GanTrainer, *arguments: Any) -> None:
+        in_float64(fit)(own_run, trainer, *arguments)
+        trainer.average.module.float()  # as published
+
+    gan_finetune.conditional_trainer, gan_finetune.fit = in_float64(start), fit_in_float64
+
+
 def train_own_data(
     script: str, arguments: Sequence[str], environment: dict[str, str], folder: str, stdout: DupFd
 ) -> None:
@@ -192,6 +217,7 @@ def train_own_data(
     os.environ.update(environment)
     gan_finetune.MIN_IMAGES, gan_finetune.SAMPLES = 20, 50
     generation.LABEL_CLASSIFIER_STEPS, gan.RECALIBRATION_BATCHES = 10, 5
+    train_generators_in_float64()
     importlib.import_module(script).main(arguments)
 
 

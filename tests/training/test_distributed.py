@@ -9,9 +9,13 @@ import sys
 from support.service import ROOT
 
 ONE_OF_TWO = """
+import os
+from unittest import mock
+
 import torch
 from torch import nn
 from training.loops import distributed as processes
+from training.loops.elman_recurrence import dropout
 
 torch.set_num_threads(1)
 processes.initialize("cpu")
@@ -35,6 +39,13 @@ for _ in range(3):
 for key, tensor in alone.state_dict().items():
     assert torch.allclose(tensor.float(), shared.state_dict()[key].float(), atol=1e-6), key
 assert torch.equal(processes.gather(processes.shard(batch)), batch)
+for rows in (0, 1):
+    outputs = {}
+    for world, rank in (("1", "0"), ("2", os.environ["RANK"])):
+        with mock.patch.dict(os.environ, {"WORLD_SIZE": world, "RANK": rank}):
+            torch.manual_seed(rows)
+            outputs[world] = dropout(processes.shard(torch.ones(6, 8, 5), rows), 0.3, rows)
+    assert torch.equal(outputs["2"], processes.shard(outputs["1"], rows))
 assert processes.any_rank(processes.rank() == 1)
 assert not processes.any_rank(False)
 assert processes.from_rank_zero(lambda: processes.rank() + 5) == 5

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from support.images import image_bytes
 from support.networks import FORECASTER, tiny_card
-from support.processes import start_pair
+from support.processes import in_float64, start_pair, train_generators_in_float64
 
 from app import store
 from app.networks import build
@@ -195,9 +195,11 @@ def test_a_run_is_not_resumed_on_changed_data(workspace: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)
-def test_two_processes_train_like_one(stem: str, workspace: Path) -> None:
-    # Each process draws its own dropout noise, except for series.
-    exact = {"rnn": ["--dropout", "0"], "gan": []}.get(stem, ["--bfloat16", "0"])
+def test_two_processes_train_like_one(stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = ["--bfloat16", "0", *(["--dropout", "0.2"] if stem == "rnn" else [])]
+    for name in ("conditional_trainer", "fit"):
+        monkeypatch.setattr(gan_finetune, name, getattr(gan_finetune, name))  # restored after the test
+    train_generators_in_float64()
     train(stem, *exact, name="one")
     arguments = [*OWN[stem], *exact, "--name", "two", "--threads", "1"]
     with (workspace / "output").open("w+") as output:
@@ -212,8 +214,8 @@ def test_two_processes_train_like_one(stem: str, workspace: Path) -> None:
     assert "torchrun --nproc-per-node 2" in pair.card.command
     initial = initial_weights(stem, single, workspace)
     update = sum((single.tensors[key] - initial[key]).abs().sum().item() for key in initial)
-    difference = sum((single.tensors[key] - pair.tensors[key]).abs().sum().item() for key in initial)
-    assert difference < (0.2 if stem in ("rnn", "gan") else 0.05) * update  # the other networks multiply in bfloat16
+    difference = sum((single.tensors[key] - pair.tensors[key]).abs().sum().item() for key in single.tensors)
+    assert difference < (1e-3 if stem == "cnn" else 1e-5) * update  # measured: 6e-5 for the CNN, others 2e-7
 
 
 def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[str, torch.Tensor]:
@@ -226,7 +228,7 @@ def initial_weights(stem: str, version: store.Version, workspace: Path) -> dict[
         config = dataclasses.replace(RNN_OWN, hidden=8, layers=1)
         weights = language_model.new_network(config, version.card.sizes["vocabulary"]).state_dict()
     else:
-        weights = build(version.card.kind, version.card.sizes).state_dict()
+        weights = in_float64(build)(version.card.kind, version.card.sizes).state_dict()
     return {key: tensor for key, tensor in weights.items() if tensor.ndim > 1 and key != "head.weight"}
 
 

@@ -93,7 +93,7 @@ class FinetuneTrainer:
         mirrored = torch.randint(2, (len(batch), 1)) * config.flip == 1
         augmented = shift_and_mirror(
             distributed.shard(images[batch]),
-            shifts[:, distributed.rank() :: distributed.world_size()],
+            distributed.shard(shifts, 1),
             distributed.shard(mirrored),
         )
         loss: Tensor = self.loss(augmented, distributed.shard(labels[batch]))

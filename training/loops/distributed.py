@@ -87,9 +87,9 @@ def any_rank(claim: bool) -> bool:
     return bool(claims)
 
 
-def shard(tensor: Tensor) -> Tensor:
-    """This process's shard of the first dimension: every ``world_size``-th entry. All shards must be equally long."""
-    return tensor[rank() :: world_size()]
+def shard(tensor: Tensor, dim: int = 0) -> Tensor:
+    """This process's shard of a dimension: every ``world_size``-th entry. All shards must be equally long."""
+    return tensor[(slice(None),) * dim + (slice(rank(), None, world_size()),)]
 
 
 def gather(part: Tensor) -> Tensor:
@@ -99,12 +99,6 @@ def gather(part: Tensor) -> Tensor:
     parts = [torch.empty_like(part) for _ in range(world_size())]
     dist.all_gather(parts, part.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def seed_per_rank() -> None:
-    """Let each process draw its own random numbers until the next step."""
-    if world_size() > 1:
-        torch.manual_seed(torch.initial_seed() + 1 + rank())
 
 
 def divisible_batch(batch: int) -> int:
@@ -160,13 +154,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalise this process's shard [N, C, H, W] with the statistics of all shards."""
         if not self.training:
             return super().forward(x)
-        values = x.float()
+        values = x if x.dtype == torch.float64 else x.float()
         variance, mean = (own.double() for own in torch.var_mean(values.detach(), (0, 2, 3), correction=0))
         mean, square = sum_over_ranks(torch.stack([mean, variance + mean.square()])) / world_size()
         variance = square - mean.square()  # in double precision: both terms may be nearly equal
-        self._update_statistics(mean.float(), variance.float(), values[:, 0].numel() * world_size())
+        self._update_statistics(mean.to(values), variance.to(values), values[:, 0].numel() * world_size())
         scale = (variance + self.eps).rsqrt()
-        normed: Tensor = NormalizeFunction.apply(values, *(own.float().view(1, -1, 1, 1) for own in (mean, scale)))
+        normed: Tensor = NormalizeFunction.apply(values, *(own.to(values).view(1, -1, 1, 1) for own in (mean, scale)))
         if self.affine:
             normed = torch.addcmul(self.bias.view(1, -1, 1, 1), normed, self.weight.view(1, -1, 1, 1))
         return normed.to(x.dtype)

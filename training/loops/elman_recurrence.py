@@ -11,6 +11,7 @@ a CPU with bfloat16 instructions this takes half the time. The rounding error is
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.networks.rnn import CharacterRNN, StackedRNN
+from training.loops import distributed
 
 
 class Recurrence(torch.autograd.Function):
@@ -52,16 +54,19 @@ class Recurrence(torch.autograd.Function):
         return before, of_state.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1])
 
 
-def dropout(x: Tensor, probability: float) -> Tensor:
-    """``F.dropout`` with the probability rounded to a multiple of 1/256; it draws one random byte per element of x.
+def dropout(x: Tensor, probability: float, rows: int) -> Tensor:
+    """``F.dropout`` with the probability rounded to a multiple of 1/256; it draws one random byte per element.
 
-    PyTorch draws 64 bits per element on the CPU, which took a quarter of a training step.
+    PyTorch draws 64 bits per element on the CPU, which took a quarter of a training step. The dimension ``rows`` of x
+    holds this process's rows of the batch. Every process draws the bytes of the whole batch, so that the result does
+    not depend on the number of processes.
     """
     threshold = round(probability * 256)
     if not threshold:
         return x
-    random = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    keep = random.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+    shape = [*x.shape[:rows], x.shape[rows] * distributed.world_size(), *x.shape[rows + 1 :]]
+    random = torch.empty(-(-math.prod(shape) // 8), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    keep = distributed.shard(random.view(torch.uint8)[: math.prod(shape)].view(shape), rows) >= threshold
     return x * keep.to(x.dtype).mul_(256 / (256 - threshold))
 
 
@@ -85,14 +90,14 @@ def forward(
     table = F.linear(embedding, weights.weight_ih_l0, bias)  # [V, H]
     inputs = F.embedding(characters.t(), table)  # [T, N, H]
     states = Recurrence.apply(inputs, state.squeeze(1), weights.weight_hh_l0)
-    return network.head(F.dropout(states, dropout_probability).transpose(0, 1)), states[-1].unsqueeze(1)
+    return network.head(dropout(states, dropout_probability, 1).transpose(0, 1)), states[-1].unsqueeze(1)
 
 
 def _stacked(
     network: StackedRNN, characters: Tensor, state: Tensor, probability: float, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
     """Dropout on the output of each layer and before the head, and a quarter of it on the embedding."""
-    x, last = dropout(F.embedding(characters.t(), network.embedding.weight), probability / 4), []  # [T, N, H]
+    x, last = dropout(F.embedding(characters.t(), network.embedding.weight), probability / 4, 1), []  # [T, N, H]
     precision = torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)
     for norm, rnn, gain, layer_state in zip(network.norms, network.rnns, network.gain, state.unbind(1), strict=True):
         weights: Any = rnn
@@ -100,9 +105,9 @@ def _stacked(
         with precision:
             inputs = F.linear(normed, weights.weight_ih_l0, weights.bias_ih_l0 + weights.bias_hh_l0)
         states = Recurrence.apply(inputs, layer_state, weights.weight_hh_l0)
-        x = x + dropout(gain * states, probability)
+        x = x + dropout(gain * states, probability, 1)
         last.append(states[-1].to(x.dtype))
-    normed = dropout(network.norm(x), probability)
+    normed = dropout(network.norm(x), probability, 1)
     with precision:
         logits = network.head(normed)
     return logits.to(x.dtype).transpose(0, 1), torch.stack(last, dim=1)

@@ -34,11 +34,11 @@ PREVIEW_BATCHES = 5  # the same, for a preview
 
 
 @contextmanager
-def bfloat16_convolutions() -> Iterator[None]:
+def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
     """Round the inputs of convolutions to bfloat16, where the processor and PyTorch (2.9 or later) support it."""
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
     before = getattr(convolutions, "fp32_precision", None)
-    if before is None:
+    if before is None or not enabled:
         yield
         return
     convolutions.fp32_precision = "bf16"
@@ -123,7 +123,7 @@ class GanTrainer:
         latents = torch.randn(len(real), self.config.latent).to(self.device)
         real, latents = distributed.shard(real), distributed.shard(latents)
         labels = None if labels is None else distributed.shard(labels)
-        with bfloat16_convolutions():
+        with bfloat16_convolutions(bool(self.config.bfloat16)):
             fake = self.parallel_generator(latents) if labels is None else self.parallel_generator(latents, labels)
             d_loss = self.discriminator_step(real, fake.detach(), labels, step % self.config.r1_interval == 0)
             g_loss = self.generator_step(fake, labels)
@@ -161,7 +161,7 @@ class GanTrainer:
         network = self.averaged_generator(PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
-        latents = torch.from_numpy(rows).float()
+        latents = torch.from_numpy(rows).to(torch.get_default_dtype())
         with torch.inference_mode():
             if conditional:
                 labels = torch.arange(network.sizes.classes, device=self.device).repeat_interleave(10)
@@ -228,7 +228,7 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
         if shuffled_epoch != epoch:
             shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
         batch = order[position * config.batch : (position + 1) * config.batch]
-        real = images[batch].float() / 127.5 - 1
+        real = images[batch].to(torch.get_default_dtype()) / 127.5 - 1
         rate = config.learning_rate * min(1.0, (1 - step / total()) / 0.3)  # to 0 over the last 30 %
         d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
         if position == per_epoch - 1:

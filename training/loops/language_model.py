@@ -69,7 +69,7 @@ class LossModule(nn.Module):
         self.network, self.dropout = network, config.dropout
         if isinstance(network, GatedRNN):
             set_dropout(network, config.dropout)
-        self.use_bfloat16 = config.bfloat16 and fast_bfloat16(network.head.weight.device)
+        self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.head.weight.device)
 
     def forward(self, inputs: Tensor, targets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets [batch, T], state [batch, layers, ...] -> the loss and the new state."""
@@ -90,7 +90,7 @@ class Dropout(nn.Module):
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        return elman_recurrence.dropout(x, self.probability) if self.training else x
+        return elman_recurrence.dropout(x, self.probability, 0) if self.training else x
 
 
 def set_dropout(network: GatedRNN, probability: float) -> None:
@@ -120,7 +120,6 @@ class Trainer:
         """
         unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown
         inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
-        distributed.seed_per_rank()  # dropout differs between processes
         loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
