@@ -54,10 +54,10 @@ def train(path: Path, hourly: bool, known: bool, seed: int) -> dict[str, float]:
     season = "24" if hourly else "7"
     name = f"{path.stem}-{'known' if known else 'plain'}-{seed}"
     options = ["--column", "bikers", "--season", season, "--horizon", season, "--name", name, "--seed", str(seed)]
-    options += ["--threads", "1", "--no-publish", *(["--epochs", "6"] if hourly else [])]
+    options += ["--threads", "1", "--no-refit", "--force", *(["--epochs", "6"] if hourly else [])]
     columns = f"{WEATHER},workingday" if hourly else WEATHER
     options += ["--known", columns, "--holidays", "US-DC"] if known else []
-    lstm.main(["--csv", str(path), "--runs", str(FOLDER), *options])
+    lstm.main(["--csv", str(path), "--runs", str(FOLDER), "--store", str(FOLDER / "models"), *options])
     card = json.loads(max((FOLDER / name).glob("*/card.json")).read_text())
     return {key: metric["value"] for key, metric in card["metrics"].items()}
 

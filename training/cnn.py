@@ -105,28 +105,24 @@ def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tens
     return {"accuracy_damaged": metric(mean, f"{split}, {len(metrics)} corruptions"), **metrics}
 
 
-def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
-    """The metrics of a published classifier on the test part of its data set."""
-    images = getattr(data, next(iter(classifier.card.data)))()
-    split = f"{images.name} test part, {len(images.test_labels):,} images"
-    probability, labels, network = (
-        served_probabilities(classifier, images.test_images),
-        images.test_labels,
-        classifier.network,
-    )
+def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict[str, Any]:
+    """The metrics on the test part of the data set, or on the ``validation`` images held out of the training."""
+    part, images, labels = getattr(data, next(iter(classifier.card.data)))().measured(validation)
+    if not len(labels):
+        return {}
+    split = f"{part}, {len(labels):,} images"
+    probability, network = served_probabilities(classifier, images), classifier.network
     if not isinstance(network, WhitenedNet):
         return classification_metrics(probability, labels, split)
     metrics = calibrated_metrics(probability, network.temperature.item(), labels, split, "")
     with torch.inference_mode():
-        parts = [network.views(batch.to(classifier.device)) for batch in images.test_images.split(250)]
+        parts = [network.views(batch.to(classifier.device)) for batch in images.split(250)]
     tta_probability = probabilities(torch.cat(parts)).float().cpu()
     metrics |= calibrated_metrics(
         tta_probability, network.views_temperature.item(), labels, f"{split}, 6 views", "_views"
     )
     some = slice(CORRUPTED_IMAGES)
-    return metrics | corruption_metrics(
-        classifier, images.test_images[some], labels[some], f"{images.name} test part, first {len(labels[some]):,}"
-    )
+    return metrics | corruption_metrics(classifier, images[some], labels[some], f"{part}, first {len(labels[some]):,}")
 
 
 def train_averaged(run: Run, config: CnnConfig, images: data.Images, device: str) -> nn.Module:
@@ -205,12 +201,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         notes = (
             f"{config.validation:,} training images were held out for validation. The weights are averaged over steps."
         )
-    publish(run, config.kind, images, network, notes)
+    publish(run, config, images, network, notes)
 
 
-def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) -> None:
-    """Evaluate on the test part with the serving code, write the card, and publish."""
-    sizes = network.sizes
+def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, network: Any, notes: str) -> None:
+    """Evaluate with the serving code, write the card, and publish."""
+    kind, sizes = config.kind, network.sizes
+    validation = config.validation if run.options.part == "validation" else None
     card = {
         "task": "classify",
         "title": TITLES[kind],
@@ -223,14 +220,14 @@ def publish(run: Run, kind: str, images: data.Images, network: Any, notes: str) 
         "notes": notes,
     }
     classifier = run.predictor(ImageClassifier, card, network)
-    card["metrics"] = evaluate(classifier)
-    shown = images.test_images[:24]
+    card["metrics"] = run.measure(lambda _: evaluate(classifier, validation))
+    _, shown, truth = images.measured(validation)
     samples = plot_samples(
         run.folder / "samples.png",
-        shown,
+        shown[:24],
         images.labels,
-        torch.tensor(classifier.predict(list(shown))),
-        images.test_labels,
+        torch.tensor(classifier.predict(list(shown[:24]))),
+        truth[:24],
     )
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 

@@ -139,8 +139,9 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
         ),
     }
     forecaster = run.predictor(GlobalForecaster, card, network)
-    card["metrics"] = m4.evaluate(forecaster, held_out=not run.options.publish)
-    samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster))
+    held_out = run.options.part == "validation"
+    card["metrics"] = run.measure(lambda _: m4.evaluate(forecaster, held_out))
+    samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster, held_out))
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
@@ -207,7 +208,7 @@ def validation_mse(network: Any, values: Tensor) -> float:
 
 
 def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: Any) -> None:
-    """Measure the residuals on the validation part, evaluate the test part once, and publish."""
+    """Measure the residuals on the validation part, evaluate the network, and publish."""
     card = {
         "task": "forecast",
         "title": "The workshop's LSTM: one layer that forecasts its noisy sine, value after value",
@@ -225,8 +226,9 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
     start = series.split - config.validation
     card["residuals"] = residuals(run.predictor(WindowForecaster, card, network), series, start, series.split)
     forecaster = run.predictor(WindowForecaster, card, network)
-    card["metrics"] = evaluate_sine(forecaster)
-    samples = draw_samples(run.folder / "samples.png", forecaster)
+    validation = (start, series.split) if run.options.part == "validation" else None
+    card["metrics"] = run.measure(lambda _: evaluate_sine(forecaster, validation))
+    samples = draw_samples(run.folder / "samples.png", forecaster, validation)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
 
@@ -254,11 +256,11 @@ def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, e
     return [round(float(error), 4) for error in np.sqrt(np.mean((forecasts - actual) ** 2, axis=0)) / scale]
 
 
-def evaluate_sine(forecaster: WindowForecaster) -> dict[str, Any]:
-    """The metrics on the last fifth of the sine, and there with fresh noise."""
+def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
+    """The metrics on the last fifth of the sine or on the values ``validation``, and there with fresh noise."""
     series = datasets.sine()
-    start, end = series.split, len(series.values)
-    split = f"the last {end - start} values of the series"
+    start, end = validation or (series.split, len(series.values))
+    split = f"{end - start} values for validation" if validation else f"the last {end - start} values of the series"
     actual = series.values.numpy()[start:end]
     errors = one_step_forecasts(forecaster, series, start, end) - actual
     realised = np.mean((series.values - series.noiseless).numpy()[start:end] ** 2)
@@ -288,13 +290,13 @@ def evaluate_sine(forecaster: WindowForecaster) -> dict[str, Any]:
     }
 
 
-def draw_samples(path: Path, forecaster: WindowForecaster) -> Path:
-    """Plot the test part with its one-step forecasts, and with free-running forecasts and their intervals."""
+def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> Path:
+    """Plot the test part, or the values ``validation``, with one-step and free-running forecasts and intervals."""
     from matplotlib.figure import Figure
 
-    series = datasets.sine()
-    start, end = series.split, len(series.values)
-    x = np.linspace(0, 20, end)[start:end]
+    series, part = datasets.sine(), "validation" if validation else "test"
+    start, end = validation or (series.split, len(series.values))
+    x = np.linspace(0, 20, len(series.values))[start:end]
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axis in (left, right):
@@ -303,7 +305,7 @@ def draw_samples(path: Path, forecaster: WindowForecaster) -> Path:
         axis.set(xlabel="x")
         axis.grid(alpha=0.3)
     left.plot(x, one_step_forecasts(forecaster, series, start, end), color="tab:blue", label="one step ahead")
-    left.set_title("one-step forecasts on the test part")
+    left.set_title(f"one-step forecasts on the {part} part")
     for origin in range(start, end - FREE_RUNNING_STEPS + 1, FREE_RUNNING_STEPS):
         item = forecaster.parse(series.values.tolist()[:origin], FREE_RUNNING_STEPS)
         mean, width = forecaster.predict([item])[0], forecaster.half_widths(item, 95)
@@ -313,7 +315,7 @@ def draw_samples(path: Path, forecaster: WindowForecaster) -> Path:
         right.fill_between(
             position, mean - width, mean + width, color="tab:orange", alpha=0.15, label="95 %" if first else None
         )
-    right.set_title("free-running forecasts on the test part")
+    right.set_title(f"free-running forecasts on the {part} part")
     left.legend(fontsize=8)
     right.legend(fontsize=8)
     figure.savefig(path, dpi=80)

@@ -10,7 +10,7 @@ import time
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +22,7 @@ from training.loops import distributed
 
 SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
+Part = Literal["test", "validation"]  # of the data, on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
 
 
@@ -43,6 +44,11 @@ class Options:
     started: float = 0.0  # time of the monotonic clock at which the command started
     minutes: float | None = None
     data_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def part(self) -> Part:
+        """The part of the data on which networks are measured: --no-publish reads no test part. --backtest needs it."""
+        return "test" if self.publish or self.data_options.get("backtest") else "validation"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -131,7 +137,12 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
     cores = max(1, (os.cpu_count() or 1) // distributed.local_world_size())
     parser.add_argument("--threads", metavar="N", type=int, default=cores, help="CPU threads of PyTorch")
     parser.add_argument("--resume", action="store_true", help="resume the last unfinished run of this model")
-    parser.add_argument("--no-publish", dest="publish", action="store_false", help="do not publish to the store")
+    parser.add_argument(
+        "--no-publish",
+        dest="publish",
+        action="store_false",
+        help="measure on validation data, read no test part, and do not publish",
+    )
     parser.add_argument(
         "--runs", metavar="DIR", type=Path, default=Path("runs"), help="folder for logs and checkpoints"
     )
@@ -191,6 +202,8 @@ def _check_data_options(
     if data_options.get("backtest"):
         if not has_data:
             parser.error(f"--backtest needs {flag}")
+        if not common["publish"]:
+            parser.error("--backtest reads the test part, --no-publish does not; without --name, nothing is published")
         if "name" not in common:  # a report only
             common |= {"name": "backtest", "publish": False}
     if has_data and "name" not in common:

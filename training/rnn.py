@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from app import store
 from app.networks import build
 from app.store import UNKNOWN_CHARACTER
@@ -25,10 +27,10 @@ from app.tasks.text_generation import TextGenerator
 from training import refit
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
-from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure
+from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops import distributed
 from training.loops.language_model import fit, fit_again, new_network
-from training.options import Options, base_version, parse_options
+from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
@@ -115,7 +117,7 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
         "data": {"tinyshakespeare": text.sha256},
         "notes": f"{notes} Weights averaged over steps.",
     }
-    publish(run, measured_card(run, card, text, vocabulary, network), network, PROMPTS)
+    publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
 
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
@@ -140,15 +142,19 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network = new_network(config, len(vocabulary))
 
     def evaluate_own(network: Any, text: datasets.Text = text) -> dict[str, Any]:
-        return measured_card(run, own_card(options, config, text, base), text, vocabulary, network)
+        card = own_card(options, config, text, base)
+        return measured_card(run, card, text, vocabulary, network, validation, window)
 
     def rehearse(network: Any) -> float:
         """Evaluate on a part of the test; return the seconds of the rest."""
         part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
-        publish(run, evaluate_own(network, part), network, texts.prompts(part.test))
+        publish(run, evaluate_own(network, part), network, prompts)
+        if options.part == "validation":
+            return 0.0
         rest = min(len(text.test), test_characters(options)) - len(part.test)
         return seconds_of_rest(lambda: evaluate_own(network, part), rest / len(part.test))
 
+    prompts = texts.prompts(text.test if options.part == "test" else text.train)
     refits, initial = refit.is_planned(options), copy.deepcopy(network)
     network, (steps, total) = fit(
         run, config, train, validation, network, keep_best=True, window=window, rehearse=rehearse, refit=refits
@@ -159,7 +165,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network = fit_again(run, config, characters, initial, steps, total)
         card = refit.describe(card, steps)
     if distributed.rank() == 0:
-        publish(run, card, network, texts.prompts(text.test))
+        publish(run, card, network, prompts)
     distributed.exit_process()
 
 
@@ -188,9 +194,15 @@ def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: sto
 
 
 def measured_card(
-    run: Run, card: dict[str, Any], text: datasets.Text, vocabulary: list[str], network: Any
+    run: Run,
+    card: dict[str, Any],
+    text: datasets.Text,
+    vocabulary: list[str],
+    network: Any,
+    validation: Sequence[Tensor],
+    window: int = texts.WINDOW,
 ) -> dict[str, Any]:
-    """The card with its metrics. Evaluates the test part once, with the code that serves."""
+    """The card with its metrics on the test part or, with --no-publish, on the characters [N] of ``validation``."""
     card = {
         "task": "continue",
         "sizes": dataclasses.asdict(network.sizes),
@@ -200,7 +212,13 @@ def measured_card(
         **card,
     }
     generator = run.predictor(TextGenerator, card, network)
-    return {**card, "metrics": measure(generator, text, test_characters(run.options))}
+
+    def evaluate(part: Part) -> dict[str, Any]:
+        if part == "validation":
+            return measure_held_out(generator.network, validation, window)
+        return measure(generator, text, test_characters(run.options))
+
+    return {**card, "metrics": run.measure(evaluate)}
 
 
 def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:

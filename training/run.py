@@ -34,7 +34,7 @@ from app import store
 from app.tasks import TASKS
 from training.evaluation import speed
 from training.loops import distributed
-from training.options import Options
+from training.options import Options, Part
 from training.publishing import publish_once
 
 P = TypeVar("P")  # predictor
@@ -299,6 +299,10 @@ class Run:
         )
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
         return predictor(store.Version(self.folder, full_card, tensors), torch.device(self.options.device))
+
+    def measure(self, evaluate: Callable[[Part], dict[str, Any]], publish: bool = True) -> dict[str, Any]:
+        """The metrics of ``evaluate``: on the test part if the network may be published, else on validation data."""
+        return evaluate(self.options.part if publish else "validation")
 
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
 ) -> None:
     train()
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith("Fine-tuning helped: quantile loss 0.")
+    assert last_line.startswith("Fine-tuning helped on the validation part: quantile loss 0.")
     version = store.read_version(workspace / "models_store", "sales", 1)
     card = version.card
     losses = [card.metrics[f"{name}quantile_loss"].value for name in ("", "naive_", "untuned_")]
@@ -79,7 +80,7 @@ def test_a_forecaster_that_improves_is_published_and_served(
     split = "14 forecasts of 4 steps, from 2 series, on values held out of training"
     assert card.metrics["mase"].split == f"{split}; measured on a twin"
     assert card.metrics["naive_mase"].split == split
-    assert "Fine-tuned from series-lstm@1. Fine-tuning helped" in card.notes
+    assert "Fine-tuned from series-lstm@1. Fine-tuning helped on the validation part" in card.notes
     with serving(Settings(store=workspace / "models_store", **TEST)) as client:
         body: dict[str, Any] = {"values": sales(9).tolist(), "horizon": 4, "seasonality": 4}
         answers = {
@@ -97,12 +98,14 @@ def test_a_forecaster_that_improves_is_published_and_served(
 def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train("--learning-rate", "1e-9")
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line.startswith("Fine-tuning did not help: quantile loss ")
+    assert last_line.startswith("Fine-tuning did not help on the validation part: quantile loss ")
     assert last_line.endswith("Nothing was published; --force publishes anyway.")
     assert not (workspace / "models_store" / "sales").exists()
     (folder,) = (workspace / "runs" / "sales").iterdir()
     assert (folder / "finished").exists()
-    assert "Fine-tuning did not help" in json.loads((folder / "card.json").read_text())["notes"]
+    card = json.loads((folder / "card.json").read_text())
+    assert "Fine-tuning did not help" in card["notes"]
+    assert {metric["split"].rpartition(", ")[2] for metric in card["metrics"].values()} == {"on values for validation"}
     train("--learning-rate", "1e-9", "--force")
     assert "Fine-tuning did not help" in store.read_card(workspace / "models_store" / "sales" / "1").notes
 
@@ -110,10 +113,10 @@ def test_without_improvement_only_force_publishes(workspace: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("losses", "start"),
     [
-        ((0.5, 0.6, 0.7), "Fine-tuning helped: quantile loss 0.500; before fine-tuning 0.600, seasonal naive 0.700"),
-        ((0.597, 0.6, 0.7), "Fine-tuning did not help: "),
-        ((0.6, 0.5, 0.7), "Fine-tuning did not help: "),
-        ((0.7, 0.8, 0.7), "Fine-tuning did not help enough: "),
+        ((0.5, 0.6, 0.7), "Fine-tuning helped on the validation part: quantile loss 0.500; before fine-tuning 0.600, "),
+        ((0.597, 0.6, 0.7), "Fine-tuning did not help on the validation part: "),
+        ((0.6, 0.5, 0.7), "Fine-tuning did not help on the validation part: "),
+        ((0.7, 0.8, 0.7), "Fine-tuning did not help enough on the validation part: "),
     ],
 )
 def test_fine_tuning_helped_if_it_beats_the_base_version_and_seasonal_naive(losses: Any, start: str) -> None:
@@ -142,6 +145,25 @@ def test_test_values_influence_the_weights_of_the_refit_only(workspace: Path) ->
     write_csv(workspace / "sales.csv", north=values[0], south=values[1])
     train("--force")
     assert rollout.numbers(workspace / "models_store", "sales") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("rate", ["0.02", "1e-9"])
+def test_the_test_part_does_not_influence_whether_a_network_is_published(workspace: Path, rate: str) -> None:
+    train("--learning-rate", rate)
+    (first,) = (workspace / "runs" / "sales").iterdir()
+    published = (workspace / "models_store" / "sales" / "1").exists()
+    assert published == (rate == "0.02")
+    # The last 28 of 120 values are the test part: noise in it makes the tuned network worse than the others there.
+    noise = [np.concatenate([sales(seed)[:92], 500 * np.random.default_rng(seed).random(28)]) for seed in (1, 2)]
+    write_csv(workspace / "sales.csv", north=noise[0], south=noise[1])
+    train("--learning-rate", rate, "--no-refit")
+    second = max((workspace / "runs" / "sales").iterdir())
+    assert (workspace / "models_store" / "sales" / "2").exists() == published
+    verdicts = [
+        re.findall(r"Fine-tuning .*?\. ", json.loads((folder / "card.json").read_text())["notes"])
+        for folder in (first, second)
+    ]
+    assert verdicts[0] == verdicts[1] != []
 
 
 def test_backtest_metrics_equal_a_plain_loop_over_all_origins(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,6 +172,43 @@ def test_published_weights_are_trained_again_on_all_data(
     capsys.readouterr()
     assert evaluate.main(["mine"]) == 0
     assert "those of a twin, whose weights are not published: not measured" in capsys.readouterr().out
+
+
+def spoil_test_part(stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change the test part of the own data, and nothing else."""
+    if stem == "rnn":
+        read_text = texts.read
+        monkeypatch.setattr(texts, "read", lambda *_: spoiled(read_text(*_)))
+
+        def spoiled(text: Any) -> Any:
+            return replace(text, test="?" * len(text.test))
+    elif stem == "lstm":
+        lines = SALES.splitlines()
+        Path("sales.csv").write_text("\n".join([*lines[:73], *("7" for _ in lines[73:])]) + "\n")
+    else:
+        module = cnn if stem == "cnn" else gan_finetune
+        name = "read_dataset" if stem == "cnn" else "read"
+        read_images = getattr(module, name)
+
+        def read(*arguments: Any) -> Any:
+            dataset = read_images(*arguments)
+            dataset.images[dataset.split()[2]] = 0
+            return dataset
+
+        monkeypatch.setattr(module, name, read)
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_no_publish_reads_no_test_part(stem: str, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--no-publish"]
+    train(stem, *options)
+    spoil_test_part(stem, monkeypatch)
+    train(stem, *options)
+    first, second = sorted((workspace / "runs" / "mine").iterdir())
+    metrics = [json.loads((folder / "card.json").read_text())["metrics"] for folder in (first, second)]
+    assert metrics[0] == metrics[1] != {}
+    assert (first / "samples.png").read_bytes() == (second / "samples.png").read_bytes()
+    assert not (workspace / "models_store" / "mine").exists()
 
 
 def test_tensorboard_shows_the_logged_metrics(workspace: Path) -> None:
@@ -641,7 +679,7 @@ def test_loading_modules_is_not_counted_for_the_rest_of_a_test(
     monkeypatch.setattr(rnn, "REHEARSED_CHARACTERS", 400)
     monkeypatch.setattr(running.time, "monotonic", clock.monotonic)
     arguments = [option for option in OWN["rnn"] if option not in ("--epochs", "3")]
-    rnn.main([*arguments, "--minutes", "0.5", "--no-publish", "--name", "mine", "--threads", "1"])
+    rnn.main([*arguments, "--minutes", "0.5", "--no-refit", "--name", "mine", "--threads", "1"])
     (path,) = (workspace / "runs").rglob("budget.json")
     characters = len(TEXT) - int(len(TEXT) * 0.9)
     assert json.loads(path.read_text())["finish_seconds"] == pytest.approx(30 + characters / 1000, abs=0.5)

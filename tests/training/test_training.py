@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -200,6 +202,44 @@ def test_a_run_writes_plots_and_a_card_that_evaluation_confirms(
     capsys.readouterr()
     assert evaluate.main([name, "--store", str(models)]) == 1
     assert "✗" in capsys.readouterr().out
+
+
+class Unreadable:
+    """A test part that must not be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} of a test part was read")
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_no_publish_reads_no_test_part(
+    stem: str, tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cifar10", "mnist"):
+        images = dataclasses.replace(getattr(datasets, name)(), test_images=Unreadable(), test_labels=Unreadable())
+        monkeypatch.setattr(datasets, name, lambda images=images: images)
+    text = dataclasses.replace(datasets.tinyshakespeare(), test=Unreadable())
+    monkeypatch.setattr(datasets, "tinyshakespeare", lambda: text)
+    for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
+        hidden = dataclasses.replace(collection, future=torch.full_like(collection.future, torch.nan))
+        monkeypatch.setattr(datasets, collection.name, lambda hidden=hidden: hidden)
+    sine = datasets.sine
+
+    def hidden_sine(seed: int = 0) -> datasets.Sine:
+        series = sine(seed)
+        series.values[series.split :] = torch.nan
+        return series
+
+    monkeypatch.setattr(datasets, "sine", hidden_sine)
+    SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), "--no-publish"])
+    folder = only_entry(tmp_path / "runs" / model_name(stem))
+    metrics = json.loads((folder / "card.json").read_text())["metrics"]
+    assert metrics
+    for metric in metrics.values():
+        assert math.isfinite(metric["value"])
+        assert "test" not in metric["split"]
+    assert (folder / "samples.png").exists()
+    assert not (models / model_name(stem)).exists()
 
 
 def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(

@@ -69,6 +69,13 @@ class Images:
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
 
+    def measured(self, validation: int | None = None) -> tuple[str, Tensor, Tensor]:
+        """Name, images and labels of the test part, or of the ``validation`` images held out of the training."""
+        if validation is None:
+            return f"{self.name} test part", self.test_images, self.test_labels
+        _, some = self.split_validation(validation)
+        return f"{self.name} validation part", self.train_images[some], self.train_labels[some]
+
 
 @dataclass(frozen=True)
 class Text:

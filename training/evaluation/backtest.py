@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from app.tasks.forecasting import MIN_VALUES, SCORES, QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables.table import Series, Table
 from training.evaluation import forecast_metrics
+from training.options import Part
 from training.run import metric
 
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # of each series
@@ -101,7 +102,7 @@ def split(table: Table, horizon: int) -> list[Split]:
     return splits
 
 
-def origins(splits: Sequence[Split], season: int, horizon: int, part: Literal["validation", "test"]) -> Origins:
+def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
     """All origins of a part: one horizon apart for testing, a quarter of one for validation.
 
     Origins without any known value in their horizon are skipped.
@@ -152,12 +153,12 @@ def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
     }
 
 
-def card_metrics(origins: Origins, methods: dict[str, Forecast]) -> dict[str, Any]:
+def card_metrics(origins: Origins, methods: dict[str, Forecast], part: Part = "test") -> dict[str, Any]:
     """The metrics of several methods for a model card; the key in ``methods`` is the prefix of their names."""
     horizon = origins.actual.shape[1]
+    values = "held out of training" if part == "test" else "for validation"
     description = (
-        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series:,} series, on values held out of "
-        "training"
+        f"{len(origins.past):,} forecasts of {horizon} steps, from {origins.series:,} series, on values {values}"
     )
     return {
         f"{prefix}{key}": metric(value, description, DECIMALS[key])

@@ -71,11 +71,12 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
     """The metrics on the test parts of M4 or, with ``held_out``, on the last horizons of the training parts."""
     result: dict[str, Any] = {}
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
-        past, actual = [series.numpy() for series in collection.past], collection.future.numpy()
-        horizon, part = actual.shape[1], "test part"
+        past, horizon = [series.numpy() for series in collection.past], collection.future.shape[1]
         if held_out:
             actual, past = np.stack([series[-horizon:] for series in past]), [series[:-horizon] for series in past]
             part = "last horizon of the training part"
+        else:
+            actual, part = collection.future.numpy(), "test part"
         forecasts = forecast_series(forecaster, past, collection.season, horizon)
         description = f"{collection.name} {part}, {len(past)} series, {horizon} steps"
         for key, value in metrics(collection.name, past, actual, collection.season, forecasts).items():
@@ -83,13 +84,14 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
     return result
 
 
-def examples(forecaster: GlobalForecaster) -> list[Example]:
-    """Four series of each M4 collection with their forecasts."""
+def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Example]:
+    """Four series of each M4 collection with their forecasts; ``held_out``: as in ``evaluate``."""
     result = []
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
         horizon = collection.future.shape[1]
         for number in range(0, len(collection.past), -(-len(collection.past) // 4)):
-            past, actual = collection.past[number].numpy(), collection.future[number].numpy()
+            past = collection.past[number].numpy()
+            past, actual = (past[:-horizon], past[-horizon:]) if held_out else (past, collection.future[number].numpy())
             (forecast,) = forecast_series(forecaster, [past], collection.season, horizon)
             result.append(Example(f"{collection.name}, series {number + 1}", past, actual, forecast))
     return result

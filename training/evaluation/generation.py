@@ -20,10 +20,12 @@ from training.configs import SAMPLE_CLASSIFIER, CnnConfig
 from training.data import datasets
 from training.data.image_batches import accuracy_of
 from training.loops.classifier import AveragedTrainer
+from training.options import Part
 from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
 SAMPLES = 10_000  # evaluated images: as many generated as real ones
+UNSEEN = 5000  # training images that the reference classifier has not seen
 CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
@@ -61,10 +63,11 @@ def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentB
     return LatentBatch(latents.latents[: len(some)], images.train_labels[some].numpy())
 
 
-def evaluate(sampler: ImageSampler, classifier: ImageClassifier) -> dict[str, Any]:
-    """The metrics of a published generator: 10,000 samples of seed 0, compared with the test part of its data set.
+def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "test") -> dict[str, Any]:
+    """The metrics of a generator: 10,000 samples of seed 0, compared with the test part of its data set.
 
-    ``classifier``: the reference classifier.
+    ``classifier``: the reference classifier. Without the test part, the samples are compared with the training images
+    that the classifier has not seen.
     """
     images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
     latents = evaluated_latents(sampler, images)
@@ -73,6 +76,13 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier) -> dict[str, An
     fake_features = extract_features(classifier, fake)
     with torch.inference_mode():
         predictions = classifier.network.fc2(fake_features.to(classifier.device)).argmax(dim=1).cpu()
+    # The classifier was not trained on its validation images, so they are as new to it as the test part.
+    _, unseen = images.split_validation(UNSEEN)
+    unseen_features = extract_features(classifier, images.train_images[unseen])
+    if part == "validation":
+        distance = frechet_distance(fake_features, unseen_features)
+        split = f"{SAMPLES:,} samples of seed 0, compared with {len(unseen):,} training images unseen by the classifier"
+        return {"frechet_distance": metric(distance, split, 2)}
     real_features = extract_features(classifier, images.test_images)
     floors = []
     for _ in range(5):
@@ -80,9 +90,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier) -> dict[str, An
         train_features = extract_features(classifier, images.train_images[some])
         floors.append(frechet_distance(train_features, real_features))
     floor = float(np.mean(floors))
-    # The classifier was not trained on its validation images, so they are as new to it as the test part.
-    _, unseen = images.split_validation(5000)
-    unseen_floor = frechet_distance(extract_features(classifier, images.train_images[unseen]), real_features)
+    unseen_floor = frechet_distance(unseen_features, real_features)
     distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
     distance = frechet_distance(fake_features, real_features)
     train = images.train_images

@@ -60,6 +60,14 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
     }
 
 
+def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict[str, Any]:
+    """The loss on the characters [N] of each part that was held out of the training; nothing without parts."""
+    if not parts or not len(parts[0]):
+        return {}
+    split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"
+    return {"nats_per_character": metric(window_loss(network, *parts, window=window), split)}
+
+
 def generate(generator: TextGenerator, prompt: str, seed: int, characters: int = 400) -> str:
     """A prompt and its continuation at temperature 0.8, computed by the code that serves it."""
     tokens, _ = generator.parse(prompt)

@@ -12,19 +12,25 @@ from app.tasks.classification import ImageClassifier
 from training.data.image_batches import plot_confusion, plot_mistakes, plot_samples, served_probabilities
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import classification_metrics
+from training.options import Part
 from training.run import metric
 
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
     """The metrics of a published classifier on the test part of its dataset."""
-    return metrics_of(served_probabilities(classifier, dataset.images[dataset.split()[2]]), classifier, dataset)
-
-
-def metrics_of(probability: Tensor, classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
-    """The metrics of the probabilities [N, classes] that a classifier gives the test part of its dataset."""
     test = dataset.split()[2]
-    labels = dataset.labels[test]
-    split = f"{len(test):,} images of {dataset.name} that were not used in training"
+    return metrics_of(served_probabilities(classifier, dataset.images[test]), classifier, dataset, test)
+
+
+def metrics_of(
+    probability: Tensor, classifier: ImageClassifier, dataset: ImageDataset, indices: Tensor, part: Part = "test"
+) -> dict[str, Any]:
+    """The metrics of the probabilities [N, classes] of the images with these indices [N]; none without images."""
+    if not len(indices):
+        return {}
+    labels = dataset.labels[indices]
+    use = "that were not used in training" if part == "test" else "for validation"
+    split = f"{len(indices):,} images of {dataset.name} {use}"
     if dataset.multi_label:
         thresholds = torch.tensor(classifier.card.thresholds, dtype=probability.dtype)
         return multi_label_metrics(probability, labels, thresholds, split)
@@ -86,13 +92,12 @@ def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
     return [round(value, 2) for value in candidates[f1.argmax(dim=0)].tolist()]
 
 
-def plot_test(folder: Path, dataset: ImageDataset, probability: Tensor) -> dict[str, Path]:
-    """Plot predictions, confusions and mistakes for the test part; ``probability`` [N, classes] is of its images."""
-    test = dataset.split()[2]
-    images, truth, labels = dataset.images[test], dataset.labels[test], dataset.classes
-    if dataset.multi_label:
+def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> dict[str, Path]:
+    """Plot predictions, confusions and mistakes; ``probability`` [N, classes] is of the images with these indices."""
+    images, truth, labels = dataset.images[indices], dataset.labels[indices], dataset.classes
+    if dataset.multi_label or not len(indices):
         return {}
-    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:24]
+    some = torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))[:24]
     return {
         "samples.png": plot_samples(folder / "samples.png", images[some], labels, probability[some], truth[some]),
         "confusion.png": plot_confusion(folder / "confusion.png", labels, truth, probability.argmax(dim=1)),

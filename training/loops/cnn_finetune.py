@@ -30,7 +30,7 @@ from training.data.image_batches import (
     shift_and_mirror,
 )
 from training.data.image_dataset import ImageDataset
-from training.evaluation.own_images import metrics_of, plot_test
+from training.evaluation.own_images import metrics_of, plot_predictions
 from training.loops import airbench, distributed, time_budget
 from training.loops.classifier import fit
 from training.options import Options, base_version
@@ -207,7 +207,7 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
 def measured(
     run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Evaluate on the test part with the serving code; return the card and the pictures."""
+    """Evaluate with the serving code, on the part that the options allow; return the card and the pictures."""
     sizes, (train_indices, validation, test) = network.sizes, dataset.split()
     start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
     fitted = (
@@ -231,6 +231,8 @@ def measured(
         ),
     }
     classifier = run.predictor(ImageClassifier, card, network)
-    probability = served_probabilities(classifier, dataset.images[test])
-    card["metrics"] = metrics_of(probability, classifier, dataset)
-    return card, {"curves.png": run.plot_curves(), **plot_test(run.folder, dataset, probability)}
+    indices = test if run.options.part == "test" else validation
+    probability = served_probabilities(classifier, dataset.images[indices])
+    card["metrics"] = run.measure(lambda part: metrics_of(probability, classifier, dataset, indices, part))
+    pictures = plot_predictions(run.folder, dataset, indices, probability)
+    return card, {"curves.png": run.plot_curves(), **pictures}

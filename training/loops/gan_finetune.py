@@ -29,7 +29,7 @@ from training.evaluation.generation import CLASSIFIER_WIDTHS, class_rows, label_
 from training.loops import distributed, time_budget
 from training.loops import gan as gan_loop
 from training.loops.gan import conditional_trainer, fit, save_sheet
-from training.options import Options
+from training.options import Options, Part
 from training.run import Run, metric
 
 MIN_IMAGES = 64  # different images in total
@@ -60,11 +60,13 @@ class Reference:
         dataset: the images.
         classifier_steps: of the training of the classifier that checks the labels of samples.
         max_compared: training images among which the nearest one is searched.
+        part: "validation" if the images of the test part are left out.
     """
 
     dataset: ImageDataset
     classifier_steps: int
     max_compared: int
+    part: Part
 
     @property
     def sha256(self) -> str:
@@ -80,7 +82,8 @@ class Reference:
     @cached_property
     def held_out(self) -> tuple[Tensor, Tensor]:
         """At most MAX_HELD_OUT of the other images, and their labels."""
-        indices = at_most(MAX_HELD_OUT, torch.cat(self.dataset.split()[1:]))
+        _, validation, test = self.dataset.split()
+        indices = at_most(MAX_HELD_OUT, torch.cat([validation, test]) if self.part == "test" else validation)
         return self.dataset.images[indices], self.dataset.labels[indices]
 
     @cached_property
@@ -112,9 +115,9 @@ def reference(options: Options, dataset: ImageDataset) -> Reference:
     """The real images for the evaluation of a training with these options."""
     steps, minutes = generation.LABEL_CLASSIFIER_STEPS, options.minutes
     if minutes is None:
-        return Reference(dataset, steps, len(dataset.labels))
+        return Reference(dataset, steps, len(dataset.labels), options.part)
     steps = min(steps, 1 + int(CLASSIFIER_STEPS_PER_MINUTE * minutes))
-    return Reference(dataset, steps, 1 + int(COMPARED_PER_MINUTE * minutes))
+    return Reference(dataset, steps, 1 + int(COMPARED_PER_MINUTE * minutes), options.part)
 
 
 def at_most(count: int, tensor: Tensor) -> Tensor:
@@ -213,7 +216,7 @@ def publish(run: Run, real: Reference, network: Any) -> None:
         ),
     }
     sampler = run.predictor(ImageSampler, card, network)
-    card["metrics"] = measure(sampler, real)
+    card["metrics"] = run.measure(lambda _: measure(sampler, real))
     pixels: np.ndarray = sampler.predict([class_rows(sampler, 10)])[0]
     samples = save_sheet(run.folder / "samples.png", pixels, 10)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

@@ -23,7 +23,7 @@ from training.data.datasets import DataError
 from training.data.image_batches import served_probabilities
 from training.data.image_dataset import ImageDataset
 from training.evaluation.calibration import fit_temperature
-from training.evaluation.own_images import best_thresholds, metrics_of, plot_test
+from training.evaluation.own_images import best_thresholds, metrics_of, plot_predictions
 from training.loops import distributed, time_budget
 from training.loops.photos import linear_head, pretrained
 from training.loops.photos.features import BATCH, FeatureCache
@@ -211,7 +211,10 @@ def new_head(
 
 
 def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Evaluate on the test part with the serving code; return the card and the pictures."""
+    """Evaluate with the serving code; return the card and the pictures.
+
+    With --no-publish, the predictions of validation or cross-validation are evaluated, and no test part is read.
+    """
     (train_indices, validation, test), sizes = dataset.split(), result.network.sizes
     penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"
     if result.steps:
@@ -239,7 +242,11 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
     if dataset.multi_label:
         card["thresholds"] = best_thresholds(result.logits.sigmoid(), dataset.labels[result.indices])
     classifier = run.predictor(ImageClassifier, card, result.network)
-    probability = served_probabilities(classifier, dataset.images[test])
-    card["metrics"] = metrics_of(probability, classifier, dataset)
+    if run.options.part == "test":
+        indices, probability = test, served_probabilities(classifier, dataset.images[test])
+    else:
+        indices = result.indices
+        probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
+    card["metrics"] = run.measure(lambda part: metrics_of(probability, classifier, dataset, indices, part))
     curves = {"curves.png": run.plot_curves()} if result.steps else {}
-    return card, {**curves, **plot_test(run.folder, dataset, probability)}
+    return card, {**curves, **plot_predictions(run.folder, dataset, indices, probability)}

@@ -1,4 +1,7 @@
-"""Own series: the tuned network on the test part, compared with the unchanged one, and the report of a backtest."""
+"""Own series: the tuned network compared with the unchanged one, and the report of a backtest.
+
+The validation part decides whether fine-tuning helped. The test part is measured only if the network is published.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ from training.evaluation.backtest import Origins
 from training.evaluation.forecaster import Example, draw_samples, forecast_series
 from training.evaluation.report import page, results
 from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, read, report, with_traits
-from training.options import Options
+from training.options import Options, Part
 from training.run import Run
 
-MAX_TEST_FORECASTS = 5000
+MAX_FORECASTS = 5000
 MAX_ETS_SECONDS = 60.0  # of a backtest report
 
 
@@ -34,9 +37,9 @@ def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Foreca
     return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon, origins.covariates)
 
 
-def measure(forecaster: GlobalForecaster, own: OwnSeries) -> dict[str, Any]:
-    """The test metrics of the fine-tuned forecaster, of the base version, and of seasonal naive."""
-    origins = backtest.origins(own.splits, own.table.season, own.horizon, "test").subset(MAX_TEST_FORECASTS)
+def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
+    """The metrics of the fine-tuned forecaster, of the base version, and of seasonal naive, on a part of the series."""
+    origins = backtest.origins(own.splits, own.table.season, own.horizon, part).subset(MAX_FORECASTS)
     untuned = {"untuned_": own.base}
     if own.traits.known:
         untuned["untuned_known_"] = with_traits(own.base, own.traits)
@@ -48,11 +51,11 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries) -> dict[str, Any]:
         },
         "naive_": backtest.seasonal_naive,
     }
-    return backtest.card_metrics(origins, methods)
+    return backtest.card_metrics(origins, methods, part)
 
 
 def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
-    """Return whether fine-tuning helped, and a sentence about it.
+    """Return whether fine-tuning helped, and a sentence about it. ``metrics``: on the validation part.
 
     It helped if the quantile loss is below that of the base version and that of the seasonal naive forecast.
     """
@@ -61,10 +64,10 @@ def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     if known := metrics.get("untuned_known_quantile_loss"):
         losses += f"; before fine-tuning, but with the known columns, {known['value']:.3f}"
     if tuned > (1 - MIN_IMPROVEMENT) * base:
-        return False, f"Fine-tuning did not help: {losses}"
+        return False, f"Fine-tuning did not help on the validation part: {losses}"
     if tuned >= naive:
-        return False, f"Fine-tuning did not help enough: {losses}"
-    return True, f"Fine-tuning helped: {losses}"
+        return False, f"Fine-tuning did not help enough on the validation part: {losses}"
+    return True, f"Fine-tuning helped on the validation part: {losses}"
 
 
 def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, Any]:
@@ -97,18 +100,23 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
 
 
 def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], str, bool]:
-    """Evaluate the test part once, with the code that serves.
+    """Evaluate with the code that serves: on the validation part and, if the network is to be published, on the test.
 
-    Returns the card, a sentence on whether fine-tuning helped, and whether to publish: if it helped, or with --force.
+    Returns the card, a sentence on whether fine-tuning helped, and whether to publish: if it helped on the validation
+    part, or with --force.
     """
     forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
-    metrics = measure(forecaster, own)
-    helped, reason = verdict(metrics)
+    validation = measure(forecaster, own, "validation")
+    helped, reason = verdict(validation)
+    publishes = helped or run.options.data_options["force"]
+    tests = publishes or run.rehearsing
+    metrics = run.measure(lambda part: measure(forecaster, own) if part == "test" else validation, tests)
     card = {**card_of(own, network.sizes, reason), "metrics": metrics}
-    draw_samples(run.folder / "samples.png", examples(forecaster, own))
+    shown = run.options.part if tests else "validation"
+    draw_samples(run.folder / "samples.png", examples(forecaster, own, shown))
     if own.references:
         write_backtest(run.folder, own, forecaster, own.base, run.options.name, run.command)
-    return card, reason, helped or run.options.data_options["force"]
+    return card, reason, publishes
 
 
 def references(options: Options, own: OwnSeries) -> results.References:
@@ -164,12 +172,13 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
     print(f"wrote {folder / 'backtest.html'} and backtest.png")
 
 
-def examples(forecaster: GlobalForecaster, own: OwnSeries) -> list[Example]:
-    """The last horizon of up to eight series, with its forecast."""
+def examples(forecaster: GlobalForecaster, own: OwnSeries, part: Part) -> list[Example]:
+    """The last horizon of a part of up to eight series, with its forecast."""
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
-        past, actual = np.split(split.series.values, [len(split.series.values) - own.horizon])
-        covariates = split.series.covariates[-own.horizon - backtest.MAX_PAST :]
+        end = len(split.series.values) if part == "test" else split.test
+        past, actual = np.split(split.series.values[:end], [end - own.horizon])
+        covariates = split.series.covariates[:end][-own.horizon - backtest.MAX_PAST :]
         (forecast,) = forecast_series(
             forecaster, [past[-backtest.MAX_PAST :]], own.table.season, own.horizon, [covariates]
         )

@@ -1,7 +1,7 @@
 """Own series: fine-tune a published forecaster on a CSV file, and compare it with the unchanged one.
 
 Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing is published without ``--force``.
-If it does, the published weights are trained again on all rows; see ``training.refit``.
+The validation part decides. If it helps, the published weights are trained again on all rows; see ``training.refit``.
 """
 
 from __future__ import annotations
