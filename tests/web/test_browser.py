@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,13 +18,14 @@ import httpx
 import pytest
 from support import processes
 from support.imported.onnx_models import linear_model
-from support.networks import publish_tiny
+from support.networks import FORECASTER, publish_tiny, tiny_card
 from support.responses import metric_samples
 from support.service import IMAGES, ROOT, Serve
 from support.waiting import wait_until
 
-from app import key_file
+from app import key_file, store
 from app.importing.add import Description, add
+from app.networks import build
 from app.store import rollout
 
 WEB = ROOT / "app" / "web"
@@ -188,6 +190,64 @@ def test_the_chart_shows_a_pasted_or_opened_series(shipped: httpx.Client, open_p
     page.locator("#series .status", has_text="7 steps after 55 values").wait_for()
     assert page.locator("#series-column option").all_inner_texts() == ["units; sold", "price"]
     assert '"values":[1.5,2.5,3.5,' in page.locator("#series code").inner_text()
+
+
+def publish_sales(folder: Path) -> None:
+    """Publish a forecaster, then a version of it that needs known columns and holidays."""
+    columns = [
+        {"name": name, "mean": 2.5, "scale": 1.0, "coefficient": -0.2} for name in ("price", "promo", "holidays")
+    ]
+    calendar = {"country": "DE", "step": "day", "first_year": 2025, "last_year": 2027, "dates": ["2026-01-01"]}
+    known = {"columns": columns, "calendar": calendar}
+    for fields in ({}, {"series": {"season": 7, "known": known}}):
+        card = tiny_card("sales", "forecast", "forecaster", FORECASTER, fields)
+        store.publish(folder, card, build("forecaster", FORECASTER).state_dict())
+
+
+def test_known_columns_of_a_forecaster_have_fields(
+    serve: Serve, tiny_store: Path, open_page: Open, tmp_path: Path
+) -> None:
+    publish_sales(tiny_store)
+    table = tmp_path / "sales.csv"
+    rows = [f"2026-01-{i:02},{i % 7 if i < 25 else ''},{2 + i % 3},{i % 2}\n" for i in range(1, 31)]
+    table.write_text("day,sold,price,promo\n" + "".join(rows))
+
+    def sent() -> dict[str, Any]:
+        command = page.locator("#series code").inner_text()
+        content: dict[str, Any] = json.loads(shlex.split(command)[-1])
+        return content
+
+    with serve() as client:
+        page = open_page(client)
+        status_of(page, "series")
+        assert not page.locator("#series-known").is_visible()
+        page.set_input_files("#series-file", table)
+        page.locator("#series .status", has_text="60 steps after 30 values").wait_for()
+        page.locator("#series select[name=model]").select_option("sales")
+        page.locator("#series-start").wait_for()
+        page.set_input_files("#series-file", table)
+        page.locator("#series .status", has_text="6 steps after 24 values").wait_for()
+        assert page.locator("#series-column option:checked").inner_text() == "sold"
+        assert sent()["start"] == "2026-01-01"
+        assert sent()["covariates"] == {
+            "price": [2 + i % 3 for i in range(1, 31)],
+            "promo": [i % 2 for i in range(1, 31)],
+        }
+        page.get_by_label("price").fill("2.5, 3")
+        page.locator("#series code", has_text='"price":[2.5,3,3,').wait_for()
+        assert page.locator("label", has_text="price").inner_text() == "price 2, then 3 up to 30"
+        page.get_by_label("price").fill("")
+        page.locator("#series code", has_text='"price":[2.5,2.5,').wait_for()
+        page.get_by_label("price").fill("cheap")
+        page.locator("#series-known .error", has_text="Covariates.price.0 is 'cheap'").wait_for()
+        page.get_by_label("price").fill("2")
+        page.get_by_label("Time of the first value").fill("soon")
+        page.locator("#series .error", has_text="Start is 'soon'; it should be a time in ISO 8601").wait_for()
+        page.locator("#series select[name=model]").select_option("sales@1")
+        page.locator("#series .status", has_text="sales, version 1").wait_for()
+        assert not page.locator("#series-known").is_visible()
+        assert "covariates" not in sent()
+        assert expected_errors(page) == 2
 
 
 def test_a_series_can_be_drawn_by_hand(shipped: httpx.Client, open_page: Open) -> None:

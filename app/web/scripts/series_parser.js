@@ -19,6 +19,11 @@ export function parseValues(text) {
   return words.map((word) => (parseValue(word) === undefined ? word : parseValue(word)));
 }
 
+/** The first date or time in ISO 8601 in a CSV file, or null. */
+export function firstTime(text) {
+  return /^"?(\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)"?[,;\t\r]/m.exec(text)?.[1] ?? null;
+}
+
 /** The numeric columns of a CSV file, in order: [{ name, values }]. */
 export function parseTable(text) {
   const lines = text.replace(/^\uFEFF/, "").split(/\r?\n/).filter((line) => line.trim());

@@ -1,9 +1,11 @@
 // Forecasting: a series that is pasted, opened, drawn or synthetic; its chart, intervals and table.
 
+import { json, send } from "../api.js";
 import { Chart, intervalsOf } from "../chart.js";
 import { byId, createElement, createSvg, formatNumber } from "../dom.js";
-import { parseTable, parseValues, roundValues } from "../series_parser.js";
+import { firstTime, parseTable, parseValues, roundValues } from "../series_parser.js";
 import { DrawingPad } from "../drawing_pad.js";
+import { KnownColumns, withoutMissingEnd } from "./known_columns.js";
 import { acceptDrops, Panel } from "./panel.js";
 
 /** Synthetic series: a sine at 1,000 points over [0, 20] with noise of 0.2, and a sum of two sines. */
@@ -30,15 +32,17 @@ export function forecastingPanel() {
     setDrawing(false);
     fill(values);
   });
-  let table = [];
+  const known = new KnownColumns(), knownOf = new Map(); // by model: the known columns of its card, or null
+  let table = [], time = null, shownModel = null;
 
   const panel = new Panel("series", "forecast", {
     request() {
       const values = parseValues(text.value);
       byId("series-count").textContent = values.length ? formatNumber(values.length, 6) : "";
-      if (pad.on) return null;
+      if (pad.on || !showKnown()) return null;
       const levels = [...panel.form.elements.levels].filter((box) => box.checked).map((box) => Number(box.value));
-      return { path: "v1/series/forecast", json: { model: panel.model, values, horizon: Number(panel.form.elements.horizon.value), levels } };
+      const horizon = Number(panel.form.elements.horizon.value);
+      return { path: "v1/series/forecast", json: { model: panel.model, values, horizon, levels, ...known.request(values.length, horizon) } };
     },
     show({ results: [forecast] }, { json: { values, horizon } }) {
       chart.show(values, forecast, describe(values, forecast));
@@ -48,6 +52,33 @@ export function forecastingPanel() {
       return `${formatNumber(horizon)} steps after ${formatNumber(values.length, 6)} values${season}`;
     },
   });
+
+  /** Show the fields of the chosen model's known columns. Returns false if its card must be loaded first. */
+  function showKnown() {
+    const { model } = panel;
+    if (!model.includes("@")) knownOf.set(model, panel.modelInfo?.card.series?.known ?? null);
+    if (!knownOf.has(model)) {
+      loadKnown(model);
+      return false;
+    }
+    if (model !== shownModel) {
+      shownModel = model;
+      known.show(knownOf.get(model));
+      known.fill(table, time);
+    }
+    return true;
+  }
+
+  async function loadKnown(model) {
+    try {
+      const { card } = await json(await send({ path: `v1/models/${model}` }));
+      knownOf.set(model, card.series?.known ?? null);
+    } catch (error) {
+      panel.showError(error);
+      return;
+    }
+    if (panel.model === model) panel.run();
+  }
 
   function setDrawing(on) {
     drawing.setAttribute("aria-pressed", String(on));
@@ -65,22 +96,42 @@ export function forecastingPanel() {
 
   async function open(file) {
     table = parseTable(await file.text());
+    time = firstTime(await file.text());
+    known.fill(table, time);
     if (!table.length) {
       text.value = await file.text(); // no numeric column: the service reports the error
       panel.run();
       return;
     }
     column.replaceChildren(...table.map(({ name }, i) => createElement("option", { value: i }, name)));
-    column.value = String(table.length - 1);
+    column.value = String(Math.max(0, table.findLastIndex(({ name }) => !known.has(name))));
     byId("series-column-field").hidden = table.length < 2;
-    fill(table.at(-1).values);
+    chooseColumn();
+  }
+
+  /** Read the chosen column. With known columns, rows after its last value are the horizon. */
+  function chooseColumn() {
+    const { values } = table[column.value], past = withoutMissingEnd(values);
+    if (!known.shown) return fill(values);
+    if (past.length < values.length) {
+      const horizon = panel.form.elements.horizon;
+      horizon.value = String(values.length - past.length);
+      horizon.dispatchEvent(new Event("input"));
+    }
+    return fill(past);
+  }
+
+  /** Forget the opened table. */
+  function closeTable() {
+    [table, time] = [[], null];
+    byId("series-column-field").hidden = true;
   }
 
   drawing.addEventListener("click", () => {
     setDrawing(!pad.on);
     if (!pad.on) panel.run();
   });
-  column.addEventListener("change", () => fill(table[column.value].values));
+  column.addEventListener("change", chooseColumn);
   byId("series-file").addEventListener("change", (event) => {
     if (event.target.files[0]) open(event.target.files[0]);
     event.target.value = ""; // so that the same file can be opened again
@@ -88,13 +139,13 @@ export function forecastingPanel() {
   for (const button of panel.root.querySelectorAll("[data-series]")) {
     button.addEventListener("click", () => {
       panel.announce();
-      byId("series-column-field").hidden = true;
+      closeTable();
       fill(syntheticSeries(button.dataset.series));
     });
   }
   acceptDrops(panel.root, open);
   text.addEventListener("input", () => {
-    byId("series-column-field").hidden = true;
+    closeTable();
     if (pad.on) setDrawing(false);
   });
   panel.start = () => fill(syntheticSeries("sine"));

@@ -43,7 +43,7 @@ export class Panel {
   onChange(event, wait) {
     const control = event.target;
     if (control.form !== this.form || !control.name || control.type === "file") return;
-    if (event.type === "input" && !["range", "textarea", "number"].includes(control.type)) return; // a change event follows
+    if (event.type === "input" && !["range", "textarea", "number", "text"].includes(control.type)) return; // a change event follows
     if (event.type === "change" && control.type !== "select-one" && !["checkbox", "radio"].includes(control.type)) return;
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.run(), wait);

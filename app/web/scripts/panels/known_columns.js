@@ -1,0 +1,73 @@
+// Known columns of a forecaster, such as price or promotion: a field per column, and the time of the first value.
+
+import { byId, createElement, formatNumber } from "../dom.js";
+import { parseValues } from "../series_parser.js";
+
+export class KnownColumns {
+  constructor() {
+    this.box = byId("series-known");
+    this.start = byId("series-start");
+    this.columns = [];
+  }
+
+  /** Show the fields of a model; `known` is from its card, or null. Fields whose column stays keep their text. */
+  show(known) {
+    const holidays = Boolean(known?.calendar);
+    this.columns = known ? known.columns.slice(0, holidays ? -1 : undefined) : []; // the last one counts the holidays
+    this.start.closest(".field").hidden = !holidays;
+    this.box.hidden = !this.columns.length;
+    const before = new Map([...this.box.querySelectorAll("textarea")].map((field) => [field.dataset.column, field.value]));
+    this.box.replaceChildren(createElement("legend", {}, "Known columns ", createElement("span", { class: "hint" }, "values, then horizon")),
+      ...this.columns.map(({ name }, i) => {
+        const field = createElement("textarea", { id: `series-known-${i}`, name: "covariates", rows: 2, spellcheck: "false", "data-column": name });
+        field.value = before.get(name) ?? "";
+        return createElement("div", { class: "field" },
+          createElement("label", { for: field.id }, `${name} `, createElement("span", { class: "hint" })), field);
+      }));
+  }
+
+  get shown() {
+    return this.columns.length > 0 || !this.start.closest(".field").hidden;
+  }
+
+  has(name) {
+    return this.columns.some((column) => column.name === name);
+  }
+
+  /** Fill the fields from an opened table: its numeric columns, and the time of its first row. */
+  fill(table, time) {
+    for (const field of this.box.querySelectorAll("textarea")) {
+      const column = table.find(({ name }) => name === field.dataset.column);
+      if (column) field.value = withoutMissingEnd(column.values).join(", ");
+    }
+    if (time) this.start.value = time;
+  }
+
+  /** The fields of a request for `count` values and a horizon. A column that is too short repeats its last value. */
+  request(count, horizon) {
+    const result = {};
+    if (this.columns.length) {
+      const fields = [...this.box.querySelectorAll("textarea")];
+      result.covariates = Object.fromEntries(this.columns.map((column, i) => [column.name, extended(fields[i], column, count + horizon)]));
+    }
+    if (!this.start.closest(".field").hidden && this.start.value.trim()) result.start = this.start.value.trim();
+    return result;
+  }
+}
+
+/** The values of a field, cut or extended to `count`; says so beside its label. */
+function extended(field, { mean }, count) {
+  const values = parseValues(field.value), last = values.length ? values.at(-1) : Number(mean.toPrecision(4));
+  const shown = formatNumber(values.length, 6);
+  let hint = shown;
+  if (values.length > count) hint = `${formatNumber(count, 6)} of ${shown}`;
+  else if (!values.length) hint = `${last} throughout, the mean of the training`;
+  else if (values.length < count) hint = `${shown}, then ${last} up to ${formatNumber(count, 6)}`;
+  field.closest(".field").querySelector(".hint").textContent = hint;
+  return [...values.slice(0, count), ...Array(Math.max(0, count - values.length)).fill(last)];
+}
+
+/** The values up to the last one that is not missing. */
+export function withoutMissingEnd(values) {
+  return values.slice(0, values.findLastIndex((value) => value !== null) + 1);
+}
