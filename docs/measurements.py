@@ -51,7 +51,8 @@ seeds. The test parts were read this often:
 | `cifar10-whitened` | three times: with label smoothing in the answers (calibration error 0.0106, 0.0110 with test-time augmentation), with another correction (0.0090 and 0.0071), and as published |
 | `shakespeare-rnn@1` | three times, and parts of it once more to analyse the loss; see [training/LOG.md](../training/LOG.md) |
 
-Trials of one or two epochs during development also printed test figures. Nothing was chosen by them.
+Trials of one or two epochs during development also printed test figures. Nothing was chosen by them. Since 27 November 2026, the
+code appends each reading of a test part to the end of [training/LOG.md](../training/LOG.md).
 
 The card of `cifar10-whitened` was measured in float32. The service uses bfloat16 for matrix products if they are clearly
 faster on the processor; it tries this when it loads the model. They take half of the time on an AMD EPYC and 1.5 times as

@@ -60,6 +60,12 @@ def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _no_log_of_the_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the readings of tests out of training/LOG.md."""
+    monkeypatch.setattr("training.readings.LOG", tmp_path / "LOG.md")
+
+
+@pytest.fixture(autouse=True)
 def _subnormal_numbers() -> Iterator[None]:
     """Undo what trainings set for their whole process, because JSON with subnormal numbers is tested too."""
     yield

@@ -220,7 +220,7 @@ def publish(run: Run, config: CnnConfig | AirbenchConfig, images: data.Images, n
         "notes": notes,
     }
     classifier = run.predictor(ImageClassifier, card, network)
-    card["metrics"] = run.measure(lambda _: evaluate(classifier, validation))
+    card = run.measure(card, lambda _: evaluate(classifier, validation))
     _, shown, truth = images.measured(validation)
     samples = plot_samples(
         run.folder / "samples.png",

@@ -101,7 +101,7 @@ def publish(run: Run, images: datasets.Images, network: Any, classifier: ImageCl
         "notes": "The generator's weights are an average over steps. The rating classifier was not used in training.",
     }
     sampler = run.predictor(ImageSampler, card, network)
-    card["metrics"] = run.measure(lambda part: generation.evaluate(sampler, classifier, part))
+    card = run.measure(card, lambda part: generation.evaluate(sampler, classifier, part))
     drawing = generation.class_rows(sampler, 10) if labelled else sampler.parse(64, None, 0)
     samples = save_sheet(run.folder / "samples.png", sampler.predict([drawing])[0])
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})

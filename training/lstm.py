@@ -140,7 +140,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     }
     forecaster = run.predictor(GlobalForecaster, card, network)
     held_out = run.options.part == "validation"
-    card["metrics"] = run.measure(lambda _: m4.evaluate(forecaster, held_out))
+    card = run.measure(card, lambda _: m4.evaluate(forecaster, held_out))
     samples = m4.draw_samples(run.folder / "samples.png", m4.examples(forecaster, held_out))
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 
@@ -227,7 +227,7 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
     card["residuals"] = residuals(run.predictor(WindowForecaster, card, network), series, start, series.split)
     forecaster = run.predictor(WindowForecaster, card, network)
     validation = (start, series.split) if run.options.part == "validation" else None
-    card["metrics"] = run.measure(lambda _: evaluate_sine(forecaster, validation))
+    card = run.measure(card, lambda _: evaluate_sine(forecaster, validation))
     samples = draw_samples(run.folder / "samples.png", forecaster, validation)
     run.finish(card, network, {"curves.png": run.plot_curves(), "samples.png": samples})
 

@@ -218,7 +218,7 @@ def measured_card(
             return measure_held_out(generator.network, validation, window)
         return measure(generator, text, test_characters(run.options))
 
-    return {**card, "metrics": run.measure(evaluate)}
+    return run.measure(card, evaluate)
 
 
 def publish(run: Run, card: dict[str, Any], network: Any, prompts: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from app import store
 from app.tasks import TASKS
+from training import readings
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, Part
@@ -90,6 +91,7 @@ class Run:
         self.seconds = 0.0
         self.latest_metrics: dict[str, float] = {}
         self.rehearsing = self.refitting = False
+        self.own_data = data is not None
         configure_cpu(options.threads)
         distributed.initialize(options.device)
         torch.manual_seed(options.seed)
@@ -300,9 +302,20 @@ class Run:
         tensors = {key: tensor.detach().cpu() for key, tensor in network.state_dict().items()}
         return predictor(store.Version(self.folder, full_card, tensors), torch.device(self.options.device))
 
-    def measure(self, evaluate: Callable[[Part], dict[str, Any]], publish: bool = True) -> dict[str, Any]:
-        """The metrics of ``evaluate``: on the test part if the network may be published, else on validation data."""
-        return evaluate(self.options.part if publish else "validation")
+    def measure(
+        self, card: dict[str, Any], evaluate: Callable[[Part], dict[str, Any]], publish: bool = True
+    ) -> dict[str, Any]:
+        """The card with the metrics of ``evaluate``: on the test part, or on validation data.
+
+        The test part is read only if ``publish`` and the options allow it. Each reading is appended to a log; see
+        ``training.readings``.
+        """
+        part = self.options.part if publish else "validation"
+        card = {**card, "metrics": evaluate(part)}
+        if part == "test" and not self.rehearsing:
+            full_card = {"name": self.options.name, **self.provenance(), **card}
+            readings.record(self.options.runs, full_card, self.own_data)
+        return card
 
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
@@ -374,7 +387,8 @@ def _commit() -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training")
+    # The log of the readings of test parts changes with each training, and no training reads it.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 

@@ -24,7 +24,7 @@ from support.waiting import locked
 
 from app import store
 from app.networks import build
-from training import cnn, gan, lstm, rnn
+from training import cnn, gan, lstm, readings, rnn
 from training import run as running
 from training.configs import CnnConfig
 from training.data import datasets, texts
@@ -240,6 +240,40 @@ def test_no_publish_reads_no_test_part(
         assert "test" not in metric["split"]
     assert (folder / "samples.png").exists()
     assert not (models / model_name(stem)).exists()
+
+
+def test_each_reading_of_a_test_part_is_logged(
+    tiny_data: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, own_log = tmp_path / "training" / "LOG.md", tmp_path / "runs" / readings.OWN_LOG
+    log.parent.mkdir()
+    log.write_text("| time |\n|---|\n")
+    monkeypatch.setattr(readings, "LOG", log)
+
+    def train(*options: str) -> None:
+        lstm.main([*arguments("lstm", tmp_path / "runs", models), *options])
+
+    train("--no-publish")
+    assert len(log.read_text().splitlines()) == 2
+    assert not own_log.exists()
+    train()  # not in a checkout
+    assert len(log.read_text().splitlines()) == 2
+    (line,) = own_log.read_text().removeprefix(readings.HEAD).splitlines()
+    card = store.read_card(models / "sine-lstm" / "1")
+    mse = card.metrics["one_step_mse"].value
+    assert re.fullmatch(
+        rf"\| \S+ \| sine-lstm \| sine \| one_step_mse {mse:.4f} \| .* \| `{re.escape(card.command)}` \|", line
+    )
+    (tmp_path / ".git").mkdir()
+    train("--seed", "4")
+    assert "--seed 4" in log.read_text().splitlines()[2]
+    assert len(own_log.read_text().splitlines()) == 3
+    own_log.unlink()
+    own_log.mkdir()
+    shutil.rmtree(tmp_path / ".git")
+    train("--seed", "5")  # the log cannot be written
+    assert "this reading of the test part is not in" in capsys.readouterr().out
+    assert store.version_numbers(models, "sine-lstm") == [1, 2, 3]
 
 
 def test_ctrl_c_saves_a_checkpoint_and_prints_the_resume_command(

@@ -233,6 +233,6 @@ def measured(
     classifier = run.predictor(ImageClassifier, card, network)
     indices = test if run.options.part == "test" else validation
     probability = served_probabilities(classifier, dataset.images[indices])
-    card["metrics"] = run.measure(lambda part: metrics_of(probability, classifier, dataset, indices, part))
+    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part))
     pictures = plot_predictions(run.folder, dataset, indices, probability)
     return card, {"curves.png": run.plot_curves(), **pictures}

@@ -16,7 +16,7 @@ from training.options import parse_options
 from training.run import Run, metric
 
 LABELS = ["horizontal", "vertical"]
-TEST_IMAGES = 32
+IMAGES, TEST, VALIDATION = 32, 1, 2  # in a part, and the seeds of the test and the validation part
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ def draw_bars(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def evaluate(classifier: ImageClassifier) -> dict[str, Any]:
-    """Return the metrics of a predictor on the test images."""
-    images, labels = draw_bars(TEST_IMAGES, seed=1)
+def evaluate(classifier: ImageClassifier, seed: int = TEST) -> dict[str, Any]:
+    """Return the metrics of a predictor on the images of a seed."""
+    images, labels = draw_bars(IMAGES, seed)
     predictions = torch.tensor(classifier.predict(list(images))).argmax(dim=1)
     accuracy = (predictions == labels).double().mean().item()
-    return {"accuracy": metric(accuracy, f"{TEST_IMAGES} test images")}
+    return {"accuracy": metric(accuracy, f"{IMAGES} images of seed {seed}")}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,5 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "data": {},
         "notes": "",
     }
-    card["metrics"] = evaluate(run.predictor(ImageClassifier, card, network))
+    classifier = run.predictor(ImageClassifier, card, network)
+    card = run.measure(card, lambda part: evaluate(classifier, VALIDATION if part == "validation" else TEST))
     run.finish(card, network, {"curves.png": run.plot_curves()})

@@ -247,6 +247,6 @@ def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tup
     else:
         indices = result.indices
         probability = result.logits.sigmoid() if dataset.multi_label else result.logits.softmax(dim=1)
-    card["metrics"] = run.measure(lambda part: metrics_of(probability, classifier, dataset, indices, part))
+    card = run.measure(card, lambda part: metrics_of(probability, classifier, dataset, indices, part))
     curves = {"curves.png": run.plot_curves()} if result.steps else {}
     return card, {**curves, **plot_predictions(run.folder, dataset, indices, probability)}

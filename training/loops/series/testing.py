@@ -110,8 +110,11 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
     helped, reason = verdict(validation)
     publishes = helped or run.options.data_options["force"]
     tests = publishes or run.rehearsing
-    metrics = run.measure(lambda part: measure(forecaster, own) if part == "test" else validation, tests)
-    card = {**card_of(own, network.sizes, reason), "metrics": metrics}
+    card = run.measure(
+        card_of(own, network.sizes, reason),
+        lambda part: measure(forecaster, own) if part == "test" else validation,
+        tests,
+    )
     shown = run.options.part if tests else "validation"
     draw_samples(run.folder / "samples.png", examples(forecaster, own, shown))
     if own.references:

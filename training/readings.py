@@ -1,0 +1,37 @@
+"""The log of the readings of test parts: one line each time that a network is measured on a test part.
+
+Readings of the included data sets belong to the repository, so a checkout has them in training/LOG.md. Readings of own
+data, and of an installation without a checkout, are in test-readings.md in the folder of the runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+LOG = Path(__file__).parent / "LOG.md"  # the table is its last section
+OWN_LOG = "test-readings.md"
+HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|---|---|---|\n"
+
+
+def record(runs: Path, card: Mapping[str, Any], own_data: bool) -> None:
+    """Append the reading by which ``card`` got its metrics. Prints a warning if the log cannot be written."""
+    name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
+    data = ", ".join(name for name in card["data"] if "@" not in name)
+    figure = f"{name} {metric['value']:.{metric['decimals']}f}"
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    cells = (time, card["name"], data, figure, card["commit"], f"`{card['command']}`")
+    line = "| " + " | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in cells) + " |\n"
+    path = LOG if not own_data and _is_writable_checkout() else runs / OWN_LOG
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write((HEAD if file.tell() == 0 else "") + line)
+    except OSError as error:
+        print(f"this reading of the test part is not in {path}: {error.strerror}")
+
+
+def _is_writable_checkout() -> bool:
+    return (LOG.parents[1] / ".git").exists() and os.access(LOG, os.W_OK)
