@@ -86,15 +86,22 @@ def targets() -> str:
 
 
 def describe(parser: argparse.ArgumentParser, name: str, level: int = 3) -> Iterator[str]:
-    """A section for a command, and one for each of its own commands."""
+    """A section for a command, with a table for each group of options, and one for each of its own commands."""
     yield f"\n{'#' * level} {name}\n\n"
     for paragraph in (parser.description or "").strip().split("\n\n") if parser.description else ():
         yield f"{paragraph}\n\n" if paragraph.startswith("    ") else f"{flat(paragraph)}\n\n"
     actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
     commands = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
-    rows = [row(action, parser) for action in actions if action not in commands and action.help != argparse.SUPPRESS]
-    if rows:
+    shown = [action for action in actions if action not in commands and action.help != argparse.SUPPRESS]
+    named = parser._action_groups[2:]  # the first two hold positional arguments and options
+    grouped = [action for group in named for action in group._group_actions]
+    if rows := [row(action, parser) for action in shown if action not in grouped]:
         yield table(("argument", "default", "description"), rows)
+    for group in named:
+        if rows := [row(action, parser) for action in group._group_actions if action in shown]:
+            title = group.title or ""
+            yield f"\n{title[:1].upper()}{title[1:]}{'.' if ': ' in title else ':'}\n\n"
+            yield table(("argument", "default", "description"), rows)
     for action in commands:
         for command, inner in action.choices.items():
             yield from describe(inner, f"{name} {command}", level + 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 SWITCH = "yes or no"  # marks numbers that are 1 or 0
+PHOTOGRAPHS = "hyperparameters for photographs"  # marks numbers that have this title in the help
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class CnnFinetuneConfig:
     shift: Annotated[int, "largest random shift in pixels, in each direction"]
     flip: Annotated[int, "mirror images at random", SWITCH]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]
-    tail_epochs: Annotated[int, "photographs: passes that fine-tune the last blocks; 0: fit the last layer only"]
-    tail_batch: Annotated[int, "photographs: images per step of fine-tuning"]
-    tail_learning_rate: Annotated[float, "photographs: peak learning rate of fine-tuning"]
+    tail_epochs: Annotated[int, "passes that fine-tune the last blocks; 0: fit the last layer only", PHOTOGRAPHS]
+    tail_batch: Annotated[int, "images per step of fine-tuning", PHOTOGRAPHS]
+    tail_learning_rate: Annotated[float, "peak learning rate of fine-tuning", PHOTOGRAPHS]
 
 
 @dataclass(frozen=True)

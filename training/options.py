@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app import store
 from app.store import rollout
+from training.configs import SWITCH
 from training.data.datasets import DataError
 from training.loops import distributed
 
@@ -154,17 +155,19 @@ def _add_common_options(parser: argparse.ArgumentParser, presets: list[str]) -> 
 
 def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict[str, dict[str, Any]]:
     """Add an option for every number of the presets; return the values of each number, by preset."""
-    group = parser.add_argument_group("hyperparameters", "Each option changes one number of the preset.")
+    groups = {"": parser.add_argument_group("hyperparameters", "Each option changes one number of the preset.")}
     values: dict[str, dict[str, Any]] = {}
     help_texts: dict[str, str] = {}
+    titles: dict[str, str] = {}
     switches: set[str] = set()
     for preset, config in presets.items():
         for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
             values.setdefault(name, {})[preset] = getattr(config, name)
             text, *marks = getattr(hint, "__metadata__", ("",))
             help_texts.setdefault(name, text)
-            if marks:
+            if SWITCH in marks:
                 switches.add(name)
+            titles.setdefault(name, next((mark for mark in marks if mark != SWITCH), ""))
     for name, of_preset in values.items():
         kind = type(next(iter(of_preset.values())))
         if kind in (int, float):
@@ -174,7 +177,9 @@ def _add_numbers(parser: argparse.ArgumentParser, presets: dict[str, C]) -> dict
             )
             option, text = "--" + name.replace("_", "-"), f"{help_texts[name]} ({numbers})"
             parse, metavar = (_switch, "yes|no") if is_switch else (kind, "N")
-            group.add_argument(option, type=parse, default=argparse.SUPPRESS, help=text, metavar=metavar)
+            if (title := titles[name]) not in groups:
+                groups[title] = parser.add_argument_group(title)
+            groups[title].add_argument(option, type=parse, default=argparse.SUPPRESS, help=text, metavar=metavar)
     return values
 
 
