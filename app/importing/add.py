@@ -19,7 +19,8 @@ from torch import Tensor
 from app import store
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
 from app.importing.onnx_file import read_inputs, read_onnx_file
-from app.importing.pt2_archive import BadProgram, InputSpec, read_pt2
+from app.importing.pt2_archive import read_pt2
+from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version

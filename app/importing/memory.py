@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from app.importing.pt2_archive import BadProgram, InputSpec
+from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.importing.pt2_archive import BadProgram, InputSpec
+from app.importing.pt2_graph import BadProgram, InputSpec
 from app.networks.imported.onnx_format import read_onnx
 from app.networks.imported.onnx_network import EXTERNAL, MODEL, OnnxNetwork
 

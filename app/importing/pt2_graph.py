@@ -1,0 +1,229 @@
+"""Convert the graph of a ``.pt2`` file, ``models/model.json``, to the format of ``ExportedProgram``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.store import StoreError
+
+DTYPES = {  # of ``ScalarType`` in torch's schema
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
+    9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
+}  # fmt: skip
+FORMULA = re.compile(r"(?:Mul\(Integer\((\d{1,9})\), )?(?:Symbol\(')?(\w{1,40})(?:'(?:, \w+=True)*\))?\)?")
+KEYWORD = 2  # of ``ArgumentKind``
+CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")  # left out: the service checks
+PLAIN = ("as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings", "as_int_lists")
+MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
+
+
+class BadProgram(StoreError):
+    """The file is not a program that can be served. The message names the wrong part."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A tensor of a program. A dimension is a number, or the name or formula of a size that varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class GraphReader:
+    """Converts torch's graph to the format of ``ExportedProgram``."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        module = content["graph_module"]
+        graph, signature = module["graph"], module["signature"]
+        self.inputs: list[InputSpec] = []
+        self.weights: dict[str, tuple[str, str]] = {}  # value -> (kind of payload, name)
+        self.nodes: list[dict[str, Any]] = []
+        for spec in signature["input_specs"]:
+            self._read_input(spec, graph["tensor_values"])
+        scope = {name: {"value": name} for name in (*self.weights, *(spec.name for spec in self.inputs))}
+        self._read_nodes(graph, scope, "")
+        outputs = [self._read_output(spec, index, scope) for index, spec in enumerate(signature["output_specs"])]
+        self.outputs = [output for output in outputs if output is not None]
+        keys = _output_keys(module.get("module_call_graph"))
+        if len(keys) == len(outputs) == len(self.outputs):
+            self.outputs = [[key, value] for key, (_, value) in zip(keys, self.outputs, strict=True)]
+        if not self.inputs or not self.outputs:
+            raise BadProgram("the program should have at least one tensor as input and one as output")
+        self._remove_unused()
+
+    def _read_input(self, spec: Mapping[str, Any], tensor_values: Mapping[str, Any]) -> None:
+        ((kind, value),) = spec.items()
+        if kind == "user_input":
+            ((argument, content),) = value["arg"].items()
+            if argument != "as_tensor":
+                raise BadProgram(f"input {str(content)[:80]!r} is not a tensor ({argument})")
+            meta = tensor_values[content["name"]]
+            shape = tuple(map(_dimension, meta["sizes"]))
+            self.inputs.append(InputSpec(content["name"], DTYPES.get(meta["dtype"], "?"), shape))
+        elif kind == "parameter":
+            self.weights[value["arg"]["name"]] = ("weights", value["parameter_name"])
+        elif kind == "buffer":
+            self.weights[value["arg"]["name"]] = (
+                "weights" if value["persistent"] else "constants",
+                value["buffer_name"],
+            )
+        elif kind == "tensor_constant":
+            self.weights[value["arg"]["name"]] = ("constants", value["tensor_constant_name"])
+        elif kind == "constant_input":  # an argument of forward that is no tensor; its value is fixed
+            pass
+        else:
+            raise BadProgram(f"an input is of kind {kind!r}; custom classes are not allowed")
+
+    def _read_output(self, spec: Mapping[str, Any], index: int, scope: Mapping[str, Any]) -> list[Any] | None:
+        ((kind, value),) = spec.items()
+        if kind == "user_input_mutation":
+            return None
+        if kind != "user_output":
+            raise BadProgram(
+                f"output {index} is of kind {kind!r}: the program changes its own weights or buffers; "
+                "export it in evaluation mode"
+            )
+        ((argument, content),) = value["arg"].items()
+        if argument == "as_none":
+            return None
+        if argument != "as_tensor":
+            raise BadProgram(f"output {index} is not a tensor ({argument})")
+        return [content["name"], scope[content["name"]]["value"]]
+
+    def _read_nodes(self, graph: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
+        """Append the nodes of a graph. ``scope`` maps its names to arguments; new names get ``prefix``."""
+        for node in graph["nodes"]:
+            target = node["target"].removeprefix("torch.ops.")
+            if target == "higher_order.wrap_with_set_grad_enabled":
+                self._inline(node, scope, prefix)
+            elif target.startswith("higher_order."):
+                raise BadProgram(f"operator {target!r} is not allowed: control flow that depends on values")
+            elif not target.startswith(CHECKS):
+                self._read_node(node, target, scope, prefix)
+
+    def _read_node(self, node: Mapping[str, Any], target: str, scope: dict[str, Any], prefix: str) -> None:
+        args, kwargs = [], {}
+        for item in node["inputs"]:
+            if item["name"] in ("layout", "pin_memory"):
+                continue
+            value = _argument(item["arg"], scope)
+            if item.get("kind") == KEYWORD:
+                kwargs[item["name"]] = value
+            else:
+                args.append(value)
+        results = [_result(result, scope, prefix) for result in node["outputs"]]
+        outputs = results[0] if len(results) == 1 else results
+        self.nodes.append({"op": target, "args": args, "kwargs": kwargs, "outputs": outputs})
+
+    def _inline(self, node: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
+        """Append the nodes of a block under ``torch.no_grad()``."""
+        _, block, *inputs = (item["arg"] for item in node["inputs"])
+        graph = block["as_graph"]["graph"]
+        names = [next(iter(each.values()))["name"] for each in graph["inputs"]]
+        inner = {name: _argument(value, scope) for name, value in zip(names, inputs, strict=True)}
+        self._read_nodes(graph, inner, f"{prefix}{block['as_graph']['name']}/")
+        results = [name for each in graph["outputs"] for name in _names(each)]
+        for name, result in zip((name for each in node["outputs"] for name in _names(each)), results, strict=True):
+            scope[name] = inner[result]
+
+    def _remove_unused(self) -> None:
+        """Remove nodes whose results are not used, such as sizes for checks that are left out, and unused weights."""
+        used = {value for _, value in self.outputs}
+        nodes = []
+        for node in reversed(self.nodes):
+            if node["op"].rpartition(".")[0].endswith("_") or used.intersection(
+                _values(node["outputs"])
+            ):  # ``add_`` changes its argument
+                nodes.append(node)
+                used.update(_values([node["args"], *node["kwargs"].values()]))
+        self.nodes = nodes[::-1]
+        self.weights = {value: payload for value, payload in self.weights.items() if value in used}
+
+
+def _output_keys(calls: Any) -> list[str]:
+    """Return the keys if the program returns a flat dictionary of tensors with texts as keys; else an empty list."""
+    try:
+        _, tree = json.loads(calls[0]["signature"]["out_spec"])
+        keys = json.loads(tree["context"]) if tree["type"] == "builtins.dict" else []
+        is_flat = all(child["type"] is None for child in tree["children_spec"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return []
+    return keys if is_flat and all(isinstance(key, str) and 0 < len(key) <= 200 for key in keys) else []
+
+
+def _dimension(size: Mapping[str, Any]) -> int | str:
+    """Return a number, the name of a size, ``2*name``, or ``?`` for another formula. Formulas are never evaluated."""
+    if "as_int" in size:
+        return int(size["as_int"])
+    if match := FORMULA.fullmatch(size["as_expr"]["expr_str"]):
+        return f"{match[1]}*{match[2]}" if match[1] else match[2]
+    return "?"
+
+
+def _argument(argument: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
+    """Convert an argument of torch's graph."""
+    ((kind, value),) = argument.items()
+    if kind in PLAIN:
+        return value
+    if kind == "as_float":  # infinity is a text
+        return float(value)
+    if kind == "as_floats":
+        return [float(each) for each in value]
+    if kind in ("as_none", "as_layout"):
+        return None
+    if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool", "as_optional_tensor"):
+        return _reference(value, scope)
+    if kind in ("as_tensors", "as_optional_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
+        return [_reference(each, scope) for each in value]
+    if kind == "as_scalar_type":
+        return {"dtype": DTYPES[value]}
+    if kind == "as_memory_format":
+        return {"memory_format": MEMORY_FORMATS[value]}
+    if kind == "as_device":
+        return {"device": ""}
+    raise BadProgram(f"an argument is of kind {kind!r}, which is not allowed")
+
+
+def _reference(item: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
+    """Convert a value, a number or none."""
+    if "name" in item:
+        return scope[item["name"]]
+    ((kind, value),) = item.items()
+    if kind == "as_none":
+        return None
+    return scope[value["name"]] if kind == "as_tensor" else scope[value] if kind == "as_name" else value
+
+
+def _result(result: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> Any:
+    """Convert a result of a node, and add its names to the scope."""
+    if next(iter(result)) == "as_none":
+        return None
+    names = [f"{prefix}{name}" for name in _names(result)]
+    scope.update({name: {"value": full} for name, full in zip(_names(result), names, strict=True)})
+    return names if "as_tensors" in result else names[0]
+
+
+def _names(argument: Mapping[str, Any]) -> list[str]:
+    """Return the names of the values in an argument that holds values only."""
+    ((kind, value),) = argument.items()
+    if kind not in ("as_tensor", "as_tensors", "as_sym_int", "as_sym_bool", "as_sym_float"):
+        raise BadProgram(f"a result is of kind {kind!r}, which is not allowed")
+    items = value if isinstance(value, list) else [value]
+    return [item["name"] if "name" in item else item["as_name"] for item in items]
+
+
+def _values(item: Any) -> Iterator[str]:
+    """Yield the names of values in arguments or results of a node."""
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, dict):
+        if "value" in item:
+            yield item["value"]
+    elif isinstance(item, list):
+        for each in item:
+            yield from _values(each)
