@@ -1,0 +1,199 @@
+"""Build the container image and run it, with Docker or with buildah and chroot."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+ROOT = Path(__file__).parents[1]
+IMAGE = "localhost/quartet-check"
+EXIT_SECONDS = 45.0  # docker-compose.yml's stop_grace_period
+
+
+class CheckError(Exception):
+    """The image, or a step of the check, is faulty."""
+
+
+def run(*command: str, timeout: float | None = None, check: bool = True) -> str:
+    """Run a command. Returns what it wrote to standard output.
+
+    Raises:
+        CheckError: the command failed.
+    """
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    if check and result.returncode:
+        lines = "\n".join((result.stdout + result.stderr).splitlines()[-30:])
+        raise CheckError(f"{' '.join(command)}: exit status {result.returncode}\n{lines}")
+    return result.stdout
+
+
+class Container(Protocol):
+    """A running container of the image. The service listens on ``port`` of this machine."""
+
+    port: int
+
+    def is_healthy(self) -> bool:
+        """Run the image's health check."""
+
+    def succeeds(self, *command: str) -> bool:
+        """Run a command in the container. Returns whether its exit status is 0."""
+
+    def stop(self) -> int:
+        """Send SIGTERM. Returns the exit status."""
+
+    def output(self) -> str:
+        """The last lines that the service wrote."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Docker:
+    """Builds and runs with Docker."""
+
+    tool = "docker"
+
+    def build(self, options: Sequence[str]) -> None:
+        run("docker", "build", "--tag", IMAGE, *options, str(ROOT))
+
+    def megabytes(self) -> float:
+        return int(run("docker", "image", "inspect", "--format", "{{.Size}}", IMAGE)) / 1e6
+
+    @contextmanager
+    def container(self) -> Iterator[Container]:
+        container = DockerContainer(free_port())
+        try:
+            yield container
+        finally:
+            run("docker", "rm", "--force", container.name, check=False)
+
+
+class DockerContainer:
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.name = f"quartet-check-{os.getpid()}"
+        publish = f"127.0.0.1:{port}:8000"
+        hardening = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true")
+        run("docker", "run", "--detach", "--name", self.name, "--publish", publish, *hardening, IMAGE)
+
+    def is_healthy(self) -> bool:
+        return run("docker", "inspect", "--format", "{{.State.Health.Status}}", self.name).strip() == "healthy"
+
+    def succeeds(self, *command: str) -> bool:
+        return subprocess.run(("docker", "exec", self.name, *command), capture_output=True, check=False).returncode == 0
+
+    def stop(self) -> int:
+        run("docker", "stop", "--time", str(int(EXIT_SECONDS)), self.name)
+        return int(run("docker", "inspect", "--format", "{{.State.ExitCode}}", self.name))
+
+    def output(self) -> str:
+        result = subprocess.run(
+            ("docker", "logs", "--tail", "30", self.name), capture_output=True, text=True, check=False
+        )
+        return result.stdout + result.stderr
+
+
+@dataclass
+class Buildah:
+    """Builds with buildah, and runs the image's file system with chroot."""
+
+    tool = "buildah"
+    # Neither overlay file systems nor user namespaces are available everywhere, for example inside a container.
+    storage = ("buildah", "--storage-driver", "vfs")
+
+    def build(self, options: Sequence[str]) -> None:
+        # The Docker format keeps the health check; the OCI format has none.
+        limits = ("--ulimit", "nofile=20000:20000", "--ulimit", "nproc=96000:96000")
+        run(
+            *self.storage,
+            "bud",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            *limits,
+            "--tag",
+            IMAGE,
+            *options,
+            str(ROOT),
+        )
+
+    def megabytes(self) -> float:
+        with self._mounted() as folder:
+            return int(run("du", "-sb", "--one-file-system", str(folder)).split()[0]) / 1e6
+
+    @contextmanager
+    def container(self) -> Iterator[Container]:
+        details = json.loads(run(*self.storage, "inspect", "--type", "image", IMAGE))
+        with self._mounted() as folder, tempfile.TemporaryFile("w+") as log:
+            container = ChrootContainer(folder, details["Docker"]["config"], log)
+            try:
+                yield container
+            finally:
+                container.process.kill()
+                container.process.wait()
+
+    @contextmanager
+    def _mounted(self) -> Iterator[Path]:
+        """The image's file system."""
+        name = run(*self.storage, "from", "--pull=false", IMAGE).strip()
+        try:
+            yield Path(run(*self.storage, "mount", name).strip())
+        finally:
+            run(*self.storage, "umount", name, check=False)
+            run(*self.storage, "rm", name, check=False)
+
+
+# Mounts the root file system read-only, as ``docker run --read-only`` does, and then becomes the given command.
+ENTER = """
+set -e
+mount --bind "$1" "$1"
+mount -t proc proc "$1/proc"
+mount --rbind /dev "$1/dev"
+mount -t tmpfs -o size=64m tmpfs "$1/dev/shm"
+mount -o remount,ro,bind "$1"
+user=$2
+root=$1
+shift 2
+exec chroot --userspec="$user" "$root" "$@"
+"""
+
+
+class ChrootContainer:
+    def __init__(self, folder: Path, config: dict[str, Any], log: Any) -> None:
+        self.port = free_port()
+        self._log = log
+        variables = [*config["Env"], f"QUARTET_PORT={self.port}", "QUARTET_HOST=127.0.0.1"]
+        inside = ("env", "-i", "-C", config["WorkingDir"], *variables)
+        self._enter = ("unshare", "--mount", "sh", "-c", ENTER, "enter", str(folder), config["User"], *inside)
+        self._health_check = config["Healthcheck"]["Test"][1:]  # after "CMD"
+        self.process = subprocess.Popen((*self._enter, *config["Cmd"]), stdout=log, stderr=subprocess.STDOUT)
+
+    def is_healthy(self) -> bool:
+        if (status := self.process.poll()) is not None:
+            raise CheckError(f"the service ended with exit status {status}")
+        return self.succeeds(*self._health_check)
+
+    def succeeds(self, *command: str) -> bool:
+        return subprocess.run((*self._enter, *command), capture_output=True, check=False).returncode == 0
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(EXIT_SECONDS)
+
+    def output(self) -> str:
+        self._log.seek(0)
+        return "".join(self._log.readlines()[-30:])
