@@ -6,7 +6,7 @@ the option's help. The preset "own" trains on the caller's own data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 SWITCH = "yes or no"  # marks numbers that are 1 or 0
@@ -235,21 +235,8 @@ CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "strong": CNN_STRONG,
     "own": CNN_OWN,
 }
-# Trained on generated images or as a reference for them: half the width of CNN_DIGITS, three epochs, no rotation.
-SAMPLE_CLASSIFIER = CnnConfig(
-    data="mnist",
-    kind="digit-net",
-    epochs=3,
-    batch=128,
-    learning_rate=2e-3,
-    weight_decay=1e-3,
-    label_smoothing=0.0,
-    ema_decay=0.998,
-    shift=2,
-    flip=0,
-    rotate=0.0,
-    validation=0,
-)
+# Trained on generated images, or as a reference for them, at half the width of CNN_DIGITS.
+SAMPLE_CLASSIFIER = replace(CNN_DIGITS, epochs=3, rotate=0.0, validation=0)
 
 GAN_WORKSHOP = GanConfig(
     latent=100,
@@ -275,19 +262,7 @@ GAN_CONDITIONAL = ConditionalGanConfig(
     real_class_loss_weight=1.0,
     class_loss_weight=0.1,
 )
-GAN_OWN = ConditionalGanConfig(
-    latent=64,
-    epochs=200,
-    batch=64,
-    learning_rate=5e-4,
-    beta1=0.0,
-    ema_decay=0.999,
-    r1_penalty=0.2,
-    r1_interval=8,
-    bfloat16=1,
-    real_class_loss_weight=1.0,
-    class_loss_weight=0.1,
-)
+GAN_OWN = replace(GAN_CONDITIONAL, epochs=200, batch=64)
 GAN_PRESETS: dict[str, GanConfig] = {"workshop": GAN_WORKSHOP, "conditional": GAN_CONDITIONAL, "own": GAN_OWN}
 
 RNN_WORKSHOP = RnnConfig(
