@@ -27,8 +27,13 @@ CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all other data types are TYPE_
 def router(registry: Registry, settings: Settings) -> APIRouter:
     """Return the routes ``/v2/models`` and those of one model, with the limits of the settings."""
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
-    limits = RequestModels.build(settings)
+    _add_names(routes, registry)
+    _add_descriptions(routes, registry, settings)
+    _add_readiness(routes, registry, settings)
+    return routes
 
+
+def _add_names(routes: APIRouter, registry: Registry) -> None:
     @routes.get(
         "/models",
         operation_id="list_model_names",
@@ -38,6 +43,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
     async def list_models() -> Response:
         """List the names of all models, loaded or not."""
         return json_response({"models": sorted(registry.version_sets)})
+
+
+def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings) -> None:
+    limits = RequestModels.build(settings)
 
     @add_routes(
         routes,
@@ -80,6 +89,8 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         model = await model_in_path(registry, request, name, set_deadline(request, settings.request_seconds))
         return json_response(_configuration(model, tensor_model(model, limits)))
 
+
+def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) -> None:
     @add_routes(
         routes,
         "GET",
@@ -97,8 +108,6 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         if problems := registry.problems():
             raise NotReady("; ".join(problems))
         return json_response({"name": model.card.name, "ready": True})
-
-    return routes
 
 
 def _platform(card: Card) -> str:
