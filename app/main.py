@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
+from starlette.types import ASGIApp
 
 from app.api import errors, openapi
 from app.api.kserve import timeseries
@@ -106,28 +107,32 @@ def create_app(
         *tensors,
         repository.router(registry, settings, key),
         health.router(registry, metrics),
+        *([admin.router(registry, settings, key)] if key else []),
+        page.router(),
     ):
         app.include_router(router)
-    if key:
-        app.include_router(admin.router(registry, settings, key))
-    app.include_router(page.router())
 
     openapi.install(app)
     if settings.keys_file:
         document_security(app)
-
-    # The outermost layers: requests to busy routes do not pass through FastAPI's and Starlette's own.
     fast = FastRoutes(
         app,
         [route for router in tasks for route in router.routes],
         named=[route for router in tensors for route in router.routes],
     )
     limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
-    protected = with_api_keys(limited, settings, counters, errors.error_response, metrics.on_rate_limited)
-    trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
-    app.middleware_stack = telemetry = RequestTelemetry(trusted, metrics, log, errors.error_response)
+    app.middleware_stack = telemetry = _middleware(limited, settings, counters, metrics, log)
     app.state.refused = telemetry.on_refused
     return app
+
+
+def _middleware(
+    inner: ASGIApp, settings: Settings, counters: Storage | None, metrics: Metrics, log: AccessLog
+) -> RequestTelemetry:
+    """Return the outermost layers. Requests to busy routes do not pass through FastAPI's and Starlette's own."""
+    protected = with_api_keys(inner, settings, counters, errors.error_response, metrics.on_rate_limited)
+    trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
+    return RequestTelemetry(trusted, metrics, log, errors.error_response)
 
 
 @asynccontextmanager

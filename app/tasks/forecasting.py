@@ -155,16 +155,8 @@ class GlobalForecaster:
             non_negative, integer = non_negative and actual.min() >= 0, integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
         window = np.full(context, np.nan)
-        series, added = fill_missing(series, season), None
-        if traits.known and covariates is not None:
-            effect = covariate_effect(series, covariates[int(known[0]) :], season, traits.known)
-            series, added = series - effect[: len(series)], effect[len(series) + gap :]
-        if traits.year and len(series) >= MIN_YEARS * traits.year:
-            pattern = yearly_pattern(series, traits.year, gap + horizon)
-            series, added = (
-                series - pattern[: len(series)],
-                pattern[len(series) + gap :] + (0.0 if added is None else added),
-            )
+        inputs = None if covariates is None else covariates[int(known[0]) :]
+        series, added = _without_effects(fill_missing(series, season), traits, season, inputs, gap, horizon)
         series = series[-context:]
         window[context - len(series) :] = series
         if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
@@ -210,6 +202,24 @@ class GlobalForecaster:
     def warm_up(self, rows: int) -> None:
         """Measure batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
+
+
+def _without_effects(
+    series: np.ndarray, traits: SeriesTraits, season: int, covariates: np.ndarray | None, gap: int, horizon: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Subtract the effect of ``covariates`` [T + gap + horizon, K] and the yearly pattern from a series [T].
+
+    Returns the rest, and what to add to its forecast [horizon]; None for nothing.
+    """
+    added = None
+    if traits.known and covariates is not None:
+        effect = covariate_effect(series, covariates, season, traits.known)
+        series, added = series - effect[: len(series)], effect[len(series) + gap :]
+    if traits.year and len(series) >= MIN_YEARS * traits.year:
+        pattern = yearly_pattern(series, traits.year, gap + horizon)
+        ahead = pattern[len(series) + gap :]
+        series, added = series - pattern[: len(series)], ahead if added is None else ahead + added
+    return series, added
 
 
 def _outliers(series: np.ndarray) -> np.ndarray:

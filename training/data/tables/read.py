@@ -221,14 +221,7 @@ def _on_grid(
     Raises:
         DataError: time stamps occur twice, or are irregular.
     """
-    times, period = time.reading.times, time.reading.period
-    if options.resample:
-        try:
-            times, period = frequency.bins(times, options.resample)
-        except ValueError as error:
-            raise body.error(
-                f"--resample {options.resample}: {error}; allowed are h, D, W, M, Q, Y and 15min"
-            ) from error
+    times, period = _resampled(body, options.resample, time.reading)
     frame = pd.DataFrame({"(series)": labels, "(time)": times, **values, **covariates})
     frame = frame.sort_values("(time)", kind="stable")
     frame, combined = _combine(body, options, frame, list(covariates))
@@ -271,6 +264,20 @@ def _on_grid(
             grid[at] = part[column].to_numpy()
             series.append(Rows(_named(label, column, values), grid, list(starts), known))
     return _table(body, options, series, time_grid.name, time_grid.seasons, calendar)
+
+
+def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Series, str]:
+    """The time stamps and their period, with ``--resample`` those of its longer steps.
+
+    Raises:
+        DataError: the step is unknown.
+    """
+    if not step:
+        return reading.times, reading.period
+    try:
+        return frequency.bins(reading.times, step)
+    except ValueError as error:
+        raise body.error(f"--resample {step}: {error}; allowed are h, D, W, M, Q, Y and 15min") from error
 
 
 def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayCalendar:
