@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from app.engine.observer import ObserverFactory, VersionKey
+from app.errors import NotReady
 from app.serving.loader import LoadedModel, LoadFailure
 
 log = logging.getLogger("quartet")
@@ -21,6 +23,29 @@ class VersionState(Enum):
     LOADING = "loading"
     READY = "ready"  # in memory
     FAILED = "failed"  # cannot be loaded, for example because its files are damaged
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """The state of one version; ``reason`` says why it has failed."""
+
+    name: str
+    number: int
+    state: VersionState
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """The version as ``name@version``."""
+        return f"{self.name}@{self.number}"
+
+
+class ModelLoading(NotReady):
+    """The version is not in memory yet. ``task`` loads it and returns the model or the failure."""
+
+    def __init__(self, label: str, task: LoadTask) -> None:
+        super().__init__(f"{label} is being loaded")
+        self.task = task
 
 
 class ModelCache:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import re
 import time
-from dataclasses import dataclass
 from typing import cast
 from weakref import WeakSet
 
@@ -19,7 +18,7 @@ from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
 from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.device import find_device
 from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
-from app.serving.model_cache import LoadTask, ModelCache, VersionState
+from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
 from app.serving.reconcile import (
     check_defaults,
     desired_versions,
@@ -39,29 +38,6 @@ from app.tasks import Task
 log = logging.getLogger("quartet")
 
 PARSE_NICENESS = 5  # so that decoding large images and unpacking bodies does not delay the event loop
-
-
-class ModelLoading(NotReady):
-    """The version is not in memory yet. ``task`` loads it and returns the model or the failure."""
-
-    def __init__(self, label: str, task: LoadTask) -> None:
-        super().__init__(f"{label} is being loaded")
-        self.task = task
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """The state of one version; ``reason`` says why it has failed."""
-
-    name: str
-    number: int
-    state: VersionState
-    reason: str = ""
-
-    @property
-    def label(self) -> str:
-        """The version as ``name@version``."""
-        return f"{self.name}@{self.number}"
 
 
 class Registry:

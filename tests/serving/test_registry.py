@@ -27,8 +27,8 @@ from app.errors import (
     UnloadedModel,
 )
 from app.serving.loader import LoadedModel, LoadFailure
-from app.serving.model_cache import VersionState
-from app.serving.registry import ModelLoading, Registry
+from app.serving.model_cache import ModelLoading, VersionState
+from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
 from app.tasks import CLASSIFY, GENERATE_IMAGES

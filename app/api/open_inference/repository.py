@@ -26,8 +26,8 @@ from app.api.request_body import EXTRA_COMMAS, max_json_bytes, parse_object, rea
 from app.api.responses import json_response, success_response
 from app.api.routes.admin import guard, on_store
 from app.errors import BadValue, Conflict, NotEnabled, quote_value
-from app.serving.model_cache import VersionState
-from app.serving.registry import Registry, VersionStatus
+from app.serving.model_cache import VersionState, VersionStatus
+from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import rollout
 from app.store.rollout import Rollout
