@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from typing import cast
 from weakref import WeakSet
 
 from app.engine.executor import Executor
 from app.engine.observer import EngineObserver, ObserverFactory, VersionKey
-from app.errors import BadValue, NotFound, NotReady, RetiredModel, TimedOut, UnknownModel, UnloadedModel, quote_value
+from app.errors import BadValue, NotFound, NotReady, TimedOut, UnknownModel, UnloadedModel, quote_value
 from app.serving.device import find_device
 from app.serving.loader import Engine, LoadedModel, Loader, LoadFailure, P, PreparedModels, check_store
 from app.serving.model_cache import LoadTask, ModelCache, ModelLoading, VersionState, VersionStatus
@@ -29,7 +28,7 @@ from app.serving.reconcile import (
 )
 from app.serving.recovery import RecoveryMonitor
 from app.serving.store_watcher import StoreWatcher
-from app.serving.version_choice import VersionSet
+from app.serving.version_choice import VersionSet, resolve_name
 from app.settings import Settings
 from app.store import Card, TaskName
 from app.store.disk_thread import DiskThread
@@ -118,7 +117,6 @@ class Registry:
 
     def _make_room(self, name: str, number: int) -> None:
         """Evict versions to make room for one that a request names. Raises TooManyVersions."""
-
         sets = [*self.version_sets.values(), *self._desired().values()]
         resident = {(version_set.name, each) for version_set in sets for each in version_set.resident}
         loading, models = self.cache.loading(), self.cache.models()
@@ -170,22 +168,7 @@ class Registry:
         Raises:
             UnknownModel, RetiredModel, UnloadedModel: as ``resolve``.
         """
-        name, at, version = model.partition("@")
-        version_set = self.version_sets.get(name)
-        if version_set is None:
-            raise UnknownModel(model, self.version_sets, param)
-        if version_set.unloaded:
-            raise UnloadedModel(f"model {quote_value(name)} is unloaded, until somebody loads it", param)
-        number = version_set.version_for(request_id)
-        if at:
-            number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
-            if number in version_set.retired:
-                raise RetiredModel(
-                    f"model {quote_value(model)} is retired; there are: {', '.join(version_set.labels())}", param
-                )
-        if number is None or number not in version_set.numbers:
-            raise UnknownModel(model, version_set.labels() or self.version_sets, param)
-        return name, number
+        return resolve_name(self.version_sets, model, request_id, param)
 
     def _resolve_default(self, task: TaskName, request_id: str) -> VersionKey:
         name = self.defaults.get(task, "")

@@ -1,11 +1,14 @@
-"""The versions of one model that are served, and the version for a request that names none."""
+"""The versions of one model that are served, and which of them serves a request."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from app.engine.observer import VersionKey
+from app.errors import RetiredModel, UnknownModel, UnloadedModel, quote_value
 from app.store.rollout import Rollout
 
 SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
@@ -70,3 +73,28 @@ class VersionSet:
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
         part = int.from_bytes(digest, "big") % SHARE_PARTS
         return self.canary if part < self.share * SHARE_PARTS / 100 else self.active
+
+
+def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
+    """Return the name and number that ``name`` or ``name@version`` means. ``param`` is named in errors.
+
+    Raises:
+        UnknownModel: no such model or version.
+        RetiredModel, UnloadedModel: the version is retired, or the model is unloaded.
+    """
+    name, at, version = model.partition("@")
+    version_set = version_sets.get(name)
+    if version_set is None:
+        raise UnknownModel(model, version_sets, param)
+    if version_set.unloaded:
+        raise UnloadedModel(f"model {quote_value(name)} is unloaded, until somebody loads it", param)
+    number = version_set.version_for(request_id)
+    if at:
+        number = int(version) if re.fullmatch(r"[1-9][0-9]{0,8}", version) else None
+        if number in version_set.retired:
+            raise RetiredModel(
+                f"model {quote_value(model)} is retired; there are: {', '.join(version_set.labels())}", param
+            )
+    if number is None or number not in version_set.numbers:
+        raise UnknownModel(model, version_set.labels() or version_sets, param)
+    return name, number
