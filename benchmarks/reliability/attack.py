@@ -367,16 +367,13 @@ def main() -> None:
     print("|---|" + "--:|" * (len(columns) - 1))
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
-        server.start()
-        try:
+        with server.running():
             asyncio.run(call(server.port, normal_requests(), CALLERS, 2))  # warm up
             for name in options.only.split(","):
                 row = asyncio.run(measure(server, name, options.seconds))
                 verdict = "" if row.passed() else "FAILED"
                 print("|", *(f"{cell} |" for cell in row.cells()), verdict, flush=True)
                 rows.append(row)
-        finally:
-            server.stop()
     if options.save:
         options.save.write_text(json.dumps(results(rows), indent=2) + "\n")
     sys.exit(not all(row.passed() for row in rows))

@@ -31,12 +31,9 @@ def main() -> None:
     requests = mix.requests(options.requests, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
-        server.start()
-        try:
+        with server.running():
             alone = asyncio.run(mix.answers(server.port, requests, 1))
             concurrent = asyncio.run(mix.answers(server.port, requests, options.callers))
-        finally:
-            server.stop()
     counts, equal, identical = Counter[str](), Counter[str](), Counter[str]()
     for request, single, other in zip(requests, alone, concurrent, strict=True):
         counts[request.kind] += 1

@@ -23,14 +23,11 @@ EXCLUDED_CHECKS = ("positive_data_acceptance", "negative_data_rejection")
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = servers.ours(Path(folder), ROOT / "models_store")
-        server.start()
-        try:
+        with server.running():
             url = f"http://127.0.0.1:{server.port}/openapi.json"
             options = ["--checks", "all", "--exclude-checks", ",".join(EXCLUDED_CHECKS), "--max-examples", "100"]
             command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, *options, "--seed", "0"]
             sys.exit(subprocess.run([*command, *sys.argv[1:]], cwd=folder, check=False).returncode)
-        finally:
-            server.stop()
 
 
 if __name__ == "__main__":

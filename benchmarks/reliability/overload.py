@@ -105,11 +105,8 @@ def main() -> None:
             "QUARTET_QUEUE_ROWS": str(QUEUE),
             "QUARTET_MAX_RUNNING_TEXTS": str(QUEUE),
         }
-        server.start()
-        try:
+        with server.running():
             results = asyncio.run(measure(server.port, options.seconds, options.times, options.rounds))
-        finally:
-            server.stop()
     names = list(results["1x"][0])
     print(f"| load | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
     for load, rows in results.items():

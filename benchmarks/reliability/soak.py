@@ -185,12 +185,9 @@ def main() -> None:
         folder = Path(name) / "store"
         shutil.copytree(ROOT / "models_store", folder)
         server = servers.ours(Path(name), folder)
-        server.start()
-        try:
+        with server.running():
             seconds = 60 * options.minutes
             observations = asyncio.run(soak(server, folder, seconds, options.callers, options.swap))
-        finally:
-            server.stop()
     started = observations.samples[0][0] - SAMPLE_SECONDS
     result = figures(observations, started, seconds)
     print("| figure | value |\n|---|--:|")

@@ -109,13 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         store, _ = prepare(ROOT / "models_store", folder)
         known, rows = works(store), {}
         server = servers.ours(folder, store, "1x1")
-        try:
-            server.start()
+        with server.running():
             for work in options.only.split(","):
                 print(f"profiling {work}", file=sys.stderr)
                 rows[work] = uvloop.run(profile(server, known[work], options.callers, options.seconds, folder))
-        finally:
-            server.stop()
     print(table(rows))
 
 

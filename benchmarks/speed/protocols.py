@@ -164,11 +164,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="quartet-bench-") as name:
         server = servers.ours(Path(name), ROOT / "models_store")
-        try:
-            server.start()
+        with server.running():
             uvloop.run(bench(options, server))
-        finally:
-            server.stop()
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -86,6 +86,15 @@ class Server:
             time.sleep(0.005)
         self.stop()
         raise StartFailed(f"{self.name} did not start:\n{self.tail()}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the server during a ``with`` block. Raises StartFailed."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
 
     def tail(self) -> str:
         """Return the last 2,000 characters of the log."""
