@@ -10,8 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-import torch
-from support.networks import TINY, publish_tiny, rewrite_card, rewrite_weights
+from support.networks import TINY, make_invalid, publish_tiny, rewrite_card
 from support.responses import metric_samples
 from support.service import Serve
 from support.waiting import wait_until
@@ -203,7 +202,7 @@ def test_a_version_that_cannot_be_loaded_changes_nothing_and_is_reported(
     serve: Serve, tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = publish_tiny(tmp_path / "elsewhere", NAME).folder
-    rewrite_weights(folder, lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
+    make_invalid(folder)
     rewrite_card(folder, version=2)
     publish_tiny(tiny_store, "tiny-cnn")
     rollout.activate(tiny_store, "tiny-cnn", 1)

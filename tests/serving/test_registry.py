@@ -355,6 +355,7 @@ async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path
     assert (registry.card(NAME, 9), registry.card("nothing"), registry.card("nothing", 1)) == (None, None, None)
     assert registry.pictures(card) == ("curves.png",)
     assert registry.pictures(card.model_copy(update={"version": 9})) == ()
+    assert await registry.read_picture(card, "curves.png") == b"picture"
     with pytest.raises(NotFound, match=r"^none\.png cannot be read: No such file or directory$") as missing:
         await registry.read_picture(card, "none.png")
     assert missing.value.param == "file"
@@ -366,15 +367,6 @@ async def test_cards_and_pictures_come_from_the_store(start: Start, folder: Path
         await registry.read_picture(card, "curves.png")
     release.set()
     await hanging
-
-
-async def test_a_picture_is_read(start: Start, folder: Path) -> None:
-    (folder / NAME / "3" / "curves.png").write_bytes(b"picture")
-    registry = start()
-    await registry.load()
-    card = registry.card(NAME)
-    assert card is not None
-    assert await registry.read_picture(card, "curves.png") == b"picture"
 
 
 async def test_defaults_of_another_task_and_unreadable_defaults_are_reported_once(

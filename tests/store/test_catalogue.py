@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from support.networks import publish_tiny, rewrite_card, rewrite_weights
+from support.networks import make_invalid, publish_tiny, rewrite_card
 
 from app import store
 from app.store import catalogue, rollout
@@ -23,10 +22,6 @@ def folder(tmp_path: Path) -> Path:
     for _ in range(4):
         publish_tiny(tmp_path, NAME)
     return tmp_path
-
-
-def make_invalid(folder: Path, number: int) -> None:
-    rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
 
 
 def model_row(folder: Path) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def test_only_the_default_model_of_a_task_is_marked(folder: Path) -> None:
 
 def test_a_model_without_a_valid_version_has_no_task_and_is_no_default(folder: Path) -> None:
     for number in (1, 2, 3, 4):
-        make_invalid(folder, number)
+        make_invalid(folder / NAME / str(number))
     row = model_row(folder)
     assert (row["task"], row["default"], row["active"], row["previous"]) == (None, False, None, None)
 
@@ -101,7 +96,7 @@ def test_the_versions_of_a_model_have_roles_and_figures(folder: Path) -> None:
 
 
 def test_an_invalid_version_is_described_with_its_problem(folder: Path) -> None:
-    make_invalid(folder, 2)
+    make_invalid(folder / NAME / "2")
     versions = catalogue.describe_model(folder, NAME)["versions"]
     assert versions[1] == {"version": 2, "role": "", "problem": BAD_WEIGHTS}
     with pytest.raises(VersionNotFound, match=r"^there is no model 'other' in the store; there are: tiny-gan$"):
@@ -109,7 +104,7 @@ def test_an_invalid_version_is_described_with_its_problem(folder: Path) -> None:
 
 
 def test_every_file_and_version_is_verified(folder: Path) -> None:
-    make_invalid(folder, 2)
+    make_invalid(folder / NAME / "2")
     names = ["defaults.json", "tiny-gan/active.json", *(f"tiny-gan@{number}" for number in (1, 2, 3, 4))]
     problems = dict.fromkeys(names, "") | {"tiny-gan@2": BAD_WEIGHTS}
     assert list(catalogue.verify(folder)) == [{"what": what, "problem": text} for what, text in problems.items()]

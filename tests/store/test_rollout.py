@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.networks import publish_tiny, rewrite_weights
+from support.networks import make_invalid, publish_tiny
 from support.service import run_models_command
 
 from app import store
@@ -32,15 +32,11 @@ def active_version(folder: Path) -> int | None:
     return serving(folder, NAME, rollout.read(folder, NAME))
 
 
-def make_invalid(folder: Path, number: int) -> None:
-    rewrite_weights(folder / NAME / str(number), lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))
-
-
 def test_the_newest_valid_version_is_active_by_default(three: Path) -> None:
     assert active_version(three) == 3
     publish_tiny(three, NAME)
     assert active_version(three) == 4
-    make_invalid(three, 4)
+    make_invalid(three / NAME / "4")
     assert active_version(three) == 3
     assert not (three / NAME / rollout.FILE).exists()
 
@@ -104,8 +100,8 @@ REJECTED: list[tuple[Callable[[Path], object], type[StoreError], str]] = [
     (lambda folder: activate(folder, NAME, 3, share=5), RolloutRefused, "^tiny-gan@3 is already active; a canary must be another version$"),
     (lambda folder: activate(folder, NAME, "newest", share=5), RolloutRefused, "^the newest version cannot be a canary; name one by its number$"),
     (lambda folder: retire(folder, NAME, 9), VersionNotFound, "^there is no tiny-gan@9 in the store; there are: 1, 2, 3$"),
-    (lambda folder: (make_invalid(folder, 1), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
-    (lambda folder: (make_invalid(folder, 1), make_invalid(folder, 2), rollback(folder, NAME)), RolloutRefused,
+    (lambda folder: (make_invalid(folder / NAME / "1"), activate(folder, NAME, 1)), StoreError, "8 non-finite values"),
+    (lambda folder: (make_invalid(folder / NAME / "1"), make_invalid(folder / NAME / "2"), rollback(folder, NAME)), RolloutRefused,
      "^tiny-gan has no previous version; tiny-gan@2 is invalid; activate one by its number$"),
     (lambda folder: rollout.unload(folder, NAME), RolloutRefused,
      "^tiny-gan is the default for the task 'sample'; name another model in defaults.json first$"),
@@ -197,10 +193,10 @@ def test_retiring_the_previous_version_leaves_none(three: Path) -> None:
 
 
 def test_a_rollback_skips_invalid_versions_and_names_an_invalid_previous_one(three: Path) -> None:
-    make_invalid(three, 2)
+    make_invalid(three / NAME / "2")
     assert rollback(three, NAME).active == 1
     activate(three, NAME, 3)
-    make_invalid(three, 1)
+    make_invalid(three / NAME / "1")
     with pytest.raises(RolloutRefused, match=r"^tiny-gan has no previous version; tiny-gan@1 is invalid; activate one"):
         rollback(three, NAME)
 
@@ -273,7 +269,7 @@ def test_the_command_line_rejects_with_one_message(
 
 def test_verify_names_invalid_versions_and_exits_with_1(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_models_command(capsys, three, "verify")[:2] == (0, "3 versions checked: all valid\n")
-    make_invalid(three, 2)
+    make_invalid(three / NAME / "2")
     status, out, _ = run_models_command(capsys, three, "verify")
     assert status == 1
     assert out.startswith("tiny-gan@2: tiny-gan/2/model.safetensors: tensor 'layers.0.bias' has 8 non-finite values")

@@ -83,3 +83,8 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], No
     save_file(tensors, folder / store.WEIGHTS)
     digest = hashlib.sha256((folder / store.WEIGHTS).read_bytes()).hexdigest()
     rewrite_card(folder, weights_sha256=digest)
+
+
+def make_invalid(folder: Path) -> None:
+    """Give a published version of tiny-gan weights that are not finite."""
+    rewrite_weights(folder, lambda tensors: tensors["layers.0.bias"].fill_(torch.nan))

@@ -16,8 +16,9 @@ import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.hypothesis_profiles import QUICK_PROFILE
 
 from training import lstm
 from training.data.datasets import DataError
@@ -490,14 +491,7 @@ STEPS = {"hour": "h", "day": "D", "week": "W-MON", "month": "MS"}
 FORMATS = [(step, pattern) for step, patterns in DATE_FORMATS.items() for pattern in patterns]
 
 
-@settings(
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@settings(QUICK_PROFILE, max_examples=200, phases=[Phase.generate])
 @given(
     kind=st.sampled_from(FORMATS),
     start=st.integers(0, 9000),

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from support.hypothesis_profiles import QUICK_PROFILE
 
 from training.data.datasets import DataError
 from training.data.tables import frequency
@@ -250,14 +251,7 @@ def test_month_ends_are_one_month_apart() -> None:
     assert (grid.name, np.diff(grid.positions[0]).tolist()) == ("month", [1, 1, 1])
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@settings(QUICK_PROFILE, max_examples=40, phases=[Phase.generate])
 @given(
     cut=st.integers(0, 900),
     at=st.integers(0, 900),
