@@ -94,6 +94,33 @@ class SeriesWindow:
     integer: bool = False
 
 
+def read_values(values: Sequence[float | None], minimum: int, model: str, param: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a series [T], with NaN for missing values (None), and the positions of the known values.
+
+    Raises:
+        BadValue: the series is shorter than ``minimum``, or has no value.
+    """
+    if len(values) < minimum:
+        raise BadValue(f"{param} has {len(values)} values; {model} needs at least {minimum}", param)
+    series = np.array(values, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(series))
+    if not len(known):
+        raise BadValue(f"{param} has only missing values; at least one must be known", param)
+    return series, known
+
+
+def interpolated(series: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fill the missing values of a series [T] linearly."""
+    return series if len(known) == len(series) else np.interp(np.arange(len(series)), known, series[known])
+
+
+def reject_seasonality(seasonality: int | None, model: str) -> None:
+    """Raise BadValue for a season, which the network ignores."""
+    if seasonality is not None:
+        problem = f"seasonality is {quote_value(seasonality)}; {model} has none, so leave it out"
+        raise BadValue(problem, "seasonality")
+
+
 class GlobalForecaster:
     """Predictor for networks that forecast any series."""
 
@@ -127,18 +154,13 @@ class GlobalForecaster:
         Raises:
             BadValue: the series is too short or has no value, or the season is too long.
         """
-        if len(values) < MIN_VALUES:
-            raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {MIN_VALUES}", param)
+        series, known = read_values(values, MIN_VALUES, self.card.name, param)
         if seasonality is not None and seasonality > MAX_SEASON:
             raise BadValue(
                 f"seasonality is {quote_value(seasonality)}; "
                 f"{self.card.name} takes seasons of up to {MAX_SEASON} values",
                 "seasonality",
             )
-        series = np.array(values, dtype=np.float64)
-        known = np.flatnonzero(~np.isnan(series))
-        if not len(known):
-            raise BadValue(f"{param} has only missing values; at least one must be known", param)
         series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
         gap = len(values) - 1 - int(known[-1])
         series[_outliers(series)] = np.nan
@@ -271,17 +293,8 @@ class WindowForecaster:
         Raises:
             BadValue: the series is too short or has no value, or ``seasonality`` is set, which the network ignores.
         """
-        if seasonality is not None:
-            problem = f"seasonality is {quote_value(seasonality)}; {self.card.name} has none, so leave it out"
-            raise BadValue(problem, "seasonality")
-        if len(values) < self.minimum:
-            raise BadValue(f"{param} has {len(values)} values; {self.card.name} needs at least {self.minimum}", param)
-        series = np.array(values, dtype=np.float64)
-        known = np.flatnonzero(~np.isnan(series))
-        if not len(known):
-            raise BadValue(f"{param} has only missing values; at least one must be known", param)
-        if len(known) < len(series):
-            series = np.interp(np.arange(len(series)), known, series[known])
+        reject_seasonality(seasonality, self.card.name)
+        series = interpolated(*read_values(values, self.minimum, self.card.name, param))
         location, scale = self._units(series)
         return ScaledSeries(series[-self.minimum :], location, scale, horizon)
 

@@ -10,7 +10,7 @@ import torch
 
 from app.errors import BadValue, quote_value
 from app.store import StoreError, Version
-from app.tasks.forecasting import NORMAL, QuantileForecast
+from app.tasks.forecasting import NORMAL, QuantileForecast, interpolated, read_values, reject_seasonality
 from app.tasks.imported.tensors import TaskPredictor
 from app.tasks.precision import check_finite
 
@@ -77,18 +77,10 @@ class ImportedForecaster(TaskPredictor):
             BadValue: the series is too short or has no value, the horizon is too long, or ``seasonality`` is set.
         """
         name = self.card.name
-        if seasonality is not None:
-            problem = f"seasonality is {quote_value(seasonality)}; {name} has none, so leave it out"
-            raise BadValue(problem, "seasonality")
+        reject_seasonality(seasonality, name)
         if horizon > self.horizon:
             raise BadValue(f"horizon is {quote_value(horizon)}; {name} forecasts up to {self.horizon} steps", "horizon")
-        if len(values) < self.minimum:
-            raise BadValue(f"{param} has {len(values)} values; {name} needs at least {self.minimum}", param)
-        series = np.array(values, dtype=np.float64)
-        known = np.flatnonzero(~np.isnan(series))
-        if not len(known):
-            raise BadValue(f"{param} has only missing values; at least one must be known", param)
-        window = np.interp(np.arange(len(series)), known, series[known])[-self.minimum :]
+        window = interpolated(*read_values(values, self.minimum, name, param))[-self.minimum :]
         location, scale = 0.0, 1.0
         if self.standardise:
             largest = np.abs(window).max() or 1.0  # scale first, so that no square overflows
