@@ -6,6 +6,7 @@ import ast
 import tomllib
 from collections import Counter
 from collections.abc import Container, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def layer(name: str) -> int:
     return max(matches)[1]
 
 
+@cache
 def modules() -> list[tuple[str, ast.Module]]:
+    """Return the name and the syntax tree of each module of app/ and training/."""
     paths = [path for folder in ("app", "training") for path in sorted((ROOT / folder).rglob("*.py"))]
     files = [(".".join(path.relative_to(ROOT).with_suffix("").parts), path) for path in paths]
     return [(name.removesuffix(".__init__"), ast.parse(path.read_text())) for name, path in files]
