@@ -63,8 +63,8 @@ another path: 0.989 on an AMD EPYC, 0.987 on an Intel Xeon. All other figures ar
 SPEED_HEAD = """
 ### Speed of one thread
 
-`python -m training.evaluation.speed` measures each network on one thread with the code that serves, and stores the figures
-on the cards. Another run on a shared machine differs by 15 % or more.
+Each training measures its network on one thread with the code that serves, and stores the figures on the card.
+`python -m training.evaluation.speed` measures them again. Another run on a shared machine differs by 15 % or more.
 """
 ITEMS = {"classify": "images", "continue": "characters", "forecast": "forecasts", "sample": "images"}
 SECTIONS = {

@@ -72,6 +72,7 @@ class Run:
     """One training run: folder, progress bar and checkpoints.
 
     Attributes:
+        resumed: where the run was resumed, with the commit and the version of PyTorch, for the card.
         tracked: the objects with ``state_dict`` that a checkpoint holds.
         tensors: further tensors of a checkpoint; each process has its shard of their first dimension.
         refitting: whether the second training runs, on all data; see ``begin_refit``.
@@ -89,6 +90,8 @@ class Run:
         self.tensors: dict[str, torch.Tensor] = {}
         self.step = 0
         self.seconds = 0.0
+        self.resumed: list[str] = []
+        self._loaded = False
         self.latest_metrics: dict[str, float] = {}
         self.rehearsing = self.refitting = False
         self.own_data = data is not None
@@ -135,7 +138,7 @@ class Run:
         Call it when the first training has ended. A resumed run then finds no step left in the first training, and goes
         on with the second one.
         """
-        self.refitting, self.step = True, 0
+        self.refitting, self.step, self._loaded = True, 0, False
         self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
 
     @property
@@ -169,7 +172,8 @@ class Run:
             sys.exit(f"{path} does not fit this network, for example {str(error)[:200]}; {advice}")
         device = self.options.device
         self.tensors.update({name: distributed.shard(whole.to(device)) for name, whole in state["tensors"].items()})
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.resumed = state["step"], state["seconds"], state["resumed"]
+        self._loaded = True
         if distributed.rank():
             return
         lines = [line for line in _log_lines(self._log) if json.loads(line)["step"] <= self.step]
@@ -183,7 +187,7 @@ class Run:
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
-        state |= {"code": _code_digest(), "commit": self.commit}
+        state |= {"code": _code_digest(), "commit": self.commit, "resumed": self.resumed}
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self._checkpoint)
 
@@ -200,6 +204,9 @@ class Run:
 
         count = total if callable(total) else lambda: total
         last_step = count()
+        if self._loaded and self.step < last_step:
+            training = " of the training on all data" if self.refitting else ""
+            self.resumed.append(f"step {self.step}{training}, commit {self.commit}, torch {torch.__version__}")
         before = signal.signal(signal.SIGINT, interrupt)
         saved = last = time.monotonic()
         bar = tqdm(
@@ -288,6 +295,7 @@ class Run:
             "seed": self.options.seed,
             "command": self.command.replace(" --resume", ""),
             "commit": self.commit,
+            "resumed": self.resumed or None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "hardware": _hardware(self.options),
             "minutes": round(self.seconds / 60, 1),

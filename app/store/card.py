@@ -156,6 +156,7 @@ class Card(StrictModel):
     seed: Int64
     command: str
     commit: str
+    resumed: list[str] | None = None
     versions: dict[str, str]
     hardware: str
     minutes: float

@@ -51,6 +51,27 @@ def test_a_new_version_waits_while_a_chosen_version_is_active(three: Path) -> No
     assert active_version(three) == 5
 
 
+def test_no_command_changes_a_published_version(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def contents() -> dict[str, bytes]:
+        files = [path for number in "123" for path in (three / NAME / number).iterdir()]
+        return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+
+    before = contents()
+    for command in (
+        ("activate", NAME, "2"),
+        ("activate", NAME, "3", "--share", "50"),
+        ("rollback", NAME),
+        ("retire", NAME, "3"),
+        ("retire", NAME, "3", "--undo"),
+        ("verify",),
+    ):
+        status, _, error = run_models_command(capsys, three, *command)
+        assert status == 0, error
+    publish_tiny(three, NAME)
+    assert len(before) == 6
+    assert contents() == before
+
+
 def test_a_rollback_activates_the_previous_version_and_a_second_one_undoes_it(three: Path) -> None:
     rollback(three, NAME)  # no version was chosen: the second newest
     assert active_version(three) == 2

@@ -1,16 +1,14 @@
 """Measure the speed of all versions on one thread, for single items and for batches, with the serving code.
 
     python -m training.evaluation.speed [--store DIR] [NAME ...]
-    python -m training.evaluation.speed --write     # write the results to the cards
 
-Every training measures its network and writes the speed and the processor to the card. Other processes distort the
-measurement, so use an idle machine.
+Every training measures its network and writes the speed and the processor to the card, which never changes again. Other
+processes distort the measurement, so use an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 import torch
 
 from app import store
-from app.store import atomic_files
 from app.tasks import TASKS
 from app.tasks.speed import measure as measure
 from app.tasks.speed import processor as processor
@@ -38,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="models to measure (default: all)")
     parser.add_argument("--store", metavar="DIR", type=Path, default=Path("models_store"), help="default: models_store")
-    parser.add_argument("--write", action="store_true", help="write the results to the cards")
     options = parser.parse_args(argv)
     for name, number in store.all_versions(options.store):
         if options.names and name not in options.names:
@@ -46,10 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         version = store.read_version(options.store, name, number)
         speed = measure(TASKS[version.card.task].load(version, torch.device("cpu")), processor())
         print(f"{name}@{number}: {describe(speed, version.card.task)}", flush=True)
-        if options.write:
-            path = version.folder / store.CARD
-            card = json.loads(path.read_text(encoding="utf-8")) | {"speed": speed}
-            atomic_files.replace_file(path, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
