@@ -39,7 +39,12 @@ def _names(text: str) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("file", metavar="FILE", type=Path, help="file of torch.export.save, or an ONNX file")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help="file of torch.export.save, ONNX file, or ZIP of an ONNX file and its external data",
+    )
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--title", default="", help="one sentence about the model")
     parser.add_argument("--licence", default="not stated", help="licence of the network")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app import store
 from app.importing.memory import LARGEST_SIZE, MAX_ROWS, MemoryLimit
+from app.importing.onnx_archive import is_onnx_archive, read_onnx_archive
 from app.importing.onnx_file import read_inputs, read_onnx_file
 from app.importing.pt2_archive import read_pt2
 from app.importing.pt2_graph import BadProgram, InputSpec
@@ -56,7 +57,10 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     """
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
-    draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(file, max_bytes)
+    if is_onnx_archive(file):
+        draft = _read_onnx(read_onnx_archive(file, max_bytes))
+    else:
+        draft = _read_program(file, max_bytes) if _is_archive(file) else _read_onnx(read_onnx_file(file, max_bytes))
     draft.card |= _card(description, file)
     draft.card["sizes"]["options"] = dict(description.options)
     draft.check()
@@ -85,9 +89,8 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
     return Draft.start("exported-program", program.inputs, sizes, versions, tensors)
 
 
-def _read_onnx(file: Path, max_bytes: int) -> Draft:
-    """Read an ONNX file. onnxruntime limits the memory of its runs."""
-    tensors = read_onnx_file(file, max_bytes)
+def _read_onnx(tensors: dict[str, Tensor]) -> Draft:
+    """Read the tensors of an ONNX file. onnxruntime limits the memory of its runs."""
     inputs = read_inputs(tensors)
     batch = _batch_symbol(inputs)
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}

@@ -28,21 +28,29 @@ def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
         BadProgram: the file is wrong, or its external data is elsewhere or too large.
     """
     content = _tensor(path)
-    try:
-        external = read_onnx(content.numpy().data).external
-    except ValueError as error:
-        raise BadProgram(f"{path.name}: {error}") from None
+    external = external_files(path.name, content)
     folder, total = path.resolve().parent, content.numel()
     tensors = {MODEL: content}
     for name in external:
         file = (folder / name).resolve()  # follows links
         if not file.is_relative_to(folder) or not file.is_file():
-            raise BadProgram(f"{path.name}: external data {name!r} is not a file below the folder of the model")
+            raise BadProgram(
+                f"{path.name}: external data {name!r} is not a file below the folder of the model; over HTTP, send a "
+                "ZIP archive of the model and its data"
+            )
         total += file.stat().st_size
         if total > max_bytes:
             raise BadProgram(f"{path.name} and its external data have {total:,} bytes; allowed are {max_bytes:,}")
         tensors[f"{EXTERNAL}{name}"] = _tensor(file)
     return tensors
+
+
+def external_files(label: str, content: Tensor) -> list[str]:
+    """Return the names of the files of external data of an ONNX file. Raises BadProgram, with ``label``."""
+    try:
+        return list(read_onnx(content.numpy().data).external)
+    except ValueError as error:
+        raise BadProgram(f"{label}: {error}") from None
 
 
 def _tensor(path: Path) -> Tensor:

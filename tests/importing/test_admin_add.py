@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import httpx
 import pytest
+from support.imported.onnx_models import externalise, linear_model
 from support.imported.programs import export_cnn
 from support.responses import ADMIN_HEADERS, ADMIN_KEY
 from support.service import Serve
@@ -38,6 +42,22 @@ def test_wrong_requests_are_rejected_without_a_process(serve: Serve) -> None:
         assert rejected(client, {"name": "../outside"}, b"").startswith("name is '../outside'; it should match")
         assert "there is no field 'sizes'" in rejected(client, {"name": "a", "sizes": "1"}, b"")
         assert client.post(PATH, params={"name": "a"}, content=bytes(101)).status_code == 413
+
+
+def test_an_archive_of_an_onnx_file_and_its_data_is_served(serve: Serve) -> None:
+    model, matrix = linear_model()
+    externalise(model, "matrix.bin", length=matrix.nbytes)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("net.onnx", model.SerializeToString())
+        archive.writestr("matrix.bin", matrix.tobytes())
+    with serve(store_poll_seconds=0.02, admin_key=ADMIN_KEY) as client:
+        client.headers.update(ADMIN_HEADERS)
+        message = rejected(client, {"name": "linear"}, model.SerializeToString())
+        assert message.endswith("over HTTP, send a ZIP archive of the model and its data")
+        answer = client.post(PATH, params={"name": "linear"}, content=content.getvalue())
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: client.get("/v1/models/linear").status_code == 200)
 
 
 def rejected(client: httpx.Client, query: dict[str, str], content: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
-from support.imported.onnx_models import forest, linear_model, onnx_model
+from support.imported.onnx_models import externalise, forest, linear_model, onnx_model
 from support.service import TEST, serving
 from tritonclient import http as triton
 
@@ -81,13 +82,34 @@ def test_external_data_below_the_folder_is_imported(tmp_path: Path) -> None:
     assert archive.import_archive(tmp_path / "other", content, MAX_BYTES).kind == "onnx"
 
 
-def externalise(model: ModelProto, location: str, **entries: object) -> None:
-    """Move the data of the first weight to a file."""
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": location, **entries}.items():
-        tensor.external_data.add(key=key, value=str(value))
+def test_an_archive_has_a_model_and_its_external_data(tmp_path: Path) -> None:
+    model, matrix = linear_model()
+    externalise(model, "weights/matrix.bin", length=matrix.nbytes)
+    content = model.SerializeToString()
+
+    def add_archive(entries: dict[str, bytes], max_bytes: int = MAX_BYTES) -> store.Card:
+        with zipfile.ZipFile(tmp_path / "upload", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in entries.items():
+                archive.writestr(name, data)
+        return add(tmp_path / "store", tmp_path / "upload", Description("net"), max_bytes)
+
+    whole = {"net/net.onnx": content, "net/weights/matrix.bin": matrix.tobytes(), "__MACOSX/net/._net.onnx": b"?"}
+    card = add_archive({**whole, "net/notes.txt": b"not read"})
+    x = np.ones((2, 4), np.float32)
+    network = store.read_version(tmp_path / "store", "net", card.version).network()
+    np.testing.assert_allclose(network.run({"x": x})["y"], x @ matrix, rtol=1e-5)
+
+    with pytest.raises(StoreError, match=r"'weights/matrix.bin' is not in the archive, where 'net/weights/"):
+        add_archive({"net/net.onnx": content, "weights/matrix.bin": matrix.tobytes()})
+    with pytest.raises(StoreError, match=r"has the ONNX files a.onnx, net.onnx; one is allowed"):
+        add_archive({"net.onnx": content, "a.onnx": content})
+    with pytest.raises(StoreError, match=r"net/net.onnx and its external data have [\d,]+ bytes; allowed are 2,000"):
+        add_archive({**whole, "net/weights/matrix.bin": bytes(10**6)}, 2000)  # compressed to 1,000 bytes
+    damaged = bytearray((tmp_path / "upload").read_bytes())
+    damaged[60:80] = bytes(20)
+    (tmp_path / "upload").write_bytes(damaged)
+    with pytest.raises(StoreError, match="the archive cannot be read: "):
+        add(tmp_path / "store", tmp_path / "upload", Description("net"), MAX_BYTES)
 
 
 def add_model(tmp_path: Path, model: ModelProto | bytes, max_bytes: int = MAX_BYTES) -> store.Card:

@@ -83,8 +83,9 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
         responses=success_response(ImportResponse, description="The versions of the model, after the import"),
     )
     async def add_model(request: Request) -> Response:
-        """Publish a `.pt2` file of `torch.export.save`, or an ONNX file without external data, as a version.
+        """Publish a `.pt2` file of `torch.export.save`, or an ONNX file, as a version.
 
+        A ZIP archive may hold an ONNX file and its external data.
         Nothing in the file is unpickled or evaluated. The network is checked and measured, which takes some seconds.
         """
         query = read_query(request, AddQuery)

@@ -48,3 +48,12 @@ def forest(texts: bool = False, **options: Any) -> tuple[Any, np.ndarray, bytes]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return model, rows, to_onnx(model, rows[:1], options=options or {"zipmap": False}).SerializeToString()
+
+
+def externalise(model: ModelProto, location: str, **entries: object) -> None:
+    """Move the data of the first weight to a file."""
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
