@@ -12,13 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from app.exporting.signatures import SIGNATURES, Signature
 from app.networks import is_imported
 from app.store import Card, StoreError, Version
-
-ASINH = torch.ops.aten.asinh.default
 
 
 class ExportRefused(StoreError):
@@ -48,11 +45,11 @@ def to_onnx(version: Version) -> bytes:
     except ImportError as error:
         raise ExportRefused(f"--onnx needs the package {error.name!r}, which the extra [onnx] installs") from None
     with warnings.catch_warnings(action="ignore"):
-        program = _program(signature)
-        if any(node.target == ASINH for node in program.graph.nodes):
-            program = program.run_decompositions({ASINH: _asinh})
-        axes = tuple({0: "batch"} for _ in signature.examples)
-        onnx = torch.onnx.export(program, dynamic_shapes=axes, dynamo=True, verbose=False)
+        program, axes = _program(signature), tuple({0: "batch"} for _ in signature.examples)
+        operators: dict[Any, Any] = {torch.ops.aten.asinh.default: _asinh}
+        onnx = torch.onnx.export(
+            program, dynamic_shapes=axes, dynamo=True, verbose=False, custom_translation_table=operators
+        )
     assert onnx is not None
     _name([value for node in onnx.model.graph for value in node.outputs], onnx.model.graph.outputs, signature.outputs)
     onnx.model.metadata_props.update(_metadata(version.card, signature))
@@ -88,9 +85,13 @@ def _name(values: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -
         output.name = name
 
 
-def _asinh(x: Tensor) -> Tensor:
-    """Return asinh, which onnxruntime lacks for float64."""
-    return x.sign() * (x.abs() + (x * x + 1).sqrt()).log()
+def _asinh(x: Any) -> Any:
+    """Return asinh in operators of ONNX, because onnxruntime lacks it for float64."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    one = op.CastLike(op.Constant(value_float=1.0), x)
+    return op.Mul(op.Sign(x), op.Log(op.Add(op.Abs(x), op.Sqrt(op.Add(op.Mul(x, x), one)))))
 
 
 def _metadata(card: Card, signature: Signature) -> dict[str, str]:
