@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 from support.networks import publish_tiny
-from support.processes import TIMEOUT_SECONDS, serving
-from support.service import ROOT, Serve, run_models_command
+from support.processes import TIMEOUT_SECONDS, serving, start_python
+from support.service import Serve, run_models_command
 from support.waiting import wait_until
 
 from app import store
@@ -136,8 +136,9 @@ def test_a_killed_store_change_leaves_a_valid_store(tiny_store: Path, serve: Ser
     archive_path = tmp_path / "gan.zip"
     archive_path.write_bytes(b"".join(archive.export_version(tiny_store, "tiny-gan", 1)))
     for action in ("publish", "import", "activate"):
-        command = [sys.executable, "-c", KILL_SCRIPT, str(tiny_store), action, str(KILLS), str(archive_path)]
-        subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+        process = start_python(["-c", KILL_SCRIPT, str(tiny_store), action, str(KILLS), str(archive_path)])
+        process.join()
+        assert process.exitcode == 0
         assert not [row for row in catalogue.verify(tiny_store) if row["problem"]], action
     assert len(rollout.numbers(tiny_store, "tiny-gan")) > 2
     assert rollout.read(tiny_store, "tiny-gan").active in (1, 2)

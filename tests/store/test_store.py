@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.networks import TINY, publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.networks import TINY, make_invalid, publish_tiny, rewrite_card, rewrite_weights, tiny_card
+from support.processes import start_python
 from support.service import ROOT
 
 from app import store
@@ -79,7 +80,7 @@ INVALID: list[tuple[str, Callable[[Path], object], str]] = [
     ("unknown size", lambda folder: rewrite_card(folder, sizes={"depth": 3}), r"^tiny-gan/1/card\.json: sizes {'depth': 3} do not make a gan-generator: .*depth"),
     ("other sizes", lambda folder: rewrite_card(folder, sizes={"latent": 5, "hidden": [8]}),
      r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.weight' has shape \(8, 4\), expected \(8, 5\)$"),
-    ("NaN", lambda folder: rewrite_weights(folder, lambda t: t["layers.0.bias"].fill_(torch.nan)),
+    ("NaN", make_invalid,
      r"^tiny-gan/1/model\.safetensors: tensor 'layers\.0\.bias' has 8 non-finite values, expected none$"),
     ("beyond float32", lambda folder: rewrite_weights(folder, lambda t: t.update({"layers.0.bias": torch.full((8,), 1e300, dtype=torch.float64)})),
      "8 non-finite values"),
@@ -127,9 +128,10 @@ for _ in range(3): publish_tiny(Path(sys.argv[1]), "tiny-gan")
 
 
 def test_concurrent_publishers_get_different_versions(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", PUBLISHER, str(tmp_path)]] * 2
-    processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    processes = [start_python(["-c", PUBLISHER, str(tmp_path)]) for _ in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
     assert [number for _, number in store.all_versions(tmp_path)] == [1, 2, 3, 4, 5, 6]
     for _, number in store.all_versions(tmp_path):
         store.read_version(tmp_path, "tiny-gan", number).network()

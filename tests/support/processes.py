@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -162,6 +163,34 @@ def request_live(connection: socket.socket) -> bool:
         answer += chunk
     assert answer.startswith(b"HTTP/1.1 200")
     return b"connection: close" not in answer.lower()
+
+
+def start_python(
+    arguments: Sequence[str], folder: Path = ROOT, output: IO[str] | None = None
+) -> multiprocessing.Process:
+    """Start ``python -m MODULE ...`` or ``python -c CODE ...`` in a folder, as a process of the fork server."""
+    streams = DupFd(output.fileno()) if output else None
+    process = FORK_SERVER.Process(target=_run_python, args=([*arguments], {**os.environ}, str(folder), streams))
+    process.start()
+    return process
+
+
+def _run_python(arguments: list[str], environment: dict[str, str], folder: str, output: DupFd | None) -> None:
+    """Run code or a module in this process, as ``python`` would. Both streams are written to ``output``."""
+    if output:
+        descriptor = output.detach()
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    option, source, *rest = arguments
+    sys.argv = [option, *rest]
+    if option == "-c":
+        exec(source, {"__name__": "__main__"})
+    else:
+        runpy.run_module(source, run_name="__main__", alter_sys=True)
 
 
 def train_and_wait(
