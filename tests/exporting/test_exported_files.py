@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.networks import CONDITIONAL, FORECASTER, TINY, VOCABULARY, publish_
 from support.service import ROOT, run_models_command
 from torch import Tensor
 
+from app.cli import models
 from app.exporting.signatures import SIGNATURES
 from app.networks import KINDS, build, is_imported
 from app.store import Version, publish, read_version
@@ -63,27 +65,40 @@ def test_every_kind_is_tested() -> None:
     assert set(SMALL) == {kind for kind in KINDS if not is_imported(kind)}
 
 
+class Exports:
+    """Small networks of all kinds, each published once, and exported once to each format."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.version = cache(self._publish)
+        self.file = cache(self._export)
+
+    def _publish(self, kind: str) -> Version:
+        sizes, task = SMALL[kind], str(KINDS[kind].task)
+        fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
+        if kind == "series-lstm":
+            fields = {"residuals": [0.1, 0.2]}
+        elif kind == "conditional-generator":
+            fields = {"labels": ["x", "y", "z"]}
+        torch.manual_seed(0)
+        network = build(kind, sizes)
+        return publish(self.folder / kind, tiny_card("small", task, kind, sizes, fields), network.state_dict())
+
+    def _export(self, kind: str, suffix: str) -> Path:
+        self.version(kind)
+        path = self.folder / f"{kind}.{suffix}"
+        assert models.main(["export", "--store", str(self.folder / kind), "small", str(path), f"--{suffix}"]) == 0
+        return path
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
 @pytest.mark.parametrize("kind", SMALL)
-def test_both_files_have_the_outputs_of_the_network(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sizes, task = SMALL[kind], str(KINDS[kind].task)
-    fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
-    if kind == "series-lstm":
-        fields = {"residuals": [0.1, 0.2]}
-    elif kind == "conditional-generator":
-        fields = {"labels": ["x", "y", "z"]}
-    torch.manual_seed(0)
-    network = build(kind, sizes)
-    version = publish(tmp_path, tiny_card("small", task, kind, sizes, fields), network.state_dict())
-    files = {suffix: tmp_path / f"small.{suffix}" for suffix in ("onnx", "pt2")}
-    for suffix, path in files.items():
-        assert run_models_command(capsys, tmp_path, "export", "small", str(path), f"--{suffix}")[0] == 0
-    check_files(version, files["onnx"], files["pt2"])
-
-
-def check_files(version: Version, onnx_file: Path, pt2_file: Path) -> None:
-    """Compare the outputs and metadata of both files with a version."""
+def test_both_files_have_the_outputs_of_the_network(kind: str, exports: Exports) -> None:
+    version, onnx_file, pt2_file = exports.version(kind), exports.file(kind, "onnx"), exports.file(kind, "pt2")
     signature = SIGNATURES[version.card.task](version)
     session = onnxruntime.InferenceSession(onnx_file)
     metadata = dict.fromkeys(("model", "task", "preprocessing", "postprocessing", "card", "labels", "vocabulary"), "")
@@ -111,18 +126,21 @@ def check_files(version: Version, onnx_file: Path, pt2_file: Path) -> None:
         assert str(ROOT).encode() not in file.read_bytes()
 
 
-TINY_FILES = ["tiny-cnn.pt2", "tiny-rnn.pt2", "tiny-lstm.pt2", "tiny-forecaster.pt2", "tiny-cgan.pt2", "tiny-rnn.onnx"]
-
-
-@pytest.mark.parametrize("file", TINY_FILES)
-def test_an_exported_file_can_be_imported_again(
-    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", ["lenet", "character-rnn", "series-lstm", "forecaster", "conditional-generator"])
+def test_an_exported_program_can_be_imported_again(
+    kind: str, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
-    name, _, suffix = file.partition(".")
-    version = publish_tiny(tmp_path, name)
-    path = tmp_path / file
-    assert run_models_command(capsys, tmp_path, "export", name, str(path), f"--{suffix}")[0] == 0
+    check_import(exports.version(kind), exports.file(kind, "pt2"), tmp_path, capsys)
+
+
+def test_an_exported_onnx_file_can_be_imported_again(
+    exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_import(exports.version("character-rnn"), exports.file("character-rnn", "onnx"), tmp_path, capsys)
+
+
+def check_import(version: Version, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Import an exported file, and compare its outputs with those of the version."""
     assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again")[::2] == (0, "")
     signature = SIGNATURES[version.card.task](version)
     inputs = [inputs_like(example, 3) for example in signature.examples]
@@ -139,18 +157,14 @@ def test_an_exported_file_can_be_imported_again(
 
 
 def test_an_exported_classifier_is_imported_with_its_task(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("app.tasks.speed.SECONDS", 0.0)
-    version = publish_tiny(tmp_path, "tiny-cnn")
-    path, labels = tmp_path / "network.pt2", tmp_path / "labels"
+    version, path, labels = exports.version("lenet"), exports.file("lenet", "pt2"), tmp_path / "labels"
     labels.write_text("\n".join(version.card.labels or []))
-    assert run_models_command(capsys, tmp_path, "export", "tiny-cnn", str(path), "--pt2")[0] == 0
     options = ["--task", "classify", "--labels", str(labels), "--no-softmax", "--interpolation", "bicubic"]
     assert run_models_command(capsys, tmp_path, "add", str(path), "--name", "again", *options)[::2] == (0, "")
-    first, again = (
-        TASKS["classify"].load(read_version(tmp_path, name, 1), torch.device("cpu")) for name in ("tiny-cnn", "again")
-    )
+    versions = version, read_version(tmp_path, "again", 1)
+    first, again = (TASKS["classify"].load(each, torch.device("cpu")) for each in versions)
     image = image_bytes()
     (expected,), (actual,) = (each.predict([each.parse(image)]) for each in (first, again))
     assert actual == pytest.approx(expected, abs=MAX_DIFFERENCE)
