@@ -25,6 +25,7 @@ from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
 SAMPLES = 10_000  # evaluated images: as many generated as real ones
+FOLDS = 10  # of the jackknife
 UNSEEN = 5000  # training images that the reference classifier has not seen
 CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
@@ -45,6 +46,16 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     overlap = torch.linalg.eigvalsh(inner).clamp(min=0).sqrt().sum()
     gap = ((means[0] - means[1]) ** 2).sum()
     return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * overlap)
+
+
+def frechet_floor(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """The Frechet distance of two sets of features [N, D] of real images, and its standard error.
+
+    The error is that of the jackknife which leaves out each tenth of ``first`` in turn; ``second`` is fixed.
+    """
+    fold = torch.arange(len(first)) % FOLDS
+    left_out = torch.tensor([frechet_distance(first[fold != number], second) for number in range(FOLDS)])
+    return frechet_distance(first, second), float(left_out.std(correction=0)) * (FOLDS - 1) ** 0.5
 
 
 def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
@@ -90,7 +101,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         train_features = extract_features(classifier, images.train_images[some])
         floors.append(frechet_distance(train_features, real_features))
     floor = float(np.mean(floors))
-    unseen_floor = frechet_distance(unseen_features, real_features)
+    unseen_floor, spread = frechet_floor(unseen_features, real_features)
     distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
     distance = frechet_distance(fake_features, real_features)
     train = images.train_images
@@ -99,14 +110,22 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     )
     rated = f"{SAMPLES:,} samples of seed 0, rated by {classifier.card.name} {classifier.card.version}"
     compared = f"{rated}, compared with the {images.name} test part"
+    seen = f"{SAMPLES:,} training images, most of which the classifier has seen"
     distances = {
+        "frechet_ratio_unseen": metric(
+            distance_5000 / unseen_floor, "frechet_distance_5000 relative to frechet_floor_5000", 2
+        ),
+        "frechet_ratio_unseen_spread": metric(
+            distance_5000 / unseen_floor * spread / unseen_floor, "standard error that comes from that of the floor", 2
+        ),
         "frechet_distance": metric(distance, compared, 2),
-        "frechet_floor": metric(floor, f"{SAMPLES:,} training images compared with the test part, mean of 5 draws", 2),
-        "frechet_ratio": metric(distance / floor, compared, 1),
+        "frechet_floor": metric(floor, f"{seen}, compared with the test part, mean of 5 draws", 2),
+        "frechet_ratio": metric(distance / floor, f"frechet_distance relative to frechet_floor: {seen}", 1),
         "frechet_distance_5000": metric(distance_5000, "the first 5,000 samples compared with the test part", 2),
         "frechet_floor_5000": metric(
             unseen_floor, "5,000 training images unseen by the classifier, compared with the test part", 2
         ),
+        "frechet_floor_5000_spread": metric(spread, f"standard error of frechet_floor_5000, jackknife of {FOLDS}", 2),
         "nearest_neighbour_ratio": metric(
             ratio.item(), "median pixel distance to the nearest training image: 2,000 samples over 2,000 test images", 3
         ),
