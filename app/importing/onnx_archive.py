@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from app.importing.onnx_file import external_files
-from app.importing.pt2_archive import MAX_DIRECTORY_BYTES, BadProgram
+from app.importing.pt2_archive import MAX_DIRECTORY_BYTES
+from app.importing.pt2_graph import BadProgram
 from app.networks.imported.onnx_network import EXTERNAL, MODEL
 from app.store.archive import check_directory
 
