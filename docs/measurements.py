@@ -141,12 +141,6 @@ KEY_FIGURES = [
         "make evaluate",
     ),
     KeyFigure(
-        "MNIST digits of `mnist-cgan` read as the requested digit",
-        metric("mnist-cgan", "conditional_accuracy"),
-        percent,
-        "make evaluate",
-    ),
-    KeyFigure(
         "Fréchet distance of `mnist-cgan`, relative to real images that the classifier has not seen (standard error 0.11)",
         lambda: metric("mnist-cgan", "frechet_distance_5000")() / metric("mnist-cgan", "frechet_floor_5000")(),
         amount("", 2),
