@@ -26,7 +26,7 @@ from app.networks.cnn import WhitenedNet, WhitenedNetSizes
 from app.networks.forecaster import Forecaster, ForecasterSizes
 from benchmarks.speed.training import hardware
 from training.configs import CNN_OWN, LSTM_OWN, RNN_OWN
-from training.data.series_windows import Source, WindowSampler
+from training.data.series.windows import Source, WindowSampler
 from training.loops import cnn_finetune, distributed, forecaster, language_model
 from training.run import configure_cpu
 

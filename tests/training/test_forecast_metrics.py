@@ -11,8 +11,8 @@ import torch
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader
 from app.tasks.seasonality import SEASONS
 from training.data import datasets
-from training.data.series_windows import Batch, Source, WindowSampler
-from training.data.synthetic_series import synthetic
+from training.data.series.synthetic import synthetic
+from training.data.series.windows import Batch, Source, WindowSampler
 from training.evaluation import compare_forecasters, forecast_metrics
 from training.loops import forecaster
 

@@ -23,7 +23,7 @@ from app.store import rollout
 from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import SEASONS
 from training.data import datasets
-from training.data.synthetic_series import synthetic
+from training.data.series.synthetic import synthetic
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
 

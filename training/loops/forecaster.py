@@ -18,8 +18,8 @@ from app.tasks.precision import fast_bfloat16
 from app.tasks.seasonality import SEASONS
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
 from training.data import datasets
-from training.data.series_windows import Batch, Source, WindowSampler
-from training.data.synthetic_series import synthetic
+from training.data.series.synthetic import synthetic
+from training.data.series.windows import Batch, Source, WindowSampler
 from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate

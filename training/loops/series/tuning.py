@@ -19,7 +19,7 @@ from app.tasks.forecasting import GlobalForecaster
 from app.tasks.seasonality import yearly_pattern
 from training import refit
 from training.configs import ForecasterFinetuneConfig
-from training.data.series_windows import Source, WindowSampler
+from training.data.series.windows import Source, WindowSampler
 from training.data.tables.table import to_json_lines
 from training.evaluation import backtest
 from training.loops import distributed, time_budget

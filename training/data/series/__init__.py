@@ -1,0 +1,1 @@
+"""Series for the training of forecasters."""
