@@ -140,14 +140,18 @@ class ForecasterConfig:
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
     members: Annotated[int, "networks of the ensemble"]
+    smoothings: Annotated[int, "timescales of the exponential smoothing whose forecasts the network weighs; 0: none"]
     updates: Annotated[int, "training steps"]
     batch: Annotated[int, "windows per step"]  # of each member
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay of the optimizer"]
     dropout: Annotated[float, "dropout probability, after the encoder"]
     mixup: Annotated[float, "share of windows that are mixed with another window"]
-    synthetic_share: Annotated[float, "share of synthetic windows"]
-    series: Annotated[int, "synthetic series per season"]
+    summed_share: Annotated[float, "share of windows from sums of M4's series over months, days and other times"]
+    structural_share: Annotated[float, "share of windows from simulated exponential smoothing models"]
+    structural: Annotated[int, "such series per season"]
+    synthetic_share: Annotated[float, "share of windows from random sums of trends, seasons, waves and noise"]
+    series: Annotated[int, "such series per season"]
     clip: Annotated[float, "largest norm of the gradient"]  # of each member
     ema_decay: Annotated[float, "decay of the moving average of the weights, per step"]
     held_out: Annotated[float, "share of the updates in which the last horizon of every series is held out"]
@@ -352,16 +356,20 @@ LSTM_STRONG = ForecasterConfig(
     hidden=128,
     layers=1,
     members=3,
-    updates=3800,
+    smoothings=6,
+    updates=6000,
     batch=256,
     learning_rate=4e-3,
     weight_decay=0.01,
     dropout=0.1,
     mixup=0.3,
-    synthetic_share=0.2,
+    summed_share=0.22,
+    structural_share=0.28,
+    structural=3000,
+    synthetic_share=0.12,
     series=400,
     clip=1.0,
-    ema_decay=0.998,
+    ema_decay=0.999,
     held_out=0.75,
 )
 LSTM_OWN = ForecasterFinetuneConfig(

@@ -123,7 +123,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     sizes: ForecasterSizes = network.sizes
     card = {
         "task": "forecast",
-        "title": f"A forecaster for any series: {sizes.members} LSTMs over pieces of {sizes.patch} values, averaged",
+        "title": f"A forecaster for any series: {sizes.members} LSTMs with exponential smoothing, averaged",
         "kind": "forecaster",
         "sizes": asdict(sizes),
         "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
@@ -133,9 +133,9 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
         ],
         "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
         "notes": (
-            "Trained on the training parts of M4 and on synthetic series, so its metrics on M4 are in-domain. The "
-            f"last horizon of each series was held out for the first {config.held_out:.0%} of the updates, and the "
-            f"intervals were widened until 95 % held it. {sizes.members} members of one run, averaged by quantile."
+            "Trained on the training parts of M4, on sums of these series and on synthetic series, so its metrics on "
+            "M4 are in-domain. The last horizon of each series was held out for the first "
+            f"{config.held_out:.0%} of the updates. {sizes.members} members of one run, averaged by quantile."
         ),
     }
     forecaster = run.predictor(GlobalForecaster, card, network)

@@ -2,6 +2,10 @@
 
 The layers work without units. They read values relative to the level of the series and scaled by its mean absolute
 seasonal difference (the denominator of MASE), and predict the errors of the seasonal naive forecast.
+
+With ``smoothings``, they also read the forecasts of classical methods, and weigh them: exponential smoothing, alone and
+with a trend that goes on or levels off, of the series without its season. The layers then predict the errors of the
+weighted mean (as Smyl's ES-RNN, the winner of M4, combines exponential smoothing with an LSTM).
 """
 
 from __future__ import annotations
@@ -18,12 +22,20 @@ MEDIAN = QUANTILES.index(0.5)
 CHANNELS = 4  # per value: distance from the level in small and large units, seasonal difference, whether it is known
 YEAR, YEARS = 52, 5  # series without a season are also compared with the same week of 5 earlier years
 FLOOR = 0.01  # smallest scale relative to the spread, for series in which every season repeats the last one
+SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in values
+SLOPE_RIDGE = 0.1  # added to the variance of the ages; a slope from a single value is 0
+MAX_CANDIDATE = 1000.0  # scales from the naive forecast
+PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; weight of a profile of 0
+SHORT_SERIES = 4  # values of a series whose intervals are twice as wide
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
 @dataclass(frozen=True)
 class ForecasterSizes:
-    """``context``: values read, in patches of ``patch``; ``lags``: seasons with which each step ahead is compared."""
+    """``context``: values read, in patches of ``patch``; ``lags``: seasons with which each step ahead is compared.
+
+    ``smoothings``: timescales of exponential smoothing; each gives three classical forecasts.
+    """
 
     context: int = 336
     patch: int = 12
@@ -32,6 +44,7 @@ class ForecasterSizes:
     layers: int = 1
     lags: int = 14
     members: int = 3
+    smoothings: int = 0
 
 
 class Reading(NamedTuple):
@@ -41,15 +54,27 @@ class Reading(NamedTuple):
     ahead: Tensor  # [N, horizon, features]
     naive: Tensor  # float64 [N, horizon]
     scale: Tensor  # float64 [N, 1]; 0 for a constant series
+    candidates: Tensor  # [N, horizon, 3 smoothings]: the classical forecasts, minus the naive one, in scales
 
 
 class Reader(nn.Module):
     """Removes the units of a series. Has no weights, and computes in float64 until the units are removed."""
 
+    moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times the age and its square
+    decayed: Tensor  # [horizon, smoothings]: steps ahead, of a slope that decays
+
     def __init__(self, sizes: ForecasterSizes) -> None:
         super().__init__()
         self.sizes = sizes
-        self.features = 2 * sizes.lags + 2 * YEARS + 4
+        self.features = 2 * sizes.lags + 2 * YEARS + 4 + (3 * sizes.smoothings + 2) * (sizes.smoothings > 0)
+        ratio = (LONGEST / SHORTEST) ** (1 / max(sizes.smoothings - 1, 1))
+        timescales = SHORTEST * ratio ** torch.arange(sizes.smoothings, dtype=torch.float64)
+        age = torch.arange(sizes.context - 1, -1, -1, dtype=torch.float64).unsqueeze(1)  # steps before the end
+        weights = (-age / timescales).exp()  # [context, smoothings]
+        decay = (-0.5 / timescales).exp()
+        step = torch.arange(1, sizes.horizon + 1, dtype=torch.float64).unsqueeze(1)
+        self.register_buffer("moments", torch.cat([weights, weights * age, weights * age**2], dim=1), persistent=False)
+        self.register_buffer("decayed", decay * (1 - decay**step) / (1 - decay), persistent=False)
 
     def forward(self, values: Tensor, seasons: Tensor) -> Reading:
         """values float64 [N, context], NaN before the first value; seasons int64 [N], none longer than its series."""
@@ -77,7 +102,32 @@ class Reader(nn.Module):
         features = torch.cat([feature.float() for feature in summary], dim=1) / 3  # [N, 3]
         tokens = torch.cat([tokens, features.unsqueeze(1).expand(-1, tokens.shape[1], -1)], dim=2)
         naive, ahead = self._ahead(x, known, unit, season)
-        return Reading(tokens, ahead, naive + level, scale)
+        candidates = ahead[..., :0]
+        if self.sizes.smoothings:
+            profile, strength = _seasonal_profile(x / unit, known, season)
+            step = torch.arange(self.sizes.horizon, device=x.device)
+            profile_ahead = profile.gather(1, (-1 - step) % season).unsqueeze(2)
+            smoothed = self._smooth(x / unit, known, season, profile) + profile_ahead
+            candidates = (smoothed - (naive / unit).unsqueeze(2)).clamp(-MAX_CANDIDATE, MAX_CANDIDATE).float()
+            extra = [profile_ahead.asinh(), strength.unsqueeze(2).expand_as(profile_ahead)]
+            ahead = torch.cat([ahead, candidates.asinh(), *(part.float() for part in extra)], dim=2)
+        return Reading(tokens, ahead, naive + level, scale, candidates)
+
+    def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
+        """x [N, context] -> the classical forecasts [N, horizon, 3 smoothings] of the series without its season.
+
+        For each timescale, a line is fitted by least squares with weights that decay exponentially. The forecasts are
+        the weighted mean, the line, and the line with a slope that decays.
+        """
+        phase = torch.arange(self.sizes.context - 1, -1, -1, device=x.device) % season
+        adjusted = torch.where(known, x - profile.gather(1, phase), 0.0)
+        total, *ages = (known.to(x.dtype) @ self.moments).unsqueeze(1).chunk(3, dim=2)  # [N, 1, smoothings]
+        mean, product, _ = ((adjusted @ self.moments).unsqueeze(1) / total.repeat(1, 1, 3)).chunk(3, dim=2)
+        mean_age, mean_square = (moment / total for moment in ages)
+        slope = (mean_age * mean - product) / (mean_square - mean_age.square() + SLOPE_RIDGE)
+        step = torch.arange(1, self.sizes.horizon + 1, device=x.device, dtype=x.dtype).unsqueeze(1)
+        end = mean + slope * mean_age
+        return torch.cat([mean.expand(-1, len(step), -1), end + slope * step, end + slope * self.decayed], dim=2)
 
     def _ahead(self, x: Tensor, known: Tensor, unit: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, context] relative to its level -> seasonal naive forecast [N, horizon], and features of each step.
@@ -108,6 +158,35 @@ class Reader(nn.Module):
         return naive.squeeze(2), torch.cat([part.float() for part in parts], dim=2)
 
 
+def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, context] -> the seasonal profile [N, context], and the share of the detrended variance it explains [N, 1].
+
+    The profile is the mean deviation from the centred moving average over one season, in which recent seasons weigh
+    more. Its index is the number of steps before the end, modulo the season. It is 0 where nothing can be compared.
+    """
+    count = x.shape[1]
+    position = torch.arange(count, device=x.device).expand_as(x)
+    first = position - season // 2
+    inside = (first >= 0) & (first + season <= count)
+    begin = first.clamp(min=0)
+    end = (first + season).clamp(max=count)
+    sums, counts = (F.pad(part.cumsum(1), (1, 0)) for part in (torch.where(known, x, 0.0), known.to(x.dtype)))
+    full = inside & known & (counts.gather(1, end) - counts.gather(1, begin) == season)
+    deviation = torch.where(full, x - (sums.gather(1, end) - sums.gather(1, begin)) / season, 0.0)
+    age = count - 1 - position
+    weight = torch.where(full, PROFILE_DECAY ** (age // season).to(x.dtype), 0.0)
+    phase = age % season
+    empty = torch.zeros_like(x)
+    total = empty.scatter_add(1, phase, weight)
+    profile = empty.scatter_add(1, phase, weight * deviation) / (total + PROFILE_RIDGE)
+    in_season = (position < season).to(x.dtype)
+    profile = (profile - (profile * in_season).sum(1, keepdim=True) / season) * in_season
+    left = torch.where(full, deviation - profile.gather(1, phase), 0.0)
+    variance = (weight * deviation.square()).sum(1, keepdim=True)
+    strength = 1 - (weight * left.square()).sum(1, keepdim=True) / torch.where(variance > 0, variance, 1.0)
+    return profile, torch.where(variance > 0, strength, 0.0)
+
+
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
     """Return the mean [N, 1] of the masked values of each row; 0 for an empty mask."""
     return torch.where(mask, x, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -133,10 +212,22 @@ class Member(nn.Module):
         self.local = nn.Linear(Reader(sizes).features, width)
         self.middle = nn.Linear(width, width)
         self.head = nn.Linear(width, len(QUANTILES))
+        self.mix = nn.Linear(width, 3 * sizes.smoothings + 1) if sizes.smoothings else None  # last: the naive forecast
+        if self.mix is not None:
+            nn.init.zeros_(self.mix.weight)
+            nn.init.zeros_(self.mix.bias)
 
-    def forward(self, patches: Tensor, ahead: Tensor) -> Tensor:
-        """patches [N, P, ...], ahead [N, horizon, features] -> scaled quantiles [N, horizon, QUANTILES]."""
-        return in_order(self.head(self.hidden(patches, ahead)))
+    def forward(self, reading: Reading) -> Tensor:
+        """Return the scaled quantiles [N, horizon, QUANTILES] relative to the naive forecast."""
+        return self.quantiles(self.hidden(reading.patches, reading.ahead), reading.candidates)
+
+    def quantiles(self, hidden: Tensor, candidates: Tensor) -> Tensor:
+        """Compute the last layer: hidden [N, horizon, width] -> scaled quantiles [N, horizon, QUANTILES]."""
+        errors = in_order(self.head(hidden))
+        if self.mix is None:
+            return errors
+        weights = self.mix(hidden).softmax(2)[..., :-1]
+        return errors + (weights * candidates).sum(2, keepdim=True)
 
     def hidden(self, patches: Tensor, ahead: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Compute all but the last layer: [N, horizon, hidden]. ``dropout_mask`` [N, hidden] is for training."""
@@ -162,7 +253,8 @@ class Forecaster(nn.Module):
     """One network for all series: an ensemble of members trained with different seeds, averaged per quantile.
 
     ``widening`` [2, horizon] stretches the distance of each quantile from the median, for series without and with a
-    season. It is measured on validation series.
+    season. It is 1 in networks with ``smoothings``. Their intervals are wider for short series instead: real series
+    change more than the simulated ones that such networks have learned from.
     """
 
     widening: Tensor
@@ -182,9 +274,12 @@ class Forecaster(nn.Module):
         A series must have more values than one season. The result is float64, in the units of the series.
         """
         reading = self.read(values, seasons)
-        errors = torch.stack([member(reading.patches, reading.ahead) for member in self.members]).mean(0).double()
+        errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
         middle = errors[..., MEDIAN : MEDIAN + 1]
         errors = middle + (errors - middle) * self.widening[(seasons > 1).long()].unsqueeze(2)
+        if self.sizes.smoothings:
+            known = (~values.isnan()).sum(1).view(-1, 1, 1)
+            errors = middle + (errors - middle) * (1 + SHORT_SERIES / known)
         return reading.naive.unsqueeze(2) + errors * reading.scale.unsqueeze(2)
 
     def forecast(self, values: Tensor, seasons: Tensor, horizon: int) -> Tensor:

@@ -24,7 +24,7 @@ from app.tasks.precision import check_finite
 from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
 
 NORMAL = NormalDist()
-MIN_VALUES = 8  # of a series
+MIN_VALUES = 3  # of a series
 MAX_SEASON = 168  # values; one week of hours
 MAX_GAP = 336  # missing values at the end of a series that are forecast
 OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of the values are errors
@@ -171,10 +171,9 @@ class GlobalForecaster:
             season = detect_season(fill_missing(series, 1))
         else:
             season = seasonality if seasonality < len(series) else 1
-        non_negative, integer = traits.non_negative, traits.integer
-        if non_negative or integer:
-            actual = series[~np.isnan(series)]
-            non_negative, integer = non_negative and actual.min() >= 0, integer and bool((actual % 1 == 0).all())
+        actual = series[~np.isnan(series)]
+        non_negative = (traits.non_negative or not self.card.series) and bool(actual.min() >= 0)
+        integer = traits.integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
         window = np.full(context, np.nan)
         inputs = None if covariates is None else covariates[int(known[0]) :]
@@ -183,7 +182,7 @@ class GlobalForecaster:
         window[context - len(series) :] = series
         if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
             gap = MAX_GAP - (MAX_GAP - gap) % season
-        return SeriesWindow(window, season, gap + horizon, gap, added, bool(non_negative), integer)
+        return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
         """Forecast series of any lengths, seasons and horizons in one batch."""

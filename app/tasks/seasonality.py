@@ -8,20 +8,22 @@ SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of 
 MAX_VALUES = 1344  # values at the end of a series that are analysed; eight weeks of hours
 DIVISOR_RATIO = 0.7  # a divisor of the best season wins at this ratio of strength: multiples are strong as well
 CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads caused by rounding alone, relative to the largest value and to the spread
-SIGNIFICANCE = 1.645  # standard deviations: one-sided test at 95 %, as in the M4 competition
+# Standard deviations: one-sided tests of the autocorrelation. A season that is missed costs more than a wrong one.
+SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
 YEAR_HARMONICS = 3
 MIN_YEARS = 2  # of a series whose yearly pattern is estimated
 MAX_SEASON = 168  # values of a detected season
 # An unusual season needs a higher autocorrelation and prominence: among so many candidates, some are strong by chance.
-MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.1, 0.25, 0.5
+MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.5
 
 
 def detect_season(values: np.ndarray) -> int:
     """Return the season of a series [T] without NaN, in values, or 1 if it has none.
 
-    A season must pass M4's significance test of its autocorrelation. The autocorrelation half a season before and
-    after must be clearly lower, because slow waves and random walks are similar to themselves at all short lags. A
-    season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the usual seasons.
+    A season must pass a significance test of its autocorrelation, as in the M4 competition. The autocorrelation half a
+    season before and after must be clearly lower, because slow waves and random walks are similar to themselves at all
+    short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the usual
+    seasons.
     """
     recent = values[-MAX_VALUES:]
     count = len(recent)
@@ -70,13 +72,14 @@ def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float
     """Return the unbiased autocorrelation at a season; 0 if it is not significant or not prominent enough."""
     count = len(correlation)
     before = np.square(correlation[1:season]).sum()
-    if correlation[season] < SIGNIFICANCE * np.sqrt((1 + 2 * before) / count):
+    significance = SIGNIFICANCE if usual else UNUSUAL_SIGNIFICANCE
+    if correlation[season] < significance * np.sqrt((1 + 2 * before) / count):
         return 0.0
     lags = np.arange(count)
     unbiased = correlation * count / (count - lags)
     early, late = np.interp([season / 2, min(1.5 * season, count - 1)], lags, unbiased)
-    prominence = unbiased[season] - (early + late) / 2
-    required = max(MIN_PROMINENCE if usual else UNUSUAL_MIN_PROMINENCE, 2 / np.sqrt(count - season))
+    prominence, deviation = unbiased[season] - (early + late) / 2, 1 / np.sqrt(count - season)
+    required = max(MIN_PROMINENCE, deviation) if usual else max(UNUSUAL_MIN_PROMINENCE, 2 * deviation)
     if prominence <= required or (not usual and unbiased[season] < UNUSUAL_MIN_CORRELATION):
         return 0.0
     return float(unbiased[season])

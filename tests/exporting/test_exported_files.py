@@ -34,7 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
     "stacked-rnn": TEXT,
     "gated-rnn": TEXT,
     "series-lstm": TINY["tiny-lstm"][2],
-    "forecaster": FORECASTER,
+    "forecaster": {**FORECASTER, "smoothings": 3},
     "gan-generator": TINY["tiny-gan"][2],
     "conditional-generator": CONDITIONAL,
 }

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.networks import publish_tiny
+from support.networks import publish_tiny, tiny_card
 from support.service import ROOT, Serve
 
 from app import store
 from app.errors import BadValue
+from app.networks import build
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
 from app.tasks.forecasting import MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
@@ -71,9 +72,8 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
     values = series(seed, int(random.integers(8, 200)))
     factor, shift = float(10 ** random.uniform(-9, 9)), float(random.normal() * 10 ** random.uniform(-2, 4))
     horizon = int(random.integers(1, 61))
-    plain, moved = forecaster.predict(
-        [forecaster.parse(inputs.tolist(), horizon) for inputs in (values, (values + shift) * factor)]
-    )
+    items = [forecaster.parse(inputs.tolist(), horizon) for inputs in (values, (values + shift) * factor)]
+    plain, moved = forecaster.predict([dataclasses.replace(item, non_negative=False) for item in items])
     assert moved.seasonality == plain.seasonality
     assert np.abs(moved.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * np.abs(plain.quantiles).max()
 
@@ -84,10 +84,72 @@ def test_the_shipped_forecaster_is_independent_of_units(shipped_forecaster: Glob
     values = series(seed, int(random.integers(8, 500)))
     units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
     items = [shipped_forecaster.parse(((values + shift) * factor).tolist(), 70) for factor, shift in units]
-    plain, *moved = shipped_forecaster.predict(items)
+    plain, *moved = shipped_forecaster.predict([dataclasses.replace(item, non_negative=False) for item in items])
     size = np.abs(plain.quantiles).max()
     for (factor, shift), forecast in zip(units[1:], moved, strict=True):
         assert np.abs(forecast.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * size
+
+
+@pytest.fixture
+def smoothing(tmp_path: Path) -> GlobalForecaster:
+    """A forecaster that weighs exponential smoothing."""
+    sizes = dataclasses.asdict(dataclasses.replace(SIZES, context=60, smoothings=4))
+    torch.manual_seed(0)
+    card = tiny_card("smoothing", "forecast", "forecaster", sizes, {})
+    return GlobalForecaster(store.publish(tmp_path, card, build("forecaster", sizes).state_dict()), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("season", [1, 4, 7])
+@pytest.mark.parametrize("count", [30, 60])
+def test_a_line_with_a_season_is_continued_by_the_smoothed_lines(season: int, count: int) -> None:
+    """Candidates are forecasts minus the naive one, in scales: one third are weighted means, one third lines."""
+    sizes = dataclasses.replace(SIZES, context=60, smoothings=4)
+    steps = torch.arange(66, dtype=torch.float64)
+    profile = torch.randn(season, generator=torch.Generator().manual_seed(season)).double()
+    values = 5 + 2 * steps + 10 * profile[torch.arange(66) % season]
+    past = values[:60].clone()
+    past[: 60 - count] = torch.nan
+    reading = Reader(sizes)(past.unsqueeze(0), torch.tensor([season]))
+    forecasts = reading.candidates[0].double() * reading.scale[0] + reading.naive[0].unsqueeze(1)
+    means, lines, damped = forecasts.chunk(3, dim=1)
+    assert (lines[:, -1] - values[60:]).abs().max() < 0.1 * (values[60:] - values[59]).abs().max() + 1
+    assert (means.diff(dim=1) < 0).all()  # a longer memory lags further behind
+    assert (damped < lines).all()
+
+
+def test_the_memory_of_the_smoothing_starts_with_the_series(smoothing: GlobalForecaster) -> None:
+    """Values before the first one, which are missing, change nothing."""
+    values = series(1, 30).tolist()
+    short, padded = smoothing.predict([smoothing.parse(values, 6), smoothing.parse([None] * 5 + values, 6)])
+    assert padded.quantiles == pytest.approx(short.quantiles, abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[1, 2, 4], [0, 0, 5], [3, 3, 3], [1e300, -1e300, 1e300], [1e-300, 0, 1e-300]])
+def test_three_values_are_enough(smoothing: GlobalForecaster, values: list[float]) -> None:
+    (forecast,) = smoothing.predict([smoothing.parse(values, 30)])
+    assert np.isfinite(forecast.quantiles).all()
+    assert (np.diff(forecast.quantiles, axis=1) >= 0).all()
+
+
+def test_intervals_of_short_series_are_wider(smoothing: GlobalForecaster) -> None:
+    """``SHORT_SERIES`` values: twice as wide as the network computes."""
+    network: Any = smoothing.network
+    values = torch.full((1, 60), torch.nan, dtype=torch.float64)
+    values[0, -4:] = torch.tensor([1.0, 3.0, 2.0, 5.0])
+    with torch.inference_mode():
+        quantiles, reading = network(values, torch.tensor([1])), network.read(values, torch.tensor([1]))
+        raw = torch.stack([member(reading) for member in network.members]).mean(0).double() * reading.scale
+    assert torch.allclose(quantiles.diff(dim=2), 2 * raw.diff(dim=2))
+
+
+@pytest.mark.parametrize(("lowest", "least"), [(0.0, 0.0), (-0.5, None)])
+def test_forecasts_of_non_negative_series_are_non_negative(
+    forecaster: GlobalForecaster, lowest: float, least: float | None
+) -> None:
+    values = [lowest, *[0.0, 0.1, 0.0, 3.0] * 5, 0.0]
+    (forecast,) = forecaster.predict([forecaster.parse(values, 12)])
+    lower, _ = forecast.interval(99.9)
+    assert (lower.min() == least) if least is not None else (lower.min() < 0)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +237,8 @@ def test_extreme_and_sparse_series_give_finite_forecasts(
 
 
 def test_invalid_series_are_rejected_with_their_name(forecaster: GlobalForecaster) -> None:
-    with pytest.raises(BadValue, match=r"values\.3 has 7 values; tiny-forecaster needs at least 8"):
-        forecaster.parse([1.0] * 7, 1, "values.3")
+    with pytest.raises(BadValue, match=r"values\.3 has 2 values; tiny-forecaster needs at least 3"):
+        forecaster.parse([1.0] * 2, 1, "values.3")
     with pytest.raises(BadValue, match="only missing values"):
         forecaster.parse([None] * 10, 1)
     with pytest.raises(BadValue, match=r"seasonality is 9{120}…; tiny-forecaster takes seasons"):
@@ -327,6 +389,9 @@ def test_the_service_detects_or_takes_a_season(serve: Serve, tiny_store: Path) -
             rows = [bounds["95"]["lower"], bounds["50"]["lower"], result["median"], bounds["50"]["upper"]]
             assert (np.diff(np.array(rows), axis=0) > 0).all()
         assert [result["seasonality"] for result in post_series(seasonality=12).json()["results"]] == [12, 1, 12]
+        for result in post_series(integer=True).json()["results"]:
+            numbers = [*result["mean"], *result["median"], *result["intervals"]["80"]["lower"]]
+            assert all(number % 1 == 0 for number in numbers)
         rejected = post_series(seasonality=200)
         assert rejected.status_code == 400
         assert rejected.json()["error"]["param"] == "seasonality"

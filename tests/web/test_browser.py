@@ -327,9 +327,9 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
     assert error_text("#text-seed") == "Seed is -1; it should be greater than or equal to 0."
     page.locator("#series-values").fill("1, 2, x")
     assert error_text("#series-values").startswith("Values.2 is 'x'; it should be a valid number")
-    page.locator("#series-values").fill("1, 2, 3")
+    page.locator("#series-values").fill("1, 2")
     page.locator("#series-values[aria-invalid=true]").wait_for(state="attached")
-    page.locator("#series .error", has_text="Values has 3 values; series-lstm needs at least 8.").wait_for()
+    page.locator("#series .error", has_text="Values has 2 values; series-lstm needs at least 3.").wait_for()
     page.locator("#generation-seed").fill("1.5")
     assert error_text("#generation-seed").startswith("Seed is 1.5; it should be a valid integer")
     text = tmp_path / "letter.png"

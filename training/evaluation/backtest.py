@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from app.tasks.forecasting import MIN_VALUES, SCORES, QuantileForecast
+from app.tasks.forecasting import SCORES, QuantileForecast
 from training.data.datasets import DataError
 from training.data.tables.table import Series, Table
 from training.evaluation import forecast_metrics
 from training.options import Part
 from training.run import metric
 
+MIN_PAST = 8  # values before the first origin
 TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # of each series
 VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # of each series
 MAX_PAST = 1500  # values before an origin that a forecaster receives: four years of days; more would change little
@@ -62,7 +63,7 @@ class Origins:
 def longest_horizon(table: Table) -> int:
     """The longest horizon, at least 1, with which the median series can be split."""
     median = int(np.median([len(series.values) for series in table.series]))
-    return max(1, (median - max(table.season + 2, MIN_VALUES)) // 3)
+    return max(1, (median - max(table.season + 2, MIN_PAST)) // 3)
 
 
 def split(table: Table, horizon: int) -> list[Split]:
@@ -73,7 +74,7 @@ def split(table: Table, horizon: int) -> list[Split]:
     Raises:
         DataError: no series is long enough.
     """
-    min_training = max(table.season + 2, MIN_VALUES) + horizon
+    min_training = max(table.season + 2, MIN_PAST) + horizon
     splits = []
     for series in table.series:
         count = len(series.values)

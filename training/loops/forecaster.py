@@ -13,21 +13,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading, in_order
+from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Member, Reader, Reading
 from app.tasks.precision import fast_bfloat16
-from app.tasks.seasonality import SEASONS
 from training.configs import ForecasterConfig, ForecasterFinetuneConfig
-from training.data import datasets
-from training.data.series.synthetic import synthetic
-from training.data.series.windows import Batch, Source, WindowSampler
+from training.data.series.sources import training_sources
+from training.data.series.windows import Batch, WindowSampler
 from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
-SYNTHETIC_LENGTH = 700  # values of a synthetic series
-MISLABELLED_EVERY = 5  # every fifth seasonless synthetic series is also trained with each season, wrongly
-NEIGHBOURS = 6  # steps on each side whose errors also determine the interval scale of a step
+TRUNCATED_SHARE = 0.4  # of the windows: their past is cut to a random length
+UNLABELLED_SHARE = 0.15  # of the windows: their season is not given
 
 
 def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -55,7 +52,7 @@ def member_loss(
     reading = reader(batch.values, batch.seasons)
     with torch.autocast(batch.values.device.type, torch.bfloat16, enabled=bfloat16):
         hidden = member.hidden(reading.patches, reading.ahead, dropout_mask)
-    return loss_sum(in_order(member.head(hidden.float())), reading, batch)
+    return loss_sum(member.quantiles(hidden.float(), reading.candidates), reading, batch)
 
 
 class LossModule(nn.Module):
@@ -179,11 +176,14 @@ class Trainer:
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
     """Train an ensemble from scratch and return its averaged network.
 
-    For the first ``config.held_out`` of the steps, the last horizon of every series is held out. The intervals are
-    then scaled on these horizons, and the remaining steps train on all values.
+    For the first ``config.held_out`` of the steps, the last horizon of every series is held out. The remaining steps
+    train on all values.
     """
-    sizes = ForecasterSizes(hidden=config.hidden, layers=config.layers, members=config.members)
-    sampler = WindowSampler(training_sources(config, run.options.seed), sizes.context, sizes.horizon)
+    sizes = ForecasterSizes(
+        hidden=config.hidden, layers=config.layers, members=config.members, smoothings=config.smoothings
+    )
+    sources = training_sources(config, run.options.seed)
+    sampler = WindowSampler(sources, sizes.context, sizes.horizon, TRUNCATED_SHARE, UNLABELLED_SHARE)
     network = Forecaster(sizes).to(run.options.device)
     trainer = EnsembleTrainer(network, sampler, config, run.options.seed, run.options.threads)
     run.track(network=network, average=trainer.average, optimizer=trainer.optimizer)
@@ -197,28 +197,7 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
         loss = trainer.update(step, config.learning_rate * factor, held_out)
         if (step + 1) % max(config.updates // 25, 1) == 0:
             run.log(loss=loss, **(validation_mase(trainer.average.module, sampler) if held_out else {}))
-        if step + 1 == first:
-            run.tensors["interval_scale"] = interval_scale(trainer.average.module, sampler)
-    trained: Any = trainer.average.module
-    trained.widening.copy_(run.tensors["interval_scale"])
-    return trained
-
-
-def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
-    """M4's hourly and weekly series in equal shares, and synthetic series of every season."""
-    m4_share = (1 - config.synthetic_share) / 2
-    collections = [datasets.m4_hourly(), datasets.m4_weekly()]
-    sources = [
-        Source(collection.past, collection.season, collection.future.shape[1], m4_share) for collection in collections
-    ]
-    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
-    share = config.synthetic_share / (len(SEASONS) + 2)
-    sources.append(Source(list(seasonless), 1, ForecasterSizes().horizon, 2 * share))
-    for season in SEASONS:
-        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
-        series = [*seasonal, *seasonless[::MISLABELLED_EVERY]]
-        sources.append(Source(series, season, ForecasterSizes().horizon, share))
-    return sources
+    return trainer.average.module
 
 
 @torch.inference_mode()
@@ -231,25 +210,3 @@ def validation_mase(network: Any, sampler: WindowSampler) -> dict[str, float]:
         errors = (network(batch.values, batch.seasons)[..., MEDIAN] - batch.future).abs() / reading.scale
         result[f"{prefix}_mase"] = float(errors[:, : sampler.horizons[source]].mean())
     return result
-
-
-@torch.inference_mode()
-def interval_scale(network: Any, sampler: WindowSampler) -> Tensor:
-    """Factors [2, horizon] by which intervals must be widened to contain 95 % of the last horizons of M4's series.
-
-    Row 0 is for series without a season (weekly), row 1 for series with one (hourly). The factor of a step is computed
-    from the errors at that step and at NEIGHBOURS steps on each side; steps beyond a source's horizon get its last one.
-    """
-    scales = torch.ones(2, sampler.horizon)
-    for source, row in ((1, 0), (0, 1)):
-        batch = sampler.last_horizons(source).to(network.widening.device)
-        quantiles = network(batch.values, batch.seasons)
-        median, horizon = quantiles[..., MEDIAN], int(sampler.horizons[source])
-        below = (median - batch.future) / (median - quantiles[..., 0])
-        above = (batch.future - median) / (quantiles[..., -1] - median)
-        needed = torch.maximum(below, above)[:, :horizon]  # 1: the actual value lies on the bound
-        for step in range(sampler.horizon):
-            center = min(step, horizon - 1)
-            nearby = needed[:, max(center - NEIGHBOURS, 0) : center + NEIGHBOURS + 1].flatten()
-            scales[row, step] = nearby[nearby.isfinite()].quantile(QUANTILES[-1] - QUANTILES[0])
-    return scales

@@ -60,6 +60,70 @@ def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
     return _transform(draw, series + _level_shifts(draw))
 
 
+def structural(season: int, count: int, length: int, seed: int) -> Tensor:
+    """``count`` random series [count, length] from exponential smoothing models, as in business statistics.
+
+    The level, the slope and the season of such a model each follow their own random walk (Hyndman et al. 2008, table
+    2.2). All are in units of the innovations. In some series the slope or the level changes suddenly. Half of the
+    series are exponentials of such a process.
+    """
+    draw = Draws(count, length, seed)
+    kind = draw.uniform()
+    alpha = torch.where(kind < 0.15, 0.0, torch.where(kind < 0.35, 1.0, draw.uniform(0.02, 1) ** 1.5))
+    kind = draw.uniform()
+    size = draw.log_uniform(0.1, 6.0) / season**0.5  # of a random walk's drift; most quantities grow
+    slope = torch.where(kind < 0.2, 0.0, torch.where(draw.uniform() < 0.8, size, -size))
+    beta = torch.where(kind < 0.5, 0.0, alpha * draw.uniform(0, 1) ** 2)
+    damping = torch.where((kind >= 0.5) & (draw.uniform() < 0.5), draw.uniform(0.8, 0.99), 1.0)
+    gamma = draw.bernoulli(0.5) * (1 - alpha) * draw.uniform(0, 0.4)
+    profile = draw.bernoulli(0.9) * draw.log_uniform(0.3, 12) * _profile(draw, season)
+    innovations = _innovations(draw)
+    bends = (draw.uniform(0, 1, length) < 2 / length) & (draw.uniform() < 0.3)
+    redrawn = draw.normal(length) * size
+    series, level = torch.empty_like(innovations), torch.zeros(count, 1, dtype=torch.float64)
+    for t in range(length):
+        error, position = innovations[:, t : t + 1], slice(t % season, t % season + 1)
+        slope = torch.where(bends[:, t : t + 1], redrawn[:, t : t + 1], damping * slope)
+        series[:, t : t + 1] = level + slope + profile[:, position] + error
+        level = level + slope + alpha * error
+        slope = slope + beta * error
+        profile[:, position] += gamma * error
+    shifts = (draw.uniform(0, 1, length) < 2 / length) * draw.normal(length) * draw.log_uniform(1, 10)
+    series = series + draw.bernoulli(0.25) * shifts.cumsum(1)
+    return _demand(draw, _transform(draw, series, exponential=0.5, largest=3.0 / season**0.25))
+
+
+def _innovations(draw: Draws) -> Tensor:
+    """Innovations of variance about 1: normal, heavy-tailed, or with outliers; some are autocorrelated."""
+    white = draw.normal(draw.length)
+    heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3) / 1.5
+    outliers = (draw.uniform(0, 1, draw.length) < 0.02) * draw.normal(draw.length) * 8
+    kind = draw.uniform()
+    white = torch.where(kind < 0.6, white, torch.where(kind < 0.8, heavy_tailed, white + outliers))
+    coefficient = draw.bernoulli(0.3) * draw.uniform(-0.5, 0.8)
+    return _autoregressive(white, coefficient) * (1 - coefficient**2).sqrt()
+
+
+def _profile(draw: Draws, season: int) -> Tensor:
+    """Seasonal profiles [count, season] with mean 0 and variance 1: smooth, irregular, or one peak; 0 for season 1."""
+    if season == 1:
+        return torch.zeros(draw.count, 1, dtype=torch.float64)
+    angle = 2 * math.pi * (torch.arange(season, dtype=torch.float64) / season + draw.uniform())
+    smooth = angle.sin() + draw.uniform(0, 0.7) * (2 * angle + draw.uniform(0, 6.3)).sin()
+    irregular, kind = draw.normal(season), draw.uniform()
+    peak = (3 * (angle.cos() - 1)).exp() + 0.2 * irregular
+    profile = torch.where(kind < 0.4, smooth, torch.where(kind < 0.75, irregular + draw.uniform(0, 1) * smooth, peak))
+    profile = profile - profile.mean(1, keepdim=True)
+    return profile / profile.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def _demand(draw: Draws, series: Tensor) -> Tensor:
+    """Make 5 % of the series intermittent: small counts with many zeros."""
+    rate = (0.5 * (series - series.mean(1, keepdim=True))).clamp(-3, 2).exp() * draw.log_uniform(0.2, 4)
+    counts = torch.poisson(rate, generator=draw.generator)
+    return torch.where(draw.bernoulli(0.05) > 0, counts, series)
+
+
 def _waves(draw: Draws, periods: Tensor) -> Tensor:
     """A sum of sine waves with periods [count, K], of variance 1."""
     phase, weight = draw.uniform(0, 2 * math.pi, periods.shape[1]), draw.normal(periods.shape[1])
@@ -126,11 +190,14 @@ def _level_shifts(draw: Draws) -> Tensor:
     return draw.bernoulli(0.2) * steps.cumsum(1)
 
 
-def _transform(draw: Draws, series: Tensor) -> Tensor:
-    """Standardise; then make some series exponential, non-negative, integer, or constant for some time."""
+def _transform(draw: Draws, series: Tensor, exponential: float = 0.35, largest: float = 0.8) -> Tensor:
+    """Standardise; then make some series exponential, non-negative, integer, or constant for some time.
+
+    ``exponential``: share of exponential series; ``largest``: the largest standard deviation of their logarithm.
+    """
     deviation = series.std(1, keepdim=True).clamp(min=1e-6)
-    exponential = ((series - series.mean(1, keepdim=True)) / deviation * draw.log_uniform(0.1, 0.8)).exp()
-    series = torch.where(draw.bernoulli(0.35) > 0, exponential, series / deviation)
+    powers = ((series - series.mean(1, keepdim=True)) / deviation * draw.log_uniform(0.1, largest)).exp()
+    series = torch.where(draw.bernoulli(exponential) > 0, powers, series / deviation)
     floor = series.quantile(0.3, dim=1, keepdim=True)
     series = torch.where(draw.bernoulli(0.06) > 0, series.maximum(floor) - floor, series)
     integer = (series * draw.log_uniform(2, 50)).round()

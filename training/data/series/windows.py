@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from app.tasks.forecasting import MIN_VALUES
 
 WEIGHT_BEYOND_HORIZON = 0.25  # loss weight of steps beyond the horizon that a source is evaluated on
-TRUNCATED_SHARE = 0.15  # of the windows: their past is cut to a random length
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,22 @@ class Batch(NamedTuple):
 
 
 class WindowSampler:
-    """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources."""
+    """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
-    def __init__(self, sources: Sequence[Source], context: int, horizon: int) -> None:
+    ``truncated``: share of the windows whose past is cut to a random length, uniform in its logarithm.
+    ``unlabelled``: share of the windows whose season is not given. A season is only given if the past is longer.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        context: int,
+        horizon: int,
+        truncated: float = 0.15,
+        unlabelled: float = 0.0,
+    ) -> None:
         self.context, self.horizon = context, horizon
+        self.truncated, self.unlabelled = truncated, unlabelled
         self.values = torch.cat([series for source in sources for series in source.series])
         self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
         self.starts = self.lengths.cumsum(0) - self.lengths  # of each series in ``values``
@@ -72,23 +83,27 @@ class WindowSampler:
         """The last horizon of every series of a source as the future, with the values before it as the past."""
         series = torch.arange(int(self.counts[source])) + self.first_series[source]
         origins = self.lengths[series] - self.horizons[source]
-        return self._gather(torch.full_like(series, source), series, origins, origins, self.lengths[series])
+        sources = torch.full_like(series, source)
+        return self._gather(sources, self.seasons[sources], series, origins, origins, self.lengths[series])
 
     def _random(self, sources: Tensor, held_out: bool, generator: Generator) -> Batch:
         """One random window per source index [N]: half with a uniform origin, half with a rather recent one."""
-        random = torch.rand(5, len(sources), generator=generator, dtype=torch.float64)
+        random = torch.rand(6, len(sources), generator=generator, dtype=torch.float64)
         series = self.first_series[sources] + (random[0] * self.counts[sources]).long()
         end = self.lengths[series] - self.horizons[sources] * held_out
-        min_past = (self.seasons[sources] + 2).clamp(min=MIN_VALUES)
-        latest = (end - self.horizons[sources] - min_past).clamp(min=0)  # origin, counted from min_past
+        latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # origin, counted from MIN_VALUES
         age = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
-        origins = (min_past + latest - (age * (latest + 1)).long()).minimum(end - 1)
+        origins = (MIN_VALUES + latest - (age * (latest + 1)).long()).minimum(end - 1)
         past = origins.clamp(max=self.context)
-        truncated = min_past + (random[3] * (past - min_past + 1)).long()
-        past = torch.where(random[4] < TRUNCATED_SHARE, truncated.minimum(past), past)
-        return self._gather(sources, series, origins, past, end)
+        truncated = (MIN_VALUES * (past / MIN_VALUES) ** random[3]).round().long()
+        past = torch.where(random[4] < self.truncated, truncated.minimum(past), past)
+        seasons = self.seasons[sources]
+        seasons = torch.where((seasons < past) & (random[5] >= self.unlabelled), seasons, 1)
+        return self._gather(sources, seasons, series, origins, past, end)
 
-    def _gather(self, sources: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor) -> Batch:
+    def _gather(
+        self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
+    ) -> Batch:
         """The ``past`` values before each origin and the values from the origin up to ``end``; all arguments [N]."""
         positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
         inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
@@ -96,7 +111,7 @@ class WindowSampler:
         windows = self.values[self.starts[series].unsqueeze(1) + inside].masked_fill(~known, torch.nan)
         evaluated = torch.arange(self.horizon) < self.horizons[sources].unsqueeze(1)
         weights = torch.where(evaluated, 1.0, WEIGHT_BEYOND_HORIZON)
-        return Batch(windows[:, : self.context], self.seasons[sources], windows[:, self.context :], weights)
+        return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
         """Replace the first windows by weighted means with their partners, after normalising both.
@@ -110,7 +125,8 @@ class WindowSampler:
         mixed = weight * first + (1 - weight) * second
         values = torch.cat([mixed[:, : self.context], batch.values[count:]])
         future = torch.cat([mixed[:, self.context :], batch.future[count:]])
-        return Batch(values, batch.seasons, future, batch.weights)
+        known = (~values.isnan()).sum(1)  # a mixed window is as short as the shorter one of its two
+        return Batch(values, torch.where(batch.seasons < known, batch.seasons, 1), future, batch.weights)
 
     def _normalise(self, windows: Tensor) -> Tensor:
         """Windows [N, context + horizon], shifted so that the past ends at 0 and divided by its mean magnitude."""

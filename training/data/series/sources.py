@@ -1,0 +1,82 @@
+"""The series that a forecaster for any series is trained on: M4's, sums of them, and synthetic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.networks.forecaster import ForecasterSizes
+from app.tasks.seasonality import SEASONS
+from training.configs import ForecasterConfig
+from training.data import datasets
+from training.data.series.synthetic import structural, synthetic
+from training.data.series.windows import Source
+from training.run import derive_seed
+
+SYNTHETIC_LENGTH = 700  # values of a synthetic series
+MISLABELLED_EVERY = 5  # every fifth seasonless synthetic series is also trained with each season, wrongly
+WEEKS_PER_YEAR = 365.25 / 7
+# Sums of M4's series: values in a sum, season and horizon of the sums, and their weight among all sums
+SUMS_OF_HOURS = ((2, 12, 24, 1.0), (3, 8, 16, 0.7), (4, 6, 12, 0.7), (6, 4, 8, 0.7), (24, 7, 14, 1.0))
+SUMS_OF_WEEKS = ((WEEKS_PER_YEAR / 12, 12, 18, 4.0), (WEEKS_PER_YEAR / 4, 4, 8, 3.0), (WEEKS_PER_YEAR, 1, 6, 1.5))
+# Structural series: season, length, horizon, and weight among all of them
+STRUCTURAL = (
+    (1, 60, 6, 3.0),
+    (1, 400, 48, 1.0),
+    (4, 120, 8, 3.0),
+    (6, 200, 12, 0.5),
+    (7, 300, 28, 1.0),
+    (12, 300, 18, 3.0),
+    (24, 500, 48, 1.0),
+    (52, 400, 26, 1.0),
+)
+
+
+def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
+    """M4's hourly and weekly series in equal shares, sums of them, and two kinds of synthetic series."""
+    m4_share = (1 - config.summed_share - config.structural_share - config.synthetic_share) / 2
+    hourly, weekly = collections = [datasets.m4_hourly(), datasets.m4_weekly()]
+    sources = [
+        Source(collection.past, collection.season, collection.future.shape[1], m4_share) for collection in collections
+    ]
+    sources += _summed(hourly.past, SUMS_OF_HOURS, config.summed_share)
+    sources += _summed(weekly.past, SUMS_OF_WEEKS, config.summed_share)
+    total = sum(weight for *_, weight in STRUCTURAL)
+    for season, length, horizon, weight in STRUCTURAL:
+        series = structural(season, config.structural, length, derive_seed(seed, "structural", season, length))
+        sources.append(Source(list(series), season, horizon, config.structural_share * weight / total))
+    return sources + _synthetic(config, seed)
+
+
+def _summed(past: Sequence[Tensor], sums: Sequence[tuple[float, int, int, float]], share: float) -> list[Source]:
+    total = sum(weight for *_, weight in (*SUMS_OF_HOURS, *SUMS_OF_WEEKS))
+    sources = []
+    for count, season, horizon, weight in sums:
+        series = [sums_of(values, count) for values in past]
+        long_enough = [values for values in series if len(values) >= horizon + 4]
+        sources.append(Source(long_enough, season, horizon, share * weight / total))
+    return sources
+
+
+def sums_of(values: Tensor, count: float) -> Tensor:
+    """values [T] -> the means [T // count] of ``count`` values each, up to the last value.
+
+    If ``count`` is not a whole number, a value between two sums is divided between them.
+    """
+    ends = len(values) - count * np.arange(int(len(values) / count), -1, -1)
+    total = np.concatenate([[0.0], values.numpy().cumsum()])
+    return torch.from_numpy(np.diff(np.interp(ends, np.arange(len(total)), total)) / count)
+
+
+def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:
+    """Synthetic series of every season. Some without a season are also trained with one, which is wrong."""
+    horizon, share = ForecasterSizes().horizon, config.synthetic_share / (len(SEASONS) + 2)
+    seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
+    sources = [Source(list(seasonless), 1, horizon, 2 * share)]
+    for season in SEASONS:
+        seasonal = synthetic(season, config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", season))
+        sources.append(Source([*seasonal, *seasonless[::MISLABELLED_EVERY]], season, horizon, share))
+    return sources
