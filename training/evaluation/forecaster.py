@@ -31,13 +31,13 @@ class Example:
 def forecast_series(
     forecaster: GlobalForecaster,
     past: list[np.ndarray],
-    season: int,
+    season: int | None,
     horizon: int,
     covariates: Sequence[np.ndarray] | None = None,
 ) -> list[QuantileForecast]:
     """Forecasts of many series [T], computed by the code that serves them, in batches of 64.
 
-    ``covariates`` [T + horizon, K]: of each series, for networks with known columns.
+    ``season``: None: it is detected. ``covariates`` [T + horizon, K]: of each series, for networks with known columns.
     """
     rows = covariates if covariates is not None else [None] * len(past)
     items = [
