@@ -165,7 +165,7 @@ class ForecasterTensors:
         self.rows = limits.settings.max_series
         self.values = limits.settings.max_series_values + self.rows * ("start" in {spec.name for spec in self.inputs})
         self.commas, self.bytes = self.values + EXTRA_COMMAS, 0
-        self.parameters = ("horizon", "levels", "seasonality")
+        self.parameters = ("horizon", "levels", "seasonality", "integer")
         self.forecast_request = limits.forecast_request
 
     def items(self, request: DecodedRequest) -> list[Any]:
@@ -200,7 +200,7 @@ class ForecasterTensors:
         return body.model_copy(update={"values": values})
 
     def outputs_of(self, request: DecodedRequest, items: list[Any], results: list[Any]) -> Outputs:
-        forecasts = forecast.forecast_results(self.model, items, results, self._body(request, []).levels)
+        forecasts = forecast.forecast_results(self.model, items, results, self._body(request, []))
         mean = np.array([each["mean"] for each in forecasts])
         bounds = {
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in forecasts])

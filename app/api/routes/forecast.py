@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Self, cast
 
 import numpy as np
@@ -48,6 +49,7 @@ class ForecastRequest(InferenceBody):
     seasonality: int | None = Field(
         None, ge=1, description="values in a season, such as 24 for hourly values; null: the service detects it"
     )
+    integer: bool = Field(False, description="round all results to whole numbers, as for counts")
     covariates: (
         dict[
             Annotated[str, Field(max_length=200)],
@@ -151,23 +153,31 @@ def level_name(level: float) -> str:
 
 
 def forecast_results(
-    model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], levels: list[float]
+    model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], body: ForecastRequest
 ) -> list[dict[str, Any]]:
-    """Return for each series arrays [horizon]: the mean, the median, and the bounds of an interval for each level."""
+    """Return for each series arrays [horizon]: the mean, the median, and the bounds of an interval for each level.
+
+    ``body`` determines the levels, and whether the results are rounded.
+    """
     results = []
     for item, output in zip(items, outputs, strict=True):
         forecast = model.predictor.forecast(item, output)
-        bounds = [dict(zip(("lower", "upper"), forecast.interval(level), strict=True)) for level in levels]
-        intervals = dict(zip(map(level_name, levels), bounds, strict=True))
+        sides = [map(partial(_rounded, body.integer), forecast.interval(level)) for level in body.levels]
+        bounds = [dict(zip(("lower", "upper"), side, strict=True)) for side in sides]
+        intervals = dict(zip(map(level_name, body.levels), bounds, strict=True))
         results.append(
             {
-                "mean": forecast.mean,
-                "median": forecast.median,
+                "mean": _rounded(body.integer, forecast.mean),
+                "median": _rounded(body.integer, forecast.median),
                 "intervals": intervals,
                 "seasonality": forecast.seasonality,
             }
         )
     return results
+
+
+def _rounded(integer: bool, values: np.ndarray) -> np.ndarray:
+    return np.round(values) + 0.0 if integer else values  # + 0.0: no -0.0
 
 
 class ForecastInference(Inference[AnyForecaster]):
@@ -190,7 +200,7 @@ class ForecastInference(Inference[AnyForecaster]):
         return len(self.items) * self.body.horizon * (1 + len(self.body.levels))
 
     def results(self, outputs: Sequence[Any]) -> list[dict[str, Any]]:
-        return forecast_results(self.model, self.items, outputs, self.body.levels)
+        return forecast_results(self.model, self.items, outputs, self.body)
 
     def respond(self, outputs: Sequence[Any]) -> Response:
         return json_response(with_model(self.model, results=self.results(outputs)))
