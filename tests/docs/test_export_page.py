@@ -28,6 +28,7 @@ CARDS = [read_card(path) for path in sorted((ROOT / "models_store").glob("*/[0-9
 TASK_SCRIPTS = {  # a script of each task also reads the other files of its task
     "classify": "cifar10-whitened-1.onnx",
     "continue": "shakespeare-rnn-2.onnx",
+    "forecast": "series-lstm-2.onnx",
     "sample": "mnist-cgan-1.onnx",
 }
 HOURS = np.arange(200)
@@ -85,13 +86,25 @@ def test_a_script_prints_the_values_in_its_comments(script: str, run: Callable[.
 def test_a_script_also_reads_the_other_files_of_its_task(
     card: Card, run: Callable[..., list[str]], shipped: httpx.Client
 ) -> None:
-    (printed,) = run(TASK_SCRIPTS[card.task], file_name(card))
-    if card.task == "continue":
+    printed, *rest = run(TASK_SCRIPTS[card.task], file_name(card))
+    if card.task == "forecast":
+        assert_forecast(shipped, f"{card.name}@{card.version}", [printed, *rest])
+    elif card.task == "continue":
         body = {"model": f"{card.name}@{card.version}", "prompt": "ROMEO:", "max_characters": 40, "temperature": 0}
         answer = shipped.post("/v1/text/continue", json=body).json()["results"][0]["text"]
         assert printed == repr(f"ROMEO:{answer}")
     else:
         assert printed.split()[0] in ("horse", "7", "(1,")
+
+
+def assert_forecast(shipped: httpx.Client, model: str, printed: list[str]) -> None:
+    """Assert that a script printed the means and the first interval of the service."""
+    values = 100 + 10 * np.sin(2 * np.pi * HOURS / 24) + HOURS % 7
+    body = {"model": model, "horizon": 4, "levels": [80], "seasonality": 24, "values": values.tolist()}
+    result = shipped.post("/v1/series/forecast", json=body).json()["results"][0]
+    means, interval = map(ast.literal_eval, printed)
+    assert means == pytest.approx(result["mean"], abs=0.06)
+    assert interval == pytest.approx([result["intervals"]["80"][side][0] for side in ("lower", "upper")], abs=0.06)
 
 
 def test_the_page_names_every_kind() -> None:
@@ -109,12 +122,7 @@ def test_the_scripts_give_the_answers_of_the_service(
     mean = shipped.post("/v1/series/forecast", json=body).json()["results"][0]["mean"]
     assert ast.literal_eval(run("sine-lstm-1.onnx")[0]) == pytest.approx(mean, abs=0.006)
 
-    values = 100 + 10 * np.sin(2 * np.pi * HOURS / 24) + HOURS % 7
-    body = {"model": "series-lstm", "horizon": 4, "levels": [80], "seasonality": 24, "values": values.tolist()}
-    result = shipped.post("/v1/series/forecast", json=body).json()["results"][0]
-    means, interval = map(ast.literal_eval, run("series-lstm-1.onnx"))
-    assert means == pytest.approx(result["mean"], abs=0.06)
-    assert interval == pytest.approx([result["intervals"]["80"][side][0] for side in ("lower", "upper")], abs=0.06)
+    assert_forecast(shipped, "series-lstm@2", run("series-lstm-2.onnx"))
 
     run("mnist-cgan-1.onnx")
     body = {"model": "mnist-cgan", "count": 1, "label": "7", "seed": 3}
