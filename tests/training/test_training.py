@@ -367,10 +367,10 @@ def test_gradients_in_bfloat16_are_close_to_those_in_float32() -> None:
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    dropped = elman_recurrence.dropout(torch.ones(999, 1001), 0.25)
+    dropped = elman_recurrence.dropout(torch.ones(999, 1001), 0.25, 0)
     assert dropped.unique().tolist() == [0, pytest.approx(4 / 3)]
     assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.002)
-    assert elman_recurrence.dropout(dropped, 0.0) is dropped
+    assert elman_recurrence.dropout(dropped, 0.0, 0) is dropped
 
 
 def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
