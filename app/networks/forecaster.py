@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +28,7 @@ SLOPE_RIDGE = 0.1  # added to the variance of the ages; a slope from a single va
 MAX_CANDIDATE = 1000.0  # scales from the naive forecast
 PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; weight of a profile of 0
 SHORT_SERIES = 4  # values of a series whose intervals are twice as wide
+MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # of the context and the horizon; timescales
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
@@ -65,16 +67,20 @@ class Reader(nn.Module):
 
     def __init__(self, sizes: ForecasterSizes) -> None:
         super().__init__()
+        # Large sizes on a wrong card must not take memory.
+        for name, largest in (("context", MAX_STEPS), ("horizon", MAX_STEPS), ("smoothings", MAX_SMOOTHINGS)):
+            if getattr(sizes, name) > largest:
+                raise ValueError(f"{name} is {getattr(sizes, name)}; allowed are {largest:,}")
         self.sizes = sizes
         self.features = 2 * sizes.lags + 2 * YEARS + 4 + (3 * sizes.smoothings + 2) * (sizes.smoothings > 0)
-        ratio = (LONGEST / SHORTEST) ** (1 / max(sizes.smoothings - 1, 1))
-        timescales = SHORTEST * ratio ** torch.arange(sizes.smoothings, dtype=torch.float64)
-        age = torch.arange(sizes.context - 1, -1, -1, dtype=torch.float64).unsqueeze(1)  # steps before the end
-        weights = (-age / timescales).exp()  # [context, smoothings]
-        decay = (-0.5 / timescales).exp()
-        step = torch.arange(1, sizes.horizon + 1, dtype=torch.float64).unsqueeze(1)
-        self.register_buffer("moments", torch.cat([weights, weights * age, weights * age**2], dim=1), persistent=False)
-        self.register_buffer("decayed", decay * (1 - decay**step) / (1 - decay), persistent=False)
+        # By NumPy: computing on the meta device, which loading does first, would import torch's compiler.
+        timescales = np.geomspace(SHORTEST, LONGEST, sizes.smoothings)
+        age = np.arange(sizes.context - 1.0, -1, -1)[:, None]  # steps before the end
+        weights, decay = np.exp(-age / timescales), np.exp(-0.5 / timescales)
+        decayed = decay * (1 - decay ** np.arange(1.0, sizes.horizon + 1)[:, None]) / (1 - decay)
+        moments = np.concatenate([weights, weights * age, weights * age**2], axis=1)
+        self.register_buffer("moments", torch.from_numpy(moments), persistent=False)
+        self.register_buffer("decayed", torch.from_numpy(decayed), persistent=False)
 
     def forward(self, values: Tensor, seasons: Tensor) -> Reading:
         """values float64 [N, context], NaN before the first value; seasons int64 [N], none longer than its series."""

@@ -74,9 +74,12 @@ class GatedBlock(nn.Module):
         self.split = (width, inner, inner)  # gates of the state; inputs of both parts, recurrent first; their gates
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, sum(self.split))
-        self.kernel = nn.Parameter(torch.randn(KERNEL, width) * KERNEL**-0.5)  # [KERNEL, width], oldest first
+        self.kernel = nn.Parameter(torch.empty(KERNEL, width))  # oldest first
+        nn.init.normal_(self.kernel, std=KERNEL**-0.5)
         self.write = nn.Linear(inner, width)
         self.dropout: nn.Module = nn.Dropout(0.0)  # set by the training
+        if self.read.weight.is_meta:  # computing there would import torch's compiler
+            return
         with torch.no_grad():
             timescales = torch.logspace(0, torch.log2(torch.tensor(float(MAX_TIMESCALE))), width, base=2)
             self.read.bias[:width] = torch.logit(1 / (timescales + 1))

@@ -437,3 +437,9 @@ def test_the_yearly_pattern_of_the_card_is_removed_and_added_again(forecaster: G
     with_pattern, without = (each.median for each in yearly.predict([item, flat]))
     assert with_pattern - without == pytest.approx(item.added)
     assert yearly.parse(values[:79], 5).added is None  # less than two years
+
+
+@pytest.mark.parametrize("name", ["context", "horizon", "smoothings"])
+def test_large_sizes_are_rejected_before_memory_is_taken(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is 1200000000; allowed are 100"):
+        Forecaster(dataclasses.replace(SIZES, **{name: 1_200_000_000}))
