@@ -37,8 +37,9 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from app import store
+from app.serving.version_choice import VersionSet
 from app.settings import Settings
+from app.store import rollout
 from benchmarks import peers
 from benchmarks.speed.training import hardware
 from benchmarks.support import limits, load, report, servers
@@ -193,10 +194,14 @@ async def starts(plan: Plan, shipped: Path, factories: Sequence[Callable[[], Ser
 
 
 def check_all_ready(server: Server, shipped: Path) -> None:
-    """Raises SystemExit if a server is ready but does not serve all networks."""
+    """Raises SystemExit if a server is ready without all versions that stay in memory."""
     with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/health/ready") as answer:
         models = json.load(answer)["models"]
-    expected = [f"{name}@{version}" for name, version in store.all_versions(shipped)]
+    expected = [
+        f"{name}@{number}"
+        for name, numbers in rollout.stored_versions(shipped).items()
+        for number in VersionSet.build(name, numbers, rollout.read(shipped, name), ()).resident
+    ]
     if sorted(models) != sorted(expected):
         raise SystemExit(f"{server.name} is ready with {models}, expected {expected}")
 
