@@ -44,6 +44,7 @@ train: .venv/train ## train and publish all networks in turn
 	$(BIN)/python -m training.cnn
 	$(BIN)/python -m training.cnn --preset strong
 	$(BIN)/python -m training.rnn
+	$(BIN)/python -m training.rnn --preset strong
 	$(BIN)/python -m training.rnn --preset gated
 	$(BIN)/python -m training.lstm
 	$(BIN)/python -m training.lstm --preset strong
