@@ -1,9 +1,12 @@
-"""Publishing of a trained network to the model store."""
+"""Publishing of a trained network to the model store, and the code that it came from."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +44,26 @@ def find_version(models: Path, name: str, digest: str) -> int | None:
             if store.read_card(models / name / str(number)).weights_sha256 == digest:
                 return number
     return None
+
+
+@functools.cache
+def code_digest() -> str:
+    """Digest of the source of the networks and of the training, which decide how a run goes on."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for folder in ("app/networks", "training"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    """The commit of the checkout, and whether the code differs from it; ``unknown`` outside of a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    # The log of the readings of test parts changes with each training, and no training reads it.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")

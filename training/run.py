@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -18,7 +17,6 @@ import os
 import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -36,7 +34,7 @@ from training import readings
 from training.evaluation import speed
 from training.loops import distributed
 from training.options import Options, Part
-from training.publishing import publish_once
+from training.publishing import code_digest, commit, publish_once
 
 P = TypeVar("P")  # predictor
 
@@ -85,7 +83,7 @@ class Run:
         processes = distributed.world_size()
         python = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
         self.command = shlex.join([*python, "-m", options.script, *(sys.argv[1:] if argv is None else argv)])
-        self.commit = _commit()
+        self.commit = commit()
         self.tracked: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.step = 0
@@ -160,7 +158,7 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises errors of many classes for a damaged file
             sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
-        if state.get("code") != _code_digest():
+        if state.get("code") != code_digest():
             sys.exit(
                 f"{path} was written by other code (commit {state.get('commit', 'unknown')}, now {self.commit}): use "
                 f"that code, or {advice}"
@@ -187,7 +185,7 @@ class Run:
             return
         tracked = {name: tracked.state_dict() for name, tracked in self.tracked.items()}
         state = {"tracked": tracked, "tensors": tensors, "step": self.step, "seconds": self.seconds}
-        state |= {"code": _code_digest(), "commit": self.commit, "resumed": self.resumed}
+        state |= {"code": code_digest(), "commit": self.commit, "resumed": self.resumed}
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self._checkpoint)
 
@@ -377,27 +375,6 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
     """A metric as stored on the card, rounded to its decimals."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
-
-
-@functools.cache
-def _code_digest() -> str:
-    """Digest of the source of the networks and of the training, which decide how a run goes on."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for folder in ("app/networks", "training"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    # The log of the readings of test parts changes with each training, and no training reads it.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
-    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")
 
 
 def _hardware(options: Options) -> str:
