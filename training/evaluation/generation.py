@@ -83,7 +83,6 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
     latents = evaluated_latents(sampler, images)
     fake = torch.from_numpy(sampler.predict([latents])[0])
-    generator = torch.Generator().manual_seed(0)
     fake_features = extract_features(classifier, fake)
     with torch.inference_mode():
         predictions = classifier.network.fc2(fake_features.to(classifier.device)).argmax(dim=1).cpu()
@@ -95,12 +94,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         split = f"{SAMPLES:,} samples of seed 0, compared with {len(unseen):,} training images unseen by the classifier"
         return {"frechet_distance": metric(distance, split, 2)}
     real_features = extract_features(classifier, images.test_images)
-    floors = []
-    for _ in range(5):
-        some = torch.randperm(len(images.train_images), generator=generator)[:SAMPLES]
-        train_features = extract_features(classifier, images.train_images[some])
-        floors.append(frechet_distance(train_features, real_features))
-    floor = float(np.mean(floors))
+    floor, train_features = seen_floor(classifier, images, real_features)
     unseen_floor, spread = frechet_floor(unseen_features, real_features)
     distance_5000 = frechet_distance(fake_features[: len(unseen)], real_features)
     distance = frechet_distance(fake_features, real_features)
@@ -140,6 +134,16 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
         "rarest_class": metric(shares.min().item(), rated, 3),
         "commonest_class": metric(shares.max().item(), rated, 3),
     }
+
+
+def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_features: Tensor) -> tuple[float, Tensor]:
+    """The mean distance of five draws of training images from the test part, and the features of the last draw."""
+    generator, floors = torch.Generator().manual_seed(0), []
+    for _ in range(5):
+        some = torch.randperm(len(images.train_images), generator=generator)[:SAMPLES]
+        features = extract_features(classifier, images.train_images[some])
+        floors.append(frechet_distance(features, real_features))
+    return float(np.mean(floors)), features
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
