@@ -62,13 +62,13 @@ def _summed(past: Sequence[Tensor], sums: Sequence[tuple[float, int, int, float]
 
 
 def sums_of(values: Tensor, count: float) -> Tensor:
-    """values [T] -> the means [T // count] of ``count`` values each, up to the last value.
+    """values [T] -> the sums [T // count] of ``count`` values each, up to the last value.
 
     If ``count`` is not a whole number, a value between two sums is divided between them.
     """
     ends = len(values) - count * np.arange(int(len(values) / count), -1, -1)
     total = np.concatenate([[0.0], values.numpy().cumsum()])
-    return torch.from_numpy(np.diff(np.interp(ends, np.arange(len(total)), total)) / count)
+    return torch.from_numpy(np.diff(np.interp(ends, np.arange(len(total)), total)))
 
 
 def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:

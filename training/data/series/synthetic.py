@@ -1,8 +1,9 @@
-"""Synthetic series: random sums of trends, seasons, slow waves, shifts and noise of many kinds.
+"""Synthetic series of two kinds, for a forecaster whose real series are hourly and weekly only.
 
-They keep a forecaster that is otherwise trained on hourly and weekly series only from taking every series for one of
-those. The components follow KernelSynth of Chronos (Ansari et al. 2024): periodic, linear, smooth and white, added and
-multiplied. They are drawn as sums of sine waves instead of from a Gaussian process, at a thousandth of the cost.
+``structural`` simulates exponential smoothing models. ``synthetic`` draws random sums of trends, seasons, slow waves,
+shifts and noise of many kinds. Their components follow KernelSynth of Chronos (Ansari et al. 2024): periodic, linear,
+smooth and white, added and multiplied. They are drawn as sums of sine waves instead of from a Gaussian process, at a
+thousandth of the cost.
 """
 
 from __future__ import annotations
