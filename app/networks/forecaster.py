@@ -48,6 +48,12 @@ class ForecasterSizes:
     members: int = 3
     smoothings: int = 0
 
+    @property
+    def features(self) -> int:
+        """The number of features of each step ahead."""
+        smoothed = 3 * self.smoothings + 2 if self.smoothings else 0
+        return 2 * self.lags + 2 * YEARS + 4 + smoothed
+
 
 class Reading(NamedTuple):
     """Series without units: the inputs of the layers, and the naive forecast and scale that restore the units."""
@@ -72,7 +78,6 @@ class Reader(nn.Module):
             if getattr(sizes, name) > largest:
                 raise ValueError(f"{name} is {getattr(sizes, name)}; allowed are {largest:,}")
         self.sizes = sizes
-        self.features = 2 * sizes.lags + 2 * YEARS + 4 + (3 * sizes.smoothings + 2) * (sizes.smoothings > 0)
         # By NumPy: computing on the meta device, which loading does first, would import torch's compiler.
         timescales = np.geomspace(SHORTEST, LONGEST, sizes.smoothings)
         age = np.arange(sizes.context - 1.0, -1, -1)[:, None]  # steps before the end
@@ -215,7 +220,7 @@ class Member(nn.Module):
         self.lstm = nn.LSTM(width, width, sizes.layers, batch_first=True)
         self.norm = nn.LayerNorm(width)
         self.summary = nn.Linear(width, width)
-        self.local = nn.Linear(Reader(sizes).features, width)
+        self.local = nn.Linear(sizes.features, width)
         self.middle = nn.Linear(width, width)
         self.head = nn.Linear(width, len(QUANTILES))
         self.mix = nn.Linear(width, 3 * sizes.smoothings + 1) if sizes.smoothings else None  # last: the naive forecast

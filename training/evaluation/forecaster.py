@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from app.networks.forecaster import QUANTILES, ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster, QuantileForecast
 from training.data import datasets
 from training.evaluation import forecast_metrics
@@ -26,6 +27,20 @@ class Example:
     past: np.ndarray
     actual: np.ndarray
     forecast: QuantileForecast
+
+
+def interface(sizes: ForecasterSizes) -> dict[str, Any]:
+    """The fields of a forecaster's card that follow from its sizes."""
+    return {
+        "task": "forecast",
+        "kind": "forecaster",
+        "sizes": asdict(sizes),
+        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
+        "outputs": [
+            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
+            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
+        ],
+    }
 
 
 def forecast_series(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from app import store
-from app.networks.forecaster import QUANTILES, ForecasterSizes
+from app.networks.forecaster import ForecasterSizes
 from app.tasks.forecasting import GlobalForecaster
 from training.configs import ForecasterFinetuneConfig
 from training.data.datasets import DataError
 from training.evaluation import backtest
 from training.evaluation.backtest import Origins
-from training.evaluation.forecaster import Example, draw_samples, forecast_series
+from training.evaluation.forecaster import Example, draw_samples, forecast_series, interface
 from training.evaluation.report import page, results
 from training.loops.series.own_series import MIN_IMPROVEMENT, OwnSeries, label, read, report, with_traits
 from training.options import Options, Part
@@ -78,15 +78,8 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
     season += f", yearly pattern of {own.traits.year:g} values" if own.traits.year else ""
     season += f", known columns {', '.join(table.covariates)}" if table.covariates else ""
     return {
-        "task": "forecast",
+        **interface(sizes),
         "title": f"Forecasts of {names}, one value per {table.frequency}"[:200],
-        "kind": "forecaster",
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
-        "outputs": [
-            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
-            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
-        ],
         "series": own.traits.model_dump(),
         "data": {f"csv:{table.name}": own.sha256, f"{base.name}@{base.version}": base.weights_sha256},
         "notes": (
