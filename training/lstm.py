@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from app.networks.forecaster import QUANTILES, ForecasterSizes
+from app.networks.forecaster import ForecasterSizes
 from app.networks.lstm import SeriesLSTM, SeriesLSTMSizes
 from app.tasks.forecasting import GlobalForecaster, WindowForecaster
 from training import refit
@@ -122,15 +122,9 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
     """Evaluate the test parts once, or the held-out horizons with --no-publish, and publish."""
     sizes: ForecasterSizes = network.sizes
     card = {
-        "task": "forecast",
+        **m4.interface(sizes),
         "title": f"A forecaster for any series: {sizes.members} LSTMs with exponential smoothing, averaged",
-        "kind": "forecaster",
-        "sizes": asdict(sizes),
-        "inputs": [{"name": "values", "dtype": "float64", "shape": [-1, -1]}],
-        "outputs": [
-            {"name": "mean", "dtype": "float64", "shape": [-1, -1]},
-            {"name": "quantiles", "dtype": "float64", "shape": [-1, -1, len(QUANTILES)]},
-        ],
+        "series": {"season": None, "non_negative": True},
         "data": {collection.name: collection.sha256 for collection in (datasets.m4_hourly(), datasets.m4_weekly())},
         "notes": (
             "Trained on the training parts of M4, on sums of these series and on synthetic series, so its metrics on "

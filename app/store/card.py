@@ -119,11 +119,12 @@ class KnownCovariates(StrictModel):
 class SeriesTraits(StrictModel):
     """What the series of the training have in common. Requests with such series get such forecasts.
 
-    ``season``: values per season, 1 without one; ``year``: values per year, if a yearly pattern is removed before the
-    network reads a series, and added to its forecast; ``known``: the covariates of each request, if it has some.
+    ``season``: values per season, 1 without one, None: that of each series is detected; ``year``: values per year, if a
+    yearly pattern is removed before the network reads a series, and added to its forecast; ``known``: the covariates of
+    each request, if it has some.
     """
 
-    season: Annotated[int, Field(ge=1, le=168)] = 1
+    season: Annotated[int, Field(ge=1, le=168)] | None = 1
     year: Annotated[float, Field(strict=False, ge=2, le=1000)] | None = None
     non_negative: bool = False
     integer: bool = False

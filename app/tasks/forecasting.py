@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -56,6 +56,11 @@ class QuantileForecast:
         """Return the lower and upper bounds [horizon] of the interval that contains ``level`` per cent."""
         score = -NORMAL.inv_cdf(0.5 - level / 200)
         return self._at(-score), self._at(score)
+
+    def rounded(self) -> QuantileForecast:
+        """Return the same forecast with whole numbers as mean, median and bounds."""
+        mean, median = (_like_series(x, self.non_negative, True) for x in (self.mean, self.median))
+        return replace(self, mean=mean, median=median, integer=True)
 
     def _at(self, score: float) -> np.ndarray:
         """Return the values [horizon] at a score: interpolated linearly, or extrapolated as normal errors are."""
@@ -164,15 +169,14 @@ class GlobalForecaster:
         series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
         gap = len(values) - 1 - int(known[-1])
         series[_outliers(series)] = np.nan
-        traits = self.card.series or SeriesTraits()
-        if seasonality is None and self.card.series:
-            seasonality = traits.season
+        traits = self.card.series or SeriesTraits(season=None)
+        seasonality = traits.season if seasonality is None else seasonality
         if seasonality is None:
             season = detect_season(fill_missing(series, 1))
         else:
             season = seasonality if seasonality < len(series) else 1
         actual = series[~np.isnan(series)]
-        non_negative = (traits.non_negative or not self.card.series) and bool(actual.min() >= 0)
+        non_negative = traits.non_negative and bool(actual.min() >= 0)
         integer = traits.integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
         window = np.full(context, np.nan)

@@ -73,7 +73,7 @@ def test_shift_and_scale_of_a_series_shift_and_scale_its_forecast(forecaster: Gl
     factor, shift = float(10 ** random.uniform(-9, 9)), float(random.normal() * 10 ** random.uniform(-2, 4))
     horizon = int(random.integers(1, 61))
     items = [forecaster.parse(inputs.tolist(), horizon) for inputs in (values, (values + shift) * factor)]
-    plain, moved = forecaster.predict([dataclasses.replace(item, non_negative=False) for item in items])
+    plain, moved = forecaster.predict(items)
     assert moved.seasonality == plain.seasonality
     assert np.abs(moved.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * np.abs(plain.quantiles).max()
 
@@ -84,7 +84,7 @@ def test_the_shipped_forecaster_is_independent_of_units(shipped_forecaster: Glob
     values = series(seed, int(random.integers(8, 500)))
     units = [(1.0, 0.0), (1e-7, 3.0), (2.5e8, -40.0), (1e-250, 0.0), (1.0, 1e6)]
     items = [shipped_forecaster.parse(((values + shift) * factor).tolist(), 70) for factor, shift in units]
-    plain, *moved = shipped_forecaster.predict([dataclasses.replace(item, non_negative=False) for item in items])
+    plain, *moved = shipped_forecaster.predict(items)
     size = np.abs(plain.quantiles).max()
     for (factor, shift), forecast in zip(units[1:], moved, strict=True):
         assert np.abs(forecast.quantiles / factor - shift - plain.quantiles).max() < 1e-4 * size
@@ -147,9 +147,13 @@ def test_forecasts_of_non_negative_series_are_non_negative(
     forecaster: GlobalForecaster, lowest: float, least: float | None
 ) -> None:
     values = [lowest, *[0.0, 0.1, 0.0, 3.0] * 5, 0.0]
-    (forecast,) = forecaster.predict([forecaster.parse(values, 12)])
-    lower, _ = forecast.interval(99.9)
+    clipping = with_traits(forecaster, season=None, non_negative=True)
+    item = clipping.parse(values, 12)
+    assert item.season == forecaster.parse(values, 12).season == 4  # without a season on the card, it is detected
+    lower, _ = clipping.predict([item])[0].interval(99.9)
     assert (lower.min() == least) if least is not None else (lower.min() < 0)
+    (unclipped,) = forecaster.predict([forecaster.parse(values, 12)])
+    assert unclipped.interval(99.9)[0].min() < 0
 
 
 @pytest.mark.parametrize(

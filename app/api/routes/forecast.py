@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, Self, cast
 
 import numpy as np
@@ -162,22 +161,19 @@ def forecast_results(
     results = []
     for item, output in zip(items, outputs, strict=True):
         forecast = model.predictor.forecast(item, output)
-        sides = [map(partial(_rounded, body.integer), forecast.interval(level)) for level in body.levels]
-        bounds = [dict(zip(("lower", "upper"), side, strict=True)) for side in sides]
+        if body.integer:
+            forecast = forecast.rounded()
+        bounds = [dict(zip(("lower", "upper"), forecast.interval(level), strict=True)) for level in body.levels]
         intervals = dict(zip(map(level_name, body.levels), bounds, strict=True))
         results.append(
             {
-                "mean": _rounded(body.integer, forecast.mean),
-                "median": _rounded(body.integer, forecast.median),
+                "mean": forecast.mean,
+                "median": forecast.median,
                 "intervals": intervals,
                 "seasonality": forecast.seasonality,
             }
         )
     return results
-
-
-def _rounded(integer: bool, values: np.ndarray) -> np.ndarray:
-    return np.round(values) + 0.0 if integer else values  # + 0.0: no -0.0
 
 
 class ForecastInference(Inference[AnyForecaster]):
