@@ -4,6 +4,10 @@
     python -m benchmarks.speed.serving --only cnn --callers 1,64 --seconds 2 # one kind of work, short
     python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # several layouts: workers x threads
     python -m benchmarks.speed.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
+    python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
+
+The last command needs a core for the callers: if the workers use all cores, the 99th percentile is the time for which
+the system runs another process.
 
 Each round measures every server once for each number of callers, in rotating order. The other servers are stopped
 (SIGSTOP) meanwhile. Callers run on the same machine and keep their connections; each sends its next request when the
@@ -47,7 +51,7 @@ from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
 from benchmarks.support.works import Work, prepare, prompts, works
 
-WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed")
+WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large")
 SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
@@ -283,7 +287,12 @@ def comma_separated(allowed: Sequence[str] = ()) -> Callable[[str], list[str]]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description="Measure Quartet in alternation with a plain FastAPI server.")
-    made.add_argument("--only", type=comma_separated(WORKS), default=list(WORKS), help=f"workloads: {','.join(WORKS)}")
+    made.add_argument(
+        "--only",
+        type=comma_separated(WORKS),
+        default=[work for work in WORKS if work != "large"],
+        help=f"workloads: {','.join(WORKS)} (default: all but large)",
+    )
     made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
     made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
     made.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: %(default)s)")

@@ -33,7 +33,12 @@ HORIZON = 48
 DIGITS = 16
 SINGLE = 8  # callers per task in the mixed load
 TEXTS = 32  # texts that run beside the classification
-ALONE, BESIDE = "images alone", f"images beside {TEXTS} texts"
+LARGE = 1_024  # digits of a large request
+LARGE_CALLERS = 2  # large requests that run beside the classification
+ALONE = "images alone"
+BESIDE = "images beside "
+BESIDE_TEXTS = f"{TEXTS} texts"
+BESIDE_DIGITS = f"{LARGE_CALLERS} requests of {LARGE:,} digits"
 
 Check = Callable[[Any, Any], bool]  # (answer, Quartet's answer to the same request)
 
@@ -81,18 +86,31 @@ class Work:
         await load.call(server.port, self.adapted_requests(server), callers, 0.5)
 
 
-@dataclass(frozen=True)
-class Mixed(Work):
-    """Classification alone, then beside texts, then all tasks together. ``others`` are text, forecast and sample."""
+@dataclass(frozen=True, kw_only=True)
+class Beside(Work):
+    """Classification alone, then beside ``other`` with its own number of callers. ``name`` is the part of the other."""
 
-    others: Sequence[Work] = ()
+    other: Work
+    other_callers: int
+    name: str
 
     async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
         alone = await self.once(server, callers, seconds)
-        # The texts start before this measurement and end after it.
-        texts = asyncio.create_task(self.others[0].once(server, TEXTS, math.ceil(seconds) + 0.5))
+        # The other requests start before this measurement and end after it.
+        other = asyncio.create_task(self.other.once(server, self.other_callers, math.ceil(seconds) + 0.5))
         await asyncio.sleep(0.4)
-        parts = {ALONE: alone, BESIDE: await self.once(server, callers, seconds), f"the {TEXTS} texts": await texts}
+        beside = await self.once(server, callers, seconds)
+        return {ALONE: alone, BESIDE + self.name: beside, f"the {self.name}": await other}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed(Beside):
+    """Classification alone, then beside texts, then all tasks together."""
+
+    others: Sequence[Work]
+
+    async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
+        parts = await super().measure(server, callers, seconds)
         together = [self.once(server, callers, seconds)]
         together += [work.once(server, SINGLE, math.ceil(seconds)) for work in self.others]
         names = [f"all four, {task}" for task in ("images", "texts", "forecasts", "draws")]
@@ -139,7 +157,9 @@ def works(folder: Path) -> dict[str, Work]:
     pictures = [path.read_bytes() for path in sorted((ROOT / "tests/images/cifar10").glob("*.png"))]
     values = json.loads((ROOT / "docs/sine.json").read_text())["values"]
     history = json.dumps({"values": values, "horizon": HORIZON, "model": "sine-lstm"}).encode()
-    draw = json.dumps({"count": DIGITS, "model": "mnist-gan"}).encode()
+
+    def draw(count: int) -> list[Request]:
+        return [Request("/v1/images/sample", json.dumps({"count": count, "model": "mnist-gan"}).encode())]
 
     def images(model: str) -> list[Request]:
         return [Request(f"/v1/images/classify?model={model}", picture, "image/png") for picture in pictures]
@@ -179,15 +199,33 @@ def works(folder: Path) -> dict[str, Work]:
     )
     sample = Work(
         f"{DIGITS} digits as PNGs",
-        [Request("/v1/images/sample", draw)],
+        draw(DIGITS),
         whole_digits,
         limits("sample", "mnist-gan", (1, 1), (4, 1)),
     )
-    mixed = Mixed("mixed load", images(cnn), same_label, callers=[1, SINGLE], others=[text, forecast, sample])
+    mixed = Mixed(
+        "mixed load",
+        images(cnn),
+        same_label,
+        callers=[1, SINGLE],
+        other=text,
+        other_callers=TEXTS,
+        name=BESIDE_TEXTS,
+        others=[text, forecast, sample],
+    )
+    large = Beside(
+        f"classification beside {BESIDE_DIGITS}",
+        images(cnn),
+        same_label,
+        callers=[4],
+        other=Work("large requests", draw(LARGE), whole_digits),
+        other_callers=LARGE_CALLERS,
+        name=BESIDE_DIGITS,
+    )
     streams = Work(
         f"streams of {CHARACTERS} characters", prompts(RNN, stream=True), whole_text, callers=[8, 64], streamed=True
     )
-    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed}
+    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed, "large": large}
     return works
 
 
