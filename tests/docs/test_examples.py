@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,21 @@ def nearly_equal(expected: Any, actual: Any, tolerance: float = 1e-6) -> bool:
     return bool(expected == actual)
 
 
+@pytest.fixture(scope="module")
+def untouched() -> Iterator[httpx.Client]:
+    """A service with the networks of this repository, in which no test has loaded further versions."""
+    with serving(Settings(store=ROOT / "models_store", **TEST)) as client:
+        yield client
+
+
 @needs_curl
 @pytest.mark.parametrize(
     ("page", "command", "expected"), CONSOLE, ids=[case_id(page, command) for page, command, _ in CONSOLE]
 )
 def test_a_console_example_prints_the_output_on_its_page(
-    shipped: httpx.Client, tmp_path: Path, page: Path, command: str, expected: str
+    untouched: httpx.Client, tmp_path: Path, page: Path, command: str, expected: str
 ) -> None:
-    command = command.replace("localhost:8000", shipped.base_url.netloc.decode())
+    command = command.replace("localhost:8000", untouched.base_url.netloc.decode())
     actual = run(command.replace("-o digits.png", f"-o {tmp_path}/digits.png"), ROOT)
     assert not [path for path in tmp_path.iterdir() if not path.read_bytes().startswith(b"\x89PNG")]
     if expected.startswith("{"):
