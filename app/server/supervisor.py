@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
@@ -51,6 +52,7 @@ class WorkerProcess:
     connections: int = 0
     busy: int = 0  # running requests at the last report, plus connections sent since
     buffer: bytes = b""  # an incomplete line
+    sent: deque[socket.socket] = field(default_factory=deque)  # connections that it has not reported as received
 
     def load(self) -> tuple[bool, int, int]:
         """Sort key: the lowest gets the next connection. Unwell workers come last; they would otherwise seem idle."""
@@ -94,7 +96,7 @@ class Supervisor:
         self._status = 0  # exit status of the service
         self._balanced_at = time.monotonic()
         self._checked_at = time.monotonic()
-        self._pending: tuple[socket.socket, float] | None = None  # an unaccepted connection and its deadline
+        self._pending: deque[tuple[socket.socket, float]] = deque()  # unaccepted connections and their deadlines
 
     def run(self) -> int:
         """Serve until stopped by SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT exits immediately.
@@ -168,24 +170,31 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED_SIGNALS)
         self._selector.close()
         self._listener.close()
-        pending = [self._pending[0]] if self._pending else []
-        for inherited in (other_end, *pending, *(worker.channel for worker in self._workers)):
+        sockets = [other_end, *(connection for connection, _ in self._pending)]
+        for worker in self._workers:
+            sockets += [worker.channel, *worker.sent]
+        for inherited in sockets:
             inherited.close()
         self._work(channel)
 
-    def _receive(self, worker: WorkerProcess) -> None:
-        """Read status lines of a worker: ``ready``, ``busy N`` or ``unwell N`` requests, ``left N`` connections."""
+    def _receive(self, worker: WorkerProcess) -> bool:
+        """Read status lines of a worker. Returns whether there may be more.
+
+        The lines are ``ready``, ``stopping``, ``busy N`` or ``unwell N`` requests, and ``got N`` and ``left N``
+        connections.
+        """
         try:
             content = worker.channel.recv(4096)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             content = b""
-        if not content:
-            worker.ready = False  # it has ended; _check_workers replaces it
+        if not content:  # it has ended; _check_workers replaces it
+            worker.ready = False
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.channel)
-            return
+            self._take_back(worker)
+            return False
         *lines, worker.buffer = (worker.buffer + content).split(b"\n")
         worker.last_heartbeat = time.monotonic()
         for line in lines:
@@ -197,8 +206,18 @@ class Supervisor:
                 worker.ready, worker.stopping = False, True
             elif state in (b"busy", b"unwell"):
                 worker.busy, worker.unwell = int(number), state == b"unwell"
+            elif state == b"got":
+                for _ in range(int(number)):
+                    worker.sent.popleft().close()
             elif state == b"left":
                 worker.connections -= int(number)
+        return True
+
+    def _take_back(self, worker: WorkerProcess) -> None:
+        """Give connections that a worker did not receive before it ended to others."""
+        deadline = time.monotonic() + MAX_PENDING_SECONDS
+        self._pending.extend((connection, deadline) for connection in worker.sent)
+        worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
         """Listen once all workers are ready, so that the first connections are distributed among all."""
@@ -230,28 +249,28 @@ class Supervisor:
                     log.error("cannot accept a connection: %s", error)
                     time.sleep(0.01)  # out of file descriptors: workers need a moment to close some
                 return
-            if self._hand_over(connection, ready):
-                connection.close()
-            else:
-                self._pending = connection, time.monotonic() + MAX_PENDING_SECONDS
+            if not self._hand_over(connection, ready):
+                self._pending.append((connection, time.monotonic() + MAX_PENDING_SECONDS))
                 self._stop_accepting()
                 return
 
     def _offer_again(self) -> None:
-        """Send the pending connection first, because workers may have accepted earlier ones meanwhile."""
-        if self._pending is None:
-            return
-        connection, end = self._pending
-        sent = self._hand_over(connection, [worker for worker in self._workers if worker.ready])
-        if sent or time.monotonic() > end or self._stopping is not None:
-            if not sent:
+        """Send pending connections, because workers may have accepted earlier ones meanwhile."""
+        while self._pending:
+            connection, deadline = self._pending[0]
+            if not self._hand_over(connection, [worker for worker in self._workers if worker.ready]):
+                if time.monotonic() <= deadline and self._stopping is None:
+                    return
                 log.error("closed a connection: no worker accepted it")
-            connection.close()
-            self._pending = None
+                connection.close()
+            self._pending.popleft()
             self._accept_when_ready()
 
     def _hand_over(self, connection: socket.socket, workers: list[WorkerProcess]) -> bool:
-        """Send a connection to the worker with the least work. Returns False when no worker accepts it now."""
+        """Send a connection to the worker with the least work. Returns False when no worker accepts it now.
+
+        This process keeps the connection open until the worker has received it: the worker may end before.
+        """
         now = time.monotonic()
 
         def order(worker: WorkerProcess) -> tuple[bool, tuple[bool, int, int]]:
@@ -264,6 +283,7 @@ class Supervisor:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it has ended
                     worker.ready = False
                 continue
+            worker.sent.append(connection)
             worker.connections += 1
             worker.busy += 1
             return True
@@ -294,9 +314,9 @@ class Supervisor:
         return self._serving and now - worker.started > max(START_SECONDS, 2 * self._liveness_timeout_seconds)
 
     def _reap(self, worker: WorkerProcess, now: float) -> None:
+        while self._receive(worker):  # its last lines
+            pass
         self._workers.remove(worker)
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(worker.channel)
         worker.channel.close()
         if worker.process.pid is not None:
             self._died(worker.process.pid)

@@ -205,7 +205,8 @@ class WorkerServer(Server):
         channel.setblocking(False)
         self._channel = channel
         self._hang_seconds = settings.liveness_timeout_seconds
-        self._closed = 0  # connections that have ended since the last report
+        self._received = 0  # connections since the last report
+        self._closed = 0  # those that have ended since the last report
         self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -247,17 +248,24 @@ class WorkerServer(Server):
             await asyncio.wait(self.arriving, timeout=1)  # a TLS handshake may wait for a silent client
         await super().shutdown(sockets)
 
-    def _send_status(self, line: str) -> None:
-        """Send a status line and the number of connections that have ended."""
+    def _send_status(self, *lines: str) -> None:
+        """Send status lines, and the numbers of connections that were received and that have ended."""
+        received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
-            closed = self._closed
-            self._channel.send(f"{line}\nleft {closed}\n".encode())
+            self._channel.send("".join(f"{line}\n" for line in (*lines, f"got {received}", f"left {closed}")).encode())
+            self._received -= received
             self._closed -= closed
 
     def _accept_all(self) -> None:
-        """Accept all waiting connections: iterations of a busy event loop are milliseconds apart."""
+        """Accept all waiting connections: iterations of a busy event loop are milliseconds apart.
+
+        The supervisor is told before any of them is read: until then, it would give them to another worker if this one
+        died.
+        """
         while self._accept():
             pass
+        if self._received:
+            self._send_status()
 
     def _accept(self) -> bool:
         """Receive one message: new connections, or a request to close some. Returns whether there was one."""
@@ -272,6 +280,7 @@ class WorkerServer(Server):
             loop.remove_reader(self._channel)
             self.handle_exit(signal.SIGTERM, None)
             return False
+        self._received += content.count(CONNECTION_MESSAGE)
         if lost := content.count(CONNECTION_MESSAGE) - len(descriptors):
             log.error("%s connections were lost: too many open files (see ulimit -n)", lost)
             self._closed += lost

@@ -118,6 +118,20 @@ def test_a_dead_worker_is_replaced_and_only_its_own_requests_fail(tiny_store: Pa
             connection.close()
 
 
+def test_connections_that_a_dying_worker_did_not_receive_go_to_another(tiny_store: Path) -> None:
+    with serving(tiny_store) as service:
+        victim = min(service.workers)
+        os.kill(victim, signal.SIGSTOP)  # it receives nothing, as while the system ends it
+        open_connections = [service.connect() for _ in range(8)]  # more than one for each worker
+        for connection in open_connections:
+            connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_until(lambda: connections(service.process.pid, httpx.URL(service.url).port or 0) > 0)
+        os.kill(victim, signal.SIGKILL)
+        for connection in open_connections:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.close()
+
+
 def test_metrics_of_dead_workers_are_merged_into_one_file(tiny_store: Path) -> None:
     with serving(tiny_store, log_level="error") as service:
         folder = next(Path("/dev/shm").glob(f"quartet-{service.process.pid}-*"))
