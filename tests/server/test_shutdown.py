@@ -13,7 +13,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.processes import HANG_ON_SEVEN, TIMEOUT_SECONDS, ServiceProcess, children, serving, start_process
+from support.processes import (
+    HANG_ON_SEVEN,
+    SLOW_STEPS,
+    TIMEOUT_SECONDS,
+    ServiceProcess,
+    children,
+    serving,
+    start_process,
+)
 from support.waiting import wait_until
 
 from app.server.supervisor import can_fork
@@ -82,8 +90,8 @@ def test_draining_may_take_longer_than_the_liveness_timeout(tiny_store: Path) ->
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_sighup_does_not_interrupt_draining(tiny_store: Path, workers: int) -> None:
     default_handler = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
-    with serving(tiny_store, own_group=True, before=default_handler, workers=workers) as service:
-        caller = stream(service, 3000)
+    with serving(tiny_store, own_group=True, before=default_handler + SLOW_STEPS, workers=workers) as service:
+        caller = stream(service, 200)
         for _ in range(3):
             os.killpg(service.process.pid, signal.SIGHUP)
             time.sleep(0.1)

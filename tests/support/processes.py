@@ -33,8 +33,9 @@ from training.loops import gan, gan_finetune
 TIMEOUT_SECONDS = 30  # for each wait
 
 
-FORK_SERVER = multiprocessing.get_context("forkserver")  # imports the service once, which takes 2 s of a core
-FORK_SERVER.set_forkserver_preload(["app.main", "training.run"])
+# The fork server imports these modules once. The service takes 2 s of a core for them, an optimizer for torch._dynamo.
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["app.main", "training.run", "torch._dynamo", "matplotlib.pyplot"])
 
 
 class ForkedProcess:
@@ -269,4 +270,12 @@ import time
 from app.tasks.image_generation import ImageSampler
 predict = ImageSampler.predict
 ImageSampler.predict = lambda self, items: time.sleep(3600) if self.rows(items[0]) == 7 else predict(self, items)
+"""
+
+
+SLOW_STEPS = """
+import time
+from app.tasks.text_generation import TextGenerator
+step = TextGenerator.step
+TextGenerator.step = lambda self, texts: (time.sleep(0.005), step(self, texts))
 """
