@@ -53,10 +53,10 @@ def execute(page: Any, operation: dict[str, Any], files: dict[str, Path]) -> tup
     """Try an operation out by mouse. Return the requested URL and the status that the page shows."""
     block = page.locator(f"#operations-{operation['tags'][0].replace(' ', '_')}-{operation['operationId']}")
     block.locator(".opblock-summary-control").dispatch_event("click")
-    block.get_by_role("button", name="Try it out").dispatch_event("click")
+    block.locator(".try-out__btn").dispatch_event("click")  # a search by role takes 0.2 s on a page of this size
     if file := files.get(operation["operationId"]):
         block.locator("input[type=file]").set_input_files(file)
-    block.get_by_role("button", name="Execute").dispatch_event("click")
+    block.locator(".btn.execute").dispatch_event("click")
     status = block.locator(".live-responses-table tbody .response-col_status").first.inner_text()
     url = block.locator(".request-url pre").inner_text()
     block.locator(".opblock-summary-control").dispatch_event("click")  # many open operations make the page slow
