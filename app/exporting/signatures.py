@@ -106,7 +106,7 @@ class _Forecaster(nn.Module):
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
         """values [N, context] and seasons [N], from 1 -> mean [N, horizon] and quantiles [N, horizon, levels]."""
-        quantiles = self.network(values, seasons.clamp(min=1))
+        quantiles = self.network.forecast(values, seasons.clamp(min=1), self.network.sizes.horizon)  # type: ignore
         median = quantiles[..., MEDIAN]
         return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
 

@@ -322,7 +322,7 @@ def _never_narrower(widths: Tensor, seasons: Tensor) -> Tensor:
     period = seasons.view(-1, 1, 1)
     step = torch.arange(widths.shape[1], device=widths.device).view(1, -1, 1)
     for power in range(widths.shape[1].bit_length()):
-        before = step - (period << power)
+        before = step - period * 2**power
         earlier = widths.gather(1, before.clamp(min=0).expand_as(widths))
         widths = torch.where(before >= 0, torch.maximum(widths, earlier), widths)
     return widths
