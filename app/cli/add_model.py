@@ -20,7 +20,7 @@ TASK_OPTIONS = {  # see the predictors in app.tasks.imported
     "infer": (),
     "classify": ("input", "output", "size", "resize", "interpolation", "mean", "std", "softmax"),
     "sample": ("latents", "classes", "output", "low", "high"),
-    "forecast": ("input", "output", "context", "quantiles", "standardise"),
+    "forecast": ("input", "output", "context", "quantiles", "standardise", "seasons", "non_negative"),
     "continue": ("tokens", "logits", "states", "next_states", "context", "unknown"),
 }
 LISTS = {"labels": ("classify", "sample"), "vocabulary": ("continue",)}  # tasks that have these files
@@ -78,6 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quantiles", type=_numbers, metavar="A,B,C", help="levels of the output, such as 0.1,0.5,0.9")
     group.add_argument(
         "--standardise", action="store_const", const=True, help="the network reads windows of mean 0 and deviation 1"
+    )
+    group.add_argument(
+        "--seasons", metavar="TENSOR", help="input of the values per season [N]; the network reads NaN before a series"
+    )
+    group.add_argument(
+        "--non-negative",
+        action="store_const",
+        const=True,
+        help="forecasts of series without negative values are not negative",
     )
     group = parser.add_argument_group("continue: characters [N] and states, or a window [N, T], to logits")
     group.add_argument(

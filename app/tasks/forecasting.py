@@ -59,7 +59,7 @@ class QuantileForecast:
 
     def rounded(self) -> QuantileForecast:
         """Return the same forecast with whole numbers as mean, median and bounds."""
-        mean, median = (_like_series(x, self.non_negative, True) for x in (self.mean, self.median))
+        mean, median = (like_series(x, self.non_negative, True) for x in (self.mean, self.median))
         return replace(self, mean=mean, median=median, integer=True)
 
     def _at(self, score: float) -> np.ndarray:
@@ -68,14 +68,14 @@ class QuantileForecast:
         if not scores[0] < score < scores[-1]:
             outermost = -1 if score > 0 else 0
             bound = self.median + (quantiles[:, outermost] - self.median) * (score / scores[outermost])
-            return _like_series(bound, self.non_negative, self.integer)
+            return like_series(bound, self.non_negative, self.integer)
         above = int(np.searchsorted(scores, score, "right"))
         fraction = (score - scores[above - 1]) / (scores[above] - scores[above - 1])
         bound = quantiles[:, above - 1] + fraction * (quantiles[:, above] - quantiles[:, above - 1])
-        return _like_series(bound, self.non_negative, self.integer)
+        return like_series(bound, self.non_negative, self.integer)
 
 
-def _like_series(x: np.ndarray, non_negative: bool, integer: bool) -> np.ndarray:
+def like_series(x: np.ndarray, non_negative: bool, integer: bool = False) -> np.ndarray:
     """Return forecasts that are non-negative or integers, as their series."""
     x = np.maximum(x, 0.0) if non_negative else x
     return np.round(x) + 0.0 if integer else x  # + 0.0: no -0.0
@@ -126,6 +126,59 @@ def reject_seasonality(seasonality: int | None, model: str) -> None:
         raise BadValue(problem, "seasonality")
 
 
+def read_window(
+    values: Sequence[float | None],
+    horizon: int,
+    model: str,
+    param: str,
+    context: int,
+    traits: SeriesTraits,
+    seasonality: int | None = None,
+    covariates: np.ndarray | None = None,
+) -> SeriesWindow:
+    """Return the last ``context`` values of a series as a network for any series reads them.
+
+    Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. A series
+    no longer than one season gets season 1.
+
+    Args:
+        values: None marks a missing value.
+        horizon: steps to forecast.
+        model, param: names of the model and of the series in error messages.
+        traits: of the series that the network was trained on.
+        seasonality: values per season; None: the season of the traits, or else the detected one.
+        covariates: finite values [T + horizon, K] of the columns that the traits name; None: they name none.
+
+    Raises:
+        BadValue: the series is too short or has no value, or the season is too long.
+    """
+    series, known = read_values(values, MIN_VALUES, model, param)
+    if seasonality is not None and seasonality > MAX_SEASON:
+        raise BadValue(
+            f"seasonality is {quote_value(seasonality)}; {model} takes seasons of up to {MAX_SEASON} values",
+            "seasonality",
+        )
+    series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
+    gap = len(values) - 1 - int(known[-1])
+    series[_outliers(series)] = np.nan
+    seasonality = traits.season if seasonality is None else seasonality
+    if seasonality is None:
+        season = detect_season(fill_missing(series, 1))
+    else:
+        season = seasonality if seasonality < len(series) else 1
+    actual = series[~np.isnan(series)]
+    non_negative = traits.non_negative and bool(actual.min() >= 0)
+    integer = traits.integer and bool((actual % 1 == 0).all())
+    window = np.full(context, np.nan)
+    inputs = None if covariates is None else covariates[int(known[0]) :]
+    series, added = _without_effects(fill_missing(series, season), traits, season, inputs, gap, horizon)
+    series = series[-context:]
+    window[context - len(series) :] = series
+    if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
+        gap = MAX_GAP - (MAX_GAP - gap) % season
+    return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
+
+
 class GlobalForecaster:
     """Predictor for networks that forecast any series."""
 
@@ -144,49 +197,10 @@ class GlobalForecaster:
         seasonality: int | None = None,
         covariates: np.ndarray | None = None,
     ) -> SeriesWindow:
-        """Prepare a series for ``predict``.
-
-        Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. A
-        series no longer than one season gets season 1.
-
-        Args:
-            values: None marks a missing value.
-            horizon: steps to forecast.
-            param: name of the series in error messages.
-            seasonality: values per season; None: the season of the model's card, or else the detected one.
-            covariates: finite values [T + horizon, K] of the columns that the card names; None: it names none.
-
-        Raises:
-            BadValue: the series is too short or has no value, or the season is too long.
-        """
-        series, known = read_values(values, MIN_VALUES, self.card.name, param)
-        if seasonality is not None and seasonality > MAX_SEASON:
-            raise BadValue(
-                f"seasonality is {quote_value(seasonality)}; "
-                f"{self.card.name} takes seasons of up to {MAX_SEASON} values",
-                "seasonality",
-            )
-        series = series[known[0] : known[-1] + 1]  # begins and ends with a known value
-        gap = len(values) - 1 - int(known[-1])
-        series[_outliers(series)] = np.nan
+        """Prepare a series for ``predict``; see ``read_window``."""
         traits = self.card.series or SeriesTraits(season=None)
-        seasonality = traits.season if seasonality is None else seasonality
-        if seasonality is None:
-            season = detect_season(fill_missing(series, 1))
-        else:
-            season = seasonality if seasonality < len(series) else 1
-        actual = series[~np.isnan(series)]
-        non_negative = traits.non_negative and bool(actual.min() >= 0)
-        integer = traits.integer and bool((actual % 1 == 0).all())
         context = self.network.sizes.context
-        window = np.full(context, np.nan)
-        inputs = None if covariates is None else covariates[int(known[0]) :]
-        series, added = _without_effects(fill_missing(series, season), traits, season, inputs, gap, horizon)
-        series = series[-context:]
-        window[context - len(series) :] = series
-        if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
-            gap = MAX_GAP - (MAX_GAP - gap) % season
-        return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
+        return read_window(values, horizon, self.card.name, param, context, traits, seasonality, covariates)
 
     def predict(self, items: Sequence[SeriesWindow]) -> list[QuantileForecast]:
         """Forecast series of any lengths, seasons and horizons in one batch."""
@@ -204,7 +218,7 @@ class GlobalForecaster:
             quantiles = quantiles + item.added[:, None]
         median = quantiles[:, MEDIAN].copy()
         mean = median + (quantiles - median[:, None]) @ MEAN_WEIGHTS
-        mean, median, quantiles = (_like_series(x, item.non_negative, item.integer) for x in (mean, median, quantiles))
+        mean, median, quantiles = (like_series(x, item.non_negative, item.integer) for x in (mean, median, quantiles))
         return QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative, item.integer)
 
     def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:

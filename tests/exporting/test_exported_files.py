@@ -17,8 +17,10 @@ from support.service import ROOT, run_models_command
 from torch import Tensor
 
 from app.cli import models
+from app.errors import BadValue
 from app.exporting.signatures import SIGNATURES
 from app.networks import KINDS, build, is_imported
+from app.networks.forecaster import QUANTILES
 from app.store import Version, publish, read_version
 from app.tasks import TASKS
 from app.tasks.imported import TensorPredictor
@@ -131,6 +133,37 @@ def test_an_exported_program_can_be_imported_again(
     kind: str, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_import(exports.version(kind), exports.file(kind, "pt2"), tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("suffix", "options"), [("pt2", []), ("onnx", ["--non-negative"])])
+def test_an_exported_forecaster_can_be_imported_as_a_task(
+    suffix: str, options: list[str], exports: Exports, tmp_path: Path
+) -> None:
+    levels = ",".join(map(str, QUANTILES))
+    tensors = ["--input", "values", "--output", "quantiles", "--seasons", "seasons", "--quantiles", levels]
+    command = ["add", str(exports.file("forecaster", suffix)), "--name", "again", "--store", str(tmp_path)]
+    assert models.main([*command, "--task", "forecast", *tensors, *options]) == 0
+    cpu = torch.device("cpu")
+    native = TASKS["forecast"].load(exports.version("forecaster"), cpu)
+    imported = TASKS["forecast"].load(read_version(tmp_path, "again", 1), cpu)
+    weeks = [abs(float(day % 7) - 2) + day / 50 for day in range(100)]
+    for values, season in (([1.0, 2.0, 1.5], None), ([*weeks[:40], None, *weeks[41:], None], None), (weeks[:21], 7)):
+        forecasts = []
+        for predictor in (native, imported):
+            item = predictor.parse(values, 3, seasonality=season)
+            forecasts.append(predictor.forecast(item, predictor.predict([item])[0]))
+        expected, actual = forecasts
+        floor = 0.0 if options else -np.inf
+        for each in ("mean", "median", "quantiles"):
+            assert getattr(actual, each) == pytest.approx(
+                np.maximum(getattr(expected, each), floor), abs=MAX_DIFFERENCE
+            )
+        assert actual.interval(80)[0] == pytest.approx(np.maximum(expected.interval(80)[0], floor), abs=MAX_DIFFERENCE)
+        assert actual.seasonality == expected.seasonality
+    with pytest.raises(BadValue, match="ends with 2 missing values"):
+        imported.parse([*weeks, None, None], imported.horizon - 1)
+    with pytest.raises(BadValue, match="takes seasons of up to 168"):
+        imported.parse(weeks, 3, seasonality=169)
 
 
 def test_an_exported_onnx_file_can_be_imported_again(

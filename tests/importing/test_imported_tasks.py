@@ -290,6 +290,16 @@ def test_a_network_may_read_bytes(files: Path, tmp_path: Path) -> None:
             "tensor 'add' should have the shape [N, horizon, 3]",
         ),
         ("points", ["--task", "forecast", "--context", "9"], "tensor 'series' should be [N, 9]"),
+        (
+            "points",
+            ["--task", "forecast", "--seasons", "series"],
+            "tensor 'series' should have 1 dimensions of type int",
+        ),
+        (
+            "points",
+            ["--task", "forecast", "--seasons", "series", "--standardise"],
+            "option standardise does not go with option seasons",
+        ),
         ("gan", ["--task", "sample", "--labels", "two.txt", "--latents", "z"], "option classes is None"),
         ("gan", ["--task", "sample", "--latents", "z"], "tensor 'y' is not an input of this task"),
         ("cnn", ["--task", "sample"], "tensor 'image' should have the shape [N, latent]"),

@@ -31,7 +31,11 @@ from app.store import TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
-FLAGS = {"softmax": (False, "--no-softmax"), "standardise": (True, "--standardise")}  # value, and its option
+FLAGS = {  # value, and its option
+    "softmax": (False, "--no-softmax"),
+    "standardise": (True, "--standardise"),
+    "non_negative": (True, "--non-negative"),
+}
 NAME = r"^[a-z0-9][a-z0-9-]{0,63}$"
 FILES = ("labels", "vocabulary")  # their content is in the query; the command reads files
 
@@ -62,6 +66,10 @@ class AddQuery(BaseModel):
     context: int | None = Field(None, description="forecast, continue: values or characters read at a time")
     quantiles: str | None = Field(None, description="forecast: levels of the output")
     standardise: bool = Field(False, description="forecast: whether windows have mean 0 and deviation 1")
+    seasons: str | None = Field(None, description="forecast: input of the values per season")
+    non_negative: bool = Field(
+        False, description="forecast: whether forecasts of series without negative values are not negative"
+    )
     vocabulary: str | None = Field(None, description="continue: JSON list of the characters, by index; or `bytes`")
     tokens: str | None = Field(None, description="continue: input of the characters")
     logits: str | None = Field(None, description="continue: output of the logits")

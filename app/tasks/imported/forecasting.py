@@ -9,20 +9,36 @@ import numpy as np
 import torch
 
 from app.errors import BadValue, quote_value
-from app.store import StoreError, Version
-from app.tasks.forecasting import NORMAL, QuantileForecast, interpolated, read_values, reject_seasonality
+from app.store import SeriesTraits, StoreError, Version
+from app.tasks.forecasting import (
+    MIN_VALUES,
+    NORMAL,
+    QuantileForecast,
+    SeriesWindow,
+    interpolated,
+    like_series,
+    read_values,
+    read_window,
+    reject_seasonality,
+)
 from app.tasks.imported.tensors import TaskPredictor
 from app.tasks.precision import check_finite
 
 
 @dataclass(frozen=True)
 class ImportedWindow:
-    """A parsed series: its last values [context] as the network reads them, their units, and the steps to forecast."""
+    """A parsed series: its last values [context] as the network reads them, and their units.
+
+    The result is steps ``gap`` to ``horizon`` of the forecast. ``season`` is None for networks that read no season.
+    """
 
     values: np.ndarray
     location: float
     scale: float
     horizon: int
+    gap: int = 0
+    season: int | None = None
+    non_negative: bool = False
 
 
 class ImportedForecaster(TaskPredictor):
@@ -34,23 +50,44 @@ class ImportedForecaster(TaskPredictor):
         context: values that the network reads; by default that of the input.
         quantiles: levels of the output, ascending, with 0.5 among them; without it, the output are points.
         standardise: whether the network reads each window with mean 0 and deviation 1.
+        seasons: name of the input [N] of the values per season, 1 for none. Such a network forecasts series of any
+            length: it reads NaN before the first value.
+        non_negative: whether forecasts of series without negative values are not negative.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
         super().__init__(version, device)
-        self.input = self.tensor("input", self.inputs, (2, 3), "float")
+        self.seasons = self._seasons()
+        self.traits = SeriesTraits(season=None, non_negative=bool(self.options.get("non_negative")))
+        others = {name: spec for name, spec in self.inputs.items() if name != self.seasons}
+        self.input = self.tensor("input", others, (2, 3), "float")
         self.output = self.tensor("output", self.outputs, (2, 3), "float")
-        self.minimum = int(self.options.get("context") or self.input.shape[1])
-        if self.minimum < 1 or self.input.shape[1] not in (-1, self.minimum) or self.input.shape[2:] not in ([], [1]):
+        for name in others:
+            if name != self.input.name:
+                raise self.mismatch(name, "is not an input of this task")
+        self.context = int(self.options.get("context") or self.input.shape[1])
+        self.minimum = MIN_VALUES if self.seasons else self.context
+        if self.context < 1 or self.input.shape[1] not in (-1, self.context) or self.input.shape[2:] not in ([], [1]):
             raise self.mismatch(
-                self.input.name, f"should be [N, {max(self.minimum, 1)}]; option context sets the length"
+                self.input.name, f"should be [N, {max(self.context, 1)}]; option context sets the length"
             )
-        shape = (1, self.minimum, *self.input.shape[2:])
-        if self.sizes.problem({self.input.name: shape}):
-            raise self.mismatch(self.input.name, f"does not take {self.minimum} values")
+        shapes = {self.input.name: (1, self.context, *self.input.shape[2:])}
+        if self.seasons:
+            shapes[self.seasons] = (1,)
+        if self.sizes.problem(shapes):
+            raise self.mismatch(self.input.name, f"does not take {self.context} values")
         self.quantiles = np.array(self.options.get("quantiles") or [], float)
         self.standardise = bool(self.options.get("standardise"))
         self._check_output()
+
+    def _seasons(self) -> str | None:
+        """Return the name of the input of seasons, if the network has one. Raises StoreError."""
+        name = self.options.get("seasons")
+        if name is None:
+            return None
+        if self.options.get("standardise"):
+            raise StoreError(f"{self._card}: option standardise does not go with option seasons")
+        return self.tensor("seasons", self.inputs, (1,), "int").name
 
     def _check_output(self) -> None:
         """Set ``horizon`` and ``quantiles_last``. Raises StoreError if the output does not fit the quantiles."""
@@ -71,51 +108,81 @@ class ImportedForecaster(TaskPredictor):
     def parse(
         self, values: Sequence[float | None], horizon: int, param: str = "values", seasonality: int | None = None
     ) -> ImportedWindow:
-        """Prepare a series for ``predict``. Missing values (None) are interpolated linearly.
+        """Prepare a series for ``predict``.
+
+        Missing values (None) are interpolated linearly; for a network with ``seasons``, as ``read_window`` does it.
 
         Raises:
-            BadValue: the series is too short or has no value, the horizon is too long, or ``seasonality`` is set.
+            BadValue: the series is too short or has no value, the horizon is too long, or the network does not take
+                ``seasonality``.
         """
         name = self.card.name
-        reject_seasonality(seasonality, name)
         if horizon > self.horizon:
             raise BadValue(f"horizon is {quote_value(horizon)}; {name} forecasts up to {self.horizon} steps", "horizon")
-        window = interpolated(*read_values(values, self.minimum, name, param))[-self.minimum :]
+        if self.seasons:
+            return self._seasonal_window(values, horizon, param, seasonality)
+        reject_seasonality(seasonality, name)
+        series = interpolated(*read_values(values, self.minimum, name, param))
+        non_negative = self.traits.non_negative and bool(series.min() >= 0)
+        window = series[-self.context :]
         location, scale = 0.0, 1.0
         if self.standardise:
             largest = np.abs(window).max() or 1.0  # scale first, so that no square overflows
             location, scale = (float(each * largest) for each in ((window / largest).mean(), (window / largest).std()))
             window = (window - location) / (scale or 1.0)
+        return ImportedWindow(self._converted(window, param), location, scale, horizon, non_negative=non_negative)
+
+    def _seasonal_window(
+        self, values: Sequence[float | None], horizon: int, param: str, seasonality: int | None
+    ) -> ImportedWindow:
+        """Prepare a series for a network that reads seasons. Missing values at the end are forecast as well."""
+        name = self.card.name
+        window: SeriesWindow = read_window(values, horizon, name, param, self.context, self.traits, seasonality)
+        if window.horizon > self.horizon:
+            problem = f"{param} ends with {window.gap} missing values, which are forecast as well"
+            raise BadValue(
+                f"horizon is {horizon}; {name} forecasts up to {self.horizon} steps, and {problem}", "horizon"
+            )
+        content = self._converted(window.values, param)
+        return ImportedWindow(content, 0.0, 1.0, window.horizon, window.gap, window.season, window.non_negative)
+
+    def _converted(self, window: np.ndarray, param: str) -> np.ndarray:
+        """Return values in the type of the input. Raises BadValue if one is too large."""
         with np.errstate(over="ignore"):
             window = window.astype(self.input.dtype)
-        if not np.isfinite(window).all():
-            raise BadValue(f"{param} has a value that is too large for {name}", param)
-        return ImportedWindow(window, location, scale, horizon)
+        if np.isinf(window).any():
+            raise BadValue(f"{param} has a value that is too large for {self.card.name}", param)
+        return window
 
     def predict_task(self, items: Sequence[ImportedWindow]) -> list[np.ndarray]:
         """Return the forecast [horizon, quantiles], or [horizon, 1] for points, of each item, in its own units."""
-        windows = np.stack([item.values for item in items]).reshape(len(items), self.minimum, *self.input.shape[2:])
-        forecasts = self.run_rows({self.input.name: windows}, len(items))[self.output.name].astype(np.float64)
+        windows = np.stack([item.values for item in items]).reshape(len(items), self.context, *self.input.shape[2:])
+        arrays = {self.input.name: windows}
+        if self.seasons:
+            seasons = [item.season for item in items]
+            arrays[self.seasons] = np.array(seasons, self.inputs[self.seasons].dtype)
+        forecasts = self.run_rows(arrays, len(items))[self.output.name].astype(np.float64)
         if forecasts.ndim == 3 and len(self.quantiles) and not self.quantiles_last:
             forecasts = forecasts.swapaxes(1, 2)
         check_finite(float((forecasts * 0).sum()), "forecasts")  # times 0: a sum of large values may overflow
         forecasts = forecasts.reshape(len(items), self.horizon, -1)
         return [
-            forecast[: item.horizon] * item.scale + item.location
+            forecast[item.gap : item.horizon] * item.scale + item.location
             for forecast, item in zip(forecasts, items, strict=True)
         ]
 
     def forecast(self, item: ImportedWindow, result: np.ndarray) -> QuantileForecast:
         """Convert the result of ``predict`` for an item into a forecast."""
         if not len(self.quantiles):
-            points = result[:, 0].copy()
-            return PointForecast(points, points, np.zeros(1), result)
+            points = like_series(result[:, 0], item.non_negative)
+            return PointForecast(points, points, np.zeros(1), points[:, None], item.season, item.non_negative)
         quantiles = np.sort(result, axis=1)  # quantiles of some networks cross
         median = quantiles[:, int(np.searchsorted(self.quantiles, 0.5))].copy()
         edges = np.array([0.0, *self.quantiles, 1.0])
         weights = (edges[2:] - edges[:-2]) / 2  # of each quantile in the mean
         weights[[0, -1]] += np.array([edges[1], 1 - edges[-2]]) / 2
-        return QuantileForecast(quantiles @ weights, median, self.scores, quantiles)
+        mean, median, quantiles = (like_series(x, item.non_negative) for x in (quantiles @ weights, median, quantiles))
+        return QuantileForecast(mean, median, self.scores, quantiles, item.season, item.non_negative)
 
 
 class PointForecast(QuantileForecast):
