@@ -148,7 +148,9 @@ class GatedRNN(nn.Module):
 class GatedSteps:
     """``GatedRNN`` for generation. Scale and shift of each norm are merged into the following weights.
 
-    What the first block reads depends on the character alone: it is a table.
+    What the first block reads depends on the character alone: it is a table. The state of a block [N, KERNEL, hidden]
+    holds the recurrent state, and for each of the next KERNEL - 1 characters the part of its convolution that earlier
+    characters contribute.
     """
 
     def __init__(self, network: GatedRNN) -> None:
@@ -158,16 +160,31 @@ class GatedSteps:
         self.blocks = []
         for block in network.blocks:
             assert isinstance(block, GatedBlock)
+            self.split = block.split
             read = _product(*merge_norm(block.norm, block.read.weight, block.read.bias), pack)
-            self.blocks.append((read, block.kernel.unbind(), _product(block.write.weight, block.write.bias, pack)))
+            write = _product(block.write.weight, block.write.bias, pack)
+            self.blocks.append((read, block.kernel.detach(), block.kernel.detach()[1:].flip(0), write))
         with torch.inference_mode():
             self.table = self.blocks[0][0](self._normalise(self.embedding))  # [vocabulary, (3 + 2 expansion) hidden]
         self.head = _product(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N], state [N, layers, KERNEL, hidden] -> input of ``logits`` [N, hidden], and the next state."""
-        hidden, state = self.read_many(characters.unsqueeze(1), state)
-        return hidden.squeeze(1), state
+        """characters [N], state [N, layers, KERNEL, hidden] -> input of ``logits`` [N, hidden], and the next state.
+
+        The bits are those of ``read_many``, with fewer operations: for few texts, they take as long as the products.
+        """
+        x, after = self.embedding[characters], torch.empty_like(state)
+        for i, (read, kernel, newest_first, write) in enumerate(self.blocks):
+            parts = self.table[characters] if i == 0 else read(self._normalise(x))
+            gates, inputs, output_gates = parts.split_with_sizes(self.split, 1)
+            before, own, current = state[:, i], after[:, i], inputs[:, : self.width]
+            torch.addcmul(before[:, 1:], current.unsqueeze(1), newest_first, out=own[:, :-1])
+            torch.mul(current, kernel[0], out=own[:, -1])
+            recurrent = own[:, 0]  # the convolution, and then the recurrent state
+            torch.lerp(before[:, 0], recurrent, gates.sigmoid_(), out=recurrent)
+            current.copy_(recurrent)
+            x = x + write(inputs * F.silu(output_gates))
+        return self._normalise(x), after
 
     def read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """As ``read`` for characters [N, T]: the inputs of ``logits`` [N, T, hidden], and the state after the last.
@@ -177,17 +194,18 @@ class GatedSteps:
         rows, count = characters.shape
         width, flat = self.width, characters.flatten()
         x, states = self.embedding[flat], []  # [N T, hidden]
-        for i, ((read, kernel, write), before) in enumerate(zip(self.blocks, state.unbind(1), strict=True)):
+        for i, ((read, kernel, _, write), before) in enumerate(zip(self.blocks, state.unbind(1), strict=True)):
             parts = self.table[flat] if i == 0 else read(self._normalise(x))
-            inner = (parts.shape[1] - width) // 2
-            inputs = parts[:, width : 2 * width].view(rows, count, width)
-            extended = torch.cat([before[:, 1:], inputs], dim=1)
-            recurrent = recur(
-                convolve(extended, kernel, count), parts[:, :width].sigmoid().view(rows, count, width), before[:, 0]
-            )
-            states.append(next_state(recurrent, extended))
-            inputs.copy_(recurrent)
-            x = x + write(parts[:, width : width + inner] * F.silu(parts[:, width + inner :]))
+            gates, inputs, output_gates = parts.split_with_sizes(self.split, 1)
+            current = inputs[:, :width].view(rows, count, width)
+            convolved = current.new_zeros(rows, count + KERNEL - 1, width)
+            convolved[:, : KERNEL - 1] = before[:, 1:]
+            for distance in range(KERNEL - 1, -1, -1):
+                convolved[:, distance : distance + count].addcmul_(current, kernel[KERNEL - 1 - distance])
+            recurrent = recur(convolved[:, :count], gates.sigmoid().view(rows, count, width), before[:, 0])
+            states.append(torch.cat([recurrent[:, -1:], convolved[:, count:]], dim=1))
+            current.copy_(recurrent)
+            x = x + write(inputs * F.silu(output_gates))
         return self._normalise(x).view(rows, count, width), torch.stack(states, dim=1)
 
     def _normalise(self, x: Tensor) -> Tensor:
