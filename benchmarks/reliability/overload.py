@@ -6,8 +6,9 @@
 Callers first wait for their answers (1x). Then requests are sent at a multiple of that rate, whether or not answers
 arrive; then callers wait for their answers again. The service must reject the surplus immediately. The program prints
 a table of medians and a JSON line of all rounds: answers per second, rejections, the latency of both, and other
-failures. Goodput counts the answers during the load without its first seconds, in which the slots fill. The exit status
-is 1 if goodput falls below 90 % of its value before, or if rejections take 20 ms.
+failures. Goodput counts the answers during the load without its first seconds, in which the slots fill. The senders use
+the same cores, so the table also shows how many of them the service used. The exit status is 1 if goodput for each core
+that the service used falls below 90 % of its value before, or if rejections take 20 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from statistics import median
 
 from benchmarks.support import mix, servers
 from benchmarks.support.load import Answer, Connection, Request, call, percentile
-from benchmarks.support.servers import ROOT
+from benchmarks.support.servers import ROOT, Server
 
 CALLERS = 32  # callers that wait for answers: enough to keep the service busy
 QUEUE = 64  # rows; small, so that the queue fills
@@ -58,14 +59,15 @@ async def paced(port: int, rate: float, seconds: float) -> list[Answer]:
     return answers
 
 
-def figures(answers: Sequence[Answer], started: float, end: float) -> dict[str, float]:
-    """Return the figures of one load from its start to its end."""
+def figures(answers: Sequence[Answer], started: float, end: float, cores: float) -> dict[str, float]:
+    """Return the figures of one load from its start to its end, in which the service used ``cores`` cores."""
     latencies = [answer.seconds for answer in answers if answer.status == 200]
     completed = [answer for answer in answers if answer.status == 200 and started + FILL_SECONDS < answer.ended <= end]
     rejections = [answer.seconds for answer in answers if answer.status == 429]
     return {
         "offered": round(len(answers) / (end - started), 1),
         "goodput": round(len(completed) / (end - started - FILL_SECONDS), 1),
+        "cores": round(cores, 2),
         "rejected": len(rejections),
         "other": len(answers) - len(latencies) - len(rejections),
         "rejection_p99_ms": round(1000 * percentile(rejections, 0.99), 2) if rejections else 0.0,
@@ -73,21 +75,26 @@ def figures(answers: Sequence[Answer], started: float, end: float) -> dict[str, 
     }
 
 
-async def measure(port: int, seconds: float, times: float, rounds: int) -> dict[str, list[dict[str, float]]]:
+async def measure(server: Server, seconds: float, times: float, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Alternate both loads, then repeat the first."""
 
     async def closed() -> dict[str, float]:
-        started = time.perf_counter()
-        answers, end = await call(port, [REQUEST], CALLERS, seconds)
-        return figures(answers, started, end)
+        started, used = time.perf_counter(), server.cpu_seconds()
+        answers, end = await call(server.port, [REQUEST], CALLERS, seconds)
+        cores = (server.cpu_seconds() - used) / (time.perf_counter() - started)
+        return figures(answers, started, end, cores)
 
-    await call(port, [REQUEST], CALLERS, 1.0)  # warm up
+    async def open_loop(rate: float) -> dict[str, float]:
+        started, used = time.perf_counter(), server.cpu_seconds()
+        answers = await paced(server.port, rate, seconds)
+        cores = (server.cpu_seconds() - used) / (time.perf_counter() - started)
+        return figures(answers, started, started + seconds, cores)
+
+    await call(server.port, [REQUEST], CALLERS, 1.0)  # warm up
     results: dict[str, list[dict[str, float]]] = {"1x": [], f"{times:g}x": [], "1x again": []}
     for _ in range(rounds):
         results["1x"].append(await closed())
-        started = time.perf_counter()
-        answers = await paced(port, times * results["1x"][-1]["goodput"], seconds)
-        results[f"{times:g}x"].append(figures(answers, started, started + seconds))
+        results[f"{times:g}x"].append(await open_loop(times * results["1x"][-1]["goodput"]))
     results["1x again"].append(await closed())
     return results
 
@@ -106,13 +113,14 @@ def main() -> None:
             "QUARTET_MAX_RUNNING_TEXTS": str(QUEUE),
         }
         with server.running():
-            results = asyncio.run(measure(server.port, options.seconds, options.times, options.rounds))
+            results = asyncio.run(measure(server, options.seconds, options.times, options.rounds))
     names = list(results["1x"][0])
     print(f"| load | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
     for load, rows in results.items():
         print(f"| {load} | {' | '.join(f'{median(row[name] for row in rows):g}' for name in names)} |")
     print(json.dumps(results))
-    before, during, after = (median(row["goodput"] for row in rows) for rows in results.values())
+    before, during, after = (median(row["goodput"] / row["cores"] for row in rows) for rows in results.values())
+    print(f"goodput for each core, relative to that before: {during / before:.2f} during, {after / before:.2f} after")
     rejection_ms = median(row["rejection_p99_ms"] for row in results[f"{options.times:g}x"])
     passed = during >= MIN_GOODPUT * before and after >= MIN_GOODPUT * before and rejection_ms < MAX_REJECTION_MS
     sys.exit(not passed)
