@@ -26,6 +26,7 @@ from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly
 NORMAL = NormalDist()
 MIN_VALUES = 3  # of a series
 MAX_SEASON = 168  # values; one week of hours
+MAX_READ = 8192  # values at the end of a series that are read, so that the longest series take no longer
 MAX_GAP = 336  # missing values at the end of a series that are forecast
 OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of the values are errors
 SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
@@ -139,7 +140,8 @@ def read_window(
     """Return the last ``context`` values of a series as a network for any series reads them.
 
     Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. A series
-    no longer than one season gets season 1.
+    no longer than one season gets season 1. Earlier values than the last ``MAX_READ`` are ignored, unless all of these
+    are missing.
 
     Args:
         values: None marks a missing value.
@@ -152,6 +154,9 @@ def read_window(
     Raises:
         BadValue: the series is too short or has no value, or the season is too long.
     """
+    ignored = max(0, len(values) - MAX_READ)
+    if ignored and any(value is not None for value in values[ignored:]):
+        values, covariates = values[ignored:], None if covariates is None else covariates[ignored:]
     series, known = read_values(values, MIN_VALUES, model, param)
     if seasonality is not None and seasonality > MAX_SEASON:
         raise BadValue(

@@ -17,6 +17,8 @@ from PIL import Image
 from support.images import image_bytes
 from support.service import IMAGES, Serve
 
+from app.api.routes import classify
+from app.errors import NotAnImage
 from app.tasks.classification import ImageClassifier
 from app.tasks.latency_model import LatencyModel
 from app.tasks.text_generation import TextGenerator
@@ -308,3 +310,13 @@ def test_prompts_are_limited_by_the_time_that_reading_takes(serve: Serve, monkey
                 assert (answer.json()["error"]["param"], answer.json()["error"]["message"]) == ("prompt", expected)
         answer = client.post("/v2/models/tiny-rnn/generate", json={"text_input": "a" * 30, "max_tokens": 1})
         assert (answer.status_code, answer.json()["error"]) == (400, expected)
+
+
+def test_large_base64_is_decoded_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classify, "BASE64_PART", 8)
+    for size in range(30):
+        content = bytes(range(size))
+        assert classify._decode_base64(base64.b64encode(content).decode(), "images.0") == content
+    for wrong in ("QQ==QQ==QQ==", "QUFBQUFB=", "QUFBQUFBQ", "QUFBQU\nFB", "QUFBQUFBé"):
+        with pytest.raises(NotAnImage, match=r"images\.0 is"):
+            classify._decode_base64(wrong, "images.0")

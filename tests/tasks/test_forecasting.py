@@ -16,7 +16,7 @@ from app import store
 from app.errors import BadValue
 from app.networks import build
 from app.networks.forecaster import MEDIAN, QUANTILES, Forecaster, ForecasterSizes, Reader, in_order
-from app.tasks.forecasting import MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
+from app.tasks.forecasting import MAX_READ, MEAN_WEIGHTS, NORMAL, SCORES, GlobalForecaster, QuantileForecast
 from app.tasks.seasonality import SEASONS, detect_season, fill_missing, seasonal_medians
 
 SIZES = ForecasterSizes(context=24, patch=12, horizon=6, hidden=8, lags=2, members=2)
@@ -249,6 +249,16 @@ def test_invalid_series_are_rejected_with_their_name(forecaster: GlobalForecaste
         forecaster.parse([1.0] * 10, 1, seasonality=int("9" * 4000))
     with pytest.raises(BadValue, match="seasonality is 365; tiny-forecaster takes seasons of up to 168 values"):
         forecaster.parse([1.0] * 10, 1, seasonality=365)
+
+
+def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForecaster) -> None:
+    recent = series(0, MAX_READ).tolist()
+    expected = forecaster.parse(recent, 3)
+    item = forecaster.parse([1e9, *recent[:100], *recent], 3)
+    assert np.array_equal(item.values, expected.values, equal_nan=True)
+    assert (item.season, item.horizon, item.gap) == (expected.season, 3, 0)
+    missing = forecaster.parse([1.0, 2.0, 3.0] + [None] * MAX_READ, 3)  # then earlier values are read
+    assert missing.values[-3:].tolist() == [1, 2, 3]
 
 
 def test_a_season_longer_than_the_series_is_ignored(forecaster: GlobalForecaster) -> None:
