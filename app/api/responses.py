@@ -215,8 +215,11 @@ def file_response(media_type: str, description: str) -> dict[int | str, dict[str
 
 
 def stream_response(description: str) -> dict[str, Any]:
-    """The ``content`` of an answer that may be a stream of server-sent events."""
-    return {"text/event-stream": {"schema": {"type": "string", "description": description}}}
+    """The ``content`` of an answer that may be a stream of server-sent events.
+
+    The schema has no type: some tools apply it to the whole stream, and others to each event.
+    """
+    return {"text/event-stream": {"schema": {"description": description}}}
 
 
 def json_response(content: Any) -> Response:
