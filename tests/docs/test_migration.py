@@ -41,13 +41,14 @@ class Net(nn.Module):
 
 
 def run_add_commands(page: Path, store: Path) -> None:
-    """Run the `add` commands of a page, on files in the current folder."""
+    """Run the `add` commands of a page, on files in the current folder, and its exports of networks of this project."""
     store.mkdir()
     text = page.read_text("utf-8").replace("\\\n", " ")
-    commands = re.findall(r"^    python -m app\.models (add .*)$", text, re.MULTILINE)
+    commands = re.findall(r"^    python -m app\.models ((?:add|export) .*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
-        assert models.main([*shlex.split(command), "--store", str(store)]) == 0
+        folder = ROOT / "models_store" if command.startswith("export") else store
+        assert models.main([*shlex.split(command), "--store", str(folder)]) == 0
 
 
 class Pooled(nn.Module):
@@ -78,7 +79,7 @@ def test_the_guide_for_importing_a_model_is_followed(tmp_path: Path, monkeypatch
     run_add_commands(page, tmp_path / "store")
     assert models.main(["add", "forest.onnx", "--name", "forest", "--store", "store"]) == 0
     assert store.version_numbers(tmp_path / "store", "resnet") == [1, 2]
-    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet"]
+    assert sorted(store.model_names(tmp_path / "store")) == ["forest", "gpt", "resnet", "series"]
 
 
 def test_a_torchserve_archive_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
