@@ -155,7 +155,7 @@ def read_window(
         BadValue: the series is too short or has no value, or the season is too long.
     """
     ignored = max(0, len(values) - MAX_READ)
-    if ignored and any(value is not None for value in values[ignored:]):
+    if ignored and not np.isnan(np.array(values[ignored:], dtype=np.float64)).all():
         values, covariates = values[ignored:], None if covariates is None else covariates[ignored:]
     series, known = read_values(values, MIN_VALUES, model, param)
     if seasonality is not None and seasonality > MAX_SEASON:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -257,8 +258,9 @@ def test_only_the_last_values_of_a_long_series_are_read(forecaster: GlobalForeca
     item = forecaster.parse([1e9, *recent[:100], *recent], 3)
     assert np.array_equal(item.values, expected.values, equal_nan=True)
     assert (item.season, item.horizon, item.gap) == (expected.season, 3, 0)
-    missing = forecaster.parse([1.0, 2.0, 3.0] + [None] * MAX_READ, 3)  # then earlier values are read
-    assert missing.values[-3:].tolist() == [1, 2, 3]
+    for absent in (None, math.nan):  # then earlier values are read
+        missing = forecaster.parse([1.0, 2.0, 3.0] + [absent] * MAX_READ, 3)
+        assert missing.values[-3:].tolist() == [1, 2, 3]
 
 
 def test_a_season_longer_than_the_series_is_ignored(forecaster: GlobalForecaster) -> None:
