@@ -165,7 +165,7 @@ KEY_FIGURES = [
         BENCH,
     ),
     KeyFigure(
-        "start to ready, eight networks, two workers",
+        "start to ready, ten versions of eight networks, two workers",
         result("speed/serving", "targets", "measured", figure="start to ready"),
         amount("s", 2),
         BENCH,
