@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import torch
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 from limits.aio.storage import Storage
 from packaging.version import Version
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from app.api import errors, openapi
@@ -115,15 +116,15 @@ def create_app(
     openapi.install(app)
     if settings.keys_file:
         document_security(app)
-    fast = FastRoutes(
-        app,
-        [route for router in tasks for route in router.routes],
-        named=[route for router in tensors for route in router.routes],
-    )
+    fast = FastRoutes(app, _routes(tasks), named=_routes(tensors))
     limited = BodyMemoryLimit(fast, settings.max_buffered_bytes, spooled=admin.SPOOLED if key else ())
     app.middleware_stack = telemetry = _middleware(limited, settings, counters, metrics, log)
     app.state.refused = telemetry.on_refused
     return app
+
+
+def _routes(routers: Sequence[APIRouter]) -> list[BaseRoute]:
+    return [route for router in routers for route in router.routes]
 
 
 def _middleware(

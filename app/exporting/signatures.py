@@ -97,6 +97,7 @@ class _SeriesStep(nn.Module):
 
 
 class _Forecaster(nn.Module):
+    network: Any  # a Forecaster; nn.Module does not declare its methods
     weights: Tensor
 
     def __init__(self, network: nn.Module) -> None:
@@ -106,7 +107,7 @@ class _Forecaster(nn.Module):
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
         """values [N, context] and seasons [N], from 1 -> mean [N, horizon] and quantiles [N, horizon, levels]."""
-        quantiles = self.network.forecast(values, seasons.clamp(min=1), self.network.sizes.horizon)  # type: ignore
+        quantiles = self.network.forecast(values, seasons.clamp(min=1), self.network.sizes.horizon)
         median = quantiles[..., MEDIAN]
         return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
 

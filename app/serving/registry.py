@@ -220,11 +220,7 @@ class Registry:
         """
         reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
         ready = {(model.card.name, model.card.version) for model in self.cache.models()}
-        served = {
-            (version_set.name, number)
-            for version_set in self.version_sets.values()
-            for number in (*version_set.numbers, *version_set.unloaded)
-        }
+        served = {(each.name, n) for each in self.version_sets.values() for n in (*each.numbers, *each.unloaded)}
         return [
             VersionStatus(*key, self.state(*key), reasons.get(key, "")) for key in sorted({*reasons, *ready, *served})
         ]

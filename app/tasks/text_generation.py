@@ -158,15 +158,11 @@ class TextGenerator:
         """``network`` replaces that of the version, for a subclass."""
         card = version.card
         network = network or version.network()
-        expected = network.sizes.vocabulary
+        expected, path = network.sizes.vocabulary, f"{version.label}/card.json"
         if not card.vocabulary or card.vocabulary[-1] != UNKNOWN_CHARACTER or len(set(card.vocabulary)) != expected:
-            raise StoreError(
-                f"{version.label}/card.json: vocabulary must be {expected} distinct entries, {UNKNOWN_CHARACTER} last"
-            )
+            raise StoreError(f"{path}: vocabulary must be {expected} distinct entries, {UNKNOWN_CHARACTER} last")
         if any(len(entry) != 1 for entry in card.vocabulary[:-1]):
-            raise StoreError(
-                f"{version.label}/card.json: vocabulary must be single characters, and {UNKNOWN_CHARACTER}"
-            )
+            raise StoreError(f"{path}: vocabulary must be single characters, and {UNKNOWN_CHARACTER}")
         self.card = card
         self.continuation: type[Continuation] = Continuation
         self.vocabulary = card.vocabulary

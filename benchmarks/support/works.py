@@ -203,30 +203,36 @@ def works(folder: Path) -> dict[str, Work]:
         whole_digits,
         limits("sample", "mnist-gan", (1, 1), (4, 1)),
     )
-    mixed = Mixed(
-        "mixed load",
-        images(cnn),
-        same_label,
-        callers=[1, SINGLE],
-        other=text,
-        other_callers=TEXTS,
-        name=BESIDE_TEXTS,
-        others=[text, forecast, sample],
-    )
-    large = Beside(
-        f"classification beside {BESIDE_DIGITS}",
-        images(cnn),
-        same_label,
-        callers=[4],
-        other=Work("large requests", draw(LARGE), whole_digits),
-        other_callers=LARGE_CALLERS,
-        name=BESIDE_DIGITS,
-    )
     streams = Work(
         f"streams of {CHARACTERS} characters", prompts(RNN, stream=True), whole_text, callers=[8, 64], streamed=True
     )
-    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample, "mixed": mixed, "large": large}
-    return works
+    works |= {"text": text, "streams": streams, "forecast": forecast, "sample": sample}
+    return works | beside(images(cnn), [text, forecast, sample], Work("large", draw(LARGE), whole_digits))
+
+
+def beside(images: Sequence[Request], others: Sequence[Work], large: Work) -> dict[str, Work]:
+    """Return the workloads that classify beside others: texts and all tasks, and large requests."""
+    return {
+        "mixed": Mixed(
+            "mixed load",
+            images,
+            same_label,
+            callers=[1, SINGLE],
+            other=others[0],
+            other_callers=TEXTS,
+            name=BESIDE_TEXTS,
+            others=others,
+        ),
+        "large": Beside(
+            f"classification beside {BESIDE_DIGITS}",
+            images,
+            same_label,
+            callers=[4],
+            other=large,
+            other_callers=LARGE_CALLERS,
+            name=BESIDE_DIGITS,
+        ),
+    }
 
 
 def photo(seed: int) -> bytes:
