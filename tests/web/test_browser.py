@@ -343,7 +343,7 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
 
 
 def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page: Open) -> None:
-    with processes.serving(tiny_store) as service, httpx.Client(base_url=service.url) as client:
+    with processes.serving(tiny_store, before=processes.SLOW_STEPS) as service, httpx.Client(base_url=service.url) as client:
         page = open_page(client)
         for panel in ("text", "series", "generation"):
             status_of(page, panel)
