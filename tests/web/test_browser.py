@@ -343,13 +343,15 @@ def test_errors_appear_beside_their_control(shipped: httpx.Client, open_page: Op
 
 
 def test_a_dead_service_gives_an_error_in_each_panel(tiny_store: Path, open_page: Open) -> None:
-    with processes.serving(tiny_store, before=processes.SLOW_STEPS) as service, httpx.Client(base_url=service.url) as client:
+    slow_service = processes.serving(tiny_store, before=processes.SLOW_STEPS)
+    with slow_service as service, httpx.Client(base_url=service.url) as client:
         page = open_page(client)
         for panel in ("text", "series", "generation"):
             status_of(page, panel)
         page.locator("#text-length").fill("4000")
         page.get_by_role("button", name="Generate text").click()
-        page.locator("#text-generated", has_text=re.compile(".{200}", re.DOTALL)).wait_for()
+        longer_than_first = re.compile(".{600}", re.DOTALL)
+        page.locator("#text-generated", has_text=longer_than_first).wait_for()
         for process in (*service.workers, service.process.pid):
             os.kill(process, signal.SIGSTOP)
         for process in (*service.workers, service.process.pid):
