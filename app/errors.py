@@ -178,6 +178,17 @@ class InferenceFailed(QuartetError):
         return {"x-should-retry": "false"}
 
 
+class OutOfMemory(QuartetError):
+    """The memory of the device is too small for the input now. The input may work later, or divided."""
+
+    status = 503
+    type = "overloaded_error"
+    code = "out_of_memory"
+
+    def headers(self) -> dict[str, str]:
+        return {"retry-after": "1"}
+
+
 class NotReady(QuartetError):
     """The service is starting, is stopping, or has no valid model for the task."""
 
@@ -211,6 +222,19 @@ class TooSlow(QuartetError):
     status = 408
     type = "invalid_request_error"
     code = "too_slow"
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether torch or Python could not allocate memory, on the CPU or on a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, for GPUs
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)  # torch's on the CPU
+
+
+def inference_error(message: str, error: Exception) -> QuartetError:
+    """Return the answer to an input on which a network failed with ``error``."""
+    message = f"{message} ({type(error).__name__})"
+    return OutOfMemory(message) if is_out_of_memory(error) else InferenceFailed(message)
 
 
 def quote_value(value: object, max_length: int = 60) -> str:

@@ -86,7 +86,7 @@ async def run_inference(request: Request, registry: Registry, inference: Inferen
     """Parse, submit and respond. The caller has read the body and admitted the rows.
 
     Raises:
-        BadValue, Overloaded, NotReady, InferenceFailed: from the steps and the engine.
+        BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: from the steps and the engine.
         Overloaded: also if all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """

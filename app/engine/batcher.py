@@ -20,7 +20,7 @@ from app.engine.executor import Executor
 from app.engine.fair_queue import FairQueue
 from app.engine.futures import set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
-from app.errors import BadValue, InferenceFailed, NotReady
+from app.errors import BadValue, NotReady, inference_error
 
 LARGE_ROWS = 16  # an item of more rows is split ...
 PART_ROWS = 8  # ... into parts of so many rows
@@ -125,7 +125,7 @@ class Batcher(Generic[Item, Result]):
         Raises:
             NotReady: the service is shutting down.
             Overloaded: the queue is full.
-            InferenceFailed: the network failed on one of the items.
+            InferenceFailed, OutOfMemory: the network failed on one of the items.
             BadValue: the network cannot read one of the items.
         """
         rows = [self._rows(item) for item in items]
@@ -201,7 +201,7 @@ class Batcher(Generic[Item, Result]):
     def _fail(self, entries: Sequence[QueueEntry[Item, Result]], message: str, error: Exception) -> None:
         """Answer entries with an error, and report it. Never raises, even if the observer does."""
         for entry in entries:
-            set_exception(entry.future, InferenceFailed(f"{message} ({type(error).__name__})"))
+            set_exception(entry.future, inference_error(message, error))
         self.circuit_breaker.record_failure()
         with suppress(Exception):
             self.observer.on_failure(error)

@@ -20,7 +20,7 @@ from app.engine.observer import EngineObserver, current_trace
 from app.engine.scheduler import Scheduler, Text, TextSequence
 from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_budget
 from app.engine.text_reporter import TextReporter
-from app.errors import InferenceFailed, NotReady
+from app.errors import NotReady, inference_error
 
 NOTIFY_INTERVAL = 0.0002  # seconds between two notifications of a streamed text, times the number of streamed texts
 
@@ -81,7 +81,7 @@ class TextEngine(Generic[Text]):
         Raises:
             NotReady: the service is shutting down.
             Overloaded: the queue is full.
-            InferenceFailed: the network failed on one of the texts.
+            InferenceFailed, OutOfMemory: the network failed on one of the texts.
         """
         sequences = self._enqueue(texts)
         try:
@@ -146,7 +146,7 @@ class TextEngine(Generic[Text]):
     def _fail(self, sequences: Sequence[TextSequence[Text]], message: str, error: Exception) -> None:
         """Answer texts with an error, and report it. Never raises, even if the observer does."""
         for sequence in sequences:
-            sequence.fail(InferenceFailed(f"{message} ({type(error).__name__})"))
+            sequence.fail(inference_error(message, error))
         self.circuit_breaker.record_failure()
         with suppress(Exception):
             self.observer.on_failure(error)

@@ -21,6 +21,7 @@ from app.engine.batcher import Batcher
 from app.engine.executor import Executor
 from app.engine.observer import ObserverFactory, VersionKey
 from app.engine.text_engine import TextEngine
+from app.errors import is_out_of_memory
 from app.networks import is_imported
 from app.settings import Settings, SettingsError
 from app.store import CARD, WEIGHTS, Card, StoreError
@@ -30,7 +31,6 @@ from app.tasks.text_generation import Continuation
 log = logging.getLogger("quartet")
 
 RETRY_SECONDS = 30.0  # seconds after which loading is tried again if the error was transient
-TRANSIENT_ERRORS = (OSError, MemoryError, torch.OutOfMemoryError)
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
 BACKGROUND_NICENESS = 10  # of a thread that loads a version while others are served
 Engine = Batcher[Any, Any] | TextEngine[Any]
@@ -197,10 +197,8 @@ def max_rows(settings: Settings, task: Task[Any]) -> int:
 
 def _is_transient(error: Exception) -> bool:
     """Return whether loading may succeed later: memory or files were unavailable for a moment."""
-    if isinstance(error, RuntimeError) and "allocate memory" in str(error):  # torch's error on the CPU
-        return True
     return any(
-        isinstance(cause, TRANSIENT_ERRORS) and not isinstance(cause, PERMANENT_ERRORS)
+        is_out_of_memory(cause) or (isinstance(cause, OSError) and not isinstance(cause, PERMANENT_ERRORS))
         for cause in (error, error.__cause__)
     )
 

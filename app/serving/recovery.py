@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from app.engine.executor import Executor
+from app.errors import is_out_of_memory
 from app.serving.loader import LoadedModel
 
 log = logging.getLogger("quartet")
@@ -41,6 +42,9 @@ class RecoveryMonitor:
         try:
             await self._executor.run(model.predictor.dummy_run, 1)
         except Exception as error:
+            if is_out_of_memory(error):  # the memory may be free later, and a new process would need as much
+                breaker.failed_recoveries = 0
+                return
             self.failure = (
                 f"{model.id} fails on every input, failed {breaker.failed_recoveries} recoveries, "
                 f"and fails on a dummy input ({type(error).__name__}: {error}): the process must be restarted"

@@ -67,10 +67,11 @@ FAULTS: dict[str, Callable[..., Any]] = {
     "returns no rows": lambda self, items: [],
     "returns too many rows": lambda self, items: [None] * (len(items) + 1),
 }
+OUT_OF_MEMORY = [fault for name, fault in FAULTS.items() if "memory" in name]
 
 
 @pytest.mark.parametrize("model", REQUESTS)
-def test_requests_to_a_broken_network_get_500_until_it_works_again(
+def test_requests_to_a_broken_network_get_an_error_until_it_works_again(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     predictor, method, path, body = REQUESTS[model]
@@ -82,22 +83,23 @@ def test_requests_to_a_broken_network_get_500_until_it_works_again(
         first = client.post(path, **body)
         for fault in faults:
             broken.append(fault)
-            assert_all_requests_fail(client, model)
+            assert_all_requests_fail(client, model, out_of_memory=fault in OUT_OF_MEMORY)
             broken.clear()
             assert client.post(path, **body).status_code == first.status_code == 200
             assert client.get("/health/ready").status_code == 200
         assert metric_samples(client)["quartet_failures_total", ("model", model), ("version", "1")] >= 8 * len(faults)
 
 
-def assert_all_requests_fail(client: httpx.Client, model: str) -> None:
-    """Check that requests for a broken model get a clear 500, readiness is off, and other models are served."""
+def assert_all_requests_fail(client: httpx.Client, model: str, out_of_memory: bool) -> None:
+    """Check that requests for a broken model get a clear error, readiness is off, and other models are served."""
+    status, code, retry = (503, "out_of_memory", None) if out_of_memory else (500, "inference_failed", "false")
     _, _, path, body = REQUESTS[model]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: client.post(path, **body), range(8)))
     for answer in answers:
-        assert answer.status_code == 500
-        assert answer.json()["error"]["code"] == "inference_failed"
-        assert answer.headers["x-should-retry"] == "false"
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert answer.headers.get("x-should-retry") == retry
+        assert answer.headers.get("retry-after") == ("1" if out_of_memory else None)
         assert "secret" not in answer.text
     ready = client.get("/health/ready")
     assert (ready.status_code, ready.json()["problems"]) == (503, [f"{model}@1 fails on every input"])

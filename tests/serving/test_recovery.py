@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from app.engine.circuit_breaker import CircuitBreaker
 from app.engine.executor import Executor
@@ -20,17 +21,17 @@ class Network:
 
     id = "m@1"
 
-    def __init__(self, failed_recoveries: int, failing: bool) -> None:
+    def __init__(self, failed_recoveries: int, failing: bool, error: Exception | None = None) -> None:
         self.predictor = self
         self.engine = SimpleNamespace(circuit_breaker=CircuitBreaker())
         self.engine.circuit_breaker.failed_recoveries = failed_recoveries
-        self.failing = failing
+        self.failing, self.error = failing, error or RuntimeError("the device is lost")
         self.rows: list[int] = []
 
     def dummy_run(self, rows: int) -> None:
         self.rows.append(rows)
         if self.failing:
-            raise RuntimeError("the device is lost")
+            raise self.error
 
 
 async def watch(monkeypatch: pytest.MonkeyPatch, *networks: Network) -> tuple[str, list[float]]:
@@ -76,6 +77,12 @@ async def test_a_network_that_computes_a_dummy_input_failed_on_its_callers_input
     assert (failure, pauses) == ("", [1.0] * 3)
     assert working.rows == [1]  # checked again only after further failed recoveries
     assert working.engine.circuit_breaker.failed_recoveries == 0
+
+
+async def test_memory_may_be_free_later_so_its_lack_needs_no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Network(MAX_FAILED_RECOVERIES, failing=True, error=torch.OutOfMemoryError("CUDA out of memory"))
+    assert (await watch(monkeypatch, full))[0] == ""
+    assert (full.rows, full.engine.circuit_breaker.failed_recoveries) == ([1], 0)
 
 
 async def test_a_network_with_few_failed_recoveries_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
