@@ -186,7 +186,11 @@ def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str,
             "headers": RETRY_AFTER,
         },
         "5XX": {"model": model, "description": "500: internal error. 504: the deadline has passed."},
-        503: {"model": model, "description": "The model or the service is not ready, or memory is too small now.", "headers": RETRY_AFTER},
+        503: {
+            "model": model,
+            "description": "The model or the service is not ready, or memory is too small now.",
+            "headers": RETRY_AFTER,
+        },
     }
 
 

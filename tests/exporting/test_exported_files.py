@@ -12,34 +12,20 @@ import numpy as np
 import pytest
 import torch
 from support.images import image_bytes
-from support.networks import CONDITIONAL, FORECASTER, TINY, VOCABULARY, publish_tiny, tiny_card
+from support.networks import SMALL, publish_small, publish_tiny
 from support.service import ROOT, run_models_command
 from torch import Tensor
 
 from app.cli import models
 from app.errors import BadValue
 from app.exporting.signatures import SIGNATURES
-from app.networks import KINDS, build, is_imported
+from app.networks import KINDS, is_imported
 from app.networks.forecaster import QUANTILES
-from app.store import Version, publish, read_version
+from app.store import Version, read_version
 from app.tasks import TASKS
 from app.tasks.imported import TensorPredictor
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra [onnx] is not installed")
-TEXT = {"vocabulary": len(VOCABULARY), "hidden": 8, "layers": 2}
-SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
-    "lenet": TINY["tiny-cnn"][2],
-    "digit-net": {"conv": [2, 3], "features": 4},
-    "whitened-net": {"widths": [4, 4, 4]},
-    "efficientnet-lite": {"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7},
-    "character-rnn": TEXT,
-    "stacked-rnn": TEXT,
-    "gated-rnn": TEXT,
-    "series-lstm": TINY["tiny-lstm"][2],
-    "forecaster": {**FORECASTER, "smoothings": 3},
-    "gan-generator": TINY["tiny-gan"][2],
-    "conditional-generator": CONDITIONAL,
-}
 MAX_DIFFERENCE = 1e-4
 
 
@@ -72,19 +58,8 @@ class Exports:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.version = cache(self._publish)
+        self.version = cache(lambda kind: publish_small(folder / kind, kind, "small"))
         self.file = cache(self._export)
-
-    def _publish(self, kind: str) -> Version:
-        sizes, task = SMALL[kind], str(KINDS[kind].task)
-        fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
-        if kind == "series-lstm":
-            fields = {"residuals": [0.1, 0.2]}
-        elif kind == "conditional-generator":
-            fields = {"labels": ["x", "y", "z"]}
-        torch.manual_seed(0)
-        network = build(kind, sizes)
-        return publish(self.folder / kind, tiny_card("small", task, kind, sizes, fields), network.state_dict())
 
     def _export(self, kind: str, suffix: str) -> Path:
         self.version(kind)

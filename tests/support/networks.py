@@ -38,6 +38,22 @@ SECOND_NETWORKS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "tiny-forecaster": ("forecast", "forecaster", FORECASTER, {}),
 }
 
+TEXT = {"vocabulary": len(VOCABULARY), "hidden": 8, "layers": 2}
+
+SMALL: dict[str, dict[str, Any]] = {  # sizes of a small network of each kind
+    "lenet": TINY["tiny-cnn"][2],
+    "digit-net": {"conv": [2, 3], "features": 4},
+    "whitened-net": {"widths": [4, 4, 4]},
+    "efficientnet-lite": {"classes": 10, "image": 64, "widths": [4] * 9, "blocks": [1] * 7},
+    "character-rnn": TEXT,
+    "stacked-rnn": TEXT,
+    "gated-rnn": TEXT,
+    "series-lstm": TINY["tiny-lstm"][2],
+    "forecaster": {**FORECASTER, "smoothings": 3},
+    "gan-generator": TINY["tiny-gan"][2],
+    "conditional-generator": CONDITIONAL,
+}
+
 
 def tiny_card(name: str, task: str, kind: str, sizes: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """Return a complete model card; ``fields`` are added to it."""
@@ -67,6 +83,18 @@ def publish_tiny(folder: Path, name: str) -> store.Version:
     """Publish another version of a tiny network, with other random weights."""
     task, kind, sizes, fields = {**TINY, **SECOND_NETWORKS}[name]
     torch.manual_seed(len(list(store.all_versions(folder))) if folder.exists() else 0)
+    return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
+
+
+def publish_small(folder: Path, kind: str, name: str) -> store.Version:
+    """Publish a small network of a kind, with random weights that are always the same."""
+    sizes, task = SMALL[kind], str(KINDS[kind].task)
+    fields = {"continue": {"vocabulary": VOCABULARY}, "classify": {"labels": list("abcdefghij")}}.get(task, {})
+    if kind == "series-lstm":
+        fields = {"residuals": [0.1, 0.2]}
+    elif kind == "conditional-generator":
+        fields = {"labels": ["x", "y", "z"]}
+    torch.manual_seed(0)
     return store.publish(folder, tiny_card(name, task, kind, sizes, fields), build(kind, sizes).state_dict())
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from support.images import image_bytes
 from support.networks import FORECASTER, tiny_card
 from support.processes import in_float64, start_pair, train_generators_in_float64
+from support.stand_in_device import stand_in
 
 from app import store
 from app.networks import build
@@ -793,3 +794,11 @@ def test_drawn_shapes_are_reproducible() -> None:
     for file in (first, second):
         shapes.draw_shape("square", np.random.default_rng(1)).save(file, "PNG")
     assert first.getvalue() == second.getvalue()
+
+
+@pytest.mark.parametrize("stem", OWN)
+def test_own_data_are_trained_on_another_device(stem: str, workspace: Path) -> None:
+    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    with stand_in.enabled() as device:
+        train(stem, "--epochs", "1", "--no-publish", "--device", str(device))
+        assert stand_in.operators > 100

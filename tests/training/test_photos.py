@@ -10,6 +10,7 @@ import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from support.service import ROOT
+from support.stand_in_device import stand_in
 from torch import nn
 
 from app import store
@@ -348,3 +349,10 @@ def test_unusable_folders_are_rejected_by_name(workspace: Path) -> None:
     with pytest.raises(DataError, match="--from scratch needs --size 32 or --size 64"):
         cnn.main(["--images", "photos", *TRAIN, "--from", "scratch"])
     assert not Path("runs").exists()
+
+
+def test_photos_are_trained_on_another_device(workspace: Path) -> None:
+    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    with stand_in.enabled() as device:
+        cnn.main(["--images", "photos", *TRAIN, "--no-publish", "--device", str(device)])
+        assert stand_in.operators > 100

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from support.networks import tiny_card
 from support.processes import FORK_SERVER, train_and_wait
 from support.service import ROOT
+from support.stand_in_device import stand_in
 from support.waiting import locked
 
 from app import store
@@ -130,6 +131,22 @@ def finished(tiny_data: Path, models: Path, shared_folder: Path) -> Callable[[st
         return folder
 
     return train
+
+
+SHORT = {
+    **{stem: ["--epochs", "1"] for stem in ("cnn", "strong", "gan", "conditional")},
+    **{stem: ["--epochs", "1", "--batch", "16"] for stem in ("rnn", "gated")},
+    **{stem: ["--updates", "3"] for stem in ("lstm", "forecaster")},
+}
+
+
+@pytest.mark.parametrize("stem", SCRIPTS)
+def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, models: Path, tmp_path: Path) -> None:
+    """The device stands in for a GPU: it shows tensors that are created on the wrong device."""
+    with stand_in.enabled() as device:
+        options = [*SHORT[stem], "--device", str(device), "--no-publish"]
+        SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), *options])
+        assert stand_in.operators > 100
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)

@@ -1,0 +1,240 @@
+"""The service and the trainings on a device other than the CPU.
+
+The device stands in for a GPU: it shows tensors that are created on the wrong device, or read without a copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from support.images import image_bytes
+from support.imported.programs import export_cnn, export_transformer
+from support.networks import SMALL, publish_small
+from support.service import TEST, serving
+from support.stand_in_device import DeviceTensor, stand_in
+
+from app.cli import models
+from app.engine import circuit_breaker
+from app.networks import KINDS
+from app.networks.imported import onnx_network
+from app.serving import recovery
+from app.settings import Settings
+from app.store import read_version
+from app.tasks import TASKS
+
+PATHS = {
+    "classify": "/v1/images/classify",
+    "continue": "/v1/text/continue",
+    "forecast": "/v1/series/forecast",
+    "sample": "/v1/images/sample",
+}
+SERIES = [float(i % 7) for i in range(30)]
+BODIES: dict[str, list[dict[str, Any]]] = {
+    "continue": [
+        {"prompt": "abc" * 30, "max_characters": 8, "n": 3, "seed": 1},
+        {"prompt": "", "max_characters": 3, "temperature": 0, "seed": 2},
+    ],
+    "forecast": [{"values": SERIES, "horizon": 9}, {"values": [SERIES[:12], SERIES], "horizon": 2}],
+    "sample": [{"count": 20, "seed": 3}],
+}
+TENSORS: dict[str, dict[str, Any]] = {
+    "pt2-cnn": {"name": "image", "datatype": "FP32", "shape": [2, 3, 8, 8], "data": [0.5] * 384},
+    "onnx-mean": {"name": "x", "datatype": "FP32", "shape": [2, 4], "data": [1.0] * 8},
+    "pt2-transformer": {"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]},
+}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """The device, on which services started later compute."""
+    with stand_in.enabled() as device:
+        monkeypatch.setattr("app.serving.registry.find_device", lambda name: device)
+        monkeypatch.setitem(onnx_network.PROVIDERS, device.type, "CPUExecutionProvider")
+        yield device
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda own, cpu: own + cpu,
+        lambda own, cpu: torch.cat([own, cpu]),
+        lambda own, cpu: own.mul_(cpu),
+        lambda own, cpu: torch.add(own, 1, out=cpu),
+        lambda own, cpu: torch.where(own > 0, own, cpu),
+        lambda own, cpu: torch.stack([own.sum(), cpu.sum()]),
+        lambda own, cpu: cpu[own.long()] + own,
+        lambda own, cpu: own.numpy(),
+        lambda own, cpu: np.asarray(own),
+        lambda own, cpu: torch.nn.functional.linear(own, cpu.view(1, 3)),
+    ],
+)
+def test_tensors_of_two_devices_do_not_mix(device: torch.device, compute: Callable[..., Any]) -> None:
+    with pytest.raises((RuntimeError, TypeError), match=r"same device|convert standin:0 device type tensor to numpy"):
+        compute(torch.ones(3, device=device), torch.ones(3))
+
+
+def test_numbers_indices_and_copies_are_allowed(device: torch.device) -> None:
+    own, cpu = torch.arange(3.0).to(device), torch.tensor([2, 0])
+    assert isinstance(own, DeviceTensor)
+    assert own.device == device
+    assert (own[cpu] + torch.tensor(1.0)).tolist() == [3, 1]
+    assert stand_in.copies_to_cpu == 1
+    own[[1, 2]] = torch.tensor(5.0)
+    view = own[1:]
+    view += 1  # views share memory
+    assert own.cpu().numpy().tolist() == [0, 6, 6]
+    cpu.copy_(own[:2])
+    assert (cpu.tolist(), own.sum().item()) == ([0, 6], 12)
+    assert stand_in.copies_to_cpu == 4
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with a network of every kind; ``onnx-mean`` only if onnxruntime is installed."""
+    folder = tmp_path / "store"
+    for kind in SMALL:
+        publish_small(folder, kind, kind)
+    for name, content in {"pt2-cnn": export_cnn()[1], "pt2-transformer": export_transformer()[1]}.items():
+        (tmp_path / f"{name}.pt2").write_bytes(content)
+        assert models.main(["add", str(tmp_path / f"{name}.pt2"), "--name", name, "--store", str(folder)]) == 0
+    try:
+        from support.imported.onnx_models import linear_model
+    except ImportError:
+        return folder
+    (tmp_path / "mean.onnx").write_bytes(linear_model()[0].SerializeToString())
+    assert models.main(["add", str(tmp_path / "mean.onnx"), "--name", "onnx-mean", "--store", str(folder)]) == 0
+    return folder
+
+
+def answers(client: httpx.Client, store: Path) -> dict[str, Any]:
+    """Return the answers of all models, by model."""
+    result: dict[str, Any] = {}
+    for kind in SMALL:
+        path = PATHS[str(KINDS[kind].task)]
+        if KINDS[kind].task == "classify":
+            params = {"model": kind, "explain": "true", "top_k": 3}
+            responses = [client.post(path, params=params, content=image_bytes(size=(40, 30)))]
+        else:
+            responses = [client.post(path, json={"model": kind, **body}) for body in BODIES[str(KINDS[kind].task)]]
+        if KINDS[kind].task == "continue":
+            scored = {"model": kind, "prompt": "abcab", "max_tokens": 3, "echo": True, "logprobs": 2, "seed": 1}
+            responses.append(client.post("/v1/completions", json=scored))
+        assert {response.status_code for response in responses} == {200}, [response.text for response in responses]
+        result[kind] = [response.json() for response in responses]
+    for model, tensor in TENSORS.items():
+        if (store / model).exists():
+            response = client.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+            assert response.status_code == 200, response.text
+            result[model] = response.json()
+    return result
+
+
+def assert_close(actual: Any, expected: Any, path: str = "") -> None:
+    """Compare two answers, except for ids, times and pictures. Numbers may differ by rounding."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), path
+        for key in expected.keys() - {"id", "created", "explanation", "image"}:
+            assert_close(actual[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), path
+        for i, pair in enumerate(zip(actual, expected, strict=True)):
+            assert_close(*pair, f"{path}[{i}]")
+    elif isinstance(expected, float):
+        assert math.isclose(actual, expected, rel_tol=1e-3, abs_tol=1e-3), path
+    else:
+        assert actual == expected, path
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_every_kind_answers_as_on_the_cpu(store: Path, tta: bool, request: pytest.FixtureRequest) -> None:
+    settings = Settings(store=store, tta=tta, **TEST)
+    with serving(settings) as client:
+        expected = answers(client, store)
+    device = request.getfixturevalue("device")
+    with serving(settings) as client:
+        assert {model.get("device") for model in client.get("/v1/models").json()["data"]} == {str(device)}
+        before = stand_in.operators
+        actual = answers(client, store)
+        assert stand_in.operators > before
+    assert_close(actual, expected)
+
+
+SINGLE: dict[str, tuple[str, dict[str, Any]]] = {  # requests that are computed alone
+    "lenet": ("/v1/images/classify?model=lenet", {"content": image_bytes()}),
+    "gated-rnn": ("/v1/text/continue", {"json": {"prompt": "abc", "max_characters": 4}}),
+    "forecaster": ("/v1/series/forecast", {"json": {"values": SERIES, "horizon": 4}}),
+    "gan-generator": ("/v1/images/sample", {"json": {"count": 3}}),
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_failed_kernel_gives_one_error_to_one_caller(store: Path, device: torch.device, kind: str) -> None:
+    path, body = SINGLE[kind]
+    if "json" in body:
+        body = {"json": {"model": kind, **body["json"]}}
+
+    def fail_once(error: Exception) -> None:
+        def fail(operator: Any) -> None:
+            del stand_in.before_operator
+            raise error
+
+        stand_in.before_operator = fail  # type: ignore[method-assign]
+
+    with serving(Settings(store=store, **TEST)) as client:
+
+        def request() -> tuple[int, str | None]:
+            answer = client.post(path, **body)
+            return answer.status_code, answer.json().get("error", {}).get("code")
+
+        assert request() == (200, None)
+        fail_once(torch.AcceleratorError("CUDA error: unspecified launch failure"))
+        assert request() == (500, "inference_failed")
+        assert request() == (200, None)
+        fail_once(torch.OutOfMemoryError("CUDA out of memory"))
+        assert request() == (503, "out_of_memory")
+        assert request() == (200, None)
+        if kind == "gated-rnn":  # the texts of a failed batch are computed alone, and so succeed
+            fail_once(torch.AcceleratorError("CUDA error: unspecified launch failure"))
+            assert client.post(path, json={**body["json"], "n": 3}).status_code == 200
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_a_device_that_keeps_failing_stops_the_process(
+    store: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(circuit_breaker, "RESET_SECONDS", 0.0)
+    monkeypatch.setattr(recovery, "CHECK_SECONDS", 0.01)
+    path, body = SINGLE["gan-generator"]
+
+    def fail(operator: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with serving(Settings(store=store, **TEST)) as client:
+        assert client.post(path, **body).status_code == 200
+        stand_in.before_operator = fail  # type: ignore[method-assign]
+        statuses = set()
+        with contextlib.suppress(httpx.TransportError):
+            while True:
+                statuses.add(client.post(path, **body).status_code)
+        assert statuses <= {500, 503}
+        assert 500 in statuses
+
+
+def test_a_step_of_a_text_reads_the_device_once(store: Path, device: torch.device) -> None:
+    """Each copy to the CPU waits for the device."""
+    for kind in ("character-rnn", "stacked-rnn", "gated-rnn"):
+        generator = TASKS["continue"].load(read_version(store, kind, 1), device)
+        generator.warm_up(4)
+        texts = generator.dummy_texts(4, 5)
+        generator.step(texts)
+        before = stand_in.copies_to_cpu
+        generator.step(texts)
+        assert stand_in.copies_to_cpu == before + 1
