@@ -112,7 +112,9 @@ class RnnConfig:
     dropout: Annotated[float, "dropout probability"]  # see training/loops/elman_recurrence.py
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
-    validation: Annotated[float, "share of the training text held out for validation, in ten places"]
+    rename: Annotated[float, "share of the speakers who get an invented name, other ones in each epoch; for plays"]
+    validation: Annotated[float, "share of the training text held out for validation"]
+    places: Annotated[int, "parts of the text held out for validation; 1: its middle, to hold out whole chapters"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
 
 
@@ -283,7 +285,9 @@ RNN_WORKSHOP = RnnConfig(
     dropout=0.05,
     reset_state=0.05,
     unknown=0.002,
+    rename=0.0,
     validation=0.0,
+    places=10,
     bfloat16=0,
 )
 RNN_STRONG = RnnConfig(
@@ -300,7 +304,9 @@ RNN_STRONG = RnnConfig(
     dropout=0.38,
     reset_state=0.03,
     unknown=0.002,
+    rename=0.0,
     validation=0.02,
+    places=10,
     bfloat16=1,
 )
 RNN_GATED = RnnConfig(
@@ -317,7 +323,9 @@ RNN_GATED = RnnConfig(
     dropout=0.35,
     reset_state=0.03,
     unknown=0.002,
+    rename=0.0,
     validation=0.02,
+    places=10,
     bfloat16=1,
 )
 RNN_OWN = RnnConfig(
@@ -334,7 +342,9 @@ RNN_OWN = RnnConfig(
     dropout=0.2,
     reset_state=0.03,
     unknown=0.002,
+    rename=0.0,
     validation=0.05,
+    places=10,
     bfloat16=1,
 )
 RNN_PRESETS = {"workshop": RNN_WORKSHOP, "strong": RNN_STRONG, "gated": RNN_GATED, "own": RNN_OWN}

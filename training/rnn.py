@@ -27,6 +27,7 @@ from app.tasks.text_generation import TextGenerator
 from training import refit
 from training.configs import RNN_PRESETS, RnnConfig
 from training.data import datasets, texts
+from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops import distributed
 from training.loops.language_model import fit, fit_again, new_network
@@ -104,11 +105,13 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     text = datasets.tinyshakespeare()
     vocabulary = texts.vocabulary_of(text.train)
     run = Run(options, config, argv)
-    characters = texts.encode(text.train, vocabulary).to(options.device)
-    train, validation = texts.hold_out(characters, config.validation)
+    characters = texts.encode(text.train, vocabulary)
+    training, validation = texts.hold_out(characters, config.validation, config.places)
+    train = training_text(training, vocabulary, config.rename, options.seed)
+    validation = [part.to(options.device) for part in validation]
     network, _ = fit(run, config, train, validation, new_network(config, len(vocabulary)))
     if config.validation:
-        notes = f"{config.validation:.0%} of the training part, in {texts.HELD_OUT_PLACES} places, was held out."
+        notes = f"{config.validation:.0%} of the training part, in {config.places} places, was held out."
     else:
         notes = "Hyperparameters were chosen with 5 % of the training part held out; then all of it was trained on."
     card = {
@@ -129,9 +132,11 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     if base:
         texts.check_known(base, text.train)
     run = Run(options, config, argv, text.sha256)
-    characters = texts.encode(text.train, vocabulary).to(options.device)
-    train, validation, window = texts.hold_out_windows(characters, config.validation)
-    batch = distributed.divisible_batch(min(config.batch, len(train) // (4 * config.bptt)))
+    characters = texts.encode(text.train, vocabulary)
+    training, validation, window = texts.hold_out_windows(characters, config.validation, config.places)
+    train = training_text(training, vocabulary, config.rename, options.seed)
+    validation = [part.to(options.device) for part in validation]
+    batch = distributed.divisible_batch(min(config.batch, train.length // (4 * config.bptt)))
     config = dataclasses.replace(config, batch=batch)
     if base:
         learning_rate = config.learning_rate * FINETUNE_FACTOR
@@ -161,8 +166,9 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     )
     card = distributed.from_rank_zero(lambda: evaluate_own(network))
     if refits:
-        characters = texts.encode(text.train + text.test, vocabulary).to(options.device)
-        network = fit_again(run, config, characters, initial, steps, total)
+        characters = texts.encode(text.train + text.test, vocabulary)
+        train = training_text(characters, vocabulary, config.rename, options.seed)
+        network = fit_again(run, config, train, initial, steps, total)
         card = refit.describe(card, steps)
     if distributed.rank() == 0:
         publish(run, card, network, prompts)

@@ -392,13 +392,17 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
 
 def test_validation_parts_are_spread_over_the_text_and_not_trained_on() -> None:
     characters = torch.arange(100_003)
-    training, validation = texts.hold_out(characters, 0.05)
+    training, validation = texts.hold_out(characters, 0.05, places=10)
     assert [len(part) for part in validation] == [500] * 10
     assert torch.equal(torch.cat([training, *validation]).sort().values, characters)
     assert [round(part[250].item() / 10_000, 1) for part in validation] == [i + 0.5 for i in range(10)]
-    assert torch.equal(texts.hold_out(characters, 0.0)[0], characters)
+    assert torch.equal(texts.hold_out(characters, 0.0, places=10)[0], characters)
+    (middle,) = texts.hold_out(characters, 0.1, places=1)[1]
+    assert (len(middle), middle[0]) == (10_000, 45_001)
+    with pytest.raises(SystemExit, match="--places is 0; it should be at least 1"):
+        texts.hold_out(characters, 0.1, places=0)
     with pytest.raises(SystemExit, match="holds out 50 characters in each of 10 places; at least 257"):
-        texts.hold_out(characters, 0.005)
+        texts.hold_out(characters, 0.005, places=10)
 
 
 def test_augmented_images_are_shifted_and_mirrored_images() -> None:

@@ -9,7 +9,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,26 @@ WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losse
 MIN_WINDOWS, MAX_WINDOWS = 20, 400  # by which the weights for own texts are selected
 MAX_SHARE = 0.15  # of the training part that is held out to have MIN_WINDOWS
 COUNTED = 10**7  # characters that are counted at once
-HELD_OUT_PLACES = 10  # of the validation part; the end of tinyshakespeare alone is a single play, unlike the rest
+
+
+class TrainingText(Protocol):
+    """A text that may differ between the epochs of a training."""
+
+    length: int  # characters that are read in an epoch
+
+    def characters(self, epoch: int) -> Tensor:
+        """The vocabulary indices int32 [N] of the text of an epoch."""
+
+
+class FixedText:
+    """A text that is the same in every epoch: vocabulary indices [N]."""
+
+    def __init__(self, characters: Tensor) -> None:
+        self.length, self._characters = len(characters), characters
+
+    def characters(self, epoch: int) -> Tensor:
+        """The vocabulary indices [N]."""
+        return self._characters
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
@@ -75,11 +94,18 @@ def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
     return torch.from_numpy(indices[codes])
 
 
-def hold_out(characters: Tensor, share: float, places: int = HELD_OUT_PLACES) -> tuple[Tensor, list[Tensor]]:
+def decode(characters: Tensor, vocabulary: Sequence[str]) -> str:
+    """Vocabulary indices [N] -> the text; ``<unk>`` is U+FFFF, which is no character."""
+    entries = [*vocabulary[:-1], "\uffff"]
+    return "".join([entries[index] for index in characters.tolist()])
+
+
+def hold_out(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor]]:
     """Split characters [N] into a training part and ``places`` validation parts, spread evenly over the text.
 
     The validation parts hold ``share`` of the characters in total.
     """
+    _check_places(places)
     length = int(len(characters) * share / places)
     if share and length <= WINDOW:
         raise SystemExit(
@@ -87,6 +113,11 @@ def hold_out(characters: Tensor, share: float, places: int = HELD_OUT_PLACES) ->
             f"at least {WINDOW + 1} are needed, one evaluation window"
         )
     return _hold_out(characters, length, places)
+
+
+def _check_places(places: int) -> None:
+    if places < 1:
+        raise SystemExit(f"--places is {places}; it should be at least 1")
 
 
 def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, list[Tensor]]:
@@ -98,19 +129,20 @@ def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, lis
     return train, [section[middle : middle + length] for section in sections]
 
 
-def hold_out_windows(characters: Tensor, share: float) -> tuple[Tensor, list[Tensor], int]:
+def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor], int]:
     """Split as ``hold_out``, so that at least MIN_WINDOWS windows are held out; also returns their length.
 
     Of a long text, only MAX_WINDOWS windows are held out. Of a short one, more than ``share`` of the characters are, at
     most MAX_SHARE, in shorter windows.
     """
+    _check_places(places)
     if not share:
         return characters, [], WINDOW
     needed = MIN_WINDOWS * (WINDOW + 1)
     held_out = min(max(share * len(characters), min(needed, MAX_SHARE * len(characters))), MAX_WINDOWS * (WINDOW + 1))
-    part, windows = int(held_out / HELD_OUT_PLACES), MIN_WINDOWS // HELD_OUT_PLACES
+    part, windows = int(held_out / places), -(-MIN_WINDOWS // places)
     window = min(WINDOW, (part - 1) // windows)
-    train, validation = _hold_out(characters, part, HELD_OUT_PLACES)
+    train, validation = _hold_out(characters, part, places)
     return train, validation, window
 
 

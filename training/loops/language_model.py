@@ -22,7 +22,7 @@ from app.networks.gated_rnn import GatedBlock, GatedRNN
 from app.networks.rnn import CharacterRNN, StackedRNN
 from app.tasks.precision import fast_bfloat16
 from training.configs import RnnConfig
-from training.data.texts import WINDOW
+from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
 from training.loops.best_weights import BestWeights
@@ -133,7 +133,7 @@ class Trainer:
 def fit(
     run: Run,
     config: RnnConfig,
-    train: Tensor,
+    train: TrainingText,
     validation: list[Tensor],
     network: Any,
     keep_best: bool = False,
@@ -141,7 +141,7 @@ def fit(
     rehearse: Callable[[Any], float] | None = None,
     refit: bool = False,
 ) -> tuple[Any, tuple[int, int]]:
-    """Train on characters [N].
+    """Train a network.
 
     Returns the averaged network, the number of steps after which it was reached, and the number of all steps.
 
@@ -149,11 +149,11 @@ def fit(
     ``rehearse``: evaluates a network as at the end, for ``--minutes``; ``refit``: ``fit_again`` follows.
     """
     device = run.options.device
-    steps_per_epoch = count_steps(config, len(train))
+    steps_per_epoch = count_steps(config, train.length)
 
     def start_dummy_run() -> Callable[[int], object]:
         trainer = Trainer(copy.deepcopy(network), config, device)
-        characters = train[: config.batch * (config.bptt + 1)].view(config.batch, -1).long()
+        characters = batch_at(train.characters(0), config, run.options.seed, 0, 0).to(device)
         state = trainer.network.zero_state(config.batch // distributed.world_size())
         return lambda step: trainer.update(characters, state, config.learning_rate)
 
@@ -188,14 +188,14 @@ def fit(
     return trainer.average.module, (int(best.steps) if best else total, total)
 
 
-def fit_again(run: Run, config: RnnConfig, characters: Tensor, network: Any, steps: int, total: int) -> Any:
-    """Train on all characters [N] for the first ``steps`` of ``total`` steps; returns the averaged network."""
+def fit_again(run: Run, config: RnnConfig, text: TrainingText, network: Any, steps: int, total: int) -> Any:
+    """Train on the whole text for the first ``steps`` of ``total`` steps; returns the averaged network."""
     trainer = Trainer(network, _averaged(config, total), run.options.device)
     run.begin_refit()
     run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
     run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
     for step in run.steps(steps):
-        loss = _train_step(run, trainer, characters, step, total)
+        loss = _train_step(run, trainer, text, step, total)
         if (step + 1) % MIN_STEPS_PER_VALIDATION == 0 or step + 1 == steps:
             run.log(loss=loss.item())
     return trainer.average.module
@@ -206,11 +206,12 @@ def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
     return dataclasses.replace(config, ema_decay=max(0.0, min(config.ema_decay, 1 - 20 / steps)))
 
 
-def _train_step(run: Run, trainer: Trainer, train: Tensor, step: int, total: int) -> Tensor:
+def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, total: int) -> Tensor:
     """Train one of ``total`` steps with the state of the run; returns the loss."""
     config = trainer.config
-    epoch, step_of_epoch = divmod(step, count_steps(config, len(train)))
-    characters = batch_at(train, config, run.options.seed, epoch, step_of_epoch)
+    epoch, step_of_epoch = divmod(step, count_steps(config, train.length))
+    characters = batch_at(train.characters(epoch), config, run.options.seed, epoch, step_of_epoch)
+    characters = characters.to(run.options.device)
     reset = torch.rand(config.batch) < (1.0 if step_of_epoch == 0 else config.reset_state)
     state = run.tensors["state"].clone()
     state[distributed.shard(reset).to(state.device)] = 0

@@ -1,0 +1,100 @@
+"""Other names for the speakers of plays, in each epoch of a training.
+
+A network soon memorises the names in its training text, but the names in another play are new to it. With names that
+change, it learns to read them from the text before, and to be uncertain about those it has not read.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from training.data import texts
+from training.data.datasets import DataError
+from training.run import derive_seed
+
+SPEAKER = re.compile(r"^([A-Z][A-Z ]+):$", re.MULTILINE)  # a line such as "LADY CAPULET:"
+MIN_LETTERS, MAX_LETTERS = 4, 11  # of a name
+MAX_TRIES = 100  # to invent a name
+ORDER = 2  # letters on which the next letter of an invented name depends
+SECTION = 120_000  # characters in which a speaker keeps a name; about the length of a play
+
+
+def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, seed: int) -> texts.TrainingText:
+    """The training text of vocabulary indices [N]: with ``share`` of its speakers renamed, or as it is.
+
+    Raises DataError as ``RenamedSpeakers`` does.
+    """
+    if not share:
+        return texts.FixedText(characters)
+    return RenamedSpeakers(texts.decode(characters, vocabulary), vocabulary, share, seed)
+
+
+class RenamedSpeakers:
+    """A text in which, in each epoch, a share of the speakers have invented names.
+
+    A name is a word of capital letters in a line such as ``ROMEO:``, unless it also occurs in small letters, as
+    ``KING`` does. ``Romeo`` is replaced as well.
+
+    Args:
+        text: the training text.
+        vocabulary: as in ``texts.encode``.
+        share: the probability that a speaker gets an invented name.
+        seed: the seed of the run.
+
+    Raises:
+        DataError: the text has no such line.
+    """
+
+    def __init__(self, text: str, vocabulary: Sequence[str], share: float, seed: int) -> None:
+        known = set(re.findall(r"\b[a-z]+\b", text))
+        words = {word for speaker in SPEAKER.findall(text) for word in speaker.split()}
+        self.names = sorted(word for word in words if len(word) >= MIN_LETTERS and word.lower() not in known)
+        if not self.names:
+            raise DataError("--rename needs lines with the name of a speaker, such as ROMEO:; the text has none")
+        self.vocabulary, self.share, self.seed = vocabulary, share, seed
+        self.length = len(text)
+        self._sections = [text[start : start + SECTION] for start in range(0, len(text), SECTION)]
+        self._pattern = re.compile(rf"\b(?:{'|'.join([*self.names, *map(str.title, self.names)])})\b")
+        self._following: dict[str, list[str]] = defaultdict(list)
+        for name in self.names:
+            padded = " " * ORDER + name + " "
+            for end in range(ORDER, len(padded)):
+                self._following[padded[end - ORDER : end]].append(padded[end])
+        self._epoch, self._characters = -1, texts.encode("", vocabulary)
+
+    def characters(self, epoch: int) -> Tensor:
+        """The vocabulary indices int32 [N] of the text of an epoch. N differs between epochs."""
+        if epoch != self._epoch:
+            self._epoch, self._characters = epoch, texts.encode(self.text(epoch), self.vocabulary)
+        return self._characters
+
+    def text(self, epoch: int) -> str:
+        """The text of an epoch."""
+        generator = random.Random(derive_seed(self.seed, "speakers", epoch))
+        return "".join(self._renamed(section, generator) for section in self._sections)
+
+    def _renamed(self, section: str, generator: random.Random) -> str:
+        names = {name: self._invented(generator) for name in self.names if generator.random() < self.share}
+
+        def rename(match: re.Match[str]) -> str:
+            word = match[0]
+            if word.isupper():
+                return names.get(word, word)
+            return names.get(word.upper(), word).title()
+
+        return self._pattern.sub(rename, section)
+
+    def _invented(self, generator: random.Random) -> str:
+        """A name whose letters follow each other as in the names of the text."""
+        for _ in range(MAX_TRIES):
+            name = " " * ORDER
+            while not (name := name + generator.choice(self._following[name[-ORDER:]])).endswith(" "):
+                pass
+            if MIN_LETTERS <= len(name.strip()) <= MAX_LETTERS and name.strip() not in self.names:
+                return name.strip()
+        return generator.choice(self.names)  # the text has too few names to invent others
