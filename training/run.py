@@ -326,14 +326,18 @@ class Run:
     def finish(
         self, card: dict[str, Any], network: torch.nn.Module, pictures: dict[str, Path], publish: bool = True
     ) -> None:
-        """Print the metrics, write card.json to the run folder, and publish if ``publish`` and the options allow it."""
+        """Print the metrics, and publish if ``publish`` and the options allow it.
+
+        Card and weights are written to the run folder too: card.json and weights.safetensors.
+        """
         card = {"name": self.options.name, **card, **self.provenance()}
         card["speed"] = speed.measure(
             self.predictor(TASKS[card["task"]].predictor, card, network), card["hardware"].partition(", threads")[0]
         )
         if self.rehearsing:
             return
-        (self.folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        (self.folder / store.CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+        (self.folder / store.WEIGHTS).write_bytes(store.encode_weights(network.state_dict()))
         for name, metric in card["metrics"].items():
             print(f"{name:28} {metric['value']:.{metric['decimals']}f}   {metric['split']}")
         print(speed.describe(card["speed"], card["task"]))

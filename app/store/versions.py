@@ -222,7 +222,7 @@ def publish(
         StoreError: the version is invalid. Nothing has been published.
         OSError: the store cannot be written.
     """
-    name, weights = str(card["name"]), save(_contiguous(tensors))
+    name, weights = str(card["name"]), encode_weights(tensors)
     store.mkdir(parents=True, exist_ok=True)
     number, placed = 0, False
     while not placed:
@@ -276,11 +276,12 @@ def place(store: Path, folder: Path) -> bool:
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of the weights file that would be published."""
-    return hashlib.sha256(save(_contiguous(tensors))).hexdigest()
+    return hashlib.sha256(encode_weights(tensors)).hexdigest()
 
 
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+def encode_weights(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of the weights file that would be published."""
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def set_default(store: Path, task: TaskName, name: str) -> None:
