@@ -113,6 +113,7 @@ class RnnConfig:
     reset_state: Annotated[float, "share of streams whose state is reset to zero at a step, as it is for served texts"]
     unknown: Annotated[float, "share of characters replaced by <unk>, so that it stands for any character"]
     rename: Annotated[float, "share of the speakers who get an invented name, other ones in each epoch; for plays"]
+    distill: Annotated[float, "weight of the predictions of --teachers in the loss; the text has the rest"]
     validation: Annotated[float, "share of the training text held out for validation"]
     places: Annotated[int, "parts of the text held out for validation; 1: its middle, to hold out whole chapters"]
     bfloat16: Annotated[int, "compute in bfloat16 where that is faster", SWITCH]  # not for character-rnn
@@ -286,6 +287,7 @@ RNN_WORKSHOP = RnnConfig(
     reset_state=0.05,
     unknown=0.002,
     rename=0.0,
+    distill=0.7,
     validation=0.0,
     places=10,
     bfloat16=0,
@@ -305,6 +307,7 @@ RNN_STRONG = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     rename=0.0,
+    distill=0.7,
     validation=0.02,
     places=10,
     bfloat16=1,
@@ -324,6 +327,7 @@ RNN_GATED = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     rename=0.0,
+    distill=0.7,
     validation=0.02,
     places=10,
     bfloat16=1,
@@ -343,6 +347,7 @@ RNN_OWN = RnnConfig(
     reset_state=0.03,
     unknown=0.002,
     rename=0.0,
+    distill=0.7,
     validation=0.05,
     places=10,
     bfloat16=1,

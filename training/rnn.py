@@ -30,6 +30,7 @@ from training.data import datasets, texts
 from training.data.speakers import training_text
 from training.evaluation.language_model import MAX_TEST_CHARACTERS, draw_samples, measure, measure_held_out
 from training.loops import distributed
+from training.loops.distillation import Teachers
 from training.loops.language_model import fit, fit_again, new_network
 from training.options import Options, Part, base_version, parse_options
 from training.run import Run
@@ -46,6 +47,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "dest": "origin",
         "default": "scratch",
         "help": "model to fine-tune, NAME or NAME@VERSION; scratch: random weights",
+    },
+    "--teachers": {
+        "metavar": "FOLDER",
+        "type": Path,
+        "nargs": "+",
+        "help": "folders of finished runs, or of published versions, with the same vocabulary: the network learns from "
+        "their mean predictions as well; also for the other presets",
     },
     "--min-count": {
         "metavar": "N",
@@ -109,7 +117,8 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     training, validation = texts.hold_out(characters, config.validation, config.places)
     train = training_text(training, vocabulary, config.rename, options.seed)
     validation = [part.to(options.device) for part in validation]
-    network, _ = fit(run, config, train, validation, new_network(config, len(vocabulary)))
+    teachers = read_teachers(options, vocabulary)
+    network, _ = fit(run, config, train, validation, new_network(config, len(vocabulary)), teachers=teachers)
     if config.validation:
         notes = f"{config.validation:.0%} of the training part, in {config.places} places, was held out."
     else:
@@ -117,10 +126,23 @@ def train_shakespeare(options: Options, config: RnnConfig, argv: Sequence[str] |
     card = {
         "title": TITLES[config.kind],
         "kind": config.kind,
-        "data": {"tinyshakespeare": text.sha256},
-        "notes": f"{notes} Weights averaged over steps.",
+        "data": {"tinyshakespeare": text.sha256, **(teachers.digests if teachers else {})},
+        "notes": f"{notes} Weights averaged over steps.{taught(config, teachers)}",
     }
     publish(run, measured_card(run, card, text, vocabulary, network, validation), network, PROMPTS)
+
+
+def read_teachers(options: Options, vocabulary: Sequence[str]) -> Teachers | None:
+    """Return the networks of ``--teachers``, or None without this option."""
+    folders = options.data_options["teachers"]
+    return Teachers(folders, vocabulary, options.device) if folders else None
+
+
+def taught(config: RnnConfig, teachers: Teachers | None) -> str:
+    """Return a sentence about the teachers for the notes of a card."""
+    if not teachers:
+        return ""
+    return f" Distilled: the mean predictions of {len(teachers.networks)} networks have the weight {config.distill:g}."
 
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
@@ -131,6 +153,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     texts.report(text, vocabulary)
     if base:
         texts.check_known(base, text.train)
+    teachers = read_teachers(options, vocabulary)
     run = Run(options, config, argv, text.sha256)
     characters = texts.encode(text.train, vocabulary)
     training, validation, window = texts.hold_out_windows(characters, config.validation, config.places)
@@ -147,7 +170,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         network = new_network(config, len(vocabulary))
 
     def evaluate_own(network: Any, text: datasets.Text = text) -> dict[str, Any]:
-        card = own_card(options, config, text, base)
+        card = own_card(options, config, text, base, teachers)
         return measured_card(run, card, text, vocabulary, network, validation, window)
 
     def rehearse(network: Any) -> float:
@@ -162,23 +185,34 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
     prompts = texts.prompts(text.test if options.part == "test" else text.train)
     refits, initial = refit.is_planned(options), copy.deepcopy(network)
     network, (steps, total) = fit(
-        run, config, train, validation, network, keep_best=True, window=window, rehearse=rehearse, refit=refits
+        run,
+        config,
+        train,
+        validation,
+        network,
+        keep_best=True,
+        window=window,
+        rehearse=rehearse,
+        refit=refits,
+        teachers=teachers,
     )
     card = distributed.from_rank_zero(lambda: evaluate_own(network))
     if refits:
         characters = texts.encode(text.train + text.test, vocabulary)
         train = training_text(characters, vocabulary, config.rename, options.seed)
-        network = fit_again(run, config, train, initial, steps, total)
+        network = fit_again(run, config, train, initial, steps, total, teachers)
         card = refit.describe(card, steps)
     if distributed.rank() == 0:
         publish(run, card, network, prompts)
     distributed.exit_process()
 
 
-def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None) -> dict[str, Any]:
+def own_card(
+    options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None, teachers: Teachers | None
+) -> dict[str, Any]:
     """Title, kind, data and notes of the card of own texts."""
     names = " ".join(path.name for path in options.data_options["text"])
-    data = {f"text:{names}": text.sha256}
+    data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {})}
     notes = "Weights averaged over steps."
     if config.validation:
         notes = (
@@ -194,7 +228,7 @@ def own_card(options: Options, config: RnnConfig, text: datasets.Text, base: sto
         "data": data,
         "notes": (
             f"{notes} Characters that occur less than {options.data_options['min_count']} times are "
-            f"{UNKNOWN_CHARACTER}."
+            f"{UNKNOWN_CHARACTER}.{taught(config, teachers)}"
         ),
     }
 

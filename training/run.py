@@ -97,6 +97,8 @@ class Run:
         distributed.initialize(options.device)
         torch.manual_seed(options.seed)
         content = {"seed": options.seed, **dataclasses.asdict(config)}
+        if teachers := options.data_options.get("teachers"):
+            content["teachers"] = [str(folder) for folder in teachers]
         if data is not None:
             own = {key: str(value) for key, value in options.data_options.items() if value is not None}
             content |= {"minutes": options.minutes, "data": data, **own}

@@ -35,6 +35,7 @@ from training.evaluation.calibration import fit_temperature
 from training.loops import elman_recurrence
 from training.loops.airbench import Lookahead, triangular_schedule
 from training.loops.classifier import augment
+from training.loops.distillation import Teachers
 from training.loops.gan import recalibrate_batchnorm
 
 IMAGES = ["--epochs", "3", "--batch", "16", "--validation", "60"]
@@ -147,6 +148,35 @@ def test_a_network_is_trained_on_another_device(stem: str, tiny_data: Path, mode
         options = [*SHORT[stem], "--device", str(device), "--no-publish"]
         SCRIPTS[stem].main([*arguments(stem, tmp_path / "runs", models), *options])
         assert stand_in.operators > 100
+
+
+def test_a_network_learns_from_the_mean_predictions_of_teachers(
+    tiny_data: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The teachers are two finished runs. A network with their predictions as its only target approaches them."""
+    command = [*arguments("gated", tmp_path / "runs", models), "--no-publish"]
+    folders = []
+    for seed in ("1", "2"):
+        rnn.main([*command, "--seed", seed, "--name", f"teacher-{seed}"])
+        folders.append(str(only_entry(tmp_path / "runs" / f"teacher-{seed}")))
+    vocabulary = texts.vocabulary_of(datasets.tinyshakespeare().train)
+    teachers = Teachers([Path(folder) for folder in folders], vocabulary, "cpu")
+    characters = torch.randint(0, len(vocabulary) - 1, (3, 7))
+    probabilities, _ = teachers.predict(characters, teachers.zero_states(3))
+    assert probabilities.sum(dim=-1).numpy() == pytest.approx(1)
+    whole = teachers.predict(characters, teachers.zero_states(3))[0][:, 4:]
+    _, first = teachers.predict(characters[:, :4], teachers.zero_states(3))
+    assert torch.allclose(teachers.predict(characters[:, 4:], first)[0], whole, atol=0.01)  # bfloat16
+    student = [*command, "--name", "student", "--teachers", *folders, "--distill", "1"]
+    rnn.main(student)
+    card = json.loads((only_entry(tmp_path / "runs" / "student") / "card.json").read_text())
+    assert list(card["data"])[1:] == ["teacher teacher-1, seed 1", "teacher teacher-2, seed 2"]
+    assert card["notes"].endswith("Distilled: the mean predictions of 2 networks have the weight 1.")
+    Teachers([only_entry(tmp_path / "runs" / "student")], vocabulary, "cpu")
+    with pytest.raises(datasets.DataError, match="teacher-1 has another vocabulary"):
+        Teachers([Path(folders[0])], vocabulary[1:], "cpu")
+    with pytest.raises(datasets.DataError, match="not the folder of a finished run"):
+        rnn.main([*command, "--name", "other", "--teachers", str(tmp_path)])
 
 
 @pytest.mark.parametrize("stem", SCRIPTS)

@@ -26,6 +26,7 @@ from training.data.texts import WINDOW, TrainingText
 from training.evaluation.language_model import window_loss
 from training.loops import distributed, elman_recurrence, time_budget
 from training.loops.best_weights import BestWeights
+from training.loops.distillation import Teachers
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
 MIN_STEPS_PER_VALIDATION, MAX_VALIDATIONS = 50, 30  # with --minutes
@@ -66,20 +67,29 @@ class LossModule(nn.Module):
 
     def __init__(self, network: CharacterRNN | StackedRNN | GatedRNN, config: RnnConfig) -> None:
         super().__init__()
-        self.network, self.dropout = network, config.dropout
+        self.network, self.dropout, self.distill = network, config.dropout, config.distill
         if isinstance(network, GatedRNN):
             set_dropout(network, config.dropout)
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(network.head.weight.device)
 
-    def forward(self, inputs: Tensor, targets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [batch, T], state [batch, layers, ...] -> the loss and the new state."""
+    def forward(
+        self, inputs: Tensor, targets: Tensor, state: Tensor, taught: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and the new state of inputs and targets [batch, T] and a state [batch, layers, ...].
+
+        ``taught`` [batch, T, V]: the probabilities of teachers, from which the network learns as well.
+        """
         if isinstance(self.network, GatedRNN):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.use_bfloat16):
                 logits, state = self.network(inputs, state)
             logits = logits.float()
         else:
             logits, state = elman_recurrence.forward(self.network, inputs, state, self.dropout, self.use_bfloat16)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        if taught is not None:
+            of_teachers = F.cross_entropy(logits.flatten(0, 1), taught.flatten(0, 1))
+            loss = torch.lerp(loss, of_teachers, self.distill)
+        return loss, state
 
 
 class Dropout(nn.Module):
@@ -103,24 +113,27 @@ def set_dropout(network: GatedRNN, probability: float) -> None:
 
 
 class Trainer:
-    """A network, its moving average and its optimizer; several processes share every batch."""
+    """A network, its moving average, its optimizer and its teachers; several processes share every batch."""
 
-    def __init__(self, network: Any, config: RnnConfig, device: str = "cpu") -> None:
-        self.config = config
+    def __init__(self, network: Any, config: RnnConfig, device: str = "cpu", teachers: Teachers | None = None) -> None:
+        self.config, self.teachers = config, teachers
         self.network = network.to(device)
         self.average: Any = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)).eval()
         groups = parameter_groups(self.network, config)
         self.optimizer = torch.optim.AdamW(groups, betas=BETAS[config.kind], fused=True)
         self.loss_module = distributed.data_parallel(LossModule(self.network, config))
 
-    def update(self, characters: Tensor, state: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One step on characters [batch, bptt + 1]; returns the loss and the new state.
+    def update(
+        self, characters: Tensor, state: Tensor, learning_rate: float, taught: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Train one step on characters [batch, bptt + 1]; return the loss and the new state.
 
-        ``state`` [batch / processes, layers, ...]: the state of this process's share of the batch.
+        ``state`` [batch / processes, layers, ...] and ``taught`` [batch / processes, bptt, V]: the state and the
+        predictions of teachers for this process's share of the batch.
         """
         unknown = torch.rand(characters.shape[0], characters.shape[1] - 1) < self.config.unknown
         inputs = characters[:, :-1].masked_fill(unknown.to(characters.device), self.network.sizes.vocabulary - 1)
-        loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state)
+        loss, state = self.loss_module(distributed.shard(inputs), distributed.shard(characters[:, 1:]), state, taught)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         loss.backward()
@@ -140,6 +153,7 @@ def fit(
     window: int = WINDOW,
     rehearse: Callable[[Any], float] | None = None,
     refit: bool = False,
+    teachers: Teachers | None = None,
 ) -> tuple[Any, tuple[int, int]]:
     """Train a network.
 
@@ -166,8 +180,8 @@ def fit(
         validate_every = min(steps_per_epoch, max(MIN_STEPS_PER_VALIDATION, total // MAX_VALIDATIONS))
     if keep_best:
         config = _averaged(config, total)
-    trainer = Trainer(network, config, device)
-    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
+    trainer = Trainer(network, config, device, teachers)
+    _begin(run, trainer)
     best = BestWeights(trainer.average.module) if keep_best and config.validation else None
     tracked = {"network": trainer.network, "average": trainer.average, "optimizer": trainer.optimizer}
     run.track(**tracked, **({"best": best} if best else {}))
@@ -188,17 +202,37 @@ def fit(
     return trainer.average.module, (int(best.steps) if best else total, total)
 
 
-def fit_again(run: Run, config: RnnConfig, text: TrainingText, network: Any, steps: int, total: int) -> Any:
+def fit_again(
+    run: Run,
+    config: RnnConfig,
+    text: TrainingText,
+    network: Any,
+    steps: int,
+    total: int,
+    teachers: Teachers | None = None,
+) -> Any:
     """Train on the whole text for the first ``steps`` of ``total`` steps; returns the averaged network."""
-    trainer = Trainer(network, _averaged(config, total), run.options.device)
+    trainer = Trainer(network, _averaged(config, total), run.options.device, teachers)
     run.begin_refit()
-    run.tensors["state"] = trainer.network.zero_state(config.batch // distributed.world_size())
+    _begin(run, trainer)
     run.track(network=trainer.network, average=trainer.average, optimizer=trainer.optimizer)
     for step in run.steps(steps):
         loss = _train_step(run, trainer, text, step, total)
         if (step + 1) % MIN_STEPS_PER_VALIDATION == 0 or step + 1 == steps:
             run.log(loss=loss.item())
     return trainer.average.module
+
+
+def _begin(run: Run, trainer: Trainer) -> None:
+    """Set the initial states of the network and of its teachers, which are parts of the checkpoint."""
+    rows = trainer.config.batch // distributed.world_size()
+    run.tensors["state"] = trainer.network.zero_state(rows)
+    states = trainer.teachers.zero_states(rows) if trainer.teachers else []
+    run.tensors.update({_teacher_state(number): state for number, state in enumerate(states)})
+
+
+def _teacher_state(number: int) -> str:
+    return f"state of teacher {number}"
 
 
 def _averaged(config: RnnConfig, steps: int) -> RnnConfig:
@@ -213,10 +247,17 @@ def _train_step(run: Run, trainer: Trainer, train: TrainingText, step: int, tota
     characters = batch_at(train.characters(epoch), config, run.options.seed, epoch, step_of_epoch)
     characters = characters.to(run.options.device)
     reset = torch.rand(config.batch) < (1.0 if step_of_epoch == 0 else config.reset_state)
-    state = run.tensors["state"].clone()
-    state[distributed.shard(reset).to(state.device)] = 0
+    for name, state in run.tensors.items():
+        run.tensors[name] = state.clone()
+        run.tensors[name][distributed.shard(reset).to(state.device)] = 0
+    taught = None
+    if trainer.teachers:
+        names = [_teacher_state(number) for number in range(len(trainer.teachers.networks))]
+        states = [run.tensors[name] for name in names]
+        taught, states = trainer.teachers.predict(distributed.shard(characters[:, :-1]), states)
+        run.tensors.update(zip(names, states, strict=True))
     learning_rate = config.learning_rate * cosine_schedule(step, total)
-    loss, run.tensors["state"] = trainer.update(characters, state, learning_rate)
+    loss, run.tensors["state"] = trainer.update(characters, run.tensors["state"], learning_rate, taught)
     return loss
 
 

@@ -1,0 +1,70 @@
+"""Distillation: a network learns from the predictions of other networks besides the text.
+
+The mean prediction of several networks is better than that of each, and a single network can learn most of it (Hinton
+et al. 2015, arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from app import store
+from app.networks import build
+from app.tasks.precision import fast_bfloat16
+from training.data.datasets import DataError
+
+
+class Teachers:
+    """Trained text networks, read from the folders of finished runs or of published versions.
+
+    Args:
+        folders: the folders, each with card and weights.
+        vocabulary: of the network that learns; that of each teacher must be the same.
+        device: device of the networks.
+
+    Raises:
+        DataError: a folder has no card or weights, or a teacher has another vocabulary.
+    """
+
+    def __init__(self, folders: Sequence[Path], vocabulary: Sequence[str], device: str) -> None:
+        self.digests: dict[str, str] = {}  # SHA-256 of the weights, by model name and seed
+        self.networks: list[Any] = []
+        self._use_bfloat16 = fast_bfloat16(torch.device(device))
+        for folder in folders:
+            try:
+                weights = (folder / store.WEIGHTS).read_bytes()
+                fields = json.loads((folder / store.CARD).read_bytes())  # that of a run has no version
+                card = store.Card.model_validate({"version": 1, "weights_sha256": "", **fields})
+            except (OSError, ValueError, TypeError) as error:
+                raise DataError(f"--teachers {folder}: not the folder of a finished run ({error})") from error
+            if card.vocabulary != list(vocabulary):
+                raise DataError(f"--teachers {folder}: {card.name} has another vocabulary")
+            network = build(card.kind, card.sizes)
+            network.load_state_dict(load(weights))
+            self.networks.append(network.to(device).eval().requires_grad_(False))
+            self.digests[f"teacher {card.name}, seed {card.seed}"] = hashlib.sha256(weights).hexdigest()
+
+    def zero_states(self, rows: int) -> list[Tensor]:
+        """Return the initial state of each teacher for ``rows`` texts."""
+        return [network.zero_state(rows) for network in self.networks]
+
+    def predict(self, characters: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the mean probabilities [N, T, V] of the next characters, and the new state of each teacher.
+
+        ``characters`` [N, T], one state of ``zero_states`` for each teacher.
+        """
+        total, after = torch.zeros((), device=characters.device), []
+        with torch.no_grad(), torch.autocast(characters.device.type, torch.bfloat16, enabled=self._use_bfloat16):
+            for network, state in zip(self.networks, states, strict=True):
+                logits, state = network(characters, state)
+                total = total + logits.float().softmax(dim=-1)
+                after.append(state)
+        return total / len(self.networks), after
