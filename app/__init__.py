@@ -1,19 +1,21 @@
-"""The service. It serves what ``training/`` has published to ``models_store/``."""
+"""The service. It answers requests with the networks that ``training/`` has published to ``models_store/``."""
 
 import os
 import signal
 
-# numpy's own matrix products are not used here, and its threads would make it unsafe to fork workers.
+# Start no threads for numpy's matrix products. The service does not use them, and a process with threads cannot fork
+# workers safely.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A closed stdin, stdout or stderr would become the descriptor of a file or connection, and messages be written to it.
+# Open stdin, stdout and stderr if they are closed. Otherwise a file or connection could get descriptor 0, 1 or 2, and
+# log lines would be written into it.
 for descriptor in (0, 1, 2):
     try:
         os.fstat(descriptor)
     except OSError:
         os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
 
-# The first process of a container is not ended by a signal that it does not handle: one that comes while torch is
-# imported would be lost. A server installs its own handlers.
+# The first process of a container (process 1) ignores signals without a handler. Without this handler, a SIGTERM that
+# arrives during the import of torch would be lost. The server replaces the handler later.
 if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

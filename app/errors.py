@@ -1,6 +1,6 @@
-"""All errors that a caller can receive: one class each, with HTTP status, code and message.
+"""The errors that a caller can receive. Each kind of error is a class with an HTTP status, a type and a code.
 
-``type`` and ``code`` follow OpenAI's error body. OpenAI's clients turn them into typed exceptions.
+``type`` and ``code`` are fields of OpenAI's error body. OpenAI's clients raise exceptions that have them as attributes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RetiredModel(NotFound):
 
 
 class UnloadedModel(NotFound):
-    """The model has been unloaded. It is served again after it has been loaded."""
+    """The model has been unloaded. It answers no requests until it is loaded again."""
 
     code = "model_unloaded"
 
@@ -86,7 +86,7 @@ class MissingKey(Unauthorized):
 
 
 class Conflict(QuartetError):
-    """The request does not fit the present state of the store."""
+    """The current state of the store or of its models does not allow the request."""
 
     status = 409
     type = "invalid_request_error"
@@ -143,7 +143,10 @@ class NotAnImage(QuartetError):
 
 
 class Overloaded(QuartetError):
-    """The queue of the model is full. ``retry_after`` is the estimated number of seconds until it has room."""
+    """The queue of the model is full, or all requests together would hold too much memory.
+
+    ``retry_after`` is the estimated number of seconds after which a new attempt can succeed.
+    """
 
     status = 429
     type = "rate_limit_error"
@@ -158,13 +161,13 @@ class Overloaded(QuartetError):
 
 
 class LimitReached(Overloaded):
-    """The key has reached its rate limit. ``retry_after`` is the number of seconds until its next request."""
+    """The API key has reached its rate limit. ``retry_after`` is the number of seconds until it may be used again."""
 
     code = "rate_limit_exceeded"
 
 
 class TooManyVersions(Overloaded):
-    """No more versions can be loaded by name now: as many as allowed are in use."""
+    """The requested version is not in memory and cannot be loaded now, because the versions in memory are in use."""
 
     code = "too_many_versions"
 
@@ -179,7 +182,7 @@ class InferenceFailed(QuartetError):
 
 
 class OutOfMemory(QuartetError):
-    """The memory of the device is too small for the input now. The input may work later, or divided."""
+    """The device has too little free memory for the input now. A later attempt or a smaller input may succeed."""
 
     status = 503
     type = "overloaded_error"
@@ -201,7 +204,7 @@ class NotReady(QuartetError):
 
 
 class CallerGone(QuartetError):
-    """The caller closed the connection. The error is never sent, only counted."""
+    """The caller closed the connection. This error is not sent, but it is counted in the metrics."""
 
     status = 499
     type = "invalid_request_error"
@@ -232,13 +235,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def inference_error(message: str, error: Exception) -> QuartetError:
-    """Return the answer to an input on which a network failed with ``error``."""
+    """Return the error to send to the caller after a network failed on an input with ``error``."""
     message = f"{message} ({type(error).__name__})"
     return OutOfMemory(message) if is_out_of_memory(error) else InferenceFailed(message)
 
 
 def quote_value(value: object, max_length: int = 60) -> str:
-    """Quote a caller's value for a message: on one line, and cut to about ``max_length`` characters."""
+    """Return a caller's value in quotes for an error message: one line, cut to about ``max_length`` characters."""
     if isinstance(value, str) and len(value) > max_length:
         return f"{value[:max_length]!r}… ({len(value):,} characters)"
     text = repr(value) if isinstance(value, str | int | float | None) else _SHORT.repr(value)

@@ -1,4 +1,4 @@
-"""The file of API keys: one line per key, with the SHA-256 of the key instead of the key.
+"""The file of API keys. It has one line for each key, with the SHA-256 of the key instead of the key itself.
 
     # name   sha256 of the key      rate limits, if they differ from QUARTET_RATE_LIMIT
     alice    9f86d081884c7d65...    600/minute
@@ -7,8 +7,9 @@
 
     python -m app.keys new alice --limit 600/minute     makes a key, prints it once, and adds its line
 
-A name may have several keys, so that a key can be replaced without interruption. The keys share the rate limits.
-The file is read again when it changes. To revoke a key, remove its line; the key stops working within one second.
+A name may have several keys, so that a key can be replaced without interruption. Requests with any of these keys are
+counted together. The service reads the file again when it changes. To revoke a key, remove its line; the key stops
+working within about one second.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from app.store.disk_thread import DiskThread
 log = logging.getLogger("quartet")
 
 PREFIX = "quartet-"  # secret scanners can recognise leaked keys
-KEY_BYTES = 32  # random bytes of a key; too many to guess, so a plain hash is enough
-MAX_KEYS = 1000  # every key is compared with the key of a request
+KEY_BYTES = 32  # random bytes of a key; nobody can guess so many, so a fast hash without salt is enough
+MAX_KEYS = 1000  # a limit, because the key of each request is compared with every key
 CHECK_INTERVAL = 1.0  # seconds between two checks of the file
-MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; a check of a stalled file system takes longer
+MAX_CHECK_SECONDS = 1.0  # how long requests wait for a check; on a stalled file system the check itself takes longer
 NAME = r"[a-z0-9][a-z0-9-]{0,63}"
 
 
@@ -47,7 +48,7 @@ class KeysError(Exception):
 
 @dataclass(frozen=True)
 class ApiKey:
-    """One line of the key file. Without ``limits``, the settings apply."""
+    """One line of the key file. If ``limits`` is empty, the rate limits in the settings apply."""
 
     name: str
     digest: bytes
@@ -67,8 +68,8 @@ def digest(key: str) -> bytes:
 def parse_limits(text: str) -> tuple[RateLimitItem, ...]:
     """Parse rate limits such as ``600/minute`` or ``600/minute;20/second``. Raises ValueError.
 
-    The result is sorted, shortest period first. Limits are counted in this order until one rejects the request: a
-    request that the limit per second rejects does not count for the limit per minute.
+    The result is sorted by period, the shortest first. Requests are counted for each limit in this order, until a limit
+    rejects the request. So a request that the limit per second rejects does not count for the limit per minute.
     """
     limits = tuple(sorted(parse_many(text), key=lambda limit: (limit.get_expiry(), limit.amount))) if text else ()
     if any(limit.amount < 1 or limit.get_expiry() < 1 for limit in limits):
@@ -110,7 +111,9 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 class Keyring:
-    """The current keys of a file. If the file becomes invalid, the old keys stay in use and an error is logged.
+    """Holds the current keys of a key file.
+
+    If the file becomes invalid, the old keys stay in use and an error is logged.
 
     Raises KeysError if the file is invalid at the start.
     """
@@ -126,10 +129,10 @@ class Keyring:
         self._check_started_at = 0.0
 
     async def refresh(self) -> None:
-        """Read the file if it has changed. At most one check takes place in ``CHECK_INTERVAL``.
+        """Read the file if it has changed. The file is checked at most once in ``CHECK_INTERVAL`` seconds.
 
-        All callers wait for the same check, until ``MAX_CHECK_SECONDS`` after its start. After that the old keys stay
-        in use until the check ends.
+        All callers wait for the running check to end, but only until ``MAX_CHECK_SECONDS`` after its start. After that
+        the old keys stay in use until the check ends.
         """
         now = time.monotonic()
         if self._check is None:
@@ -144,7 +147,7 @@ class Keyring:
         self._check, self._checked_at = None, time.monotonic()
 
     def find(self, key: str) -> ApiKey | None:
-        """Return the line of a key, or None. Compares all keys in full, so the time does not depend on the key."""
+        """Return the entry of ``key``, or None. All entries are compared in full, so the time reveals nothing."""
         sent, match = digest(key), None
         for known in self._keys:
             if hmac.compare_digest(known.digest, sent):
@@ -168,14 +171,14 @@ class Keyring:
             self._keys = read_keys(self._path)
             self._problem = ""
             log.info("reloaded the key file: %s keys", len(self._keys))
-        except KeysError as error:  # retried at every check: the process may have run out of file handles
+        except KeysError as error:  # every check tries again, because the cause may pass (too few file handles)
             if str(error) != self._problem:
                 log.error("the key file is invalid, the old keys stay in use: %s", error)
             self._problem = str(error)
 
 
 def add(path: Path, name: str, limits: str = "") -> str:
-    """Make a key, add its line to a key file by one rename, and return the key.
+    """Make a key, add its line to a key file, and return the key. The new file replaces the old one in one step.
 
     Raises KeysError if the file, the name or the limits are wrong, and OSError if the file cannot be written.
     """

@@ -1,4 +1,4 @@
-"""The application and the command that serves it: ``python -m app.main``. Importing this module builds nothing."""
+"""Build the application, and serve it with ``python -m app.main``. The import of this module alone builds nothing."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from app.serving.loader import PreparedModels
 from app.serving.registry import Registry
 from app.settings import Settings, SettingsError
 
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # of FastAPI; ``RequestTelemetry`` does all of it
-OLDEST_TORCH = "2.6"  # as pyproject.toml asks for
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False}  # of FastAPI; ``RequestTelemetry`` replaces it
+OLDEST_TORCH = "2.6"  # the same as in pyproject.toml
 REPORT_SECONDS = 0.5
 SUMMARY = "Trained PyTorch networks for images, text and series behind one HTTP service"
 DESCRIPTION = """Four kinds of networks: a CNN classifies images, an RNN continues text, an LSTM forecasts series, and a
@@ -68,9 +68,11 @@ def create_app(
 ) -> FastAPI:
     """Build the application.
 
-    Forked workers share ``counters`` of rate limits, and the versions ``prepared`` before the fork.
+    ``counters`` holds the rate-limit counters, and ``prepared`` the model versions that were loaded before the workers
+    were forked. All workers share both.
 
-    Serve it with ``python -m app.main``: time limits, head limits and draining belong to the servers in ``app.server``.
+    Serve the application with ``python -m app.main``. Other servers lack the limits on slow connections and on request
+    heads, and the orderly stop, because these are in ``app.server``.
 
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
@@ -130,7 +132,9 @@ def _routes(routers: Sequence[APIRouter]) -> list[BaseRoute]:
 def _middleware(
     inner: ASGIApp, settings: Settings, counters: Storage | None, metrics: Metrics, log: AccessLog
 ) -> RequestTelemetry:
-    """Return the outermost layers. Requests to busy routes do not pass through FastAPI's and Starlette's own."""
+    """Wrap ``inner`` in the middleware that all requests pass. FastAPI's own middleware is further inside, and requests
+    to the busiest routes skip it.
+    """
     protected = with_api_keys(inner, settings, counters, errors.error_response, metrics.on_rate_limited)
     trusted = trusted_hosts(cors(protected, settings), settings, errors.error_response)
     return RequestTelemetry(trusted, metrics, log, errors.error_response)
@@ -140,12 +144,12 @@ def _middleware(
 async def _lifespan(
     registry: Registry, counters: Storage | None, metrics: Metrics, log: AccessLog
 ) -> AsyncIterator[None]:
-    """Load the models and watch the store while the application runs, then finish what runs."""
+    """Load the models at the start, watch the store while the application runs, and close everything at the end."""
     await registry.load()
     gc.collect()
     trim_heap()
-    gc.freeze()  # loaded models stay: collecting them again and again would delay requests
-    gc.set_threshold(10_000, 20, 20)  # requests rarely leave reference cycles
+    gc.freeze()  # the garbage collector skips the loaded models from now on; checking them would delay requests
+    gc.set_threshold(10_000, 20, 20)  # collect rarely, because requests leave few reference cycles
     endless = registry.watcher.watch(), registry.recovery.watch(), _report(registry)
     background = [asyncio.create_task(coroutine) for coroutine in endless]
     yield
@@ -160,7 +164,7 @@ async def _lifespan(
 
 
 def check_torch() -> None:
-    """Check torch's version at start-up, because later errors would be less clear.
+    """Check the version of torch at start-up, because errors of an old version would come later and be less clear.
 
     Raises:
         SettingsError: torch is older than ``OLDEST_TORCH``.
@@ -170,7 +174,7 @@ def check_torch() -> None:
 
 
 async def _report(registry: Registry) -> None:
-    """Update this worker's gauges regularly: any worker may answer /metrics for all of them."""
+    """Update the gauges of this worker regularly, because another worker may answer /metrics for all workers."""
     while True:
         registry.report()
         await asyncio.sleep(REPORT_SECONDS)

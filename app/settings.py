@@ -1,4 +1,4 @@
-"""The settings: environment variables with the prefix ``QUARTET_``. Errors name the variable."""
+"""The settings. They come from environment variables with the prefix ``QUARTET_``. Errors name the wrong variable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(SystemExit):
-    """A wrong setting. As a SystemExit, it ends the process with its message instead of a traceback."""
+    """A setting is wrong. This error is a SystemExit, so the process ends with its message and without a traceback."""
 
 
 class Settings(BaseSettings):
@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     unready_after_seconds: Seconds = Field(
         5, description="seconds without progress of an engine after which the readiness check fails"
     )
-    liveness_timeout_seconds: float = Field(  # progress is reported ten times a second
+    liveness_timeout_seconds: float = Field(  # at least 0.3, because progress is reported every 0.1 seconds
         30,
         ge=0.3,
         allow_inf_nan=False,

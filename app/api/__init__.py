@@ -1,1 +1,1 @@
-"""The protocols: each endpoint parses, submits and shapes the answer."""
+"""The HTTP endpoints of all protocols. Each one parses a request, submits it to an engine and builds the response."""

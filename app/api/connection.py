@@ -1,6 +1,6 @@
-"""What the service's own HTTP server offers besides ASGI messages, which take longer.
+"""Direct access to the connection of a request, which is faster than ASGI messages.
 
-Other servers and test clients do not offer it; requests then use the messages.
+Only the service's own HTTP server offers it. On other servers and in test clients, endpoints use ASGI messages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CONNECTION = "quartet.connection"  # key in the ASGI scope
 
 
 class Connection(Protocol):
-    """The connection of the running request. ``on_disconnect`` is called if the client disconnects during it."""
+    """The connection of a running request. It calls ``on_disconnect`` if the client disconnects during the request."""
 
     on_disconnect: Callable[[], None] | None
 
@@ -23,6 +23,6 @@ class Connection(Protocol):
 
 
 def connection(request: Request) -> Connection | None:
-    """Return the connection of a request; None if the server does not offer it, or after a disconnect."""
+    """Return the connection of a request, or None if the server does not offer one or the client has disconnected."""
     offered: Connection | None = request.scope.get(CONNECTION)
     return offered

@@ -1,4 +1,4 @@
-"""Request deadlines: work on a request ends when its deadline passes or its client disconnects."""
+"""End the work on a request when its deadline passes or its client disconnects."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from app.engine.executor import INLINE_SIZE, Executor
 from app.errors import BadValue, CallerGone, QuartetError, TimedOut, quote_value
 
 DEADLINE = "quartet.deadline"  # key in the ASGI scope: the request's deadline, in event-loop time
-DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, shorter requests are not checked for a disconnect
+DISCONNECT_CHECK_SECONDS = 0.02  # without a ``Connection``, a request is checked for a disconnect after this time
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def set_deadline(request: Request, max_seconds: float) -> float:
-    """Start the clock of a request. Return its deadline in event-loop time, at most ``max_seconds`` from now.
+    """Set the deadline of a request and return it, in event-loop time. It is at most ``max_seconds`` from now.
 
-    The header ``x-request-timeout`` shortens that time. The deadline is stored in the scope: it also bounds the reading
-    of the body.
+    The header ``x-request-timeout`` can set an earlier deadline. The deadline is also stored in the ASGI scope, because
+    it limits the time for reading the body.
 
     Raises:
         BadValue: the header is not a positive, finite number.
@@ -55,13 +55,14 @@ def _parse_seconds(text: str) -> float:
 async def run_before_deadline(
     request: Request, executor: Executor, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
 ) -> R:
-    """Call ``function`` on the event loop if ``size`` is small, else on a thread, until the request's deadline.
+    """Call ``function`` on the event loop if ``size`` is small, otherwise on a thread until the request's deadline.
 
-    The body of the request must have been read.
+    The body of the request must have been read. Errors of ``function`` are passed on.
 
     Raises:
         Overloaded: too many calls wait for a thread.
-        CallerGone, TimedOut: the client disconnected, or the deadline passed. Also whatever ``function`` raises.
+        CallerGone: the client disconnected.
+        TimedOut: the deadline passed.
     """
     deadline = request.scope.get(DEADLINE)
     if size <= INLINE_SIZE or deadline is None:
@@ -71,9 +72,10 @@ async def run_before_deadline(
 
 
 class Deadline:
-    """A context manager that cancels its block at ``at``, in event-loop time, or when the client disconnects.
+    """A context manager that cancels its block at the event-loop time ``at``, or when the client disconnects.
 
-    The body of the request must have been read: the next message can then only be the disconnect. Do not nest.
+    The body of the request must have been read, so that the next ASGI message can only be the disconnect. Do not nest
+    these blocks.
 
     Raises:
         CallerGone: the client disconnected.

@@ -1,4 +1,4 @@
-"""Error responses: one format per protocol."""
+"""Build error responses. Each protocol has its own format."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MAX_PARAM_LENGTH = 100  # characters
 
 
 def error_content(error: QuartetError, path: str = "") -> dict[str, Any]:
-    """The JSON content of an error, for a response or a stream event, in the format of the protocol of ``path``.
+    """Return the JSON content of an error response or error event, in the format of the protocol at ``path``.
 
-    Stores the error code in the request's trace.
+    Also stores the error code in the request's trace.
     """
     if trace := current_trace.get():
         trace.error_code = error.code
@@ -49,7 +49,7 @@ class ErrorResponse(Response):
 
 
 def error_response(error: QuartetError) -> Response:
-    """The response to a failed request."""
+    """Return the response to a failed request."""
     return ErrorResponse(error)
 
 
@@ -58,10 +58,10 @@ def unknown_field(name: str, known: Iterable[str]) -> BadValue:
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
-    """The first of pydantic's errors, as a sentence with the field, its value and the allowed values."""
+    """Return the first of pydantic's errors as a sentence with the field, its value and the allowed values."""
     first = errors[0]
-    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # "one" and "many" tag unions
-    param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # field names may be the client's
+    path = [str(part) for part in first["loc"] if part not in ("query", "one", "many")]  # the last two are union tags
+    param = ".".join(path)[:MAX_PARAM_LENGTH] or None  # a client may have sent a field name of any length
     message = re.sub(r"\d{20,}", lambda digits: f"{float(digits[0]):g}", first["msg"])
     if first["type"] == "missing":
         return BadValue(f"{param} is missing", param)
@@ -71,7 +71,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> BadValue:
 
 
 def install(app: FastAPI) -> None:
-    """Register exception handlers that answer every error in this format."""
+    """Register exception handlers that answer every error with an ``ErrorResponse``."""
 
     @app.exception_handler(QuartetError)
     async def quartet_error(request: Request, error: QuartetError) -> Response:
@@ -100,4 +100,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        raise error  # RequestTelemetry logs and answers it, with the request id; Starlette would not
+        raise error  # RequestTelemetry logs and answers it with the request id, which Starlette would not do

@@ -1,4 +1,7 @@
-"""The shared request path: deadline, read, resolve the model, admit, parse, submit, shape the response."""
+"""The steps that all inference requests share.
+
+These are: set the deadline, read the body, find the model, check its queue, parse, compute, build the response.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,10 @@ from app.tasks import Task
 async def resolve_model(
     request: Request, registry: Registry, task: Task[P], name: str | None, deadline: float
 ) -> LoadedModel[P]:
-    """Return the version that serves a request. Waits until ``deadline`` while that version is being loaded.
+    """Return the loaded model version that answers a request. Waits until ``deadline`` if it is still being loaded.
 
-    During a canary, the request id selects the version: requests with the same ``x-request-id`` get the same version.
+    While a new version serves a share of the requests (as a canary), the request id selects the version. So requests
+    with the same ``x-request-id`` get the same version.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel, BadValue, NotReady, TimedOut: see ``Registry.wait_for``.
@@ -34,7 +38,10 @@ async def resolve_model(
 
 
 class InferenceBody(RequestBody):
-    """A JSON body that may name a model: each subclass declares the field ``model``, in its own order of fields."""
+    """A JSON body with an optional model name.
+
+    Each subclass declares the field ``model`` itself, so that it comes at the right place among the fields.
+    """
 
     if TYPE_CHECKING:
         model: str | None
@@ -45,17 +52,17 @@ class InferenceBody(RequestBody):
 
 
 class Inference(Generic[P]):
-    """One request after its model is resolved: the steps in which endpoints differ.
+    """One request for a known model version. Subclasses define the steps in which endpoints differ.
 
     ``run_inference`` calls ``parse``, the engine and ``respond``, in this order. Steps with a size of up to
     ``INLINE_SIZE`` values run on the event loop. Larger steps run on a thread.
     """
 
-    rows = 1  # rows to admit to the model's queue
-    parse_size = 0  # values
+    rows = 1  # number of rows that the request adds to the model's queue
+    parse_size = 0  # size of the step ``parse``, in values
     streamed = False  # whether the response is a stream of server-sent events
     stream_end = DONE
-    memory_bytes = 0  # held for the items besides the body; known after ``parse``
+    memory_bytes = 0  # memory for the items, without the body; known after ``parse``
 
     def __init__(self, model: LoadedModel[P]) -> None:
         self.model = model
@@ -70,7 +77,7 @@ class Inference(Generic[P]):
         return deadline
 
     def response_size(self, outputs: Sequence[Any]) -> int:
-        """Return the size of ``respond``, in values."""
+        """Return the size of the step ``respond``, in values."""
         return 0
 
     def respond(self, outputs: Sequence[Any]) -> Response:
@@ -83,15 +90,17 @@ class Inference(Generic[P]):
 
 
 async def run_inference(request: Request, registry: Registry, inference: Inference[Any], deadline: float) -> Response:
-    """Parse, submit and respond. The caller has read the body and admitted the rows.
+    """Parse a request, run it on the engine and return the response.
+
+    The caller must have read the body and admitted the rows to the queue.
 
     Raises:
         BadValue, Overloaded, NotReady, InferenceFailed, OutOfMemory: from the steps and the engine.
-        Overloaded: also if all requests together would hold too much memory.
+        Overloaded: also raised if all requests together would hold too much memory.
         CallerGone, TimedOut: the client disconnected, or ``deadline`` passed.
     """
     executor = registry.parse_executor
-    if inference.parse_size <= INLINE_SIZE:  # the usual case: no coroutine for a step on the event loop
+    if inference.parse_size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         items = inference.parse()
     else:
         items = await run_before_deadline(request, executor, inference.parse_size, inference.parse)
@@ -110,10 +119,10 @@ Body = TypeVar("Body", bound=InferenceBody)
 
 
 class JsonEndpoint(Generic[Body, P]):
-    """The request path of an endpoint whose JSON body names the model.
+    """Answers the requests of an endpoint that takes an ``InferenceBody``.
 
     ``create`` makes the ``Inference`` of a request and raises BadValue for fields that do not fit the model.
-    ``content_bytes`` and ``content_commas`` bound the prompt or the values in the body.
+    ``content_bytes`` and ``content_commas`` limit the bytes and commas of the prompt or of the values in the body.
     """
 
     def __init__(
@@ -138,7 +147,7 @@ class JsonEndpoint(Generic[Body, P]):
         self._max_commas = content_commas + EXTRA_COMMAS
 
     async def run(self, request: Request) -> Response:
-        """Answer a request. The model is resolved and its queue is checked after the body is read."""
+        """Answer a request. First read the body, then find the model and check its queue."""
         deadline = set_deadline(request, self._request_seconds)
         body = (await read_json(request, self._body, self._reader, self._max_commas)).resolved()
         model = await resolve_model(request, self._registry, self._task, body.model, deadline)

@@ -41,12 +41,12 @@ Frequency = Literal[
 
 
 def _level(quantile: float) -> float:
-    """Return the level, in per cent, of the central interval that a quantile bounds; 0 for the median."""
+    """Return the level, in per cent, of the central interval that has the quantile as a bound; 0 for the median."""
     return round(abs(2 * quantile - 1) * 100, 10)
 
 
 def _check_level(quantile: float) -> float:
-    """Reject a quantile so close to 0 or 1 that its interval rounds to 100 per cent."""
+    """Reject a quantile that is so close to 0 or 1 that its interval rounds to 100 per cent."""
     if _level(quantile) == 100:
         raise PydanticCustomError("quantile", "Input should be at least 1e-12 away from 0 and from 1")
     return quantile
@@ -76,7 +76,7 @@ class TimeSeriesRequest(InferenceBody):
 
 
 class TimeSeriesInference(ForecastInference):
-    """Forecasts the series of a request. Raises BadValue for options and start times that do not fit."""
+    """Forecasts the series of a request. Raises BadValue for options and start times that are not allowed."""
 
     series_param = "inputs.{}.series"
 
@@ -135,7 +135,7 @@ class TimeSeriesInference(ForecastInference):
 
 
 def _quantile(result: dict[str, Any], quantile: float) -> np.ndarray:
-    """Return a quantile [horizon]: a bound of the central interval between ``quantile`` and 1 - ``quantile``."""
+    """Return the forecasts [horizon] of a quantile, which is the median or a bound of a central interval."""
     if not (level := _level(quantile)):
         return result["median"]
     interval = result["intervals"][native.level_name(level)]
@@ -155,7 +155,10 @@ def _forecast_start(series: TimeSeriesInput, param: str) -> str | None:
 
 
 def _add_steps(start: datetime, frequency: str, steps: int) -> datetime:
-    """Return the time ``steps`` later. Monthly steps from the last day of a month end on the last day of a month."""
+    """Return the time that is ``steps`` steps later.
+
+    Steps of months, quarters or years from the last day of a month lead to the last day of a month.
+    """
     if frequency in SECONDS:
         return start + timedelta(seconds=SECONDS[frequency] * steps)
     years, month = divmod(start.month - 1 + MONTHS[frequency] * steps, 12)

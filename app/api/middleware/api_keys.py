@@ -1,4 +1,4 @@
-"""API keys and rate limits, if the settings name a key file."""
+"""API keys and rate limits. Both are required only if ``QUARTET_KEYS_FILE`` is set."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from app.settings import Settings, SettingsError, hide_password
 
 log = logging.getLogger("quartet")
 
-# No API key is needed for the page, the documentation and health; administration has a separate key.
+# Paths that need no API key: the web page, the documentation and health checks. Administration needs the admin key.
 PUBLIC_PATHS = {"/", "/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"}
 PUBLIC_PREFIXES = ("/health/", "/v2/health/", "/static-offline-docs/", "/web/", "/v1/admin/", "/v2/repository/models/")
 REDIS: dict[str, Any] = {"implementation": "redispy", "socket_timeout": 1.0, "socket_connect_timeout": 1.0}
-STORAGE_RETRY_SECONDS = 5.0  # how long requests are not counted after an error: each attempt could take a second
+STORAGE_RETRY_SECONDS = 5.0  # after a storage error, requests are not counted for this time: each try may take a second
 
 
 class ApiKeys:
-    """ASGI middleware: require a key of ``ring``, apply rate limits, and set ``current_caller`` for the engines.
+    """ASGI middleware that requires an API key, applies rate limits, and sets ``current_caller`` for the engines.
 
-    ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called with the key's name for each
-    request over a limit.
+    ``ring`` has the valid keys. ``limits`` apply to keys without limits in the key file. ``on_rate_limited`` is called
+    with the key's name for each request that exceeds a limit.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ApiKeys:
         self.limiter = FixedWindowRateLimiter(counts)
         self.failure = failure
         self.on_rate_limited = on_rate_limited
-        self.retry_at = 0.0  # requests are not counted before
+        self.retry_at = 0.0  # requests are not counted before this time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_public(scope["path"]):
@@ -68,14 +68,14 @@ class ApiKeys:
         except QuartetError as error:
             await self.failure(error)(scope, receive, send)
             return
-        current_caller.set(key.name)  # for this request's task alone
+        current_caller.set(key.name)  # only for the task of this request
         await self.app(scope, receive, send)
 
     async def _count(self, key: ApiKey) -> None:
-        """Count a request. If the storage fails (for example Redis), log it and count nothing for a while.
+        """Count a request. If the storage (for example Redis) fails, log the error and count nothing for a while.
 
         Raises:
-            LimitReached: the key has no requests left in a window.
+            LimitReached: the key has reached a rate limit.
         """
         if time.monotonic() < self.retry_at:
             return
@@ -94,12 +94,12 @@ class ApiKeys:
 
 
 def is_public(path: str) -> bool:
-    """Whether a path needs no API key."""
+    """Return whether requests to a path need no API key."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIXES)
 
 
 def sent_key(scope: Scope) -> str | None:
-    """The key of a request: a bearer token, or ``x-api-key``."""
+    """Return the key in the headers of a request, a bearer token or ``x-api-key``, or None without a key."""
     headers = dict(scope["headers"])
     scheme, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() == "bearer" and token.strip():
@@ -109,7 +109,7 @@ def sent_key(scope: Scope) -> str | None:
 
 
 def key_of(ring: Keyring, scope: Scope) -> ApiKey:
-    """The key of a request. The errors never contain the key that was sent.
+    """Return the entry of the key that a request has sent. Error messages never contain the sent key.
 
     Raises:
         MissingKey: the request has no key.
@@ -125,9 +125,9 @@ def key_of(ring: Keyring, scope: Scope) -> ApiKey:
 
 
 def document_security(app: FastAPI) -> None:
-    """Document in OpenAPI how clients send an API key, and which operations need none or the admin key.
+    """Document in OpenAPI how clients send an API key, and which operations need no API key.
 
-    Every operation with an API key may answer 429, because the key may have a limit.
+    Every operation that needs an API key may answer 429, because the key may have a rate limit.
     """
     build = app.openapi
 
@@ -152,13 +152,13 @@ def document_security(app: FastAPI) -> None:
 
 
 def describe_limits(limit: RateLimitItem) -> str:
-    """``600 requests per minute``."""
+    """Return a rate limit in words, such as ``600 requests per minute``."""
     span = limit.GRANULARITY.name if limit.multiples == 1 else f"{limit.multiples} {limit.GRANULARITY.name}s"
     return f"{limit.amount:,} requests per {span}"
 
 
 def limit_storage(settings: Settings) -> Storage | None:
-    """The storage of rate-limit counters, created before workers are forked; None without a key file.
+    """Return the storage of rate-limit counters, or None without a key file. Call this before workers are forked.
 
     Raises:
         SettingsError: the storage cannot be used.
@@ -169,7 +169,7 @@ def limit_storage(settings: Settings) -> Storage | None:
         return SharedCounters()
     try:
         storage = storage_from_string(f"async+{settings.rate_limit_storage}", wrap_exceptions=True, **REDIS)
-    except Exception as error:  # storages raise different errors, also for a missing package
+    except Exception as error:  # each storage raises errors of its own, for example for a missing package
         # The message may quote a part of the password.
         reason = type(error).__name__ if "@" in settings.rate_limit_storage else error
         raise SettingsError(
@@ -180,13 +180,13 @@ def limit_storage(settings: Settings) -> Storage | None:
 
 
 async def close_storage(storage: Storage) -> None:
-    """Close the storage's connections (Redis), before their event loop is closed."""
+    """Close the connections of a storage in Redis. Call this before their event loop is closed."""
     if bridge := getattr(storage, "bridge", None):
         await bridge.get_connection().aclose()
 
 
 def load_keyring(settings: Settings) -> Keyring | None:
-    """The keys of the key file, or None without one.
+    """Return the keys of the key file, or None without a key file.
 
     Raises:
         SettingsError: the key file cannot be used.
@@ -206,7 +206,7 @@ def with_api_keys(
     failure: Callable[[QuartetError], ASGIApp],
     on_rate_limited: Callable[[str], None],
 ) -> ASGIApp:
-    """Wrap the application in ``ApiKeys`` if the settings name a key file.
+    """Wrap the application in ``ApiKeys`` if ``QUARTET_KEYS_FILE`` is set.
 
     Raises:
         SettingsError: the key file or a rate limit cannot be used.

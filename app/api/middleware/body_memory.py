@@ -1,4 +1,4 @@
-"""A limit on the memory of all requests. ``app/api/request_body.py`` limits each single body."""
+"""Limit the memory of all running requests together. ``app/api/request_body.py`` limits the size of each body."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import error_response
 from app.errors import CallerGone, Overloaded
 
-PART_BYTES = 64 * 1024  # of larger responses; the server buffers about as much for each connection
-MIN_BYTES_PER_SECOND = 64 * 1024  # at which a client has to read larger responses, on average ...
-SLOW_SECONDS = 60.0  # ... after so many seconds
+PART_BYTES = 64 * 1024  # larger responses are sent in parts of this size; the server buffers about as much
+MIN_BYTES_PER_SECOND = 64 * 1024  # average speed at which a client must read a larger response
+SLOW_SECONDS = 60.0  # added to the time that the client has at this speed
 HOLD = "quartet.hold_memory"  # key in the ASGI scope: a function that counts bytes for the request
 
 
 def hold_memory(request: Request, size: int) -> None:
-    """Count ``size`` further bytes until the request ends, such as a decompressed body. Call this on the event loop.
+    """Count ``size`` more bytes, such as a decompressed body, until the request ends. Call this on the event loop.
 
     Raises:
         Overloaded: all requests together would hold too many bytes.
@@ -28,11 +28,11 @@ def hold_memory(request: Request, size: int) -> None:
 
 
 class BodyMemoryLimit:
-    """ASGI middleware: reject a request when all running requests would hold more than ``limit`` bytes.
+    """ASGI middleware that rejects a request if all running requests together would hold more than ``limit`` bytes.
 
-    Counted are bodies, what endpoints report by ``hold_memory``, and large responses until the client has read them.
-    One larger response is accepted while the other requests hold less than half of the limit. Bodies of requests to
-    ``spooled`` paths are not counted: their endpoints write them to disk as they arrive.
+    It counts request bodies, the bytes that endpoints report with ``hold_memory``, and large responses until the client
+    has read them. A response may exceed the limit if all other requests hold at most half of it. Requests to the paths
+    in ``spooled`` are not counted, because their endpoints write the body to disk as it arrives.
     """
 
     def __init__(self, app: ASGIApp, limit: int, spooled: Collection[str] = ()) -> None:
@@ -59,8 +59,8 @@ class BodyMemoryLimit:
             hold(len(message.get("body", b"")))
             return message
 
-        start: Message | None = None  # the start of the response, until it is known how large the response is
-        is_open = True  # whether the response may go on
+        start: Message | None = None  # the start of the response, held back until the first part of its body comes
+        is_open = True  # False after the response was rejected, or the client was too slow
 
         async def counted_send(message: Message) -> None:
             nonlocal start, is_open
@@ -104,7 +104,7 @@ class BodyMemoryLimit:
 
 
 async def send_in_parts(send: Send, message: Message) -> None:
-    """Send a body so that the server waits for the client between its parts.
+    """Send a body in parts, so that the server waits for the client between two parts.
 
     Raises:
         TimeoutError: the client reads too slowly.

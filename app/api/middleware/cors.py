@@ -1,4 +1,4 @@
-"""CORS: the origins whose pages may call the service from a browser. By default there are none."""
+"""CORS, which lets web pages of other origins call the service from a browser. By default no other origin may."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_AGE = 3600  # seconds for which a browser may cache a preflight response
 
 
 def cors(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Wrap the application in CORS middleware if the settings name origins.
+    """Wrap the application in CORS middleware if ``QUARTET_CORS_ORIGINS`` is set.
 
     Raises:
         SettingsError: an origin is malformed.

@@ -1,4 +1,4 @@
-"""Call the busiest endpoints without FastAPI's router, which costs more time than most of their answers."""
+"""Call the busiest endpoints without FastAPI's router, because the router takes more time than most of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.errors import error_response
 from app.errors import QuartetError
 
-PARAMETER_POSITIONS = {3: "name", 5: "version"}  # of parameters in paths such as /v2/models/NAME/versions/NUMBER/infer
-IGNORED_INPUTS = {  # what FastAPI's router passes to an endpoint, and the fast path does not
+PARAMETER_POSITIONS = {3: "name", 5: "version"}  # parts of paths such as /v2/models/NAME/versions/NUMBER/infer
+IGNORED_INPUTS = {  # inputs that FastAPI's router passes to an endpoint, but the fast path does not
     "query_params": "query parameters",
     "header_params": "header parameters",
     "cookie_params": "cookie parameters",
@@ -28,10 +28,10 @@ IGNORED_INPUTS = {  # what FastAPI's router passes to an endpoint, and the fast 
 
 
 class FastRoutes:
-    """ASGI middleware: call the endpoints of some routes with the request, and pass all other requests to the router.
+    """ASGI middleware that calls the endpoints of some routes directly. All other requests go to FastAPI's router.
 
-    ``routes`` have no parameters in their path; their endpoints take the request only. ``named`` are routes with a
-    model's name, and perhaps a version, at ``PARAMETER_POSITIONS``; their endpoints take the request and the name.
+    Paths of ``routes`` have no parameters, and their endpoints take only the request. Paths of ``named`` contain the
+    name of a model, and perhaps a version, at ``PARAMETER_POSITIONS``; their endpoints take the request and the name.
 
     Raises:
         ValueError: a route relies on something that the fast path ignores, such as a dependency.
@@ -66,7 +66,10 @@ class FastRoutes:
         await response(scope, receive, send)
 
     def _match_named(self, scope: Scope) -> tuple[APIRoute | None, dict[str, str]]:
-        """The route of a path that names a model, and the endpoint's arguments. Sets ``path_params`` in the scope."""
+        """Return the route in ``named`` for a path, or None, and the endpoint's arguments.
+
+        Also set ``path_params`` in the scope.
+        """
         parts = scope["path"].split("/", 8)
         route = self.named.get((scope["method"], _pattern(parts)))
         if route is None:
@@ -78,11 +81,11 @@ class FastRoutes:
         return route, {"name": parameters["name"]}
 
     async def _as_get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer HEAD as GET. The server leaves the body out (RFC 9110, 9.3.2)."""
+        """Answer a HEAD request like a GET request. The server omits the body (RFC 9110, 9.3.2)."""
         get_scope = {**scope, "method": "GET"}
 
         async def send_with_route(message: Message) -> None:
-            scope["route"] = get_scope.get("route")  # the request is counted before its answer is complete
+            scope["route"] = get_scope.get("route")  # already now: the metrics count a request before its answer ends
             await send(message)
 
         try:
@@ -96,22 +99,22 @@ def _by_method(routes: Sequence[BaseRoute]) -> list[tuple[str, APIRoute]]:
 
 
 def _pattern(parts: Sequence[str]) -> tuple[str, ...]:
-    """The parts of a path, with empty strings at ``PARAMETER_POSITIONS``."""
+    """Return the parts of a path, with an empty string in the place of each parameter."""
     return tuple("" if i in PARAMETER_POSITIONS else part for i, part in enumerate(parts))
 
 
 def _included_routes(app: FastAPI) -> dict[tuple[str, str], Any]:
-    """All routes by method and path, as the application serves them: with the dependencies of its routers."""
+    """Return all routes of the application by method and path, including the dependencies that routers add to them."""
     with_context = getattr(fastapi.routing, "iter_route_contexts", list)  # older versions of FastAPI copy the routes
     routes = list(with_context(app.routes))
     return {(method, route.path): route for route in routes for method in getattr(route, "methods", None) or ()}
 
 
 def _check_route(route: APIRoute, included: dict[tuple[str, str], Any], positions: dict[int, str]) -> None:
-    """Reject a route whose answer could differ on the fast path.
+    """Reject a route if the fast path could answer it differently from FastAPI's router.
 
     Raises:
-        ValueError: with the route's methods and path, and with what would be ignored.
+        ValueError: the message has the methods and the path of the route, and the reason.
     """
     methods = sorted(route.methods or ())
     served = included.get((methods[0], route.path))

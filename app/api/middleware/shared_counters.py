@@ -21,17 +21,17 @@ SLOTS = 8192  # enough for the largest key file with a few limits per key
 
 
 def _lock_file() -> IO[bytes]:
-    """A file that is only used for its lock, in memory if possible: a container's disk may be read-only."""
+    """Open a file that is only used as a lock. It is in memory if possible: a container's disk may be read-only."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("quartet-counts"), "wb")
     return tempfile.TemporaryFile()
 
 
 class SharedCounters(Storage):
-    """Storage for ``limits`` that is shared by all processes forked later; its own memory storage is per process.
+    """Storage for the package ``limits``, shared by all processes that are forked later.
 
-    A hash table in shared memory, protected by a file lock. The system releases the lock if its process dies.
-    Times are seconds since the epoch.
+    The package's own memory storage is separate in each process. This storage is a hash table in shared memory. A file
+    lock protects it; the system releases the lock if the process that holds it dies. Times are seconds since the epoch.
     """
 
     STORAGE_SCHEME = None
@@ -56,7 +56,7 @@ class SharedCounters(Storage):
             fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def _find(self, key: str, now: float) -> tuple[int, int, float, int]:
-        """The offset, hash, window end and count of a key; end and count are 0 for an unused or expired slot."""
+        """Return the offset, hash, window end and count of a key. End and count are 0 for a new or expired counter."""
         digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1
         free = -1
         for i in range(self._slots):

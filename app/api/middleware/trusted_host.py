@@ -1,8 +1,8 @@
-"""The host names under which clients may address the service.
+"""Reject requests that address the service by a host name that is not allowed.
 
 A web page can let its own name point to an address of this machine or network (DNS rebinding). The browser then takes
-the service for a part of that page, and lets the page send requests and read the responses. The ``Host`` header still
-contains the name of the page.
+the service for a part of that page, and lets the page send requests and read the responses. The ``Host`` header of
+these requests still contains the name of the page, so the service can recognise them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ CACHED_HOSTS = 256
 
 
 class TrustedHosts:
-    """ASGI middleware: reject requests whose ``Host`` is neither local nor one of ``patterns``.
+    """ASGI middleware that rejects requests if their ``Host`` is neither local nor in ``patterns``.
 
-    Local are IP addresses, names without a dot, and names in ``LOCAL_DOMAINS``. A pattern is a name, ``*.`` and a name
-    for all of its subdomains, or ``*`` for all names. Starlette's middleware knows no local names, and its errors have
-    another shape.
+    IP addresses, names without a dot, and names in ``LOCAL_DOMAINS`` are local. A pattern is a host name such as
+    ``a.b``, or ``*.a.b`` for all subdomains of ``a.b``. Starlette's own middleware does not know local names, and its
+    errors have another format.
     """
 
     def __init__(self, app: ASGIApp, patterns: frozenset[str], failure: Callable[[QuartetError], ASGIApp]) -> None:
@@ -59,14 +59,14 @@ def _rejection(host: bytes) -> BadValue:
 
 
 def host_name(host: bytes) -> str:
-    """The name or address in a ``Host`` header, without the port, in lower case."""
+    """Return the name or address in a ``Host`` header, without the port, in lower case."""
     text = host.decode("latin-1").strip().lower()
     name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
     return name.removesuffix(".")
 
 
 def is_local(name: str) -> bool:
-    """Whether a host name cannot belong to a web page of somebody else."""
+    """Return whether a host name is local, so that it cannot be the name of a foreign web page."""
     if ("." not in name and ":" not in name) or name.endswith(LOCAL_DOMAINS):
         return True
     try:
@@ -79,8 +79,8 @@ def is_local(name: str) -> bool:
 def trusted_hosts(app: ASGIApp, settings: Settings, failure: Callable[[QuartetError], ASGIApp]) -> ASGIApp:
     """Wrap the application in ``TrustedHosts`` unless all names are allowed.
 
-    Without the setting, all names are allowed if clients need API keys, which a web page does not have, or use TLS,
-    because a browser does not accept the certificate for another name.
+    If ``QUARTET_TRUSTED_HOSTS`` is empty, all names are allowed in two cases. If clients need API keys, a foreign page
+    has no key. If the service uses TLS, a browser does not accept the certificate for the name of the page.
 
     Raises:
         SettingsError: a name is malformed.
