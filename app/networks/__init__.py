@@ -1,7 +1,8 @@
-"""The networks: PyTorch modules that read and return values in their original units. They import torch only.
+"""The neural networks, which are PyTorch modules. They import no other part of the service.
 
-``KINDS`` maps the ``kind`` on a model card to the network, the dataclass of its sizes, and its task. Add one line here
-for each new architecture.
+``KINDS`` maps the ``kind`` on a model card (``card.json``) to the class of the network, the dataclass of its sizes, and
+its task. Each new architecture needs one more line in this table. "The workshop" in these modules is the lecture from
+which this project took its first networks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ TaskName = Literal["classify", "continue", "forecast", "sample", "infer"]
 
 
 class Kind(NamedTuple):
-    """One architecture. ``sizes`` is a dataclass whose fields are the keys of the card's ``sizes``.
+    """One network architecture. The fields of the dataclass ``sizes`` are the keys of ``sizes`` on a model card.
 
-    ``task`` is None for imported networks, which may serve any task. They are made from the tensors of the version.
+    ``task`` is None for imported networks (ONNX models and ``torch.export`` programs), because they may serve any task.
+    An imported network is built from the tensors that are stored with its version, not from its sizes.
     """
 
     network: type[Any]
@@ -51,11 +53,11 @@ KINDS: dict[str, Kind] = {
 
 
 def build(kind: str, sizes: dict[str, Any]) -> Any:
-    """Return a network with fresh weights. Raises KeyError for an unknown kind, TypeError for unknown sizes."""
+    """Return a network with new weights. Raises KeyError for an unknown kind, and TypeError for unknown sizes."""
     network, dataclass, _ = KINDS[kind]
     return network(dataclass(**sizes))
 
 
 def is_imported(kind: str) -> bool:
-    """Return whether a kind is of another origin, and is made from the tensors of a version."""
+    """Return whether ``kind`` means an imported network, one from outside this project."""
     return kind in KINDS and KINDS[kind].task is None

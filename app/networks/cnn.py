@@ -1,4 +1,4 @@
-"""Image classifiers: pixels (uint8 or float, 0 to 255) to logits."""
+"""Image classifiers: networks that read pixels (uint8 or float, 0 to 255) and return logits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 
 class Classifier(nn.Module, ABC):
-    """Base class of the classifiers: pixels -> feature maps -> scores -> calibrated logits.
+    """Base class of the classifiers. It computes feature maps, then scores, then calibrated logits from pixels.
 
-    ``order`` is the memory format in which the weights compute fastest.
+    ``order`` is the memory format of the weights with which the network is fastest.
     """
 
     order = torch.contiguous_format
@@ -24,7 +24,7 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]: the logits of the training."""
+        """feature maps -> scores [N, classes], the logits that the loss of the training uses."""
 
     def calibrated(self, scores: Tensor) -> Tensor:
         """scores [N, classes] -> calibrated logits [N, classes] with the same ranking."""
@@ -41,7 +41,10 @@ class Classifier(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class LeNetSizes:
-    """``conv``: channels of the two 5x5 convolutions, ``hidden``: widths of the two hidden linear layers."""
+    """Sizes of ``LeNet``.
+
+    ``conv``: channels of the two 5x5 convolutions. ``hidden``: widths of the two hidden linear layers.
+    """
 
     classes: int = 10
     channels: int = 3
@@ -51,13 +54,16 @@ class LeNetSizes:
 
 
 class LeNet(Classifier):
-    """The workshop's CNN: conv 5x5, ReLU, max-pool 2, twice; three linear layers. Scales pixels to [-1, 1] itself."""
+    """The workshop's CNN: two blocks of 5x5 convolution, ReLU and 2x2 max-pooling, then three linear layers.
+
+    The network itself scales the pixels to [-1, 1].
+    """
 
     def __init__(self, sizes: LeNetSizes) -> None:
         super().__init__()
         self.sizes = sizes
         first, second = sizes.conv
-        side = ((sizes.image - 4) // 2 - 4) // 2  # a 5x5 convolution takes 4 pixels, a pool halves
+        side = ((sizes.image - 4) // 2 - 4) // 2  # a 5x5 convolution removes 4 pixels, pooling halves the side
         self.conv1 = nn.Conv2d(sizes.channels, first, 5)
         self.conv2 = nn.Conv2d(first, second, 5)
         self.fc1 = nn.Linear(second * side * side, sizes.hidden[0])
@@ -67,7 +73,7 @@ class LeNet(Classifier):
     def maps(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> maps [N, 16, 10, 10] of the last convolution."""
         x = scaled(pixels, self.fc3.weight.dtype)
-        # ReLU after the pool: same values, a quarter of the work
+        # ReLU after pooling gives the same values with a quarter of the work.
         x = F.relu(halved(convolved(self.conv1, x)))  # [N, 6, 14, 14]
         return convolved(self.conv2, x)
 
@@ -80,7 +86,10 @@ class LeNet(Classifier):
 
 @dataclass(frozen=True)
 class DigitNetSizes:
-    """``conv``: channels of the two pairs of 3x3 convolutions, ``features``: width of the hidden linear layer."""
+    """Sizes of ``DigitNet``.
+
+    ``conv``: channels of the two pairs of 3x3 convolutions. ``features``: width of the hidden linear layer.
+    """
 
     classes: int = 10
     channels: int = 1
@@ -90,16 +99,17 @@ class DigitNetSizes:
 
 
 class Halved(nn.Module):
-    """``halved`` as a layer."""
+    """A layer that applies ``halved``, which is max-pooling by 2."""
 
     def forward(self, x: Tensor) -> Tensor:
         return halved(x)
 
 
 class DigitNet(Classifier):
-    """Two pairs of 3x3 convolutions with batch norm, each pair pooled; a fully connected layer; the classes.
+    """A CNN with two pairs of 3x3 convolutions with batch norm, pooling after each pair, and two linear layers.
 
-    Its ``features`` (after the ReLU) are used to measure Frechet distances between sets of digits.
+    Its ``features``, the output of the hidden linear layer after ReLU, are used to measure Frechet distances between
+    sets of digit images.
     """
 
     def __init__(self, sizes: DigitNetSizes) -> None:
@@ -139,9 +149,9 @@ class DigitNet(Classifier):
 
 @dataclass(frozen=True)
 class WhitenedNetSizes:
-    """``widths``: channels of the three groups of two 3x3 convolutions.
+    """Sizes of ``WhitenedNet``. ``widths``: channels of the three groups of two 3x3 convolutions.
 
-    ``label_smoothing``: the smoothing of the training, which the logits undo. 0 leaves the logits unchanged.
+    ``label_smoothing``: strength of the label smoothing in training. ``unsmoothed`` removes its effect from the logits.
     """
 
     classes: int = 10
@@ -152,10 +162,10 @@ class WhitenedNetSizes:
 
 
 class Group(nn.Module):
-    """Convolution 3x3, max-pool 2, batch norm, GELU; convolution 3x3, batch norm, GELU.
+    """Two 3x3 convolutions. Max-pooling by 2, batch norm and GELU follow the first, batch norm and GELU the second.
 
-    The convolutions are initialised as the identity (dirac) on their input channels. Only the bias of the batch norms
-    is trained.
+    The first output channels of each convolution initially copy its input channels (Dirac initialisation). Training
+    changes the bias of the batch norms, but not their gain.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -179,11 +189,12 @@ class Group(nn.Module):
 class WhitenedNet(Classifier):
     """The network of airbench94 and 95 (Jordan 2024, arXiv 2404.00498): its first layer whitens patches of 2x2 pixels.
 
-    ``whiten`` holds fixed filters and their negatives. The logits undo label smoothing. ``temperature`` (one view) and
-    ``views_temperature`` (six views) are fitted after the training, to calibrate the softmax of the logits.
+    The layer ``whiten`` has fixed filters and their negatives. The logits no longer contain the effect of label
+    smoothing. ``temperature`` (for one view of an image) and ``views_temperature`` (for six views) are fitted after
+    training, so that the softmax of the logits gives calibrated probabilities.
     """
 
-    order = torch.channels_last  # otherwise each call copies the weights; for one image this takes 40 % longer
+    order = torch.channels_last  # in any other format each call copies the weights: 40 % slower for one image
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
@@ -207,24 +218,24 @@ class WhitenedNet(Classifier):
         self.register_buffer("views_temperature", torch.ones(()))
 
     def halve(self) -> None:
-        """Convert the six large convolutions and the layers between them to bfloat16.
+        """Convert the six large convolutions to bfloat16, in which the layers between them then compute as well.
 
         On a CPU with bfloat16 instructions this halves time and memory. Pixels, whitening, batch-norm statistics and
-        head stay in float32: converting them too is no faster, and the error is three times as large.
+        head stay in float32. Converting them too would not be faster, and would triple the error.
         """
         for layer in self.groups.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> maps [N, second, 7, 7] of the second group."""
+        """pixels [N, channels, image, image], 0 to 255 -> maps [N, widths[1], 7, 7] of the second group."""
         x = (pixels.to(self.head.weight.dtype) - self.mean) / self.deviation
         x = x.contiguous(memory_format=torch.channels_last)  # faster on the CPU
         x = F.gelu(self.whiten(x)).to(next(self.groups.parameters()).dtype)  # [N, 24, 31, 31]
         return self.groups[1](self.groups[0](x))
 
     def classified(self, maps: Tensor) -> Tensor:
-        """maps -> scores [N, classes]: logits with label smoothing, before any temperature."""
+        """maps -> scores [N, classes], the logits with the effect of label smoothing and without a temperature."""
         return self.head(self.pool(self.groups[2](maps)).flatten(1).to(self.head.weight.dtype)) / 9
 
     def scores(self, pixels: Tensor) -> Tensor:
@@ -238,8 +249,8 @@ class WhitenedNet(Classifier):
     def views(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> logits [N, classes] from six views of each image.
 
-        The views are the image, and the image shifted by one pixel up and left, or down and right, with reflected
-        edges; each also mirrored. The unshifted pair has the weight of the two other pairs together.
+        The views are the image, the image shifted one pixel up and left, the image shifted one pixel down and right
+        (both with reflected edges), and the mirror image of each. The two unshifted views have half of the weight.
         """
         wide = F.pad(pixels.to(self.head.weight.dtype), (1, 1, 1, 1), mode="reflect")  # [N, channels, S + 2, S + 2]
         moved = [wide[..., 1:-1, 1:-1], wide[..., :-2, :-2], wide[..., 2:, 2:]]
@@ -249,15 +260,15 @@ class WhitenedNet(Classifier):
         return unsmoothed(scores, self.sizes.label_smoothing) / self.views_temperature
 
 
-BEND = 0.2  # relative to the probability that smoothing gives to each class
+BEND = 0.2  # of the curve in ``unsmoothed``, relative to the probability that label smoothing gives to each class
 
 
 def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """Logits [N, classes] trained with label smoothing -> log-probabilities [N, classes] of the labels.
+    """logits [N, classes] trained with label smoothing -> log-probabilities [N, classes] of the labels.
 
     If the labels of an image have probabilities p, the network learns q = (1 - s) p + s / classes (Szegedy et al. 2016,
-    section 7). This function solves for p. A temperature cannot, as it scales likely and unlikely classes alike.
-    Negative solutions are bent to small positive values along a hyperbola, so that no class becomes impossible.
+    section 7). This function solves for p. A temperature cannot do so, because it scales the logits of all classes by
+    the same factor. A hyperbola maps negative solutions to small positive values, so that no class has probability 0.
     """
     if not smoothing:
         return logits
@@ -269,19 +280,19 @@ def unsmoothed(logits: Tensor, smoothing: float) -> Tensor:
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """pixels, 0 to 255 -> values in [-1, 1].
 
-    Allocates one tensor only. On the CPU, allocating a second one takes longer than the arithmetic.
+    This allocates only one tensor. On the CPU, allocating a second one would take longer than the arithmetic.
     """
     return torch.sub(pixels, 127.5).to(dtype).div_(127.5)
 
 
-SMALL_BATCH = 4  # images
+SMALL_BATCH = 4  # images; largest batch for which ``convolved`` uses matrix products
 
 
 def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve x [N, C, H, W] with few channels.
+    """Apply a convolution with few channels to x [N, C, H, W].
 
-    For few images without gradients on the CPU, uses matrix products, because oneDNN's set-up per call takes longer
-    than the computation (one image through LeNet takes 0.62 of the time).
+    For at most SMALL_BATCH images without gradients on the CPU, this function uses matrix products, because oneDNN's
+    set-up for each call takes longer than the computation. LeNet then takes 0.62 times as long for one image.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) > SMALL_BATCH:
         return convolution(x)
@@ -291,10 +302,10 @@ def convolved(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def halved(x: Tensor) -> Tensor:
-    """Max-pooling by 2: [N, C, H, W] -> [N, C, H // 2, W // 2].
+    """Max-pool x by 2: [N, C, H, W] -> [N, C, H // 2, W // 2].
 
-    For many images without gradients on the CPU, uses the maximum of four strided slices, because max_pool2d takes ten
-    times as long (64 images through LeNet take half of the time).
+    For more than SMALL_BATCH images without gradients on the CPU, this function takes the maximum of four strided
+    slices, because max_pool2d takes ten times as long. LeNet then takes half as long for 64 images.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= SMALL_BATCH:
         return F.max_pool2d(x, 2)

@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 from app.networks.cnn import Classifier, probabilities
 
-# Kernel, stride of the first block, and expansion of each stage (Tan and Le 2019, table 1)
+# For each stage: kernel size, stride of its first block, expansion factor (Tan and Le 2019, table 1)
 STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
 CHUNK = 4  # images that are computed together on the CPU
-MEAN, DEVIATION = 127.0, 128.0  # of the pixels, as in the training on ImageNet
+MEAN, DEVIATION = 127.0, 128.0  # of the pixels; the values used in the training on ImageNet
 
 
 @dataclass(frozen=True)
 class EfficientNetSizes:
-    """Sizes of EfficientNet-Lite0 by default.
+    """Sizes of ``EfficientNetLite``. The defaults are those of EfficientNet-Lite0.
 
-    ``widths``: channels of the first convolution, of the seven stages, and of the last convolution. ``blocks``: blocks
-    of each stage. With ``multi_label``, an image may have any number of labels.
+    ``widths``: channels of the first convolution, of the seven stages, and of the last convolution. ``blocks``: number
+    of blocks in each stage. ``multi_label``: whether an image may have any number of labels instead of exactly one.
     """
 
     classes: int = 1000
@@ -33,7 +33,7 @@ class EfficientNetSizes:
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's padding "SAME". With stride 2, the right and lower edge get more zeros."""
+    """A convolution with TensorFlow's padding "SAME". With stride 2, the right and lower edge may get more zeros."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         padding = (kernel - 1) // 2 if stride == 1 else 0
@@ -49,7 +49,7 @@ class SameConv2d(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """An inverted bottleneck: 1x1 convolution to more channels, depthwise convolution, 1x1 convolution to fewer."""
+    """An inverted bottleneck: a 1x1 convolution to more channels, a depthwise one, and a 1x1 one to fewer channels."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Block(nn.Module):
 class EfficientNetLite(Classifier):
     """EfficientNet-Lite: EfficientNet (Tan and Le 2019) with ReLU6 and without squeeze-and-excitation.
 
-    Batch norms are folded into the convolutions. This does not change the function, and takes less time.
+    The batch norms are merged into the convolutions. The network computes the same function in less time.
     """
 
     order = torch.channels_last
@@ -89,7 +89,7 @@ class EfficientNetLite(Classifier):
         self.head = nn.Linear(last, sizes.classes)
 
     def scaled(self, pixels: Tensor) -> Tensor:
-        """pixels [N, channels, image, image], 0 to 255 -> input of the first convolution."""
+        """pixels [N, channels, image, image], 0 to 255 -> the scaled input of the first convolution."""
         x = torch.sub(pixels, MEAN).to(self.stem.weight.dtype).div_(DEVIATION)
         return x.contiguous(memory_format=torch.channels_last)
 
@@ -104,7 +104,7 @@ class EfficientNetLite(Classifier):
     def maps(self, pixels: Tensor) -> Tensor:
         """pixels [N, channels, image, image], 0 to 255 -> maps [N, 1280, 7, 7] of the last convolution.
 
-        Without gradients on the CPU, few images at a time are computed, because their maps fit into the cache.
+        Without gradients on the CPU, only CHUNK images are computed at a time, so that their maps fit into the cache.
         """
         if torch.is_grad_enabled() or pixels.device.type != "cpu" or len(pixels) <= CHUNK:
             return self._maps(pixels)
@@ -126,5 +126,5 @@ class EfficientNetLite(Classifier):
         return self.head(self.pooled(maps))
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """logits [N, classes] -> probabilities [N, classes]; with ``multi_label``, each label has its own."""
+        """logits [N, classes] -> probabilities [N, classes], independent for each label if ``multi_label``."""
         return logits.double().sigmoid() if self.sizes.multi_label else probabilities(logits)

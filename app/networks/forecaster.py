@@ -1,11 +1,12 @@
-"""The forecaster: the last values of any series to quantiles of the next ones, in the units of the series.
+"""A network that forecasts any series. It reads the last values, and returns quantiles of the next values.
 
-The layers work without units. They read values relative to the level of the series and scaled by its mean absolute
-seasonal difference (the denominator of MASE), and predict the errors of the seasonal naive forecast.
+The layers do not see the unit of measurement. They read the values minus the level of the series, divided by its scale:
+the mean absolute seasonal difference, which is the denominator of MASE. They predict the errors of the seasonal naive
+forecast.
 
-With ``smoothings``, they also read the forecasts of classical methods, and weigh them: exponential smoothing, alone and
-with a trend that goes on or levels off, of the series without its season. The layers then predict the errors of the
-weighted mean (as Smyl's ES-RNN, the winner of M4, combines exponential smoothing with an LSTM).
+If ``smoothings`` is above 0, the layers also read classical forecasts: exponential smoothing of the series without its
+season, with no trend, a linear trend or a damped trend. The layers then predict the weights of the classical forecasts
+and the errors of the weighted mean. Smyl's ES-RNN, the winner of M4, similarly combines exponential smoothing and LSTM.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ from torch.nn import functional as F
 
 QUANTILES = (0.025, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.975)
 MEDIAN = QUANTILES.index(0.5)
-CHANNELS = 4  # per value: distance from the level in small and large units, seasonal difference, whether it is known
+CHANNELS = 4  # per value: distance from the level on two scales, seasonal difference, whether it is known
 YEAR, YEARS = 52, 5  # series without a season are also compared with the same week of 5 earlier years
-FLOOR = 0.01  # smallest scale relative to the spread, for series in which every season repeats the last one
-SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in values
-SLOPE_RIDGE = 0.1  # added to the variance of the ages; a slope from a single value is 0
-MAX_CANDIDATE = 1000.0  # scales from the naive forecast
-PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; weight of a profile of 0
-SHORT_SERIES = 4  # values of a series whose intervals are twice as wide
-MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # of the context and the horizon; timescales
+FLOOR = 0.01  # smallest scale relative to the spread; needed if each season repeats the previous one
+SHORTEST, LONGEST = 0.7, 200.0  # timescales of exponential smoothing, in time steps
+SLOPE_RIDGE = 0.1  # added to the variance of the ages, so that the slope of a single value is 0
+MAX_CANDIDATE = 1000.0  # largest distance of a classical forecast from the naive one, in scales
+PROFILE_DECAY, PROFILE_RIDGE = 0.9, 0.3  # weight of a season relative to the next one; pull of the profile towards 0
+SHORT_SERIES = 4  # number of values of a series whose intervals are twice as wide
+MAX_STEPS, MAX_SMOOTHINGS = 100_000, 100  # of the context and of the horizon; of the timescales
 MIN_SCALE = 1e-305  # smaller scales count as 0, because products with them would not be exact
 
 
 @dataclass(frozen=True)
 class ForecasterSizes:
-    """``context``: values read, in patches of ``patch``; ``lags``: seasons with which each step ahead is compared.
+    """Sizes of ``Forecaster``.
 
-    ``smoothings``: timescales of exponential smoothing; each gives three classical forecasts.
+    ``context``: number of values that the network reads, in patches of ``patch`` values. ``lags``: number of earlier
+    seasons with which each forecast step is compared. ``members``: number of networks in the ensemble. ``smoothings``:
+    number of timescales of exponential smoothing; each timescale gives three classical forecasts.
     """
 
     context: int = 336
@@ -56,31 +59,34 @@ class ForecasterSizes:
 
 
 class Reading(NamedTuple):
-    """Series without units: the inputs of the layers, and the naive forecast and scale that restore the units."""
+    """The inputs of the layers, and the naive forecast and scale that convert their outputs to values of the series."""
 
     patches: Tensor  # [N, context / patch, patch * CHANNELS + 3]
     ahead: Tensor  # [N, horizon, features]
     naive: Tensor  # float64 [N, horizon]
     scale: Tensor  # float64 [N, 1]; 0 for a constant series
-    candidates: Tensor  # [N, horizon, 3 smoothings]: the classical forecasts, minus the naive one, in scales
+    candidates: Tensor  # [N, horizon, 3 smoothings]: the classical forecasts minus the naive one, in scales
 
 
 class Reader(nn.Module):
-    """Removes the units of a series. Has no weights, and computes in float64 until the units are removed."""
+    """Removes the level and the scale of each series, so that the layers do not depend on its unit of measurement.
 
-    moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times the age and its square
-    decayed: Tensor  # [horizon, smoothings]: steps ahead, of a slope that decays
+    It has no weights. It computes in float64, and returns the inputs of the layers in float32.
+    """
+
+    moments: Tensor  # [context, 3 smoothings]: the weights of exponential smoothing, times 1, age and age squared
+    decayed: Tensor  # [horizon, smoothings]: the sum of the decaying slopes up to each step
 
     def __init__(self, sizes: ForecasterSizes) -> None:
         super().__init__()
-        # Large sizes on a wrong card must not take memory.
+        # Reject sizes that would take too much memory, which a damaged model card may contain.
         for name, largest in (("context", MAX_STEPS), ("horizon", MAX_STEPS), ("smoothings", MAX_SMOOTHINGS)):
             if getattr(sizes, name) > largest:
                 raise ValueError(f"{name} is {getattr(sizes, name)}; allowed are {largest:,}")
         self.sizes = sizes
-        # By NumPy: computing on the meta device, which loading does first, would import torch's compiler.
+        # Use NumPy, because a new network is first built on the meta device, where torch would import its compiler.
         timescales = np.geomspace(SHORTEST, LONGEST, sizes.smoothings)
-        age = np.arange(sizes.context - 1.0, -1, -1)[:, None]  # steps before the end
+        age = np.arange(sizes.context - 1.0, -1, -1)[:, None]  # steps before the last value
         weights, decay = np.exp(-age / timescales), np.exp(-0.5 / timescales)
         decayed = decay * (1 - decay ** np.arange(1.0, sizes.horizon + 1)[:, None]) / (1 - decay)
         moments = np.concatenate([weights, weights * age, weights * age**2], axis=1)
@@ -88,7 +94,12 @@ class Reader(nn.Module):
         self.register_buffer("decayed", torch.from_numpy(decayed), persistent=False)
 
     def forward(self, values: Tensor, seasons: Tensor) -> Reading:
-        """values float64 [N, context], NaN before the first value; seasons int64 [N], none longer than its series."""
+        """Return the inputs of the layers for N series.
+
+        Args:
+            values: float64 [N, context], with NaN before the first value of a series.
+            seasons: int64 [N], the number of values per season, which must not exceed the length of the series.
+        """
         known = ~values.isnan()
         x = values.nan_to_num(0.0)
         positions = torch.arange(self.sizes.context, device=x.device)
@@ -127,8 +138,8 @@ class Reader(nn.Module):
     def _smooth(self, x: Tensor, known: Tensor, season: Tensor, profile: Tensor) -> Tensor:
         """x [N, context] -> the classical forecasts [N, horizon, 3 smoothings] of the series without its season.
 
-        For each timescale, a line is fitted by least squares with weights that decay exponentially. The forecasts are
-        the weighted mean, the line, and the line with a slope that decays.
+        For each timescale, a line is fitted by least squares with weights that decay exponentially. The three forecasts
+        are the weighted mean, the line, and the line with a slope that decays.
         """
         phase = torch.arange(self.sizes.context - 1, -1, -1, device=x.device) % season
         adjusted = torch.where(known, x - profile.gather(1, phase), 0.0)
@@ -143,8 +154,8 @@ class Reader(nn.Module):
     def _ahead(self, x: Tensor, known: Tensor, unit: Tensor, season: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, context] relative to its level -> seasonal naive forecast [N, horizon], and features of each step.
 
-        The features are the values at the same position of earlier seasons and, for series without a season, the
-        changes after the same week of earlier years.
+        Most features are the values at the same position of earlier seasons and, for series without a season, the
+        changes over the same weeks of earlier years.
         """
         sizes = self.sizes
         step = torch.arange(sizes.horizon, device=x.device).unsqueeze(1)  # [horizon, 1]
@@ -173,7 +184,7 @@ def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor,
     """x [N, context] -> the seasonal profile [N, context], and the share of the detrended variance it explains [N, 1].
 
     The profile is the mean deviation from the centred moving average over one season, in which recent seasons weigh
-    more. Its index is the number of steps before the end, modulo the season. It is 0 where nothing can be compared.
+    more. Its index is the number of steps before the last value, modulo the season. It is 0 if no full season is known.
     """
     count = x.shape[1]
     position = torch.arange(count, device=x.device).expand_as(x)
@@ -199,7 +210,7 @@ def _seasonal_profile(x: Tensor, known: Tensor, season: Tensor) -> tuple[Tensor,
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean [N, 1] of the masked values of each row; 0 for an empty mask."""
+    """Return the mean [N, 1] of the values in each row for which ``mask`` is true; 0 if there are none."""
     return torch.where(mask, x, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
@@ -241,7 +252,7 @@ class Member(nn.Module):
         return errors + (weights * candidates).sum(2, keepdim=True)
 
     def hidden(self, patches: Tensor, ahead: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
-        """Compute all but the last layer: [N, horizon, hidden]. ``dropout_mask`` [N, hidden] is for training."""
+        """Return the input [N, horizon, hidden] of the last layer. Only training uses ``dropout_mask`` [N, hidden]."""
         embedded = F.silu(self.embed(patches))
         read, _ = self.lstm(embedded)
         summary = self.norm(read[:, -1] + embedded[:, -1])  # [N, hidden]
@@ -252,7 +263,7 @@ class Member(nn.Module):
 
 
 def in_order(raw: Tensor) -> Tensor:
-    """Convert any numbers [..., QUANTILES] into ordered quantiles: the median, and positive distances from it."""
+    """Convert any numbers [..., QUANTILES] to quantiles in ascending order: a median, and positive gaps around it."""
     gaps = F.softplus(raw)
     up = gaps[..., MEDIAN + 1 :].cumsum(-1)
     down = gaps[..., :MEDIAN].flip(-1).cumsum(-1).flip(-1)
@@ -261,11 +272,11 @@ def in_order(raw: Tensor) -> Tensor:
 
 
 class Forecaster(nn.Module):
-    """One network for all series: an ensemble of members trained with different seeds, averaged per quantile.
+    """One network for all series. It averages the quantiles of its members, which are trained with different seeds.
 
     ``widening`` [2, horizon] stretches the distance of each quantile from the median, for series without and with a
-    season. It is 1 in networks with ``smoothings``. Their intervals are wider for short series instead: real series
-    change more than the simulated ones that such networks have learned from.
+    season. It is 1 in networks with ``smoothings``. Their intervals are wider for short series instead, because these
+    networks learned from simulated series, and real series change more.
     """
 
     widening: Tensor
@@ -282,7 +293,7 @@ class Forecaster(nn.Module):
     def forward(self, values: Tensor, seasons: Tensor) -> Tensor:
         """values float64 [N, context], NaN before the first value, seasons int64 [N] -> [N, horizon, QUANTILES].
 
-        A series must have more values than one season. The result is float64, in the units of the series.
+        Each series must be longer than its season. The quantiles are float64, on the scale of the series.
         """
         reading = self.read(values, seasons)
         errors = torch.stack([member(reading) for member in self.members]).mean(0).double()
@@ -294,11 +305,11 @@ class Forecaster(nn.Module):
         return reading.naive.unsqueeze(2) + errors * reading.scale.unsqueeze(2)
 
     def forecast(self, values: Tensor, seasons: Tensor, horizon: int) -> Tensor:
-        """Like ``forward``, for any horizon: [N, horizon, QUANTILES].
+        """Return quantiles [N, horizon, QUANTILES] for any horizon.
 
-        Intervals are at least as wide as those of the same step one season earlier. Beyond its own horizon, the network
-        reads its own medians. Its own intervals would then be too narrow, so the widest ones grow with the square root
-        of the distance instead, as those of a random walk.
+        No interval is narrower than that of the same position one season earlier. For steps beyond ``sizes.horizon``,
+        the network reads its own medians as values. The intervals that it returns there would be too narrow. Instead,
+        the widest earlier interval grows with the square root of the distance, as for a random walk.
         """
         own = self.sizes.horizon
         quantiles = self(values, seasons)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class GeneratorSizes:
-    """``hidden``: the widths between the latent and the image [channels, image, image]."""
+    """Sizes of ``Generator``. ``hidden``: widths of the layers between latent and image [channels, image, image]."""
 
     latent: int = 100
     hidden: tuple[int, ...] = (128, 256, 512)
@@ -21,7 +21,7 @@ class GeneratorSizes:
 
 
 class Generator(nn.Module):
-    """The workshop's generator: linear layers with ReLU between and tanh at the end."""
+    """The workshop's generator: linear layers with ReLU between them and tanh at the end."""
 
     def __init__(self, sizes: GeneratorSizes) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class Generator(nn.Module):
         return self.layers(latents).unflatten(1, (sizes.channels, sizes.image, sizes.image))
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """latents [N, latent] -> the same images as uint8 pixels, 0 to 255."""
+        """latents [N, latent] -> images as uint8 pixels [N, channels, image, image], 0 to 255."""
         return as_pixels(self(latents))
 
 
 class Discriminator(nn.Module):
-    """The workshop's discriminator: linear layers with LeakyReLU 0.2; real is 1.
+    """The workshop's discriminator: linear layers with LeakyReLU 0.2. The label of a real image is 1.
 
     The sigmoid is part of the loss (``binary_cross_entropy_with_logits``), where it cannot overflow.
     """
@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
 
 @dataclass(frozen=True)
 class ConditionalSizes:
-    """``widths``: channels at a quarter, half and full side of the image."""
+    """Sizes of ``ConditionalGenerator``. ``widths``: channels at a quarter, half and the full side of the image."""
 
     latent: int = 64
     classes: int = 10
@@ -75,7 +75,7 @@ class ConditionalSizes:
 class ClassNorm(nn.Module):
     """Conditional batch norm (de Vries et al. 2017) with gain and shift per class, then ReLU.
 
-    In evaluation mode the statistics are fixed, so no image depends on another.
+    In evaluation mode the statistics are fixed, so an image does not depend on the others in its batch.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -86,15 +86,15 @@ class ClassNorm(nn.Module):
 
     def forward(self, x: Tensor, one_hot: Tensor) -> Tensor:
         """x [N, channels, H, W], one_hot [N, classes] with a 1 at the class -> [N, channels, H, W]."""
-        gain, shift = one_hot @ self.gain, one_hot @ self.shift  # no indexing: its gradient sums in varying order
+        gain, shift = one_hot @ self.gain, one_hot @ self.shift  # indexing would add up gradients in a varying order
         return torch.addcmul(shift[..., None, None], self.norm(x), gain[..., None, None]).relu()
 
 
 class ConditionalGenerator(nn.Module):
-    """Class-conditional generator: a linear layer, and convolutions that double the side twice.
+    """A class-conditional generator: a linear layer, and convolutions that double the side twice.
 
-    The class enters with the latent and in every norm. The latent alone determines the style, such as slant and
-    thickness, for all classes.
+    The class is an input of the linear layer and of every norm. The latent alone determines the style of an image, such
+    as slant and thickness, in all classes.
     """
 
     def __init__(self, sizes: ConditionalSizes) -> None:
@@ -108,7 +108,7 @@ class ConditionalGenerator(nn.Module):
         self.double2 = nn.ConvTranspose2d(second, third, 4, stride=2, padding=1, bias=False)
         self.grey = nn.Conv2d(third, sizes.channels, 3, padding=1)
         self.norms = nn.ModuleList(ClassNorm(width, sizes.classes) for width in (first, second, second, third))
-        with torch.no_grad():  # initially, the single column of a class has the weight of all latent columns
+        with torch.no_grad():  # give the one column of a class as much weight as all latent columns
             self.linear.weight[:, sizes.latent :] *= sizes.latent**0.5
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -124,15 +124,15 @@ class ConditionalGenerator(nn.Module):
         return self.grey(x).tanh()
 
     def pixels(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """latents [N, latent], labels [N] -> the same images as uint8 pixels, 0 to 255."""
+        """latents [N, latent], labels [N] -> images as uint8 pixels [N, channels, image, image], 0 to 255."""
         return as_pixels(self(latents, labels))
 
 
 class ConditionalDiscriminator(nn.Module):
     """Strided convolutions with LeakyReLU 0.2, for images of 28 x 28 or 32 x 32.
 
-    A projection (Miyato and Koyama 2018) scores whether an image is a real one of its class. A second head classifies
-    the image.
+    A projection (Miyato and Koyama 2018) scores how likely an image is a real image of its class. A second head
+    classifies the image.
     """
 
     def __init__(self, classes: int = 10, widths: tuple[int, int, int] = (32, 64, 128), channels: int = 1) -> None:
@@ -160,7 +160,7 @@ class ConditionalDiscriminator(nn.Module):
 
 
 def as_pixels(grey: Tensor) -> Tensor:
-    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError for NaN, which would become black."""
+    """Values in [-1, 1] -> uint8 pixels, 0 to 255. Raises ArithmeticError for NaN, which would become black pixels."""
     if not bool(grey.sum().isfinite()):
         raise ArithmeticError("grey values are not finite")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

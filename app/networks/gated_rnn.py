@@ -1,8 +1,8 @@
-"""A character RNN of gated linear recurrences. It reads many characters of a text at once.
+"""A character RNN with gated linear recurrences. It can read many characters of a text at once.
 
 The recurrence is that of minGRU (Feng et al. 2024, arXiv 2410.01201): its gate depends on the input and not on the
-state, so all matrix products of a text are computed together, and only an elementwise loop runs over its characters.
-Convolution and gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
+state, so all matrix products of a text are computed together. Only an elementwise loop runs over its characters.
+The convolution and the gates are those of Griffin (De et al. 2024, arXiv 2402.19427).
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from torch.nn import functional as F
 
 from app.networks.rnn import Packed, merge_norm, packable
 
-KERNEL = 4  # characters that the convolution sees
-MAX_TIMESCALE = 128  # characters; the initial gates forget over 1 to so many characters
+KERNEL = 4  # characters; width of the convolution
+MAX_TIMESCALE = 128  # characters; the initial gates forget within 1 to MAX_TIMESCALE characters
 
 
 @dataclass(frozen=True)
 class GatedRNNSizes:
-    """``vocabulary`` counts the characters and one ``<unk>``; a feed-forward part has ``expansion * hidden`` units."""
+    """Sizes of ``GatedRNN``. ``vocabulary``: number of characters, including ``<unk>`` for all other characters.
+
+    ``expansion``: width of the feed-forward part of a block, divided by ``hidden``.
+    """
 
     vocabulary: int
     hidden: int = 320
@@ -33,7 +36,7 @@ class GatedRNNSizes:
 
 
 class LinearRecurrence(torch.autograd.Function):
-    """h[t] = h[t-1] + z[t] (x[t] - h[t-1]) for inputs x and gates z [N, T, H] and state [N, H]; returns h [N, T, H]."""
+    """Computes h[t] = h[t-1] + z[t] (x[t] - h[t-1]) for inputs x [N, T, H], gates z [N, T, H] and h[-1] [N, H]."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ class LinearRecurrence(torch.autograd.Function):
 
 
 def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
-    """Compute ``LinearRecurrence`` without gradients. A text gives the same bits in one call and in several."""
+    """Compute ``LinearRecurrence`` without gradients. Splitting a text into several calls does not change a bit."""
     states = inputs.new_empty(inputs.shape)
     for t in range(inputs.shape[1]):
         state = torch.lerp(state, inputs[:, t], gates[:, t], out=states[:, t])
@@ -62,23 +65,24 @@ def recur(inputs: Tensor, gates: Tensor, state: Tensor) -> Tensor:
 
 
 class GatedBlock(nn.Module):
-    """A recurrent and a feed-forward part, computed side by side as in GPT-J, gated by SiLU and added to the input.
+    """A recurrent part and a feed-forward part, computed in parallel as in GPT-J, gated by SiLU and added to the input.
 
-    One product computes the inputs of both parts, and one their outputs. ``layers`` is the number of blocks: the
-    initial weights keep the sum of their outputs no larger than the input.
+    One matrix product computes the inputs of both parts, and another one computes their outputs. ``layers`` is the
+    number of blocks of the network. The initial output weights shrink with it, so that the sum of the outputs of all
+    blocks is no larger than the input of the first.
     """
 
     def __init__(self, width: int, expansion: int, layers: int) -> None:
         super().__init__()
         inner = (1 + expansion) * width
-        self.split = (width, inner, inner)  # gates of the state; inputs of both parts, recurrent first; their gates
+        self.split = (width, inner, inner)  # gates of the state; inputs of both parts (recurrent first); output gates
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, sum(self.split))
         self.kernel = nn.Parameter(torch.empty(KERNEL, width))  # oldest first
         nn.init.normal_(self.kernel, std=KERNEL**-0.5)
         self.write = nn.Linear(inner, width)
         self.dropout: nn.Module = nn.Dropout(0.0)  # set by the training
-        if self.read.weight.is_meta:  # computing there would import torch's compiler
+        if self.read.weight.is_meta:  # on the meta device, torch would import its compiler
             return
         with torch.no_grad():
             timescales = torch.logspace(0, torch.log2(torch.tensor(float(MAX_TIMESCALE))), width, base=2)
@@ -87,7 +91,7 @@ class GatedBlock(nn.Module):
             self.write.bias.zero_()
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the state after the last."""
+        """x [N, T, width] and state [N, KERNEL, width] -> the output [N, T, width], the last state."""
         width = x.shape[-1]
         gate, inputs, output_gates = self.read(self.norm(x)).split(self.split, dim=-1)
         extended = torch.cat([state[:, 1:], inputs[..., :width].to(x.dtype)], dim=1)
@@ -98,9 +102,9 @@ class GatedBlock(nn.Module):
 
 
 def convolve(extended: Tensor, kernel: Tensor | Sequence[Tensor], count: int) -> Tensor:
-    """Causal depthwise convolution: [N, count, width].
+    """Return the causal depthwise convolution [N, count, width] of the inputs of ``count`` characters.
 
-    ``extended`` [N, KERNEL - 1 + count, width] begins with the inputs before the first character.
+    ``extended`` [N, KERNEL - 1 + count, width] also has, at its beginning, the inputs of KERNEL - 1 earlier characters.
     """
     result = extended[:, :count] * kernel[0]
     for offset in range(1, KERNEL):
@@ -109,7 +113,7 @@ def convolve(extended: Tensor, kernel: Tensor | Sequence[Tensor], count: int) ->
 
 
 def next_state(states: Tensor, extended: Tensor) -> Tensor:
-    """Return the state [N, KERNEL, width]: the recurrent state, and the last inputs of the convolution."""
+    """Return the next state [N, KERNEL, width]: the recurrent state, then the last inputs of the convolution."""
     return torch.cat([states[:, -1:], extended[:, 1 - KERNEL :]], dim=1)
 
 
@@ -133,7 +137,7 @@ class GatedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, KERNEL, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], state after the last."""
+        """characters [N, T], state [N, layers, KERNEL, hidden] -> logits [N, T, vocabulary], the last state."""
         x, states = self.embedding_dropout(self.embedding(characters)), []  # [N, T, hidden]
         for block, before in zip(self.blocks, state.unbind(1), strict=True):
             x, after = block(x, before)
@@ -141,16 +145,16 @@ class GatedRNN(nn.Module):
         return self.head(self.dropout(self.norm(x))), torch.stack(states, dim=1)
 
     def steps(self) -> GatedSteps:
-        """Return the network prepared for generation."""
+        """Return the network in a form that generates text faster."""
         return GatedSteps(self)
 
 
 class GatedSteps:
-    """``GatedRNN`` for generation. Scale and shift of each norm are merged into the following weights.
+    """A form of ``GatedRNN`` for generation. The scale and shift of each norm are merged into the following weights.
 
-    What the first block reads depends on the character alone: it is a table. The state of a block [N, KERNEL, hidden]
-    holds the recurrent state, and for each of the next KERNEL - 1 characters the part of its convolution that earlier
-    characters contribute.
+    The first matrix product depends on the character alone, so its results are precomputed in a table. The state of a
+    block [N, KERNEL, hidden] holds the recurrent state and, for each of the next KERNEL - 1 characters, the part of the
+    convolution that depends on earlier characters.
     """
 
     def __init__(self, network: GatedRNN) -> None:
@@ -169,9 +173,11 @@ class GatedSteps:
         self.head = _product(*merge_norm(network.norm, network.head.weight, network.head.bias), pack)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N], state [N, layers, KERNEL, hidden] -> input of ``logits`` [N, hidden], and the next state.
+        """Read one character of each of N texts: characters [N], state [N, layers, KERNEL, hidden].
 
-        The bits are those of ``read_many``, with fewer operations: for few texts, they take as long as the products.
+        Returns the hidden values [N, hidden], from which ``logits`` computes the logits, and the next state. They are
+        bit-identical to those of ``read_many``. This method uses fewer operations, because with few texts these take as
+        long as the matrix products.
         """
         x, after = self.embedding[characters], torch.empty_like(state)
         for i, (read, kernel, newest_first, write) in enumerate(self.blocks):
@@ -180,16 +186,17 @@ class GatedSteps:
             before, own, current = state[:, i], after[:, i], inputs[:, : self.width]
             torch.addcmul(before[:, 1:], current.unsqueeze(1), newest_first, out=own[:, :-1])
             torch.mul(current, kernel[0], out=own[:, -1])
-            recurrent = own[:, 0]  # the convolution, and then the recurrent state
+            recurrent = own[:, 0]  # first the convolution, then the recurrent state
             torch.lerp(before[:, 0], recurrent, gates.sigmoid_(), out=recurrent)
             current.copy_(recurrent)
             x = x + write(inputs * F.silu(output_gates))
         return self._normalise(x), after
 
     def read_many(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``read`` for characters [N, T]: the inputs of ``logits`` [N, T, hidden], and the state after the last.
+        """Read T characters of each of N texts: characters [N, T], state [N, layers, KERNEL, hidden].
 
-        The bits do not depend on how a text is divided, if ``Packed`` rounds each row independently of the others.
+        Returns the hidden values [N, T, hidden] and the last state. They are bit-identical however a text is split into
+        calls, if ``Packed`` rounds each row independently of the other rows.
         """
         rows, count = characters.shape
         width, flat = self.width, characters.flatten()
@@ -212,7 +219,7 @@ class GatedSteps:
         return F.layer_norm(x, (self.width,))
 
     def logits(self, above: Tensor) -> Tensor:
-        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
+        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
         return self.head(above)
 
 

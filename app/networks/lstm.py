@@ -1,4 +1,4 @@
-"""The workshop's series network: standardised values to forecasts. It also stores the units of its training series."""
+"""The workshop's network for one kind of series. It reads standardised values and forecasts the next values."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ State = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class SeriesLSTMSizes:
-    """``window``: number of values that the network reads before the first forecast."""
+    """Sizes of ``SeriesLSTM``. ``window``: number of values that the network reads before the first forecast."""
 
     window: int = 50
     hidden: int = 64
 
 
 class SeriesLSTM(nn.Module):
-    """The workshop's LSTM: one layer 1 -> hidden, and a linear layer on its last step.
+    """The workshop's LSTM: an LSTM layer that reads one value per step, and a linear layer that forecasts the next.
 
-    ``location``, ``scale`` and ``roughness`` (standard deviation of the differences of adjacent values) describe the
-    training series. They are stored with the weights.
+    ``location`` (mean), ``scale`` (standard deviation) and ``roughness`` (standard deviation of the differences of
+    adjacent values) describe the training series. They are stored with the weights.
     """
 
     location: Tensor
@@ -39,13 +39,13 @@ class SeriesLSTM(nn.Module):
         self.register_buffer("roughness", torch.ones(()))
 
     def describe(self, series: Tensor) -> None:
-        """Store the units of the training series [T]."""
+        """Store the location, scale and roughness of the training series [T]."""
         self.location.copy_(series.mean())
         self.scale.copy_(series.std())
         self.roughness.copy_(series.diff().std())
 
     def knows(self, values: Tensor) -> bool:
-        """Return whether a series [T] is similar to the training series in its range and roughness."""
+        """Return whether the range and the roughness of a series [T] are similar to those of the training series."""
         max_score = ((values - self.location) / self.scale).abs().max()
         roughness_ratio = values.diff().std() / self.roughness
         return bool(max_score < 5 and 1 / 3 < roughness_ratio < 3)
@@ -56,10 +56,11 @@ class SeriesLSTM(nn.Module):
         return self.head(outputs).squeeze(-1), state
 
     def free_running(self, first: Tensor, state: State, horizon: int) -> Tensor:
-        """Continue from the first forecast [N, 1] and its state to forecasts [N, horizon], each the input of the next.
+        """Return forecasts [N, horizon], each of which is the input of the next step.
 
-        Each input is a linear map of the hidden state. Merged into the recurrent weights, it leaves no input, and all
-        steps are one call.
+        ``first`` [N, 1] is the first forecast, and ``state`` the state from which it was computed. Each further input
+        is a linear function of the hidden state, so it is merged into the recurrent weights. The LSTM then needs no
+        input, and one call computes all steps.
         """
         if horizon == 1:
             return first

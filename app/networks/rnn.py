@@ -1,4 +1,4 @@
-"""Character RNNs: indices of characters to logits of the next character."""
+"""Character RNNs: networks that read the indices of characters and return logits of the next character."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MIN_PACKED_WIDTH = 256  # packed weights take 2 times the time at width 128, and 0.7 times at 512 (measured)
+MIN_PACKED_WIDTH = 256  # packed weights take 2 times as long at width 128, and 0.7 times as long at 512
 
 
 @dataclass(frozen=True)
 class CharacterRNNSizes:
-    """``vocabulary`` counts the characters and one ``<unk>``; ``hidden`` is also the width of the embedding."""
+    """Sizes of ``CharacterRNN``. ``vocabulary``: number of characters, including ``<unk>`` for all other characters.
+
+    ``hidden``: width of the embedding and of each layer.
+    """
 
     vocabulary: int
     hidden: int = 128
@@ -40,20 +43,21 @@ class CharacterRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the state after the last."""
+        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the last state."""
         outputs, last = self.rnn(self.embedding(characters), state.transpose(0, 1).contiguous())  # [N, T, hidden]
         return self.head(outputs), last.transpose(0, 1)
 
     def steps(self) -> Steps:
-        """Return the network prepared to read one character per text and call."""
+        """Return the network in a form that reads one character per text in each call, which is faster."""
         return Steps(self)
 
 
 class Packed:
-    """act(x W^T + b) in one oneDNN call, with the weight [out, in] packed once in oneDNN's own layout.
+    """A linear layer with an activation, act(x W^T + b), in one oneDNN call.
 
-    For large weights and few rows this is faster than separate operations. Unlike other matrix products, it nearly
-    always rounds a row independently of the other rows (``batch_invariant`` in ``app.tasks.precision`` tries it).
+    The weight [out, in] is converted once to oneDNN's layout. For large weights and few rows this is faster than
+    separate operations. Unlike other matrix products, it nearly always rounds a row independently of the other rows
+    (``batch_invariant`` in ``app.tasks.precision`` checks this).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, act: str = "tanh") -> None:
@@ -61,10 +65,10 @@ class Packed:
         self.bias, self.act = bias, act
 
     def __call__(self, *parts: Tensor) -> Tensor:
-        """Parts of x [N, ...], concatenated along the columns -> [N, out].
+        """Return the output [N, out] for x [N, in], which is the concatenation of ``parts`` [N, ...].
 
-        Many rows are computed in chunks. oneDNN compiles and caches kernels for each number of rows, 0.75 MiB per
-        shape of weight, and more than 32 rows at a time are no faster.
+        Many rows are computed in chunks of up to 32, because more rows at a time are no faster, and because oneDNN
+        compiles and caches a kernel for each number of rows, which takes 0.75 MiB per weight shape.
         """
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         sizes = _chunk_sizes(len(x))
@@ -87,9 +91,9 @@ def _chunk_sizes(rows: int) -> list[int]:
 
 
 class Steps:
-    """``CharacterRNN.forward`` for T = 1, with everything precomputed that does not depend on the texts.
+    """``CharacterRNN.forward`` for T = 1. Everything that does not depend on the texts is precomputed.
 
-    The contribution of a character to the first layer is a table: its embedding times W_ih, plus both biases.
+    A table holds the contribution of each character to the first layer: its embedding times W_ih, plus both biases.
     """
 
     def __init__(self, network: CharacterRNN) -> None:
@@ -104,7 +108,7 @@ class Steps:
         self.head = Packed(network.head.weight, network.head.bias, "none") if pack else network.head
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N] and state [N, layers, hidden] -> input of ``logits`` [N, hidden], and the next state."""
+        """Read characters [N] from state [N, layers, hidden]. Returns hidden values [N, hidden] and the next state."""
         below, states = self.first[characters], []
         for layer, before in zip(self.layers, state.unbind(1), strict=True):
             below = layer(below, before)
@@ -112,13 +116,16 @@ class Steps:
         return below, torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
+        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
         return self.head(above)
 
 
 @dataclass(frozen=True)
 class StackedRNNSizes:
-    """``vocabulary`` counts the characters and one ``<unk>``; ``hidden`` is the width of all layers."""
+    """Sizes of ``StackedRNN``. ``vocabulary``: number of characters, including ``<unk>`` for all other characters.
+
+    ``hidden``: width of the embedding and of each layer.
+    """
 
     vocabulary: int
     hidden: int = 512
@@ -128,8 +135,9 @@ class StackedRNNSizes:
 class StackedRNN(nn.Module):
     """Elman layers (tanh) in a residual stack: each reads the normalised sum of the embedding and all lower layers.
 
-    Normalisation and residual are outside the recurrence, which is a plain h = tanh(W x + U h + b). ``gain`` scales the
-    output of each layer. Its initial value 1 / sqrt(2 layers) keeps the sum no larger than the embedding.
+    Normalisation and residual connections are outside the recurrence, which is a plain h = tanh(W x + U h + b).
+    ``gain`` scales the output of each layer. Its initial value 1 / sqrt(2 layers) keeps the sum of these outputs no
+    larger than the embedding.
     """
 
     def __init__(self, sizes: StackedRNNSizes) -> None:
@@ -148,7 +156,7 @@ class StackedRNN(nn.Module):
         return self.head.weight.new_zeros(rows, self.sizes.layers, self.sizes.hidden)
 
     def forward(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the state after the last."""
+        """characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary], the last state."""
         x, states = self.embedding(characters), []  # [N, T, hidden]
         for norm, rnn, gain, before in zip(self.norms, self.rnns, self.gain, state.unbind(1), strict=True):
             outputs, last = rnn(norm(x), before.unsqueeze(0).contiguous())
@@ -157,12 +165,12 @@ class StackedRNN(nn.Module):
         return self.head(self.norm(x)), torch.stack(states, dim=1)
 
     def steps(self) -> StackedSteps:
-        """Return the network prepared to read one character per text and call."""
+        """Return the network in a form that reads one character per text in each call, which is faster."""
         return StackedSteps(self)
 
 
 class StackedSteps:
-    """``Steps`` of ``StackedRNN``. Scale and shift of each norm are merged into the following weights."""
+    """``StackedRNN.forward`` for T = 1. The scale and shift of each norm are merged into the following weights."""
 
     def __init__(self, network: StackedRNN) -> None:
         self.width = (network.sizes.hidden,)
@@ -185,7 +193,7 @@ class StackedSteps:
         self.head = Packed(weight, shift, "none") if pack else partial(F.linear, weight=weight, bias=shift)
 
     def read(self, characters: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """characters [N] and state [N, layers, hidden] -> input of ``logits`` [N, hidden], and the next state."""
+        """Read characters [N] from state [N, layers, hidden]. Returns hidden values [N, hidden] and the next state."""
         x, states = self.embedding[characters], []
         for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
             below = F.layer_norm(x, self.width) if i else self.first[characters]
@@ -194,24 +202,24 @@ class StackedSteps:
         return F.layer_norm(x, self.width), torch.stack(states, dim=1)
 
     def logits(self, above: Tensor) -> Tensor:
-        """Output of ``read`` [N, hidden] -> logits [N, vocabulary] of the next character."""
+        """Hidden values [N, hidden] from ``read`` -> logits [N, vocabulary] of the next character."""
         return self.head(above)
 
 
 def merge_norm(norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight [out, in] and bias that include the scale and shift of the preceding norm."""
+    """Return a weight [out, in] and a bias [out] that include the scale and shift of the preceding norm."""
     return weight * norm.weight, bias + weight @ norm.bias
 
 
 def _first_layer(table: Tensor, recurrent: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the first layer: it uses the rows of a table [vocabulary, hidden], or one-hot rows if packed."""
+    """Return the first layer. It reads rows of ``table`` [vocabulary, hidden], or one-hot rows if packed."""
     if pack:
         return Packed(torch.cat([table.t(), recurrent], dim=1), torch.zeros_like(table[0]))
     return partial(_after_table, recurrent.t())
 
 
 def _layer(read: Tensor, recurrent: Tensor, bias: Tensor, pack: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a layer that reads the layer below."""
+    """Return a layer that reads the output of the layer below."""
     if pack:
         return Packed(torch.cat([read, recurrent], dim=1), bias)
     return partial(_after_layer, read.t(), recurrent.t(), bias)

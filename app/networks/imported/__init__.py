@@ -1,4 +1,4 @@
-"""Shared parts of imported networks: their sizes, and the interface by which the tasks run them."""
+"""What all imported networks share: their signature, and the interface through which the tasks run them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 
-Arrays = Mapping[str, np.ndarray]  # tensors by name; texts are arrays of objects
+Arrays = Mapping[str, np.ndarray]  # tensors by name; a tensor of texts is an array of objects
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class ImportedSizes:
     """The signature of an imported network.
 
     Attributes:
-        inputs: the shape of each input. A dimension is a number, the name of a size that varies, ``2*name``, or ``?``
-            for a dimension without a rule.
-        ranges: smallest and largest value of each size that varies.
+        inputs: the shape of each input. A dimension is a number, the name of a variable size, a multiple such as
+            ``2*name``, or ``?`` if any size is allowed.
+        ranges: the smallest and the largest value of each variable size.
         batched: whether the first dimension of all inputs and outputs counts rows that do not affect each other.
-        max_rows: rows of the largest batch that fits the memory limit of the import.
-        options: how the task uses the network.
+        max_rows: number of rows of the largest batch that fits into the memory limit set at the import.
+        options: settings that tell the task how to use the network, such as the names of its tensors.
     """
 
     inputs: dict[str, list[int | str]]
@@ -42,7 +42,7 @@ class ImportedSizes:
             raise TypeError("ranges should hold pairs of numbers")
 
     def dummy_shapes(self, rows: int, size: int) -> dict[str, list[int]]:
-        """Return a shape for each input: ``rows`` rows if it is batched, and ``size``, if allowed, where it varies."""
+        """Return a shape for each input. Variable sizes are ``size``, or the nearest value in their range."""
         sizes = {symbol: min(max(size, low), high) for symbol, (low, high) in self.ranges.items()}
         shapes = {}
         for name, rules in self.inputs.items():
@@ -55,7 +55,7 @@ class ImportedSizes:
         return shapes
 
     def problem(self, shapes: Mapping[str, Sequence[int]]) -> tuple[str, str] | None:
-        """Return the name of the first input whose shape does not fit, and what is expected; None if all fit."""
+        """Return the name of the first input with a wrong shape, and a text that says what is expected; else None."""
         sizes: dict[str, int] = {}
         for name, expected in self.inputs.items():
             shape = shapes[name]
@@ -80,7 +80,7 @@ class ImportedSizes:
 
 
 class ImportedNetwork(Protocol):
-    """A network of another origin, with named tensors."""
+    """A network from outside this project. Its inputs and outputs are tensors with names."""
 
     inputs: list[str]
     outputs: Mapping[str, Any]
@@ -89,7 +89,7 @@ class ImportedNetwork(Protocol):
         """Move the network to a device."""
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Compute the outputs by name. Raises RuntimeError, ValueError or IndexError for inputs it cannot read."""
+        """Return the outputs by name. Raises RuntimeError, ValueError or IndexError if the inputs are unsuitable."""
 
     def versions(self) -> list[int]:
         """Return numbers that change when the network changes its own weights."""

@@ -1,8 +1,9 @@
 """Run the graph of a ``torch.export`` program.
 
-``torch.export.load`` is not used. It unpickles the sample inputs, evaluates texts of the graph as Python (by
-``sympy.sympify``), and resolves any name below ``torch`` as an operator. Here a graph is plain data: it is checked
-completely before anything runs, and it calls the operators of ``app.networks.imported.operators`` only.
+``torch.export.load`` is not used, because a malicious file could make it run any code. It unpickles the sample inputs,
+evaluates strings of the graph as Python (by ``sympy.sympify``), and accepts any name below ``torch`` as an operator.
+In this module a graph is plain data. It is checked completely before anything runs, and it can only call the operators
+in ``app.networks.imported.operators``.
 
 A graph is a JSON object:
 
@@ -11,9 +12,10 @@ A graph is a JSON object:
     nodes    list of {"op": "aten.linear.default", "args": [...], "kwargs": {...}, "outputs": "linear"}
     outputs  list of [name of the output, value]
 
-``outputs`` of a node is the name of its result, or a list with the names of the results, null for an unused one, and
-a list for a result that is a list. An argument is a JSON value, or one of ``{"value": name}``,
-``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and ``{"device": ""}``, the device of the program.
+``outputs`` of a node is the name of its result. If it has several results, ``outputs`` is a list of their names, with
+null for an unused result, and a nested list for a result that is a list. An argument is a JSON value, or one of the
+objects ``{"value": name}``, ``{"dtype": "float32"}``, ``{"memory_format": "channels_last"}`` and ``{"device": ""}``,
+which is the device of the program.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ class Slot(int):
 
 @dataclass(slots=True)
 class Step:
-    """One operator call. ``slots`` and ``lists`` are the arguments that are filled in, by position or name."""
+    """One operator call.
+
+    ``slots``, ``lists`` and ``named`` are the arguments that contain values of the run: single values and lists of
+    values with their positions, and keyword arguments with their names. ``written`` are the values that the step sets.
+    """
 
     target: str
     operator: Operator
@@ -114,7 +120,7 @@ def _slots(item: Any) -> Iterator[Slot]:
 
 
 class ExportedProgram:
-    """A graph with its weights: inputs by name -> outputs by name.
+    """A graph with its weights. It computes outputs by name from inputs by name.
 
     Args:
         tensors: the weights by key, and the graph under ``GRAPH``.
@@ -163,7 +169,7 @@ class ExportedProgram:
         target = str(node["op"])
         args = [self._argument(item) for item in node["args"]]
         kwargs = {str(name): self._argument(item) for name, item in node["kwargs"].items()}
-        if "device" in kwargs or target in CREATING:  # no tensor is made on another device than that of the program
+        if "device" in kwargs or target in CREATING:  # make all tensors on the device of the program
             kwargs["device"] = torch.device("cpu")
         step = Step(target, find_operator(target), args, kwargs, self._results(node["outputs"]))
         for position, item in enumerate(args):
@@ -192,7 +198,7 @@ class ExportedProgram:
         return {"dtype": DTYPES, "memory_format": MEMORY_FORMATS}[kind][value]
 
     def _find_dead(self) -> None:
-        """Find after which step each value is not needed any more."""
+        """Find out for each step which values no later step needs, and store them in ``dead``."""
         needed = {
             *self.outputs.values(),
             *(self._names[name] for name in self._names if self._names[name] < self._first),
@@ -223,7 +229,7 @@ class ExportedProgram:
         return [tensor._version for tensor in self._weights.values()]
 
     def values(self, inputs: Mapping[str, Tensor]) -> list[Any]:
-        """Return the values before the first step."""
+        """Return the list of values before the first step, in which only the inputs and the weights are set."""
         values: list[Any] = [None] * len(self._names)
         for index, name in enumerate(self.inputs):
             values[index] = inputs[name]
@@ -239,7 +245,7 @@ class ExportedProgram:
         return {name: values[slot] for name, slot in self.outputs.items()}
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """As ``__call__``, for numpy arrays. Outputs in bfloat16, which numpy lacks, become float32."""
+        """Run the graph on numpy arrays. Outputs in bfloat16, which numpy lacks, become float32."""
         with torch.inference_mode():
             outputs = self({name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()})
         return {
@@ -249,7 +255,7 @@ class ExportedProgram:
 
 
 def read_graph(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the graph that is stored with the weights. Raises ValueError."""
+    """Return the graph that is stored with the weights. Raises ValueError if it is missing or not JSON."""
     content = tensors.get(GRAPH)
     if content is None or content.dtype != torch.uint8 or not 0 < content.numel() <= MAX_GRAPH_BYTES:
         raise ValueError(f"tensor {GRAPH!r} should be uint8 with up to {MAX_GRAPH_BYTES:,} values")

@@ -1,7 +1,8 @@
-"""Check an ONNX file before ``onnxruntime`` reads it, from the wire format of protocol buffers (onnx.proto).
+"""Check an ONNX file before ``onnxruntime`` reads it, by parsing the wire format of protocol buffers (onnx.proto).
 
-Rejected are custom operators, loops, tensors that claim more values than the file holds, and external data that is
-not among the files of the version. onnxruntime would read such data from any path, or from an address in memory.
+The check rejects custom operators, loops, sparse tensors, tensors that claim more values than the file holds, and
+external data outside the folder of the model. onnxruntime would read external data from any path, or even from an
+address in memory.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 2
 TENSOR_DIMS, TENSOR_EXTERNAL, TENSOR_LOCATION = 1, 13, 14
 FUNCTION_NODE, FUNCTION_DOMAIN = 7, 10
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-LOOPS = ("Loop",)  # may run forever; Scan is bounded by the size of its input
+LOOPS = ("Loop",)  # a Loop may run forever; a Scan ends, because its input has a fixed size
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}){0,4}")
-MAX_DEPTH = 32  # of graphs in graphs
-VALUES_PER_BYTE = 4  # at most, in 2-bit types
+MAX_DEPTH = 32  # of nested graphs
+VALUES_PER_BYTE = 4  # at most; reached by types with 2 bits
 
 Field = tuple[int, int | memoryview]
 
 
 @dataclass
 class OnnxContent:
-    """External data of a file: for each file name the number of bytes that are read from it."""
+    """The external data of an ONNX file: the name of each further file, and the size in bytes that it must have."""
 
     external: dict[str, int] = field(default_factory=dict)
 
 
 def read_onnx(content: memoryview) -> OnnxContent:
-    """Check the content of an ONNX file. Raises ValueError, which names the wrong part."""
+    """Check an ONNX file, and return its external data. Raises ValueError with a message that says what is wrong."""
     result = OnnxContent()
     try:
         fields = list(_fields(content))
@@ -91,7 +92,7 @@ def _check_node(node: memoryview, domains: set[str], result: OnnxContent, depth:
 
 
 def _check_tensor(tensor: memoryview, result: OnnxContent) -> None:
-    """Check that the file holds as many values as the tensor claims."""
+    """Raise ValueError if a tensor claims more values than the file holds, or if its external data is not allowed."""
     dims: list[int] = []
     external: dict[str, str] = {}
     is_external = False

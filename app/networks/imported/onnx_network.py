@@ -14,12 +14,12 @@ from app.networks.imported import Arrays
 from app.networks.imported.onnx_format import read_onnx
 
 MODEL = "model"  # key of the tensor uint8 [bytes] that holds the ONNX file
-EXTERNAL = "external/"  # and the file name: keys of the tensors that hold its external data
-MAX_MODEL_BYTES = 2**31 - 1  # of a protocol buffer
-ARENA_BYTES = 4 * 2**30  # memory of the runs of all ONNX models of this process, without their weights
-EXTEND_AS_NEEDED = 1  # arena_extend_strategy; 0 rounds up to powers of two
-OUT_OF_ARENA = "is smaller than requested bytes"  # in onnxruntime's message
-QUIET = 4  # log severity: fatal errors; all others are raised
+EXTERNAL = "external/"  # start of the keys of tensors that hold external data; the file name follows
+MAX_MODEL_BYTES = 2**31 - 1  # largest size of a protocol buffer
+ARENA_BYTES = 4 * 2**30  # limit for all ONNX models of this process together, without their weights
+EXTEND_AS_NEEDED = 1  # value of arena_extend_strategy; 0 would round up to powers of two
+OUT_OF_ARENA = "is smaller than requested bytes"  # part of onnxruntime's message when ARENA_BYTES are exceeded
+QUIET = 4  # log severity: only fatal errors, because all others are raised
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -40,10 +40,10 @@ class OnnxNetwork:
     """An ONNX model. It uses as many threads as torch does.
 
     Args:
-        tensors: the file under ``MODEL``, and its external data under ``EXTERNAL`` and the file name.
+        tensors: the ONNX file under the key ``MODEL``, and its external data under the keys ``EXTERNAL`` + file name.
 
     Raises:
-        ValueError: the file is wrong, or uses custom operators or files that are not among the tensors.
+        ValueError: the file is invalid, or uses custom operators or files that are not among the tensors.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -68,7 +68,7 @@ class OnnxNetwork:
         options.log_severity_level = QUIET
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the service computes meanwhile
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other threads need the cores
         if self._files:
             names, contents = list(self._files), list(self._files.values())
             options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
@@ -78,7 +78,7 @@ class OnnxNetwork:
             self._session = runtime.InferenceSession(
                 self._tensors[MODEL].numpy().tobytes(), options, providers=providers
             )
-        except Exception as error:  # onnxruntime has one class per status, all below Exception
+        except Exception as error:  # onnxruntime raises a different class for each status
             raise ValueError(f"onnxruntime cannot read the model: {str(error)[:300]}") from error
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = {each.name: each for each in self._session.get_outputs()}
@@ -91,18 +91,18 @@ class OnnxNetwork:
         return self
 
     def signature(self) -> list[tuple[str, str, list[Any]]]:
-        """Return name, type and shape of each input, as onnxruntime names them."""
+        """Return the name, type and shape of each input in the notation of onnxruntime."""
         return [(each.name, each.type, list(each.shape)) for each in self._session.get_inputs()]
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Compute the outputs by name. Raises RuntimeError for inputs that the model cannot read."""
+        """Return the outputs by name. Raises RuntimeError for inputs that the model cannot read."""
         try:
             results = self._session.run(None, dict(inputs))
-        except Exception as error:  # as above
+        except Exception as error:  # a different class for each status
             message = str(error).rpartition("Status Message: ")[2]
             raise RuntimeError("it needs too much memory" if OUT_OF_ARENA in message else message) from error
         return dict(zip(self.outputs, results, strict=True))
 
     def versions(self) -> list[int]:
-        """Return numbers that change when the network changes its own weights: an ONNX model cannot."""
+        """Return an empty list, because an ONNX model cannot change its own weights."""
         return []

@@ -3,9 +3,10 @@
 The list leaves out operators that
 
 - read or write files: ``aten.from_file``, ``aten.save``;
-- return uninitialised memory, or trust sizes that they are given: ``aten.set_``, ``aten.resize_``, ``aten._fft_c2r``;
+- return uninitialised memory, or do not check sizes in their arguments: ``aten.set_``, ``aten.resize_``,
+  ``aten._fft_c2r``;
 - have results whose size depends on values: ``aten.nonzero``, ``aten.item``;
-- are native code of others: all custom operators.
+- are custom, because their native code comes from outside PyTorch.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ rnn_tanh rnn_tanh_cell scaled_dot_product_attention tensordot upsample_bicubic2d
 upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d"""
 SYMBOLIC = ("sym_numel", "sym_size", "sym_stride", "sym_storage_offset")
 ATEN = frozenset((*" ".join((POINTWISE, REDUCTIONS, SHAPES, CREATION, LAYERS)).split(), *SYMBOLIC))
-INTEGER_LIMIT = 2**63  # a larger integer is no size; powers of it would take all memory
+INTEGER_LIMIT = 2**63  # a larger integer is not a valid size, and its powers would take all memory
 
 Operator = Callable[..., Any]
 
 
 def _bounded(function: Operator) -> Operator:
-    """Return ``function`` for sizes: numbers to a number below the limit."""
+    """Return ``function`` with checks: its arguments must be numbers, and its result below INTEGER_LIMIT."""
 
     def compute(*values: float) -> float:
         if any(isinstance(value, Tensor) for value in values):
@@ -88,7 +89,7 @@ SIZES: dict[str, Operator] = {
     "torch.sym_int": _bounded(int),
     "torch.sym_float": _bounded(float),
 }
-SMALL_KERNEL = 4096  # values; a small kernel is applied faster by matrix products, see ``app.networks.cnn.convolved``
+SMALL_KERNEL = 4096  # values; matrix products apply a smaller kernel faster, see ``app.networks.cnn.convolved``
 
 
 def _max_pool2d(
@@ -99,7 +100,7 @@ def _max_pool2d(
     dilation: Any = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """``aten.max_pool2d``: pooling by 2 takes the fast path of ``halved``."""
+    """Compute ``aten.max_pool2d``. For pooling by 2, use ``halved``, which is faster."""
     plain = padding in (0, [0], [0, 0]) and dilation in (1, [1], [1, 1]) and not ceil_mode
     if plain and x.dim() == 4 and kernel_size in ([2, 2], [2]) and (stride or kernel_size) in ([2, 2], [2]):
         return halved(x)
@@ -115,7 +116,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """``aten.conv2d``: few images and a small kernel take the fast path of ``convolved``."""
+    """Compute ``aten.conv2d``. For few images and a small kernel, use matrix products, as ``convolved`` does."""
     small = input.shape[0] <= SMALL_BATCH and weight.numel() <= SMALL_KERNEL and input.dim() == 4
     if not small or groups != 1 or dilation not in (1, [1], [1, 1]) or not _runs_on_cpu(input):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -137,12 +138,12 @@ def _one_hot(indices: Tensor, classes: int = -1) -> Tensor:
 
 
 def _native_group_norm(x: Tensor, weight: Any, bias: Any, n: int, c: int, size: int, groups: int, eps: float) -> Any:
-    """The checked version: ``aten.native_group_norm`` trusts the sizes it is given."""
+    """Compute ``aten.native_group_norm``, but check its sizes, which the original does not do."""
     return F.group_norm(x, groups, weight, bias, eps), x.new_zeros(0), x.new_zeros(0)
 
 
 def _native_batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, momentum: float, eps: float) -> Any:
-    """The checked version, as for ``_native_group_norm``."""
+    """Compute batch norm in evaluation mode, but check its sizes, which the original does not do."""
     return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps), x.new_zeros(0), x.new_zeros(0)
 
 
@@ -156,7 +157,7 @@ REPLACED: dict[str, Operator] = {
     "aten.empty_like.default": torch.zeros_like,
 }
 
-CREATING = frozenset(  # operators that make a tensor from numbers, on the device that they are given
+CREATING = frozenset(  # operators that make a tensor from numbers, on the device in their arguments
     f"aten.{name}.{overload}"
     for name in [
         "arange",
