@@ -1,5 +1,6 @@
-"""Your own tables: CSV, Excel and Parquet files are read into evenly spaced series.
+"""Read CSV, Excel and Parquet files of users into evenly spaced series.
 
-The modules are steps: ``files`` (cells), ``header``, ``layout`` (time across the columns), ``time_column``, ``columns``
-(values and groups) and ``frequency`` (the grid of time steps); ``read`` runs them.
+``read`` runs the steps, one in each module: ``files`` reads the cells, ``header`` finds the column names, ``layout``
+turns time across the columns into rows, ``time_column`` finds the time stamps, ``columns`` finds values and groups, and
+``frequency`` finds the time step.
 """

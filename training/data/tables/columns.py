@@ -21,17 +21,19 @@ ID_NAME = re.compile(
 SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 9999.0, 99999.0, -99.9, -999.9, -9999.9, 999.9, 9999.9, -200.0)
 FLAGS = {"true", "false", "yes", "no", "y", "n", "ja", "nein", "oui", "non", "si", "sí", "0", "1", "none"}
 MAX_GROUP_COLUMNS = 3
-MIN_FILL = 0.5  # share of its steps that a group needs, so that groups are detected without --group
-MAX_TEXT_SHARE = 0.1  # of a column of numbers
+MIN_FILL = 0.5  # without --group, half of the groups must have rows at this share of their steps
+MAX_TEXT_SHARE = 0.1  # largest share of texts in a column of numbers
 
 
 def value_columns(
     body: Body, used: Sequence[str], requested: Sequence[str] | None, times: pd.Series | None
 ) -> list[str]:
-    """The columns of numbers, without row numbers, codes, and parts of the date. ``used``: columns of time and groups.
+    """Return the columns of numbers, without row numbers, codes, and parts of the date.
+
+    ``used``: columns of time and groups, which are skipped. ``requested``: if given, these columns are returned.
 
     Raises:
-        DataError: a column is only partly numeric, or there is none.
+        DataError: a column mixes numbers and texts, or no column has numbers.
     """
     frame = body.frame
     if requested:
@@ -71,9 +73,9 @@ def value_columns(
 
 
 def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
-    """Whether a column is a row index: consecutive integers under an index name or no name.
+    """Return whether a column numbers the rows: consecutive integers, with a name such as index or without a name.
 
-    ``timed``: another column holds the time stamps, so that one called time or period may also count.
+    ``timed``: whether another column holds the time stamps. If so, a column named time or period may number the rows.
     """
     counts = timed and role(name) in ("time", "clock")
     if not (counts or INDEX_NAME.fullmatch(name) or (name == "" and frame.columns[0] == name)):
@@ -86,12 +88,12 @@ def _numbers_rows(name: str, frame: pd.DataFrame, timed: bool) -> bool:
 
 
 def _code(cells: pd.Series) -> str | None:
-    """A cell with leading zeros, if the column has some."""
+    """Return a cell with leading zeros, such as 007; None if the column has none."""
     return next((cell for cell in cells if isinstance(cell, str) and re.fullmatch(r"0\d+", cell)), None)
 
 
 def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
-    """Whether a column repeats the year, month, week, day, weekday or hour of the time stamps."""
+    """Return whether a column repeats the year, quarter, month, week, day, weekday or hour of the time stamps."""
     week = times.dt.isocalendar().week.astype("float64")
     parts = [times.dt.year, times.dt.month, times.dt.quarter, times.dt.day, times.dt.hour, times.dt.day_of_year, week]
     parts += [
@@ -114,10 +116,10 @@ def _part_of_date(name: str, values: pd.Series, times: pd.Series) -> bool:
 def parse_values(
     body: Body, names: Sequence[str], decimal: str | None, missing: Sequence[str] | None
 ) -> dict[str, pd.Series]:
-    """The values of the columns, NaN where missing.
+    """Return the values of the columns ``names``, NaN where missing.
 
     Raises:
-        DataError: the decimal sign is ambiguous, units are mixed, or a value may stand for a missing one.
+        DataError: the decimal sign is ambiguous, units are mixed, or a value such as -999 may stand for a missing one.
     """
     frame, result = body.frame, {}
     texts = {
@@ -146,7 +148,7 @@ def parse_values(
 
 
 def _sentinel(values: pd.Series) -> float | None:
-    """A value far from all others that often stands for a missing one."""
+    """Return a value such as -999 that is far from all others and may stand for a missing one; None without one."""
     known = values.dropna()
     for sentinel in SENTINELS:
         others = known[known != sentinel]
@@ -160,12 +162,12 @@ def _sentinel(values: pd.Series) -> float | None:
 def group_columns(
     body: Body, used: Sequence[str], values: Sequence[str], reading: Reading, optional: bool = False
 ) -> list[str]:
-    """The columns that together with the time stamp name each row; [] if the time stamps do so alone.
+    """Return the columns that name the series of each row, so that no series has the same time stamp twice.
 
-    ``optional``: also [] if no columns do so.
+    Return [] if no time stamp occurs twice, or if ``optional`` and no columns separate the rows of a time stamp.
 
     Raises:
-        DataError: no columns, several sets of columns, or a part of the time do so.
+        DataError: no columns or several sets of columns separate these rows, or a column may be a part of the time.
     """
     times = reading.times
     rows = times.notna()
@@ -201,7 +203,7 @@ def group_columns(
 
 
 def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
-    """Raises DataError if a column that would name the series has a name such as hour, and integers."""
+    """Raise DataError if a column that would name the series holds integers and has a name such as hour."""
     for name in names:
         if role(name) and _counted(body.frame[name]):
             raise body.error(
@@ -212,7 +214,7 @@ def _reject_part_of_time(body: Body, names: Sequence[str]) -> None:
 
 
 def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """The columns of values without those that have one value in each group, as the size of a store."""
+    """Return the columns ``names``, without those that are constant in each group, such as the size of a store."""
     by_group = body.frame.groupby(list(groups), sort=False)
     constant = [
         name
@@ -230,18 +232,18 @@ def varying(body: Body, names: Sequence[str], groups: Sequence[str]) -> list[str
 def _reject_interleaved(
     body: Body, frame: pd.DataFrame, times: pd.Series, used: Sequence[str], values: Sequence[str]
 ) -> list[str]:
-    """Return []; raises DataError if a column of text may name series that alternate in time."""
+    """Return [] for a single series. Raises DataError if a column of text may name series that alternate in time."""
     for name in frame.columns:
         if name in used or name in values or not 1 < frame[name].nunique() <= len(frame) / 3:
             continue
         if {str(cell).lower() for cell in frame[name]} <= FLAGS:
             continue
         parts = (times.dt.month, times.dt.day_of_week, times.dt.hour, times.dt.quarter, times.dt.year, times.dt.day)
-        if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # the name of a month, for example
+        if any(frame[name].groupby(part).nunique().max() == 1 for part in parts):  # such as the name of a month
             continue
         groups = sorted((np.sort(own.to_numpy()) for _, own in times.groupby(frame[name])), key=lambda own: own[0])
-        if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):  # one after the other, as provisional
-            continue
+        if all(earlier[-1] < later[0] for earlier, later in pairwise(groups)):
+            continue  # the groups follow each other, such as final and provisional values
         grids = [frequency.grid([own], "") for own in groups]
         if all(
             grid is not None and len(own) >= 3 and grid.holes <= 0.1 for grid, own in zip(grids, groups, strict=True)
@@ -253,13 +255,13 @@ def _reject_interleaved(
 
 
 def _counted(cells: pd.Series) -> bool:
-    """Whether all cells are integers, as numbers of stores."""
+    """Return whether all cells are integers and none is negative, such as store numbers."""
     values = values_of(cells)
     return bool(values.notna().all() and (values == values.round()).all() and (values >= 0).all())
 
 
 def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
-    """Whether the columns make each time stamp unique, and most groups have most of their time stamps."""
+    """Return whether no group has a time stamp twice, and half of the groups have rows at MIN_FILL of their steps."""
     keys = pd.DataFrame({**{name: frame[name] for name in names}, "(time)": times})
     if keys.duplicated().any() or frame[names].isna().any().any():
         return False
@@ -270,7 +272,7 @@ def _complete(frame: pd.DataFrame, times: pd.Series, names: list[str]) -> bool:
 
 
 def _without_synonyms(frame: pd.DataFrame, sets: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Keep one of several sets that split the rows into the same groups, for example code and name of a country."""
+    """Keep one of several sets of columns with the same groups of rows, such as the code and the name of a country."""
     distinct: list[tuple[tuple[str, ...], pd.Series]] = []
     for names in sets:
         numbered = frame.groupby(list(names), sort=False).ngroup()

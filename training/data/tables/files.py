@@ -1,4 +1,4 @@
-"""From a file to a sheet of cells: CSV and text in any encoding, Excel, Parquet, and compressed files."""
+"""Read the cells of a file: CSV and other text in any encoding, Excel, Parquet, and compressed files."""
 
 from __future__ import annotations
 
@@ -37,19 +37,23 @@ REJECTED = {
     b"[{": "is JSON; save the table as CSV",
     b"<": "is HTML or XML; save the table as CSV",
 }
-# The letters of Western European languages, and signs. Other letters suggest another encoding than cp1252.
+# Letters and signs of Western European texts. Other letters suggest that the encoding is not cp1252.
 WESTERN = set("ÄÖÜäöüßÀÂÇÈÉÊËÎÏÔÙÛàâçèéêëîïôùûŒœÆæÑñÁÍÓÚáíóúÃÕãõÅåØøìòÌÒ€£¥°§µ·–—‘’“”„…²³½¼¾×±«»©®º\xa0")
-SAMPLE_LINES = 300  # from which the delimiter is detected
-MIN_SHEET_ROWS = 3  # rows with numbers or dates that make a sheet a table
+SAMPLE_LINES = 300  # first lines of a file, from which the delimiter is detected
+MIN_SHEET_ROWS = 3  # a sheet holds a table if it has at least this many rows with numbers or dates
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200e\u200f\u2060\0"))
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """The cells of a table: text, or typed values of Excel and Parquet; None if empty.
+    """The cells of a table.
 
-    ``numbers``: row number in the file of each row, from 1. ``delimiter``: of text; "" for other files. ``described``:
-    how the file was read.
+    Attributes:
+        rows: the cells of each row: text, or typed values from Excel and Parquet; None if empty.
+        numbers: the row number in the file of each row, from 1.
+        delimiter: the delimiter of a text file; "" for other files.
+        described: how the file was read, such as "text (utf-8), comma-separated".
+        remarks: what was left out, for the user.
     """
 
     rows: list[list[Any]]
@@ -63,7 +67,7 @@ def read_sheet(path: Path, sheet: str | None = None, encoding: str | None = None
     """Read the cells of a file; its format is detected from its content.
 
     Raises:
-        DataError: the file cannot be read, or ``sheet`` or ``encoding`` must be chosen.
+        DataError: the file cannot be read, or ``sheet`` or ``encoding`` is missing or does not fit the file.
     """
     try:
         content = path.read_bytes()
@@ -120,10 +124,10 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
     import openpyxl
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about styles and extensions
+        warnings.simplefilter("ignore")  # openpyxl warns about styles and extensions
         try:
             book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
-        except Exception as error:  # openpyxl documents no errors; a damaged file raises many kinds
+        except Exception as error:  # openpyxl does not document its errors; damaged files raise many kinds
             raise DataError(f"{path} is a damaged Excel file: {error}; save it again, or as CSV") from error
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if name is not None and name not in sheets:
@@ -152,7 +156,7 @@ def _read_excel(path: Path, content: bytes, name: str | None) -> Sheet:
 
 
 def _cells(sheet: Any) -> list[list[Any]]:
-    """The values of a worksheet. A merged cell holds its value in all its parts, unless it spans the whole width."""
+    """Return the values of a worksheet. The value of a merged cell fills all its parts, unless it spans all columns."""
     rows = [[_cleaned(value) for value in row] for row in sheet.iter_rows(values_only=True)]
     for merged in sheet.merged_cells.ranges:
         if merged.max_col - merged.min_col + 1 < sheet.max_column or sheet.max_column == 1:
@@ -202,10 +206,12 @@ def _read_text(path: Path, content: bytes, encoding: str | None) -> Sheet:
 
 
 def decode(path: Path, content: bytes, encoding: str | None = None) -> tuple[str, str]:
-    """The text of a file, and its encoding. By default UTF-8, UTF-16 or UTF-32, or cp1252 for Western European text.
+    """Return the text of a file, and its encoding.
+
+    If ``encoding`` is None, it is detected: UTF-8, UTF-16, UTF-32, or cp1252 if the text is Western European.
 
     Raises:
-        DataError: the encoding is unknown, does not fit, or must be given.
+        DataError: the given encoding is unknown or does not fit, or the encoding cannot be detected.
     """
     detected = encodings.detected(content)
     chosen = encoding or detected or "utf-8"
@@ -230,12 +236,12 @@ def decode(path: Path, content: bytes, encoding: str | None = None) -> tuple[str
 
 
 def _foreign(text: str) -> bool:
-    """Whether a word has three or more accented letters in a row: then the text is not Western European."""
+    """Return whether three accented letters follow each other, which shows that a text is not Western European."""
     return re.search("[À-ÿ]{3}", text) is not None
 
 
 def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
-    """Empty the lines that begin with ``#`` or ``//``. The last one stays if it has the names of the columns."""
+    """Empty the lines that begin with ``#`` or ``//``. The last one before the table stays if it has column names."""
     comments = [at for at, line in enumerate(lines) if re.match(r'\s*"?\s*(#(?![A-Z]{1,5}/|[,;\t|])|//)', line)]
     first = next((at for at, line in enumerate(lines) if line.strip() and at not in set(comments)), len(lines))
     result = list(lines)
@@ -257,7 +263,7 @@ def _without_comments(lines: Sequence[str], remarks: list[str]) -> list[str]:
 
 
 def _split(lines: Sequence[str], delimiter: str) -> list[tuple[int, list[str]]]:
-    """Row number and cells of each row."""
+    """Return the row number and the cells of each row."""
     if delimiter == " ":
         return [(at, line.split()) for at, line in enumerate(lines, 1)]
     if delimiter == "  ":
@@ -270,7 +276,10 @@ def _split(lines: Sequence[str], delimiter: str) -> list[tuple[int, list[str]]]:
 
 
 def _delimiter(sample: Sequence[str]) -> str:
-    """The delimiter with which most rows have equally many cells, and most cells are numbers or dates."""
+    """Return the delimiter that gives the most rows of the same length, and the most cells with numbers or dates.
+
+    Spaces are tried only if no other delimiter splits the rows. If nothing splits them, return a comma.
+    """
 
     def score(delimiter: str) -> float:
         try:

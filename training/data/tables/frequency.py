@@ -1,4 +1,4 @@
-"""The time step between rows: calendar steps, fixed steps, business days, and steps with jitter."""
+"""Find the time step between rows (calendar steps, fixed steps, business days, steps with jitter) and the season."""
 
 from __future__ import annotations
 
@@ -27,25 +27,30 @@ SEASONS: dict[str, tuple[int, ...]] = {
     "half-year": (2,),
 }
 _MINUTE = 60 * SECOND
-NICE_STEPS = np.array(  # of sensors whose time stamps have jitter
+NICE_STEPS = np.array(  # usual steps of sensors, whose time stamps may have jitter
     [n * SECOND for n in (1, 2, 5, 10, 15, 20, 30)]
     + [n * _MINUTE for n in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)]
     + [n * 60 * _MINUTE for n in (1, 2, 3, 4, 6, 8, 12)]
     + [DAY, 7 * DAY]
 )
-MAX_JITTER = 0.3  # of a step
-MAX_HOLES = 0.4  # share of the steps without a time stamp; more of them are irregular
-MAX_HOLES_TO_DECIDE = 0.1  # the same for choosing between two readings of the same cells
-MIN_AUTOCORRELATION = 0.3  # of a season
-MIN_AUTOCORRELATION_OF_TWO = 0.5  # of a season that a series has only twice
-MIN_PROMINENCE = 0.1  # of a season over half a season before and after; a random walk has none
+MAX_JITTER = 0.3  # largest distance of a time stamp from its step, as a share of the step
+MAX_HOLES = 0.4  # largest share of steps without a time stamp; with more, the times are irregular
+MAX_HOLES_TO_DECIDE = 0.1  # the same share, for choosing between two readings of the same cells
+MIN_AUTOCORRELATION = 0.3  # smallest autocorrelation at the lag of a season
+MIN_AUTOCORRELATION_OF_TWO = 0.5  # the same, if all series are shorter than three seasons
+# The autocorrelation at a season must exceed the mean half a season before and after by this. Random walks do not.
+MIN_PROMINENCE = 0.1
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The time step of a table and, for each group, the position int64 [T] of each of its sorted, unique times.
+    """The time step that all groups of a table share.
 
-    ``seasons``: usual season lengths, in steps. ``jitter``: whether times were moved to the next step.
+    Attributes:
+        name: name of the time step, such as "hour".
+        seasons: usual season lengths, in steps.
+        positions: for each group, the step numbers int64 [T] of its sorted, distinct times.
+        jitter: whether times were moved to the nearest step.
     """
 
     name: str
@@ -55,13 +60,16 @@ class Grid:
 
     @property
     def holes(self) -> float:
-        """The share of the steps between first and last time that have no time stamp."""
+        """The share of the steps between the first and the last time of the groups that have no time stamp."""
         spans = sum(int(own[-1] - own[0]) + 1 for own in self.positions if len(own))
         return 1 - sum(map(len, self.positions)) / spans if spans else 0.0
 
 
 def grid(times: Sequence[Times], period: str) -> Grid | None:
-    """The grid of steps that all groups share; None if the times are irregular. ``times``: of each group."""
+    """Return the time step that all groups share; None if the times are irregular.
+
+    ``times``: the sorted, distinct times of each group. ``period``: see ``Reading``.
+    """
     steps = [np.diff(own).astype("timedelta64[us]").astype(np.int64) for own in times]
     differences = np.concatenate([np.empty(0, np.int64), *steps])
     if not len(differences):
@@ -80,20 +88,20 @@ def grid(times: Sequence[Times], period: str) -> Grid | None:
 
 
 def _checked(grids: Sequence[Grid]) -> Grid | None:
-    """The grid with the fewest holes, if it has few enough."""
+    """Return the grid with the fewest holes; None if it has more than MAX_HOLES."""
     best = min(grids, key=lambda each: each.holes, default=None)
     return best if best is not None and best.holes <= MAX_HOLES else None
 
 
 def is_regular(reading: Reading) -> bool:
-    """Whether a reading gives at least three times with hardly any hole."""
+    """Return whether the times of a reading are regular: at least three, without jitter, and with few holes."""
     times = np.unique(reading.times.dropna().to_numpy())
     detected = grid([times], reading.period) if len(times) >= 3 else None
     return detected is not None and not detected.jitter and detected.holes <= MAX_HOLES_TO_DECIDE
 
 
 def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
-    """A grid of steps that are counted; every second or third step only becomes a longer step."""
+    """Return a grid of counted steps. If times occur on every second or third step only, the step becomes longer."""
     unit = int(np.gcd.reduce(np.concatenate([np.diff(own) for own in positions]))) or 1
     if unit > 1:
         origin = next(own[0] for own in positions if len(own))
@@ -103,7 +111,10 @@ def _whole(name: str, step: int, positions: list[np.ndarray]) -> Grid:
 
 
 def _months(times: Sequence[Times], period: str) -> Grid | None:
-    """Months and their multiples: one time per month, on the same day, at its end, or always early or late in it."""
+    """Return a grid of months or of multiples such as quarters; None if the times do not fit.
+
+    Times fit if no month has two, and all are on the same day of the month, in its first week, or in its last week.
+    """
     everything = np.concatenate(times)
     months = [own.astype("datetime64[M]").astype(np.int64) for own in times]
     differences = np.concatenate([np.diff(own) for own in months])
@@ -127,12 +138,12 @@ def _months(times: Sequence[Times], period: str) -> Grid | None:
 
 
 def _fixed(times: Sequence[Times], differences: np.ndarray) -> Grid | None:
-    """Steps of a fixed length: the greatest common divisor of all differences."""
+    """Return a grid of steps of a fixed length: the greatest common divisor of all differences."""
     step = int(np.gcd.reduce(differences))
     origin = min(own[0] for own in times if len(own))
     positions = [(own - origin).astype("timedelta64[us]").astype(np.int64) // step for own in times]
     offsets = {int((own[0] - origin).astype("timedelta64[us]").astype(np.int64)) % step for own in times if len(own)}
-    if len(offsets) > 1:  # groups with other origins
+    if len(offsets) > 1:  # the groups begin at different times within a step
         positions = [
             (own - own[0]).astype("timedelta64[us]").astype(np.int64) // step if len(own) else own for own in times
         ]
@@ -142,7 +153,7 @@ def _fixed(times: Sequence[Times], differences: np.ndarray) -> Grid | None:
 
 
 def step_name(step: int) -> str:
-    """The name of a step in microseconds."""
+    """Return the name of a step that is given in microseconds."""
     if step in NAMED_STEPS:
         return NAMED_STEPS[step]
     for unit, name in (
@@ -166,7 +177,7 @@ def _business_days(times: Sequence[Times], everything: np.ndarray) -> Grid | Non
 
 
 def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: np.ndarray) -> Grid | None:
-    """A usual step, if each time is close to one step, or a few, after the last."""
+    """Return a grid of a usual step; None unless the differences of the times are nearly multiples of this step."""
     median = float(np.median(differences))
     step = int(NICE_STEPS[np.abs(NICE_STEPS / median - 1).argmin()])
     counts = [np.round(own / step) for own in steps]
@@ -186,9 +197,10 @@ def _jittered(times: Sequence[Times], steps: Sequence[np.ndarray], differences: 
 
 
 def bins(times: pd.Series, rule: str) -> tuple[pd.Series, str]:
-    """The beginning of the interval of ``rule`` that holds each time, and its period.
+    """Return the start of the interval that holds each time, and the period of ``Reading`` for these intervals.
 
-    ``rule``: D, h, 15min, W (from Monday), M, Q, Y and other pandas offsets of fixed length. Raises ValueError.
+    ``rule``: length of the intervals: D, h, 15min, W (from Monday), M, Q, Y, or another pandas offset of fixed length.
+    Raises ValueError if pandas does not know the offset.
     """
     calendar = {
         "W": "week",
@@ -210,7 +222,7 @@ def bins(times: pd.Series, rule: str) -> tuple[pd.Series, str]:
 
 
 def autocorrelation(values: np.ndarray, lag: int) -> float:
-    """The autocorrelation of linearly detrended values [T] at a lag; 0 for constant values."""
+    """Return the autocorrelation of linearly detrended values [T] at a lag; 0 for constant values."""
     steps = np.arange(len(values))
     residual = values - np.polyval(np.polyfit(steps, values, 1), steps)
     variance = float((residual**2).mean())
@@ -220,10 +232,10 @@ def autocorrelation(values: np.ndarray, lag: int) -> float:
 
 
 def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
-    """The season length of the series, in steps; 1 without a season.
+    """Return the season length of the series in steps; 1 if they have no season.
 
-    Candidates are the ``usual`` seasons of the time step; without one, all lags from 2 to MAX_SEASON. The strongest
-    autocorrelation, averaged over up to 50 series, wins.
+    Candidates are the ``usual`` seasons of the time step or, if ``usual`` is None, all lags from 2 to MAX_SEASON. The
+    shortest candidate wins whose autocorrelation, averaged over up to 50 series, is at least 90 % of the strongest one.
     """
     candidates = [lag for lag in (range(2, 401) if usual is None else usual) if lag <= MAX_SEASON]
     known_values = [values[~np.isnan(values)] for values in series[:50]]
@@ -238,7 +250,7 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
         strengths = {
             lag: value for lag, value in strengths.items() if value > np.mean(off_season[lag]) + MIN_PROMINENCE
         }
-    else:  # only local maxima: slow changes correlate at every short lag
+    else:  # only local maxima, because slow changes correlate at every short lag
         strengths = {
             lag: value
             for lag, value in strengths.items()
@@ -253,4 +265,4 @@ def season(series: Sequence[np.ndarray], usual: Sequence[int] | None) -> int:
     best = max(strengths.values(), default=0.0)
     if not strengths:
         return 1
-    return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season are as strong
+    return min(lag for lag, value in strengths.items() if value > 0.9 * best)  # multiples of a season correlate as well

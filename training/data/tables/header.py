@@ -20,11 +20,11 @@ from training.data.tables.numbers import is_missing
 
 MAX_HEADER_ROWS = 3
 MAX_TITLE_ROWS = 30  # rows above the header
-MAX_TOTALS = 0.1  # share of the rows
+MAX_TOTALS = 0.1  # largest share of rows with totals
 UNIT_NAME = re.compile(
     r"[\[(].{1,12}[\])]|%|°.?|(k|M|G|m|c|µ)?(W|Wh|g|l|L|m|s|Pa|V|A|Hz|bar|t)\b.{0,4}|[A-Z]{3}|yyyy.*|dd.*|[€$£]"
 )
-SAMPLE_ROWS = 60  # rows below the first one whose kinds decide whether it holds names
+SAMPLE_ROWS = 60  # rows that are compared with the first row, to decide whether it holds names
 TOTAL = re.compile(
     r"(?:(?:grand|sub)[- ]?)?(?:totals?|sums?|summen?|gesamt(?:summe)?|insgesamt|zwischensumme|averages?|avg\.?|mean|"
     r"mittelwert|durchschnitt|moyenne|somme|suma|ytd|count|min(?:imum)?|max(?:imum)?)\b.*",
@@ -34,9 +34,10 @@ TOTAL = re.compile(
 
 @dataclass
 class Body:
-    """The rows of a table below its header: cells by column name, None if missing; the index has the row numbers.
+    """The rows of a table below its header.
 
-    ``titles``: the header's cells as read, a date of Excel for example.
+    ``frame``: the cells, None if missing, under the names of the columns; its index holds the row numbers of the file.
+    ``titles``: the cells of the header as read, which may be dates of Excel.
     """
 
     path: Path
@@ -46,19 +47,19 @@ class Body:
     remarks: list[str]
 
     def error(self, problem: str) -> DataError:
-        """The rejection of the table."""
+        """Return the error that rejects the table because of a problem."""
         return DataError(f"{self.path}{' ' if problem.startswith('has ') else ': '}{problem}")
 
 
 def kind(cell: Any) -> str:
-    """``.`` for a missing cell, ``n`` for a number, ``t`` for a time stamp, ``s`` for anything else."""
+    """Return the kind of a cell: ``.`` if missing, ``n`` for a number, ``t`` for a time, ``s`` for anything else."""
     if is_missing(cell):
         return "."
     return "t" if timestamps.is_time(cell) or timestamps.is_clock(cell) else "n" if numbers.is_number(cell) else "s"
 
 
 def locate(path: Path, sheet: Sheet, header: int | None = None) -> Body:
-    """Split a sheet into header and body. ``header``: row number of the column names; 0 without names.
+    """Split a sheet into header and body. ``header``: row number of the column names; 0: no names; None: detected.
 
     Raises:
         DataError: there is no header, or it is ambiguous.
@@ -103,7 +104,7 @@ def _given(path: Path, rows: Sequence[tuple[int, list[Any]]], header: int) -> tu
 def _detect(
     path: Path, rows: Sequence[tuple[int, list[Any]]], remarks: list[str]
 ) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
-    """Names, header cells as read, and the rows below."""
+    """Return the names of the columns, the cells of the header as read, and the rows below the header."""
     kinds = [[kind(cell) for cell in row] for _, row in rows[: MAX_TITLE_ROWS + SAMPLE_ROWS]]
     filled = [_filled(row) for _, row in rows]
     longest = max(filled)
@@ -111,7 +112,7 @@ def _detect(
     typical = long[len(long) // 2]
     needed = max(min(2, typical), math.ceil(typical / 2))
     first = next((at for at, count in enumerate(filled[:MAX_TITLE_ROWS]) if count >= needed), 0)
-    above = [max([0, *filled[:at]]) for at in range(len(kinds))]  # a row of text below longer rows names nothing
+    above = [max([0, *filled[:at]]) for at in range(len(kinds))]  # text below longer rows is not a header
     texts = [
         at
         for at in range(first, min(MAX_TITLE_ROWS, len(kinds)))
@@ -143,7 +144,10 @@ def _detect(
 
 
 def _filled(row: Sequence[Any]) -> int:
-    """The number of filled cells, and of a first one without a name; a title repeated in at least three counts once."""
+    """Return the number of filled cells. If only the first cell is empty, it counts too, because it may lack a name.
+
+    If at least three cells are filled and all hold the same text, such as a merged title, they count as one.
+    """
     texts = [str(cell) for cell in row if not is_missing(cell)]
     if len(texts) >= 3 and len(set(texts)) == 1:
         return 1
@@ -151,7 +155,10 @@ def _filled(row: Sequence[Any]) -> int:
 
 
 def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at: int, typical: int) -> bool:
-    """Whether the row above ``at`` belongs to the names: row ``at`` has blanks, repetitions or units."""
+    """Return whether the row above row ``at`` also holds names.
+
+    It does if row ``at`` has blanks, repetitions or units, or if the row above is as full as a typical row.
+    """
     names = [name_of(cell) for cell in rows[at][1]]
     known = [name for name in names if name]
     if filled[at - 1] < 2 and filled[at] > 1:
@@ -163,7 +170,7 @@ def _continues(rows: Sequence[tuple[int, list[Any]]], filled: Sequence[int], at:
 
 
 def _are_names(row: Sequence[Any]) -> bool:
-    """Whether all cells are text or years, as above the quarters of several years."""
+    """Return whether all cells are empty, texts or years. Years may stand above the quarters of several years."""
     return all(kind(cell) in ".s" or re.fullmatch(r"(19|20)\d\d", name_of(cell)) for cell in row)
 
 
@@ -174,14 +181,14 @@ def _is_data(kinds: Sequence[str]) -> bool:
 def _with_numbers(
     path: Path, rows: Sequence[tuple[int, list[Any]]], kinds: Sequence[Sequence[str]], remarks: list[str]
 ) -> tuple[list[str], list[Any], list[tuple[int, list[Any]]]]:
-    """Decide whether a first row with numbers or dates holds names, as years across the columns, or values."""
+    """Decide whether a first row with numbers or dates holds names (such as years) or values; return as ``_detect``."""
     first, below = kinds[0], kinds[1 : 1 + SAMPLE_ROWS]
     numbers_in_first = [cell for cell, own in zip(rows[0][1], first, strict=True) if own == "n"]
     columns = range(len(first))
     usual = [Counter(row[at] for row in below if at < len(row) and row[at] != ".").most_common(1) for at in columns]
     agrees = [not one or own == "." or own == one[0][0] for own, one in zip(first, usual, strict=True)]
     sequence = len(numbers_in_first) >= 2 and _is_sequence(numbers_in_first)
-    if len(numbers_in_first) == 2:  # two numbers in a row are a sequence only as years
+    if len(numbers_in_first) == 2:  # two numbers count as a sequence only if they are years
         sequence = sequence and _are_years(numbers_in_first) and first[0] == "s"
     names = [name_of(cell) for cell in rows[0][1]]
     if "t" in first and first.count("t") >= 2 and not all(agrees):
@@ -214,7 +221,7 @@ def _are_years(cells: Sequence[Any]) -> bool:
 
 
 def name_of(cell: Any) -> str:
-    """The name of a column: text, or a date or number as text."""
+    """Return the name of a column as text, from a header cell that may be a date or a number."""
     if cell is None:
         return ""
     if isinstance(cell, float) and cell.is_integer():
@@ -224,7 +231,7 @@ def name_of(cell: Any) -> str:
 
 
 def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """One name per column from several header rows; a blank in an upper row repeats the cell before."""
+    """Join several header rows into one name per column. A blank in an upper row repeats the cell to its left."""
     width = max(map(len, rows))
     parts: list[list[str]] = [[] for _ in range(width)]
     for depth, row in enumerate(rows):
@@ -240,10 +247,12 @@ def _joined(rows: Sequence[Sequence[Any]]) -> list[str]:
 def _aligned(
     path: Path, below: Sequence[tuple[int, list[Any]]], names: list[str], titles: list[Any], delimiter: str
 ) -> tuple[list[tuple[int, list[Any]]], list[str], list[Any]]:
-    """Rows as long as the header. A header without a name for a first column of row numbers, as R writes it, gets one.
+    """Return rows of the length of the header, names and titles.
+
+    R writes row numbers without a name in the header. Such a header gets an empty first name.
 
     Raises:
-        DataError: a row is longer than the header, or all are shorter.
+        DataError: a row is longer than the header, or all rows are shorter.
     """
     while names and not names[-1] and all(len(row) < len(names) or row[len(names) - 1] is None for _, row in below):
         names, titles = names[:-1], titles[:-1]
@@ -276,7 +285,7 @@ def _aligned(
 
 
 def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
-    """Drop notes (one cell of text in a table of several columns) and totals."""
+    """Drop rows with notes (a single filled cell, with text) and totals, unless the table has only one column."""
     if frame.shape[1] < 2:
         return frame
     dropped = []
@@ -289,7 +298,7 @@ def _without_notes(frame: pd.DataFrame, remarks: list[str]) -> pd.DataFrame:
         elif filled == 0:
             dropped.append((row, ""))
     totals = [row for row, text in dropped if TOTAL.fullmatch(text)]
-    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # the name of a series
+    if len(totals) > max(3, MAX_TOTALS * len(frame)):  # so many that the word names a series
         dropped = [(row, text) for row, text in dropped if row not in set(totals)]
     for row, text in dropped:
         if text:

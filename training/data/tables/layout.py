@@ -1,4 +1,4 @@
-"""Tables with time across the columns: years, months, quarters, hours or dates are turned into one row per value."""
+"""Turn tables with years, quarters, months, hours or dates across the columns into tables with one row per value."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from training.data.tables.header import Body
 from training.data.tables.numbers import is_missing, share
 
 TIME, VALUE = "(time)", "(value)"  # names of the columns of an unpivoted table
-MIN_COLUMNS = 3  # columns with time stamps as names
+MIN_COLUMNS = 3  # smallest number of columns that are named by time stamps; two years are enough
 
 
 @dataclass(frozen=True)
 class Unpivoted:
-    """A table with one row per value: columns ``labels``, TIME and VALUE. ``timed``: TIME has time stamps."""
+    """A table with one row per value and the columns ``labels``, TIME and VALUE.
+
+    ``labels``: columns that name the series. ``timed``: whether TIME holds time stamps.
+    """
 
     body: Body
     labels: list[str]
@@ -27,12 +30,12 @@ class Unpivoted:
 
 
 def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
-    """Unpivot a table that has time across its columns; None for all other tables.
+    """Unpivot a table that has time across its columns; return None for all other tables.
 
-    ``by_rows``: each row is a series, whatever its columns are called.
+    ``by_rows``: treat each row as a series, whatever the names of the columns are.
 
     Raises:
-        DataError: the columns name months without a year, or days.
+        DataError: the columns are months or quarters without a year, weekdays, or ambiguous.
     """
     names = list(body.frame.columns)
     titles = dict(zip(names, body.titles, strict=True))
@@ -71,7 +74,7 @@ def unpivot(body: Body, by_rows: bool) -> Unpivoted | None:
 
 
 def _hours(body: Body, names: Sequence[str]) -> Unpivoted | None:
-    """A table with a row per day and a column per hour or quarter of an hour; None for other tables."""
+    """Unpivot a table with a row per day and a column per hour or quarter of an hour; return None for other tables."""
     clocks = [name for name in names if timestamps.is_clock(name)]
     numbered = {
         name: int(match[1]) for name in names if (match := re.fullmatch(r"[Hh]?(?:our|E)?[ _]?(\d{1,2})h?", name))
@@ -98,7 +101,7 @@ def _plain(cell: Any) -> str:
 
 
 def _are_counts(cells: pd.Series) -> bool:
-    """Whether all cells are whole numbers, as numbers of stores."""
+    """Return whether all cells are whole numbers, such as store numbers."""
     return all(re.fullmatch(r"\d+(\.0)?", str(cell)) for cell in cells)
 
 
@@ -117,7 +120,7 @@ def _mostly(cells: pd.Series, fits: Callable[[Any], bool]) -> bool:
 
 
 def _part_of_year(body: Body, others: Sequence[str]) -> str | None:
-    """The column that names the months, quarters or days of the years across the columns."""
+    """Return the column with months, quarters or days, for a table with years across the columns; None without one."""
 
     def names_part(cell: Any) -> bool:
         text = str(cell).strip(". ").lower()
@@ -142,7 +145,11 @@ def _melt(
     part: str | None = None,
     timed: bool = True,
 ) -> Unpivoted:
-    """One row per cell of ``columns``; ``compose``: the time stamp of a column in a row, with its cell of ``part``."""
+    """Return a table with one row for each cell of ``columns``.
+
+    ``others``: all other columns, which may name the series. ``compose``: returns the time stamp for the name of a
+    column and the cells of a row. ``part``: the column with a part of the time stamp. ``timed``: see ``Unpivoted``.
+    """
     frame, remarks = body.frame, list(body.remarks)
     texts = [name for name in others if share(frame[name]) <= 0.5 and frame[name].notna().any()]
     counts = [name for name in others if name not in texts and _are_counts(frame[name])]

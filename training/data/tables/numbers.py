@@ -1,4 +1,4 @@
-"""Numbers as people write them: decimal signs, thousands separators, currencies, units, and missing values."""
+"""Parse numbers as people write them: decimal signs, thousands separators, currencies, units, and missing values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-# Spellings of a missing value, in any case
+# Spellings of a missing value, in lower case. Cells are converted to lower case before they are compared.
 MISSING = {"", "-", "--", "---", "—", "–", "?", ".", "..", "...", "…", ":", "*", "/", "\\n", "no data", "no value"}
 MISSING |= {
     "na",
@@ -59,14 +59,17 @@ FLAGS = {
     "s",
     "u",
     "z",
-}  # of Eurostat: estimated, provisional ...
+}  # marks after numbers in tables of Eurostat: estimated, provisional ...
 FACTORS |= {"b": 1e9, "bn": 1e9, "mrd": 1e9, "mrd.": 1e9, "billion": 1e9}
 INDIAN = re.compile(r"[1-9]\d?(,\d\d)+,\d{3}(\.\d*)?")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A number as written: sign, digits with separators, exponent, and what surrounds them."""
+    """The parts of a number as written: sign, digits with separators, exponent, currency and unit.
+
+    ``attached``: whether the unit follows the digits without a space.
+    """
 
     negative: bool
     digits: str
@@ -77,7 +80,7 @@ class Written:
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds no value, in one of the usual spellings."""
+    """Return whether a cell is empty, not finite, or a usual spelling of a missing value, such as n/a."""
     if cell is None or cell is pd.NaT or cell is pd.NA:
         return True
     if isinstance(cell, str):
@@ -86,12 +89,12 @@ def is_missing(cell: Any) -> bool:
 
 
 def is_typed(cell: Any) -> bool:
-    """Whether a cell is a number of Excel or Parquet. Booleans are no numbers."""
+    """Return whether a cell is a number from Excel or Parquet, not a text. Booleans do not count as numbers."""
     return isinstance(cell, (Real, Decimal)) and not isinstance(cell, bool)
 
 
 def is_plain(text: Any) -> bool:
-    """Whether a text is a number as Python writes it."""
+    """Return whether a cell is a text that Python's ``float`` reads as a finite number."""
     try:
         return isinstance(text, str) and math.isfinite(float(text))
     except ValueError:
@@ -99,7 +102,7 @@ def is_plain(text: Any) -> bool:
 
 
 def is_number(cell: Any) -> bool:
-    """Whether a cell is a number, in any spelling."""
+    """Return whether a cell is a number, in any spelling."""
     if isinstance(cell, str):
         written = _written(cell)
         return written is not None and _either(written.digits)
@@ -108,7 +111,7 @@ def is_number(cell: Any) -> bool:
 
 @cache
 def _written(cell: str) -> Written | None:
-    """Split a number into its parts; None if the cell is no number."""
+    """Split a number into its parts; return None if the cell is not a number."""
     match = NUMBER.fullmatch(cell.strip().replace("\xa0", " ").replace("\u202f", " ").replace("\u2009", " "))
     if match is None or bool(match["open"]) != bool(match["close"]):
         return None
@@ -139,14 +142,14 @@ def _digits(decimal: str, groups: str) -> re.Pattern[str]:
 
 
 def _parse(digits: str, decimal: str, exponent: str = "") -> float | None:
-    """The value of digits with separators, or None if they do not fit the decimal sign."""
+    """Return the value of digits with separators, or None if they do not fit the decimal sign."""
     thousands = "." if decimal == "," else ","
     groups = "\u2009" if "\u2009" in digits else thousands
     if not (_digits(decimal, groups).fullmatch(digits) or (decimal == "." and INDIAN.fullmatch(digits))):
         return None
     try:
         number = float(digits.replace(groups, "").replace(thousands, "").replace(decimal, ".") + exponent)
-    except ValueError:  # separators only
+    except ValueError:  # there are only separators, and no digits
         return None
     return number if math.isfinite(number) else None
 
@@ -157,7 +160,7 @@ def _either(digits: str) -> bool:
 
 
 def decimal_evidence(cells: Iterable[Any]) -> dict[str, str]:
-    """A cell that only fits one decimal sign, for each of the signs ``.`` and ``,`` that occurs."""
+    """Return a cell for each decimal sign, ``.`` or ``,``, that fits only this sign; omit signs without such a cell."""
     evidence: dict[str, str] = {}
     for cell in cells:
         if isinstance(cell, str) and (written := _written(cell)) and re.search("[.,]", written.digits):
@@ -168,18 +171,18 @@ def decimal_evidence(cells: Iterable[Any]) -> dict[str, str]:
 
 
 def share(cells: pd.Series) -> float:
-    """The share of numbers among the cells that are not missing; 0 without any."""
+    """Return the share of numbers among the cells that are not missing; 0 if all are missing."""
     known = [cell for cell in cells if not is_missing(cell)]
     return sum(map(is_number, known)) / len(known) if known else 0.0
 
 
 def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence: dict[str, str]) -> str:
-    """The decimal sign of a column.
+    """Return the decimal sign of a column.
 
-    A cell that fits only one sign decides, or else the other columns, if they agree. If the column has whole numbers
-    of 1000 and more without a separator, a separator is decimal. If its whole numbers without a separator are all below
-    1000, it separates thousands.
-    Everything else is ambiguous.
+    A cell that fits only one sign decides. If there is none, the other columns decide if they agree. Otherwise the
+    whole numbers without a separator decide: if one of them has more than three digits, thousands are not separated, so
+    a separator is a decimal sign. If all have at most three digits, a separator separates thousands. A point in a file
+    that is separated by spaces is a decimal sign. Everything else is ambiguous.
 
     Raises:
         ValueError: the sign is ambiguous, or the cells contradict each other.
@@ -211,10 +214,10 @@ def decimal_sign(name: str, cells: Sequence[str], delimiter: str, file_evidence:
 
 
 def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.Series:
-    """The numbers of a column, float64, NaN if missing; adds remarks.
+    """Return the numbers of a column, float64, NaN if missing. Append remarks on how they were read.
 
     Raises:
-        ValueError: a cell is no number, or units are mixed.
+        ValueError: a cell is not a number, or units are mixed.
     """
     unique: dict[Any, Written | float] = {}
     for row, cell in cells.items():
@@ -240,7 +243,7 @@ def parse(name: str, cells: pd.Series, decimal: str, remarks: list[str]) -> pd.S
 
 
 def _factors(name: str, written: dict[Any, Written], remarks: list[str]) -> dict[str, float]:
-    """The factor of each unit; adds remarks. Raises ValueError if units are mixed or unclear."""
+    """Return the factors of units such as million; append remarks. Raises ValueError if units are mixed or unclear."""
     flags = {parts.unit for parts in written.values() if parts.unit in FLAGS and not parts.attached}
     if flags and any(not parts.unit for parts in written.values()):
         written = {cell: replace(parts, unit="") if parts.unit in flags else parts for cell, parts in written.items()}

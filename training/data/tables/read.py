@@ -25,7 +25,7 @@ from training.data.tables.time_column import TimeColumn
 from training.data.tables.timestamps import Reading
 
 AGGREGATES = ("sum", "mean", "last")
-CALENDAR_YEARS = 10  # after the table, for which the holidays are stored
+CALENDAR_YEARS = 10  # years after the last time stamp for which holidays are stored
 NO_COLUMNS = np.empty((0, 0))
 
 
@@ -40,14 +40,22 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Options for reading a table; None means detected.
+    """Options for reading a table. None means that the value is detected or not needed.
 
-    ``columns``: value columns. ``time``: the column of time stamps, several joined by commas, or "none". ``format``: of
-    the time stamps, as strptime. ``group``: columns that name the series, joined by commas, or "none". ``aggregate``:
-    combines rows with the same time stamp. ``resample``: a longer time step. ``by_rows``: each row is a series.
-    ``decimal``: "." or ",". ``header``: row number of the column names, 0 without names. ``missing``: cells that stand
-    for a missing value, or "none". ``known``: columns whose future values are known, joined by commas.
-    ``holidays``: country whose public holidays are a known column, with its subdivision: "DE" or "DE-BY".
+    Attributes:
+        columns: value columns.
+        time: column of time stamps, or several columns joined by commas, or "none".
+        format: format of the time stamps for strptime.
+        group: columns that name the series, joined by commas, or "none".
+        aggregate: how to combine rows with the same time stamp, one of AGGREGATES.
+        resample: longer time step to which rows are combined, such as "D".
+        by_rows: whether each row is a series.
+        season: season length in steps.
+        decimal: decimal sign, "." or ",".
+        header: row number of the column names; 0 if the file has none.
+        missing: cells that stand for a missing value, or "none".
+        known: columns whose future values are known, joined by commas.
+        holidays: country whose public holidays become a known column, such as "DE", or "DE-BY" with a subdivision.
     """
 
     columns: Sequence[str] | None = None
@@ -68,10 +76,10 @@ class ReadOptions:
 
 
 def read_table(path: Path, options: ReadOptions | None = None) -> Table:
-    """Read all series of a CSV, Excel or Parquet file. Nothing ambiguous is guessed.
+    """Read all series of a CSV, Excel or Parquet file. An ambiguous file is rejected.
 
     Raises:
-        DataError: the file cannot be read, or is ambiguous; the message names the option that decides.
+        DataError: the file cannot be read or is ambiguous. The message tells which option resolves the ambiguity.
     """
     options = options or ReadOptions()
     if options.season is not None and not 1 <= options.season <= MAX_SEASON:
@@ -149,10 +157,10 @@ def _check_names(body: Body, options: ReadOptions) -> None:
 
 
 def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
-    """Drop the rows without a time stamp; their other cells must be empty, except for totals.
+    """Drop the rows without a time stamp. Their other cells must be empty, except in rows of totals.
 
     Raises:
-        DataError: such a row has a value.
+        DataError: a row without a time stamp has other cells and no totals.
     """
     times = time.reading.times
     for row in body.frame.index[times.isna()]:
@@ -174,7 +182,7 @@ def _usable(body: Body, time: TimeColumn, values: Sequence[str]) -> TimeColumn:
 
 
 def _labels(body: Body, groups: Sequence[str], unpivoted: bool) -> pd.Series:
-    """The name of the series of each row: the groups, or nothing."""
+    """Return the name of the series of each row: its cells in the columns ``groups``; the file name or "" without."""
     if not groups:
         return pd.Series(body.path.name.split(".")[0] if unpivoted else "", index=body.frame.index, dtype=object)
     frame = body.frame[list(groups)]
@@ -195,7 +203,7 @@ def _named(label: str, column: str, values: dict[str, pd.Series]) -> str:
 def _in_order(
     labels: pd.Series, values: dict[str, pd.Series], covariates: dict[str, pd.Series], padded: bool
 ) -> list[Rows]:
-    """The rows of the series of a table without time stamps."""
+    """Return the series of a table without time stamps. ``padded``: drop empty cells at the end of each series."""
     result = []
     for label in dict.fromkeys(labels):
         for column, own in values.items():
@@ -267,7 +275,7 @@ def _on_grid(
 
 
 def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Series, str]:
-    """The time stamps and their period, with ``--resample`` those of its longer steps.
+    """Return the time stamps and their period. With ``--resample``, time stamps become the starts of longer steps.
 
     Raises:
         DataError: the step is unknown.
@@ -281,10 +289,10 @@ def _resampled(body: Body, step: str | None, reading: Reading) -> tuple[pd.Serie
 
 
 def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayCalendar:
-    """The holidays of a country from the first year of the table to CALENDAR_YEARS after its last one.
+    """Return the holidays of a country from the first year of the table to CALENDAR_YEARS after its last year.
 
     Raises:
-        DataError: the country is unknown, or the time step is longer than a week.
+        DataError: the country is unknown or has no holidays, or the time step is longer than a week.
     """
     if step_seconds(step) is None and step != BUSINESS_DAY:
         raise body.error(f"--holidays needs time steps of at most a week; this table has one row per {step}")
@@ -307,12 +315,12 @@ def _calendar(body: Body, country: str, step: str, times: pd.Series) -> HolidayC
 def _combine(
     body: Body, options: ReadOptions, frame: pd.DataFrame, covariates: Sequence[str]
 ) -> tuple[pd.DataFrame, bool]:
-    """Combine the rows of a series with the same time; of covariates, it takes the mean.
+    """Combine the rows of a series with the same time as ``--aggregate`` says. Covariates become their mean.
 
-    Returns the rows, and whether any were combined.
+    Return the rows, and whether any were combined.
 
     Raises:
-        DataError: there are such rows, and no ``--aggregate``.
+        DataError: a series has two rows with the same time, but ``--aggregate`` is not given.
     """
     keys = ["(series)", "(time)"]
     double = frame.duplicated(keys)
@@ -351,7 +359,7 @@ def _table(
     seasons: Sequence[int] | None,
     calendar: HolidayCalendar | None = None,
 ) -> Table:
-    """The table of all series that have a value, from their first to their last one."""
+    """Return the table of all series that have a value, each from its first to its last value."""
     series = []
     names = [*_listed(options.known), *([f"holidays {calendar.country}"] if calendar else [])]
     for name, values, starts, known in arrays:
@@ -372,10 +380,10 @@ def _table(
 
 
 def _filled(body: Body, series: str, names: Sequence[str], covariates: np.ndarray) -> np.ndarray:
-    """Covariates [T, K] with missing values replaced by the last known one, or the first; adds remarks.
+    """Replace missing covariates [T, K] by the value before them, or else by the first value; append remarks.
 
     Raises:
-        DataError: a column has no value.
+        DataError: a column has no values.
     """
     frame = pd.DataFrame(covariates)
     for column, name in enumerate(names):

@@ -12,15 +12,19 @@ import numpy as np
 
 from app.store import HolidayCalendar
 
-MAX_GAP = 3  # missing values in a row that are interpolated; one season if that is longer
+MAX_GAP = 3  # longest gap that is interpolated, in values; one season if a season is longer
 
 
 @dataclass(frozen=True)
 class Series:
-    """An evenly spaced series: values float64 [T], and the time of the first one in ISO 8601.
+    """An evenly spaced series.
 
-    ``known`` bool [T]: False for values that the table does not have. They are NaN; ``without_gaps`` interpolates them.
-    ``covariates`` [T, K]: of the table's known columns.
+    Attributes:
+        name: name of the series.
+        values: float64 [T]; NaN where the table has no value, until ``without_gaps`` interpolates.
+        start: time of the first value, in ISO 8601 if the table has time stamps.
+        known: bool [T]; False where the table has no value.
+        covariates: values [T, K] of the columns whose future values are known.
     """
 
     name: str
@@ -34,9 +38,14 @@ class Series:
 class Table:
     """The series of a file.
 
-    ``frequency``: name of the time step. ``season``: season length in steps, 1 without a season. ``remarks``: how the
-    file was read, and all repairs and omissions. ``covariates``: columns whose future values are known; with a
-    calendar, the last one counts its holidays.
+    Attributes:
+        name: name of the file.
+        series: the series, in the order of the file.
+        frequency: name of the time step.
+        season: season length in steps; 1 if there is no season.
+        remarks: texts on how the file was read, and on all repairs and omissions.
+        covariates: names of the columns whose future values are known; with a calendar, the last one counts holidays.
+        calendar: the public holidays, if they are used.
     """
 
     name: str
@@ -49,16 +58,16 @@ class Table:
 
     @property
     def sha256(self) -> str:
-        """Digest of the names and values of all series, in order."""
+        """The digest of the names, values and covariates of all series, in order."""
         digest = hashlib.sha256()
         for series in self.series:
             digest.update(f"{series.name}\0{len(series.values)}\0".encode() + series.values.tobytes())
-            digest.update(series.covariates.tobytes())  # none without known columns
+            digest.update(series.covariates.tobytes())  # empty without known columns
         return digest.hexdigest()
 
 
 def without_gaps(table: Table) -> Table:
-    """Split each series at long gaps and keep the longest part; interpolate short gaps. Adds remarks."""
+    """Split each series at long gaps, keep the longest part, and interpolate short gaps. Remarks tell what was done."""
     remarks = list(table.remarks)
     series = [_without_gaps(one, max(table.season, MAX_GAP), remarks) for one in table.series]
     return replace(table, series=series, remarks=remarks)
@@ -84,7 +93,7 @@ def _without_gaps(series: Series, max_gap: int, remarks: list[str]) -> Series:
 
 
 def summary(table: Table) -> str:
-    """One line on the size of the table, its time step and its season."""
+    """Return one line on the size of the table, its time step and its season."""
     lengths = sorted(len(series.values) for series in table.series)
     length = f"{lengths[0]:,}" if lengths[0] == lengths[-1] else f"{lengths[0]:,} to {lengths[-1]:,}"
     names = ", ".join(series.name for series in table.series[:5]) + (", ..." if len(table.series) > 5 else "")
@@ -118,7 +127,7 @@ def describe(table: Table) -> dict[str, Any]:
 
 
 def to_json_lines(table: Table) -> str:
-    """One JSON object per series: name, start and values."""
+    """Return one line with a JSON object per series: name, start and values."""
     records = (
         {"name": series.name, "start": series.start, "values": series.values.tolist()} for series in table.series
     )

@@ -1,4 +1,4 @@
-"""Find the column of time stamps, or the columns of year and month, date and hour, that hold them together."""
+"""Find the column of time stamps, or columns that form time stamps together, such as year and month, date and hour."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ WORDS = {
     "dato päivä when wann zeitpunkt zeitstempel",
 }
 LIKE_DATE = re.compile(rf"\d{{1,2}}\.\d{{1,2}}\.(\d{{2}}){{1,2}}.*|\d{{4}}[-/ .,_]*({'|'.join(timestamps.MONTHS)})\.?")
-MANY_COLUMNS = 5  # of a table whose rows may be series
+MANY_COLUMNS = 5  # in a table with more columns, each row may be a series
 ROLE = {word: role for role, words in WORDS.items() for word in words.split()}
 INDEX_NAME = re.compile(
     r"index|id|no\.?|nr\.?|#|obs|observation|rownames|unnamed: 0(\.\d+)?", re.IGNORECASE
-)  # of columns that may number the rows
+)  # names of columns that may number the rows
 
 
 @dataclass(frozen=True)
 class TimeColumn:
-    """The time stamps of a table: the columns they come from, and the times by row, NaT where there is none."""
+    """The columns with the time stamps of a table, and their reading: the time of each row, NaT if it has none."""
 
     names: list[str]
     reading: Reading
@@ -46,23 +46,25 @@ def role(name: str) -> str:
     """Return the role of a column by its name: a key of WORDS, or an empty string."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-zà-ÿ])(?=[A-Z])", " ", name).lower())
     if not all(word in ROLE for word in words):
-        words = [word for word in words if len(word) > 2]  # rain_mm holds millimetres
+        words = [word for word in words if len(word) > 2]  # in rain_mm, mm is not the month
     roles = [ROLE[word] for word in words if word in ROLE]
     return next((own for own in roles if own in ("time", "clock")), roles[0] if roles else "")
 
 
 def values_of(cells: pd.Series) -> pd.Series:
-    """The numbers of a column of plain numbers, NaN elsewhere."""
+    """Return the numbers of a column, NaN for cells that Python's ``float`` does not read as a number."""
     return cells.map(lambda cell: float(cell) if numbers.is_typed(cell) or numbers.is_plain(cell) else math.nan).astype(
         "float64"
     )
 
 
 def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[str]) -> TimeColumn | None:
-    """Find the time stamps; ``columns``: value columns, which hold none. None for a table without time.
+    """Find the time stamps of a table; return None if it has none.
+
+    ``time``, ``pattern``: values of --time and --format. ``columns``: columns that do not hold time stamps.
 
     Raises:
-        DataError: several columns, or several formats, are possible.
+        DataError: several columns or several formats are possible, or time stamps cannot be read.
     """
     frame = body.frame
     if time is not None and time.lower() == "none" and time not in frame:
@@ -94,7 +96,7 @@ def detect(body: Body, time: str | None, pattern: str | None, columns: Sequence[
 
 
 def _strong(body: Body, name: str) -> list[Reading]:
-    """The readings of a column that is no column of plain numbers."""
+    """Return the readings of a column; [] if it holds plain numbers."""
     cells = body.frame[name]
     if numbers.share(cells) > 0.8 and not _like_dates(cells):
         return []
@@ -102,13 +104,13 @@ def _strong(body: Body, name: str) -> list[Reading]:
 
 
 def _like_dates(cells: pd.Series) -> bool:
-    """Whether all cells are dates such as 05.01.24, or a year and a month such as 2024 Jan, which is no unit."""
+    """Return whether all cells are dates that look like numbers: 05.01.24, or 2024 Jan, where Jan is not a unit."""
     known = [cell for cell in cells if not numbers.is_missing(cell)]
     return all(isinstance(cell, str) and LIKE_DATE.fullmatch(cell.strip().lower()) for cell in known)
 
 
 def _reject_mixed(body: Body, names: Sequence[str]) -> None:
-    """Reject columns that mix dates of Excel with text, and text under the name of a time."""
+    """Raise DataError if a column mixes time stamps with other cells, such as dates of Excel with text."""
     for name in names:
         known = [cell for cell in body.frame[name] if not numbers.is_missing(cell)]
         times = sum(map(timestamps.is_time, known))
@@ -150,7 +152,7 @@ def _fits(cells: pd.Series, pattern: str) -> bool:
 
 
 def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> str | None:
-    """The column with the time of day of the dates in ``date``, if the dates repeat."""
+    """Return the column with the time of day for the dates in ``date``; None if no date repeats or no column fits."""
     times = readings[0].times.dropna()
     if readings[0].period or not times.duplicated().any() or (times != times.dt.floor("D")).any():
         return None
@@ -166,7 +168,7 @@ def _clock_column(frame: pd.DataFrame, date: str, readings: list[Reading]) -> st
 
 
 def _parts(frame: pd.DataFrame, candidates: Sequence[str]) -> list[str] | None:
-    """The columns of year and month, quarter, week or day; None without them."""
+    """Return columns that form time stamps together: the year and month (day, hour), quarter or week; None without."""
     roles: dict[str, str] = {}
     for name in candidates:
         roles.setdefault(role(name), name)
@@ -191,14 +193,14 @@ def _are(cells: pd.Series, fits: Any) -> bool:
 
 
 def _plain(cell: Any) -> str:
-    """A cell as text; whole numbers without decimals, midnight without its time of day."""
+    """Return a cell as text: whole numbers without decimals, dates at midnight without the time of day."""
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell).removesuffix(" 00:00:00").strip()
 
 
 def _named(body: Body, names: Sequence[str], pattern: str | None) -> TimeColumn:
-    """The time stamps of named columns."""
+    """Read the time stamps of the columns ``names``. Raises DataError if they cannot be read or are ambiguous."""
     for name in names:
         if name not in body.frame:
             raise body.error(f"has no column {name!r}; its columns are: {', '.join(map(str, body.frame.columns))}")
@@ -238,7 +240,7 @@ def _example(cells: pd.Series) -> str:
 
 
 def _joined(body: Body, names: Sequence[str]) -> pd.Series:
-    """The cells of several columns as one text: year-month-day, year and quarter, year and week, date and time."""
+    """Join the cells of several columns: year-month-day, year and quarter, year and week, or date and time."""
     parts = [body.frame[name].map(lambda cell: None if numbers.is_missing(cell) else _plain(cell)) for name in names]
     hours = [
         values_of(part) if role(name) in ("hour", "clock") else None for name, part in zip(names, parts, strict=True)
@@ -268,10 +270,10 @@ def _joined(body: Body, names: Sequence[str]) -> pd.Series:
 
 
 def choose(body: Body, label: str, cells: pd.Series, readings: Sequence[Reading]) -> Reading:
-    """The only reading with regular times.
+    """Return the only reading, or the only one with regular times.
 
     Raises:
-        DataError: several readings are possible.
+        DataError: several readings are possible, or the dates have no year.
     """
     possible = list(readings)
     if len(possible) > 1:
@@ -299,7 +301,7 @@ def _as_written(pattern: str, separator: str) -> str:
 
 
 def _counter(cells: pd.Series) -> Reading | None:
-    """A column that counts steps, such as day 1, 2, 3: its positions as seconds since 1970."""
+    """Return the reading of a column that counts 1, 2, 3 ...; None for others. Steps become seconds since 1970."""
     values = values_of(cells)
     unique = sorted(set(values.dropna()))
     if values.isna().any() or len(unique) < 3 or any(not value.is_integer() for value in unique):
@@ -312,15 +314,15 @@ def _counter(cells: pd.Series) -> Reading | None:
 def _from_numbers(
     body: Body, candidates: Sequence[str], columns: Sequence[str], pattern: str | None
 ) -> TimeColumn | None:
-    """A column of numbers under the name of a time; None without time stamps.
+    """Find time stamps in a column of numbers that has the name of a time; return None if there are none.
 
     Raises:
-        DataError: numbers under another name, or text, may be time stamps.
+        DataError: numbers in a column with another name, or texts, may be time stamps.
     """
     frame = body.frame
     numeric = [name for name in candidates if numbers.share(frame[name]) > 0.8]
     others = [name for name in frame.columns if name in columns or numbers.share(frame[name]) > 0.5]
-    if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers has the values
+    if others == numeric[:1] and len(numeric) == 1:  # the only column of numbers holds the values
         numeric = []
     named = [name for name in numeric if role(name)]
     for name in named:
@@ -354,7 +356,7 @@ def _from_numbers(
 
 
 def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
-    """Times with a zone in UTC, unless all are local midnights: days begin there at different hours of UTC."""
+    """Convert times with a zone to UTC. If all are local midnights, ignore the zone, because summer time shifts them."""
     reading = column.reading
     if reading.offsets is None:
         return column

@@ -1,4 +1,4 @@
-"""Time stamps as people write them. A column can have several readings: 3/4/2024 is 3 April or 4 March."""
+"""Parse time stamps. A reading is one interpretation of a column: 3/4/2024 may be read as 3 April or as 4 March."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ _ZONE = rf"(?P<z>[+-]\d{{2}}:?(?:\d{{2}})?|{'|'.join(sorted(ZONES, key=len, reve
 _WEEK = r"(?:kw|cw|week|wk|woche|w)\.?\s*"
 _AB4 = r"(?P<a>\d{1,2})(?P<s>[-/. ])(?P<b>\d{1,2})(?P=s)(?P<Y>\d{4})"
 _AB2 = r"(?P<a>\d{1,2})(?P<s>[-/.])(?P<b>\d{1,2})(?P=s)'?(?P<c>\d{2})"
-# (label, period, pattern, the fields year, month and day; a field in small letters is a group of the pattern).
-# A pattern with the same text and another order is another reading of the same cells.
+# (label, period, pattern, names of its groups with year, month and day). "?" means that there is no year.
+# The same pattern with another order of the groups is another reading of the same cells.
 _FORMATS: list[tuple[str, str, str, str]] = [
     ("%Y-%m-%d", "", rf"{_YEAR}(?P<s>[-/. ])(?P<m>\d{{1,2}})(?P=s){_DAY}", "Y m d"),
     ("%Y%m%d", "", r"(?P<Y>\d{4})(?P<m>\d{2})(?P<d>\d{2})", "Y m d"),
@@ -107,17 +107,18 @@ FORMATS = [
 CLOCK = re.compile(_CLOCK + r"|(?P<H4>\d{1,2})\.(?P<M4>\d{2})\.(?P<S4>\d{2})")
 PREFIX = re.compile(rf"(?:{WEEKDAYS})\.?[ ,]+")
 INTERVAL = re.compile(r"\s+(?:[-–]|to|bis)\s+(?=\d{1,4}[-/.:])")
-SAMPLE_CELLS = 100  # on which each format is tried first
+SAMPLE_CELLS = 100  # cells on which each format is tried first
 YEARS = (1600, 2199)
 EXCEL_EPOCH = np.datetime64("1899-12-30", "s")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One reading of the cells of a column.
+    """One interpretation of the cells of a column as time stamps.
 
-    ``times``: local times datetime64, NaT where a cell is no time stamp. ``offsets``: seconds east of UTC, 0 without a
-    time zone. ``period``: "month", "quarter", "half-year", "week" or "year" if the cells name one.
+    ``label``: name of the format. ``period``: "month", "quarter", "half-year", "week" or "year" if the cells are such
+    periods, "step" if they count steps, otherwise "". ``times``: local times datetime64, NaT where a cell is not a time
+    stamp. ``offsets``: seconds east of UTC, 0 for cells without a time zone; None if all are 0.
     """
 
     label: str
@@ -127,20 +128,20 @@ class Reading:
 
     @property
     def count(self) -> int:
-        """Number of cells that are time stamps."""
+        """The number of cells that are time stamps."""
         return int(self.times.notna().sum())
 
 
 def normalised(cell: str) -> str:
-    """A cell in lower case, without a weekday before the date. Of an interval, its beginning."""
+    """Return a cell in lower case, without a weekday before the date. Of an interval, only the beginning is kept."""
     text = PREFIX.sub("", cell.strip().lower().replace("\xa0", " "), count=1)
     return INTERVAL.split(text, maxsplit=1)[0]
 
 
 def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
-    """All readings of a column of text or of typed dates that fit most of its cells; none if it holds other values.
+    """Return the readings that fit the most cells of a column of texts or dates; [] if they fit less than 80 %.
 
-    ``week``: 2024-05 is a week.
+    ``week``: read 2024-05 as a week, not as a month.
     """
     known = cells[[not is_missing(cell) for cell in cells]]
     if not len(known):
@@ -153,7 +154,7 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
     sample = list(texts.values())[:: max(1, len(texts) // SAMPLE_CELLS)]
     for label, period, pattern, fields in FORMATS:
         if sum(pattern.fullmatch(text) is not None for text in sample) < 0.5 * len(sample):
-            continue  # no format fits fewer than four of five cells
+            continue  # too few: a format must fit 80 % of all cells
         parsed = {cell: time for cell, text in texts.items() if (time := _time(text, pattern, fields))}
         if parsed:
             pairs = [parsed.get(cell, (None, 0)) if isinstance(cell, str) else (None, 0) for cell in cells]
@@ -164,17 +165,17 @@ def readings(cells: pd.Series, week: bool = False) -> list[Reading]:
 
 
 def _plausible(results: list[Reading], known: pd.Series, week: bool) -> list[Reading]:
-    """The readings that fit as many cells as any other, and at least four of five; ``known``: the cells."""
+    """Return the plausible, distinct readings that fit the most of the ``known`` cells; [] if less than 80 % fit."""
     max_count = max((reading.count for reading in results), default=0)
     if max_count < 0.8 * len(known):
         return []
     results = [reading for reading in results if reading.count == max_count]
     labels = {reading.label for reading in results}
-    if any("." in cell for cell in known if isinstance(cell, str)):  # dots: the day comes first
+    if any("." in cell for cell in known if isinstance(cell, str)):  # in dates with dots, the day comes first
         for day_first, others in (("%d/%m/%Y", {"%m/%d/%Y"}), ("%d/%m/%y", {"%m/%d/%y", "%y/%m/%d"})):
             if day_first in labels:
                 results = [reading for reading in results if reading.label not in others]
-    if "%b %y" in labels:  # Jan-24 is rarely a day without a year
+    if "%b %y" in labels:  # Jan-24 is rarely 24 January without a year
         results = [reading for reading in results if reading.label != "%b %d without a year"]
     if {"%Y-%m", "year and ISO week"} <= labels:
         results = [reading for reading in results if reading.label == ("year and ISO week" if week else "%Y-%m") or
@@ -187,7 +188,7 @@ def _plausible(results: list[Reading], known: pd.Series, week: bool) -> list[Rea
 
 
 def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.datetime, int] | None:
-    """The local time and the offset from UTC in seconds of a normalised cell; None if it does not fit."""
+    """Return the local time and the offset from UTC in seconds of a normalised cell; None if the cell does not fit."""
     match = pattern.fullmatch(text)
     if match is None:
         return None
@@ -203,10 +204,10 @@ def _time(text: str, pattern: re.Pattern[str], fields: str) -> tuple[datetime.da
 
 
 def _date(groups: dict[str, Any], year: str, month: str, day: str) -> datetime.datetime:
-    """The date of the fields of a match. Raises ValueError if there is none."""
+    """Return the date of the fields of a match. Raises ValueError if the date does not exist."""
     number = 2000 if year == "?" else int(groups[year])
     if year != "?" and len(groups[year]) == 2:
-        number += 2000 if number < 69 else 1900  # as strptime
+        number += 2000 if number < 69 else 1900  # as strptime does
     if groups.get("next") is not None and int(groups["next"]) != (number + 1) % 100:
         raise ValueError
     if month == "w":
@@ -220,7 +221,7 @@ def _date(groups: dict[str, Any], year: str, month: str, day: str) -> datetime.d
 
 
 def _clock(groups: dict[str, Any]) -> datetime.timedelta | None:
-    """The time of day of a match; None if it is impossible."""
+    """Return the time of day of a match; None if it is impossible, such as 25:00."""
     parts = [groups.get(key) or groups.get(f"{key}2") or groups.get(f"{key}4") or "0" for key in "HMS"]
     hour, minute, second = int(groups.get("H3") or parts[0]), int(parts[1]), int(parts[2])
     if groups.get("ap"):
@@ -241,7 +242,7 @@ def _offset(zone: str) -> int:
 
 
 def _typed(cells: pd.Series, dates: pd.Series) -> list[Reading]:
-    """The dates of Excel and Parquet, if at least four of five cells are some."""
+    """Return the reading of dates from Excel or Parquet; [] if less than 80 % of the known cells are dates."""
     if len(dates) < 0.8 * sum(not is_missing(cell) for cell in cells):
         return []
     stamps = {row: pd.Timestamp(cell) for row, cell in dates.items()}
@@ -252,7 +253,7 @@ def _typed(cells: pd.Series, dates: pd.Series) -> list[Reading]:
 
 
 def with_format(cells: pd.Series, pattern: str) -> Reading:
-    """The times of cells in a strptime format. Raises ValueError if the format is invalid."""
+    """Read cells in a strptime format. Raises ValueError if the format is invalid."""
     texts = cells.map(lambda cell: str(int(cell) if is_typed(cell) and cell == int(cell) else cell))
     times = pd.to_datetime(texts, format=pattern, errors="coerce", utc="%z" in pattern)
     zones = None
@@ -264,7 +265,7 @@ def with_format(cells: pd.Series, pattern: str) -> Reading:
 
 @cache
 def is_time(cell: Any) -> bool:
-    """Whether a cell is a date or a period in one of the unambiguous forms; plain numbers are none."""
+    """Return whether a cell is a date, or a period such as a month. Plain numbers such as 2024 do not count."""
     if isinstance(cell, datetime.date):
         return True
     if not isinstance(cell, str) or (
@@ -276,7 +277,7 @@ def is_time(cell: Any) -> bool:
 
 
 def is_clock(cell: Any) -> bool:
-    """Whether a cell is a time of day with minutes."""
+    """Return whether a cell is a time of day with minutes."""
     if isinstance(cell, str):
         match = CLOCK.fullmatch(cell.strip().lower())
         return match is not None and (match["H"] or match["H4"]) is not None and _clock(match.groupdict()) is not None
@@ -303,7 +304,7 @@ def _year_weeks(x: np.ndarray) -> np.ndarray | None:
             datetime.datetime.fromisocalendar(int(year), int(week), 1)
             for year, week in zip(x // 100, weeks, strict=True)
         ]
-    except ValueError:  # week 53 of a year with 52
+    except ValueError:  # week 53 of a year with 52 weeks
         return None
     return np.array(days, "datetime64[us]")
 
@@ -361,7 +362,7 @@ def _dates(year: np.ndarray, month: np.ndarray, day: np.ndarray) -> np.ndarray |
     return None if times.isna().any() else times.to_numpy().astype("datetime64[us]")
 
 
-NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] = [  # the last: integers only
+NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] = [  # bool: integers only
     ("years", "year", _years, True),
     ("year and month", "month", _year_months, True),
     ("year, month and day", "", _year_month_days, True),
@@ -378,9 +379,9 @@ NUMERIC: list[tuple[str, str, Callable[[np.ndarray], np.ndarray | None], bool]] 
 
 
 def numeric_readings(cells: pd.Series, values: Iterable[float], week: bool = False) -> list[Reading]:
-    """The readings of a column of numbers as time stamps; ``values`` has NaN where ``cells`` are no numbers.
+    """Return all readings of numbers as time stamps. ``values``: the numbers, NaN where a cell is not a number.
 
-    ``week``: 202405 is a week, as it also is if some of the numbers are no months.
+    ``week``: read 202405 as a week, not as a month. If some numbers cannot be months, all are read as weeks anyway.
     """
     numbers = pd.Series(list(values), index=cells.index, dtype="float64").dropna()
     results = []
