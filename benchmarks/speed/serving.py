@@ -5,6 +5,7 @@
     python -m benchmarks.speed.serving --only cnn --layouts 1x2,2x1          # several layouts: workers x threads
     python -m benchmarks.speed.serving --only cnn --peers litserve,mlserver  # other servers, installed on demand
     python -m benchmarks.speed.serving --only large --layouts 1x1 --servers ours  # large requests beside small ones
+    python -m benchmarks.speed.serving --only photos --layouts 2x1,1x1       # photographs of 0.1 to 50 megapixels
 
 The last command needs a core for the callers: if the workers use all cores, the 99th percentile is the time for which
 the system runs another process.
@@ -51,7 +52,7 @@ from benchmarks.support.report import OURS, START, Results, part_name
 from benchmarks.support.servers import ROOT, Server, StartFailed
 from benchmarks.support.works import Work, prepare, prompts, works
 
-WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large")
+WORKS = ("start", "cnn", "strong", "photo", "text", "streams", "forecast", "sample", "mixed", "large", "photos")
 SERVERS = ("ours", "plain", "plain2")
 VERSIONS = ("torch", "fastapi", "uvicorn", "uvloop", "httptools", "pillow", "numpy")
 PLAINS = (("plain", 1), ("plain2", 2))  # names and processes
@@ -290,8 +291,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--only",
         type=comma_separated(WORKS),
-        default=[work for work in WORKS if work != "large"],
-        help=f"workloads: {','.join(WORKS)} (default: all but large)",
+        default=[work for work in WORKS if work not in ("large", "photos")],
+        help=f"workloads: {','.join(WORKS)} (default: all but large and photos)",
     )
     made.add_argument("--callers", type=lambda text: list(map(int, text.split(","))), default=[1, 8, 32, 64])
     made.add_argument("--seconds", type=float, default=4, help="seconds of each measurement (default: %(default)s)")
@@ -343,6 +344,7 @@ def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Res
     )
     before = json.loads(path.read_text("utf-8")) if path.exists() else {"title": path.stem, "notes": []}
     measured = [work for work in results.titles if work in results.cells]
+    targets = report.targets_as_json(report.evaluate_targets(results))
     content = {
         "title": before["title"],
         "command": command,
@@ -351,7 +353,7 @@ def save(path: Path, arguments: list[str], setting: dict[str, Any], results: Res
         "software": ", ".join(f"{name} {version}" for name, version in setting["versions"].items()),
         "notes": before["notes"],
         "tables": [
-            report.targets_as_json(report.evaluate_targets(results)),
+            *([targets] if targets["rows"] else []),
             *(report.as_json(results, work, results.titles[work]) for work in measured),
         ],
     }

@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ HORIZON = 48
 DIGITS = 16
 SINGLE = 8  # callers per task in the mixed load
 TEXTS = 32  # texts that run beside the classification
+MEGAPIXELS = (0.1, 2, 12, 50)
 LARGE = 1_024  # digits of a large request
 LARGE_CALLERS = 2  # large requests that run beside the classification
 ALONE = "images alone"
@@ -117,6 +119,21 @@ class Mixed(Beside):
         return parts | dict(zip(names, await asyncio.gather(*together), strict=True))
 
 
+@dataclass(frozen=True)
+class PhotoSizes(Work):
+    """Classification of photographs of several sizes, one size after the other. ``model`` is the network."""
+
+    model: str = ""
+
+    async def measure(self, server: Server, callers: int, seconds: float) -> dict[str, Figures]:
+        parts = {}
+        for megapixels in MEGAPIXELS:
+            request = Request(f"/v1/images/classify?model={self.model}", large_photo(megapixels), "image/jpeg")
+            work = Work(self.title, [request], self.check)
+            parts[f"{megapixels:g} megapixels"] = await work.once(server, callers, seconds)
+        return parts
+
+
 def same_label(answer: Any, ours: Any) -> bool:
     label, expected = (each["results"][0]["predictions"][0]["label"] for each in (answer, ours))
     return bool(label == expected)
@@ -184,6 +201,13 @@ def works(folder: Path) -> dict[str, Work]:
         [Request(f"/v1/images/classify?model={PHOTO}", photo(seed), "image/jpeg") for seed in range(10)],
         same_label,
     )
+    works["photos"] = PhotoSizes(
+        f"{strong or cnn}, one JPEG photograph",
+        [Request(f"/v1/images/classify?model={strong or cnn}", photo(0), "image/jpeg")],
+        same_label,
+        callers=[16],
+        model=strong or cnn,
+    )
     text = Work(
         f"text, {PROMPT} characters in, {CHARACTERS} out",
         prompts(RNN),
@@ -240,6 +264,24 @@ def photo(seed: int) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (14, 14, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((224, 224), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@cache
+def large_photo(megapixels: float) -> bytes:
+    """Return a JPEG file of 4:3 with blurred colours and the noise of a camera: 12 megapixels have 2.8 MB."""
+    width = int((megapixels * 1e6 * 4 / 3) ** 0.5)
+    height = width * 3 // 4
+    generator = np.random.default_rng(0)
+    colours = Image.fromarray(generator.integers(0, 256, (45, 60, 3), dtype=np.uint8))
+    pixels = np.array(colours.resize((width, height), Image.Resampling.BICUBIC))
+    noise = (6 * generator.standard_normal((512, 512, 3))).astype(np.int16)
+    for top in range(0, height, 512):
+        for left in range(0, width, 512):
+            part = pixels[top : top + 512, left : left + 512]
+            part[:] = np.clip(part + noise[: part.shape[0], : part.shape[1]], 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 
