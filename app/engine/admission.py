@@ -1,4 +1,4 @@
-"""Admission control for the queues of both engines."""
+"""Admission control for the queues of the batcher, the text engine and the executor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 class AdmissionControl:
     """Limits the rows that wait in the queue ``name`` to ``max_rows`` and reports rejections to ``observer``.
 
-    Setting ``closed`` rejects all further requests during shutdown.
+    If ``closed`` is set, as during shutdown, all new requests are rejected.
     """
 
     def __init__(self, name: str, observer: EngineObserver | None, max_rows: int) -> None:
@@ -25,20 +25,21 @@ class AdmissionControl:
         self.closed = False
         self.waiting = 0  # rows
         self.rejected = 0  # requests rejected so far because the queue was full
-        self._waiting_by_caller: dict[str, int] = {}  # rows by API key
+        self._waiting_by_caller: dict[str, int] = {}  # waiting rows of each API key
         self._observer = observer
         self._max_rows = max_rows
 
     def admit(self, rows: int, rows_per_second: float) -> None:
-        """Return if ``rows`` more rows may join the queue now, otherwise raise.
+        """Raise an error unless ``rows`` more rows may join the queue now.
 
-        An empty queue accepts any request. With API keys, a key may occupy as many waiting rows as are free: a single
-        key half of the queue, two keys a third each (dynamic threshold; Choudhury and Hahne 1998).
+        An empty queue accepts any request. With API keys, a key may not have more waiting rows than there are free
+        rows. A single key can thus use half of the queue, and two keys can use a third each (dynamic threshold;
+        Choudhury and Hahne 1998).
 
         Raises:
             NotReady: the service is shutting down.
-            Overloaded: the rows do not fit; ``retry_after`` (seconds) is estimated from ``rows_per_second``
-                (0: unknown).
+            Overloaded: the rows do not fit. Its ``retry_after`` in seconds is estimated from ``rows_per_second``,
+                where 0 means unknown.
         """
         if self.closed:
             self._report_rejection("stopping")

@@ -1,7 +1,7 @@
 """Dynamic batching for requests that need one forward pass.
 
-There is no batching delay. A request starts immediately when its model is idle. All requests that queue while a batch
-runs form the next batch.
+There is no batching delay. A request starts immediately when its model is idle. The requests that arrive while a batch
+runs form the next batch, up to the maximum number of rows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from app.engine.futures import set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import BadValue, NotReady, inference_error
 
-LARGE_ROWS = 16  # an item of more rows is split ...
-PART_ROWS = 8  # ... into parts of so many rows
-SHARING_SECONDS = 1.0  # seconds after a small item in which a batch has at most one part of a large one
+LARGE_ROWS = 16  # an item with more rows is split ...
+PART_ROWS = 8  # ... into parts of at most this many rows
+SHARING_SECONDS = 1.0  # for this many seconds after a small item, each batch has at most one part of a large item
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ class Splitter(Protocol[Item, Result]):
 
 @dataclass(eq=False, slots=True)
 class QueueEntry(Generic[Item, Result]):
-    """One item or a part of one, its number of rows, and the future of its result.
+    """An item or a part of an item, with its number of rows and the future of its result.
 
     Times are on ``time.monotonic``'s clock.
     """
@@ -55,26 +55,27 @@ class QueueEntry(Generic[Item, Result]):
     queued_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     ended_at: float = 0.0
-    waiting: bool = False  # whether it is in the queue
-    is_part: bool = False  # of a large item
-    following: QueueEntry[Item, Result] | None = None  # the next part of the item; it is queued after this one
-    rows_left: int = 0  # of this part and all following ones
+    waiting: bool = False  # whether the entry is in the queue
+    is_part: bool = False  # whether the entry is a part of a large item
+    following: QueueEntry[Item, Result] | None = None  # the next part; it is queued after this one is computed
+    rows_left: int = 0  # rows of this part and all following parts
 
     def next_part(self) -> QueueEntry[Item, Result] | None:
-        """Return the next part, unless it is cancelled, as after a failure of this one."""
+        """Return the next part of the item, or None if there is none or if it was cancelled, as after an error."""
         part = self.following
         return None if part is None or part.future.done() else part
 
 
 class Batcher(Generic[Item, Result]):
-    """Queue and batches of one model.
+    """Collects the requests for one model in a queue, and computes them in batches.
 
-    ``predict`` maps N items to N results in the same order; it runs on ``executor``. ``rows`` returns the number of
-    rows of an item, and ``expected_seconds`` the expected duration of a batch in seconds. A batch has at most
+    ``predict`` maps N items to N results in the same order. It runs on ``executor``. ``rows`` returns the number of
+    rows of an item, and ``expected_seconds`` returns the expected duration of a batch in seconds. A batch has at most
     ``batch_rows`` rows. At most ``queue_rows`` rows wait.
 
-    ``splitter`` splits large items, so that small ones do not wait for all of their rows: after each part, the next one
-    joins the end of the queue. Without ``splitter``, an item of more than ``batch_rows`` rows is computed alone.
+    ``splitter`` splits a large item into parts, so that small items do not wait for all of its rows. After a part is
+    computed, the next part joins the end of the queue. Without ``splitter``, an item of more than ``batch_rows`` rows
+    is computed alone.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: FairQueue[QueueEntry[Item, Result]] = FairQueue()
         self._running: list[QueueEntry[Item, Result]] = []
         self._drain_task: asyncio.Task[None] | None = None
-        self._rows_per_second = 0.0  # moving average; 0: not measured yet
+        self._rows_per_second = 0.0  # moving average; 0 means not measured yet
         self.circuit_breaker = CircuitBreaker()
 
     @property
@@ -111,7 +112,7 @@ class Batcher(Generic[Item, Result]):
         return self._admission.waiting, sum(entry.rows for entry in self._running)
 
     def admit(self, rows: int) -> None:
-        """Return if ``rows`` more rows would be accepted now.
+        """Raise an error unless ``rows`` more rows would be accepted now.
 
         Raises:
             NotReady: the service is shutting down.
@@ -120,13 +121,13 @@ class Batcher(Generic[Item, Result]):
         self._admission.admit(rows, self._rows_per_second)
 
     async def submit(self, items: Sequence[Item]) -> list[Result]:
-        """Queue all items or none, and return their results in the same order.
+        """Queue the items, and return their results in the same order. Either all items are accepted or none.
 
         Raises:
             NotReady: the service is shutting down.
             Overloaded: the queue is full.
             InferenceFailed, OutOfMemory: the network failed on one of the items.
-            BadValue: the network cannot read one of the items.
+            BadValue: one of the items is invalid, and only the network could detect that.
         """
         rows = [self._rows(item) for item in items]
         self.admit(sum(rows))
@@ -140,14 +141,14 @@ class Batcher(Generic[Item, Result]):
         finally:
             for entry in chain.from_iterable(
                 entries
-            ):  # after a failure or a disconnect the remaining items are not computed
-                entry.future.cancel()  # also marks an error as retrieved, which asyncio would log
+            ):  # do not compute the remaining items after a failure or a disconnect
+                entry.future.cancel()  # also keeps asyncio from logging an error that nobody retrieves
                 if entry.waiting:
                     self._queue.discard(entry)
                     self._leave(entry)
 
     def _entries(self, item: Item, rows: int) -> list[QueueEntry[Item, Result]]:
-        """Return the entry of an item, or those of its parts."""
+        """Return one entry for an item, or one for each of its parts if the item is split."""
         loop, trace, caller = asyncio.get_running_loop(), current_trace.get(), current_caller.get()
         if self._splitter is None or rows <= self._large_rows:
             return [QueueEntry(item, rows, loop.create_future(), caller, trace, rows_left=rows)]
@@ -173,7 +174,7 @@ class Batcher(Generic[Item, Result]):
         self._admission.add(entry.caller, entry.rows_left)
 
     def _leave(self, entry: QueueEntry[Item, Result]) -> None:
-        """Free the entry's place in the queue, and that of the parts that follow a running one."""
+        """Stop counting the rows of an entry and of its following parts as waiting."""
         entry.waiting = False
         self._admission.remove(entry.caller, entry.rows_left)
 
@@ -184,7 +185,7 @@ class Batcher(Generic[Item, Result]):
                 try:
                     self._next_batch()
                     await self._run(self._running)
-                except Exception as error:  # outside ``predict``: no caller may wait forever
+                except Exception as error:  # an error outside ``predict``: answer the callers, who would wait forever
                     self._fail(self._running or [*self._queue], f"{self.name} failed", error)
                 parts = [part for entry in self._running if (part := entry.next_part())]
                 if self._queue or parts:
@@ -195,11 +196,11 @@ class Batcher(Generic[Item, Result]):
                         self._enqueue(part)
         finally:
             self._drain_task = None
-            self._stop()  # nothing is left, unless this task was cancelled
+            self._stop()  # entries are left only if this task was cancelled
             self._running = []
 
     def _fail(self, entries: Sequence[QueueEntry[Item, Result]], message: str, error: Exception) -> None:
-        """Answer entries with an error, and report it. Never raises, even if the observer does."""
+        """Answer the entries with an error, and report the error. Never raises, even if the observer does."""
         for entry in entries:
             set_exception(entry.future, inference_error(message, error))
         self.circuit_breaker.record_failure()
@@ -207,10 +208,11 @@ class Batcher(Generic[Item, Result]):
             self.observer.on_failure(error)
 
     def _next_batch(self) -> None:
-        """Move the next batch from the queue to ``_running``: at least one entry, and as many as fit.
+        """Move the next batch from the queue to ``_running``: the first entry, and as many more entries as fit.
 
-        While small items of any model wait, a batch has at most one part of a large item. Otherwise the parts of
-        one item fill a batch, which is faster. Entries that are done, for example cancelled, are dropped.
+        For ``SHARING_SECONDS`` after a small item of any model, a batch has at most one part of a large item.
+        Otherwise several parts of one item may fill a batch, which is faster. Entries that are done, for example
+        cancelled, are dropped.
         """
         batch = self._running = []
         rows, has_part = 0, False
@@ -247,7 +249,7 @@ class Batcher(Generic[Item, Result]):
                         await self._run([entry])
                         await asyncio.sleep(0)
                 return
-            if isinstance(error, BadValue):  # only the network could tell that the input is wrong
+            if isinstance(error, BadValue):  # the input is invalid, and only the network could detect that
                 set_exception(batch[0].future, error)
                 return
             self._fail(batch, f"{self.name} failed on this input", error)
@@ -256,7 +258,7 @@ class Batcher(Generic[Item, Result]):
             set_result(entry.future, result)
 
     async def _forward(self, batch: list[QueueEntry[Item, Result]]) -> Sequence[Result]:
-        """Compute a batch, and report and record its timing."""
+        """Compute a batch, report its timing to the observer, and update the measured speed."""
         if not batch:
             return []
         items = [entry.item for entry in batch]
@@ -272,19 +274,19 @@ class Batcher(Generic[Item, Result]):
         self.observer.on_dequeued(batch)
         self.observer.on_batch(rows, seconds)
         self.observer.on_completed(batch)
-        measured = rows / max(ended_at - submitted_at, 1e-6)  # includes waiting for other models on the executor
+        measured = rows / max(ended_at - submitted_at, 1e-6)  # includes the wait for other models on the executor
         self._rows_per_second = 0.8 * self._rows_per_second + 0.2 * measured if self._rows_per_second else measured
         return results
 
     async def close(self, seconds: float) -> None:
-        """Reject new requests and finish queued ones; after ``seconds`` seconds, fail those that are left."""
+        """Reject new requests and finish the accepted ones. After ``seconds`` seconds, fail those that are left."""
         self._admission.closed = True
         if self._drain_task:
             await asyncio.wait([self._drain_task], timeout=seconds)
         self._stop()
 
     def _stop(self) -> None:
-        """Fail all entries that are left."""
+        """Fail all entries that still wait or run, and their following parts."""
         for entry in (*self._running, *self._queue):
             part: QueueEntry[Item, Result] | None = entry
             while part:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 
-FAILURE_THRESHOLD = 3  # consecutive failures of inputs computed alone, so one bad input does not open the breaker
-RESET_SECONDS = 10.0  # the breaker closes this long after the last failure: without requests there is no success
+FAILURE_THRESHOLD = 3  # consecutive failures that open the breaker; a single bad input must not open it
+# The breaker closes this many seconds after the last failure. It must close without a success, because an open breaker
+# keeps requests away, and without requests there is no success.
+RESET_SECONDS = 10.0
 
 
 class CircuitBreaker:
-    """Counts consecutive failures. While open, readiness is off and requests should go to another process.
+    """Counts the consecutive failures of a network, and opens after ``FAILURE_THRESHOLD`` failures.
 
+    While the breaker is open, the process reports that it is not ready, so that requests go to another process.
     ``failed_recoveries`` counts how often the network failed when it was tried again after ``RESET_SECONDS``.
     """
 
@@ -28,9 +31,9 @@ class CircuitBreaker:
         self._last_failure = now
 
     def record_success(self) -> None:
-        """Reset the counts."""
+        """Set both counts to 0."""
         self._failures = self.failed_recoveries = 0
 
     def is_open(self) -> bool:
-        """Return whether requests should go to another process."""
+        """Return whether the breaker is open, which means that requests should go to another process."""
         return self._failures >= FAILURE_THRESHOLD and time.monotonic() - self._last_failure < RESET_SECONDS

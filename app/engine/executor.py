@@ -1,7 +1,7 @@
-"""Runs blocking functions on threads, or inline on the event loop when they are short.
+"""Run blocking functions on threads, or inline on the event loop when they are short.
 
 All engines of a process share one executor with one thread, so they take turns. A switch to a thread costs 30 to 100
-microseconds each way, and more while both threads want the GIL. Shorter jobs therefore run inline.
+microseconds each way, and more while both threads want the GIL. Short jobs therefore run inline.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import FairQueue
 
 INLINE_SIZE = 10_000  # characters or values; parsing this many takes about 0.5 ms
-INLINE_OVERRUN_SECONDS = 0.25  # an inline job that takes longer turns inline execution off ...
-NO_INLINE_SECONDS = 10.0  # ... for this time
+INLINE_OVERRUN_SECONDS = 0.25  # seconds; after an inline job that takes longer, no job runs inline ...
+NO_INLINE_SECONDS = 10.0  # ... for this many seconds
 
 REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, queue, compute, respond
 
@@ -32,7 +32,10 @@ R = TypeVar("R")
 
 
 def lower_priority(niceness: int) -> None:
-    """Add ``niceness`` to that of the current thread. It stays so: only root may raise a priority."""
+    """Add ``niceness`` to the niceness of the current thread, on Linux only.
+
+    The change is permanent, because only root may raise a priority again.
+    """
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
@@ -40,7 +43,7 @@ def lower_priority(niceness: int) -> None:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A job that waits for a free thread. ``started`` is resolved when the job has its thread."""
+    """A job that waits for a free thread. The future ``started`` is resolved when the job gets a thread."""
 
     started: asyncio.Future[None]
     caller: str | None
@@ -48,11 +51,11 @@ class Ticket:
 
 
 class Executor:
-    """A thread pool with a queue, first come, first served. Each engine submits one job at a time.
+    """A thread pool with a first-in, first-out queue. Each engine submits one job at a time.
 
-    Jobs expected to take at most ``inline_seconds`` seconds run on the event loop. If ``max_waiting`` is above 0, at
-    most so many jobs wait, and callers with API keys share the queue fairly. If 0, the queue has no limit.
-    ``niceness`` is added to that of the process for the threads, where the system has it for each thread.
+    A job that is expected to take at most ``inline_seconds`` seconds may run on the event loop instead. If
+    ``max_waiting`` is above 0, at most that many jobs wait, and callers with API keys share the queue fairly. If it is
+    0, the queue has no limit. On Linux, ``niceness`` is added to the niceness of each thread.
     """
 
     def __init__(
@@ -64,24 +67,24 @@ class Executor:
         self._queue: FairQueue[Ticket] = FairQueue()
         initializer = partial(lower_priority, niceness) if niceness else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
-        self._started_at: dict[Future[Any], float] = {}  # jobs on threads, time.monotonic's clock
-        self.small_item_at = -math.inf  # when a batcher computed a small item last, time.monotonic's clock
-        self.text_seconds = 0.0  # computing time of all text engines so far, seconds
-        self._no_inline_until = -math.inf  # time.monotonic's clock
+        self._started_at: dict[Future[Any], float] = {}  # of the jobs on threads, on time.monotonic's clock
+        self.small_item_at = -math.inf  # when a batcher last took a small item, on time.monotonic's clock
+        self.text_seconds = 0.0  # seconds that all text engines have computed so far
+        self._no_inline_until = -math.inf  # on time.monotonic's clock
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function on a thread.
 
         Raises:
             Overloaded: too many jobs wait.
-            Exception: any exception of the function.
+            Exception: any exception that the function raises.
         """
         if self._admission and not self._free_threads:
             self._admission.admit(1, 0.0)
         return await self.run_admitted(function, *args, **kwargs)
 
     async def run_admitted(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the last job of a request that was admitted: as ``run``, but never rejected."""
+        """Run the last job of a request that was already admitted. Unlike ``run``, never reject the job."""
         loop = asyncio.get_running_loop()
 
         def finish(future: Future[R]) -> None:
@@ -97,7 +100,7 @@ class Executor:
             self._release()
             raise
         self._started_at[future] = time.monotonic()
-        future.add_done_callback(finish)  # a caller may leave earlier, but the thread is busy until then
+        future.add_done_callback(finish)  # even if the caller leaves earlier, the thread is busy until the job ends
         return await asyncio.wrap_future(future)
 
     async def _acquire(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -114,7 +117,7 @@ class Executor:
         except asyncio.CancelledError:
             if ticket.started.cancelled():
                 self._queue.discard(ticket)
-            else:  # cancelled after it had received its thread
+            else:  # the job was cancelled after it had received its thread
                 self._release()
             raise
         finally:
@@ -127,7 +130,7 @@ class Executor:
         self._release()
 
     def _release(self) -> None:
-        """Pass a free thread to the next waiting job."""
+        """Pass the thread of a job that has ended to the next waiting job, or count the thread as free."""
         while self._queue:
             ticket = self._queue.pop()
             if not ticket.started.done():
@@ -136,13 +139,13 @@ class Executor:
         self._free_threads += 1
 
     async def run_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run inline if ``size`` (characters or values) is small, otherwise as ``run``."""
+        """Run the function inline if ``size`` (characters or values) is small, otherwise as ``run`` does."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run(function, *args, **kwargs)
 
     async def run_admitted_or_inline(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run inline if ``size`` (characters or values) is small, otherwise as ``run_admitted``."""
+        """Run the function inline if ``size`` (characters or values) is small, otherwise as ``run_admitted`` does."""
         if size <= INLINE_SIZE:
             return function(*args, **kwargs)
         return await self.run_admitted(function, *args, **kwargs)
@@ -150,10 +153,10 @@ class Executor:
     async def run_timed(
         self, expected_seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
     ) -> tuple[R, float]:
-        """Run inline if ``expected_seconds`` is short and no thread is busy, otherwise on a thread.
+        """Run the function inline if ``expected_seconds`` is short and no thread is busy, otherwise on a thread.
 
-        Returns the result and the function's running time in seconds, without waiting. An inline job that overruns by
-        far turns inline execution off for a while.
+        Returns the result and the running time of the function in seconds, without the time in the queue. After an
+        inline job of more than ``INLINE_OVERRUN_SECONDS``, all jobs run on threads for ``NO_INLINE_SECONDS``.
         """
 
         def measured() -> tuple[R, float]:
@@ -173,18 +176,19 @@ class Executor:
     async def yield_to_requests() -> None:
         """Let requests that arrived during an inline batch proceed before the next batch.
 
-        A single event-loop iteration would delay such a request by one batch for each of its stages.
+        Such a request has ``REQUEST_STAGES`` stages, each of which needs an iteration of the event loop. With a single
+        iteration between two batches, it would wait for one batch at each stage.
         """
         for _ in range(REQUEST_STAGES):
             await asyncio.sleep(0)
 
     @property
     def busy(self) -> bool:
-        """Whether a thread computes, even if its caller has left."""
+        """Whether a thread is running a job. It counts as busy even if the caller of the job has left."""
         return self._free_threads < self._thread_count
 
     def stalled_seconds(self) -> float:
-        """Return for how many seconds no thread has started a job because all are busy; 0 while a thread is free.
+        """Return the seconds since a thread last started a job if all threads are busy, or 0 if a thread is free.
 
         The value grows without limit while all threads hang, even if their callers have left.
         """
@@ -193,7 +197,7 @@ class Executor:
         return time.monotonic() - max(self._started_at.values())
 
     def close(self) -> None:
-        """Cancel waiting jobs and accept no more. Running functions end on their own."""
+        """Cancel waiting jobs and accept no new ones. Running functions continue until they end."""
         for ticket in self._queue:
             ticket.started.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)

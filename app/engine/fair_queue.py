@@ -1,4 +1,4 @@
-"""Fair queue: callers with API keys take turns; each caller's items are first in, first out."""
+"""A fair queue: callers with API keys take turns, and the items of each caller keep their order."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import suppress
 from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
-MAX_IDLE_CALLERS = 256  # start times kept before those of idle callers are dropped
+MAX_IDLE_CALLERS = 256  # if there are more start times than this, those of idle callers are dropped
 
 
 class Queued(Protocol):
-    """An item of a fair queue: the name of its API key (None without keys) and its number of rows."""
+    """An item of a fair queue. ``caller`` is the name of its API key (None without keys), ``rows`` its size."""
 
     @property
     def caller(self) -> str | None: ...
@@ -24,11 +24,11 @@ Item = TypeVar("Item", bound=Queued)
 
 
 class FairQueue(Generic[Item]):
-    """Start-time fair queueing (Goyal, Vin and Cheng 1996): callers share rows evenly.
+    """Start-time fair queueing (Goyal, Vin and Cheng 1996), which gives each caller an equal share of the rows.
 
-    A caller's next item starts, in virtual time, where its previous item ended. A row takes one unit of virtual time.
-    The item with the earliest virtual start is next. A new caller starts at the current virtual time. With one caller
-    or without API keys this is a plain queue.
+    In virtual time, an item of a caller starts when the caller's previous item ends. A row takes one unit of virtual
+    time. The queue returns the item with the earliest virtual start first. A new caller starts at the current virtual
+    time. With one caller or without API keys, the queue is a plain first-in, first-out queue.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class FairQueue(Generic[Item]):
         return self.pop_from(self._next_caller())
 
     def pop_from(self, caller: str | None) -> Item:
-        """Remove and return the first item of a caller that has one."""
+        """Remove and return the first item of a caller. The caller must have an item in the queue."""
         queue = self._queues[caller]
         item = queue.popleft()
         self._virtual_time = self._virtual_start[caller]
@@ -75,7 +75,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def discard(self, item: Item) -> None:
-        """Remove an item if it is queued. Its caller is not charged for it."""
+        """Remove an item if it is queued. It does not count towards the share of its caller."""
         queue = self._queues.get(item.caller)
         if queue is not None:
             with suppress(ValueError):
@@ -83,7 +83,7 @@ class FairQueue(Generic[Item]):
             self._forget_idle(item.caller)
 
     def _forget_idle(self, caller: str | None) -> None:
-        """Drop the caller's queue if it is empty, and the start times of idle callers if there are too many."""
+        """Drop the queue of a caller if it is empty. Also drop start times of idle callers if there are too many."""
         if self._queues[caller]:
             return
         del self._queues[caller]

@@ -1,4 +1,4 @@
-"""Set a future at most once. A future that is already done, for example cancelled, stays unchanged."""
+"""Set the result or the exception of a future, unless the future is already done, for example cancelled."""
 
 from __future__ import annotations
 

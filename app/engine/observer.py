@@ -1,6 +1,6 @@
 """Interfaces through which the engines report measurements, and the trace of one request.
 
-``app/observability`` implements them.
+``app/observability`` implements the interfaces.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ VersionKey = tuple[str, int]  # model name and version number
 
 @dataclass(eq=False, slots=True)
 class RequestTrace:
-    """Measurements of one request. Times are on ``time.monotonic``'s clock; 0 means not yet.
+    """Measurements of one request. Times are on ``time.monotonic``'s clock; 0 means that the event is still to come.
 
-    ``span`` belongs to the tracing library. ``error_code`` is the code of the error response, or empty.
+    ``span`` is an object of the tracing library. ``error_code`` is the code of the error response, or empty.
     """
 
     id: str = ""
@@ -25,7 +25,7 @@ class RequestTrace:
     version: int = 0
     rows: int = 0
     queued_at: float = 0.0
-    started_at: float = 0.0  # when its first row began to be computed
+    started_at: float = 0.0  # when the computation of its first row began
     ended_at: float = 0.0  # when its last row was computed
     time_to_first_token: float = 0.0  # seconds until the first character of its first text
     error_code: str = ""
@@ -51,44 +51,44 @@ class EngineObserver(Protocol):
 
     @property
     def key(self) -> VersionKey:
-        """The version's model name and number."""
+        """The model name and the number of the version."""
 
     def on_dequeued(self, members: Sequence[Any]) -> None:
-        """Members left the queue to be computed: ``started_at`` is set."""
+        """Record that members have left the queue and that their computation began at ``started_at``."""
 
     def on_batch(self, rows: int, seconds: float) -> None:
-        """One batch of ``rows`` rows was computed in ``seconds`` seconds."""
+        """Record that one batch of ``rows`` rows was computed in ``seconds`` seconds."""
 
     def on_completed(self, members: Sequence[Any]) -> None:
-        """Members were computed together: ``ended_at`` is set."""
+        """Record that the computation of members ended at ``ended_at``."""
 
     def on_first_token(self, member: Any, seconds: float) -> None:
-        """The first character of a text was generated ``seconds`` seconds after the text was queued."""
+        """Record that the first character of a text was generated ``seconds`` seconds after the text was queued."""
 
     def on_inter_token(self, seconds: float) -> None:
-        """A text is finished; ``seconds`` is its mean time between two characters."""
+        """Record that a text is finished. ``seconds`` is its mean time between two characters."""
 
     def on_rejected(self, reason: str) -> None:
-        """A request was rejected before queueing; ``reason`` is ``queue_full`` or ``stopping``."""
+        """Record that a request was rejected before queueing. ``reason`` is ``queue_full`` or ``stopping``."""
 
     def on_failure(self, error: Exception) -> None:
-        """The network failed on a valid input that was computed alone."""
+        """Record that the network failed on a valid input that was computed alone, or that the engine failed."""
 
     def on_loaded(self, size: int) -> None:
-        """The version now occupies ``size`` bytes of weights in memory; 0: it is unloaded."""
+        """Record that the weights of the version now occupy ``size`` bytes of memory; 0 means that it is unloaded."""
 
     def on_load(self, queued: int, running: int) -> None:
-        """``queued`` rows wait and ``running`` rows are computed."""
+        """Record that ``queued`` rows wait and that ``running`` rows are being computed."""
 
 
 class ObserverFactory(Protocol):
     """Creates one observer for each version."""
 
     def for_version(self, model: str, version: int) -> EngineObserver:
-        """Return the version's observer, always the same one."""
+        """Return the observer of a version. All calls for one version return the same object."""
 
     def on_versions(self, ready: int, failed: int, known: frozenset[VersionKey]) -> None:
-        """``ready`` versions are in memory, and ``failed`` ones cannot be served.
+        """Record that ``ready`` versions are in memory, and that ``failed`` versions or files cannot be served.
 
-        Measurements of versions that are not ``known`` any more may be discarded.
+        Measurements of versions that are not in ``known`` may be discarded.
         """

@@ -1,6 +1,7 @@
-"""Decides which texts of a text engine run, wait and are preempted.
+"""Decide which texts of a text engine run, which wait, and which are preempted.
 
-The scheduler starts no asyncio tasks and measures no time: its methods take ``now`` on ``time.monotonic``'s clock.
+The scheduler starts no asyncio tasks and does not read the clock. Its methods take the current time as ``now``, on
+``time.monotonic``'s clock.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-PREEMPT_RATIO = 4  # preemption needs more than this many times the remaining characters of a waiting text
+# A text is preempted for a shorter one only if it has more than this many times the remaining characters of that one.
+PREEMPT_RATIO = 4
 PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
 
 
 class SteppableText(Protocol):
-    """A text in generation, as the engine sees it."""
+    """The properties of a text in generation that the engine uses."""
 
     @property
     def finished(self) -> bool: ...
 
     @property
     def generated(self) -> int:
-        """Characters generated so far."""
+        """The number of characters generated so far."""
 
     @property
     def remaining(self) -> int:
-        """Characters it may still take: of its prompt to read, and to generate."""
+        """The largest number of characters still to process: those of the prompt to read, and those to generate."""
 
 
 Text = TypeVar("Text", bound=SteppableText)
@@ -42,7 +44,10 @@ Text = TypeVar("Text", bound=SteppableText)
 
 @dataclass(eq=False, slots=True)
 class TextSequence(Generic[Text]):
-    """A text and the future that returns it when finished. Times are on ``time.monotonic``'s clock; 0 means not yet."""
+    """A text, and the future that returns the text when it is finished.
+
+    Times are on ``time.monotonic``'s clock; 0 means that the event is still to come.
+    """
 
     text: Text
     future: asyncio.Future[Text]
@@ -54,9 +59,9 @@ class TextSequence(Generic[Text]):
     first_token_at: float = 0.0
     ended_at: float = 0.0
     rows: int = 1
-    waiting: bool = False  # whether it is in the queue
-    joined_at: float = 0.0  # when it began to run, or to run again after a preemption
-    notified_at: float = 0.0  # when ``updated`` was set last
+    waiting: bool = False  # whether the text is in the queue
+    joined_at: float = 0.0  # when the text last began to run; after a preemption it begins again
+    notified_at: float = 0.0  # when ``updated`` was last set
 
     def fail(self, error: Exception) -> None:
         """Answer the text with an error, unless it is done."""
@@ -66,12 +71,13 @@ class TextSequence(Generic[Text]):
 
 
 class Scheduler(Generic[Text]):
-    """At most ``max_running`` texts run; the others wait in a fair queue that ``admission`` limits.
+    """Chooses the texts that run. At most ``max_running`` run; the others wait in a queue that ``admission`` limits.
 
-    A text runs until it is finished or cancelled. When all slots are in use, texts that have run for ``PREEMPT_AFTER``
-    seconds are preempted by much shorter waiting texts, and are queued again. Texts of one API key and similar length
-    never preempt each other: run one after the other, they finish soonest. A key with more than an equal share of the
-    slots gives slots to keys with less.
+    A text normally runs until it is finished or cancelled. When all slots are in use, a text that has run for
+    ``PREEMPT_AFTER`` seconds may be preempted: it returns to the queue, and a waiting text gets its slot. There are two
+    reasons. An API key with more than an equal share of the slots gives slots to keys with less. And a much shorter
+    text replaces a long one. Texts of one key and similar length never replace each other, because they finish sooner
+    if they run one after the other.
     """
 
     def __init__(self, max_running: int, admission: AdmissionControl) -> None:
@@ -94,9 +100,9 @@ class Scheduler(Generic[Text]):
             self._leave(sequence)
 
     def schedule(self, now: float) -> Sequence[TextSequence[Text]]:
-        """Drop texts that are done, preempt, and fill the free slots from the queue.
+        """Drop texts that are done, preempt texts, and fill the free slots from the queue.
 
-        ``running`` then holds the texts to compute. Returns those that run for the first time.
+        Afterwards, ``running`` holds the texts to compute. Returns the texts that run for the first time.
         """
         self.drop_done()
         started: list[TextSequence[Text]] = []
@@ -107,7 +113,7 @@ class Scheduler(Generic[Text]):
         return started
 
     def _start(self, sequence: TextSequence[Text], now: float, started: list[TextSequence[Text]]) -> None:
-        """Give a slot to a text that was popped from the queue. One that runs for the first time joins ``started``."""
+        """Give a slot to a text popped from the queue. Append it to ``started`` if it runs for the first time."""
         self._leave(sequence)
         if sequence.future.done():
             return
@@ -122,9 +128,9 @@ class Scheduler(Generic[Text]):
         self.running = [sequence for sequence in self.running if not sequence.future.done()]
 
     def _preempt(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Share the slots among keys, then queue again texts that are much longer than the shortest waiting one.
+        """Share the slots among the API keys, then preempt texts that are much longer than the shortest waiting text.
 
-        At most as many texts are preempted as wait.
+        The second step preempts at most one text for each waiting text.
         """
         if now - self._preemption_checked_at < PREEMPT_CHECK_INTERVAL:
             return
@@ -137,7 +143,10 @@ class Scheduler(Generic[Text]):
             self.add(sequence)
 
     def _share_slots(self, now: float, started: list[TextSequence[Text]]) -> None:
-        """Replace texts of keys that have more than an equal share of the slots by those of keys that have less."""
+        """Replace running texts of keys with more than an equal share of the slots by waiting texts of other keys.
+
+        The other keys have less than an equal share, and get at most that share.
+        """
         slots = Counter(sequence.caller for sequence in self.running)
         waiting = self.waiting.callers()
         share = max(1, self._max_running // len(slots | waiting))
@@ -159,6 +168,6 @@ class Scheduler(Generic[Text]):
         return [sequence for sequence in self.running if now - sequence.joined_at > PREEMPT_AFTER]
 
     def _leave(self, sequence: TextSequence[Text]) -> None:
-        """Free the text's place in the queue."""
+        """Stop counting a text as waiting."""
         sequence.waiting = False
         self._admission.remove(sequence.caller, 1)

@@ -1,34 +1,38 @@
-"""How long one round of a text engine may last.
+"""Determine how long one round of a text engine may last.
 
-A round is one job on the executor: a step for all running texts, and further steps until its budget is used. Several
-short steps in one round save event-loop iterations. All functions here are pure.
+A round is one job on the executor. It takes a step for all running texts, and further steps until its time budget is
+used. Several short steps in one round save event-loop iterations. All functions here are pure.
 """
 
 from __future__ import annotations
 
-STEP_BUDGET = 0.001  # seconds a round lasts by default
-STEP_BUDGET_REJECTING = 0.012  # minimum while requests are rejected: rejecting after each step costs more
+STEP_BUDGET = 0.001  # seconds that a round lasts by default
+STEP_BUDGET_REJECTING = 0.012  # minimum in seconds while requests are rejected; rejecting after each step costs more
 LONG_GAP = 0.006  # seconds; after a longer gap between two rounds, the next round lasts as long as the gap
-MAX_STEP_BUDGET = 0.05  # seconds a round lasts after the longest gap
+MAX_STEP_BUDGET = 0.05  # seconds that a round lasts at most, however long the gap was
 
 
 def is_long(gap: float) -> bool:
-    """Return whether other work took long between two rounds; ``gap`` is in seconds."""
+    """Return whether other work took a long time between two rounds. ``gap`` is that time in seconds."""
     return gap > LONG_GAP
 
 
 def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
-    """Return the seconds after which a round takes no further step.
+    """Return the time in seconds after which a round takes no further step.
 
-    ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long gap
-    the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``: texts then get half of the computing time, instead of
-    a hundredth beside long batches of other models. ``rejecting`` tells whether requests were rejected since the last
-    round.
+    ``gap`` is the time in seconds that other models and the event loop have used since the last round. After a long
+    gap, the round lasts as long as the gap, up to ``MAX_STEP_BUDGET``. Texts then get half of the computing time. With
+    rounds of normal length, they would get only a hundredth of it beside long batches of other models. ``rejecting``
+    says whether requests were rejected since the last round.
     """
     budget = min(gap, MAX_STEP_BUDGET) if is_long(gap) else normal_budget
     return max(budget, STEP_BUDGET_REJECTING) if rejecting else budget
 
 
 def expected_seconds(step_seconds: float, gap: float) -> float:
-    """Return the expected duration of a round in seconds, from that of one step. Short rounds run on the event loop."""
+    """Return the expected duration of a round in seconds. The executor runs short rounds on the event loop.
+
+    ``step_seconds`` is the expected duration of one step. ``gap`` is the time that other work has used since the last
+    round.
+    """
     return MAX_STEP_BUDGET if is_long(gap) else step_seconds

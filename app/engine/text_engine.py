@@ -1,7 +1,8 @@
-"""Continuous batching: texts join and leave the running batch between two rounds.
+"""Continuous batching of texts: texts join and leave the running batch between two rounds.
 
-A round is one executor job of one or more steps; each step advances every running text. ``scheduler`` decides which
-texts run, ``step_budget`` how long a round lasts, and the ``step`` function of the model computes.
+A round is one job on the executor. It consists of one or more steps, and each step advances every running text.
+``scheduler`` decides which texts run, ``step_budget`` decides how long a round lasts, and the ``step`` function of the
+model computes the steps.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from app.engine.step_budget import STEP_BUDGET, expected_seconds, is_long, step_
 from app.engine.text_reporter import TextReporter
 from app.errors import NotReady, inference_error
 
-NOTIFY_INTERVAL = 0.0002  # seconds between two notifications of a streamed text, times the number of streamed texts
+# Seconds. The interval between two notifications of a consumer is this value times the number of streamed texts.
+NOTIFY_INTERVAL = 0.0002
 
 
 class TextEngine(Generic[Text]):
-    """Queue and running texts of one model.
+    """Generates texts with one model. It holds the queue of waiting texts and the list of running texts.
 
-    ``step`` advances each given text by about one character; it runs on ``executor``. If ``step`` raises, the texts
-    must be unchanged. ``step_seconds`` returns the expected duration in seconds of a step for a number of texts. At
-    most ``max_running`` texts run and ``queue_rows`` wait. A round normally lasts ``normal_budget`` seconds.
+    ``step`` runs on ``executor``. It generates one character of each given text, or reads a part of its prompt. If it
+    raises an error, it must leave the texts unchanged. ``step_seconds`` maps a number of texts to the expected duration
+    of a step in seconds. At most ``max_running`` texts run at the same time, and at most ``queue_rows`` texts wait. A
+    round normally lasts ``normal_budget`` seconds.
     """
 
     def __init__(
@@ -57,9 +60,9 @@ class TextEngine(Generic[Text]):
         self._reporter: TextReporter[Text] = TextReporter(observer)
         self._run_task: asyncio.Task[None] | None = None
         self._seconds_per_text = 1.0  # moving average of the time from a text's start to its end
-        self._round_ended_at = 0.0  # time.perf_counter's clock
-        self._text_seconds = 0.0  # the executor's ``text_seconds`` at that time
-        self._rejected = 0  # rejected requests when the last round began
+        self._round_ended_at = 0.0  # end of the last round, on time.perf_counter's clock
+        self._text_seconds = 0.0  # the executor's ``text_seconds`` at the end of the last round
+        self._rejected = 0  # number of rejected requests when the last round began
 
     @property
     def load(self) -> tuple[int, int]:
@@ -67,7 +70,7 @@ class TextEngine(Generic[Text]):
         return self._admission.waiting, len(self._scheduler.running)
 
     def admit(self, texts: int) -> None:
-        """Return if ``texts`` texts would be accepted now.
+        """Raise an error unless ``texts`` more texts would be accepted now.
 
         Raises:
             NotReady: the service is shutting down.
@@ -76,7 +79,7 @@ class TextEngine(Generic[Text]):
         self._admission.admit(texts, self._max_running / self._seconds_per_text)
 
     async def submit(self, texts: Sequence[Text]) -> list[Text]:
-        """Queue all texts or none, and return them when all are finished.
+        """Queue the texts, and return them when all are finished. Either all texts are accepted or none.
 
         Raises:
             NotReady: the service is shutting down.
@@ -90,9 +93,9 @@ class TextEngine(Generic[Text]):
             self._cancel(sequences)
 
     async def stream(self, texts: Sequence[Text]) -> AsyncGenerator[None, None]:
-        """As ``submit``, but yield whenever some of the texts have new characters, until all are finished.
+        """Queue the texts as ``submit`` does, and yield whenever some have new characters, until all are finished.
 
-        Updates do not pile up: a slow consumer finds more new characters at its next iteration.
+        Updates do not pile up. A slow consumer finds more new characters at its next iteration.
         """
         updated = asyncio.Event()
         sequences = self._enqueue(texts, updated)
@@ -103,7 +106,7 @@ class TextEngine(Generic[Text]):
                 updated.clear()
                 done = [sequence for sequence in unfinished if sequence.future.done()]
                 unfinished = [sequence for sequence in unfinished if sequence not in done]
-                yield  # before an error is raised: the characters generated before the error are valid
+                yield  # yield before an error is raised, because the characters generated so far are valid
                 for sequence in done:
                     sequence.future.result()
         finally:
@@ -120,9 +123,9 @@ class TextEngine(Generic[Text]):
         return sequences
 
     def _cancel(self, sequences: Sequence[TextSequence[Text]]) -> None:
-        """Cancel unfinished texts: they leave the queue now, or the running batch after the current round."""
+        """Cancel unfinished texts. Waiting texts leave the queue now; running texts leave after the current round."""
         for sequence in sequences:
-            sequence.future.cancel()  # also marks an error as retrieved, which asyncio would log
+            sequence.future.cancel()  # also keeps asyncio from logging an error that nobody retrieves
             self._scheduler.discard(sequence)
 
     async def _run(self) -> None:
@@ -134,17 +137,17 @@ class TextEngine(Generic[Text]):
                     if self._schedule():
                         await self._advance(self._scheduler.running)
                         self._complete()
-                except Exception as error:  # outside ``step``: no caller may wait forever
+                except Exception as error:  # an error outside ``step``: answer the callers, who would wait forever
                     self._fail(self._scheduler.running or [*self._scheduler.waiting], f"{self.name} failed", error)
                 await self._executor.yield_to_requests()
         finally:
             self._run_task = None
-            self._stop()  # nothing is left, unless this task was cancelled
+            self._stop()  # texts are left only if this task was cancelled
             self._scheduler.drop_done()
             self._reporter.flush()
 
     def _fail(self, sequences: Sequence[TextSequence[Text]], message: str, error: Exception) -> None:
-        """Answer texts with an error, and report it. Never raises, even if the observer does."""
+        """Answer the texts with an error, and report the error. Never raises, even if the observer does."""
         for sequence in sequences:
             sequence.fail(inference_error(message, error))
         self.circuit_breaker.record_failure()
@@ -152,7 +155,7 @@ class TextEngine(Generic[Text]):
             self.observer.on_failure(error)
 
     def _schedule(self) -> bool:
-        """Choose the texts of the next round. Returns whether there are any."""
+        """Choose the texts of the next round, and return whether there are any."""
         self._reporter.started(self._scheduler.schedule(time.monotonic()))
         return bool(self._scheduler.running)
 
@@ -176,9 +179,10 @@ class TextEngine(Generic[Text]):
                 self._fail(sequences, f"{self.name} failed on this text", error)
 
     def _compute_round(self, texts: list[Text]) -> None:
-        """Take one step for all texts, and further steps until the budget is used or a text is finished.
+        """Take one step for all texts, and further steps until the time budget is used or a text is finished.
 
-        After a long gap the round also ends when a text has its first character, so that it is sent without delay.
+        After a long gap (see ``_gap``), the round also ends when a text gets its first character, so that this
+        character is sent without delay.
         """
         started_at, gap = time.perf_counter(), self._gap()
         rejected = self._admission.rejected
@@ -202,12 +206,13 @@ class TextEngine(Generic[Text]):
     def _gap(self) -> float:
         """Return the seconds that the event loop and other models have used since the last round.
 
-        Rounds of other text engines do not count: two engines would lengthen each other's rounds without end.
+        Rounds of other text engines do not count. Otherwise two text engines would lengthen each other's rounds
+        without end.
         """
         return time.perf_counter() - self._round_ended_at - (self._executor.text_seconds - self._text_seconds)
 
     def _complete(self) -> None:
-        """After a round: return finished texts and notify the consumers of streamed ones."""
+        """Return the texts that the last round finished, and notify the consumers of streamed texts."""
         now = time.monotonic()
         self._reporter.first_tokens(now)
         for sequence in self._scheduler.running:
@@ -221,10 +226,10 @@ class TextEngine(Generic[Text]):
             self._reporter.flush()
 
     def _notify(self, now: float) -> None:
-        """Notify the consumers of streamed texts: at the first round, at the end, and in between at an interval.
+        """Notify the consumers of streamed texts after the first round, at the end, and at an interval in between.
 
-        The interval grows with the number of streamed texts: to wake every consumer and write to every socket after
-        each round would cost more than the round.
+        The interval grows with the number of streamed texts, because it would cost more than a round to wake every
+        consumer and write to every socket after each round.
         """
         streamed = [(sequence, sequence.updated) for sequence in self._scheduler.running if sequence.updated]
         for sequence, updated in streamed:
@@ -233,14 +238,14 @@ class TextEngine(Generic[Text]):
                 updated.set()
 
     async def close(self, seconds: float) -> None:
-        """Reject new requests and finish accepted ones; after ``seconds`` seconds, fail those that are left."""
+        """Reject new requests and finish the accepted texts. Fail the texts that are left after ``seconds`` seconds."""
         self._admission.closed = True
         if self._run_task:
             await asyncio.wait([self._run_task], timeout=seconds)
         self._stop()
 
     def _stop(self) -> None:
-        """Fail all texts that are left."""
+        """Fail all texts that still wait or run."""
         for sequence in (*self._scheduler.waiting, *self._scheduler.running):
             sequence.fail(NotReady(f"{self.name} stopped before it could answer"))
         self._scheduler.waiting.clear()

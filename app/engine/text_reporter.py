@@ -1,4 +1,4 @@
-"""Reports the texts of one text engine to its observer: start, first token, inter-token time, completion."""
+"""Report the start, the first token, the time between tokens and the end of each text to the observer of its engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Generic
 from app.engine.observer import EngineObserver
 from app.engine.scheduler import Text, TextSequence
 
-REPORT_BATCH = 128  # finished texts reported together, unless the engine becomes idle earlier
+REPORT_BATCH = 128  # this many finished texts are reported together; fewer if the engine becomes idle
 
 
 class TextReporter(Generic[Text]):
-    """Collects finished texts and reports them in batches: one report for each text would delay the next step."""
+    """Collects finished texts and reports them in batches, because one report per text would delay the next step."""
 
     def __init__(self, observer: EngineObserver) -> None:
         self._observer = observer
         self._without_token: list[TextSequence[Text]] = []  # running texts without a character so far
-        self._finished: list[TextSequence[Text]] = []  # not reported yet
+        self._finished: list[TextSequence[Text]] = []  # finished texts that are not reported yet
 
     def started(self, sequences: Sequence[TextSequence[Text]]) -> None:
         """Report texts that run for the first time."""
@@ -40,7 +40,7 @@ class TextReporter(Generic[Text]):
         ]
 
     def finished(self, sequence: TextSequence[Text], now: float) -> None:
-        """Report a finished text's mean time between two characters, and its completion with the next batch."""
+        """Report the mean time between two characters of a finished text now, and its completion in a later batch."""
         sequence.ended_at = now
         if sequence.first_token_at and sequence.text.generated > 1:
             self._observer.on_inter_token((now - sequence.first_token_at) / (sequence.text.generated - 1))
