@@ -1,1 +1,1 @@
-"""Model versions in memory: loading, caching, and which version serves a request."""
+"""Load model versions, keep them in memory, and choose the version that serves a request."""

@@ -1,4 +1,4 @@
-"""Which device the networks run on: GPU or CPU."""
+"""Choose the device on which the networks run: a GPU or the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.settings import SettingsError
 
 
 def find_device(name: str) -> torch.device:
-    """Return the torch device: ``auto`` is the first GPU, or the CPU without a GPU.
+    """Return the torch device with this name. ``auto`` means the first GPU, or the CPU if there is no GPU.
 
     Raises:
         SettingsError: there is no such GPU.

@@ -1,4 +1,4 @@
-"""Loads a version from the store: read, verify, warm up, and create its engine."""
+"""Load a version from the store: read it, verify it, warm it up, and create its engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger("quartet")
 
 RETRY_SECONDS = 30.0  # seconds after which loading is tried again if the error was transient
 PERMANENT_ERRORS = (FileNotFoundError, NotADirectoryError, PermissionError)
-BACKGROUND_NICENESS = 10  # of a thread that loads a version while others are served
+BACKGROUND_NICENESS = 10  # niceness of a thread that loads a version while other versions serve requests
 Engine = Batcher[Any, Any] | TextEngine[Any]
 P = TypeVar("P", bound=Predictor, default=Any)
 FileStamps = tuple[tuple[int, int], ...]  # size in bytes and modification time in ns of each file
@@ -40,14 +40,14 @@ FileStamps = tuple[tuple[int, int], ...]  # size in bytes and modification time 
 
 @dataclass(eq=False)
 class LoadedModel(Generic[P]):
-    """A version in memory: its predictor parses and computes, its engine schedules."""
+    """A version in memory. Its predictor parses inputs and computes results; its engine schedules the computations."""
 
     card: Card
     predictor: P
     engine: Engine
-    explainer: Batcher[Any, Any] | None = None  # of tasks that explain: batches of ``predictor.explain``
-    tensors: Batcher[Any, Any] | None = None  # of imported text models: batches of tensors beside the texts
-    bytes: int = 0  # of the weights
+    explainer: Batcher[Any, Any] | None = None  # computes ``predictor.explain`` in batches, if the task can explain
+    tensors: Batcher[Any, Any] | None = None  # computes requests with tensors, for imported text models
+    bytes: int = 0  # size of the weights
     last_used_at: float = 0.0  # time of the last request, on time.monotonic's clock
 
     @property
@@ -63,14 +63,15 @@ class LoadedModel(Generic[P]):
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """Why a version cannot be served.
+    """A version or a file of the store that cannot be used, and the reason.
 
     Attributes:
-        name: the model, or a path in the store if ``version`` is 0.
+        name: the name of the model, or a path in the store if ``version`` is 0.
         version: the version number; 0 for a file that does not belong to a version.
         reason: the error message.
-        files: the version's files when they were read. The version is tried again when they have changed.
-        retry_at: when to try again although the files are unchanged, on ``time.monotonic``'s clock.
+        files: sizes and modification times of the version's files when they were read. If they change, the version is
+            loaded again.
+        retry_at: when the version is loaded again even if its files are unchanged, on ``time.monotonic``'s clock.
     """
 
     name: str
@@ -94,8 +95,8 @@ class PreparedModel:
     """A verified version whose predictor is warmed up. It has no engine yet.
 
     Attributes:
-        files: the version's files when they were read.
         bytes: size of the weights.
+        files: sizes and modification times of the version's files when they were read.
     """
 
     card: Card
@@ -106,7 +107,7 @@ class PreparedModel:
 
     @classmethod
     def load(cls, settings: Settings, device: torch.device, name: str, number: int) -> PreparedModel:
-        """Read a version, verify it, and warm its predictor up. Raises any exception if that fails."""
+        """Read a version, verify it, and warm up its predictor. Any exception of these steps is raised."""
         files = file_stamps(settings.store, name, number)
         version = store.read_version(settings.store, name, number)
         task = TASKS[version.card.task]
@@ -121,9 +122,9 @@ PreparedModels = dict[VersionKey, PreparedModel]
 
 @dataclass
 class Loader:
-    """Loads versions for one process: on its device, with its executor and limits.
+    """Loads versions for one process, with the device, the executor and the settings of the process.
 
-    ``prepared`` are versions that the supervisor loaded before it forked this process. Each is used once.
+    ``prepared`` are versions that the supervisor loaded before it forked this process. Each is used at most once.
     """
 
     settings: Settings
@@ -133,13 +134,14 @@ class Loader:
     prepared: PreparedModels = field(default_factory=dict)
 
     def load(self, name: str, number: int, in_background: bool = False) -> LoadedModel | LoadFailure:
-        """Return a version, verified and warmed up, or the failure. Never raises.
+        """Load a version, verify it and warm it up. Returns the failure if that is impossible. Never raises.
 
-        ``in_background`` lowers the thread's priority permanently, so that requests for other versions are not delayed.
+        ``in_background`` lowers the priority of this thread permanently, so that requests for other versions are not
+        delayed.
         """
         if in_background and hasattr(os, "setpriority"):
             thread = threading.get_native_id()
-            niceness = max(BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower it
+            niceness = max(BACKGROUND_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower niceness
             os.setpriority(os.PRIO_PROCESS, thread, niceness)
         files = file_stamps(self.settings.store, name, number)
         try:
@@ -165,7 +167,7 @@ class Loader:
         splitter = predictor if task.splits or is_imported(card.kind) else None
         batcher = self._batcher(card, predictor, predictor.predict, predictor.seconds, splitter)
         explainer = None
-        if task.explains and hasattr(predictor, "explain"):  # an imported network does not
+        if task.explains and hasattr(predictor, "explain"):  # an imported network cannot explain
             explainer = self._batcher(card, predictor, predictor.explain, predictor.explain_seconds)
         return LoadedModel(card, predictor, batcher, explainer, bytes=size)
 
@@ -191,12 +193,12 @@ class Loader:
 
 
 def max_rows(settings: Settings, task: Task[Any]) -> int:
-    """Return the rows of the largest batch of a task."""
+    """Return the maximum number of rows in a batch of a task."""
     return settings.max_running_texts if task.engine == "text" else settings.batch_rows
 
 
 def _is_transient(error: Exception) -> bool:
-    """Return whether loading may succeed later: memory or files were unavailable for a moment."""
+    """Return whether loading may succeed later, because memory or files were unavailable only for a moment."""
     return any(
         is_out_of_memory(cause) or (isinstance(cause, OSError) and not isinstance(cause, PERMANENT_ERRORS))
         for cause in (error, error.__cause__)
@@ -214,7 +216,7 @@ def file_stamps(folder: Path, name: str, number: int) -> FileStamps:
 
 
 def _label(card: Card) -> str:
-    """Return the engine's name in error messages."""
+    """Return the name of a version's engine for error messages."""
     return f"{card.name}@{card.version}"
 
 

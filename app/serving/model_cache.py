@@ -1,4 +1,4 @@
-"""The state of each model version in this process, and the versions in memory."""
+"""Keep model versions in memory, and record the state of each version in this process."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LoadTask = asyncio.Task[LoadedModel | LoadFailure]
 
 
 class VersionState(Enum):
-    """The state of a version in this process: each version has exactly one."""
+    """The state of a version in this process. Each version has exactly one state."""
 
-    UNLOADED = "unloaded"  # in the store, and loaded on demand
+    UNLOADED = "unloaded"  # in the store but not in memory; loaded when a request needs it
     LOADING = "loading"
     READY = "ready"  # in memory
     FAILED = "failed"  # cannot be loaded, for example because its files are damaged
@@ -27,7 +27,7 @@ class VersionState(Enum):
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """The state of one version; ``reason`` says why it has failed."""
+    """The state of one version. ``reason`` says why a failed version cannot be served."""
 
     name: str
     number: int
@@ -49,10 +49,10 @@ class ModelLoading(NotReady):
 
 
 class ModelCache:
-    """Holds one entry for each version that is loading, ready or failed; all others are unloaded.
+    """Stores an entry for each version that is loading, ready or failed. A version without an entry is unloaded.
 
-    Ready versions occupy at most ``max_bytes`` bytes of weights (0: no limit). Above the limit, the least recently used
-    versions are evicted.
+    The weights of all ready versions should have at most ``max_bytes`` bytes, where 0 means no limit. Above the limit,
+    the least recently used versions are evicted.
     """
 
     def __init__(self, observers: ObserverFactory, max_bytes: int = 0) -> None:
@@ -84,7 +84,7 @@ class ModelCache:
         return {key: entry for key, entry in self._entries.items() if isinstance(entry, LoadFailure)}
 
     def load_task(self, name: str, number: int) -> LoadTask | None:
-        """Return the task that loads a version, or None if it is not loading."""
+        """Return the task that loads a version, or None if the version is not loading."""
         entry = self._entries.get((name, number))
         return entry if isinstance(entry, asyncio.Task) else None
 
@@ -97,11 +97,11 @@ class ModelCache:
         return [entry for entry in self._entries.values() if isinstance(entry, asyncio.Task)]
 
     def bytes(self) -> int:
-        """Return the bytes of all weights in memory."""
+        """Return the total size of the weights in memory, in bytes."""
         return sum(model.bytes for model in self.models())
 
     def set_loading(self, name: str, number: int, task: LoadTask) -> None:
-        """Record that ``task`` loads a version. If the task ends without a result, the version is unloaded again."""
+        """Record that ``task`` loads a version. If it ends without a result, the version is unloaded."""
         key = name, number
         self._entries[key] = task
 
@@ -113,16 +113,16 @@ class ModelCache:
 
     def set_failed(self, failure: LoadFailure) -> None:
         """Record that a version could not be loaded."""
-        self._entries.pop((failure.name, failure.version), None)  # so that failures stay in order
+        self._entries.pop((failure.name, failure.version), None)  # keeps the failures in order of time
         self._entries[failure.name, failure.version] = failure
 
     def reset_failed(self, name: str, number: int) -> None:
-        """Make a failed version unloaded, so that it is tried again."""
+        """Change the state of a failed version to unloaded, so that it can be loaded again."""
         if isinstance(self._entries.get((name, number)), LoadFailure):
             del self._entries[name, number]
 
     def add(self, model: LoadedModel, is_pinned: Callable[[LoadedModel], bool]) -> None:
-        """Record that a version is ready. Evict others while the limit is exceeded, except pinned ones."""
+        """Record that a version is ready. Evict other versions, except pinned ones, while the limit is exceeded."""
         self._entries[model.card.name, model.card.version] = model
         self._observers.for_version(model.card.name, model.card.version).on_loaded(model.bytes)
         log.info("%s is loaded", model.id)
@@ -134,7 +134,7 @@ class ModelCache:
             self.evict(min(evictable, key=lambda other: other.last_used_at), "QUARTET_MODEL_BYTES is exceeded")
 
     def evict(self, model: LoadedModel, reason: str) -> None:
-        """Make a ready version unloaded. Its engine finishes the requests that it has accepted."""
+        """Remove a ready version from memory. Its engine still finishes the requests that it has accepted."""
         del self._entries[model.card.name, model.card.version]
         self._observers.for_version(model.card.name, model.card.version).on_loaded(0)
         log.info("%s is evicted: %s", model.id, reason)

@@ -1,4 +1,4 @@
-"""Load versions in the supervisor before it forks, so that all workers share the memory of the networks."""
+"""Load versions in the supervisor before it forks the workers, so that all workers share the memory of the networks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from app.settings import Settings
 
 
 def preload(settings: Settings) -> PreparedModels:
-    """Load the resident versions of the store for workers that are forked later. ``settings`` are those of a worker.
+    """Load the versions that stay in memory, for workers that are forked later. ``settings`` are those of a worker.
 
-    Returns nothing if ``settings.threads`` is not 1: a forked process cannot use the parent's compute threads. Imported
-    networks are left out, because their runtimes may start threads. So are versions that cannot be loaded: each worker
-    tries again and reports the reason.
+    Returns an empty dictionary if ``settings.threads`` is not 1, because a forked process cannot use the compute
+    threads of its parent. Imported networks are left out, because their runtimes may start threads. Versions that
+    cannot be loaded are left out too; each worker tries them again and reports the reason.
     """
     prepared: PreparedModels = {}
     if settings.threads != 1:
@@ -35,5 +35,5 @@ def preload(settings: Settings) -> PreparedModels:
             with contextlib.suppress(Exception):
                 prepared[key] = PreparedModel.load(settings, device, *key)
     gc.collect()
-    gc.freeze()  # a collection in a worker would write to each object, and copy its memory
+    gc.freeze()  # otherwise garbage collection in a worker would write to each object, which copies its memory
     return prepared

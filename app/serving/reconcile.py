@@ -1,4 +1,7 @@
-"""The desired versions of each model, and what to load, publish and evict to reach them. All functions are pure."""
+"""Determine the desired versions of each model, and what to load, publish and evict to reach this state.
+
+To publish a version set means to use it for requests. All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from app.serving.store_snapshot import StoreSnapshot
 from app.serving.version_choice import VersionSet
 from app.store import Card, TaskName
 
-IDLE_SECONDS = 300.0  # seconds without a request after which a version is evicted that is not resident
+IDLE_SECONDS = 300.0  # a version that is not resident is evicted after this many seconds without a request
 
-IN_USE_SECONDS = 10.0  # seconds after a request in which other requests cannot evict its version
+IN_USE_SECONDS = 10.0  # for this many seconds after a request, other requests cannot evict its version
 
 VersionSets = Mapping[str, VersionSet]  # by model name
 
 
 def desired_versions(snapshot: StoreSnapshot, failed: Collection[VersionKey]) -> dict[str, VersionSet]:
-    """Return the version set of each model in the store, without versions that ``failed`` to load."""
+    """Return the desired version set of each model in the store, without the versions that ``failed`` to load."""
     failed_numbers: dict[str, set[int]] = {}
     for name, number in failed:
         failed_numbers.setdefault(name, set()).add(number)
@@ -43,14 +46,14 @@ def versions_to_load(
     max_bytes: int,
     weights_bytes: Mapping[VersionKey, int],
 ) -> list[VersionKey]:
-    """Return the resident versions to load without a request, most important first.
+    """Return the resident versions that are not in memory and should be loaded now, most important first.
 
-    The first resident version of each model comes before all others, and ``defaults`` (names of models) come before
-    other models. ``loaded`` maps the versions in memory to their bytes.
+    The most important resident version of each model comes before all other versions. In both groups, the models in
+    ``defaults`` (names) come first. ``loaded`` maps each version in memory to its size in bytes.
 
-    If the memory limit ``max_bytes`` is not 0, a version is loaded only if it is the active one of a default model,
-    replaces an active version in memory, or fits beside the versions in memory. ``weights_bytes`` are the sizes of the
-    versions in the store.
+    If the memory limit ``max_bytes`` is not 0, a version is loaded only if it is the active version of a default model,
+    replaces an active version in memory, or fits beside the versions in memory. ``weights_bytes`` maps each version in
+    the store to its size.
     """
     used_bytes = sum(loaded.values())
 
@@ -75,10 +78,10 @@ def versions_to_load(
 def sets_to_publish(
     desired: VersionSets, published: VersionSets, pending: Collection[VersionKey]
 ) -> Iterable[VersionSet]:
-    """Return the version sets that can be served now: those whose active and canary version are not ``pending``.
+    """Yield the version sets that can serve requests now, because no active or canary version in them is ``pending``.
 
-    ``pending`` are the versions still to be loaded. A model that was unloaded before is published at once, because no
-    version of it serves meanwhile.
+    ``pending`` are the versions that are still to be loaded. A model that was unloaded before is published at once,
+    because until then no version of it answers requests.
     """
     for name, version_set in desired.items():
         current = published.get(name)
@@ -90,10 +93,10 @@ def sets_to_publish(
 def versions_to_evict(
     models: Iterable[LoadedModel], published: VersionSets, now: float
 ) -> Iterable[tuple[LoadedModel, str]]:
-    """Return the versions in memory to evict, each with the reason.
+    """Yield the versions that should be evicted from memory, each with the reason.
 
     A version is evicted when it is not served any more, or when it is not resident and has had no request for
-    ``IDLE_SECONDS``. ``now`` is on ``time.monotonic``'s clock.
+    ``IDLE_SECONDS``. ``now`` is the current time on ``time.monotonic``'s clock.
     """
     for model in models:
         version_set = published.get(model.card.name)
@@ -110,13 +113,14 @@ def versions_to_replace(
     is_resident: Callable[[VersionKey], bool],
     now: float,
 ) -> list[LoadedModel]:
-    """Return the versions in memory to evict, so that a request may load one by name; least recently used first.
+    """Return the versions to evict from memory before a version that a request asks for is loaded.
 
-    Of ``others``, the versions that may be evicted, at least ``surplus`` that are not resident and ``surplus_bytes``
-    bytes must go. ``now`` is on ``time.monotonic``'s clock.
+    They are the least recently used of ``others``, the versions that may be evicted. At least ``surplus`` of them are
+    not resident, and their weights have at least ``surplus_bytes`` bytes, if ``others`` have that many. ``now`` is the
+    current time on ``time.monotonic``'s clock.
 
     Raises:
-        TooManyVersions: one of them is in use, or there are not enough.
+        TooManyVersions: one of these versions is in use, or fewer than ``surplus`` can be evicted.
     """
     models = sorted(others, key=lambda model: model.last_used_at)
     on_demand = [model for model in models if not is_resident((model.card.name, model.card.version))]
@@ -138,9 +142,9 @@ def versions_to_replace(
 def check_defaults(
     defaults: Mapping[TaskName, str], card: Callable[[str], Card | None]
 ) -> tuple[dict[TaskName, str], list[str]]:
-    """Return the defaults without models of another task, and the reasons for those left out.
+    """Return the valid default models, and the reasons why the other defaults are invalid.
 
-    ``card`` returns the card of a model's active version.
+    A default is invalid if the model is for another task. ``card`` returns the card of a model's active version.
     """
     valid, reasons = dict(defaults), []
     for task, name in defaults.items():

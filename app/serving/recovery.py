@@ -1,4 +1,4 @@
-"""Finds networks that cannot recover, for example after a CUDA error that lasts until the process ends."""
+"""Find networks that cannot recover, for example after a CUDA error that lasts until the process ends."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MAX_FAILED_RECOVERIES = 3
 
 
 class RecoveryMonitor:
-    """Sets ``failure`` when a network has failed ``MAX_FAILED_RECOVERIES`` recoveries and fails on a dummy input too.
+    """Sets ``failure`` when a network has failed ``MAX_FAILED_RECOVERIES`` recoveries and also fails on a dummy input.
 
-    The dummy input tells a broken network from callers' inputs on which it fails. The dummy input worked when the
-    version was loaded.
+    The network could compute this dummy input when the version was loaded. If it fails now, the network is broken.
+    Otherwise only the inputs of callers make it fail.
     """
 
     def __init__(self, models: Callable[[], Sequence[LoadedModel]], executor: Executor) -> None:
-        self.failure = ""  # why this process must be restarted; empty while it need not
+        self.failure = ""  # why this process must be restarted; empty if no restart is needed
         self._models = models
         self._executor = executor
 
@@ -42,7 +42,7 @@ class RecoveryMonitor:
         try:
             await self._executor.run(model.predictor.dummy_run, 1)
         except Exception as error:
-            if is_out_of_memory(error):  # the memory may be free later, and a new process would need as much
+            if is_out_of_memory(error):  # memory may become free, and a new process would need as much
                 breaker.failed_recoveries = 0
                 return
             self.failure = (

@@ -1,7 +1,7 @@
-"""The models of one process: which version serves a request, and which versions are in memory.
+"""Decide for one process which version serves a request and which versions are in memory.
 
-Loading is a reconciler: after each scan of the store, the desired versions follow from the snapshot, missing versions
-are loaded, and versions that are not needed any more are evicted.
+Loading is a reconciler: after each scan of the store, the registry determines the desired versions, loads those that
+are missing, and evicts versions that are not needed any more.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Registry:
         self.parse_executor = Executor(
             "parse", settings.parse_threads, max_waiting=settings.queue_rows, niceness=PARSE_NICENESS
         )
-        self.load_executor = Executor("load")  # its thread keeps the low priority of the first load beside requests
+        self.load_executor = Executor("load")  # its thread has a low priority after the first load beside requests
         check_store(settings.store)
         self.cache = ModelCache(observers, settings.model_bytes)
         self.loader = Loader(settings, observers, self.executor, self.device, prepared or {})
@@ -67,15 +67,15 @@ class Registry:
             settings.store, settings.store_poll_seconds, failed=self.cache.failures, on_scan=self._reconcile
         )
         self._picture_disk = DiskThread("pictures")
-        self.version_sets: dict[str, VersionSet] = {}  # what is served, by model name
+        self.version_sets: dict[str, VersionSet] = {}  # the served versions, by model name
         self.defaults: dict[TaskName, str] = {}
         self.stopping = False
         self.recovery = RecoveryMonitor(self.models, self.executor)
         self._default_failures: list[LoadFailure] = []
-        self._engines: WeakSet[Engine] = WeakSet()  # also those of evicted versions that finish accepted requests
+        self._engines: WeakSet[Engine] = WeakSet()  # also engines of evicted versions that finish requests
         self._reported_observers: set[EngineObserver] = set()  # observers whose last reported load may not be 0
         self._reconcile_task: asyncio.Task[None] | None = None
-        self._in_background = False  # whether versions are loaded beside requests
+        self._in_background = False  # whether requests are served while versions are loaded
 
     # Resolving requests
 
@@ -91,7 +91,7 @@ class Registry:
             BadValue: the model is for another task.
             NotReady: no model serves the task, or the service is shutting down.
             ModelLoading: the version is not in memory; its loading has begun.
-            TooManyVersions: the version is not in memory, and those that it would replace are in use.
+            TooManyVersions: the version is not in memory, and the versions that it would replace are in use.
         """
         if self.stopping:
             raise NotReady("the service is stopping")
@@ -100,7 +100,7 @@ class Registry:
         )
         loaded = self.cache.get(name, number)
         card = loaded.card if loaded else self.card(name, number)
-        if card is None:  # removed from the store a moment ago
+        if card is None:  # the version was just removed from the store
             raise UnknownModel(model or name, self.version_sets)
         if card.task != task.name:
             fitting = [other for other in self.version_sets if (known := self.card(other)) and known.task == task.name]
@@ -116,7 +116,7 @@ class Registry:
         return cast("LoadedModel[P]", loaded)  # ``task`` is the task of the card
 
     def _make_room(self, name: str, number: int) -> None:
-        """Evict versions to make room for one that a request names. Raises TooManyVersions."""
+        """Evict versions to make room for the version that a request needs. Raises TooManyVersions."""
         sets = [*self.version_sets.values(), *self._desired().values()]
         resident = {(version_set.name, each) for version_set in sets for each in version_set.resident}
         loading, models = self.cache.loading(), self.cache.models()
@@ -134,10 +134,10 @@ class Registry:
             self.cache.evict(model, f"{name}@{number} replaces it")
 
     async def wait_for(self, task: Task[P], model: str | None, request_id: str, deadline: float) -> LoadedModel[P]:
-        """As ``resolve``, but wait for a version that is not in memory.
+        """Return the version that serves a request, as ``resolve`` does, but wait until it is in memory.
 
-        ``deadline`` is on the event loop's clock. Before an unloaded model is rejected, the store is checked again:
-        another process may have loaded it a moment ago.
+        ``deadline`` is on the event loop's clock. Before an unloaded model is rejected, its rollout is read again,
+        because another process may have just loaded the model.
 
         Raises:
             TimedOut: the deadline has passed.
@@ -156,17 +156,17 @@ class Registry:
                 load_task = loading.task
             try:
                 async with asyncio.timeout_at(deadline):
-                    result = await asyncio.shield(load_task)  # other requests may wait for it too
+                    result = await asyncio.shield(load_task)  # other requests may wait for this task too
             except TimeoutError:
                 raise TimedOut("the deadline passed before the model was in memory") from None
             if isinstance(result, LoadedModel):
                 return cast("LoadedModel[P]", result)
 
     def resolve_name(self, model: str, request_id: str = "", param: str = "model") -> VersionKey:
-        """Return the name and number that ``name`` or ``name@version`` means. ``param`` is named in errors.
+        """Return the model name and the version number for ``model``; see ``version_choice.resolve_name``.
 
         Raises:
-            UnknownModel, RetiredModel, UnloadedModel: as ``resolve``.
+            UnknownModel, RetiredModel, UnloadedModel: see ``resolve``.
         """
         return resolve_name(self.version_sets, model, request_id, param)
 
@@ -182,18 +182,18 @@ class Registry:
     # Models and versions
 
     def card(self, name: str, number: int | None = None) -> Card | None:
-        """Return the card of a version, or of the active version for None; None if there is no such version."""
+        """Return the card of a version, or None if it does not exist. Without ``number``, use the active version."""
         if number is None and name in self.version_sets:
             number = self.version_sets[name].active
         return None if number is None else self.watcher.snapshot.cards.get((name, number))
 
     def pictures(self, card: Card) -> tuple[str, ...]:
-        """Return the file names of the pictures of a version's training."""
+        """Return the file names of the pictures that the training of a version has made."""
         files = self.watcher.snapshot.files.get((card.name, card.version))
         return files.pictures if files else ()
 
     async def read_picture(self, card: Card, file: str) -> bytes:
-        """Return the content of one of ``pictures``.
+        """Return the content of a picture of a version. ``file`` is one of the names that ``pictures`` returns.
 
         Raises:
             NotFound: the file was removed.
@@ -208,15 +208,15 @@ class Registry:
             raise NotFound(f"{path.name} cannot be read: {error.strerror}", "file") from None
 
     def state(self, name: str, number: int) -> VersionState:
-        """Return the state of a version. A version whose card cannot be read has failed."""
+        """Return the state of a version. If its card cannot be read, the state is failed."""
         if any((failure.name, failure.version) == (name, number) for failure in self.watcher.snapshot.failures):
             return VersionState.FAILED
         return self.cache.state(name, number)
 
     def versions(self) -> list[VersionStatus]:
-        """Return all versions that are in memory, loading, failed, or loaded on demand, each with its state.
+        """Return the state of each version that is served, in memory or failed, or whose model is unloaded.
 
-        Retired versions are left out once they are evicted. Sorted by name and number.
+        The list is sorted by name and number. It contains retired versions only until they are evicted.
         """
         reasons = {(failure.name, failure.version): failure.reason for failure in self.failures if failure.version}
         ready = {(model.card.name, model.card.version) for model in self.cache.models()}
@@ -231,7 +231,7 @@ class Registry:
 
     @property
     def failures(self) -> list[LoadFailure]:
-        """Versions and files that cannot be served, with the reason; ``version`` is 0 for other files."""
+        """The versions and files that cannot be used, each with the reason. ``version`` is 0 for files."""
         return [*self.watcher.snapshot.failures, *self.cache.failures().values(), *self._default_failures]
 
     # Reconciling: store snapshot -> desired versions -> difference -> load, publish, evict
@@ -248,10 +248,10 @@ class Registry:
     async def recheck(self, name: str, deadline: float) -> None:
         """Scan the store if another process has loaded or unloaded this model since the last scan.
 
-        The check reads one small file; a scan reads the whole store and would delay running texts.
+        The check reads only one small file. A scan reads the whole store, which would delay running texts.
 
         Raises:
-            TimedOut: as ``refresh``.
+            TimedOut: the scan has not ended before ``deadline``, in event-loop time.
         """
         version_set = self.version_sets.get(name)
         if version_set is None:
@@ -261,7 +261,7 @@ class Registry:
             await self.refresh(deadline)
 
     async def refresh(self, deadline: float) -> None:
-        """Scan the store now and follow its changes.
+        """Scan the store now, and load and evict versions to match it.
 
         Raises:
             TimedOut: ``deadline``, in event-loop time, has passed.
@@ -273,7 +273,7 @@ class Registry:
             raise TimedOut("the deadline passed before the store answered") from None
 
     def _reconcile(self) -> None:
-        """After a scan: publish and evict now, and load missing versions in a background task."""
+        """Apply a new scan: publish and evict versions now, and load missing versions in a background task."""
         for name, number in self.watcher.snapshot.retry:
             self.cache.reset_failed(name, number)
         self._publish()
@@ -297,13 +297,13 @@ class Registry:
         )
 
     async def _load_missing(self) -> None:
-        """Load the missing versions in turn. The next one is chosen after each load."""
+        """Load the missing versions one after the other. After each load, determine the next version anew."""
         while to_load := self._to_load(self._desired()):
             await self._load_version(*to_load[0])
             self._publish()
 
     def _publish(self) -> None:
-        """Serve the desired version sets whose versions are in memory; keep the current set of the other models."""
+        """Use the desired version sets that wait for no version to be loaded. Other models keep their current sets."""
         desired = self._desired()
         for name in self.version_sets.keys() - desired.keys():
             del self.version_sets[name]
@@ -325,7 +325,7 @@ class Registry:
         return task
 
     async def _load(self, name: str, number: int) -> LoadedModel | LoadFailure:
-        """Load one version at a time, and record the result."""
+        """Load a version on ``load_executor``, which loads one version at a time, and record the result."""
         result = await self.load_executor.run(self.loader.load, name, number, in_background=self._in_background)
         if isinstance(result, LoadFailure):
             self.cache.set_failed(result)
@@ -339,14 +339,14 @@ class Registry:
         return result
 
     def _is_default(self, model: LoadedModel) -> bool:
-        """Return whether a version serves a task by default."""
+        """Return whether a version is the active version of a task's default model."""
         version_set = self.version_sets.get(model.card.name)
         return model.card.name in self.defaults.values() and (
             not version_set or version_set.active == model.card.version
         )
 
     def _update_defaults(self) -> None:
-        """Use the defaults of the snapshot, without models of another task. An unreadable file changes nothing."""
+        """Use the valid default models of the snapshot. If ``defaults.json`` is unreadable, keep the current ones."""
         snapshot = self.watcher.snapshot
         defaults = self.defaults if snapshot.defaults is None else snapshot.defaults
         self.defaults, reasons = check_defaults(defaults, self.card)
@@ -360,7 +360,7 @@ class Registry:
     # Health and shutdown
 
     def problems(self) -> list[str]:
-        """Return why this process should get no requests; empty when it is ready."""
+        """Return the reasons why this process should get no requests. The list is empty if it is ready."""
         if self.stopping:
             return ["the service is stopping"]
         models = self.models()
@@ -373,9 +373,9 @@ class Registry:
         return [f"{model.id} fails on every input" for model in models if model.engine.circuit_breaker.is_open()]
 
     def report(self) -> None:
-        """Report waiting and running rows and the number of versions. Called at intervals, so no request pays."""
+        """Report the waiting and running rows and the number of versions. Called at intervals, not for each request."""
         engines = list(self._engines)
-        loads = dict.fromkeys(self._reported_observers, (0, 0))  # includes those whose engines are gone, a last time
+        loads = dict.fromkeys(self._reported_observers, (0, 0))  # an observer without engines reports 0 once
         for engine in engines:
             waiting, running = loads.get(engine.observer, (0, 0))
             loads[engine.observer] = waiting + engine.load[0], running + engine.load[1]

@@ -1,4 +1,4 @@
-"""The content of the store at one time."""
+"""Read the content of the model store at one point in time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.store.rollout import Rollout
 
 
 def is_unloaded(folder: Path, name: str) -> bool | None:
-    """Return whether a model is unloaded, from its rollout file alone; None if the file cannot be read."""
+    """Return whether a model is unloaded, or None if its rollout file cannot be read. No other file is read."""
     try:
         return rollout.read(folder, name).unloaded
     except StoreError:
@@ -31,7 +31,7 @@ class VersionFiles:
     Attributes:
         changed_ns: modification time of the folder, in ns since the epoch; 0 if it cannot be read.
         weights_bytes: size of the weights; 0 if they are missing.
-        pictures: names of the pictures of its training.
+        pictures: file names of the pictures that the training has made.
     """
 
     changed_ns: int
@@ -40,7 +40,7 @@ class VersionFiles:
 
     @classmethod
     def read(cls, folder: Path, key: VersionKey, known: VersionFiles | None) -> VersionFiles:
-        """Read the sizes. The names are taken from ``known`` unless the folder has changed."""
+        """Read the times, sizes and names. The names are copied from ``known`` if the folder has not changed."""
         changed_ns = 0
         with contextlib.suppress(OSError):
             changed_ns = (folder / key[0] / str(key[1])).stat().st_mtime_ns
@@ -58,17 +58,17 @@ class StoreSnapshot:
     cards: dict[VersionKey, Card] = field(default_factory=dict)  # readable cards only
     files: dict[VersionKey, VersionFiles] = field(default_factory=dict)  # of versions with readable cards
     failures: list[LoadFailure] = field(default_factory=list)  # cards and other files that cannot be read
-    retry: frozenset[VersionKey] = frozenset()  # versions that failed to load, and may succeed now
+    retry: frozenset[VersionKey] = frozenset()  # versions that failed to load and should be loaded again
     defaults: dict[TaskName, str] | None = None  # content of defaults.json; None if it cannot be read
     defaults_error: str = ""
 
     @classmethod
     def scan(cls, folder: Path, previous: StoreSnapshot, failed: Mapping[VersionKey, LoadFailure]) -> StoreSnapshot:
-        """Read the store.
+        """Read the store. ``previous`` is the last snapshot, and ``failed`` are the versions that could not be loaded.
 
-        Readable cards are taken from ``previous``: a version never changes. Unreadable cards are read again. A folder
-        or rollout file that cannot be read leaves the state of ``previous``. Versions that ``failed`` to load may be
-        retried when their files have changed (they may have been copied only in part) or when ``retry_at`` has passed.
+        Cards in ``previous`` are not read again, because a version never changes. If a folder or rollout file cannot be
+        read, its state in ``previous`` is kept. A failed version is put into ``retry`` if its files have changed,
+        because they may have been copied only in part, or if its ``retry_at`` has passed.
         """
         snapshot = cls()
         for name in store.model_names(folder):

@@ -1,4 +1,4 @@
-"""Scans the store at intervals and on demand."""
+"""Scan the model store at intervals and on demand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
 
-CHECK_SECONDS = 0.5  # less than a probe waits; a stalled file system takes longer
+CHECK_SECONDS = 0.5  # time limit to read a rollout file, shorter than that of a readiness probe
 
 
 class StoreWatcher:
     """Keeps the latest ``snapshot`` of the store and calls ``on_scan`` after each refresh.
 
-    ``poll_seconds`` is the interval between two scans in seconds; 0: the store is scanned only once. ``failed`` returns
-    the versions that could not be loaded, with their failures.
+    ``poll_seconds`` is the interval between two scans in seconds. If it is 0, the store is scanned only once. The
+    function ``failed`` returns the versions that could not be loaded, with their failures.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class StoreWatcher:
         self._on_scan = on_scan
         self._lock = asyncio.Lock()
         self._disk = DiskThread("store")
-        self._check_disk = DiskThread("store-check")  # checks do not wait for a scan
+        self._check_disk = DiskThread("store-check")  # a separate thread, so that checks do not wait for a scan
         self._scan_started_at = -math.inf  # time.monotonic's clock
 
     async def scan(self) -> None:
-        """Replace ``snapshot``, and log failures that are new."""
+        """Read the store into a new ``snapshot``, and log the failures that are new."""
         previous = self.snapshot
         self.snapshot = await self._disk.run(StoreSnapshot.scan, self._folder, previous, self._failed())
         known = set(previous.failures)
@@ -53,7 +53,7 @@ class StoreWatcher:
                 failure.log()
 
     async def is_unloaded(self, name: str) -> bool | None:
-        """Return whether a model is unloaded now; None if its rollout file cannot be read in ``CHECK_SECONDS``."""
+        """Return whether a model is unloaded now, or None if its rollout file is not read within ``CHECK_SECONDS``."""
         try:
             return await self._check_disk.run_within(CHECK_SECONDS, is_unloaded, self._folder, name)
         except TimeoutError:
@@ -62,7 +62,7 @@ class StoreWatcher:
     async def refresh(self) -> None:
         """Scan the store now and call ``on_scan``, unless polling is off.
 
-        Concurrent callers share a scan if it starts after their call.
+        Concurrent callers share one scan, if the scan starts after their calls.
         """
         called_at = time.monotonic()
         async with self._lock:
@@ -76,7 +76,7 @@ class StoreWatcher:
                 log.exception("the store cannot be scanned")
 
     async def watch(self) -> None:
-        """Refresh at intervals until cancelled."""
+        """Call ``refresh`` at intervals until this task is cancelled, unless polling is off."""
         while self._poll_seconds:
             await asyncio.sleep(self._poll_seconds)
             await self.refresh()

@@ -1,4 +1,4 @@
-"""The versions of one model that are served, and which of them serves a request."""
+"""Determine which versions of a model are served, and choose the version that serves a request."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SHARE_PARTS = 10_000  # a canary's share is applied in steps of 0.01 %
 
 @dataclass(frozen=True)
 class VersionSet:
-    """The served versions of one model. Immutable: a change replaces the whole set, so no request sees half of it."""
+    """The served versions of one model. A change replaces the whole set, so that no request sees half of a change."""
 
     name: str
-    numbers: tuple[int, ...]  # versions that requests may name: not retired, and not known to be damaged
+    numbers: tuple[int, ...]  # versions that requests may ask for: not retired, and not known to be damaged
     retired: tuple[int, ...]
-    active: int | None  # serves requests that name no version
-    previous: int | None  # serves after a rollback
+    active: int | None  # serves requests that give no version
+    previous: int | None  # becomes active after a rollback
     canary: int | None = None
-    share: float = 0.0  # of requests for the canary, in per cent
-    unloaded: tuple[int, ...] = ()  # served again when the model is loaded again
+    share: float = 0.0  # per cent of the requests without a version that the canary serves
+    unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
 
     @classmethod
     def build(cls, name: str, stored: Sequence[int], rollout: Rollout, failed: Collection[int]) -> VersionSet:
-        """Return the set that follows from the stored versions, the rollout, and the versions that failed to load."""
+        """Determine the set from the stored versions, the rollout, and the versions that ``failed`` to load."""
         available = [number for number in stored if number not in failed and number not in rollout.retired]
         retired = tuple(rollout.retired)
         if rollout.unloaded:
@@ -48,7 +48,7 @@ class VersionSet:
         return list(dict.fromkeys(number for number in candidates if number is not None))
 
     def without(self, number: int) -> VersionSet:
-        """Return the set without a version that is not the active one."""
+        """Return the set without version ``number``, which must not be the active version."""
         numbers = tuple(other for other in self.numbers if other != number)
         canary = None if self.canary == number else self.canary
         return replace(
@@ -56,18 +56,21 @@ class VersionSet:
         )
 
     def labels(self) -> list[str]:
-        """Return the versions that requests may name, as ``name@version``."""
+        """Return the versions that requests may ask for, as ``name@version``."""
         return [f"{self.name}@{number}" for number in self.numbers]
 
     def describe(self) -> str:
-        """Return which versions serve, for the log."""
+        """Return a text for the log that says which versions answer requests."""
         if self.unloaded:
             return "it is unloaded"
         canary = f", version {self.canary} serves {self.share:g} % of the requests" if self.canary else ""
         return f"version {self.active} serves{canary}" if self.active else "no version serves"
 
     def version_for(self, request_id: str) -> int | None:
-        """Return the version for a request that names none. The same request id always gets the same version."""
+        """Return the version that serves a request without a version number, or None if no version is active.
+
+        The same request id always gets the same version.
+        """
         if self.canary is None:
             return self.active
         digest = hashlib.blake2b(f"{self.name} {request_id}".encode(), digest_size=8).digest()
@@ -76,7 +79,9 @@ class VersionSet:
 
 
 def resolve_name(version_sets: Mapping[str, VersionSet], model: str, request_id: str, param: str) -> VersionKey:
-    """Return the name and number that ``name`` or ``name@version`` means. ``param`` is named in errors.
+    """Return the model name and the version number for ``model``, which is ``name`` or ``name@version``.
+
+    ``request_id`` decides between the active version and the canary. Errors contain ``param``, the name of the field.
 
     Raises:
         UnknownModel: no such model or version.
