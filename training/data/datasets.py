@@ -34,7 +34,7 @@ URLS = {
     "airline-passengers.csv": "https://raw.githubusercontent.com/jbrownlee/Datasets/master/airline-passengers.csv",
 }
 
-# Of the file; for images, of the four tensors in order
+# Digests of the files; for images, of the four tensors in order
 SHA256 = {
     "cifar10": "9048fcbac9c08a64d57a7c5a5a66750a974ad4eab380914df129f7e223d823df",
     "mnist": "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b",
@@ -65,12 +65,12 @@ class Images:
     sha256: str
 
     def split_validation(self, count: int) -> tuple[Tensor, Tensor]:
-        """The indices of the training images and of ``count`` validation images, the same in every run."""
+        """Return the indices of the training images and of ``count`` validation images, the same in every run."""
         order = torch.randperm(len(self.train_labels), generator=torch.Generator().manual_seed(5000))
         return order[count:], order[:count]
 
     def measured(self, validation: int | None = None) -> tuple[str, Tensor, Tensor]:
-        """Name, images and labels of the test part, or of the ``validation`` images held out of the training."""
+        """Return name, images and labels of the test part or, if ``validation`` is given, of the validation images."""
         if validation is None:
             return f"{self.name} test part", self.test_images, self.test_labels
         _, some = self.split_validation(validation)
@@ -99,7 +99,7 @@ class Sine:
 
 @dataclass(frozen=True)
 class Series:
-    """One series, float64 [T], and its season in values."""
+    """One series, float64 [T], and its season length in values."""
 
     values: Tensor
     season: int
@@ -108,7 +108,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Collection:
-    """Series with the same season in values: the past of each, float64 [T], and their futures [N, horizon]."""
+    """Series with the same season length.
+
+    ``season``: in values. ``past``: the past of each series, float64 [T]. ``future``: of all series, [N, horizon].
+    """
 
     name: str
     season: int
@@ -118,22 +121,22 @@ class Collection:
 
 
 def data_directory() -> Path:
-    """The folder of the data sets."""
+    """Return the folder of the data sets."""
     return Path(os.environ.get("QUARTET_DATA_DIR", "data"))
 
 
 def cifar10() -> Images:
-    """60,000 colour images of 32 x 32 pixels in ten classes (Krizhevsky 2009)."""
+    """Return 60,000 colour images of 32 x 32 pixels in ten classes (Krizhevsky 2009)."""
     return _images("cifar10", CIFAR10_LABELS)
 
 
 def mnist() -> Images:
-    """70,000 grey handwritten digits of 28 x 28 pixels (LeCun et al. 1998)."""
+    """Return 70,000 grey handwritten digits of 28 x 28 pixels (LeCun et al. 1998)."""
     return _images("mnist", DIGITS)
 
 
 def tinyshakespeare() -> Text:
-    """1,115,394 characters of Shakespeare's plays, 65 distinct (Karpathy 2015)."""
+    """Return 1,115,394 characters of Shakespeare's plays, 65 distinct (Karpathy 2015)."""
     content = _file("tinyshakespeare.txt").read_bytes()
     text = content.decode("utf-8")
     split = int(len(text) * 0.9)
@@ -141,7 +144,7 @@ def tinyshakespeare() -> Text:
 
 
 def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
-    """The workshop's noisy sine, one realisation for each seed."""
+    """Return the workshop's noisy sine. Each seed gives other random noise."""
     noiseless = torch.linspace(0, 20, count, dtype=torch.float64).sin()
     generator = torch.Generator().manual_seed(seed)
     values = noiseless + noise * torch.randn(count, generator=generator, dtype=torch.float64)
@@ -149,22 +152,22 @@ def sine(seed: int = 0, noise: float = 0.2, count: int = 1000) -> Sine:
 
 
 def m4_hourly() -> Collection:
-    """The 414 hourly series of the M4 competition, each with 48 future values (Makridakis et al. 2020)."""
+    """Return the 414 hourly series of the M4 competition, each with 48 future values (Makridakis et al. 2020)."""
     return _m4("Hourly", 24)
 
 
 def m4_weekly() -> Collection:
-    """The 359 weekly series of the M4 competition, each with 13 future values; M4 defines no season for them."""
+    """Return the 359 weekly series of the M4 competition, each with 13 future values. M4 defines no season for them."""
     return _m4("Weekly", 1)
 
 
 def etth1() -> Series:
-    """The oil temperature of an electricity transformer: 17,420 hours from July 2016 (Zhou et al. 2021)."""
+    """Return the oil temperature of an electricity transformer: 17,420 hours from July 2016 (Zhou et al. 2021)."""
     return _column("ETTh1.csv", "OT", 24)
 
 
 def airline() -> Series:
-    """Airline passengers: 144 months from 1949 (Box and Jenkins 1976)."""
+    """Return the number of airline passengers in 144 months from 1949 (Box and Jenkins 1976)."""
     return _column("airline-passengers.csv", "Passengers", 12)
 
 

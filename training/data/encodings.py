@@ -10,7 +10,7 @@ SAMPLE = 1 << 16  # bytes in which zeros are counted
 
 
 def detected(content: bytes) -> str | None:
-    """The encoding that a byte order mark names, or UTF-16 if only every other byte is often 0."""
+    """Return the encoding of the byte order mark, UTF-16 if only every other byte is often 0, or None if unknown."""
     for mark, name in MARKS:
         if content.startswith(mark):
             return name

@@ -15,7 +15,7 @@ from training.run import Run, permutation, save_figure
 
 
 def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor:
-    """Shift images [N, C, S, S] up and to the left by ``shifts`` [2, N, 1], and mirror those in ``mirrored`` [N, 1].
+    """Shift images [N, C, S, S] up and to the left by ``shifts`` [2, N, 1], and mirror those with ``mirrored`` [N, 1].
 
     Edges are filled by reflection. The result is in channels-last memory format.
     """
@@ -29,7 +29,7 @@ def shift_and_mirror(images: Tensor, shifts: Tensor, mirrored: Tensor) -> Tensor
 
 
 def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield the remaining steps: step, epoch, and image indices [size], in a new random order for each epoch."""
+    """Yield step, epoch and image indices [size] of each remaining step. Each epoch has a new random order."""
     per_epoch = len(train) // size
     shuffled_epoch = -1
     for step in run.steps(total):
@@ -40,7 +40,7 @@ def batches(run: Run, train: Tensor, size: int, total: Callable[[], int]) -> Ite
 
 
 def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images [N, C, S, S] that the network classifies correctly."""
+    """Return the share of images [N, C, S, S] that the network classifies correctly."""
     network.eval()
     with torch.inference_mode():
         correct = sum(
@@ -52,7 +52,7 @@ def accuracy_of(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 @torch.inference_mode()
 def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> None:
-    """Fit both temperatures of the network, which are 1 before, on held-out images."""
+    """Fit both temperatures of the network on held-out images. Both must be 1 before."""
     network.eval()
     parts = images.split(250)
     logits, tta_logits = (torch.cat([forward(part) for part in parts]) for forward in (network, network.views))
@@ -61,7 +61,7 @@ def fit_temperatures(network: WhitenedNet, images: Tensor, labels: Tensor) -> No
 
 
 def served_probabilities(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """The probabilities [N, classes] that the service returns for uint8 images [N, C, S, S]."""
+    """Return the probabilities [N, classes] that the service returns for uint8 images [N, C, S, S]."""
     rows = [classifier.predict(list(batch)) for batch in images.split(500)]
     return torch.tensor([row for batch in rows for row in batch])
 
@@ -71,7 +71,7 @@ def plot_samples(
 ) -> Path:
     """Plot up to 24 images with their predictions, wrong ones in red.
 
-    ``beside``: a second title line of wrong predictions, with the field {truth}.
+    ``beside``: second line of the title of wrong predictions. Its field {truth} is replaced by the true class.
     """
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def plot_confusion(path: Path, labels: list[str], truth: Tensor, predictions: Te
 
 
 def plot_mistakes(path: Path, images: Tensor, labels: list[str], probability: Tensor, truth: Tensor) -> Path:
-    """Plot the 24 most confident wrong predictions; after these, the least confident correct ones."""
+    """Plot the 24 most confident wrong predictions. If there are fewer, the least confident correct ones follow."""
     confidence, predictions = probability.max(dim=1)
     wrong = predictions != truth
     worst = torch.where(wrong, confidence, -1 - confidence).argsort(descending=True)

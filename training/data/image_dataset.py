@@ -15,13 +15,13 @@ from training.loops import distributed
 
 MAX_PRINTED = 10  # skipped files that are printed; all are listed in the run's folder
 TEST_SHARE = 0.15  # share of the images for testing, and the same share for validation
-MIN_IMAGES_PER_CLASS = 8  # different ones; classes with fewer are skipped
+MIN_IMAGES_PER_CLASS = 8  # classes with fewer different images are skipped
 MIN_GROUPS = 3  # with fewer groups of images, a class may be missing in the test or validation part
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Distinct images of the classes.
+    """Distinct images with their labels.
 
     Attributes:
         name: name of the folder or file.
@@ -30,8 +30,8 @@ class ImageDataset:
         labels: indices [N] into ``classes``; with several labels for each image, booleans [N, classes].
         digests: sha256 of the pixels of each image, sorted; duplicates are removed.
         skipped: one line for each skipped file or class.
-        parts: the caller's own part of each image: train, val, test or nothing; empty without such parts.
-        groups: the group of each image, which is never divided between the parts; empty without groups.
+        parts: the part that the user chose for each image: train, val, test or ""; empty if no part was chosen.
+        groups: the group of each image; a group is never divided between parts. Empty without groups.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ImageDataset:
 
     @property
     def sha256(self) -> str:
-        """Digest of all images, classes and the caller's parts; independent of file names and order."""
+        """Digest of all images, their labels and the parts that the user chose; independent of file names and order."""
         parts = self.parts or [""] * len(self.digests)
         lines = sorted(
             f"{label}\0{digest}" + (f"\0{part}" if part else "")
@@ -73,11 +73,11 @@ class ImageDataset:
         return self.labels.bincount(minlength=len(self.classes)).tolist()
 
     def describe_classes(self) -> str:
-        """The classes with their numbers of images, such as "cat (200), dog (3)"."""
+        """Return the classes with their numbers of images, such as "cat (200), dog (3)"."""
         return ", ".join(f"{name} ({count:,})" for name, count in zip(self.classes, self.counts, strict=True))
 
     def select(self, keep: Tensor) -> ImageDataset:
-        """The images where ``keep`` [N] is true, without classes that have none; labels are renumbered."""
+        """Return the images where ``keep`` [N] is true. Classes without images are removed, and labels renumbered."""
         indices = keep.nonzero().flatten().tolist()
         labels = self.labels[keep]
         if self.multi_label:
@@ -96,12 +96,12 @@ class ImageDataset:
         )
 
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The indices of the images for training, validation and testing.
+        """Return the indices of the images for training, validation and testing.
 
-        The part depends on a hash of the image or of its group: the lowest 15 % are for testing, the next 15 % for
+        The part depends on a hash of the image or of its group, from 0 to 1: below 0.15 is for testing, below 0.3 for
         validation. So the parts are the same in every run, and no image moves from training to another part when images
-        are added. A class without any image for testing or validation gives its image with the lowest hash.
-        The caller's own parts are kept. Where one of them is missing, a share of the training part takes its place.
+        are added. A class without an image for testing or validation gives its image with the lowest hash.
+        Parts that the user chose are kept. If the user chose no test or validation part, the hash selects one.
         """
         part_of = self._parts_by_hash()
         parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
@@ -111,7 +111,7 @@ class ImageDataset:
         return train, validation, test
 
     def folds(self, indices: Tensor, count: int) -> Tensor:
-        """The fold [len(indices)], 0 to count - 1, of each image for cross-validation; even over the classes."""
+        """Return the fold [len(indices)], 0 to count - 1, of each image. Each class is spread evenly over the folds."""
         fold_of: dict[str, int] = {}
         positions: Counter[str] = Counter()
         names = self.label_names
@@ -123,13 +123,13 @@ class ImageDataset:
         return torch.tensor([fold_of[self._unit(index)] for index in indices.tolist()])
 
     def _unit(self, index: int) -> str:
-        """The name of an image's group, or its own digest: that which is never divided."""
+        """Return the key of an image: its group, or its digest without a group. Images with one key stay together."""
         group = self.groups[index] if self.groups else ""
         own = self.parts[index] if self.parts else ""
         return f"{own}\0{group or self.digests[index]}"
 
     def _parts_by_hash(self) -> dict[str, str]:
-        """The part of each unit."""
+        """Return the part of each key that ``_unit`` returns."""
         given = set(self.parts)
         shares = [part for part in ("test", "val") if part not in given]
         part_of: dict[str, str] = {}
@@ -153,7 +153,7 @@ class ImageDataset:
 
 
 def _position(unit: str) -> float:
-    """A hash from 0 to 1."""
+    """Return a hash of a text, from 0 to 1."""
     return int.from_bytes(hashlib.sha256(unit.encode()).digest()[:6]) / 2**48
 
 
@@ -173,7 +173,7 @@ def keep_trainable(dataset: ImageDataset, path: Path, classes: int = 2) -> Image
     if not names:
         return dataset
     large = torch.tensor(few).logical_not()
-    if dataset.multi_label:  # the images stay: they may have other labels
+    if dataset.multi_label:  # the images stay, because they may have other labels
         kept = replace(
             dataset,
             labels=dataset.labels[:, large],

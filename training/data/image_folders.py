@@ -1,4 +1,4 @@
-"""Read own images as the service reads them, without duplicates. Unreadable files are skipped and listed."""
+"""Read images of users as the service reads them, and remove duplicates. Unreadable files are skipped and listed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from training.data.image_dataset import ImageDataset
 from training.data.image_lists import ListedImage, list_images
 from training.loops import distributed
 
-MAX_PIXELS = 10**8  # of one image; larger images are skipped
-SIZED_FILES = 200  # files whose sizes decide between small and large networks
+MAX_PIXELS = 10**8  # images with more pixels are skipped
+SIZED_FILES = 200  # sample of files; the sizes of their images decide between small and large networks
 
 
 def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | None = None) -> ImageDataset:
     """Read all images of a folder or CSV file and resize them to ``side`` pixels. Raises DataError.
 
     Args:
-        path: see ``training.data.image_lists``.
+        path: a folder or CSV file; see ``training.data.image_lists``.
         side: height and width in pixels.
         channels: 1 for grey, 3 for colours.
-        name: the class of a folder without sub-folders. Without it, labels are read from the names of the files.
-        group: a regular expression; images in whose paths it finds the same text are in the same part.
+        name: the class of all images in a folder without sub-folders; if empty, the names of the files hold the labels.
+        group: a regular expression. Images are in the same part of a split if it finds the same text in their paths.
     """
     listed = list_images(path, name)
     groups = _groups(path, [image.path for image in listed.images], group) if group else []
@@ -47,9 +47,9 @@ def read(path: Path, side: int, channels: int = 3, name: str = "", group: str | 
 
 
 def largest_side(path: Path) -> int:
-    """The median, over a sample of the images, of the longer side in pixels; 0 if no image can be opened.
+    """Return the median of the longer sides of a sample of the images, in pixels; 0 if no image can be opened.
 
-    Raises DataError as ``read`` does.
+    Raises DataError if there are no images.
     """
     files = list_images(path).images
     decoder, sides = ImageDecoder(3, 1), []
@@ -60,7 +60,7 @@ def largest_side(path: Path) -> int:
 
 
 def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
-    """The group of each file: the first group of the pattern, or all that it matches; empty without a match."""
+    """Return the group of each file: the text of the first regex group, or the whole match without one; or ""."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -74,7 +74,7 @@ def _groups(path: Path, files: list[Path], pattern: str) -> list[str]:
 
 
 def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | str]:
-    """The pixels of each file, or an error message."""
+    """Return the pixels of each file, or an error message."""
     decoder = ImageDecoder(channels, side)
 
     def decode(file: Path) -> Tensor | str:
@@ -85,7 +85,7 @@ def _decode_all(files: list[Path], side: int, channels: int) -> list[Tensor | st
         except OSError as error:
             return f"{file}: {error.strerror}"
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads help, because decoding releases the GIL
         bar = tqdm(total=len(files), desc="reading", unit="file", leave=False, disable=distributed.rank() > 0)
         read = []
         for outcome in pool.map(decode, files):

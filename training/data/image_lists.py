@@ -3,7 +3,8 @@
 FOLDER/LABEL/...               a sub-folder for each class
 FOLDER/train/LABEL/...         the caller's own split into train, val and test; val or test may be missing
 FOLDER/cat.0.jpg               labels in the names of the files
-FILE.csv                       columns path and label; labels, or a column of 0 and 1 for each label: several labels
+FILE.csv                       columns path and label; for several labels of an image, columns path and labels,
+                               or path and a column of 0 and 1 for each label
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ NUMBERED = re.compile(r"(?P<label>.*[^\W\d_].*?)[ ._-]\(?\d+\)?")  # the stem of
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image file, its labels, and its part: train, val, test, or nothing if the hash of the image decides."""
+    """An image file, its labels, and its part: train, val, test, or "" if the hash of the image decides."""
 
     path: Path
     labels: tuple[str, ...]
@@ -59,7 +60,7 @@ class ImageList:
 def list_images(path: Path, name: str = "") -> ImageList:
     """List the images of a folder or CSV file. Raises DataError.
 
-    ``name``: the class of a folder without sub-folders. Without it, labels are read from the names of the files.
+    ``name``: the class of all images in a folder without sub-folders. If it is empty, file names hold the labels.
     """
     if not path.exists():
         raise DataError(f"{path} does not exist")
@@ -92,7 +93,7 @@ def _loose(path: Path) -> list[Path]:
 
 
 def _parts(path: Path) -> dict[Path, str]:
-    """The sub-folders of a split, with their parts; empty unless all sub-folders are parts and one is for training."""
+    """Return the part of each sub-folder; empty unless all sub-folders have names of parts, and one is for training."""
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     parts = {folder: PARTS.get(folder.name.lower(), "") for folder in folders}
     if len(parts) < 2 or not all(parts.values()) or "train" not in parts.values():
@@ -102,16 +103,16 @@ def _parts(path: Path) -> dict[Path, str]:
         for folder in folders
         for file in _loose(folder)
     ):
-        return {}  # train and test are classes
+        return {}  # the folders hold images directly, so their names are classes
     names = [folder.name for folder, part in parts.items()]
     if len(set(parts.values())) < len(names):
         raise DataError(f"{path} holds {', '.join(names)}, two of which are the same part; merge them")
-    order = ("test", "val", "train")  # an image in two parts stays in the first one
+    order = ("test", "val", "train")  # of an image in two parts, the first one is kept
     return dict(sorted(parts.items(), key=lambda item: order.index(item[1])))
 
 
 def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> Iterator[ListedImage]:
-    """Yield the files of each sub-folder with its name as class; of a folder without sub-folders, all files.
+    """Yield the files of each sub-folder, with its name as class. Without sub-folders, yield all files of the folder.
 
     Raises:
         DataError: the sub-folders are parts of a data set, such as 2023 and 2024, not classes.
@@ -135,9 +136,10 @@ def _list_folder(path: Path, name: str, skipped: list[str], is_part: bool) -> It
 
 
 def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> Iterator[ListedImage]:
-    """Yield files without sub-folders: with the class ``name``, or with the label in their names.
+    """Yield the files of a folder without sub-folders, with the class ``name`` or the labels in their names.
 
-    A name is a label if most files are named such as cat.0.jpg, with at least two labels.
+    File names hold labels if at least half of them are like cat.0.jpg, with at least two different labels. If not, the
+    name of the folder is the class.
     """
     names = [NUMBERED.fullmatch(file.stem) for file in files]
     labels = {match["label"] for match in names if match}
@@ -152,7 +154,7 @@ def _list_flat(path: Path, files: list[Path], name: str, skipped: list[str]) -> 
 
 
 def _shared_sub_folders(folders: list[Path]) -> list[str]:
-    """The names of two or more sub-folders that all folders have, if no folder has images; otherwise empty."""
+    """Return the names of sub-folders that all folders have; empty if fewer than two, or if a folder holds images."""
     entries = [list(folder.iterdir()) for folder in folders]
     if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for within in entries for entry in within):
         return []
@@ -166,9 +168,10 @@ def _shorten(names: list[str]) -> str:
 
 
 def _list_csv(path: Path) -> ImageList:
-    """List the rows of a CSV file; paths are relative to the file.
+    """List the images in the rows of a CSV file. Paths are relative to the CSV file.
 
-    A header may name the columns, in any order. Any other first row that names no file also counts as a header.
+    A header may give the columns in any order. Without a known header, the columns are path and label, and a first row
+    without an image file is skipped as a header.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
@@ -204,7 +207,7 @@ class _Table:
             self.file_at, self.label_at, self.part_at = 0, 1, -1
 
     def _flag_columns(self) -> dict[int, str]:
-        """The columns whose cells are all 0 or 1, with their names; empty if there are fewer than two."""
+        """Return the positions and names of columns with only 0 and 1; empty if there are fewer than two."""
         columns = {
             index: title.strip()
             for index, title in enumerate(self.rows[0])
@@ -215,7 +218,7 @@ class _Table:
         return columns if len(columns) > 1 else {}
 
     def images(self) -> Iterator[ListedImage]:
-        """Yield the files of the rows; rows without path or label are skipped."""
+        """Yield the images of the rows. Rows without a path or a label are skipped."""
         for number, row in enumerate(self.rows, 1):
             if not row or (number == 1 and self.known):
                 continue

@@ -1,7 +1,7 @@
-"""Other names for the speakers of plays, in each epoch of a training.
+"""Give the speakers of plays other names in each epoch of training.
 
-A network soon memorises the names in its training text, but the names in another play are new to it. With names that
-change, it learns to read them from the text before, and to be uncertain about those it has not read.
+A network soon memorises the names in its training text, but the names in another play are new to it. If the names
+change, the network learns to take them from the preceding text, and to be uncertain about names not yet read.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from training.data.datasets import DataError
 from training.run import derive_seed
 
 SPEAKER = re.compile(r"^([A-Z][A-Z ]+):$", re.MULTILINE)  # a line such as "LADY CAPULET:"
-MIN_LETTERS, MAX_LETTERS = 4, 11  # of a name
-MAX_TRIES = 100  # to invent a name
-ORDER = 2  # letters on which the next letter of an invented name depends
-SECTION = 120_000  # characters in which a speaker keeps a name; about the length of a play
+MIN_LETTERS, MAX_LETTERS = 4, 11  # smallest and largest length of a name
+MAX_TRIES = 100  # attempts to invent a name
+ORDER = 2  # number of letters on which the next letter of an invented name depends
+SECTION = 120_000  # characters of text in which a speaker keeps a name; about the length of a play
 
 
 def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, seed: int) -> texts.TrainingText:
-    """The training text of vocabulary indices [N]: with ``share`` of its speakers renamed, or as it is.
+    """Return a training text from vocabulary indices [N], in which a share of the speakers is renamed.
 
-    Raises DataError as ``RenamedSpeakers`` does.
+    If ``share`` is 0, the text stays as it is. Otherwise it raises DataError as ``RenamedSpeakers`` does.
     """
     if not share:
         return texts.FixedText(characters)
@@ -35,19 +35,19 @@ def training_text(characters: Tensor, vocabulary: Sequence[str], share: float, s
 
 
 class RenamedSpeakers:
-    """A text in which, in each epoch, a share of the speakers have invented names.
+    """A text that gives a share of its speakers new invented names in each epoch.
 
-    A name is a word of capital letters in a line such as ``ROMEO:``, unless it also occurs in small letters, as
-    ``KING`` does. ``Romeo`` is replaced as well.
+    A name is a word of at least MIN_LETTERS capital letters in a line such as ``ROMEO:``. Words that also occur in
+    small letters, such as ``king``, are not names. The spelling ``Romeo`` is replaced as well.
 
     Args:
         text: the training text.
-        vocabulary: as in ``texts.encode``.
+        vocabulary: the characters, as for ``texts.encode``.
         share: the probability that a speaker gets an invented name.
         seed: the seed of the run.
 
     Raises:
-        DataError: the text has no such line.
+        DataError: the text has no names.
     """
 
     def __init__(self, text: str, vocabulary: Sequence[str], share: float, seed: int) -> None:
@@ -68,13 +68,13 @@ class RenamedSpeakers:
         self._epoch, self._characters = -1, texts.encode("", vocabulary)
 
     def characters(self, epoch: int) -> Tensor:
-        """The vocabulary indices int32 [N] of the text of an epoch. N differs between epochs."""
+        """Return the vocabulary indices int32 [N] of the text of an epoch. N differs between epochs."""
         if epoch != self._epoch:
             self._epoch, self._characters = epoch, texts.encode(self.text(epoch), self.vocabulary)
         return self._characters
 
     def text(self, epoch: int) -> str:
-        """The text of an epoch."""
+        """Return the text of an epoch."""
         generator = random.Random(derive_seed(self.seed, "speakers", epoch))
         return "".join(self._renamed(section, generator) for section in self._sections)
 
@@ -90,7 +90,7 @@ class RenamedSpeakers:
         return self._pattern.sub(rename, section)
 
     def _invented(self, generator: random.Random) -> str:
-        """A name whose letters follow each other as in the names of the text."""
+        """Invent a name: draw each letter from those that follow the same ORDER letters in the names of the text."""
         for _ in range(MAX_TRIES):
             name = " " * ORDER
             while not (name := name + generator.choice(self._following[name[-ORDER:]])).endswith(" "):

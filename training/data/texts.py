@@ -1,6 +1,6 @@
-"""Your own texts: files and folders are read as one text, split, and encoded as character indices.
+"""Read files and folders of users as one text, split the text, and encode it as character indices.
 
-``transfer_weights`` starts a network for a new vocabulary from a published one.
+``transfer_weights`` starts a network with a new vocabulary from the weights of a published network.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from training.data import encodings
 from training.data.datasets import DataError, Text
 from training.loops import distributed
 
-MIN_CHARACTERS = 10_000  # of a text: its test part then holds three evaluation windows
+MIN_CHARACTERS = 10_000  # smallest length of a text, so that its test part holds three evaluation windows
 MIN_KNOWN_SHARE = 0.5  # share of a text's characters that the vocabulary of the base network must cover
 WINDOW = 256  # characters of an evaluation window, as in nanoGPT, so that losses are comparable
-MIN_WINDOWS, MAX_WINDOWS = 20, 400  # by which the weights for own texts are selected
-MAX_SHARE = 0.15  # of the training part that is held out to have MIN_WINDOWS
-COUNTED = 10**7  # characters that are counted at once
+MIN_WINDOWS, MAX_WINDOWS = 20, 400  # number of validation windows that decide which weights are kept
+MAX_SHARE = 0.15  # largest share of the training part that is held out to reach MIN_WINDOWS
+COUNTED = 10**7  # characters that are counted at once, to limit the memory
 
 
 class TrainingText(Protocol):
-    """A text that may differ between the epochs of a training."""
+    """A training text that may differ between epochs."""
 
     length: int  # characters that are read in an epoch
 
     def characters(self, epoch: int) -> Tensor:
-        """The vocabulary indices int32 [N] of the text of an epoch."""
+        """Return the vocabulary indices int32 [N] of the text of an epoch."""
 
 
 class FixedText:
@@ -45,16 +45,16 @@ class FixedText:
         self.length, self._characters = len(characters), characters
 
     def characters(self, epoch: int) -> Tensor:
-        """The vocabulary indices [N]."""
+        """Return the vocabulary indices [N]."""
         return self._characters
 
 
 def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
-    """Concatenate the files; the first 90 % are the training part, the last 10 % the test part.
+    """Concatenate the files. The first 90 % are the training part, the last 10 % the test part.
 
-    Of a folder, all files except hidden and binary ones are read in the order of their paths. ``encoding``: any that
-    Python knows; None: UTF-8, or as the byte order mark says. Byte order marks are dropped and all line breaks become
-    ``\\n``.
+    The files of a folder are read in the order of their paths. Hidden files are skipped, and binary files too, unless
+    ``encoding`` is given. ``encoding``: any encoding that Python knows; if None, UTF-16 and UTF-32 are detected, and
+    other files must be UTF-8. Byte order marks are dropped, and all line breaks become ``\\n``.
 
     Raises:
         DataError: a file cannot be read, or the text has fewer than MIN_CHARACTERS characters.
@@ -69,7 +69,7 @@ def read(paths: Sequence[Path], encoding: str | None = None) -> Text:
 
 
 def count_characters(text: str) -> dict[str, int]:
-    """The number of occurrences of each character; a tenth of the time that a Counter takes."""
+    """Return the number of occurrences of each character. A Counter would take ten times as long."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for start in range(0, len(text), COUNTED):
         part = text[start : start + COUNTED].encode("utf-32-le", "surrogatepass")
@@ -79,13 +79,13 @@ def count_characters(text: str) -> dict[str, int]:
 
 
 def vocabulary_of(text: str, min_count: int = 1) -> list[str]:
-    """The sorted characters that occur at least ``min_count`` times, then ``<unk>`` for all other characters."""
+    """Return the sorted characters that occur at least ``min_count`` times, then ``<unk>`` for all other characters."""
     counts = count_characters(text)
     return [*sorted(character for character, count in counts.items() if count >= min_count), UNKNOWN_CHARACTER]
 
 
 def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
-    """A text -> the vocabulary indices int32 [len(text)] of its characters."""
+    """Return the vocabulary indices int32 [len(text)] of the characters of a text."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     indices = np.full(int(codes.max(initial=0)) + 1, len(vocabulary) - 1, np.int32)
     for index, character in enumerate(vocabulary[:-1]):
@@ -95,7 +95,7 @@ def encode(text: str, vocabulary: Sequence[str]) -> Tensor:
 
 
 def decode(characters: Tensor, vocabulary: Sequence[str]) -> str:
-    """Vocabulary indices [N] -> the text; ``<unk>`` is U+FFFF, which is no character."""
+    """Return the text of vocabulary indices [N]. ``<unk>`` becomes U+FFFF, which no text contains."""
     entries = [*vocabulary[:-1], "\uffff"]
     return "".join([entries[index] for index in characters.tolist()])
 
@@ -130,10 +130,10 @@ def _hold_out(characters: Tensor, length: int, places: int) -> tuple[Tensor, lis
 
 
 def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Tensor, list[Tensor], int]:
-    """Split as ``hold_out``, so that at least MIN_WINDOWS windows are held out; also returns their length.
+    """Split as ``hold_out`` does, but hold out MIN_WINDOWS to MAX_WINDOWS windows. Also return the window length.
 
-    Of a long text, only MAX_WINDOWS windows are held out. Of a short one, more than ``share`` of the characters are, at
-    most MAX_SHARE, in shorter windows.
+    If ``share`` of a text is less than MIN_WINDOWS windows, up to MAX_SHARE is held out. If that is too little, too,
+    the windows are shorter than WINDOW. With ``share`` 0, nothing is held out.
     """
     _check_places(places)
     if not share:
@@ -147,7 +147,7 @@ def hold_out_windows(characters: Tensor, share: float, places: int) -> tuple[Ten
 
 
 def prompts(text: str) -> list[str]:
-    """Three prompts of 24 characters from three places of a text, each from the start of a line if possible."""
+    """Return prompts of 24 characters from three places of a text, each from the start of a line if possible."""
     result = []
     for place in (0, len(text) // 3, 2 * len(text) // 3):
         start = text.find("\n", place, place + 500) + 1 or place
@@ -184,7 +184,7 @@ def check_known(base: store.Version, text: str) -> None:
 
 
 def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Version) -> Any:
-    """Copy the weights of ``base`` into ``network``; characters new to ``base`` get the weights of its ``<unk>``."""
+    """Copy the weights of ``base`` into ``network``. Characters that ``base`` does not know get those of ``<unk>``."""
     base_vocabulary = base.card.vocabulary or []
     index = {character: i for i, character in enumerate(base_vocabulary)}
     rows = torch.tensor([index.get(character, len(base_vocabulary) - 1) for character in vocabulary])
@@ -196,7 +196,7 @@ def transfer_weights(network: Any, vocabulary: Sequence[str], base: store.Versio
 
 
 def _files(paths: Sequence[Path], encoding: str | None) -> list[Path]:
-    """The files that ``paths`` name, with those of folders. Raises DataError for a folder without texts."""
+    """Return the files in ``paths``, and those in its folders. Raises DataError for a folder without texts."""
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():

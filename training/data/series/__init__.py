@@ -1,1 +1,1 @@
-"""Series for the training of forecasters."""
+"""Training series for forecasters."""

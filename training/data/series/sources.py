@@ -1,4 +1,4 @@
-"""The series that a forecaster for any series is trained on: M4's, sums of them, and synthetic ones."""
+"""Training series of series-lstm, the forecaster for any series: M4's series, sums of them, and synthetic series."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from training.data.series.windows import Source
 from training.run import derive_seed
 
 SYNTHETIC_LENGTH = 700  # values of a synthetic series
-MISLABELLED_EVERY = 5  # every fifth seasonless synthetic series is also trained with each season, wrongly
+MISLABELLED_EVERY = 5  # every fifth synthetic series without a season is also trained with each wrong season
 WEEKS_PER_YEAR = 365.25 / 7
-# Sums of M4's series: values in a sum, season and horizon of the sums, and their weight among all sums
+# Sums of M4's series: (values in a sum, season of the sums, horizon of the sums, weight among all sums)
 SUMS_OF_HOURS = ((2, 12, 24, 1.0), (3, 8, 16, 0.7), (4, 6, 12, 0.7), (6, 4, 8, 0.7), (24, 7, 14, 1.0))
 SUMS_OF_WEEKS = ((WEEKS_PER_YEAR / 12, 12, 18, 4.0), (WEEKS_PER_YEAR / 4, 4, 8, 3.0), (WEEKS_PER_YEAR, 1, 6, 1.5))
-# Structural series: season, length, horizon, and weight among all of them
+# Structural series: (season, length, horizon, weight among all structural series)
 STRUCTURAL = (
     (1, 60, 6, 3.0),
     (1, 400, 48, 1.0),
@@ -36,7 +36,7 @@ STRUCTURAL = (
 
 
 def training_sources(config: ForecasterConfig, seed: int) -> list[Source]:
-    """M4's hourly and weekly series in equal shares, sums of them, and two kinds of synthetic series."""
+    """Return M4's hourly and weekly series in equal shares, sums of them, and two kinds of synthetic series."""
     m4_share = (1 - config.summed_share - config.structural_share - config.synthetic_share) / 2
     hourly, weekly = collections = [datasets.m4_hourly(), datasets.m4_weekly()]
     sources = [
@@ -62,7 +62,7 @@ def _summed(past: Sequence[Tensor], sums: Sequence[tuple[float, int, int, float]
 
 
 def sums_of(values: Tensor, count: float) -> Tensor:
-    """values [T] -> the sums [T // count] of ``count`` values each, up to the last value.
+    """Return the sums [T // count] of ``count`` consecutive values [T] each. The last sum ends at the last value.
 
     If ``count`` is not a whole number, a value between two sums is divided between them.
     """
@@ -72,7 +72,7 @@ def sums_of(values: Tensor, count: float) -> Tensor:
 
 
 def _synthetic(config: ForecasterConfig, seed: int) -> list[Source]:
-    """Synthetic series of every season. Some without a season are also trained with one, which is wrong."""
+    """Return synthetic series of every season. Some series without a season are also labelled with a wrong season."""
     horizon, share = ForecasterSizes().horizon, config.synthetic_share / (len(SEASONS) + 2)
     seasonless = synthetic(1, 2 * config.series, SYNTHETIC_LENGTH, derive_seed(seed, "synthetic", 1))
     sources = [Source(list(seasonless), 1, horizon, 2 * share)]

@@ -1,9 +1,9 @@
 """Synthetic series of two kinds, for a forecaster whose real series are hourly and weekly only.
 
 ``structural`` simulates exponential smoothing models. ``synthetic`` draws random sums of trends, seasons, slow waves,
-shifts and noise of many kinds. Their components follow KernelSynth of Chronos (Ansari et al. 2024): periodic, linear,
-smooth and white, added and multiplied. They are drawn as sums of sine waves instead of from a Gaussian process, at a
-thousandth of the cost.
+shifts and noise of many kinds. The components of these sums follow KernelSynth of Chronos (Ansari et al. 2024): they
+are periodic, linear, smooth or white, and are added and multiplied. They are drawn as sums of sine waves instead of
+from a Gaussian process, which costs a thousandth of the time.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ class Draws:
         self.time = torch.arange(length, dtype=torch.float64)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
-        """Uniform numbers [count, *shape], by default [count, 1]."""
+        """Return uniform numbers [count, *shape], by default [count, 1]."""
         size = (self.count, *(shape or (1,)))
         return low + (high - low) * torch.rand(size, generator=self.generator, dtype=torch.float64)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers [count, *shape], by default [count, 1]."""
+        """Return standard normal numbers [count, *shape], by default [count, 1]."""
         return torch.randn((self.count, *(shape or (1,))), generator=self.generator, dtype=torch.float64)
 
     def bernoulli(self, probability: float) -> Tensor:
-        """1 with the given probability, otherwise 0: [count, 1]."""
+        """Return numbers [count, 1] that are 1 with the given probability, otherwise 0."""
         return (self.uniform() < probability).double()
 
     def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Numbers [count, *shape] whose logarithm is uniform."""
+        """Return numbers [count, *shape] with a uniform logarithm."""
         return self.uniform(math.log(low), math.log(high), *shape).exp()
 
 
 def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
-    """``count`` random series [count, length] that repeat approximately every ``season`` values.
+    """Return ``count`` random series [count, length] that repeat approximately every ``season`` values.
 
-    With season 1 they have no season, or one of another length.
+    If ``season`` is 1, they have no season, or one of another length.
     """
     draw = Draws(count, length, seed)
     smooth = draw.bernoulli(0.4) * draw.log_uniform(0.1, 3) * _waves(draw, draw.log_uniform(20, 1000, 6))
@@ -62,17 +62,17 @@ def synthetic(season: int, count: int, length: int, seed: int) -> Tensor:
 
 
 def structural(season: int, count: int, length: int, seed: int) -> Tensor:
-    """``count`` random series [count, length] from exponential smoothing models, as in business statistics.
+    """Return ``count`` random series [count, length] from exponential smoothing models, as in business statistics.
 
-    The level, the slope and the season of such a model each follow their own random walk (Hyndman et al. 2008, table
-    2.2). All are in units of the innovations. In some series the slope or the level changes suddenly. Half of the
-    series are exponentials of such a process.
+    In such a model, random errors (innovations) of variance about 1 change the level, the slope and the season at every
+    step (Hyndman et al. 2008, table 2.2). In some series the slope or the level changes suddenly. Half of the series
+    are exponentials of such a process.
     """
     draw = Draws(count, length, seed)
     kind = draw.uniform()
     alpha = torch.where(kind < 0.15, 0.0, torch.where(kind < 0.35, 1.0, draw.uniform(0.02, 1) ** 1.5))
     kind = draw.uniform()
-    size = draw.log_uniform(0.1, 6.0) / season**0.5  # of a random walk's drift; most quantities grow
+    size = draw.log_uniform(0.1, 6.0) / season**0.5  # of the slope; 80 % are positive, as most quantities grow
     slope = torch.where(kind < 0.2, 0.0, torch.where(draw.uniform() < 0.8, size, -size))
     beta = torch.where(kind < 0.5, 0.0, alpha * draw.uniform(0, 1) ** 2)
     damping = torch.where((kind >= 0.5) & (draw.uniform() < 0.5), draw.uniform(0.8, 0.99), 1.0)
@@ -95,7 +95,7 @@ def structural(season: int, count: int, length: int, seed: int) -> Tensor:
 
 
 def _innovations(draw: Draws) -> Tensor:
-    """Innovations of variance about 1: normal, heavy-tailed, or with outliers; some are autocorrelated."""
+    """Return innovations of variance about 1: normal, heavy-tailed, or with outliers; some are autocorrelated."""
     white = draw.normal(draw.length)
     heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3) / 1.5
     outliers = (draw.uniform(0, 1, draw.length) < 0.02) * draw.normal(draw.length) * 8
@@ -106,7 +106,10 @@ def _innovations(draw: Draws) -> Tensor:
 
 
 def _profile(draw: Draws, season: int) -> Tensor:
-    """Seasonal profiles [count, season] with mean 0 and variance 1: smooth, irregular, or one peak; 0 for season 1."""
+    """Return seasonal profiles [count, season] with mean 0 and variance 1: smooth, irregular or with one peak.
+
+    For season 1, the profiles are 0.
+    """
     if season == 1:
         return torch.zeros(draw.count, 1, dtype=torch.float64)
     angle = 2 * math.pi * (torch.arange(season, dtype=torch.float64) / season + draw.uniform())
@@ -126,7 +129,7 @@ def _demand(draw: Draws, series: Tensor) -> Tensor:
 
 
 def _waves(draw: Draws, periods: Tensor) -> Tensor:
-    """A sum of sine waves with periods [count, K], of variance 1."""
+    """Return sums [count, length] of sine waves with periods [count, K]. Their variance is 1."""
     phase, weight = draw.uniform(0, 2 * math.pi, periods.shape[1]), draw.normal(periods.shape[1])
     weight = weight / weight.square().mean(1, keepdim=True).sqrt() / (periods.shape[1] / 2) ** 0.5
     total = torch.zeros(draw.count, draw.length, dtype=torch.float64)
@@ -137,7 +140,7 @@ def _waves(draw: Draws, periods: Tensor) -> Tensor:
 
 
 def _season(draw: Draws, period: Tensor) -> Tensor:
-    """A periodic profile of up to eight harmonics; 30 % of the series have sharp peaks."""
+    """Return periodic series of up to eight harmonics; 30 % of them have sharp peaks."""
     harmonics = torch.arange(1, 9, dtype=torch.float64)
     weight = draw.normal(8) * harmonics ** -draw.uniform(0.3, 2.0) * (harmonics <= period / 2)
     weight = weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-3) * 2**0.5
@@ -150,14 +153,14 @@ def _season(draw: Draws, period: Tensor) -> Tensor:
 
 
 def _trend(draw: Draws) -> Tensor:
-    """A straight line from 0 to 3; half of the series change the slope at a random place."""
+    """Return straight lines from 0 to 3; half of them change the slope at a random place."""
     position = draw.time / draw.length
     bend = draw.bernoulli(0.5) * draw.normal() * (position - draw.uniform()).clamp(min=0)
     return 3 * (position + bend)
 
 
 def _noise(draw: Draws) -> Tensor:
-    """Noise of variance about 1: normal or heavy-tailed, white or autocorrelated, of constant or varying strength."""
+    """Return noise of variance about 1: normal or heavy-tailed, white or autocorrelated, some of varying scale."""
     white = draw.normal(draw.length)
     heavy_tailed = white / draw.normal(draw.length).abs().clamp(min=0.3)
     white = torch.where(draw.bernoulli(0.25) > 0, heavy_tailed / 1.5, white)
@@ -167,9 +170,9 @@ def _noise(draw: Draws) -> Tensor:
 
 
 def _walk(draw: Draws, season: int) -> Tensor:
-    """A random walk, for some series with drift.
+    """Return random walks, some of them with drift.
 
-    It is 0 for 30 % of the series without a season, and for 75 % of those with one.
+    The walk is 0 for 30 % of the series without a season, and for 75 % of the series with a season.
     """
     share = 0.7 if season == 1 else 0.25
     steps = draw.normal(draw.length) + 0.2 * draw.bernoulli(0.3) * draw.normal()
@@ -178,7 +181,7 @@ def _walk(draw: Draws, season: int) -> Tensor:
 
 
 def _autoregressive(white: Tensor, coefficient: Tensor) -> Tensor:
-    """x[t] = coefficient * x[t - 1] + white[t], with a coefficient [count, 1] per series."""
+    """Return x [count, length] with x[t] = coefficient * x[t - 1] + white[t]. ``coefficient``: [count, 1]."""
     x = white.clone()
     for t in range(1, white.shape[1]):
         x[:, t] += coefficient[:, 0] * x[:, t - 1]
@@ -186,13 +189,13 @@ def _autoregressive(white: Tensor, coefficient: Tensor) -> Tensor:
 
 
 def _level_shifts(draw: Draws) -> Tensor:
-    """Level shifts at random places, in 20 % of the series."""
+    """Return level shifts at random places for 20 % of the series, and 0 for the others."""
     steps = (draw.uniform(0, 1, draw.length) < 2 / draw.length) * draw.normal(draw.length)
     return draw.bernoulli(0.2) * steps.cumsum(1)
 
 
 def _transform(draw: Draws, series: Tensor, exponential: float = 0.35, largest: float = 0.8) -> Tensor:
-    """Standardise; then make some series exponential, non-negative, integer, or constant for some time.
+    """Scale the series to variance 1; then make some exponential, non-negative, integer, or constant for some time.
 
     ``exponential``: share of exponential series; ``largest``: the largest standard deviation of their logarithm.
     """

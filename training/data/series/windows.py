@@ -1,4 +1,4 @@
-"""Random training windows of many series, gathered by index from one tensor."""
+"""Draw random training windows from many series, which are stored in one tensor."""
 
 from __future__ import annotations
 
@@ -28,9 +28,13 @@ class Source:
 
 
 class Batch(NamedTuple):
-    """N windows: the past [N, context], NaN before it begins, and the future [N, horizon], NaN where unknown.
+    """N windows of series.
 
-    ``seasons`` [N]: season lengths. ``weights`` [N, horizon]: of each step in the loss.
+    Attributes:
+        values: the past [N, context]; NaN before its first value.
+        seasons: season lengths [N]; 1 if there is no season or it is not given.
+        future: the future [N, horizon]; NaN where it is unknown.
+        weights: the weight [N, horizon] of each step in the loss.
     """
 
     values: Tensor
@@ -39,7 +43,7 @@ class Batch(NamedTuple):
     weights: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """Return the same batch on a device."""
         return Batch(*(part.to(device) for part in self))
 
 
@@ -47,7 +51,7 @@ class WindowSampler:
     """Draws windows of ``context`` past and ``horizon`` future values from all series of all sources.
 
     ``truncated``: share of the windows whose past is cut to a random length, uniform in its logarithm.
-    ``unlabelled``: share of the windows whose season is not given. A season is only given if the past is longer.
+    ``unlabelled``: share of the windows without a given season. A season is given only if the past is longer than it.
     """
 
     def __init__(
@@ -62,17 +66,17 @@ class WindowSampler:
         self.truncated, self.unlabelled = truncated, unlabelled
         self.values = torch.cat([series for source in sources for series in source.series])
         self.lengths = torch.tensor([len(series) for source in sources for series in source.series])
-        self.starts = self.lengths.cumsum(0) - self.lengths  # of each series in ``values``
+        self.starts = self.lengths.cumsum(0) - self.lengths  # first position of each series in ``values``
         self.counts = torch.tensor([len(source.series) for source in sources])
-        self.first_series = self.counts.cumsum(0) - self.counts  # of each source
+        self.first_series = self.counts.cumsum(0) - self.counts  # index of the first series of each source
         self.shares = torch.tensor([source.share for source in sources])
         self.seasons = torch.tensor([source.season for source in sources])
         self.horizons = torch.tensor([source.horizon for source in sources])
 
     def sample(self, count: int, mixup: float, held_out: bool, generator: Generator) -> Batch:
-        """``count`` random windows, a share ``mixup`` of them mixed with another window of the same source.
+        """Return ``count`` random windows. A share ``mixup`` of them is mixed with another window of the same source.
 
-        ``held_out``: no window contains any of the last horizon of its series.
+        ``held_out``: whether the windows leave out the last horizon of each series.
         """
         sources = torch.multinomial(self.shares, count, replacement=True, generator=generator)
         batch = self._random(sources, held_out, generator)
@@ -80,18 +84,18 @@ class WindowSampler:
         return self._mix(batch, partners, generator)
 
     def last_horizons(self, source: int) -> Batch:
-        """The last horizon of every series of a source as the future, with the values before it as the past."""
+        """Return the last horizon of every series of a source as the future, and the values before it as the past."""
         series = torch.arange(int(self.counts[source])) + self.first_series[source]
         origins = self.lengths[series] - self.horizons[source]
         sources = torch.full_like(series, source)
         return self._gather(sources, self.seasons[sources], series, origins, origins, self.lengths[series])
 
     def _random(self, sources: Tensor, held_out: bool, generator: Generator) -> Batch:
-        """One random window per source index [N]: half with a uniform origin, half with a rather recent one."""
+        """Draw a window for each source index [N]. Half of the origins are uniform, the others tend to be recent."""
         random = torch.rand(6, len(sources), generator=generator, dtype=torch.float64)
         series = self.first_series[sources] + (random[0] * self.counts[sources]).long()
         end = self.lengths[series] - self.horizons[sources] * held_out
-        latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # origin, counted from MIN_VALUES
+        latest = (end - self.horizons[sources] - MIN_VALUES).clamp(min=0)  # last origin, counted from MIN_VALUES
         age = torch.where(random[1] < 0.5, random[2], random[2] ** 3)
         origins = (MIN_VALUES + latest - (age * (latest + 1)).long()).minimum(end - 1)
         past = origins.clamp(max=self.context)
@@ -104,7 +108,7 @@ class WindowSampler:
     def _gather(
         self, sources: Tensor, seasons: Tensor, series: Tensor, origins: Tensor, past: Tensor, end: Tensor
     ) -> Batch:
-        """The ``past`` values before each origin and the values from the origin up to ``end``; all arguments [N]."""
+        """Return the ``past`` values before each origin, and the values from there up to ``end``. Arguments are [N]."""
         positions = origins.unsqueeze(1) + torch.arange(-self.context, self.horizon)
         inside = positions.clamp(min=0).minimum(self.lengths[series].unsqueeze(1) - 1)
         known = (positions >= (origins - past).unsqueeze(1)) & (positions < end.unsqueeze(1))
@@ -114,9 +118,9 @@ class WindowSampler:
         return Batch(windows[:, : self.context], seasons, windows[:, self.context :], weights)
 
     def _mix(self, batch: Batch, partners: Batch, generator: Generator) -> Batch:
-        """Replace the first windows by weighted means with their partners, after normalising both.
+        """Replace the first windows by weighted means of themselves and their partners, both normalised.
 
-        As TSMixup of Chronos (Ansari et al. 2024).
+        This is TSMixup of Chronos (Ansari et al. 2024).
         """
         count = len(partners.values)
         weight = 0.5 + 0.5 * torch.rand(count, 1, generator=generator, dtype=torch.float64)
@@ -125,11 +129,11 @@ class WindowSampler:
         mixed = weight * first + (1 - weight) * second
         values = torch.cat([mixed[:, : self.context], batch.values[count:]])
         future = torch.cat([mixed[:, self.context :], batch.future[count:]])
-        known = (~values.isnan()).sum(1)  # a mixed window is as short as the shorter one of its two
+        known = (~values.isnan()).sum(1)  # a mixed window has the length of the shorter of its two windows
         return Batch(values, torch.where(batch.seasons < known, batch.seasons, 1), future, batch.weights)
 
     def _normalise(self, windows: Tensor) -> Tensor:
-        """Windows [N, context + horizon], shifted so that the past ends at 0 and divided by its mean magnitude."""
+        """Shift windows [N, context + horizon] so that the past ends at 0; divide them by its mean absolute value."""
         shifted = windows - windows[:, self.context - 1 : self.context]
         scale = shifted[:, : self.context].abs().nanmean(dim=1, keepdim=True)
         return shifted / torch.where(scale > 0, scale, 1.0)

@@ -356,7 +356,7 @@ def _from_numbers(
 
 
 def in_utc(column: TimeColumn, remarks: list[str]) -> TimeColumn:
-    """Convert times with a zone to UTC. If all are local midnights, ignore the zone, because summer time shifts them."""
+    """Convert times with a zone to UTC. The zone of local midnights is ignored, because summer time shifts them."""
     reading = column.reading
     if reading.offsets is None:
         return column
