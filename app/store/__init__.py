@@ -1,4 +1,4 @@
-"""The format of ``models_store/`` on disk: cards, weights, rollout, archives. No pickle is ever loaded from it."""
+"""Read and write ``models_store/``: cards, weights, rollouts and archives. No pickle is ever loaded from it."""
 
 from app.networks import TaskName
 from app.store.card import (

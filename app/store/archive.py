@@ -1,7 +1,7 @@
 """Export a version as a zip archive of the files in its folder, and import it into another store.
 
-An imported archive may only contain the file names of a version, no links or paths, and no more bytes than allowed.
-The version is then verified before it becomes visible.
+An imported archive may contain only the files that a version has. Links, paths and archives with too many bytes are
+rejected. The version is verified before it becomes visible.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ END_BYTES, LOCATOR_BYTES, ZIP64_END_BYTES = 22, 20, 56  # the end records of zip
 CHUNK_BYTES = 2**20
 ENCRYPTED = 0x1  # flag bit
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)  # an OSError is a disk error
+DAMAGED = (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, zlib.error)  # an OSError is not damage
 
 
 class BadArchive(StoreError):
-    """The file is not the archive of a version. The message names the wrong entry."""
+    """The file is not the archive of a version. The message states which entry is wrong."""
 
 
 class _Sink:
-    """A write-only file whose content is read in chunks while it is written."""
+    """A write-only file in memory. ``take`` returns its content in chunks while the file is still being written."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -48,7 +48,7 @@ class _Sink:
         return len(chunk)
 
     def flush(self) -> None:
-        """Required by ``zipfile``; nothing is buffered elsewhere."""
+        """Do nothing. ``zipfile`` requires this method."""
 
     def take(self) -> bytes:
         """Return everything written since the last call."""
@@ -85,12 +85,13 @@ def import_archive(
 ) -> store.Card:
     """Publish the version in an archive and return its card.
 
-    The version keeps its name and number, or gets the next number with ``renumber``. The archive may have at most
-    ``max_bytes`` bytes unpacked. ``check`` may raise StoreError for a version of an imported network.
+    The version keeps its name and number, but gets the next free number if ``renumber`` is set. The unpacked files may
+    have at most ``max_bytes`` bytes. ``check`` is called for a version of an imported network. It raises StoreError to
+    reject the version.
 
     Raises:
         BadArchive: the file is not the archive of a version, or is too large.
-        RolloutRefused: the store already has a version of this number.
+        RolloutRefused: the store already has a version with this number.
         StoreError: the version is invalid.
     """
     check_directory(file)
@@ -111,9 +112,10 @@ def import_archive(
 
 
 def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> None:
-    """Raise BadArchive if the central directory has more than ``max_bytes`` bytes, before ``zipfile`` reads it.
+    """Raise BadArchive if the central directory of a zip file has more than ``max_bytes`` bytes.
 
-    The end of the file states its length (APPNOTE.TXT 4.3.16). The search follows that of ``zipfile``.
+    This check comes before ``zipfile`` reads the directory into memory. The end record of the file states the length of
+    the directory (APPNOTE.TXT 4.3.16). The end record is searched for in the same way as in ``zipfile``.
     """
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - END_BYTES - 2**16 - LOCATOR_BYTES - ZIP64_END_BYTES))
@@ -121,10 +123,10 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
     plain = tail[-END_BYTES:].startswith(b"PK\5\6") and tail.endswith(b"\0\0")  # no comment after the end record
     end = len(tail) - END_BYTES if plain else tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) - end < END_BYTES:
-        return  # no zip archive: ``zipfile`` raises when it opens the file
+        return  # not a zip archive; ``zipfile`` raises an error when it opens the file
     sizes = list(struct.unpack_from("<I", tail, end + 12))
     locator = end - LOCATOR_BYTES
-    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: its end record precedes the locator, or is elsewhere
+    if tail[max(0, locator) : end].startswith(b"PK\6\7"):  # zip64: the end record is before the locator or elsewhere
         sizes = []
         (offset,) = struct.unpack_from("<Q", tail, locator + 8)
         file.seek(min(offset, length))
@@ -137,7 +139,7 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
 
 
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries of an archive by name. Raises BadArchive for entries that no version has."""
+    """Return the entries of an archive by name. Raises BadArchive if an entry is missing or not allowed."""
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         name = entry.filename
@@ -186,7 +188,7 @@ def _card(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> store.Card:
 
 
 def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folder: Path, max_bytes: int) -> None:
-    """Write the entries. Counts the bytes itself, because the sizes stated in the archive may be wrong."""
+    """Write the entries to ``folder``. Count their bytes, because the sizes stated in the archive may be wrong."""
     remaining = max_bytes
     for name, entry in entries.items():
         with (folder / name).open("wb") as target:
@@ -200,7 +202,7 @@ def _unpack(archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], folde
 
 
 def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> store.Card:
-    """Move the unpacked version into the store, under its own number or the next one."""
+    """Move the unpacked version into the store. It keeps its number, or gets the next one if ``renumber`` is set."""
     numbers = stored_versions(models).get(card.name, [])
     if not renumber:
         if card.version in numbers or not store.place(models, folder):
@@ -216,7 +218,7 @@ def _place(models: Path, folder: Path, card: store.Card, renumber: bool) -> stor
 
 
 def _conflict(models: Path, card: store.Card) -> str:
-    """Return the message for a version number that the store already has."""
+    """Return the error message for a version with a number that the store already has."""
     label = f"{card.name}@{card.version}"
     try:
         same = store.read_card(models / card.name / str(card.version)) == card

@@ -1,4 +1,4 @@
-"""Atomic changes of files and folders: a killed process leaves the old or the new content, never a part."""
+"""Change files and folders atomically: a killed process leaves the old or the new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRATCH = ".publish-"  # prefix of scratch folders; readers skip names that begin with a dot
-LEFT_OVER = 60.0  # seconds after which an unlocked scratch folder is stale; it is locked just after it is made
+LEFT_OVER = 60.0  # an unlocked scratch folder is stale after this many seconds; a new one is not locked at once
 
 
 @contextlib.contextmanager
 def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Lock a folder for one process at a time, without writing a file.
+    """Lock a folder, so that only one process at a time can hold the lock. No lock file is written.
 
     The operating system releases the lock of a killed process. Raises BlockingIOError if ``wait`` is false and
     another process holds the lock.
     """
-    import fcntl  # not on Windows, where the service can run but not publish
+    import fcntl  # does not exist on Windows, where the service can run but not publish
 
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -35,7 +35,7 @@ def file_lock(folder: Path, wait: bool = True) -> Iterator[None]:
 def scratch_folder(store: Path) -> Iterator[Path]:
     """Make a folder in the store that readers ignore, and remove it afterwards.
 
-    Also removes the unlocked scratch folders of killed processes.
+    Also remove scratch folders of killed processes. They are recognised because they are not locked any more.
     """
     for stale in store.glob(f"{SCRATCH}*"):
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def scratch_folder(store: Path) -> Iterator[Path]:
 def replace_file(path: Path, text: str) -> None:
     """Replace the content of a file by one rename.
 
-    The caller holds ``file_lock`` of the folder, because the temporary file always has the same name.
+    The caller must hold the ``file_lock`` of the folder, because the temporary file always has the same name.
     """
     new = path.with_name(f".{path.name}.new")
     try:

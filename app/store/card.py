@@ -1,4 +1,4 @@
-"""The model card: all metadata of a version, in ``card.json``."""
+"""The format of the model card, ``card.json``, which contains all metadata of a version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNKNOWN_CHARACTER = "<unk>"
 
 
 class StoreError(Exception):
-    """A version or file of the store is invalid. The message names the file, the key, the value and the expectation."""
+    """A version or file of the store is invalid. The message states the file, key, value and expected value."""
 
 
 class StrictModel(BaseModel):
@@ -36,7 +36,7 @@ def _timestamp(text: str) -> str:
 
 
 def _json_safe(value: Any) -> Any:
-    """Return ``value``. Raises ValueError when it holds, at any depth, a number that JSON readers may not accept."""
+    """Return ``value``. Raises ValueError if it contains, at any depth, a number that some JSON readers reject."""
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _json_safe(item)
     if isinstance(value, int) and not -INT64_LIMIT <= value < INT64_LIMIT:
@@ -47,13 +47,13 @@ def _json_safe(value: Any) -> Any:
 
 
 def _date(value: str) -> str:
-    """Check a date in ISO 8601."""
+    """Return ``value``. Raises ValueError if it is not a date in ISO 8601."""
     date.fromisoformat(value)
     return value
 
 
 class TensorSpec(StrictModel):
-    """A tensor in the units of the API; -1 is a variable dimension."""
+    """An input or output tensor of a network, with the values that the API uses. A dimension of -1 varies in size."""
 
     name: str
     dtype: str
@@ -61,7 +61,10 @@ class TensorSpec(StrictModel):
 
 
 class Metric(StrictModel):
-    """A measured figure. A new measurement may differ by one unit of the last of its ``decimals``."""
+    """A measured value on a ``split`` of the data. ``decimals`` is the number of its decimal places.
+
+    A new measurement may differ by one in the last decimal place.
+    """
 
     value: Annotated[float, Field(strict=False)]
     split: str
@@ -69,18 +72,19 @@ class Metric(StrictModel):
 
 
 class Speed(StrictModel):
-    """The speed of one thread on the machine ``hardware``. ``Task.unit`` says what is counted."""
+    """The speed on one thread of the machine ``hardware``. ``Task.unit`` says what is counted, for example images."""
 
     milliseconds: Annotated[float, Field(strict=False)]  # for a batch of one
-    per_second: Annotated[float, Field(strict=False)]  # in batches of ``rows``
+    per_second: Annotated[float, Field(strict=False)]  # for batches of ``rows``
     rows: Int64
     hardware: str
 
 
 class KnownColumn(StrictModel):
-    """A covariate: its mean and standard deviation in the training, and the effect of one standard deviation.
+    """A covariate.
 
-    The effect is relative to the values of a series; see ``app.tasks.covariates``.
+    ``mean`` and ``scale`` are its mean and standard deviation in the training data. ``coefficient`` is the effect of
+    one standard deviation, relative to the values of a series; see ``app.tasks.covariates``.
     """
 
     name: str
@@ -90,7 +94,10 @@ class KnownColumn(StrictModel):
 
 
 class HolidayCalendar(StrictModel):
-    """The public holidays of a country, in ISO 8601, from the first to the last year; ``step``: time step of series."""
+    """The dates of a country's public holidays in ISO 8601, from ``first_year`` to ``last_year``.
+
+    ``step`` is the time step of the series for which the holidays are counted.
+    """
 
     country: str
     step: str
@@ -100,9 +107,11 @@ class HolidayCalendar(StrictModel):
 
 
 class KnownCovariates(StrictModel):
-    """Columns whose future values each request gives; with a calendar, the last column counts its holidays.
+    """The covariates of a forecaster. Each request gives their past and future values.
 
-    ``proportional``: effects are shares of the usual value at a position in the season, instead of the mean value.
+    If there is a ``calendar``, the service itself computes the last column: the number of holidays in each time step.
+    ``proportional`` says whether effects are relative to the usual value at the same position in the season. Otherwise
+    they are relative to the mean value.
     """
 
     columns: Annotated[list[KnownColumn], Field(min_length=1)]
@@ -111,17 +120,20 @@ class KnownCovariates(StrictModel):
 
     @property
     def named(self) -> list[str]:
-        """The columns that requests give by name: all but that of the holidays."""
+        """The names of the columns that requests give: all columns except that of the holidays."""
         names = [column.name for column in self.columns]
         return names[:-1] if self.calendar else names
 
 
 class SeriesTraits(StrictModel):
-    """What the series of the training have in common. Requests with such series get such forecasts.
+    """Properties of all series in the training data. They determine how the service prepares and forecasts a series.
 
-    ``season``: values per season, 1 without one, None: that of each series is detected; ``year``: values per year, if a
-    yearly pattern is removed before the network reads a series, and added to its forecast; ``known``: the covariates of
-    each request, if it has some.
+    Attributes:
+        season: values per season; 1 means no season, and None means that the season of each series is detected.
+        year: values per year, if a yearly pattern is removed from each series and added to its forecast.
+        non_negative: whether the forecast of a series without negative values has no negative values either.
+        integer: whether the forecast of a series of integers is rounded to integers.
+        known: the covariates that each request must give.
     """
 
     season: Annotated[int, Field(ge=1, le=168)] | None = 1
@@ -134,8 +146,8 @@ class SeriesTraits(StrictModel):
 class Card(StrictModel):
     """The content of ``card.json``: everything needed to use the weights, and how they were trained.
 
-    ``kind`` selects the network in ``KINDS``. ``command`` names the training script, or the import. ``licence`` and
-    ``source`` are stated for imported networks.
+    ``kind`` is the key of the network in ``KINDS``. ``command`` is the command that trained or imported the network.
+    Only imported networks have ``licence`` and ``source``.
     """
 
     name: ModelName
@@ -170,7 +182,7 @@ class Card(StrictModel):
 
 
 def parse_card(content: bytes, path: str) -> Card:
-    """Parse a card. ``path`` names the file in error messages. Raises StoreError."""
+    """Parse a card. Raises StoreError if it is invalid. ``path`` is the file name for error messages."""
     try:
         return Card.model_validate_json(content)
     except ValidationError as error:
@@ -180,7 +192,7 @@ def parse_card(content: bytes, path: str) -> Card:
 
 
 def read_card(folder: Path) -> Card:
-    """Read the card in the folder of a version. Raises StoreError."""
+    """Read the card in the folder of a version. Raises StoreError if it is invalid or does not fit the folder."""
     path = f"{folder.parent.name}/{folder.name}/{CARD}"
     try:
         card = parse_card((folder / CARD).read_bytes(), path)

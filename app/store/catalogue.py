@@ -1,4 +1,4 @@
-"""The content of the store as JSON-ready rows, for the command line and the admin API."""
+"""Describe the content of the store as rows that can be written as JSON, for the command line and the admin API."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _model(folder: Path, name: str, defaults: dict[store.TaskName, str]) -> dict
 
 
 def describe_model(folder: Path, name: str) -> dict[str, Any]:
-    """Return the row of a model with one row per version. Raises VersionNotFound."""
+    """Return the row of a model. Its ``versions`` are rows too, one for each version. Raises VersionNotFound."""
     rollout.numbers(folder, name)
     row = _model(folder, name, store.read_defaults(folder))
     return {**row, "versions": [_version(folder, row, number) for number in row["versions"]]}
@@ -83,7 +83,7 @@ def size(folder: Path, name: str, number: int) -> int:
 
 
 def verify(folder: Path) -> Iterator[dict[str, Any]]:
-    """Check every file and version of the store. Yields one row each; ``problem`` is empty if the check passed."""
+    """Check every file and version of the store. Yields one row for each; ``problem`` is empty if it is valid."""
     yield _check("defaults.json", lambda: store.read_defaults(folder))
     for name, numbers in stored_versions(folder).items():
         yield _check(f"{name}/{rollout.FILE}", lambda name=name: rollout.read(folder, name))
@@ -103,7 +103,7 @@ COMPARED_KEYS = ("task", "kind", "title", "created", "seed", "command", "commit"
 
 
 def diff(folder: Path, name: str, first: int, second: int) -> list[dict[str, Any]]:
-    """Compare two versions. Returns one row per metric, size, data set and key of their cards, equal or not.
+    """Compare two versions. Returns one row for each metric, size, data set and key, even if both values are equal.
 
     Raises VersionNotFound, and StoreError for an invalid version.
     """

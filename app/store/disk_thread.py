@@ -1,4 +1,4 @@
-"""A thread for file access beside an event loop."""
+"""Run functions that access files on a thread, so that they do not block the event loop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ R = TypeVar("R")
 
 
 class DiskThread:
-    """Runs functions that access files in turn, on a separate thread.
+    """Runs functions that access files one after the other, on a separate thread.
 
-    A file system that does not answer, such as a network volume, blocks this thread only. Neither the event loop nor
-    the exit of the process waits for it. The thread starts with the first job and ends after the last one.
+    A file system that does not answer, such as a network volume, blocks only this thread. Neither the event loop nor
+    the exit of the process waits for the thread. It starts when there is a job, and ends when no more jobs wait.
     """
 
     def __init__(self, name: str) -> None:
@@ -27,7 +27,7 @@ class DiskThread:
         self._running = False
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Return the result of the function, or raise its exception."""
+        """Run the function on the thread. Return its result, or raise its exception."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         with self._lock:
             self._jobs.append((future, lambda: function(*args, **kwargs)))
@@ -37,10 +37,10 @@ class DiskThread:
         return await future
 
     async def run_within(self, seconds: float, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """As ``run``, but wait for at most ``seconds``.
+        """Run the function as ``run`` does, but wait for at most ``seconds`` seconds.
 
         Raises:
-            TimeoutError: the function has not ended. If it has not started, it never will.
+            TimeoutError: the function has not ended in time. If it has not started yet, it is never run.
         """
         async with asyncio.timeout(seconds):
             return await self.run(function, *args, **kwargs)

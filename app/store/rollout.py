@@ -1,17 +1,19 @@
-"""The rollout of a model: its active version, canary and retired versions.
+"""Read and change the rollout of a model: its active version, its canary and its retired versions.
 
-Without a rollout file, the newest valid version is active. ``<name>/active.json`` is replaced by one rename, so every
-process sees the old or the new rollout:
+The rollout is stored in ``<name>/active.json``. Without this file, the newest valid version is active. The file is
+replaced by one rename, so every process sees either the old or the new rollout. It has these keys:
 
-    active      the version for requests that name none; null: the newest valid version that is not retired
-    previous    the version that was active before, for ``rollback``
-    canary      a version that gets a share of these requests, in per cent
-    retired     versions that are no longer served, not even by number; their files stay
-    unloaded    whether all versions are unloaded, until the model is loaded or a version is activated
-    changed by  time and command of the last change
+    active      the version that serves requests without a version number; null means the newest valid version that is
+                not retired
+    previous    the version that was active before; ``rollback`` activates it
+    canary      a version that serves a share of the requests without a version number, in per cent
+    retired     versions that are not served any more, even to requests with their number; their files stay
+    unloaded    true if no version is served until the model is loaded or a version is activated
+    changed     time of the last change
+    by          command of the last change
 
-While ``active`` is a number, newly published versions are served by number only, until one is activated. No function
-here deletes a version.
+While ``active`` is a number, a newly published version serves only requests with its number, until it is activated. No
+function here deletes a version.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ class VersionNotFound(StoreError):
 
 
 class RolloutRefused(StoreError):
-    """The model exists, but its present rollout does not allow the change."""
+    """The model exists, but its current rollout does not allow the change."""
 
 
 class Canary(StrictModel):
-    """A version that serves ``share`` per cent of the requests that name no version."""
+    """A version that serves ``share`` per cent of the requests without a version number."""
 
     version: VersionNumber
     share: Share
@@ -69,7 +71,8 @@ class Rollout(StrictModel):
     def previous_versions(self, active: int | None, numbers: Iterable[int]) -> list[int]:
         """Return the versions that ``rollback`` may activate, best first.
 
-        That is the previous version, or without a chosen version all versions older than ``active``.
+        If ``active.json`` gives the number of the active version, this is only the previous version. Otherwise, these
+        are all versions older than ``active`` that are not retired.
         """
         if self.active is not None:
             return [] if self.previous is None else [self.previous]
@@ -77,7 +80,7 @@ class Rollout(StrictModel):
 
 
 def read(models: Path, name: str) -> Rollout:
-    """Read the rollout of a model. Without a file, the newest version is active. Raises StoreError."""
+    """Read the rollout of a model. Without a file, the newest version is active. Raises StoreError for a bad file."""
     try:
         content = (models / name / FILE).read_bytes()
     except FileNotFoundError:
@@ -93,7 +96,7 @@ def read(models: Path, name: str) -> Rollout:
 
 
 def stored_versions(models: Path) -> dict[str, list[int]]:
-    """Return all models and their sorted version numbers, valid or not."""
+    """Return the sorted version numbers of each model in the store. The versions may be invalid."""
     versions: dict[str, list[int]] = {}
     for name, number in store.all_versions(models):
         versions.setdefault(name, []).append(number)
@@ -101,7 +104,10 @@ def stored_versions(models: Path) -> dict[str, list[int]]:
 
 
 def numbers(models: Path, name: str) -> list[int]:
-    """Return the sorted version numbers of a model, valid or not. Raises VersionNotFound, also for invalid names."""
+    """Return the sorted version numbers of a model. The versions may be invalid.
+
+    Raises VersionNotFound if there is no such model, or if the name is not allowed.
+    """
     try:
         _name.validate_python(name)
     except ValidationError:
@@ -115,7 +121,7 @@ def numbers(models: Path, name: str) -> list[int]:
 
 
 def shorten(value: object) -> str:
-    """Quote a value for a message, cut to 80 characters."""
+    """Return a value for an error message: quoted, and cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
@@ -131,7 +137,7 @@ def check_version(models: Path, name: str, version: int) -> store.Version:
 
 
 def is_whole(models: Path, name: str, version: int) -> bool:
-    """Return whether a version is valid."""
+    """Return whether a version passes ``check_version``."""
     try:
         check_version(models, name, version)
     except StoreError:
@@ -147,9 +153,9 @@ def serving(models: Path, name: str, rollout: Rollout) -> int | None:
 
 
 def activate(models: Path, name: str, version: int | Literal["newest"], share: float = 100) -> Rollout:
-    """Make a version the active one, or with a ``share`` below 100 the canary.
+    """Make a version the active version, or make it the canary if ``share`` (in per cent) is below 100.
 
-    "newest" makes the newest version active, also after the next one has been published.
+    "newest" makes the newest version active, and from then on each newly published version.
 
     Raises:
         VersionNotFound: the model or the version does not exist.
@@ -182,8 +188,9 @@ def _activated(models: Path, name: str, old: Rollout, version: int, share: float
 def rollback(models: Path, name: str) -> Rollout:
     """End the canary if there is one; otherwise activate the previous version.
 
-    Without a chosen version, the previous version is the newest valid one before the active one. A second rollback
-    undoes the first. Raises VersionNotFound, and RolloutRefused if there is no previous version.
+    While ``active`` is null, the previous version is the newest valid version that is older than the active one. After
+    a rollback to the previous version, a second rollback undoes the first. Raises VersionNotFound, and RolloutRefused
+    if there is no previous version.
     """
     return _change(models, name, "rollback", lambda old: _rolled_back(models, name, old))
 
@@ -201,9 +208,10 @@ def _rolled_back(models: Path, name: str, old: Rollout) -> Rollout:
 
 
 def retire(models: Path, name: str, version: int, undo: bool = False) -> Rollout:
-    """Stop serving a version, also by number. Its files stay, and ``undo`` restores it.
+    """Stop serving a version, even to requests with its number. Its files stay, and ``undo`` restores it.
 
-    Raises VersionNotFound, and RolloutRefused for the active version and the canary.
+    Raises VersionNotFound. Raises RolloutRefused for the active version, for the canary, and if ``undo`` is set and the
+    version is not retired.
     """
     command = f"retire {version}" + (" --undo" if undo else "")
     return _change(models, name, command, lambda old: _retired(models, name, old, version, undo))
@@ -243,7 +251,7 @@ def _unloaded(models: Path, name: str, old: Rollout) -> Rollout:
 
 
 def load(models: Path, name: str) -> Rollout:
-    """Serve an unloaded model again. Changes and writes nothing if the model is not unloaded.
+    """Serve an unloaded model again. If the model is not unloaded, nothing is changed.
 
     Raises VersionNotFound, and StoreError for an unreadable rollout.
     """

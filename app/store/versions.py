@@ -4,7 +4,7 @@
     <name>/active.json           the rollout of a model, see ``app.store.rollout``; absent until the first change
     <name>/<version>/            model.safetensors, card.json, and pictures of the training (curves.png, samples.png)
 
-A version never changes after it is published. Publishing is one rename: readers see the whole version or nothing.
+A version never changes after it is published. It is published by one rename, so readers see all of it or nothing.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-REPEATED = ("layers", "members")  # sizes that count modules, each with its own weights
+REPEATED = ("layers", "members")  # sizes that are a number of modules, each of which has its own weights
 PICTURE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.png")
 
 
 class SkipInit(TorchFunctionMode):
-    """Skip the initialisation of weights.
+    """A mode of torch that skips the initialisation of weights.
 
-    On the meta device there is nothing to fill. Initialising there would import torch's compiler, which takes a second
-    and 67 MiB per process.
+    Tensors on the meta device have no values to initialise. The attempt would import torch's compiler, which takes a
+    second and 67 MiB per process.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,7 +70,7 @@ class Version:
 
     @property
     def label(self) -> str:
-        """``name/version``, for error messages."""
+        """The version as ``name/version``, for error messages."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     def network(self) -> Any:
@@ -87,7 +87,7 @@ class Version:
             return self._imported_network(kind)
         if card.task != kind.task:
             raise StoreError(f"{self.label}/{CARD}: task is {card.task!r}, expected {kind.task!r}")
-        # large sizes on a wrong card must not take memory: check them against the weights first
+        # check these sizes against the weights first, because a network with large wrong sizes would take much memory
         for key in REPEATED:
             if isinstance(count := card.sizes.get(key), int) and count > len(self.tensors):
                 raise StoreError(f"{self.label}/{CARD}: {key} is {count}, and there are {len(self.tensors)} tensors")
@@ -127,10 +127,13 @@ def model_names(store: Path) -> list[str]:
 
 
 def version_numbers(store: Path, name: str) -> list[int]:
-    """Return the sorted version numbers of a model, valid or not. Raises StoreError for an unreadable folder."""
+    """Return the sorted version numbers of a model. The versions may be invalid.
+
+    Raises StoreError for an unreadable folder.
+    """
     try:
         entries = [path.name for path in (store / name).iterdir()]
-    except FileNotFoundError:  # just removed
+    except FileNotFoundError:  # the folder was just removed
         return []
     except OSError as error:
         raise StoreError(f"{name} cannot be read: {error.strerror}") from error
@@ -138,14 +141,17 @@ def version_numbers(store: Path, name: str) -> list[int]:
 
 
 def all_versions(store: Path) -> Iterator[tuple[str, int]]:
-    """Yield (name, version) of all published versions, valid or not, sorted. Skips unreadable folders."""
+    """Yield (name, version) of all published versions in sorted order. The versions may be invalid.
+
+    Unreadable folders are skipped.
+    """
     for name in model_names(store):
         with suppress(StoreError):
             yield from ((name, number) for number in version_numbers(store, name))
 
 
 def read_version(store: Path, name: str, version: int) -> Version:
-    """Read and verify one version. Raises StoreError."""
+    """Read and verify one version. Raises StoreError if it is invalid."""
     folder = store / name / str(version)
     card = read_card(folder)
     path = f"{name}/{version}/{WEIGHTS}"
@@ -166,7 +172,7 @@ def read_version(store: Path, name: str, version: int) -> Version:
             raise StoreError(f"{path}: tensor {key!r} has dtype {_dtype_name(tensor.dtype)}, expected one of {known}")
         if is_imported(card.kind):  # an imported graph may mask values with infinity
             continue
-        finite = torch.isfinite(tensor.float())  # large float64 values overflow in float32
+        finite = torch.isfinite(tensor.float())  # float64 values that are too large for float32 are not finite here
         if not bool(finite.all()):
             bad = int((~finite).sum())
             raise StoreError(f"{path}: tensor {key!r} has {bad} non-finite values, expected none")
@@ -187,13 +193,13 @@ def version_pictures(store: Path, name: str, version: int) -> dict[str, Path]:
     """Return the paths of a version's pictures by file name, such as ``curves.png``."""
     try:
         paths = sorted((store / name / str(version)).iterdir())
-    except OSError:  # just removed
+    except OSError:  # the folder was just removed
         return {}
     return {path.name: path for path in paths if PICTURE.fullmatch(path.name) and path.is_file()}
 
 
 def read_defaults(store: Path) -> dict[TaskName, str]:
-    """Read the default model of each task. Raises StoreError."""
+    """Return the name of the default model of each task. Raises StoreError if ``defaults.json`` is invalid."""
     path = store / "defaults.json"
     if not path.exists():
         return {}
@@ -212,7 +218,7 @@ def publish(
 ) -> Version:
     """Publish the next version of the model ``card["name"]`` and return it.
 
-    The model becomes the default of its task if the task has none.
+    The model becomes the default model of its task if the task has no default yet; ``infer`` never has one.
 
     Args:
         card: all keys of Card except ``version`` and ``weights_sha256``.
@@ -249,8 +255,9 @@ def card_text(content: Mapping[str, Any]) -> bytes:
 def place(store: Path, folder: Path) -> bool:
     """Verify a version in a scratch folder ``.../name/number`` and move it into the store by one rename.
 
-    The model becomes the default of its task if the task has none; ``infer`` has no default. Returns False if the
-    number has been published in the meantime. Raises StoreError for an invalid version.
+    The model becomes the default model of its task if the task has no default yet; ``infer`` never has one. Returns
+    False if a version with this number has been published in the meantime, otherwise True. Raises StoreError for an
+    invalid version.
     """
     name, number = folder.parent.name, folder.name
     version = read_version(folder.parent.parent, name, int(number))
@@ -275,7 +282,7 @@ def place(store: Path, folder: Path) -> bool:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the weights file that would be published."""
+    """Return the SHA-256 of the weights file that ``publish`` would write."""
     return hashlib.sha256(encode_weights(tensors)).hexdigest()
 
 
