@@ -1,6 +1,6 @@
-"""Write networks to `torch.export` programs (.pt2) and ONNX files, which run without this project.
+"""Convert networks to `torch.export` programs (.pt2) and ONNX files, which run without this project.
 
-Labels, preprocessing and the card are in the metadata of the file, as JSON.
+The metadata of the files contain the labels, the preprocessing and the card as JSON.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from app.store import Card, StoreError, Version
 
 
 class ExportRefused(StoreError):
-    """The network cannot be exported. The message names the reason."""
+    """The network cannot be exported. The message states the reason."""
 
 
 def to_pt2(version: Version) -> bytes:
-    """Return a file for ``torch.export.load``. The metadata are its ``extra_files``. Raises ExportRefused."""
+    """Return the content of a ``.pt2`` file for ``torch.export.load``. Its ``extra_files`` contain the metadata.
+
+    Raises ExportRefused for an imported network, and StoreError for an invalid one.
+    """
     signature = _signature(version)
     file = io.BytesIO()
     with warnings.catch_warnings(action="ignore"):  # torch warns about its own code
@@ -38,7 +41,11 @@ def to_pt2(version: Version) -> bytes:
 
 
 def to_onnx(version: Version) -> bytes:
-    """Return an ONNX file. Raises ExportRefused, also if the extra ``[onnx]`` is not installed."""
+    """Return the content of an ONNX file.
+
+    Raises ExportRefused for an imported network and if the extra ``[onnx]`` is not installed, and StoreError for an
+    invalid network.
+    """
     signature = _signature(version)
     try:
         import onnxscript  # noqa: F401  # torch.onnx needs it
@@ -64,7 +71,7 @@ def _signature(version: Version) -> Signature:
 
 
 def _program(signature: Signature) -> torch.export.ExportedProgram:
-    """Trace the network, with gradients enabled: without them, some networks choose kernels by the batch size."""
+    """Trace the network with gradients enabled, because otherwise some networks choose kernels by the batch size."""
     module = signature.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     batch = torch.export.Dim("batch")
     with torch.enable_grad():
@@ -72,12 +79,12 @@ def _program(signature: Signature) -> torch.export.ExportedProgram:
             module, signature.examples, dynamic_shapes=tuple({0: batch} for _ in signature.examples)
         )
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it has the paths of this machine
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program
 
 
 def _name(values: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -> None:
-    """Name the outputs of a graph, whose ``values`` have the names of their operators."""
+    """Give the outputs of a graph their ``names``. Rename other ``values`` that already have one of these names."""
     for value in values:
         if value.name in names:
             value.name = f"{value.name}_inner"
@@ -86,7 +93,7 @@ def _name(values: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -
 
 
 def _asinh(x: Any) -> Any:
-    """Return asinh in operators of ONNX, because onnxruntime lacks it for float64."""
+    """Return asinh(x), composed of other ONNX operators, because onnxruntime has no asinh for float64."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -95,7 +102,7 @@ def _asinh(x: Any) -> Any:
 
 
 def _metadata(card: Card, signature: Signature) -> dict[str, str]:
-    """Return the metadata of a file. Each value is JSON."""
+    """Return the metadata of an exported file. Each value is a JSON text."""
     content: dict[str, Any] = {
         "model": f"{card.name}@{card.version}",
         "task": card.task,

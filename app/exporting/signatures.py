@@ -1,7 +1,7 @@
-"""The signature of an exported file: the inputs and outputs of the networks of each task.
+"""Define the signatures of exported files: the inputs and outputs of the networks of each task.
 
-The first axis of every tensor is the batch. Recurrent networks read one step per call; their state is an input and an
-output.
+The first axis of every tensor is the batch. A recurrent network reads one step per call. Its state is an input, and the
+new state is an output.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from app.store import TaskName, Version
 from app.tasks.forecasting import MAX_SEASON, MEAN_WEIGHTS, is_windowed
 
 Outputs = dict[str, Tensor]
-EXAMPLE_ROWS = 2  # torch.export would treat an axis of 1 as fixed
+EXAMPLE_ROWS = 2  # torch.export would treat an axis of length 1 as fixed
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The function that a file contains.
+    """The function that an exported file contains.
 
     Attributes:
-        module: the parameters of ``forward`` are the inputs; it returns the outputs by name.
-        examples: one tensor per input.
-        preprocessing: how to make the inputs.
-        postprocessing: how to read the outputs.
+        module: computes the function. The parameters of ``forward`` are the inputs; it returns the outputs by name.
+        examples: an example tensor for each input, to trace the module.
+        preprocessing: metadata that say how to prepare the inputs.
+        postprocessing: metadata that say how to interpret the outputs.
     """
 
     module: nn.Module
@@ -70,13 +70,16 @@ class _TextStep(nn.Module):
         self.network = network
 
     def forward(self, characters: Tensor, state: Tensor) -> Outputs:
-        """characters [N, 1] and state [N, layers, hidden] -> logits [N, 1, vocabulary] of the next, and its state."""
+        """characters [N, 1] and state [N, layers, hidden] -> logits [N, 1, vocabulary] and next state.
+
+        The logits are those of the character that follows.
+        """
         logits, next_state = self.network(characters, state)
         return {"logits": logits, "next_state": next_state}
 
 
 def text_step(version: Version) -> Signature:
-    """Return the signature of a network that reads one character of each text and scores the next."""
+    """Return the signature of a network that reads one character of each text and returns logits of the next one."""
     network = version.network()
     unknown = len(version.card.vocabulary or ()) - 1
     examples = (torch.zeros(EXAMPLE_ROWS, 1, dtype=torch.int64), network.zero_state(EXAMPLE_ROWS))
@@ -106,14 +109,18 @@ class _Forecaster(nn.Module):
         self.register_buffer("weights", torch.from_numpy(MEAN_WEIGHTS))
 
     def forward(self, values: Tensor, seasons: Tensor) -> Outputs:
-        """values [N, context] and seasons [N], from 1 -> mean [N, horizon] and quantiles [N, horizon, levels]."""
+        """values [N, context] and season lengths [N] -> mean [N, horizon] and quantiles [N, horizon, levels]."""
         quantiles = self.network.forecast(values, seasons.clamp(min=1), self.network.sizes.horizon)
         median = quantiles[..., MEDIAN]
         return {"mean": median + (quantiles - median.unsqueeze(2)) @ self.weights, "quantiles": quantiles}
 
 
 def forecaster(version: Version) -> Signature:
-    """Return the signature of a network that forecasts series: one step, or all steps with quantiles."""
+    """Return the signature of a network that forecasts series.
+
+    A network for one kind of series forecasts the next value. A network for any series forecasts the quantiles of all
+    values up to its horizon.
+    """
     network = version.network()
     sizes = network.sizes
     if is_windowed(version.card):

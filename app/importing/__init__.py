@@ -1,1 +1,1 @@
-"""Import trained networks: read their files without running code from them, check and measure them, and publish."""
+"""Import trained networks: read their files without running code from them, check them, and publish them."""

@@ -1,4 +1,4 @@
-"""Check and measure a trained network of another origin, and publish it as a version."""
+"""Check and measure a network that was trained outside this project, and publish it as a version."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
-TOLERANCE = 1e-4  # relative to the largest output; a batch may round differently
-LOW_PRECISION_TOLERANCE = 2e-2  # of float16 and bfloat16
-TEST_SIZE = 16  # of a dimension that varies, in the runs that check a network
-MIDDLE_ROWS = 8  # of a batch that is timed between one row and a full batch
-DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # of inputs
+TOLERANCE = 1e-4  # of outputs of a batch, relative to the largest output: a batch may round differently than one row
+LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
+TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
+MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")  # allowed for inputs
 
 
 @dataclass(frozen=True)
 class Description:
-    """Data that the file does not contain: the name of the model, its task and its origin."""
+    """Information that the file does not contain, such as the name, the task and the origin of the model."""
 
     name: str
     title: str = ""
@@ -53,7 +53,7 @@ def add(models: Path, file: Path, description: Description, max_bytes: int) -> C
     """Import ``file`` as the next version of a model, and return its card.
 
     Raises:
-        StoreError: the file is wrong, or does not fit the task.
+        StoreError: the file is invalid, or does not fit the task.
     """
     if (size := file.stat().st_size) > max_bytes:
         raise BadProgram(f"{file.name} has {size:,} bytes; allowed are {max_bytes:,}")
@@ -74,7 +74,7 @@ def _is_archive(file: Path) -> bool:
 
 
 def _read_program(file: Path, max_bytes: int) -> Draft:
-    """Read a ``.pt2`` file. The largest sizes are those whose runs fit into memory."""
+    """Read a ``.pt2`` file. The maximum of each varying size is chosen so that a run fits into memory."""
     with file.open("rb") as content:
         program = read_pt2(content, max_bytes)
     tensors = {**program.tensors, GRAPH: graph_tensor(program.graph)}
@@ -82,7 +82,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
         if spec.dtype not in DTYPES:
             raise BadProgram(f"input {spec.name!r} is of type {spec.dtype}; allowed are {', '.join(DTYPES)}")
     batch = _batch_symbol(program.inputs)
-    if batch and program.ranges.get(batch, (0, None))[0] > 1:  # no batch of one
+    if batch and program.ranges.get(batch, (0, None))[0] > 1:  # the program rejects a batch of one row
         batch = None
     sizes = MemoryLimit(tensors, program.inputs).fit(_shapes(program.inputs), program.ranges, batch)
     versions = {"torch": torch.__version__, "exported by torch": program.torch_version}
@@ -90,7 +90,7 @@ def _read_program(file: Path, max_bytes: int) -> Draft:
 
 
 def _read_onnx(tensors: dict[str, Tensor]) -> Draft:
-    """Read the tensors of an ONNX file. onnxruntime limits the memory of its runs."""
+    """Return the draft for an ONNX file. The memory of its runs is not checked, because onnxruntime limits it."""
     inputs = read_inputs(tensors)
     batch = _batch_symbol(inputs)
     symbols = {str(size) for spec in inputs for size in spec.shape if isinstance(size, str)} - {"?", batch}
@@ -127,7 +127,7 @@ def _card(description: Description, file: Path) -> dict[str, Any]:
 
 @dataclass
 class Draft:
-    """A version before it is published: its card is completed step by step."""
+    """A version that is not published yet. Its card is completed step by step."""
 
     card: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -147,16 +147,16 @@ class Draft:
         return cls(card, tensors)
 
     def version(self) -> Version:
-        """Return the version. Raises StoreError for a wrong name or network."""
+        """Return the version. Raises StoreError if the card is invalid, for example the name of the model."""
         known = {"version": 1, "weights_sha256": ""}
         card = store.parse_card(store.card_text({**self.card, **known}), f"the card of {self.card['name']!r}")
         return Version(Path(card.name) / "1", card, self.tensors)
 
     def check(self) -> None:
-        """Set the outputs, and determine by test runs whether the network computes rows one by one.
+        """Find the outputs by test runs, and whether the network computes each row independently of the others.
 
         Raises:
-            BadProgram: the network fails on its smallest inputs, or two runs on the same input differ.
+            BadProgram: the network fails on random inputs, changes its own weights, or is not deterministic.
         """
         self.card["outputs"] = []
         network = self.version().network()
@@ -199,7 +199,7 @@ class Draft:
         ]
 
     def measure(self, task: TaskName) -> None:
-        """Set the speed on one thread, and as metrics the latency of batches and the memory."""
+        """Measure the speed, the latency of batches and the memory on one thread, and write them to the card."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         before = _resident_mib()
@@ -227,14 +227,14 @@ def _tensor_spec(spec: InputSpec) -> dict[str, Any]:
 
 
 def _batch_symbol(inputs: Sequence[InputSpec]) -> str | None:
-    """Return the size that is the first dimension of all inputs, if there is one."""
+    """Return the name of the batch size: the varying size that all inputs have as first dimension, or None."""
     first = {spec.shape[0] if spec.shape else None for spec in inputs}
     (symbol,) = first if len(first) == 1 else (None,)
     return symbol if isinstance(symbol, str) and symbol.isidentifier() else None
 
 
 def _random_arrays(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str], seed: int) -> dict[str, np.ndarray]:
-    """Return inputs: normal numbers, or 0 and 1 for others, as indices or texts."""
+    """Return random inputs: normally distributed floats; other types are 0 or 1, to serve as indices or texts."""
     generator = np.random.default_rng(seed)
     return {
         name: generator.standard_normal(shape).astype(dtypes[name])
@@ -254,7 +254,7 @@ def _computes_rows(
     outputs: Mapping[str, np.ndarray],
     rows: int,
 ) -> bool:
-    """Return whether each row of the outputs equals a run on that row alone."""
+    """Return whether each row of ``outputs`` equals, up to rounding, the output of a run on that input row alone."""
     for row in range(rows):
         try:
             single = run({name: array[row : row + 1] for name, array in inputs.items()})
@@ -277,5 +277,5 @@ def _computes_rows(
 
 
 def _resident_mib() -> float:
-    """Return the largest memory of this process so far, in MiB."""
+    """Return the peak memory of this process so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""Limit the memory of a run of an exported program, without running it: its steps are computed on shapes alone."""
+"""Compute how much memory a run of an exported program needs, without running it, from the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from app.networks.imported import ImportedSizes
 from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version
 
-MAX_RUN_BYTES = 2 * 2**30  # of all values of a run at a time, without the weights
-USUAL_ROWS = 16  # of a batch that should fit if the program states no largest size
+MAX_RUN_BYTES = 2 * 2**30  # limit for all values that a run holds at the same time, without the weights
+USUAL_ROWS = 16  # sizes without a stated maximum get one with which a batch of this many rows fits
 LARGEST_SIZE = 2**20  # of a dimension
-MAX_ROWS = 1024
+MAX_ROWS = 1024  # of a batch
 
 
 class MemoryLimit:
-    """Finds the largest sizes of a program whose runs fit into ``MAX_RUN_BYTES``. Raises BadProgram for a wrong one."""
+    """Finds the largest input sizes with which a run of a program fits into ``MAX_RUN_BYTES``.
+
+    Raises:
+        BadProgram: the program is invalid.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], inputs: Sequence[InputSpec]) -> None:
         try:
@@ -33,7 +37,9 @@ class MemoryLimit:
     def fit(
         self, shapes: dict[str, list[int | str]], ranges: Mapping[str, tuple[int, int | None]], batch: str | None
     ) -> ImportedSizes:
-        """Return the sizes of the program, with largest sizes that fit. ``batch`` is the size that counts rows.
+        """Return the sizes of the program, with maxima that fit into memory. ``batch`` is the size that counts rows.
+
+        ``shapes`` are the shapes of the inputs. ``ranges`` are the smallest and largest values that the program allows.
 
         Raises:
             BadProgram: a run with the smallest sizes does not fit, or a step cannot be computed from shapes.
@@ -63,11 +69,11 @@ class MemoryLimit:
     def _fits(self, sizes: ImportedSizes, rows: int) -> bool:
         try:
             return self.peak_bytes(sizes, rows) <= MAX_RUN_BYTES
-        except BadProgram:  # more than 63 bits, or larger than a table of the program
+        except BadProgram:  # a size has more than 63 bits or exceeds a table of the program
             return False
 
     def peak_bytes(self, sizes: ImportedSizes, rows: int) -> int:
-        """Return the bytes of all values at the step that needs most, for ``rows`` rows of the largest sizes.
+        """Return the peak memory of a run in bytes, without the weights, for ``rows`` rows of the largest sizes.
 
         Raises:
             BadProgram: a step cannot be computed from shapes, for example because its size depends on values.
@@ -77,11 +83,11 @@ class MemoryLimit:
             spec.name: torch.empty(shapes[spec.name], dtype=DTYPES[spec.dtype], device="meta") for spec in self._inputs
         }
         values = self._program.values(inputs)
-        counts: dict[int, int] = {}  # number of values that share a storage
+        counts: dict[int, int] = {}  # by storage: the number of values that share it
         used = peak = sum(tensor.nbytes for tensor in inputs.values())
         for tensor in values:
             if tensor is not None:
-                counts[_storage(tensor)] = 1  # inputs and weights stay
+                counts[_storage(tensor)] = 1  # inputs and weights stay in memory
         for step in self._program.steps:
             before = used
             try:
@@ -102,7 +108,7 @@ class MemoryLimit:
 
 
 class LargestResult(TorchDispatchMode):
-    """Records the largest tensor that an operator makes, also between the operators that it consists of."""
+    """Records the size of the largest tensor that an operator creates, including its intermediate results."""
 
     bytes = 0
 
@@ -126,10 +132,12 @@ def _tensors(item: Any) -> Iterable[Tensor]:
 
 
 def check_memory(version: Version) -> None:
-    """Check the memory of a version that was imported elsewhere. Other networks and ONNX models need no check.
+    """Check how much memory a version needs that was imported on another machine.
+
+    Only exported programs are checked; other networks and ONNX models need no check.
 
     Raises:
-        StoreError: the network is wrong, or its runs may need more than ``MAX_RUN_BYTES``.
+        StoreError: the network is invalid, or its runs may need more than ``MAX_RUN_BYTES``.
     """
     if version.card.kind != "exported-program":
         return

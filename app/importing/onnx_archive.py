@@ -35,9 +35,9 @@ def is_onnx_archive(path: Path) -> bool:
 
 
 def read_onnx_archive(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Return the tensors of a version for an archive of one ONNX file and the files of its external data.
+    """Read an archive of one ONNX file and the files of its external data, and return them as tensors of a version.
 
-    Nothing is written to disk. Other entries are not read.
+    Nothing is written to disk. Other entries of the archive are not read.
 
     Raises:
         BadProgram: the archive has several ONNX files, lacks a file, or is damaged or too large.
@@ -71,7 +71,7 @@ def _models(archive: zipfile.ZipFile) -> list[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive whose list of entries is not too long. Errors of its content become BadProgram."""
+    """Open an archive. Raises BadProgram if its list of entries is too long, or if reading it fails in this context."""
     with path.open("rb") as file:
         try:
             check_directory(file, MAX_DIRECTORY_BYTES)

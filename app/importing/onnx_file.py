@@ -22,10 +22,12 @@ TYPES = {  # of inputs and outputs, by onnxruntime's name
 
 
 def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
-    """Return the tensors of a version for an ONNX file. Files of external data must be below its folder.
+    """Read an ONNX file and the files of its external data, and return them as tensors of a version.
+
+    The files of external data must be in the folder of the ONNX file or below it.
 
     Raises:
-        BadProgram: the file is wrong, or its external data is elsewhere or too large.
+        BadProgram: the file is invalid, or its external data is elsewhere or too large.
     """
     content = _tensor(path)
     external = external_files(path.name, content)
@@ -46,7 +48,10 @@ def read_onnx_file(path: Path, max_bytes: int) -> dict[str, Tensor]:
 
 
 def external_files(label: str, content: Tensor) -> list[str]:
-    """Return the names of the files of external data of an ONNX file. Raises BadProgram, with ``label``."""
+    """Return the file names of the external data of an ONNX file. Raises BadProgram if the ONNX file is invalid.
+
+    ``content`` holds the bytes of the ONNX file. ``label`` is its name for error messages.
+    """
     try:
         return list(read_onnx(content.numpy().data).external)
     except ValueError as error:
@@ -58,7 +63,7 @@ def _tensor(path: Path) -> Tensor:
 
 
 def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
-    """Return the inputs of an ONNX model. Raises BadProgram for a type that is no tensor."""
+    """Return the inputs of an ONNX model. Raises BadProgram if an input or output is not a tensor of a known type."""
     try:
         network = OnnxNetwork(tensors)
     except ValueError as error:
@@ -76,7 +81,10 @@ def read_inputs(tensors: Mapping[str, Tensor]) -> list[InputSpec]:
 
 
 def _dimension(size: object, axis: int) -> int | str:
-    """Return a number, or the name of a size that varies; ``batch`` for a first dimension without a name."""
+    """Return the size of a dimension: a number, or a name if it varies.
+
+    If the size has no name, return ``batch`` for the first dimension and ``?`` for the others.
+    """
     if isinstance(size, int):
         return size
     if isinstance(size, str) and size.isidentifier():

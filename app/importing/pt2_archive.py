@@ -6,7 +6,7 @@ The file is an uncompressed zip archive with one root folder (torch 2.9 and late
     models/model.json                          the graph; its format is ``torch/_export/serde/schema.py``
     data/weights/model_weights_config.json     name, type, shape and file of each weight
     data/weights/weight_0 ...                  raw values
-    data/constants/...                         the same for constants
+    data/constants/...                         the same two kinds of files for constants
     data/sample_inputs/model.pt                a pickle; it is not read
 
 Pickled weights and constants, custom classes and native code (AOTInductor) are rejected.
@@ -40,14 +40,14 @@ CONFIGS = {
 RAW_FILE = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 IGNORED = re.compile(r"archive_version|byteorder|\.data/\w+|extra/.*|" + re.escape(SAMPLE_INPUTS))
 WEIGHT_DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64")
-STRIDED = 7  # of ``Layout``
+STRIDED = 7  # value of ``Layout.Strided`` in torch's schema
 
 
 @dataclass(frozen=True)
 class Program:
-    """The content of a ``.pt2`` file: its graph for ``ExportedProgram``, its weights, and its inputs.
+    """The content of a ``.pt2`` file: its graph in the format of ``ExportedProgram``, its weights, and its inputs.
 
-    ``ranges`` are the smallest and the largest value of each varying size, None for no limit.
+    ``ranges`` maps each varying size to its smallest and largest value. A largest value of None means no limit.
     """
 
     graph: dict[str, Any]
@@ -58,10 +58,10 @@ class Program:
 
 
 def read_pt2(file: IO[bytes], max_bytes: int) -> Program:
-    """Read a ``.pt2`` file. Its weights may have ``max_bytes`` bytes.
+    """Read a ``.pt2`` file. Its entries, and its weights, may have at most ``max_bytes`` bytes in total.
 
     Raises:
-        BadProgram, BadArchive: the file is wrong, too large, or contains pickles or native code.
+        BadProgram, BadArchive: the file is invalid, too large, or contains pickles or native code.
     """
     check_directory(file, MAX_DIRECTORY_BYTES)
     try:
@@ -78,7 +78,7 @@ def read_pt2(file: IO[bytes], max_bytes: int) -> Program:
 
 
 def _entries(archive: zipfile.ZipFile, max_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """Return the entries below the root folder by name. Raises BadProgram for any that a program does not need."""
+    """Return the entries by their path below the root folder. Raises BadProgram if an entry is not allowed."""
     infos = [info for info in archive.infolist() if not info.is_dir()]
     names = [info.filename.partition("/")[2] for info in infos]
     if FORMAT not in names:
@@ -151,11 +151,11 @@ def _tensors(
     named_values: Mapping[str, tuple[str, str]],
     max_bytes: int,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by key, and the key of each value. Values with the same payload share a tensor."""
+    """Return the tensors by key, and the key of the tensor of each value. Values with equal payloads share a tensor."""
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     weights: dict[str, str] = {}
-    files: dict[str, Tensor] = {}  # each file is read once, however many weights are parts of it
+    files: dict[str, Tensor] = {}  # each file is read once, even if several weights are parts of it
     remaining_bytes = max_bytes
     for value, (kind, name) in named_values.items():
         if name not in payloads[kind]:
@@ -183,7 +183,10 @@ def _tensors(
 
 
 def _layout(name: str, meta: Mapping[str, Any], size: int) -> tuple[torch.dtype, list[int], list[int], int]:
-    """Return type, shape, strides and offset of a payload of ``size`` bytes. Raises BadProgram if they exceed it."""
+    """Return type, shape, strides and offset of a tensor in a file of ``size`` bytes.
+
+    Raises BadProgram if the tensor is not allowed or does not fit into the file.
+    """
     dtype_name = DTYPES.get(meta["dtype"], str(meta["dtype"]))
     if dtype_name not in WEIGHT_DTYPES or meta["layout"] != STRIDED:
         raise BadProgram(f"{name!r} has the type {dtype_name}; allowed are dense {', '.join(WEIGHT_DTYPES)}")

@@ -10,24 +10,25 @@ from typing import Any
 
 from app.store import StoreError
 
-DTYPES = {  # of ``ScalarType`` in torch's schema
+DTYPES = {  # values of ``ScalarType`` in torch's schema
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64",
     9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16",
 }  # fmt: skip
 FORMULA = re.compile(r"(?:Mul\(Integer\((\d{1,9})\), )?(?:Symbol\(')?(\w{1,40})(?:'(?:, \w+=True)*\))?\)?")
-KEYWORD = 2  # of ``ArgumentKind``
-CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")  # left out: the service checks
+KEYWORD = 2  # value of ``ArgumentKind.KEYWORD`` in torch's schema
+# The graph omits these operators, because the service checks the inputs.
+CHECKS = ("aten._assert_", "aten._functional_assert_", "aten.sym_constrain_range")
 PLAIN = ("as_int", "as_bool", "as_string", "as_ints", "as_bools", "as_strings", "as_int_lists")
 MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
 
 
 class BadProgram(StoreError):
-    """The file is not a program that can be served. The message names the wrong part."""
+    """The file is not a program that can be served. The message states which part is wrong."""
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A tensor of a program. A dimension is a number, or the name or formula of a size that varies."""
+    """An input tensor of a program. Each dimension is a number, or the name or formula of a size that varies."""
 
     name: str
     dtype: str
@@ -35,13 +36,13 @@ class InputSpec:
 
 
 class GraphReader:
-    """Converts torch's graph to the format of ``ExportedProgram``."""
+    """Converts a graph from torch's format to the format of ``ExportedProgram``."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         module = content["graph_module"]
         graph, signature = module["graph"], module["signature"]
         self.inputs: list[InputSpec] = []
-        self.weights: dict[str, tuple[str, str]] = {}  # value -> (kind of payload, name)
+        self.weights: dict[str, tuple[str, str]] = {}  # name of a value -> kind and name of its payload
         self.nodes: list[dict[str, Any]] = []
         for spec in signature["input_specs"]:
             self._read_input(spec, graph["tensor_values"])
@@ -74,7 +75,7 @@ class GraphReader:
             )
         elif kind == "tensor_constant":
             self.weights[value["arg"]["name"]] = ("constants", value["tensor_constant_name"])
-        elif kind == "constant_input":  # an argument of forward that is no tensor; its value is fixed
+        elif kind == "constant_input":  # an argument of forward that is not a tensor; its value is fixed
             pass
         else:
             raise BadProgram(f"an input is of kind {kind!r}; custom classes are not allowed")
@@ -96,7 +97,7 @@ class GraphReader:
         return [content["name"], scope[content["name"]]["value"]]
 
     def _read_nodes(self, graph: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
-        """Append the nodes of a graph. ``scope`` maps its names to arguments; new names get ``prefix``."""
+        """Append the nodes of a graph. ``scope`` maps its names to arguments. New names begin with ``prefix``."""
         for node in graph["nodes"]:
             target = node["target"].removeprefix("torch.ops.")
             if target == "higher_order.wrap_with_set_grad_enabled":
@@ -121,7 +122,7 @@ class GraphReader:
         self.nodes.append({"op": target, "args": args, "kwargs": kwargs, "outputs": outputs})
 
     def _inline(self, node: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> None:
-        """Append the nodes of a block under ``torch.no_grad()``."""
+        """Append the nodes of a block under ``torch.no_grad()`` to those of the surrounding graph."""
         _, block, *inputs = (item["arg"] for item in node["inputs"])
         graph = block["as_graph"]["graph"]
         names = [next(iter(each.values()))["name"] for each in graph["inputs"]]
@@ -132,7 +133,7 @@ class GraphReader:
             scope[name] = inner[result]
 
     def _remove_unused(self) -> None:
-        """Remove nodes whose results are not used, such as sizes for checks that are left out, and unused weights."""
+        """Remove unused weights, and nodes with unused results, such as sizes for checks that were left out."""
         used = {value for _, value in self.outputs}
         nodes = []
         for node in reversed(self.nodes):
@@ -146,7 +147,10 @@ class GraphReader:
 
 
 def _output_keys(calls: Any) -> list[str]:
-    """Return the keys if the program returns a flat dictionary of tensors with texts as keys; else an empty list."""
+    """Return the keys of the dictionary that a program returns, or an empty list if it returns anything else.
+
+    The values of the dictionary must be tensors, and its keys must be texts.
+    """
     try:
         _, tree = json.loads(calls[0]["signature"]["out_spec"])
         keys = json.loads(tree["context"]) if tree["type"] == "builtins.dict" else []
@@ -157,7 +161,10 @@ def _output_keys(calls: Any) -> list[str]:
 
 
 def _dimension(size: Mapping[str, Any]) -> int | str:
-    """Return a number, the name of a size, ``2*name``, or ``?`` for another formula. Formulas are never evaluated."""
+    """Return the size of a dimension: a number, a name, a multiple such as ``2*name``, or ``?`` for other formulas.
+
+    Formulas are never evaluated.
+    """
     if "as_int" in size:
         return int(size["as_int"])
     if match := FORMULA.fullmatch(size["as_expr"]["expr_str"]):
@@ -166,11 +173,11 @@ def _dimension(size: Mapping[str, Any]) -> int | str:
 
 
 def _argument(argument: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
-    """Convert an argument of torch's graph."""
+    """Convert an argument from torch's format."""
     ((kind, value),) = argument.items()
     if kind in PLAIN:
         return value
-    if kind == "as_float":  # infinity is a text
+    if kind == "as_float":  # infinity is stored as a text
         return float(value)
     if kind == "as_floats":
         return [float(each) for each in value]
@@ -190,7 +197,7 @@ def _argument(argument: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
 
 
 def _reference(item: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
-    """Convert a value, a number or none."""
+    """Convert an argument that is the name of a value, a number, or none."""
     if "name" in item:
         return scope[item["name"]]
     ((kind, value),) = item.items()
@@ -200,7 +207,7 @@ def _reference(item: Mapping[str, Any], scope: Mapping[str, Any]) -> Any:
 
 
 def _result(result: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> Any:
-    """Convert a result of a node, and add its names to the scope."""
+    """Convert a result of a node, and add the names of its values to ``scope``."""
     if next(iter(result)) == "as_none":
         return None
     names = [f"{prefix}{name}" for name in _names(result)]
@@ -209,7 +216,7 @@ def _result(result: Mapping[str, Any], scope: dict[str, Any], prefix: str) -> An
 
 
 def _names(argument: Mapping[str, Any]) -> list[str]:
-    """Return the names of the values in an argument that holds values only."""
+    """Return the names of the values in an argument. Raises BadProgram if it contains anything but values."""
     ((kind, value),) = argument.items()
     if kind not in ("as_tensor", "as_tensors", "as_sym_int", "as_sym_bool", "as_sym_float"):
         raise BadProgram(f"a result is of kind {kind!r}, which is not allowed")
