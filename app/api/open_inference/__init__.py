@@ -1,1 +1,1 @@
-"""The Open Inference Protocol V2 under ``/v2``, as KServe and Triton clients speak it."""
+"""The Open Inference Protocol V2 under ``/v2``, which clients of KServe and Triton use."""

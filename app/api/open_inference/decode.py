@@ -1,8 +1,8 @@
 """Decode requests of the Open Inference Protocol V2: JSON, and Triton's binary tensor extension.
 
-The JSON part comes first and has ``Inference-Header-Content-Length`` bytes. The binary tensors follow in the order of
-the inputs that have a ``binary_data_size``. They are little-endian and row-major; a uint32 with its length precedes
-each string.
+The JSON part comes first and has ``Inference-Header-Content-Length`` bytes. The binary data of all inputs with a
+``binary_data_size`` follow in the order of these inputs. Tensors are little-endian and row-major. Before each string
+comes its length as a uint32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Datatype = Literal[
 
 
 def _check_parameter(value: object) -> object:
-    """Reject other types with one message. Pydantic would report each member of the union."""
+    """Reject a value of another type with one message. Pydantic would give one message for each type of the union."""
     if type(value) not in (str, int, float, bool):
         raise PydanticCustomError("parameter", "Input should be a text, a number or a boolean")
     return value
@@ -50,7 +50,7 @@ Parameters = dict[str, Annotated[str | int | float | bool, BeforeValidator(_chec
 
 
 class OpenModel(BaseModel):
-    """Part of a request. Unknown fields are ignored: clients send fields of other servers."""
+    """A part of a request. Unknown fields are ignored, because clients may send fields that only other servers know."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -79,7 +79,7 @@ class InferenceRequest(OpenModel):
 
 @dataclass(frozen=True)
 class DecodedRequest:
-    """A request with its inputs by name. Inputs of type BYTES are arrays of ``bytes`` objects."""
+    """The JSON part of a request, and its inputs by name. Inputs of type BYTES are arrays of ``bytes`` objects."""
 
     body: InferenceRequest
     tensors: dict[str, np.ndarray]
@@ -87,9 +87,10 @@ class DecodedRequest:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor of a model. -1 in ``shape`` is a dimension that varies; the first dimension counts rows.
+    """An input or output of a model. In ``shape``, -1 marks a dimension that varies; the first dimension counts rows.
 
-    ``datatypes`` are accepted; metadata and responses use the first of them. ``labels`` name the last dimension.
+    Inputs may have any of ``datatypes``; metadata and responses use the first one. ``labels`` has one name for each
+    index of the last dimension.
     """
 
     name: str
@@ -98,16 +99,16 @@ class TensorSpec:
     labels: Sequence[str] = field(default=(), compare=False)
 
     def fits(self, shape: Sequence[int]) -> bool:
-        """Return whether a request may have this shape: [N, 1] also fits [N]."""
+        """Return whether an input with the shape ``shape`` is allowed. [N, 1] is also allowed where [N] is expected."""
         own = (*self.shape, 1)[: max(len(self.shape), min(len(shape), 2))]
         return len(own) == len(shape) and all(size in (-1, other) for size, other in zip(own, shape, strict=True))
 
 
 def decompress(content: bytes, coding: str, limit: int) -> bytes:
-    """Decompress a body; other codings than gzip and deflate leave it as it is.
+    """Return a body decompressed if ``coding`` is gzip or deflate, otherwise unchanged.
 
     Raises:
-        BadValue: the data are not in this coding.
+        BadValue: the data are not valid in this coding.
         TooLarge: the result is longer than ``limit`` bytes.
     """
     if coding not in DECOMPRESSORS:
@@ -128,15 +129,15 @@ def decompress(content: bytes, coding: str, limit: int) -> bytes:
 def decode_request(
     content: bytes, json_length: str, max_values: int, max_commas: int, only_input: TensorSpec | None
 ) -> DecodedRequest:
-    """Decode a body.
+    """Decode the body of a request.
 
     Args:
         content: the body, decompressed.
-        json_length: the header with the length of the JSON part. If empty, the whole body is JSON. If 0, there is no
-            JSON, and the body is the data of ``only_input``.
-        max_values: limit for all inputs together.
-        max_commas: limit for the JSON part.
-        only_input: the input of the model, if it has one input only.
+        json_length: the header with the length of the JSON part. If it is empty, the whole body is JSON. If it is 0,
+            there is no JSON part, and the body is the data of ``only_input``.
+        max_values: the highest number of values in all inputs together.
+        max_commas: the highest number of commas in the JSON part.
+        only_input: the input of a model that has a single input, otherwise None.
 
     Raises:
         BadValue: the header, the JSON part or the data of an input are wrong.
@@ -175,14 +176,14 @@ def _decode_json(content: bytes, max_commas: int) -> InferenceRequest:
 
 
 def _decode_raw(content: bytes, only_input: TensorSpec | None) -> DecodedRequest:
-    """Decode a body without JSON: the data of one row of the only input. All outputs will be binary."""
-    if only_input is None or only_input.shape.count(-1) > 2:  # the rows, and one more dimension
+    """Decode a body without JSON. It is one row of the only input. The outputs of such a request are binary."""
+    if only_input is None or only_input.shape.count(-1) > 2:  # rows and one other dimension may vary
         raise BadValue("a body without JSON is for models with one input that varies in no more than one dimension")
     name, datatype, row_shape = only_input.name, only_input.datatypes[0], list(only_input.shape[1:])
     if datatype == "BYTES":
         tensor = np.array([content], dtype=object)
     else:
-        step_bytes = abs(math.prod(row_shape)) * np.dtype(NUMPY[datatype]).itemsize  # of one step where -1 varies
+        step_bytes = abs(math.prod(row_shape)) * np.dtype(NUMPY[datatype]).itemsize  # with size 1 instead of -1
         steps, remainder = divmod(len(content), step_bytes)
         if remainder or (-1 not in row_shape and steps != 1):
             expected = f"a multiple of {step_bytes:,}" if -1 in row_shape else f"{step_bytes:,}"
@@ -214,7 +215,10 @@ def _decode_input(item: RequestInput, i: int, rest: memoryview) -> tuple[np.ndar
 
 
 def _json_array(item: RequestInput, i: int) -> np.ndarray:
-    """Convert data in JSON, flat or nested. Raises BadValue for a wrong value or a wrong number of values."""
+    """Return the JSON data of input number ``i``, a flat or nested list, as an array.
+
+    Raises BadValue for a wrong value or a wrong number of values.
+    """
     param, datatype, shape = f"inputs.{i}.data", item.datatype, item.shape
     if datatype == "FP16":
         raise BadValue("receiving FP16 data via JSON is not supported; use the binary data format", "inputs")
@@ -237,7 +241,7 @@ def _json_array(item: RequestInput, i: int) -> np.ndarray:
 
 
 def _flatten(data: Any, param: str, shape: Sequence[int]) -> list[Any]:
-    """Flatten a list that is flat or nested as ``shape``. Raises BadValue for another nesting."""
+    """Return the values of a list that is flat or has the nesting of ``shape``. Raises BadValue for another nesting."""
     if not isinstance(data, list):
         raise BadValue(f"{param} is {quote_value(data)}; it should be a list", "inputs")
     sizes, values = [len(data)], data
@@ -254,7 +258,7 @@ def _flatten(data: Any, param: str, shape: Sequence[int]) -> list[Any]:
 
 
 def _binary_array(item: RequestInput, content: memoryview) -> np.ndarray:
-    """Convert binary data. Raises BadValue for a wrong size."""
+    """Return the binary data of an input as an array. Raises BadValue for a wrong size."""
     count = math.prod(item.shape)
     if item.datatype == "BYTES":
         return np.array(_strings(item, content, count), dtype=object).reshape(item.shape)

@@ -15,7 +15,11 @@ from app.errors import BadValue, quote_value
 
 
 def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -> dict[str, Parameters]:
-    """Return the requested outputs with their parameters; all outputs if the request names none. Raises BadValue."""
+    """Return the parameters of each requested output by name. Without a list of outputs, all are requested.
+
+    Raises:
+        BadValue: an output or a parameter is wrong.
+    """
     _check_binary("binary_data_output", body.parameters)
     if not body.outputs:
         return {name: {} for name in specs}
@@ -31,13 +35,13 @@ def requested_outputs(body: InferenceRequest, specs: Mapping[str, TensorSpec]) -
 
 
 def _check_binary(name: str, parameters: Parameters) -> None:
-    """Raises BadValue if parameter ``name`` is not a boolean."""
+    """Raise BadValue if the parameter ``name`` is not a boolean."""
     if not isinstance(value := parameters.get(name, False), bool):
         raise BadValue(f"{name} is {quote_value(value)}; it should be a boolean", name)
 
 
 def _check_class_count(class_count: Any, spec: TensorSpec) -> None:
-    """Raises BadValue for an output without classes, or a wrong number of classes."""
+    """Raise BadValue if the output has no classes, or the number of classes is wrong."""
     if not spec.labels:
         raise BadValue(f"output {spec.name!r} has no classes", "outputs")
     if type(class_count) is not int or class_count < 1:
@@ -52,7 +56,7 @@ def encode_response(
     """Return a response with the fields of ``head`` and the outputs that the request ``body`` asks for.
 
     Raises:
-        BadValue: as ``requested_outputs`` does.
+        BadValue: a requested output or its parameters are wrong.
     """
     entries, tail = [], []
     for name, parameters in requested_outputs(body, specs).items():
@@ -83,7 +87,10 @@ def _encode_binary(array: np.ndarray, datatype: str) -> bytes:
 
 
 def _top_classes(array: np.ndarray, class_count: Any, spec: TensorSpec) -> np.ndarray:
-    """Values [N, classes] -> the largest ``class_count`` of each row as ``value:index:label``, [N, class_count]."""
+    """Return the ``class_count`` largest values of each row of ``array`` [N, classes].
+
+    The result [N, class_count] has texts such as ``value:index:label``.
+    """
     order = np.argsort(-array, axis=1, kind="stable")[:, :class_count]
     rows = [
         [f"{row[index]:.6f}:{index}:{spec.labels[index]}".encode() for index in ranks]

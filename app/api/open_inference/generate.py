@@ -1,4 +1,4 @@
-"""Triton's generate extension: text generation without tensors, as one response or as a stream."""
+"""Triton's generate extension, which generates a text without tensors, as one response or as a stream."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from app.settings import Settings
 from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator
 
-NATIVE_NAMES = {"text_input": "prompt", "max_tokens": "max_characters"}  # the native endpoint's name of each field
+NATIVE_NAMES = {"text_input": "prompt", "max_tokens": "max_characters"}  # names of these fields in /v1/text/continue
 
 
 class GenerateInference(TextInference):
@@ -60,7 +60,7 @@ class GenerateInference(TextInference):
         return json_response({**self.head, "text_output": text.text, **_end_fields(text)})
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield an event for each delta."""
+        """Yield an event for each new part of the text."""
         async with aclosing(generate_text.deltas(self.model, self.texts)) as steps:
             async for (delta,) in steps:
                 end_fields = _end_fields(self.texts[0]) if delta.finished else {}
@@ -72,7 +72,7 @@ def _end_fields(text: Continuation) -> dict[str, Any]:
 
 
 def _take_id(body: dict[str, Any]) -> str:
-    """Remove the request id from the body and return it; empty if there is none. Raises BadValue."""
+    """Remove the request id from the body and return it, or return an empty text without an id. Raises BadValue."""
     request_id = body.pop("id", "")
     if not isinstance(request_id, str) or len(request_id) > MAX_ID_LENGTH:
         raise BadValue(
@@ -82,7 +82,7 @@ def _take_id(body: dict[str, Any]) -> str:
 
 
 def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
-    """Return the fields of a body and of its ``parameters``, except ``stream``. Raises BadValue."""
+    """Return the fields of a body and of its ``parameters`` in one dictionary, without ``stream``. Raises BadValue."""
     if "text_input" not in body:
         raise BadValue("text_input is missing", "text_input")
     parameters = body.pop("parameters", {})
@@ -104,7 +104,7 @@ def _fields(body: dict[str, Any], streamed: bool) -> dict[str, Any]:
 def _native_body(
     fields: dict[str, Any], text_request: type[generate_text.GenerateTextRequest]
 ) -> generate_text.GenerateTextRequest:
-    """Return the fields as a body of the native endpoint. Raises BadValue, with the names of the sent fields."""
+    """Return the fields as a body of ``/v1/text/continue``. Raises BadValue, with the field names that were sent."""
     parameters = {NATIVE_NAMES["max_tokens"] if name == "max_tokens" else name: fields[name] for name in fields}
     prompt = parameters.pop("text_input")
     try:

@@ -1,6 +1,6 @@
 """Inference on tensors under ``/v2``.
 
-Bodies are read whatever their Content-Type is: tritonclient sends none, or a wrong one.
+The Content-Type of a body is ignored, because tritonclient sends none or a wrong one.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from app.serving.registry import Registry
 from app.settings import Settings
 from app.tasks.text_generation import Continuation, memory_bytes
 
-VALUE_BYTES = 26  # of a value in JSON; a binary value has up to 8
+VALUE_BYTES = 26  # largest size of a value in JSON; a binary value has at most 8 bytes
 
 
 class TensorInference(Inference[Any]):
-    """Computes the outputs of a tensor model. ``limit`` bounds the body in bytes, also after decompression."""
+    """Computes the outputs of a tensor model. ``limit`` is the largest size, in bytes, of the decompressed body."""
 
     def __init__(
         self, model: LoadedModel, tensors: TensorModel, content: bytes, coding: str, json_length: str, limit: int
@@ -87,7 +87,7 @@ class TensorInference(Inference[Any]):
 
 
 def tensors_engine(model: LoadedModel) -> Engine:
-    """Return the engine for the tensors of a model. An imported text model has one beside its text engine."""
+    """Return the engine that runs a model on tensors. An imported text model has this engine and a text engine."""
     return model.tensors or model.engine
 
 

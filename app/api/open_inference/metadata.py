@@ -1,4 +1,4 @@
-"""Names, tensors, configuration and readiness of the models under ``/v2``."""
+"""Endpoints under ``/v2`` for the names, tensors, configuration and readiness of models."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from app.serving.registry import Registry
 from app.settings import Settings
 from app.store import Card
 
-PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # by kind; all others are safetensors
-CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all other data types are TYPE_ and their name
+PLATFORMS = {"exported-program": "pytorch_pt2", "onnx": "onnxruntime_onnx"}  # all other kinds are pytorch_safetensors
+CONFIGURATION_TYPES = {"BYTES": "TYPE_STRING"}  # all others are TYPE_ with the name of the data type
 
 
 def router(registry: Registry, settings: Settings) -> APIRouter:
@@ -58,7 +58,7 @@ def _add_descriptions(routes: APIRouter, registry: Registry, settings: Settings)
         responses=success_response(ModelMetadata, description="The model"),
     )
     async def metadata(request: Request, name: SeriesModel) -> Response:
-        """Get names, data types and shapes of a model's inputs and outputs; -1 is a dimension that varies.
+        """Get names, data types and shapes of a model's inputs and outputs. -1 marks a dimension that varies.
 
         All paths of a model also exist with `/versions/{version}` after the name.
         """
@@ -101,7 +101,7 @@ def _add_readiness(routes: APIRouter, registry: Registry, settings: Settings) ->
         responses=success_response(ModelReady, description="The model is ready"),
     )
     async def model_ready(request: Request, name: SeriesModel) -> Response:
-        """Check that a model answers requests. The status is 404 or 503 with the reason if it does not."""
+        """Check that a model answers requests. Otherwise the status is 404 or 503, and the body has the reason."""
         deadline = set_deadline(request, settings.request_seconds)
         await registry.recheck(name.partition("@")[0], deadline)  # another process may have loaded or unloaded it
         model = await model_in_path(registry, request, name, deadline)

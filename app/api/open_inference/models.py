@@ -1,6 +1,6 @@
-"""Each task as a tensor model: its inputs, outputs and parameters, and the conversion to and from engine items.
+"""Describe each task as a model with tensors as inputs and outputs, and convert tensors to and from engine items.
 
-The items are those of the task's native endpoint, so that both give the same results.
+The engine items are the same as in the task's endpoint under ``/v1``, so both endpoints give the same results.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from app.tasks.token_sampling import LogProbs, SamplingOptions
 
 TEXT_PARAMETERS = ("max_characters", "temperature", "top_k", "top_p", "stop", "seed")
 FLOATS = ("FP64", "FP32")
-DATATYPES = {  # by the type on the card
+DATATYPES = {  # by the data type on the model card
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
     "int16": "INT16", "int32": "INT32", "int64": "INT64", "float16": "FP16", "float32": "FP32", "float64": "FP64",
     "string": "BYTES",
 }  # fmt: skip
 Outputs = dict[str, np.ndarray]
-MAX_JSON_VALUES = 2**20  # of an imported network; binary tensors may be larger
+MAX_JSON_VALUES = 2**20  # for imported networks; binary tensors may have more values
 MAX_LATENT = 1000.0  # standard deviations; larger latents overflow in the network
 PROTOCOL_PARAMETERS = ("binary_data_output", "timeout", "priority", "headers")  # allowed for every model
 
 
 @dataclass(frozen=True)
 class RequestModels:
-    """The settings, and the body models of native endpoints that validate the parameters of a request."""
+    """The settings, and the body models of endpoints under ``/v1``, which validate the parameters of a request."""
 
     settings: Settings
     text_request: type[generate_text.GenerateTextRequest]
@@ -59,7 +59,10 @@ class RequestModels:
 
 
 class ClassifierTensors:
-    """Classification: ``image`` [N, channels, height, width], 0 to 255 -> ``probabilities`` [N, classes]."""
+    """Tensors of a classifier: ``image`` [N, channels, height, width] -> ``probabilities`` [N, classes].
+
+    Pixels are from 0 to 255.
+    """
 
     def __init__(self, model: LoadedModel[ImageClassifier], limits: RequestModels) -> None:
         predictor = model.predictor
@@ -89,8 +92,9 @@ class ClassifierTensors:
 
 
 class TextTensors:
-    """Text generation: ``prompt`` [N] -> the continuation ``text`` [N], and ``log_probabilities`` [N, vocabulary] of
-    its first character.
+    """Tensors of a text model: ``prompt`` [N] -> ``text`` [N] and ``log_probabilities`` [N, vocabulary].
+
+    ``text`` is the continuation. The log-probabilities are those of its first character.
     """
 
     def __init__(self, model: LoadedModel[TextGenerator], limits: RequestModels) -> None:
@@ -141,10 +145,11 @@ class TextTensors:
 
 
 class ForecasterTensors:
-    """Forecasting: ``values`` [N, T], NaN where one is missing -> ``mean`` [N, horizon], and the interval bounds
-    ``lower`` and ``upper`` [N, levels, horizon].
+    """Tensors of a forecaster: ``values`` [N, T] -> ``mean`` [N, horizon], ``lower``, ``upper`` [N, levels, horizon].
 
-    Versions with known columns also read ``covariates`` [N, T + horizon, columns]; those with holidays, ``start`` [N].
+    A missing value is NaN. ``lower`` and ``upper`` are the bounds of the prediction intervals. Versions trained with
+    known columns also read ``covariates`` [N, T + horizon, columns]. Versions trained with holidays also read ``start``
+    [N], the time of the first value.
     """
 
     def __init__(self, model: LoadedModel[AnyForecaster], limits: RequestModels) -> None:
@@ -206,7 +211,7 @@ class ForecasterTensors:
             side: np.array([[interval[side] for interval in each["intervals"].values()] for each in forecasts])
             for side in ("lower", "upper")
         }
-        shape = (len(mean), -1, mean.shape[1])  # also without levels
+        shape = (len(mean), -1, mean.shape[1])  # three dimensions, also if there are no levels
         return {"mean": mean, **{side: bound.reshape(shape) for side, bound in bounds.items()}}
 
     def response_size(self, items: Sequence[Any]) -> int:
@@ -214,8 +219,9 @@ class ForecasterTensors:
 
 
 class GeneratorTensors:
-    """Image generation: ``latents`` [N, latent] from N(0, 1), and ``classes`` [N] by index or label -> ``images``
-    [N, channels, height, width].
+    """Tensors of an image generator: ``latents`` [N, latent], ``classes`` [N] -> ``images`` [N, channels, side, side].
+
+    Latents should be samples of N(0, 1). Classes are indices or labels; only models with labels read them.
     """
 
     def __init__(self, model: LoadedModel[ImageSampler], limits: RequestModels) -> None:
@@ -260,7 +266,7 @@ class GeneratorTensors:
 
 
 class ImportedTensors:
-    """An imported network: its own inputs and outputs."""
+    """Tensors of an imported network, which are its own inputs and outputs."""
 
     def __init__(self, model: LoadedModel[TensorPredictor], limits: RequestModels) -> None:
         self.predictor: TensorPredictor = getattr(model.predictor, "tensors", model.predictor)
@@ -312,13 +318,13 @@ MODELS: dict[TaskName, Callable[[LoadedModel[Any], RequestModels], TensorModel]]
 
 
 def tensor_model(model: LoadedModel, limits: RequestModels) -> TensorModel:
-    """Return the tensor model of a version. An imported network has its own tensors, whatever its task is."""
+    """Return the tensor model of a version. An imported network uses its own tensors for every task."""
     make = ImportedTensors if is_imported(model.card.kind) else MODELS[model.card.task]
     return make(model, limits)
 
 
 def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
-    """Raises BadValue for a request whose inputs or parameters do not fit the model."""
+    """Raise BadValue if the inputs or parameters of a request do not fit the model."""
     specs = {spec.name: spec for spec in model.inputs}
     for item in request.body.inputs:
         if item.name not in specs:
@@ -341,7 +347,7 @@ def check_inputs(model: TensorModel, request: DecodedRequest) -> None:
 
 
 def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
-    """Return the deadline, or an earlier one from the parameter ``timeout`` in microseconds. Raises BadValue."""
+    """Return ``deadline``, or the earlier one that the parameter ``timeout`` (microseconds) sets. Raises BadValue."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise BadValue(f"timeout is {quote_value(timeout)}; it should be a whole number of microseconds", "timeout")
@@ -351,9 +357,9 @@ def earlier_deadline(parameters: Mapping[str, Any], deadline: float) -> float:
 
 
 def model_parameters(parameters: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters in ``known``. Raises BadValue for an unknown parameter.
+    """Return the parameters with names in ``known``. Raises BadValue for an unknown parameter.
 
-    All requests have the default priority, which is 0 in Triton's protocol.
+    Also raises BadValue for a priority other than 0, Triton's default, because all requests have the same priority.
     """
     priority = parameters.get("priority", 0)
     if type(priority) is not int or priority:

@@ -36,7 +36,7 @@ def add_routes(routes: APIRouter, method: str, path: str, **options: Any) -> Cal
 
 
 async def model_in_path(registry: Registry, request: Request, name: str, deadline: float) -> LoadedModel:
-    """Return the version that a path names. Waits until ``deadline`` while that version is being loaded.
+    """Return the model version in the path of a request. Waits until ``deadline`` if it is still being loaded.
 
     Raises:
         UnknownModel, RetiredModel, UnloadedModel: the version is not served.
@@ -56,7 +56,7 @@ async def model_in_path(registry: Registry, request: Request, name: str, deadlin
 
 
 def version_in_path(registry: Registry, request: Request, name: str) -> VersionKey:
-    """Return the name and number of the version that a path names. Raises as ``model_in_path`` does."""
+    """Return the model name and the version number for the path of a request. Raises as ``model_in_path`` does."""
     version = request.path_params.get("version")
     if version is None:
         if name not in registry.version_sets and (

@@ -1,10 +1,11 @@
-"""Triton's model repository: list versions and their state, load and unload models.
+"""Triton's model repository: list versions and their states, load and unload models.
 
-The store records that a model is unloaded. So the state holds in all processes that follow the store, and after a
-restart. An unloaded model is not loaded on demand: a stray request, or ``is_model_ready``, would undo the decision.
+The store records which models are unloaded. Therefore a model stays unloaded in all processes that use the store, and
+after a restart. An unloaded model is not loaded on demand, because any request or ``is_model_ready`` would then undo
+the decision.
 
-Other processes follow within a moment. The index, a model's readiness, and requests for an unloaded model read the
-store first.
+Other processes apply a change within a moment. The index, the readiness check of a model, and requests for an unloaded
+model read the store first, so that they never miss a change.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
         **guarded,
     )
     async def load(request: Request, name: OptionalModel) -> Response:
-        """Serve a model again that was unloaded. The answer comes when the active version is in memory.
+        """Serve an unloaded model again. The answer comes when its active version is in memory.
 
-        With `name@version` the service waits for that version instead.
+        With `name@version`, the answer comes when that version is in memory.
         """
         deadline = set_deadline(request, settings.request_seconds)
         _check((await _read_body(request, LoadRequest, settings)).parameters)
@@ -111,7 +112,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
     async def unload(request: Request, name: OptionalModel) -> Response:
         """Stop serving all versions of a model until it is loaded again. Running requests are still answered.
 
-        A model that serves a task by default cannot be unloaded: 409.
+        The default model of a task cannot be unloaded; the status is then 409.
         """
         await _read_body(request, LoadRequest, settings)
         if "@" in name:
@@ -122,7 +123,7 @@ def _changes(routes: APIRouter, registry: Registry, settings: Settings, admin_ke
 
 
 async def _change(request: Request, registry: Registry, change: Callable[[], Rollout]) -> None:
-    """Change the store, and follow the change before the response. Raises Conflict, and as ``on_store`` does."""
+    """Change the store, and apply the change in this process. Raises Conflict, and the errors of ``on_store``."""
     if not registry.settings.store_poll_seconds:
         raise Conflict("QUARTET_STORE_POLL_SECONDS is 0: this service reads its store only at the start")
     await on_store(change)
@@ -130,7 +131,7 @@ async def _change(request: Request, registry: Registry, change: Callable[[], Rol
 
 
 def _check(parameters: dict[str, Any]) -> None:
-    """Raises BadValue for parameters that would replace the model's configuration or files."""
+    """Raise BadValue for parameters that would replace the model's configuration or files."""
     for name in parameters:
         if name == "config" or name.startswith("file:"):
             raise BadValue(
@@ -141,7 +142,7 @@ def _check(parameters: dict[str, Any]) -> None:
 
 
 async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
-    """Return a JSON body, which may be empty. Raises as ``read_body`` does."""
+    """Return a JSON body, which may be empty. Raises BadValue, and the errors of ``read_body``."""
     set_deadline(request, settings.request_seconds)
     content = await read_body(request, max_json_bytes(settings.max_body_bytes, 0), settings.body_seconds)
     try:
@@ -151,7 +152,10 @@ async def _read_body(request: Request, model: type[B], settings: Settings) -> B:
 
 
 def _entry(registry: Registry, version: VersionStatus) -> dict[str, str]:
-    """Return an entry of the index. Triton has no state for versions that are loaded on demand."""
+    """Return the entry of a version in the index.
+
+    A version that is loaded on demand is listed as unavailable, because Triton has no state for it.
+    """
     reason = version.reason
     if version.state in (VersionState.UNLOADED, VersionState.LOADING):
         served = version.number in registry.version_sets[version.name].numbers

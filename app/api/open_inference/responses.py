@@ -12,7 +12,7 @@ from app.store import TaskName
 
 
 class InferenceError(ResponseModel):
-    """Every failure under /v2."""
+    """The body of every error response under /v2."""
 
     error: str
 
@@ -134,7 +134,7 @@ class InferenceResponse(ResponseModel):
 
 
 class GenerateParameters(BaseModel):
-    """Sampling parameters. They may also stand beside `text_input`."""
+    """Sampling parameters. They may be inside `parameters`, or beside `text_input`."""
 
     max_characters: int = Field(200, ge=1, description="length of the continuation in characters")
     max_tokens: int = Field(200, ge=1, description="another name of `max_characters`")

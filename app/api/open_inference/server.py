@@ -1,4 +1,4 @@
-"""The server's health and metadata under ``/v2``."""
+"""Endpoints under ``/v2`` for the server's health and metadata."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def router(registry: Registry) -> APIRouter:
         },
     )
     async def check_live() -> Response:
-        """Answer 503 when the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`: restart the process."""
+        """Answer 503 if the engine has hung for twice `QUARTET_LIVENESS_TIMEOUT_SECONDS`. Then restart the process."""
         live = registry.executor.stalled_seconds() < 2 * registry.settings.liveness_timeout_seconds
         return Response(orjson.dumps({"live": live}), 200 if live else 503, media_type="application/json")
 
@@ -43,7 +43,7 @@ def router(registry: Registry) -> APIRouter:
         },
     )
     async def check_ready() -> Response:
-        """Answer 503 when requests should go to another server."""
+        """Answer 503 if the service is not ready and requests should go to another server."""
         ready = not registry.problems()
         content = {"live": True, "ready": ready}
         return Response(orjson.dumps(content), 200 if ready else 503, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Triton's statistics: counts and times of each model, from the metrics of ``/metrics``."""
+"""Triton's statistics. They have counts and times of each model, and come from the same metrics as ``/metrics``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from app.tasks import TASKS
 def router(registry: Registry, metrics: Metrics) -> APIRouter:
     """Return the routes ``/v2/models/stats`` and ``/v2/models/{name}/stats``.
 
-    They must precede the routes of ``metadata``, which take "stats" as the name of a model.
+    Add these routes before those of ``metadata``, which would take "stats" as the name of a model.
     """
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses=FAILURES)
 
@@ -56,10 +56,11 @@ def router(registry: Registry, metrics: Metrics) -> APIRouter:
 
 
 def _statistics(model: LoadedModel, totals: dict[tuple[str, str, str], float]) -> dict[str, Any]:
-    """Return the statistics of a version. They include metrics that all versions of the model share.
+    """Return the statistics of a version, including metrics of the model that are not separated by version.
 
-    ``queue`` counts rows that left the queue, and ``compute_infer`` batches. For texts, ``compute_infer`` counts steps
-    of the engine, and the inferences are texts. Input and output times are not measured, and always 0.
+    ``queue`` counts how often rows of a request left the queue. ``compute_infer`` counts batches, or for text models
+    steps of the engine. ``inference_count`` counts rows, or for text models texts. The times of inputs and outputs are
+    not measured and always 0.
     """
 
     def total(metric: str) -> float:
