@@ -1,7 +1,7 @@
-"""The OpenAPI document: bodies and queries that endpoints read themselves, shared headers, and examples.
+"""Complete the OpenAPI document with bodies and queries that endpoints read themselves, shared headers, and examples.
 
-Every example request succeeds with the models of this repository. ``examples/responses.json`` holds real answers,
-shortened: one of each operation by its ``operationId``, and one of each kind of error by its schema and status.
+Every example request succeeds with the models of this repository. ``examples/responses.json`` has real answers in a
+shortened form: one for each operation, by its ``operationId``, and one for each kind of error, by schema and status.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 EXAMPLES = Path(__file__).with_name("examples")
 REFERENCE = "#/components/schemas/{model}"
-SCHEMAS = "x-schemas"  # schemas of an operation by name; ``complete`` moves them into the document's components
+SCHEMAS = "x-schemas"  # key for the schemas of an operation; ``complete`` moves them into the document's components
 BINARY = {"type": "string", "format": "binary"}
 
 # A test image of CIFAR-10: a horse, 32 x 32 pixels.
@@ -30,7 +30,7 @@ CLASSIFY_EXAMPLE = {"images": [base64.b64encode((EXAMPLES / "horse.jpg").read_by
 
 GENERATE_TEXT_EXAMPLE = {"prompt": "ROMEO:", "max_characters": 200, "temperature": 0.8, "seed": 1}
 
-# Eighty values of the workshop's series: a sine over [0, 20] at 1,000 points, and Gaussian noise of 0.2.
+# 80 values like those that sine-lstm was trained on: a sine over [0, 20] at 1,000 points, with noise from N(0, 0.2²).
 _noise = random.Random(0)
 _values = [round(math.sin(20 / 999 * i) + _noise.gauss(0, 0.2), 3) for i in range(200, 280)]
 FORECAST_EXAMPLE = {"values": _values, "horizon": 12, "levels": [80, 95]}
@@ -88,7 +88,7 @@ WITH_TIMEOUT = {"parameters": [REQUEST_TIMEOUT]}  # ``openapi_extra`` of an endp
 
 
 def schemas_of(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """The JSON schemas of a model and of the models in it, by name, with references into the document's components."""
+    """Return the JSON schemas of a model and of the models in it, by name. They refer to each other as components."""
     schema = model.model_json_schema(ref_template=REFERENCE)
     return {**schema.pop("$defs", {}), model.__name__: schema}
 
@@ -101,11 +101,16 @@ def request_body(
     form: dict[str, Any] | None = None,
     others: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """``openapi_extra`` of an endpoint that reads a JSON body of ``model`` itself, until the request's deadline.
+    """Return ``openapi_extra`` for an endpoint that reads its JSON body itself, until the request's deadline.
 
-    ``example`` must succeed. ``query`` is the model of the query parameters. ``form`` is the schema of a multipart
-    form, named by its title; it comes first. ``others`` are further media types. The endpoint reads an empty body as
-    ``{}``, so a body is required if the model has required fields.
+    An empty body counts as ``{}``, so the body is required only if ``model`` has required fields.
+
+    Args:
+        model: the model of the JSON body.
+        example: a body with which a request succeeds.
+        query: the model of the query parameters.
+        form: the schema of a multipart form, with its name as title. The document lists it before the JSON body.
+        others: further media types with their schemas.
     """
     schemas, content = schemas_of(model), {}
     if form:
@@ -122,7 +127,7 @@ def request_body(
 
 
 def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
-    """``openapi_extra`` of an endpoint that reads its query parameters itself."""
+    """Return ``openapi_extra`` for an endpoint that reads its query parameters itself."""
     schemas = model.model_json_schema()["properties"]
     parameters = [
         {
@@ -138,7 +143,7 @@ def query_parameters(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def error_document(description: str, headers: dict[str, Any] | None = None) -> dict[str, Any]:
-    """An error response for a complete document."""
+    """Return an error response to add to a document that is already complete."""
     content = {"application/json": {"schema": {"$ref": REFERENCE.format(model="ErrorBody")}}}
     return {"description": description, "headers": REQUEST_ID_HEADER | (headers or {}), "content": content}
 
@@ -147,13 +152,13 @@ def install(app: FastAPI) -> None:
     """Complete the document that FastAPI makes; see ``complete``."""
     build = app.openapi
     app.openapi = cache(lambda: complete(build()))  # type: ignore[method-assign]  # as FastAPI documents it
-    content = cache(lambda: orjson.dumps(app.openapi()))  # FastAPI would encode it for each request, in milliseconds
+    content = cache(lambda: orjson.dumps(app.openapi()))  # FastAPI would encode it again for each request
     routes = app.router.routes
     index = next(i for i, route in enumerate(routes) if getattr(route, "path", "") == app.openapi_url)
     original: Any = routes[index]
 
     async def document(request: Request) -> Response:
-        if request.scope.get("root_path"):  # then the document contains it
+        if request.scope.get("root_path"):  # the document contains this path, so it differs between requests
             response: Response = await original.endpoint(request)
             return response
         return Response(content(), media_type="application/json")
@@ -176,7 +181,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
                 if schemas.setdefault(name, schema) != schema:
                     raise ValueError(f"two different schemas are named {name}")
             for parameter in operation.get("parameters", []):
-                if "examples" in parameter.get("schema", {}):  # Swagger UI fills in the parameter's own example only
+                if "examples" in parameter.get("schema", {}):  # Swagger UI fills in only the parameter's own example
                     parameter["example"] = parameter["schema"].pop("examples")[0]
             operation["parameters"] = [*operation.get("parameters", []), REQUEST_ID]
             for status, response in operation["responses"].items():
@@ -187,7 +192,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _add_examples(response: dict[str, Any], status: str, own: dict[str, Any], examples: dict[str, Any]) -> None:
-    """Add the examples of a response. FastAPI drops null values of examples, so they cannot be given to it."""
+    """Add the examples of a response. They are added here, because FastAPI would drop null values in examples."""
     for kind, content in response.get("content", {}).items():
         name = content.get("schema", {}).get("$ref", "").rpartition("/")[2]
         if example := own.get(kind) if status == "200" else examples["errors"].get(name, {}).get(status):

@@ -28,10 +28,10 @@ from app.store.disk_thread import DiskThread
 BYTES_PER_VALUE = 5  # processing this many bytes or pixels takes as long as one value
 JSON_BYTES = 64 * 1024  # allowed for a JSON body, besides its prompt or values
 EXTRA_COMMAS = 64  # allowed in a JSON body, besides those of its prompt or values
-MAX_FIELDS = 2000  # of all objects in a JSON body
-MAX_SEED = 2**53  # JSON readers that use doubles keep every smaller integer
+MAX_FIELDS = 2000  # in all objects of a JSON body together
+MAX_SEED = 2**53  # JSON readers that use doubles keep all smaller integers exact
 CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")  # allowed for forms; some other codecs take minutes
-SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time: each write costs a change of threads
+SPOOL_CHUNK_BYTES = 2**20  # written to the file at a time, because each write costs a switch to another thread
 
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
 ModelName = Annotated[
@@ -48,7 +48,7 @@ class RequestBody(BaseModel):
 
 
 def with_limits(model: type[Model], **limits: dict[str, Any]) -> type[Model]:
-    """Return the model with further constraints on some fields. OpenAPI shows them too."""
+    """Return a subclass of ``model`` with further constraints on some fields. The OpenAPI document shows them too."""
     fields: dict[str, Any] = {}
     for name, limit in limits.items():
         info = model.model_fields[name]
@@ -62,7 +62,7 @@ def max_json_bytes(max_body_bytes: int, content_bytes: int) -> int:
 
 
 async def read_body(request: Request, limit: int, pause_seconds: float, codings: Collection[str] = ()) -> bytes:
-    """Return the body, still compressed if it is sent in one of the content codings ``codings``.
+    """Return the body. It is still compressed if the client sent it in one of the content codings ``codings``.
 
     Raises:
         BadValue: the body has another content coding.
@@ -111,7 +111,7 @@ async def read_raw_body(request: Request, limit: int, pause_seconds: float) -> b
 
 
 async def spool_body(request: Request, disk: DiskThread, file: IO[bytes], limit: int, pause_seconds: float) -> None:
-    """Write the body to ``file`` as it arrives, and rewind the file. For bodies that are too large for memory.
+    """Write the body to ``file`` as it arrives, and rewind the file. Use this for bodies that are too large for memory.
 
     Raises:
         TooLarge, TooSlow, CallerGone: as in ``read_body``. There is no deadline.
@@ -162,8 +162,9 @@ def _disconnected() -> QuartetError:
 
 @dataclass(frozen=True)
 class BodyReader:
-    """Limits for reading bodies: bytes, seconds without a byte, and JSON fields. Large bodies are parsed on a thread
-    of ``executor``.
+    """Limits for reading bodies: bytes, seconds without a new byte, and JSON fields.
+
+    Large bodies are parsed on a thread of ``executor``.
     """
 
     limit: int
@@ -175,9 +176,10 @@ class BodyReader:
 async def read_json(
     request: Request, model: type[Model], reader: BodyReader, max_commas: int, queries: Collection[str] = ()
 ) -> Model:
-    """Return a JSON body as a model, whatever its Content-Type is.
+    """Return a JSON body as a model. Its Content-Type is ignored.
 
-    ``max_commas`` bounds the cost of parsing. ``queries`` are the allowed query parameters.
+    ``max_commas`` limits the commas in the body, and so the cost of parsing. ``queries`` are the allowed query
+    parameters.
 
     Raises:
         BadValue: the body does not fit the model, or a query parameter is not allowed.
@@ -190,7 +192,7 @@ async def read_json(
                 raise BadValue(f"there is no query parameter {quote_value(name)} here; send it in the body", name)
     content = await read_body(request, reader.limit, reader.pause_seconds)
     size = len(content) // BYTES_PER_VALUE
-    if size <= INLINE_SIZE:  # the usual case: no coroutine for a step on the event loop
+    if size <= INLINE_SIZE:  # the usual case, without the cost of a coroutine
         return _parse_model(content, max_commas, model, reader.max_fields)
     return await run_before_deadline(
         request, reader.executor, size, _parse_model, content, max_commas, model, reader.max_fields
@@ -211,10 +213,10 @@ def _parse_model(content: bytes, max_commas: int, model: type[Model], max_fields
 
 
 def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) -> dict[str, Any]:
-    """Parse a JSON object. An empty body is an empty object.
+    """Return the fields of a JSON object. An empty body counts as an empty object.
 
     Raises:
-        BadValue: the body is not a JSON object, has too many commas or fields, or a field more than once.
+        BadValue: the body is not a JSON object, has too many commas or fields, or has a field more than once.
     """
     if (commas := content.count(b",")) > max_commas:
         raise BadValue(f"the body has about {commas + 1:,} values and names; allowed are {max_commas:,}")
@@ -224,9 +226,9 @@ def parse_object(content: bytes, max_commas: int, max_fields: int = MAX_FIELDS) 
         raise BadValue(f"the body is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadValue(f"the body is {quote_value(body)}; it should be an object")
-    colons = content.count(b":")  # strings may contain some of them
+    colons = content.count(b":")  # including those inside strings
     if colons > max_fields or colons > _count_fields(body):
-        if (colons := _count_colons(content)) > max_fields:  # validation reports every wrong field
+        if (colons := _count_colons(content)) > max_fields:  # too many, because validation reports each wrong field
             raise BadValue(f"the body has {colons:,} fields; allowed are {max_fields:,}")
         if colons > _count_fields(body):  # the parser keeps the last of several fields with the same name
             _reject_duplicates(content)
@@ -249,7 +251,7 @@ def _count_fields(value: Any) -> int:
 
 def validate(fields: dict[str, Any], model: type[Model]) -> Model:
     """Return the fields as a model. Raises BadValue."""
-    for name in fields:  # before pydantic, which would report each of a million unknown fields
+    for name in fields:  # checked before pydantic, which would report each of a million unknown fields
         if name not in model.model_fields:
             raise unknown_field(name, model.model_fields)
     try:
@@ -259,7 +261,7 @@ def validate(fields: dict[str, Any], model: type[Model]) -> Model:
 
 
 def _reject_duplicates(content: bytes) -> None:
-    """Raises BadValue for JSON with two fields of the same name in one object."""
+    """Raise BadValue for JSON with two fields of the same name in one object."""
     try:
         json.loads(content, object_pairs_hook=_unique_fields, parse_int=str, parse_float=str)
     except ValueError as error:  # pydantic's parser accepts some JSON that this one does not
@@ -276,7 +278,7 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class FormField(NamedTuple):
-    """A field of a form: a file with ``content`` as bytes, or a text."""
+    """A field of a form. ``content`` has the bytes of a file, or a text."""
 
     name: str
     filename: str | None
@@ -284,7 +286,7 @@ class FormField(NamedTuple):
 
 
 async def read_form(request: Request, reader: BodyReader, max_files: int) -> list[FormField]:
-    """Return the fields of a multipart body. Files stay in memory: the size of the body is bounded.
+    """Return the fields of a multipart body. Files stay in memory, because the size of the body is limited.
 
     Raises:
         BadValue: the body is not a form, has another charset than UTF-8, or more than ``max_files`` files or texts.
@@ -327,5 +329,5 @@ async def _parse_form(content: bytes, content_type: str, max_files: int) -> list
             for name, value in form.multi_items()
         ]
     finally:
-        for file in parser._files_to_close_on_error:  # a broken form has files that are not in ``form``
+        for file in parser._files_to_close_on_error:  # files of a broken form, which are not in ``form``
             file.close()

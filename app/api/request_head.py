@@ -22,7 +22,7 @@ Query = TypeVar("Query", bound=BaseModel)
 
 
 def headers(request: Request) -> dict[bytes, bytes]:
-    """Return the headers by their names in lower case. The last one counts if several have the same name."""
+    """Return the headers by their names in lower case. If several have the same name, the last one counts."""
     scope = request.scope
     if HEADERS not in scope:
         scope[HEADERS] = dict(scope["headers"])
@@ -31,13 +31,13 @@ def headers(request: Request) -> dict[bytes, bytes]:
 
 
 def header(request: Request, name: bytes, default: str = "") -> str:
-    """Return the value of a header; ``name`` is in lower case. The last one counts if several have that name."""
+    """Return the value of a header; ``name`` is in lower case. If several have this name, the last one counts."""
     value = headers(request).get(name)
     return default if value is None else value.decode("latin-1")
 
 
 def read_query(request: Request, model: type[Query]) -> Query:
-    """Return the query parameters as a model, which other requests may share: do not change it. Raises BadValue."""
+    """Return the query parameters as a model. Other requests may share it, so do not change it. Raises BadValue."""
     query_string: bytes = request.scope["query_string"]
     if len(query_string) > CACHED_QUERY_BYTES:
         return _parse_query(query_string, model)
@@ -61,7 +61,7 @@ _cached_query = lru_cache(CACHED_QUERIES)(_parse_query)  # caches no errors
 
 
 def preferred_media_type(accept: str, offered: Sequence[str]) -> str:
-    """Return the offered media type that an Accept header (RFC 9110, 12.5.1) prefers; of equal ones the first."""
+    """Return the offered media type that an Accept header (RFC 9110, 12.5.1) prefers, or the first of equal ones."""
     ranges = [part.strip().lower().split(";") for part in accept.split(",")]
     weights = []
     for media_type in offered:

@@ -15,7 +15,7 @@ from app.api.openapi import BINARY, RETRY_AFTER
 from app.serving.loader import LoadedModel
 from app.store import Card, TaskName, TensorSpec
 
-MIN_LOG_PROBABILITY = -9999.0  # log-probability of an impossible character, as in vLLM: JSON has no minus infinity
+MIN_LOG_PROBABILITY = -9999.0  # for an impossible character, as in vLLM, because JSON has no minus infinity
 
 
 class ResponseModel(BaseModel):
@@ -177,7 +177,10 @@ class ErrorBody(ResponseModel):
 
 
 def error_responses(model: type[BaseModel], bad_request: str) -> dict[int | str, dict[str, Any]]:
-    """The errors of an endpoint that runs a model. ``bad_request`` describes the statuses from 400 to 499."""
+    """Return the error responses of an endpoint that runs a model, for the OpenAPI document.
+
+    ``bad_request`` describes the statuses from 400 to 499.
+    """
     return {
         "4XX": {"model": model, "description": bad_request},
         429: {
@@ -202,26 +205,26 @@ ERROR_RESPONSES = error_responses(
 
 
 def with_model(model: LoadedModel, **rest: Any) -> dict[str, Any]:
-    """An answer with the name and version of the model that gave it."""
+    """Return the fields ``rest`` of an answer together with the name and version of the model that gave it."""
     return {"model": model.card.name, "version": model.card.version, **rest}
 
 
 def success_response(
     model: type[BaseModel], content: dict[str, Any] | None = None, description: str = "Success"
 ) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of an endpoint that answers 200 with ``model`` in JSON, or with a media type of ``content``."""
+    """Return ``responses`` for an endpoint that answers 200 with JSON of ``model`` or a media type in ``content``."""
     return {200: {"model": model, "content": content or {}, "description": description}}
 
 
 def file_response(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of an endpoint that answers 200 with a file; its ``response_class`` must be ``Response``."""
+    """Return ``responses`` for an endpoint that answers 200 with a file. Its response class must be ``Response``."""
     return {200: {"content": {media_type: {"schema": BINARY}}, "description": description}}
 
 
 def stream_response(description: str) -> dict[str, Any]:
-    """The ``content`` of an answer that may be a stream of server-sent events.
+    """Return the ``content`` of an answer that may be a stream of server-sent events.
 
-    The schema has no type: some tools apply it to the whole stream, and others to each event.
+    The schema has no type, because some tools apply it to the whole stream, and others to each event.
     """
     return {"text/event-stream": {"schema": {"description": description}}}
 

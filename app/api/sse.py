@@ -18,7 +18,7 @@ from app.errors import CallerGone, NotReady, QuartetError
 
 log = logging.getLogger("quartet")
 DONE = b"data: [DONE]\n\n"
-MAX_CLOSE_SECONDS = 1.0  # for sending the error that ends a stream to a client that does not read
+MAX_CLOSE_SECONDS = 1.0  # longest time for sending the error that ends a stream, because the client may not read
 
 
 def event(data: object) -> bytes:
@@ -27,12 +27,13 @@ def event(data: object) -> bytes:
 
 
 class EventStream(Response):
-    """Sends ``events`` as they come, and ``last`` at the end.
+    """A response that sends ``events`` as they come, and ``last`` at the end.
 
     An error before the first event becomes a response with the error's status. A later error becomes an event, so that
-    no stream ends without a reason. FastAPI's ``EventSourceResponse`` does neither: it starts the response first.
+    no stream ends without a reason. FastAPI's ``EventSourceResponse`` does neither, because it starts the response
+    before the first event.
 
-    Back-pressure: while the client does not read, no further event is requested from ``events``.
+    While the client does not read, no further event is taken from ``events`` (back-pressure).
 
     Raises:
         CallerGone: the client disconnected.

@@ -36,9 +36,9 @@ from app.tasks import GENERATE_TEXT
 from app.tasks.text_generation import Continuation, TextGenerator, memory_bytes
 from app.tasks.token_sampling import LogProbs, SamplingOptions
 
-VALUES_PER_LOG_PROB = 80  # values encoded in the time of one character with its log-probabilities
+VALUES_PER_LOG_PROB = 80  # encoding a character with its log-probabilities takes as long as this many values
 VALUES_PER_PART = 1000  # log-probabilities that are encoded at a time
-MIN_TOP_P = 1e-12  # replaces top_p 0: only the most likely character is left
+MIN_TOP_P = 1e-12  # replaces a top_p of 0; then only the most probable character can be drawn
 MAX_BIASES = 1000
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -87,7 +87,7 @@ class CompletionRequest(InferenceBody):
 
 @dataclass(frozen=True)
 class CompletionChoice:
-    """A text of the response. ``echo`` is the prompt or empty; ``prompt_log_probs`` are those of ``echo``."""
+    """A text of the response. ``echo`` is the prompt if it is repeated; ``prompt_log_probs`` belong to ``echo``."""
 
     text: Continuation
     prompt: str
@@ -96,7 +96,7 @@ class CompletionChoice:
 
 
 class CompletionInference(Inference[TextGenerator]):
-    """Generates the choices of a request."""
+    """Generates the texts of a request, which the protocol calls choices."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class CompletionInference(Inference[TextGenerator]):
         return json_response({**self.head, "choices": choices, "usage": self._usage()})
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield an event for each delta of a choice, and at the end one with the usage if the request asks for it."""
+        """Yield an event for each new part of a choice. If requested, a last event has the numbers of characters."""
         include_usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         no_usage: dict[str, Any] = {"usage": None} if include_usage else {}
 
@@ -183,16 +183,16 @@ class CompletionInference(Inference[TextGenerator]):
             yield event({**self.head, "choices": [], "usage": self._usage()})
 
     def _generated(self, choice: CompletionChoice) -> str:
-        """Return the generated text. With max_tokens 0 one character is generated all the same, and left out."""
+        """Return the generated text. If max_tokens is 0, the network generates one character, but it is omitted."""
         return "" if self.body.max_tokens == 0 else choice.text.text
 
     def _choice_size(self, choice: CompletionChoice, start: int, length: int) -> int:
-        """Return the size, in values, of encoding ``length`` characters from ``start`` on, and of the echo."""
+        """Return the cost, in values, of encoding ``length`` characters, and also the echo if ``start`` is 0."""
         characters = length + (len(choice.echo) if start == 0 else 0)
         return characters if self.body.logprobs is None else VALUES_PER_LOG_PROB * characters
 
     def _choice(self, index: int, start: int, new: str, finished: bool) -> dict[str, Any]:
-        """Return choice ``index`` with the characters ``new`` at ``start``. The echo precedes the first of them."""
+        """Return choice ``index`` with the characters ``new`` at position ``start``. Position 0 follows the echo."""
         choice = self.choices[index]
         echo = choice.echo if start == 0 else ""
         log_probs = None if self.body.logprobs is None else self._log_probs(choice, echo, start, new)
@@ -226,14 +226,14 @@ class CompletionInference(Inference[TextGenerator]):
         return {**log_probs, character: _finite(log_prob)}
 
     def _usage(self) -> dict[str, int]:
-        """Count characters. The prompt of several choices counts once."""
+        """Return the numbers of characters. A prompt with several choices counts once."""
         prompt = sum(len(choice.prompt) for choice in self.choices[:: self.body.n or 1])
         completion = sum(len(self._generated(choice)) for choice in self.choices)
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def _encoded(values: Iterator[Any]) -> orjson.Fragment:
-    """Encode a list in parts: all of these objects together would take several times the memory of their JSON."""
+    """Encode a list as JSON in parts, because all objects at once would need several times the memory of the JSON."""
     parts = []
     while part := list(islice(values, VALUES_PER_PART)):
         parts.append(orjson.dumps(part)[1:-1])
@@ -245,14 +245,14 @@ def _finite(value: float) -> float:
 
 
 def _prompt_size(prompt: Any) -> int:
-    """Return the approximate number of characters or ids in a prompt that is not checked yet."""
+    """Return the approximate number of characters or ids in a prompt that has not been checked."""
     if isinstance(prompt, list):
         return sum(len(each) if isinstance(each, str | list) else 1 for each in prompt)
     return len(prompt) if isinstance(prompt, str) else 0
 
 
 def _check(body: CompletionRequest) -> None:
-    """Raises BadValue for fields that contradict each other."""
+    """Raise BadValue for fields that contradict each other or are not supported."""
     if body.best_of not in (None, body.n or 1):
         raise BadValue(f"best_of is {quote_value(body.best_of)}; it should equal n, which is {body.n or 1}", "best_of")
     if body.suffix:
@@ -266,7 +266,7 @@ def _check(body: CompletionRequest) -> None:
 
 
 def _native_fields(body: CompletionRequest) -> dict[str, Any]:
-    """Return the fields of the native request, except the prompt."""
+    """Return the fields for a request to ``/v1/text/continue``, except the prompt."""
     return {
         "max_characters": 16 if body.max_tokens is None else max(body.max_tokens, 1),
         "temperature": 1.0 if body.temperature is None else body.temperature,
@@ -279,7 +279,10 @@ def _native_fields(body: CompletionRequest) -> dict[str, Any]:
 
 
 def _prompts(prompt: Any, predictor: TextGenerator) -> list[str]:
-    """Return the texts of a prompt: one text or a list of texts, in characters or character ids. Raises BadValue."""
+    """Return the texts in the field ``prompt``. It has one text or several, as strings or as lists of character ids.
+
+    Raises BadValue.
+    """
     if prompt is None or isinstance(prompt, str):
         return [prompt or ""]
     if not isinstance(prompt, list) or not prompt:

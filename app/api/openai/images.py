@@ -1,4 +1,4 @@
-"""OpenAI's image generation: ``/v1/images/generations``. A prompt names labels, as in "three sevens and a 2"."""
+"""OpenAI's image generation: ``/v1/images/generations``. A prompt contains labels, such as "three sevens and a 2"."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ImageGenerationRequest(InferenceBody):
 
 
 class ImageGenerationInference(Inference[ImageSampler]):
-    """Draws the images that a prompt names. Raises BadValue for a prompt that the model cannot generate."""
+    """Generates the images that a prompt asks for. Raises BadValue for a prompt that the model cannot draw."""
 
     def __init__(self, model: LoadedModel[ImageSampler], body: ImageGenerationRequest, max_samples: int) -> None:
         super().__init__(model)
@@ -69,7 +69,7 @@ class ImageGenerationInference(Inference[ImageSampler]):
         self.seed = secrets.randbelow(2**32) if body.seed is None else body.seed
 
     def _check(self, body: ImageGenerationRequest) -> None:
-        """Raises BadValue for a response format or image size that is not available."""
+        """Raise BadValue for a response format or an image size that is not available."""
         if body.response_format not in (None, "b64_json"):
             allowed = "allowed is 'b64_json': this service stores no images, so it has no URLs for them"
             raise BadValue(f"response_format is {quote_value(body.response_format)}; {allowed}", "response_format")
@@ -126,7 +126,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         responses=success_response(ImageGenerationResponse, description="The images as PNG files"),
     )
     async def generate(request: Request) -> Response:
-        """Generate the images that a prompt names, as OpenAI's image endpoint does.
+        """Generate images for the labels in a prompt, like OpenAI's image endpoint.
 
         A prompt without a label, such as "digits", gives images of random labels.
         """

@@ -19,14 +19,14 @@ IGNORED_WORDS = {
     *("a", "an", "the", "and", "of", "me", "please", "draw", "with", "handwritten"),
     *("digit", "digits", "number", "numbers", "image", "images", "picture", "pictures"),
 }
-MAX_COUNT = 10**5  # images of one label; larger numbers are cut
+MAX_COUNT = 10**5  # images of one label; larger numbers are replaced by this one
 
 
 def prompt_labels(prompt: str, labels: Sequence[str], model: str) -> list[tuple[str, int]]:
-    """Return the labels in a prompt with the number of images of each; an empty list for a prompt such as "digits".
+    """Return each label in a prompt with its number of images. Without labels, as in "digits", the list is empty.
 
-    A number before a plural is a count: "three sevens", "2 cats". Any other number is a label, or one label for each
-    of its digits: "42". ``model`` is the model's name in error messages.
+    A number before a plural is a count, as in "three sevens" or "2 cats". Any other number is a label, or one label for
+    each of its digits, as in "42". ``model`` is the model's name for error messages.
 
     Raises:
         BadValue: a word is not a label, a number or an ignored word.
@@ -68,7 +68,7 @@ def _number(word: str) -> int | None:
 
 
 def _names(labels: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the labels by their singular names and by their plural names."""
+    """Return two dictionaries: the labels by their singular names, and the labels by their plural names."""
     words = {str(value): word for word, value in NUMBERS.items()}
     singulars = {label.lower(): label for label in labels} | {words[label]: label for label in labels if label in words}
     plurals = {name + ending: label for name, label in singulars.items() for ending in ("s", "es")}
