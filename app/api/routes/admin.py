@@ -1,4 +1,4 @@
-"""The commands of ``python -m app.models`` over HTTP, with the admin key. Without a key these routes do not exist."""
+"""Endpoints for the commands of ``python -m app.models``. They need the admin key, and exist only if one is set."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def guard(key: str) -> Callable[..., Any]:
 
 
 def check_admin_key(sent: str, key: str) -> None:
-    """Compare keys in constant time. Raises Unauthorized."""
+    """Raise Unauthorized if the keys differ. The comparison takes the same time for all keys."""
     digests = (hashlib.sha256(each.encode("utf-8", "surrogateescape")).digest() for each in (sent, key))
     if not hmac.compare_digest(*digests):
         raise Unauthorized("this needs the admin key, as `Authorization: Bearer KEY`")
@@ -183,7 +183,7 @@ def _add_reading(routes: APIRouter, store: pathlib.Path) -> None:
         responses=success_response(StoreVerification, description="One row for each file or version"),
     )
     async def verify() -> Response:
-        """Read all versions again and check hashes, sizes and that all weights are finite."""
+        """Read all versions again. Check hashes and sizes, and that all weights are finite."""
         return json_response({"data": await on_store(lambda: list(catalogue.verify(store)))})
 
 
@@ -198,9 +198,9 @@ def _add_rollout(routes: APIRouter, registry: Registry, settings: Settings) -> N
         responses=success_response(StoredVersions, description="The versions of the model, after the change"),
     )
     async def activate(name: ModelName, request: Request) -> Response:
-        """Use a version for requests that name none, or as a canary for a share of them.
+        """Use a version for all requests that name no version, or (as a canary) for a share of them.
 
-        All processes follow within two seconds.
+        All processes apply the change within two seconds.
         """
         set_deadline(request, settings.request_seconds)
         body = await read_json(request, Activation, reader, MAX_COMMAS)
@@ -245,7 +245,7 @@ def _add_archives(routes: APIRouter, settings: Settings) -> None:
         responses=success_response(ImportResponse, description="The versions of the model, after the import"),
     )
     async def import_version(request: Request) -> Response:
-        """Add a version from an archive that an export gave, after checking all of it."""
+        """Check an archive that was made by an export, and add its version to the store."""
         renumber = read_query(request, ImportQuery).renumber
         disk = DiskThread("import")
         try:
@@ -285,10 +285,10 @@ async def on_store(work: Callable[[], R], otherwise: type[QuartetError] = Confli
         NotFound: the version does not exist.
         Conflict: the rollout does not allow the change.
         StoreNotWritable: the store is read-only, or the disk is full.
-        QuartetError: another StoreError, as ``otherwise``.
+        QuartetError: another StoreError occurred, and was translated to the class ``otherwise``.
     """
     try:
-        return await DiskThread("admin").run(work)  # a thread for each request: some take minutes
+        return await DiskThread("admin").run(work)  # a thread for each request, because some take minutes
     except VersionNotFound as error:
         raise NotFound(str(error), "name") from None
     except RolloutRefused as error:

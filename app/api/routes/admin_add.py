@@ -1,6 +1,7 @@
-"""Import a trained network over HTTP: ``python -m app.models add`` in a separate process.
+"""Import a trained network over HTTP.
 
-A file that exhausts the memory or ends its process does not harm the service.
+The command ``python -m app.models add`` runs in a separate process. So a file that exhausts the memory or crashes the
+process does not harm the service.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from app.store import TaskName, atomic_files, catalogue
 from app.store.disk_thread import DiskThread
 
 IMPORT_SECONDS = 600.0  # seconds after which an import is stopped
-FLAGS = {  # value, and its option
+FLAGS = {  # the value that is not the default, and the option for it
     "softmax": (False, "--no-softmax"),
     "standardise": (True, "--standardise"),
     "non_negative": (True, "--non-negative"),
 }
 NAME = r"^[a-z0-9][a-z0-9-]{0,63}$"
-FILES = ("labels", "vocabulary")  # their content is in the query; the command reads files
+FILES = ("labels", "vocabulary")  # sent as text in the query, but read from files by the command
 
 
 class AddQuery(BaseModel):
-    """The options of the command. Lists are separated by commas."""
+    """The options of the command. The items of a list are separated by commas."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -81,7 +82,7 @@ class AddQuery(BaseModel):
 def add_route(routes: APIRouter, settings: Settings) -> None:
     """Add the route ``/add``."""
     body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": BINARY}}}}
-    running = asyncio.Lock()  # each import computes on all cores for some seconds
+    running = asyncio.Lock()  # one import at a time, because each uses all cores for some seconds
 
     @routes.post(
         "/add",
@@ -93,7 +94,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
     async def add_model(request: Request) -> Response:
         """Publish a `.pt2` file of `torch.export.save`, or an ONNX file, as a version.
 
-        A ZIP archive may hold an ONNX file and its external data.
+        An ONNX file with external data can be sent as a ZIP archive of both.
         Nothing in the file is unpickled or evaluated. The network is checked and measured, which takes some seconds.
         """
         query = read_query(request, AddQuery)
@@ -118,7 +119,7 @@ def add_route(routes: APIRouter, settings: Settings) -> None:
 
 
 def _run_command(query: AddQuery, folder: Path, store: Path) -> dict[str, Any]:
-    """Run the command on the file ``upload`` in ``folder``, and return the row of the model.
+    """Run the command on the file ``upload`` in ``folder``, and return its output, which describes the model.
 
     Raises:
         BadValue: the command rejects the file or an option.

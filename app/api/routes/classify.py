@@ -42,7 +42,7 @@ from app.tasks import CLASSIFY
 from app.tasks.classification import ImageClassifier
 from app.tasks.image_codecs import is_simple_image, overlay_heat_map
 
-BASE64_PART = 2**20  # characters, a multiple of 4; a part takes 1 ms
+BASE64_PART = 2**20  # characters that are decoded at a time, a multiple of 4; this takes 1 ms
 SMALL_BYTES = 32 * 1024  # files of up to this size in all may be decoded on the event loop
 
 
@@ -78,10 +78,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         responses=success_response(ClassifyResponse, description="The most probable labels of each image"),
     )
     async def classify(request: Request) -> Response:
-        """Name the most probable labels of one or several images.
+        """Return the most probable labels of one or several images.
 
         Send a multipart form with one or several files named `file`, JSON with images in base64, or the bytes of one
-        image file. Allowed are PNG, JPEG, WebP, GIF (first frame), BMP and TIFF of any size and orientation. The
+        image file. PNG, JPEG, WebP, GIF (first frame), BMP and TIFF files of any size and orientation are allowed. The
         service scales the whole image to the size that the model reads.
         """
         deadline = set_deadline(request, settings.request_seconds)
@@ -98,7 +98,7 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
 
 
 def _image_bodies(body_model: type[ClassifyRequest], settings: Settings) -> dict[str, Any]:
-    """Describe the three ways to send images for the OpenAPI document; a form with files comes first."""
+    """Return the description, for the OpenAPI document, of the three ways to send images. The form comes first."""
     files = {"type": "array", "items": BINARY, "maxItems": settings.max_images}
     form = {
         "title": "ClassifyForm",
@@ -123,10 +123,10 @@ class ImageFile:
 async def _files(
     request: Request, body_model: type[ClassifyRequest], settings: Settings, reader: BodyReader
 ) -> list[ImageFile]:
-    """Read the image files of a request: a form, JSON or the bytes of one image.
+    """Return the image files of a request. The body is a form, JSON or the bytes of one image.
 
     Raises:
-        BadValue, NotAnImage: the body is not one of these. Also raises as ``read_body`` does.
+        BadValue, NotAnImage: the body is none of these. Errors of ``read_body`` are passed on.
     """
     media_type = header(request, b"content-type").partition(";")[0].strip().lower()
     if media_type == "application/json":
@@ -157,7 +157,7 @@ def _decode_base64_files(images: list[str]) -> list[ImageFile]:
 
 
 def _decode_base64(text: str, param: str) -> bytes:
-    """Decode a file part by part: the event loop cannot run while a part is decoded."""
+    """Decode a file in parts, because the event loop cannot run while a part is decoded."""
     try:
         parts = []
         for start in range(0, len(text), BASE64_PART):
@@ -189,7 +189,7 @@ class ClassifyInference(Inference[ImageClassifier]):
         return self.predictor.open(file.content, self.max_pixels, file.param)
 
     def _open_small(self) -> list[Image.Image]:
-        """Open the images if decoding all of them takes no longer than a change of threads. Otherwise return none."""
+        """Open the images if decoding all of them is as fast as a switch of threads. Otherwise return an empty list."""
         if sum(len(file.content) for file in self.files) <= SMALL_BYTES and all(
             is_simple_image(file.content) for file in self.files
         ):
@@ -200,7 +200,7 @@ class ClassifyInference(Inference[ImageClassifier]):
 
     def parse(self) -> list[Tensor]:
         decode = self.predictor.decode
-        images, self.small_images = self.small_images, []  # the files stay open no longer than their decoding
+        images, self.small_images = self.small_images, []  # keep the files open only until they are decoded
         if images:
             return [decode(image, file.param) for image, file in zip(images, self.files, strict=True)]
         return [decode(self.open(file), file.param) for file in self.files]
@@ -229,7 +229,7 @@ def _top_labels(
 
 
 async def _explain(request: Request, registry: Registry, inference: ClassifyInference, deadline: float) -> Response:
-    """Classify with a heat map over each image. Raises as ``run_inference`` does, and TooLarge."""
+    """Classify the images, and add a heat map of each one. Raises TooLarge, and the errors of ``run_inference``."""
     executor, explainer = registry.parse_executor, inference.model.explainer
     if explainer is None:
         raise BadValue(f"explain is true; {inference.model.card.name} is imported and cannot explain", "explain")
@@ -237,7 +237,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
         await executor.run(_check_total_pixels, inference)
         items = await executor.run_or_inline(inference.parse_size, inference.parse)
         outputs, heat_maps = zip(*await explainer.submit(items), strict=True)
-        explanations = [  # one job for each image: the rest is not started after a disconnect
+        explanations = [  # one job for each image, so that no more jobs start after a disconnect
             await executor.run_admitted(_explanation, inference.open, file, heat_map)
             for file, heat_map in zip(inference.files, heat_maps, strict=True)
         ]
@@ -245,7 +245,7 @@ async def _explain(request: Request, registry: Registry, inference: ClassifyInfe
 
 
 def _check_total_pixels(inference: ClassifyInference) -> None:
-    """Raises TooLarge if all images together exceed the pixel limit of one image: all explanations are returned."""
+    """Raise TooLarge if all images together exceed the pixel limit of one image. The response contains all of them."""
     sizes = [inference.open(file).size for file in inference.files]
     if (total := sum(width * height for width, height in sizes)) > inference.max_pixels:
         raise TooLarge(

@@ -23,7 +23,7 @@ from app.tasks import FORECAST
 from app.tasks.covariates import read_covariates
 from app.tasks.forecasting import AnyForecaster, GlobalForecaster
 
-VALUES_PER_SERIES = 3000  # values parsed in the time that each series takes besides its values
+VALUES_PER_SERIES = 3000  # cost of each series in addition to its values, as a number of values
 BYTES_PER_NUMBER = 26  # largest size of a value in JSON
 
 Value = Annotated[float, Field(ge=-1e300, le=1e300)] | None
@@ -33,7 +33,7 @@ Start = Annotated[str, Field(max_length=100)]
 
 
 def _one_or_many(value: Any) -> str:
-    """Return the union tag of ``values``: one series, or a list of series."""
+    """Return the union tag for ``value``: ``one`` for one series, ``many`` for a list of series."""
     return "many" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
@@ -97,7 +97,7 @@ def request_model(settings: Settings) -> type[ForecastRequest]:
 
 
 def parse_size(body: ForecastRequest) -> int:
-    """Return the size of parsing the series, in values. For each series, gaps are filled and a season is searched."""
+    """Return the cost of parsing the series, in values. Parsing fills the gaps of each series and searches a season."""
     is_list = bool(body.values) and isinstance(body.values[0], list)
     lengths = [len(series) for series in body.values if isinstance(series, list)] if is_list else [len(body.values)]
     return sum(VALUES_PER_SERIES + length for length in lengths)
@@ -108,10 +108,10 @@ def parse_series(
 ) -> list[Any]:
     """Return one engine item for each series.
 
-    ``series_param`` is the name of series number {} in error messages.
+    ``series_param`` is a pattern for the name of a series in error messages, with {} in place of its number.
 
     Raises:
-        BadValue: too many series or values, a level that is repeated, or values that the model cannot read.
+        BadValue: there are too many series or values, a level is repeated, or the model cannot read the values.
     """
     is_list = bool(body.values) and isinstance(body.values[0], list)
     series: list[Any] = list(body.values) if is_list else [body.values]
@@ -125,7 +125,7 @@ def parse_series(
         raise BadValue(f"levels is {quote_value(body.levels)}; each may come once", "levels")
     parse, season = model.predictor.parse, body.seasonality
     params = [series_param.format(i) if is_list else "values" for i in range(len(series))]
-    if covariates is not None:  # then the network forecasts any series
+    if covariates is not None:  # only global forecasters, which forecast any series, have covariates
         parse = cast(GlobalForecaster, model.predictor).parse
         rows = zip(params, series, covariates, strict=True)
         return [parse(values, body.horizon, param, season, known) for param, values, known in rows]
@@ -154,9 +154,9 @@ def level_name(level: float) -> str:
 def forecast_results(
     model: LoadedModel[AnyForecaster], items: Sequence[Any], outputs: Sequence[Any], body: ForecastRequest
 ) -> list[dict[str, Any]]:
-    """Return for each series arrays [horizon]: the mean, the median, and the bounds of an interval for each level.
+    """Return the forecast of each series: the mean, the median, and the interval bounds of each level, all [horizon].
 
-    ``body`` determines the levels, and whether the results are rounded.
+    ``body`` has the levels, and says whether the results are rounded.
     """
     results = []
     for item, output in zip(items, outputs, strict=True):
@@ -177,7 +177,7 @@ def forecast_results(
 
 
 class ForecastInference(Inference[AnyForecaster]):
-    """Forecasts the series of a native request."""
+    """Forecasts the series of a request to ``/v1/series/forecast``."""
 
     series_param = "values.{}"
 

@@ -42,7 +42,7 @@ class GenerateImagesRequest(InferenceBody):
 
 
 class ImageInference(Inference[ImageSampler]):
-    """Draws the images of a native request."""
+    """Generates the images of a request to ``/v1/images/sample``."""
 
     def __init__(self, request: Request, model: LoadedModel[ImageSampler], body: GenerateImagesRequest) -> None:
         super().__init__(model)
@@ -102,10 +102,10 @@ def router(registry: Registry, settings: Settings) -> APIRouter:
         ),
     )
     async def generate_images(request: Request) -> Response:
-        """Generate images from a seed, by label if the model has labels.
+        """Generate images from a seed. If the model has labels, `label` selects what to draw.
 
-        The `Accept` header selects the format: PNG files in base64 in JSON, or one PNG image with all of them
-        (`image/png`). With `walk_to` one animated image (`image/png`, `image/apng` or `image/webp`).
+        The `Accept` header selects the format. The answer is JSON with PNG files in base64, or one PNG image that shows
+        all of them (`image/png`). With `walk_to` this image is animated (`image/png`, `image/apng` or `image/webp`).
         """
         return await endpoint.run(request)
 

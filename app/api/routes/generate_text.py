@@ -79,9 +79,10 @@ def start_texts(
     make_options: Callable[[], SamplingOptions] | None = None,
     prompt_log_probs: LogProbs | None = None,
 ) -> tuple[list[Continuation], list[str]]:
-    """Return the texts that a request asks for, not yet started, and the characters unknown to the network.
+    """Return the texts that a request asks for, and the characters of the prompt that the network does not know.
 
-    ``make_options`` makes the sampling options of each text. ``prompt_log_probs`` records those of the prompt.
+    The texts have not been started. ``make_options`` makes the sampling options of each text. ``prompt_log_probs``
+    records the log-probabilities of the prompt.
     """
     prompt, unknown = predictor.parse(body.prompt)
     prompt.log_probs = prompt_log_probs
@@ -93,7 +94,7 @@ def start_texts(
 
 
 class TextDelta(NamedTuple):
-    """The characters of text ``text_index`` from position ``start`` on that were not sent before."""
+    """The new characters of text ``text_index``, from position ``start``. The text is complete if ``finished``."""
 
     text_index: int
     start: int
@@ -102,7 +103,7 @@ class TextDelta(NamedTuple):
 
 
 async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGenerator[list[TextDelta], None]:
-    """Yield the new characters of ``texts`` as they are generated. The last delta of a text may be empty."""
+    """Yield the new characters of ``texts`` as they are generated. The last ``TextDelta`` of a text may be empty."""
     sent, unfinished = [0] * len(texts), set(range(len(texts)))
     async with aclosing(model.stream(texts)) as steps:
         async for _ in steps:
@@ -120,7 +121,7 @@ async def deltas(model: LoadedModel, texts: Sequence[Continuation]) -> AsyncGene
 
 
 class TextInference(Inference[TextGenerator]):
-    """Generates the texts of a native request."""
+    """Generates the texts of a request to ``/v1/text/continue``."""
 
     def __init__(self, model: LoadedModel[TextGenerator], body: GenerateTextRequest) -> None:
         super().__init__(model)
@@ -139,7 +140,7 @@ class TextInference(Inference[TextGenerator]):
         return json_response(with_model(self.model, results=results, unknown_characters=self.unknown))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield an event for each delta. The last event of a text contains its finish reason."""
+        """Yield an event for each ``TextDelta``. The last event of a text contains its finish reason."""
         async with aclosing(deltas(self.model, self.texts)) as steps:
             async for step_deltas in steps:
                 events = []

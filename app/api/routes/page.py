@@ -18,7 +18,8 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-# Only files of this service, nothing inline, and no text that becomes code. Answers contain images as data.
+# The page may load only files of this service. Inline scripts and styles are not allowed, and text cannot become code.
+# Images from answers are data: URLs.
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -51,14 +52,14 @@ def router() -> APIRouter:
 
     @routes.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
-        """The page."""
+        """Return the web page."""
         response = file_response(request, "index.html")
         response.headers.update(PAGE_HEADERS)
         return response
 
     @routes.api_route("/web/{file:path}", methods=["GET", "HEAD"])
     async def web_file(request: Request, file: str) -> Response:
-        """A script, style sheet or picture of the page."""
+        """Return a script, style sheet or picture of the page."""
         if file not in files:  # the name is only looked up, never used as a path
             raise NotFound(f"the page has no file {quote_value(file)}")
         return file_response(request, file)
