@@ -1,1 +1,1 @@
-"""Metrics, benchmarks of quality, and the check of published versions against their cards."""
+"""Metrics of trained networks, comparisons with other methods, and a check of published metrics."""

@@ -1,4 +1,4 @@
-"""Backtests of forecasts: each series is split in three, and forecast from many origins near its end."""
+"""Backtests of forecasts: each series is split into three parts, and forecast from many origins near its end."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from training.options import Part
 from training.run import metric
 
 MIN_PAST = 8  # values before the first origin
-TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # of each series
-VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # of each series
-MAX_PAST = 1500  # values before an origin that a forecaster receives: four years of days; more would change little
+TEST_SHARE, MAX_TEST_HORIZONS = 0.25, 24  # size of the test part of each series
+VALIDATION_SHARE, MAX_VALIDATION_HORIZONS = 0.2, 12  # size of the validation part of each series
+MAX_PAST = 1500  # largest number of values that a forecaster receives (four years of days); more change little
 DECIMALS = {"mase": 3, "quantile_loss": 3, "coverage_95": 3}
 
-Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> one each
+Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
 
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a series: [0, validation) trains, [validation, test) validates, and the rest tests."""
+    """The parts of a series: values [0, validation) for training, [validation, test) for validation, then the test."""
 
     series: Series
     validation: int
@@ -35,11 +35,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Origins:
-    """Forecast origins: the values before each, the actual values [N, horizon] after it, and the MASE scale [N].
+    """N forecast origins, with the values before and after them.
 
-    Actual values are NaN where the table has none. ``series``: number of series that the origins come from. ``places``:
-    of each origin, the index of its split and the position in the series. ``covariates`` [T + horizon, K]: of each past
-    and its horizon.
+    Attributes:
+        past: the values [T] before each origin.
+        actual: the actual values [N, horizon] after each origin; NaN where the table has no value.
+        mase_scale: the MASE scale [N] of each origin's series.
+        season: number of steps in a season.
+        series: number of series that the origins come from.
+        places: for each origin, the index of its split and the position in the series.
+        covariates: known columns [T + horizon, K] of each past and its horizon.
     """
 
     past: list[np.ndarray]
@@ -51,7 +56,7 @@ class Origins:
     covariates: list[np.ndarray]
 
     def subset(self, max_origins: int) -> Origins:
-        """At most ``max_origins`` of the origins, evenly spaced."""
+        """Return at most ``max_origins`` of the origins, evenly spaced."""
         indices = np.linspace(0, len(self.past) - 1, min(max_origins, len(self.past))).round().astype(int)
         past = [self.past[index] for index in indices]
         places = [self.places[index] for index in indices]
@@ -61,18 +66,18 @@ class Origins:
 
 
 def longest_horizon(table: Table) -> int:
-    """The longest horizon, at least 1, with which the median series can be split."""
+    """Return the longest horizon, at least 1, for which a series of median length can be split."""
     median = int(np.median([len(series.values) for series in table.series]))
     return max(1, (median - max(table.season + 2, MIN_PAST)) // 3)
 
 
 def split(table: Table, horizon: int) -> list[Split]:
-    """Split all series that are long enough; the others are added to the table's remarks.
+    """Split all usable series. For each series that is left out, add the reason to the table's remarks.
 
-    The training part must hold one season, one horizon and two values.
+    The training part must hold one season, one horizon and two more values, and must not repeat exactly.
 
     Raises:
-        DataError: no series is long enough.
+        DataError: no series is usable.
     """
     min_training = max(table.season + 2, MIN_PAST) + horizon
     splits = []
@@ -104,9 +109,9 @@ def split(table: Table, horizon: int) -> list[Split]:
 
 
 def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> Origins:
-    """All origins of a part: one horizon apart for testing, a quarter of one for validation.
+    """Return all origins of a part. They are one horizon apart for testing, and a quarter of one for validation.
 
-    Origins without any known value in their horizon are skipped.
+    Origins are skipped if no value in their horizon is known.
 
     Raises:
         DataError: no origin is left.
@@ -131,7 +136,10 @@ def origins(splits: Sequence[Split], season: int, horizon: int, part: Part) -> O
 
 
 def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
-    """The last season, repeated; its normal errors grow with the square root of the number of seasons ahead."""
+    """Return forecasts that repeat the last season.
+
+    Each forecast is a normal distribution. Its deviation grows with the square root of the number of seasons ahead.
+    """
     forecasts = []
     for values in past:
         median = forecast_metrics.seasonal_naive(values, season, horizon)
@@ -142,7 +150,7 @@ def seasonal_naive(past: Sequence[np.ndarray], season: int, horizon: int) -> lis
 
 
 def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
-    """MASE, quantile loss and coverage of a forecast method over all origins."""
+    """Return MASE, quantile loss and coverage of a forecast method over all origins."""
     forecasts = forecast(origins.past, origins.season, origins.actual.shape[1])
     lower, upper = (np.stack(side) for side in zip(*(each.interval(95) for each in forecasts), strict=True))
     quantiles = np.stack([each.quantiles for each in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
@@ -155,7 +163,7 @@ def metrics(origins: Origins, forecast: Forecast) -> dict[str, float]:
 
 
 def card_metrics(origins: Origins, methods: dict[str, Forecast], part: Part = "test") -> dict[str, Any]:
-    """The metrics of several methods for a model card; the key in ``methods`` is the prefix of their names."""
+    """Return the metrics of several methods for a model card. A method's key in ``methods`` is its metrics' prefix."""
     horizon = origins.actual.shape[1]
     values = "held out of training" if part == "test" else "for validation"
     description = (

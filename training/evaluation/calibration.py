@@ -12,7 +12,10 @@ from training.run import metric
 
 
 def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy, negative log-likelihood and expected calibration error (15 bins) of probabilities [N, classes]."""
+    """Return accuracy, negative log-likelihood and expected calibration error of probabilities [N, classes].
+
+    The calibration error uses 15 bins.
+    """
     confidence, prediction = probability.max(dim=1)
     correct = (prediction == labels).double()
     bins = (confidence * 15).long().clamp(max=14)
@@ -28,9 +31,9 @@ def classification_metrics(probability: Tensor, labels: Tensor, split: str) -> d
 def calibrated_metrics(
     probability: Tensor, temperature: float, labels: Tensor, split: str, suffix: str
 ) -> dict[str, Any]:
-    """Metrics of probabilities [N, classes], with the Brier score and the values before temperature scaling.
+    """Return the metrics of probabilities [N, classes], with the Brier score and the values before temperature scaling.
 
-    ``suffix`` is appended to the names.
+    ``temperature`` is the one that scaled the probabilities. ``suffix`` is appended to the names of the metrics.
     """
     metrics = classification_metrics(probability, labels, split)
     squared_error = (probability - F.one_hot(labels, probability.shape[1])).square().sum(dim=1)
@@ -43,9 +46,9 @@ def calibrated_metrics(
 
 @torch.no_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that minimises the negative log-likelihood of logits [N, classes] / T.
+    """Return the temperature T that minimises the negative log-likelihood of logits [N, classes] / T.
 
-    The likelihood is convex in 1 / T, so bisection finds the zero of its derivative.
+    The negative log-likelihood is convex in 1 / T, so bisection finds the zero of its derivative.
     """
     logits = logits.double()
     label_logit = logits.gather(1, labels.unsqueeze(1)).mean()

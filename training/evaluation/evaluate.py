@@ -1,12 +1,14 @@
-"""Measure all versions of a model store again, with the serving code, and compare the metrics with the cards.
+"""Measure all versions in a model store again with the serving code, and compare the metrics with the cards.
 
     python -m training.evaluation.evaluate [--store DIR] [NAME ...]
 
-Versions that were trained again on all data are not measured, only their data are compared: no data were held out.
-Exits with status 1 if a metric differs by more than its rounding, or if the data differ from those of the card.
-A difference that comes from the processor is stated with its size and its reason, and does not count as wrong: up to
-0.002 for networks that some processors compute in bfloat16, and up to 0.004 for a metric that trains a network, if the
-card names another processor.
+A version that was trained a second time on all data is not measured, because it has no held-out data. Only its data are
+compared with the card. The exit status is 1 if a metric differs by more than its rounding, or if the data differ from
+those on the card.
+
+Some differences come from the processor, and do not count as wrong. They are printed with their size and reason. They
+may be up to 0.002 for networks that some processors compute in bfloat16. They may be up to 0.004 for metrics that train
+a network, if the card states another processor.
 """
 
 from __future__ import annotations
@@ -33,26 +35,27 @@ from training.loops import gan_finetune
 from training.loops.series import own_series, testing
 from training.options import store_of
 
-MAX_BFLOAT16_DIFFERENCE = 0.002  # between processors with and without bfloat16; typical are 0.0001 to 0.001
-TRAINED = {"samples_only_accuracy": 0.004}  # its measurement trains a network, which amplifies rounding
+MAX_BFLOAT16_DIFFERENCE = 0.002  # between processors with and without bfloat16; usually 0.0001 to 0.001
+TRAINED = {"samples_only_accuracy": 0.004}  # measuring it trains a network, which amplifies rounding errors
 
 
 DIFFERS = "≈ differs by"  # marks a metric that differs because of the processor
 
 
 class EvaluationError(Exception):
-    """A version that cannot be measured again."""
+    """Raised for a version that cannot be measured again."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """How the versions of one training script are measured again.
+    """The functions that measure the versions of one training script again.
 
     Attributes:
         evaluate: returns the metrics of a predictor on a data set of ``training.data.datasets``.
-        reference_classifier: loads the second argument of ``evaluate``, if any, from a store, a device and a version.
-        read_own: reads the own data of a card from the paths in its command.
-        measure_own: returns the metrics of a predictor on these data.
+        reference_classifier: loads the second argument of ``evaluate``, given a store, a device and a version number.
+            None if ``evaluate`` has no second argument.
+        read_own: reads the user's own data of a version from the paths in the command on its card.
+        measure_own: returns the metrics of a predictor on the user's own data.
     """
 
     evaluate: Callable[..., dict[str, Any]]
@@ -73,7 +76,7 @@ def _read_text(card: store.Card, models: Path) -> Any:
 
 
 def _read_table(card: store.Card, models: Path) -> Any:
-    """The series, and the version with which the training started."""
+    """Return the series, and the version that the training started from."""
     options, config = lstm.arguments(_command(card)[1])
     base = next(name for name in card.data if "@" in name and ":" not in name)
     return own_series.read(
@@ -88,7 +91,7 @@ def _read_labelled_images(card: store.Card, models: Path) -> Any:
     return gan_finetune.reference(options, gan_finetune.read(own["images"], own["size"], own["colour"], options.name))
 
 
-# By the module that the command on a card names. Add one line here for each new training script.
+# The keys are the modules in the commands on the cards. Add one line here for each new training script.
 SCRIPTS: dict[str, Script] = {
     "training.cnn": Script(cnn.evaluate, None, _read_images, own_images.measure),
     "training.rnn": Script(rnn.evaluate, None, _read_text, language_model.measure),
@@ -109,7 +112,7 @@ def _command(card: store.Card) -> tuple[str, list[str]]:
 
 
 def script_of(card: store.Card) -> Script:
-    """Return the training script that the command on a card names. Raises EvaluationError."""
+    """Return the training script for the command on a card. Raises EvaluationError for an unknown one."""
     module, _ = _command(card)
     if module not in SCRIPTS:
         raise EvaluationError(f"command names the module {module!r}; allowed are {', '.join(SCRIPTS)}")
@@ -130,7 +133,7 @@ def own_data(card: store.Card, models: Path) -> Any:
 
 
 def measure(version: store.Version, models: Path, device: str, own: Any = None) -> dict[str, Any]:
-    """Return all metrics of a version, measured with its stored weights; ``own``: what ``own_data`` returned.
+    """Return all metrics of a version, measured with its stored weights. ``own`` is the result of ``own_data``.
 
     Raises EvaluationError for an unknown training script.
     """
@@ -161,7 +164,7 @@ def hardware(device: str) -> str:
 
 
 def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float, str]:
-    """Return by how much a metric may differ on the processor ``now_on`` beyond rounding, and the reason."""
+    """Return the difference from the card that the processor ``now_on`` may cause in a metric, and the reason."""
     before_on = card.hardware.partition(", ")[0]
     if name in TRAINED and now_on != before_on:
         return TRAINED[name], f"card: {before_on}, now: {now_on}"
@@ -171,9 +174,10 @@ def allowed_difference(card: store.Card, name: str, now_on: str) -> tuple[float,
 
 
 def compare(card: store.Card, measured: dict[str, Any], now_on: str) -> list[str]:
-    """Return one line per metric. Lines of wrong metrics end with a cross; ``now_on``: processor of this measurement.
+    """Return one line per metric. Lines of wrong metrics end with a cross.
 
-    A metric that the card does not have is new since then, and not wrong.
+    ``now_on`` is the processor of this measurement. A metric that is not on the card was added to the code later, so it
+    does not count as wrong.
     """
     lines = []
     for name in sorted(card.metrics.keys() | measured.keys()):
@@ -220,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.names and name not in options.names:
             continue
         version = store.read_version(options.store, name, number)
-        if is_imported(version.card.kind):  # its card has no metrics of a data set
+        if is_imported(version.card.kind):  # its card has no metrics on a data set
             continue
         try:
             lines = check(version, options.store, options.device)

@@ -2,7 +2,7 @@
 
 Forecasts, actual values and interval bounds are arrays [N, horizon]. ``mase_scale`` [N] is the scale of each series,
 see ``mase_scale()``. ``mase``, ``wql``, ``quantile_loss`` and ``coverage`` ignore actual values that are NaN. A test
-compares all metrics with those of utilsforecast, whose sMAPE and quantile losses differ by a factor.
+compares all metrics with those of utilsforecast. The sMAPE and quantile losses there differ by a constant factor.
 """
 
 from __future__ import annotations
@@ -12,41 +12,44 @@ from collections.abc import Sequence
 import numpy as np
 
 LEVELS = tuple(level / 10 for level in range(1, 10))  # quantile levels of wql and quantile_loss
-ALPHA = 0.05  # of msis: 95 % intervals
+ALPHA = 0.05  # msis uses 95 % intervals
 # sMAPE and MASE of M4's benchmark Naive2, by data set
 NAIVE2 = {"m4_hourly": (18.383, 2.395), "m4_weekly": (9.161, 2.777)}
 
 
 def mase_scale(past: np.ndarray, season: int) -> float:
-    """The mean absolute difference between values of ``past`` [T] one season apart: the unit of MASE and MSIS."""
+    """Return the mean absolute difference between values of ``past`` [T] that are one season apart.
+
+    MASE and MSIS divide errors by this scale.
+    """
     return float(np.abs(past[season:] - past[:-season]).mean())
 
 
 def seasonal_naive(past: np.ndarray, season: int, horizon: int) -> np.ndarray:
-    """The seasonal naive forecast [horizon]: the last season of ``past`` [T], repeated."""
+    """Return the seasonal naive forecast [horizon]: the last season of ``past`` [T], repeated."""
     return past[-season:][np.arange(horizon) % season]
 
 
 def smape(actual: np.ndarray, forecast: np.ndarray) -> float:
-    """The symmetric mean absolute percentage error, 0 to 200."""
+    """Return the symmetric mean absolute percentage error, from 0 to 200."""
     return float((200 * np.abs(actual - forecast) / (np.abs(actual) + np.abs(forecast))).mean())
 
 
 def mase(actual: np.ndarray, forecast: np.ndarray, mase_scale: np.ndarray) -> float:
-    """The mean absolute scaled error."""
+    """Return the mean absolute scaled error."""
     return float((np.nanmean(np.abs(actual - forecast), axis=1) / mase_scale).mean())
 
 
 def owa(data_set: str, smape: float, mase: float) -> float:
-    """The overall weighted average of M4: the mean of sMAPE and MASE, each relative to Naive2."""
+    """Return the overall weighted average of M4: the mean of sMAPE and MASE, each divided by that of Naive2."""
     naive_smape, naive_mase = NAIVE2[data_set]
     return 0.5 * (smape / naive_smape + mase / naive_mase)
 
 
 def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[float] = LEVELS) -> float:
-    """The weighted quantile loss: twice the pinball loss, relative to the sum of the absolute actual values.
+    """Return the weighted quantile loss: twice the pinball loss, divided by the sum of the absolute actual values.
 
-    ``quantiles``: one forecast [N, horizon] per level. NaN if all actual values are 0.
+    ``quantiles`` has one forecast [N, horizon] per level. The result is NaN if all actual values are 0.
     """
     losses = [
         2 * np.nansum(np.maximum(level * (actual - quantile), (level - 1) * (actual - quantile)))
@@ -56,7 +59,10 @@ def wql(actual: np.ndarray, quantiles: Sequence[np.ndarray], levels: Sequence[fl
 
 
 def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndarray) -> float:
-    """Twice the scaled pinball loss of quantiles [N, horizon, LEVELS]; equals MASE if all quantiles are equal."""
+    """Return twice the scaled pinball loss of quantiles [N, horizon, LEVELS].
+
+    The result equals MASE if all quantiles are equal.
+    """
     errors = actual[:, :, None] - quantiles
     levels = np.array(LEVELS)
     losses = 2 * np.maximum(levels * errors, (levels - 1) * errors)
@@ -64,11 +70,11 @@ def quantile_loss(actual: np.ndarray, quantiles: np.ndarray, mase_scale: np.ndar
 
 
 def msis(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray, mase_scale: np.ndarray) -> float:
-    """The mean scaled interval score of 95 % intervals: their width, and a penalty for values outside."""
+    """Return the mean scaled interval score of 95 % intervals: their width, plus a penalty for values outside."""
     outside = np.maximum(lower - actual, 0) + np.maximum(actual - upper, 0)
     return float(((upper - lower + 2 / ALPHA * outside).mean(axis=1) / mase_scale).mean())
 
 
 def coverage(actual: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
-    """The share of actual values inside their intervals."""
+    """Return the share of actual values that are inside their intervals."""
     return float(((lower <= actual) & (actual <= upper))[~np.isnan(actual)].mean())

@@ -1,4 +1,4 @@
-"""Metrics and samples of a forecaster, on M4's hourly and weekly series."""
+"""Metrics and example forecasts of a forecaster on M4's hourly and weekly series."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.data import datasets
 from training.evaluation import forecast_metrics
 from training.run import metric, save_figure
 
-PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # of the metrics on the card
+PREFIXES = {"m4_hourly": "hourly", "m4_weekly": "weekly"}  # data set -> prefix of its metrics on the card
 DECIMALS = {"smape": 3, "mase": 3, "owa": 3, "wql": 4, "msis": 2, "coverage_95": 3}
 
 
@@ -30,7 +30,7 @@ class Example:
 
 
 def interface(sizes: ForecasterSizes) -> dict[str, Any]:
-    """The fields of a forecaster's card that follow from its sizes."""
+    """Return the fields of a forecaster's card that are the same for all forecasters with these sizes."""
     return {
         "task": "forecast",
         "kind": "forecaster",
@@ -50,9 +50,10 @@ def forecast_series(
     horizon: int,
     covariates: Sequence[np.ndarray] | None = None,
 ) -> list[QuantileForecast]:
-    """Forecasts of many series [T], computed by the code that serves them, in batches of 64.
+    """Return forecasts of many series [T], computed by the serving code in batches of 64.
 
-    ``season``: None: it is detected. ``covariates`` [T + horizon, K]: of each series, for networks with known columns.
+    If ``season`` is None, the forecaster detects it. ``covariates`` are the known columns [T + horizon, K] of each
+    series, for networks that were trained with known columns.
     """
     rows = covariates if covariates is not None else [None] * len(past)
     items = [
@@ -65,7 +66,7 @@ def forecast_series(
 def metrics(
     data_set: str, past: list[np.ndarray], actual: np.ndarray, season: int, forecasts: list[QuantileForecast]
 ) -> dict[str, float]:
-    """The metrics of forecasts of N series; ``actual`` [N, horizon]."""
+    """Return the metrics of the forecasts of N series with the actual values [N, horizon]."""
     scale = np.array([forecast_metrics.mase_scale(values, season) for values in past])
     medians = np.stack([forecast.median for forecast in forecasts])
     lower, upper = (np.stack(side) for side in zip(*(forecast.interval(95) for forecast in forecasts), strict=True))
@@ -83,7 +84,7 @@ def metrics(
 
 
 def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, Any]:
-    """The metrics on the test parts of M4 or, with ``held_out``, on the last horizons of the training parts."""
+    """Return the metrics on the test parts of M4, or on the last horizons of the training parts if ``held_out``."""
     result: dict[str, Any] = {}
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
         past, horizon = [series.numpy() for series in collection.past], collection.future.shape[1]
@@ -100,7 +101,7 @@ def evaluate(forecaster: GlobalForecaster, held_out: bool = False) -> dict[str, 
 
 
 def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Example]:
-    """Four series of each M4 collection with their forecasts; ``held_out``: as in ``evaluate``."""
+    """Return four series of each M4 collection with their forecasts. ``evaluate`` explains ``held_out``."""
     result = []
     for collection in (datasets.m4_hourly(), datasets.m4_weekly()):
         horizon = collection.future.shape[1]
@@ -113,7 +114,10 @@ def examples(forecaster: GlobalForecaster, held_out: bool = False) -> list[Examp
 
 
 def draw_samples(path: Path, examples: Sequence[Example]) -> Path:
-    """Plot up to eight examples: the last values before the origin, the actual values, the median and intervals."""
+    """Plot up to eight examples to a file; return its path.
+
+    Each plot shows the last values before the origin, the actual values, the median forecast and two intervals.
+    """
     from matplotlib.figure import Figure
 
     columns = min(len(examples), 4)

@@ -1,4 +1,4 @@
-"""Evaluation of image generators: comparison of their samples with real images."""
+"""Evaluate image generators by comparing their samples with real images."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from training.options import Part
 from training.run import metric, permutation
 
 REFERENCE_CLASSIFIER = "mnist-judge"  # its features and predictions rate the samples
-SAMPLES = 10_000  # evaluated images: as many generated as real ones
-FOLDS = 10  # of the jackknife
+SAMPLES = 10_000  # number of generated images, and of the real images that they are compared with
+FOLDS = 10  # number of parts in the jackknife
 UNSEEN = 5000  # training images that the reference classifier has not seen
 CLASSIFIER_SAMPLES = 60_000  # generated images on which a classifier is trained
 CLASSIFIER_WIDTHS = (16, 32)
 NEIGHBOURS = 5
-LABEL_CLASSIFIER_STEPS = 800  # of a classifier of own images; its batch is small, because such data are
+LABEL_CLASSIFIER_STEPS = 800  # steps of the classifier for the user's own images, with small batches
 
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Frechet distance of two sets of features [N, D], in float64, assuming Gaussians (Heusel et al. 2017)."""
+    """Return the Frechet distance of two sets of features [N, D], computed in float64 (Heusel et al. 2017).
+
+    The distance assumes that both sets have Gaussian distributions.
+    """
     means, roots, covariances = [], [], []
     for features in (first.double(), second.double()):
         covariance = features.t().cov()
@@ -49,9 +52,9 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 
 
 def frechet_floor(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """The Frechet distance of two sets of features [N, D] of real images, and its standard error.
+    """Return the Frechet distance of two sets of features [N, D] of real images, and its standard error.
 
-    The error is that of the jackknife which leaves out each tenth of ``first`` in turn; ``second`` is fixed.
+    The jackknife estimates the error: it leaves out each tenth of ``first`` in turn, and always uses all of ``second``.
     """
     fold = torch.arange(len(first)) % FOLDS
     left_out = torch.tensor([frechet_distance(first[fold != number], second) for number in range(FOLDS)])
@@ -59,14 +62,17 @@ def frechet_floor(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def extract_features(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """The reference classifier's features [N, 128] of uint8 images [N, 1, 28, 28]."""
+    """Return the reference classifier's features [N, 128] of uint8 images [N, 1, 28, 28]."""
     with torch.inference_mode():
         batches = images.to(classifier.device).split(500)
         return torch.cat([classifier.network.features(batch).cpu() for batch in batches])
 
 
 def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentBatch:
-    """The latents of the evaluated samples, of seed 0; their labels are those of randomly drawn training images."""
+    """Return the latents of the evaluated samples, drawn with seed 0.
+
+    If the generator takes labels, they are the labels of randomly drawn training images.
+    """
     latents = sampler.parse(SAMPLES, None, 0)
     if latents.classes is None:
         return latents
@@ -75,10 +81,10 @@ def evaluated_latents(sampler: ImageSampler, images: datasets.Images) -> LatentB
 
 
 def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "test") -> dict[str, Any]:
-    """The metrics of a generator: 10,000 samples of seed 0, compared with the test part of its data set.
+    """Compare 10,000 samples of seed 0 with the test part of the generator's data set; return the metrics.
 
-    ``classifier``: the reference classifier. Without the test part, the samples are compared with the training images
-    that the classifier has not seen.
+    ``classifier`` is the reference classifier. If ``part`` is "validation", the samples are compared with the training
+    images that the classifier has not seen.
     """
     images: datasets.Images = getattr(datasets, next(iter(sampler.card.data)))()
     latents = evaluated_latents(sampler, images)
@@ -86,7 +92,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
     fake_features = extract_features(classifier, fake)
     with torch.inference_mode():
         predictions = classifier.network.fc2(fake_features.to(classifier.device)).argmax(dim=1).cpu()
-    # The classifier was not trained on its validation images, so they are as new to it as the test part.
+    # The classifier was not trained on its validation images, so it has seen neither these nor the test part.
     _, unseen = images.split_validation(UNSEEN)
     unseen_features = extract_features(classifier, images.train_images[unseen])
     if part == "validation":
@@ -137,7 +143,7 @@ def evaluate(sampler: ImageSampler, classifier: ImageClassifier, part: Part = "t
 
 
 def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_features: Tensor) -> tuple[float, Tensor]:
-    """The mean distance of five draws of training images from the test part, and the features of the last draw."""
+    """Draw training images five times; return their mean distance from the test part, and the last draw's features."""
     generator, floors = torch.Generator().manual_seed(0), []
     for _ in range(5):
         some = torch.randperm(len(images.train_images), generator=generator)[:SAMPLES]
@@ -147,7 +153,7 @@ def seen_floor(classifier: ImageClassifier, images: datasets.Images, real_featur
 
 
 def load_reference_classifier(models: Path, device: str, version: int | None = None) -> ImageClassifier:
-    """Load the reference classifier from the store; by default its active version. Exits if there is none."""
+    """Load the reference classifier from the store, by default its active version. Exit with a message without one."""
     name = REFERENCE_CLASSIFIER
     if not models.exists() or name not in rollout.stored_versions(models):
         raise SystemExit(f"{name} is not in {models}: run `python -m training.cnn --preset digits` first")
@@ -158,29 +164,29 @@ def load_reference_classifier(models: Path, device: str, version: int | None = N
 
 
 def nearest_distances(images: Tensor, others: Tensor) -> Tensor:
-    """The Euclidean distance [N], in pixel values, of each image to the nearest of ``others``."""
+    """Return the Euclidean distance [N], in pixel values, from each image to the nearest image in ``others``."""
     others = others.flatten(1).float()
     return torch.cat([torch.cdist(part, others).min(dim=1).values for part in images.flatten(1).float().split(250)])
 
 
 def class_rows(sampler: ImageSampler, columns: int) -> LatentBatch:
-    """The latents of a sheet with one row per label; all rows have the same latents."""
+    """Return the latents for a sheet of samples that has one row per label. All rows have the same latents."""
     rows = [sampler.parse(columns, label, 0) for label in sampler.labels]
     classes = np.arange(len(rows)).repeat(columns)
     return LatentBatch(np.concatenate([row.latents for row in rows]), classes)
 
 
 def class_accuracies(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """The accuracy [classes] of predictions [N] for each label."""
+    """Return the accuracy [classes] of the predictions [N] for each label."""
     correct = (labels == predictions).double()
     return torch.stack([correct[labels == label].mean() for label in range(classes)])
 
 
 def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
-    """Density and coverage of fake features [N, D] among real ones, with 5 neighbours (Naeem et al. 2020)."""
+    """Return density and coverage of fake features [N, D] among real ones, with 5 neighbours (Naeem et al. 2020)."""
     radius = torch.cat(
         [torch.cdist(part, real).kthvalue(NEIGHBOURS + 1, dim=1).values for part in real.split(1000)]
-    )  # the nearest neighbour is the image itself
+    )  # one more neighbour, because the nearest one is the image itself
     inside, covered = 0, torch.zeros(len(real), dtype=torch.bool)
     for part in fake.split(1000):
         within = torch.cdist(part, real) < radius  # [1000, N]
@@ -190,7 +196,7 @@ def density_and_coverage(real: Tensor, fake: Tensor) -> tuple[float, float]:
 
 
 def samples_only_accuracy(sampler: ImageSampler, images: datasets.Images) -> dict[str, Any]:
-    """The test accuracy of a classifier trained on samples only (Ravuri and Vinyals 2019)."""
+    """Measure the test accuracy of a classifier that is trained on samples only (Ravuri and Vinyals 2019)."""
     latents = sampler.parse(CLASSIFIER_SAMPLES, None, 1)
     samples, labels = torch.from_numpy(sampler.predict([latents])[0]), torch.as_tensor(latents.classes)
     config = SAMPLE_CLASSIFIER
@@ -206,9 +212,9 @@ def samples_only_accuracy(sampler: ImageSampler, images: datasets.Images) -> dic
 def sample_classifier(
     config: CnnConfig, images: Tensor, labels: Tensor, sizes: dict[str, Any], steps: int, key: str
 ) -> AveragedModel:
-    """Train a classifier of seed 0 on uint8 images [N, C, S, S] and labels [N]; return the averaged network.
+    """Train a classifier with seed 0 on uint8 images [N, C, S, S] and labels [N]; return the averaged network.
 
-    ``key`` selects the order of the images.
+    ``key`` determines the random order of the images.
     """
     torch.manual_seed(0)
     trainer = AveragedTrainer(config, build(config.kind, sizes).to(images.device))
@@ -227,14 +233,14 @@ def conditional_metrics(
     predictions: Tensor,
     features: tuple[Tensor, Tensor, Tensor],
 ) -> dict[str, Any]:
-    """The further metrics of a generator with labels.
+    """Return the additional metrics of a generator that takes labels.
 
     Args:
         sampler: the generator.
         images: its data set.
-        labels: requested labels [N] of the samples.
-        predictions: the reference classifier's labels [N] of the samples.
-        features: of the samples, the test images and training images, each [N, 128].
+        labels: labels [N] that were requested for the samples.
+        predictions: labels [N] that the reference classifier predicts for the samples.
+        features: features of the samples, of the test images and of the training images, each [N, 128].
     """
     fake, real, train = features
     accuracy = class_accuracies(labels, predictions, len(sampler.labels))
@@ -255,7 +261,7 @@ def conditional_metrics(
 
 
 def label_classifier(images: Tensor, labels: Tensor, classes: int, steps: int) -> Any:
-    """A classifier of real images, to check the labels of samples: trained on uint8 images [N, C, S, S]."""
+    """Train a classifier on real uint8 images [N, C, S, S]; return it. It checks the labels of samples."""
     config = replace(SAMPLE_CLASSIFIER, batch=min(32, len(images)), learning_rate=4e-3, ema_decay=0.98)
     sizes = {"conv": CLASSIFIER_WIDTHS, "classes": classes, "channels": images.shape[1], "image": images.shape[-1]}
     return sample_classifier(config, images, labels, sizes, steps, "reader")

@@ -17,13 +17,13 @@ from training.data.datasets import Text
 from training.data.texts import WINDOW, encode
 from training.run import metric, save_figure
 
-MAX_TEST_CHARACTERS = 500_000  # that are evaluated
+MAX_TEST_CHARACTERS = 500_000  # largest number of characters that are evaluated
 
 
 def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
-    """Mean loss in nats per character over all whole windows; each window starts from a zero state.
+    """Return the mean loss in nats per character over all complete windows. Each window starts from a zero state.
 
-    ``parts``: character indices [N] each. ``window``: its length in characters.
+    Each part has character indices [N]. ``window`` is the length of a window in characters.
     """
     windows = torch.stack(
         [part[start : start + window + 1] for part in parts for start in range(0, len(part) - window, window)]
@@ -37,7 +37,10 @@ def window_loss(network: Any, *parts: Tensor, window: int = WINDOW) -> float:
 
 
 def stream_loss(network: Any, characters: Tensor) -> float:
-    """Mean loss in nats per character over one pass through characters [N]; the state is kept between its parts."""
+    """Return the mean loss in nats per character over one pass through characters [N].
+
+    The characters are processed in parts. The state is kept from one part to the next.
+    """
     total, state = 0.0, network.zero_state(1)
     with torch.inference_mode():
         for start in range(0, len(characters) - 1, 4096):
@@ -48,7 +51,7 @@ def stream_loss(network: Any, characters: Tensor) -> float:
 
 
 def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTERS) -> dict[str, Any]:
-    """The metrics of a published network on the first ``limit`` characters of a test part, as its card states them."""
+    """Return the metrics of a published network for its card, from the first ``limit`` characters of the test part."""
     characters = encode(text.test[:limit], generator.vocabulary).to(generator.device)
     start = "the first characters of " if len(text.test) > limit else ""
     split = f"{start}the last 10 % of the text, {len(characters):,} characters"
@@ -61,7 +64,7 @@ def measure(generator: TextGenerator, text: Text, limit: int = MAX_TEST_CHARACTE
 
 
 def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict[str, Any]:
-    """The loss on the characters [N] of each part that was held out of the training; nothing without parts."""
+    """Return the loss on held-out parts, each with characters [N]. Without parts, there are no metrics."""
     if not parts or not len(parts[0]):
         return {}
     split = f"{sum(map(len, parts)):,} characters for validation, in windows of {window} from a zero state"
@@ -69,7 +72,7 @@ def measure_held_out(network: Any, parts: Sequence[Tensor], window: int) -> dict
 
 
 def generate(generator: TextGenerator, prompt: str, seed: int, characters: int = 400) -> str:
-    """A prompt and its continuation at temperature 0.8, computed by the code that serves it."""
+    """Return a prompt and its continuation at temperature 0.8, computed by the serving code."""
     tokens, _ = generator.parse(prompt)
     sequence = generator.begin(tokens, characters, 0.8, None, None, (), seed)
     while not sequence.finished:
@@ -78,7 +81,7 @@ def generate(generator: TextGenerator, prompt: str, seed: int, characters: int =
 
 
 def draw_samples(path: Path, generator: TextGenerator, prompts: Sequence[str]) -> Path:
-    """Save the continuations of three prompts as a picture at ``path``, and as text beside it."""
+    """Save the continuations of three prompts as a picture at ``path``, and as a text file beside it."""
     from matplotlib.figure import Figure
 
     samples = [generate(generator, prompt, seed) for seed, prompt in enumerate(prompts)]

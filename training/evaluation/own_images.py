@@ -1,4 +1,4 @@
-"""Metrics and pictures of classifiers for own images."""
+"""Metrics and pictures of classifiers that were trained on your own images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.run import metric
 
 
 def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any]:
-    """The metrics of a published classifier on the test part of its dataset."""
+    """Return the metrics of a published classifier on the test part of its dataset."""
     test = dataset.split()[2]
     return metrics_of(served_probabilities(classifier, dataset.images[test]), classifier, dataset, test)
 
@@ -25,7 +25,10 @@ def measure(classifier: ImageClassifier, dataset: ImageDataset) -> dict[str, Any
 def metrics_of(
     probability: Tensor, classifier: ImageClassifier, dataset: ImageDataset, indices: Tensor, part: Part = "test"
 ) -> dict[str, Any]:
-    """The metrics of the probabilities [N, classes] of the images with these indices [N]; none without images."""
+    """Return the metrics of the probabilities [N, classes] for the images with these indices [N].
+
+    Without images, there are no metrics.
+    """
     if not len(indices):
         return {}
     labels = dataset.labels[indices]
@@ -38,9 +41,9 @@ def metrics_of(
 
 
 def single_label_metrics(probability: Tensor, labels: Tensor, classes: list[str], split: str) -> dict[str, Any]:
-    """Accuracy, calibration, and the class with the lowest accuracy, of probabilities [N, classes].
+    """Return accuracy, calibration and the accuracy of the worst class, for probabilities [N, classes].
 
-    Classes without a test image do not count.
+    Classes without a test image are ignored.
     """
     correct = (probability.argmax(dim=1) == labels).double()
     tested = labels.unique().tolist()
@@ -55,13 +58,14 @@ def single_label_metrics(probability: Tensor, labels: Tensor, classes: list[str]
 
 
 def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor, split: str) -> dict[str, Any]:
-    """Mean average precision, F1 and negative log-likelihood of probabilities [N, classes] of each label.
+    """Return mean average precision, F1, negative log-likelihood and exact matches for images with several labels.
 
     Args:
-        probability: [N, classes].
-        labels: booleans [N, classes]. Labels that no image has do not count in the mean average precision.
-        thresholds: [classes]; an image has the labels whose probability is at least the threshold.
-        split: name of these images for the card.
+        probability: probability [N, classes] that an image has a label.
+        labels: booleans [N, classes]: whether an image has a label. The mean average precision ignores labels that no
+            image has.
+        thresholds: thresholds [classes]. An image gets a label if the probability is at least the threshold.
+        split: description of these images for the card.
     """
     tested = labels.any(dim=0)
     precision = torch.stack([average_precision(probability[:, at], labels[:, at]) for at in tested.nonzero().flatten()])
@@ -77,14 +81,20 @@ def multi_label_metrics(probability: Tensor, labels: Tensor, thresholds: Tensor,
 
 
 def average_precision(probability: Tensor, present: Tensor) -> Tensor:
-    """The mean of the precision at each image that has the label, by decreasing probability [N]."""
+    """Return the average precision of one label.
+
+    It sorts the images by decreasing probability [N], and averages the precision at each image that has the label.
+    """
     order = present[probability.argsort(descending=True, stable=True)].double()
     precision = order.cumsum(dim=0) / torch.arange(1, len(order) + 1)
     return (precision * order).sum() / order.sum()
 
 
 def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
-    """The threshold of each label with the highest F1 on probabilities [N, classes]; 0.5 for ties and rare labels."""
+    """Return for each label the threshold with the highest F1 on probabilities [N, classes].
+
+    If 0.5 is among the best thresholds, it is chosen, for example for a label that no image has.
+    """
     candidates = torch.cat([torch.tensor([0.5]), torch.arange(0.05, 1.0, 0.05)]).to(probability.dtype)
     predicted = probability.unsqueeze(0) >= candidates.view(-1, 1, 1)  # [candidates, N, classes]
     hits = (predicted & present).sum(dim=1).double()
@@ -93,7 +103,10 @@ def best_thresholds(probability: Tensor, present: Tensor) -> list[float]:
 
 
 def plot_predictions(folder: Path, dataset: ImageDataset, indices: Tensor, probability: Tensor) -> dict[str, Path]:
-    """Plot predictions, confusions and mistakes; ``probability`` [N, classes] is of the images with these indices."""
+    """Plot predictions, confusions and mistakes; return the paths of the pictures by name.
+
+    ``probability`` [N, classes] belongs to the images with these indices [N].
+    """
     images, truth, labels = dataset.images[indices], dataset.labels[indices], dataset.classes
     if dataset.multi_label or not len(indices):
         return {}

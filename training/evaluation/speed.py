@@ -1,9 +1,9 @@
-"""Measure the speed of all versions on one thread, for single items and for batches, with the serving code.
+"""Measure how fast the serving code computes each version on one thread, for single items and for batches.
 
     python -m training.evaluation.speed [--store DIR] [NAME ...]
 
-Every training measures its network and writes the speed and the processor to the card, which never changes again. Other
-processes distort the measurement, so use an idle machine.
+Each training also measures its network, and writes the speed and the processor to the card. A card never changes after
+that. Other processes distort the measurement, so use an idle machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from app.tasks.speed import processor as processor
 
 
 def describe(speed: dict[str, Any], task: store.TaskName) -> str:
-    """The speed as a sentence."""
+    """Return a text that states the speed."""
     unit = TASKS[task].unit
     return (
         f"on one thread {speed['milliseconds']:g} ms for one {unit}, {speed['per_second']:,.0f} {unit}s a second "

@@ -1,1 +1,1 @@
-"""Training loops and what they share: time budgets, several processes, the best weights."""
+"""Training loops, and the code that they share: time budgets, training in several processes, and the best weights."""

@@ -1,6 +1,6 @@
-"""Training of the whitened network: whitening of the first layer, optimizer, schedule and look-ahead.
+"""Train the whitened network: whitening of the first layer, optimizer, learning rate schedule and look-ahead.
 
-All as in legacy/airbench95.py of KellerJordan/cifar10-airbench.
+All four parts follow legacy/airbench95.py in the GitHub repository KellerJordan/cifar10-airbench.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.data.image_batches import accuracy_of, shift_and_mirror
 from training.run import derive_seed
 
 MOMENTUM = 0.85
-BIAS_FACTOR = 64  # of the learning rate, for the biases of batch norms
+BIAS_FACTOR = 64  # factor of the learning rate for the biases of the batch norms
 LOOKAHEAD_INTERVAL = 5  # steps between two look-aheads
 
 
@@ -25,7 +25,8 @@ LOOKAHEAD_INTERVAL = 5  # steps between two look-aheads
 def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
     """Set the network's pixel mean and deviation, and the filters of its first layer, from uint8 images [N, C, S, S].
 
-    The filters are the eigenvectors of the covariance of 2x2 patches, scaled to unit variance, and their negatives.
+    The filters are the eigenvectors of the covariance matrix of 2x2 patches, and their negatives. They are scaled so
+    that their outputs have unit variance.
     """
     pixels = images.double()
     network.mean.copy_(pixels.mean(dim=(0, 2, 3)).view(-1, 1, 1))
@@ -38,10 +39,10 @@ def whiten(network: WhitenedNet, images: Tensor, epsilon: float = 5e-4) -> None:
 
 
 def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.optim.SGD:
-    """SGD with Nesterov momentum for a loss that is summed over the batch.
+    """Return an SGD optimizer with Nesterov momentum, for a loss that is summed over the batch.
 
-    ``rate`` and ``decay`` are per 1,024 images, independent of momentum and batch size. The effect of ``decay`` is also
-    independent of ``rate``. Each parameter group has its peak learning rate in ``initial``.
+    ``rate`` and ``decay`` are given per 1,024 images, so they do not depend on the momentum and the batch size.
+    ``decay`` has the same effect for every ``rate``. Each parameter group stores its peak learning rate as ``initial``.
     """
     per_image = 1 / (1024 * (1 + 1 / (1 - MOMENTUM)))
     rate, decay = rate * per_image, decay * batch * per_image
@@ -56,7 +57,10 @@ def sgd(network: nn.Module, rate: float, decay: float, batch: int) -> torch.opti
 
 
 def triangular_schedule(step: int, total: int) -> float:
-    """Factor of the learning rate: linear from 0.2 to 1 in the first 23 % of the steps, then linear to 0.07."""
+    """Return the factor of the learning rate at a step.
+
+    It rises linearly from 0.2 to 1 during the first 23 % of the steps, and then falls linearly to 0.07.
+    """
     peak = int(total * 0.23)
     if step < peak:
         return 0.2 + 0.8 * step / peak
@@ -64,14 +68,17 @@ def triangular_schedule(step: int, total: int) -> float:
 
 
 class Lookahead:
-    """Slow weights: an average of the trained weights, which are set to it every few steps."""
+    """Keeps slow weights, an average of the trained weights. Every few steps, copies them to the network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.slow = {key: tensor.clone() for key, tensor in _floating(network).items()}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int, total: int) -> None:
-        """Call after step ``step`` of ``total``, from 0. After the last step the network has the slow weights."""
+        """Update the slow weights and the network if this is due. Call this method after every step.
+
+        ``step`` counts from 0. After the last of the ``total`` steps, the network has the slow weights.
+        """
         done = step + 1
         if done % LOOKAHEAD_INTERVAL == 0:
             self._interpolate(network, 0.95**5 * (done / total) ** 3)
@@ -83,19 +90,19 @@ class Lookahead:
             tensor.copy_(self.slow[key].lerp_(tensor, 1 - decay))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The slow weights, for a checkpoint."""
+        """Return the slow weights, for a checkpoint."""
         return self.slow
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the slow weights of a checkpoint."""
+        """Restore the slow weights from a checkpoint."""
         for key, tensor in state.items():
             self.slow[key].copy_(tensor)
 
 
 class AirbenchTrainer:
-    """SGD with Nesterov momentum and look-ahead; images are mirrored in every second epoch.
+    """Trains with SGD, Nesterov momentum and look-ahead. Each image is mirrored in every second epoch.
 
-    ``images`` is the number of all images, ``seed`` that of the run.
+    ``images`` is the number of all images. ``seed`` is the seed of the run.
     """
 
     def __init__(self, config: AirbenchConfig, network: WhitenedNet, images: int, seed: int) -> None:
@@ -104,13 +111,13 @@ class AirbenchTrainer:
         self.slow = Lookahead(network)
         self.optimizer = sgd(network, config.learning_rate, config.weight_decay, config.batch)
         generator = torch.Generator().manual_seed(derive_seed(seed, "mirrored"))
-        self.mirrored = torch.randint(2, (images, 1), generator=generator)  # in the epochs 0, 2, 4, ...
+        self.mirrored = torch.randint(2, (images, 1), generator=generator)  # 1: mirror in even epochs; 0: in odd ones
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
-        """As in ClassifierTrainer.
+        """Train for one step; see ``ClassifierTrainer.update``.
 
-        The convolutions compute in bfloat16, which takes 0.55 of the time on a CPU that supports it. Weights, their
-        averages and the loss stay in float32.
+        The convolutions compute in bfloat16. On a CPU with bfloat16 instructions, this takes 0.55 of the time of
+        float32. The weights, their averages and the loss stay in float32.
         """
         config, network = self.config, self.network
         epoch = step // (total // config.epochs)
@@ -130,12 +137,12 @@ class AirbenchTrainer:
         return loss / len(labels)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """As in ClassifierTrainer, in bfloat16."""
+        """Return the share of the images that the network classifies correctly in bfloat16."""
         with torch.autocast(images.device.type, torch.bfloat16):
             return accuracy_of(self.network, images, labels)
 
     def state(self) -> dict[str, Any]:
-        """As in ClassifierTrainer."""
+        """Return the objects that a resumed run restores, by name."""
         return {"network": self.network, "slow": self.slow, "optimizer": self.optimizer}
 
 

@@ -1,4 +1,4 @@
-"""The weights with the lowest validation loss of a training."""
+"""Keep the weights that had the lowest validation loss during training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class BestWeights:
-    """The weights with the lowest loss so far, this loss, and the number of steps after which they were reached.
+    """Keeps the weights that had the lowest validation loss so far, this loss, and the number of steps until then.
 
-    Small data are soon overfitted.
+    A network soon overfits a small data set. Its last weights may therefore be worse than earlier ones.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -18,7 +18,7 @@ class BestWeights:
         self.weights = {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
 
     def update(self, network: nn.Module, loss: float, steps: int = 0) -> None:
-        """Copy the network's weights after ``steps`` steps if their loss is the lowest so far."""
+        """Copy the network's weights after ``steps`` steps, if ``loss`` is the lowest so far."""
         if loss < self.loss:
             self.loss.fill_(loss)
             self.steps.fill_(steps)
@@ -26,7 +26,7 @@ class BestWeights:
                 self.weights[key].copy_(tensor)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The loss, the steps and the weights, for a checkpoint."""
+        """Return the loss, the number of steps and the weights, for a checkpoint."""
         return {
             "loss": self.loss,
             "steps": self.steps,
@@ -34,7 +34,7 @@ class BestWeights:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the loss and the weights of a checkpoint."""
+        """Restore the loss, the number of steps and the weights from a checkpoint."""
         self.loss.copy_(state["loss"])
         self.steps.copy_(state["steps"])
         for key, tensor in self.weights.items():

@@ -1,4 +1,4 @@
-"""The training loop of all image classifiers, and the trainer of the simple ones."""
+"""The training loop of all image classifiers, and a trainer that uses AdamW and averages the weights."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from training.run import Run, cosine_schedule, set_learning_rate
 
 
 class ClassifierTrainer(Protocol):
-    """A network and the way it is trained."""
+    """The interface of the trainers. A trainer holds a network and trains it step by step."""
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
-        """Train for step ``step`` of ``total`` on the images with the indices ``batch``; return their mean loss.
+        """Train for one step on the images with the indices ``batch``; return their mean loss.
 
-        All uint8 images [N, C, S, S] and labels [N] are passed, because augmentation may depend on the index.
+        ``images`` (uint8 [N, C, S, S]) and ``labels`` [N] are the whole data set, because augmentation may depend on
+        the index of an image. ``step`` counts from 0 to ``total`` - 1.
         """
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """The share of images [N, C, S, S] that the network classifies correctly."""
+        """Return the share of the images [N, C, S, S] that the network classifies correctly."""
 
     def state(self) -> dict[str, Any]:
-        """The objects that a resumed run restores."""
+        """Return the objects that a resumed run restores, by name."""
 
 
 def fit(
@@ -41,9 +42,9 @@ def fit(
     batch: int,
     total: Callable[[], int],
 ) -> None:
-    """Train on the images with the indices ``train``; log loss and validation accuracy after each epoch.
+    """Train on the images with the indices ``train``. Log loss and validation accuracy after each epoch and at the end.
 
-    ``total`` returns the number of steps, which may change; they are also logged after the last one.
+    ``total`` returns the number of steps, which may change during training.
     """
     run.track(**trainer.state())
     per_epoch = len(train) // batch
@@ -56,7 +57,7 @@ def fit(
 
 
 class AveragedTrainer:
-    """AdamW with a cosine schedule; ``average`` is the exponential moving average of the weights."""
+    """Trains with AdamW and a cosine schedule. ``average`` is the exponential moving average of the weights."""
 
     def __init__(self, config: CnnConfig, network: nn.Module) -> None:
         self.config = config
@@ -65,7 +66,7 @@ class AveragedTrainer:
         self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, fused=True)
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
-        """As in ClassifierTrainer."""
+        """Train for one step; see ``ClassifierTrainer.update``."""
         config = self.config
         logits = self.network(augment(images[batch], config))
         loss = F.cross_entropy(logits, labels[batch], label_smoothing=config.label_smoothing)
@@ -77,16 +78,16 @@ class AveragedTrainer:
         return loss
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """As in ClassifierTrainer, of the averaged weights."""
+        """Return the share of the images that the averaged weights classify correctly."""
         return accuracy_of(self.average, images, labels)
 
     def state(self) -> dict[str, Any]:
-        """As in ClassifierTrainer."""
+        """Return the objects that a resumed run restores, by name."""
         return {"network": self.network, "average": self.average, "optimizer": self.optimizer}
 
 
 def augment(images: Tensor, config: CnnConfig) -> Tensor:
-    """Rotate, mirror and shift uint8 images [N, C, S, S] at random; edges are filled by reflection."""
+    """Rotate, mirror and shift uint8 images [N, C, S, S] at random. Reflected pixels fill the edges."""
     count = len(images)
     if config.rotate:
         angle = (torch.rand(count) * 2 - 1) * torch.pi / 180 * config.rotate

@@ -1,7 +1,7 @@
-"""Image classifiers for own images: ``python -m training.cnn --images``.
+"""Train image classifiers on your own images: ``python -m training.cnn --images``.
 
-Fine-tunes a published network: its last layer is replaced and trained alone first, then all layers are trained, the
-pretrained ones with a lower learning rate. ``--from scratch`` trains a new network instead.
+A published network is fine-tuned. A new last layer replaces the old one, and is trained alone at first. Then all layers
+are trained, with a lower learning rate for the pretrained ones. ``--from scratch`` trains a new network instead.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from training.options import Options, base_version
 from training.run import Run, cosine_schedule
 
 MIN_CALIBRATION_IMAGES = 50  # with fewer validation images, no temperatures are fitted
-TEMPERATURE_RANGE = (0.4, 2.5)  # with few images that are all classified correctly, the best fit would be 0
+TEMPERATURE_RANGE = (0.4, 2.5)  # without limits, the fit would be 0 if few images are all classified correctly
 
 
 class FinetuneLoss(nn.Module):
-    """The cross-entropy of a network, without class weights: the probabilities follow the frequencies of the classes.
+    """Computes the cross-entropy of a network.
 
-    A module, so that DistributedDataParallel averages its gradients.
+    There are no class weights, so that the probabilities follow the frequencies of the classes. The loss is a module,
+    so that DistributedDataParallel averages its gradients.
     """
 
     def __init__(self, network: WhitenedNet, config: CnnFinetuneConfig, device: str) -> None:
@@ -53,16 +54,16 @@ class FinetuneLoss(nn.Module):
         self.use_bfloat16 = bool(config.bfloat16) and fast_bfloat16(torch.device(device))
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss of uint8 images [N, C, S, S] and labels [N]."""
+        """Return the mean loss of uint8 images [N, C, S, S] with labels [N]."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.use_bfloat16):
             logits = self.network(images)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
 
 
 class FinetuneTrainer:
-    """AdamW with a cosine schedule and separate learning rates for the last layer and for all layers before it.
+    """Trains with AdamW and a cosine schedule. The last layer has another learning rate than the layers before it.
 
-    ``pretrained``: the layers before the last one have been trained before, so at first only the last one is trained.
+    ``pretrained``: whether the layers before the last one are pretrained. If so, at first only the last one is trained.
     """
 
     def __init__(self, config: CnnFinetuneConfig, network: WhitenedNet, device: str, pretrained: bool) -> None:
@@ -80,7 +81,7 @@ class FinetuneTrainer:
         )
 
     def update(self, images: Tensor, labels: Tensor, batch: Tensor, step: int, total: int) -> Tensor:
-        """As in ClassifierTrainer; the loss is that of this process's share of the batch."""
+        """Train for one step; see ``ClassifierTrainer.update``. Return the loss of this process's part of the batch."""
         config = self.config
         head_steps = round(total * config.head_only_share) if self.pretrained else 0
         peak = config.pretrained_learning_rate if self.pretrained else config.scratch_learning_rate
@@ -103,18 +104,18 @@ class FinetuneTrainer:
         return loss
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """As in ClassifierTrainer."""
+        """Return the share of the images that the network classifies correctly."""
         return accuracy_of(self.network, images, labels)
 
     def state(self) -> dict[str, Any]:
-        """As in ClassifierTrainer."""
+        """Return the objects that a resumed run restores, by name."""
         return {"network": self.network, "optimizer": self.optimizer}
 
 
 def initial_network(
     config: CnnFinetuneConfig, dataset: ImageDataset, train_indices: Tensor, base: store.Version | None
 ) -> WhitenedNet:
-    """A network for the classes of the dataset: ``base`` with a new last layer, or a new network without ``base``."""
+    """Return a network for the dataset's classes: ``base`` with a new last layer, or a new one if ``base`` is None."""
     side, classes = dataset.images.shape[-1], len(dataset.classes)
     if base is None:
         widths = (config.first_width, config.later_width, config.later_width)
@@ -130,9 +131,9 @@ def initial_network(
 
 
 def fine_tune(run: Run, config: CnnFinetuneConfig, dataset: ImageDataset, base: store.Version | None) -> WhitenedNet:
-    """Train and return the network; with enough validation images, its temperatures are fitted.
+    """Train and return the network. Fit its temperatures if there are enough validation images.
 
-    If the network is trained again on all images, half of the time of ``--minutes`` is kept for this.
+    If a second training on all images follows, half of the training time of ``--minutes`` is kept for it.
     """
     train_indices, validation, _ = dataset.split()
     device = run.options.device
@@ -170,7 +171,10 @@ def fit_again(
     twin: WhitenedNet,
     steps: int,
 ) -> WhitenedNet:
-    """Train on all images for ``steps`` steps; return the network with the temperatures of the twin."""
+    """Train a new network on all images for ``steps`` steps; return it with the temperatures of ``twin``.
+
+    ``twin`` is the network of the first training, which did not use the held-out images.
+    """
     every, device = torch.arange(len(dataset.labels)), run.options.device
     network = initial_network(config, dataset, every, base)
     trainer = FinetuneTrainer(config, network, device, base is not None)
@@ -188,7 +192,7 @@ def fit_again(
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
-    """Train on own images and publish."""
+    """Train a classifier on your own images, evaluate it and publish it."""
     base = base_version(options, ("whitened-net",), "cifar10-whitened")
     run = Run(options, config, argv, dataset.sha256)
     run.write_file("skipped.txt", "".join(f"{reason}\n" for reason in dataset.skipped))
@@ -207,7 +211,10 @@ def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | Non
 def measured(
     run: Run, dataset: ImageDataset, network: WhitenedNet, base: store.Version | None
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Evaluate with the serving code, on the part that the options allow; return the card and the pictures."""
+    """Evaluate the network with the serving code; return the card and the pictures.
+
+    The options decide whether the test part or the validation part is used.
+    """
     sizes, (train_indices, validation, test) = network.sizes, dataset.split()
     start = f"Fine-tuned from {base.card.name} {base.card.version}" if base else "Trained from scratch"
     fitted = (

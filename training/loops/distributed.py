@@ -1,8 +1,8 @@
 """Data-parallel training in several processes: ``torchrun --nproc-per-node 2 -m training.cnn --images ...``.
 
-All processes draw the random numbers of the whole batch and train on their shard of it. Gradients are averaged
-(DistributedDataParallel), and batch norms use the statistics of the whole batch. The result equals that of one process
-with the same batch, except for rounding. In a single process these functions do nothing.
+Each process draws the random numbers for the whole batch and trains on its shard of the batch. DistributedDataParallel
+averages the gradients, and batch norms use the statistics of the whole batch. The result therefore equals that of a
+single process with the same batch, except for rounding. In a single process, these functions change nothing.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process, from 0. Process 0 writes, prints and publishes."""
+    """Return the number of this process, from 0. Process 0 writes files, prints and publishes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_world_size() -> int:
-    """The number of processes on this machine, which share its cores."""
+    """Return the number of processes on this machine, which share its cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def local_device(device: str) -> str:
-    """The device of this process; with several processes, each has its own GPU."""
+    """Return the device of this process. If several processes use GPUs, each process has its own GPU."""
     return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and world_size() > 1 else device
 
 
 def print_once(text: str) -> None:
-    """Print in the first process only."""
+    """Print ``text`` in the first process only."""
     if rank() == 0:
         print(text, flush=True)
 
 
 def initialize(device: str) -> None:
-    """Connect to the other processes, if any: with gloo on CPUs, with NCCL on GPUs."""
+    """Connect to the other processes, if there are any, through gloo on CPUs and NCCL on GPUs."""
     if world_size() == 1 or dist.is_initialized():
         return
     if device.startswith("cuda"):
@@ -58,8 +58,8 @@ def initialize(device: str) -> None:
 def exit_process() -> None:
     """Exit with status 0 if there are several processes; otherwise return.
 
-    Skips Python's finalization, because threads of the process group may abort the process during it ("terminate
-    called without an active exception"; 1 run in 3 on two cores). All files must have been written before.
+    Python's finalization is skipped, because threads of the process group may abort the process during it. On two
+    cores, this happened in 1 of 3 runs ("terminate called without an active exception"). Write all files before.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -79,7 +79,7 @@ def from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def any_rank(claim: bool) -> bool:
-    """Whether ``claim`` is true in any process. All processes must call this at the same step."""
+    """Return whether ``claim`` is true in at least one process. All processes must call this at the same step."""
     if world_size() == 1:
         return claim
     claims = torch.tensor(int(claim))
@@ -88,12 +88,15 @@ def any_rank(claim: bool) -> bool:
 
 
 def shard(tensor: Tensor, dim: int = 0) -> Tensor:
-    """This process's shard of a dimension: every ``world_size``-th entry. All shards must be equally long."""
+    """Return this process's shard of a tensor: every ``world_size``-th entry along ``dim``.
+
+    The length of the dimension must be divisible by the number of processes.
+    """
     return tensor[(slice(None),) * dim + (slice(rank(), None, world_size()),)]
 
 
 def gather(part: Tensor) -> Tensor:
-    """The whole tensor whose shards the processes have."""
+    """Return the whole tensor, put together from the shards of all processes along the first dimension."""
     if world_size() == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(world_size())]
@@ -102,12 +105,15 @@ def gather(part: Tensor) -> Tensor:
 
 
 def divisible_batch(batch: int) -> int:
-    """The largest batch size up to ``batch`` that is divisible by the number of processes."""
+    """Return the largest batch size up to ``batch`` that is divisible by the number of processes.
+
+    Each process gets at least one sample.
+    """
     return max(1, batch // world_size()) * world_size()
 
 
 def data_parallel(network: nn.Module) -> nn.Module:
-    """The network with gradients and batch norm statistics averaged over all processes.
+    """Return a module that averages the gradients and batch norm statistics of a network over all processes.
 
     The loss must be a mean over this process's shard of the batch.
     """
@@ -115,12 +121,12 @@ def data_parallel(network: nn.Module) -> nn.Module:
         return network
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SyncBatchNorm2d  # the same tensors under the same names
+            module.__class__ = SyncBatchNorm2d  # keeps the tensors and their names
     return DistributedDataParallel(network)
 
 
 def sum_over_ranks(part: Tensor) -> Tensor:
-    """The sum over all processes, without gradient."""
+    """Return the sum of ``part`` over all processes, without gradient."""
     total = part.detach().clone()
     if world_size() > 1:
         dist.all_reduce(total)
@@ -130,7 +136,8 @@ def sum_over_ranks(part: Tensor) -> Tensor:
 class NormalizeFunction(torch.autograd.Function):
     """Normalises a shard [N, C, H, W] with the mean and inverse deviation [1, C, 1, 1] of the whole batch.
 
-    Both depend on all shards, so the gradient includes the losses of the other processes: one sum over all processes.
+    Mean and deviation depend on all shards, so each shard also affects the losses of the other processes. The backward
+    pass therefore needs one sum over all processes.
     """
 
     @staticmethod
@@ -148,7 +155,7 @@ class NormalizeFunction(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the whole batch of all processes. PyTorch's SyncBatchNorm supports GPUs only."""
+    """Batch norm with the statistics of the whole batch. It replaces PyTorch's SyncBatchNorm, which needs GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise this process's shard [N, C, H, W] with the statistics of all shards."""
@@ -157,7 +164,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         values = x if x.dtype == torch.float64 else x.float()
         variance, mean = (own.double() for own in torch.var_mean(values.detach(), (0, 2, 3), correction=0))
         mean, square = sum_over_ranks(torch.stack([mean, variance + mean.square()])) / world_size()
-        variance = square - mean.square()  # in double precision: both terms may be nearly equal
+        variance = square - mean.square()  # in double precision, because the terms may be nearly equal
         self._update_statistics(mean.to(values), variance.to(values), values[:, 0].numel() * world_size())
         scale = (variance + self.eps).rsqrt()
         normed: Tensor = NormalizeFunction.apply(values, *(own.to(values).view(1, -1, 1, 1) for own in (mean, scale)))

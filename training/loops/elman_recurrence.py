@@ -1,12 +1,13 @@
-"""A forward pass of the RNNs for training, several times faster than ``nn.RNN`` on the CPU.
+"""A forward pass of the RNNs for training. On the CPU, it is several times faster than ``nn.RNN``.
 
-``nn.RNN`` creates an autograd node for each operation of each time step, and computes its weight gradient with one
-product per step. Here the time loop makes two calls per step in each direction, and everything else is one large
-product. The input of the first layer is a table look-up: embedding times W_ih, computed once per character of the
-vocabulary.
+``nn.RNN`` creates an autograd node for each operation of each time step, and computes the weight gradient with one
+matrix product per step. Here, a time step needs two operations in the forward pass and two in the backward pass. All
+other matrix products cover all steps at once. A ``CharacterRNN`` reads its inputs from a table, which has the product
+of embedding and W_ih for each character of the vocabulary.
 
-The products of a stack can be computed in bfloat16; sums, weights and everything between the products stay float32. On
-a CPU with bfloat16 instructions this takes half the time. The rounding error is far smaller than the noise of dropout.
+A ``StackedRNN`` can compute its matrix products and recurrences in bfloat16. The weights, the layer norms and the
+residual sums stay in float32. On a CPU with bfloat16 instructions, this takes half the time. The rounding error is far
+smaller than the noise of dropout.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from training.loops import distributed
 
 
 class Recurrence(torch.autograd.Function):
-    """h[t] = tanh(x[t] + h[t-1] W^T) for inputs x [T, N, H], state [N, H] and weight W [H, H]; returns h [T, N, H].
+    """Computes h[t] = tanh(x[t] + h[t-1] W^T) from inputs x [T, N, H], state h[-1] [N, H] and weight W [H, H].
 
-    Computed in the precision of x. The gradients of state and weight have the precision of state and weight.
+    Returns h [T, N, H] in the precision of x. The gradients of state and weight have the precision of these.
     """
 
     @staticmethod
@@ -45,7 +46,7 @@ class Recurrence(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states, state, weight = ctx.saved_tensors
         slope = torch.addcmul(torch.ones((), dtype=states.dtype, device=states.device), states, states, value=-1)
-        before = torch.empty_like(states)  # gradient of the input of each tanh
+        before = torch.empty_like(states)  # gradient with respect to the input of each tanh
         torch.mul(gradient[-1], slope[-1], out=before[-1])
         for t in range(len(states) - 2, -1, -1):
             torch.addmm(gradient[t], before[t + 1], weight, out=before[t]).mul_(slope[t])
@@ -55,11 +56,11 @@ class Recurrence(torch.autograd.Function):
 
 
 def dropout(x: Tensor, probability: float, rows: int) -> Tensor:
-    """``F.dropout`` with the probability rounded to a multiple of 1/256; it draws one random byte per element.
+    """Apply dropout with one random byte per element. The probability is rounded to a multiple of 1/256.
 
-    PyTorch draws 64 bits per element on the CPU, which took a quarter of a training step. The dimension ``rows`` of x
-    holds this process's rows of the batch. Every process draws the bytes of the whole batch, so that the result does
-    not depend on the number of processes.
+    ``F.dropout`` draws 64 bits per element on the CPU, which took a quarter of a training step. The dimension ``rows``
+    of x contains the rows of the batch that this process trains on. Each process draws random bytes for the whole
+    batch, and uses only those of its rows. The result therefore does not depend on the number of processes.
     """
     threshold = round(probability * 256)
     if not threshold:
@@ -77,10 +78,10 @@ def forward(
     dropout_probability: float = 0.0,
     bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Equals ``network(characters, state)``, with dropout outside the recurrence.
+    """Compute the same as ``network(characters, state)``, but with dropout outside the recurrence.
 
     Characters [N, T] and state [N, layers, hidden] -> logits [N, T, vocabulary] and the state after the last character.
-    ``bfloat16``: compute the products of a stack in bfloat16.
+    ``bfloat16``: whether a ``StackedRNN`` computes its matrix products in bfloat16.
     """
     if isinstance(network, StackedRNN):
         return _stacked(network, characters, state, dropout_probability, bfloat16)
@@ -96,7 +97,10 @@ def forward(
 def _stacked(
     network: StackedRNN, characters: Tensor, state: Tensor, probability: float, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
-    """Dropout on the output of each layer and before the head, and a quarter of it on the embedding."""
+    """Run a ``StackedRNN`` with dropout on the output of each layer and before the head.
+
+    The dropout of the embedding has a quarter of the probability.
+    """
     x, last = dropout(F.embedding(characters.t(), network.embedding.weight), probability / 4, 1), []  # [T, N, H]
     precision = torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)
     for norm, rnn, gain, layer_state in zip(network.norms, network.rnns, network.gain, state.unbind(1), strict=True):

@@ -1,7 +1,7 @@
-"""Training of the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
+"""Train the forecaster: the loss, two trainers, and the loop that trains on M4 and synthetic series.
 
-``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all members in one step and can be
-distributed; training/loops/series/ uses it for own series.
+The forecaster is an ensemble. ``EnsembleTrainer`` trains each member on a separate thread. ``Trainer`` trains all
+members together, also in several processes; training/loops/series/ uses it to train on your own series.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from training.evaluation.forecaster import PREFIXES
 from training.loops import distributed
 from training.run import Run, cosine_schedule, derive_seed, set_learning_rate
 
-MAX_ERROR = 50  # scales; targets that differ more from the naive forecast are clipped in the loss
-TRUNCATED_SHARE = 0.4  # of the windows: their past is cut to a random length
-UNLABELLED_SHARE = 0.15  # of the windows: their season is not given
+MAX_ERROR = 50  # in MASE scales; the loss clips targets that differ more from the naive forecast
+TRUNCATED_SHARE = 0.4  # share of the windows whose past is cut to a random length
+UNLABELLED_SHARE = 0.15  # share of the windows for which the network does not receive the season
 
 
 def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the pinball losses of scaled quantiles [N, horizon, QUANTILES], and the sum of the weights.
+    """Return two sums: the weighted pinball losses of scaled quantiles [N, horizon, QUANTILES], and the weights.
 
-    Unknown future values have weight 0. Errors are in units of the MASE scale of the past.
+    Unknown future values and constant series have weight 0. Errors are divided by the MASE scale of the past.
     """
     known = ~batch.future.isnan() & (reading.scale > 0)
     scale = torch.where(reading.scale > 0, reading.scale, 1.0)
@@ -45,9 +45,9 @@ def loss_sum(quantiles: Tensor, reading: Reading, batch: Batch) -> tuple[Tensor,
 def member_loss(
     member: Member, reader: Reader, batch: Batch, dropout_mask: Tensor, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
-    """``loss_sum`` of one member; ``dropout_mask`` [N, hidden].
+    """Return the ``loss_sum`` of one member with the dropout mask [N, hidden].
 
-    With ``bfloat16`` all layers but the last compute in it; the last layer and the loss stay float32.
+    If ``bfloat16`` is true, all layers but the last compute in bfloat16. The last layer and the loss stay in float32.
     """
     reading = reader(batch.values, batch.seasons)
     with torch.autocast(batch.values.device.type, torch.bfloat16, enabled=bfloat16):
@@ -56,14 +56,17 @@ def member_loss(
 
 
 class LossModule(nn.Module):
-    """The losses of all members, as one module for DistributedDataParallel."""
+    """Computes the losses of all members in a single module, because DistributedDataParallel needs one module."""
 
     def __init__(self, network: Forecaster, bfloat16: bool) -> None:
         super().__init__()
         self.network, self.use_bfloat16 = network, bfloat16
 
     def forward(self, batches: list[Batch], dropout_masks: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """One batch and mask [N, hidden] per member -> the sums of losses and of weights, both [members]."""
+        """Return the sums of the losses and the sums of the weights, both [members].
+
+        Each member has its own batch and its own dropout mask [N, hidden].
+        """
         losses = [
             member_loss(member, self.network.read, batch, mask, self.use_bfloat16)  # type: ignore[arg-type]
             for member, batch, mask in zip(self.network.members, batches, dropout_masks, strict=True)
@@ -79,7 +82,10 @@ def sample_windows(
     generator: Generator,
     held_out: bool = False,
 ) -> tuple[Batch, Tensor]:
-    """The windows of one member for one step, and its dropout mask [batch, hidden]."""
+    """Return the windows that one member trains on in one step, and its dropout mask [batch, hidden].
+
+    ``held_out``: whether the windows leave out the last horizon of each series.
+    """
     batch = sampler.sample(config.batch, config.mixup, held_out, generator)
     keep = torch.rand(config.batch, hidden, generator=generator) >= config.dropout
     return batch, keep.float() / (1 - config.dropout)
@@ -88,7 +94,7 @@ def sample_windows(
 def optimizer_and_average(
     network: Forecaster, config: ForecasterConfig | ForecasterFinetuneConfig
 ) -> tuple[torch.optim.Optimizer, Any]:
-    """AdamW and the moving average of the weights."""
+    """Return the AdamW optimizer and the exponential moving average of the weights."""
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
     betas = (0.9, 0.99)
     return torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay, betas=betas, fused=True), average
@@ -97,7 +103,7 @@ def optimizer_and_average(
 class EnsembleTrainer:
     """Trains each member on its own windows, on a separate thread.
 
-    The products are small: one thread per member is faster than several threads per product.
+    The matrix products are small, so one thread per member is faster than several threads per product.
     """
 
     def __init__(
@@ -108,7 +114,10 @@ class EnsembleTrainer:
         self.pool = ThreadPoolExecutor(threads, initializer=_use_one_thread)
 
     def update(self, step: int, learning_rate: float, held_out: bool) -> float:
-        """One step of all members; returns their mean loss. ``held_out``: omit the last horizon of each series."""
+        """Train all members for one step; return their mean loss.
+
+        ``held_out``: whether to leave out the last horizon of each series.
+        """
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
         members = range(self.config.members)
@@ -118,7 +127,7 @@ class EnsembleTrainer:
         return loss
 
     def _backward(self, number: int, step: int, held_out: bool) -> float:
-        """Compute and clip the gradient of one member; returns its loss."""
+        """Compute and clip the gradient of one member; return its loss."""
         member: Any = self.network.members[number]
         device = member.head.weight.device
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
@@ -138,7 +147,7 @@ def _use_one_thread() -> None:
 
 
 class Trainer:
-    """Trains all members together, each on its own windows; several processes share every batch."""
+    """Trains all members together, each on its own windows. Several processes share every batch between them."""
 
     def __init__(
         self, network: Forecaster, sampler: WindowSampler, config: ForecasterFinetuneConfig, seed: int, device: str
@@ -151,11 +160,11 @@ class Trainer:
         self.loss_module = distributed.data_parallel(LossModule(self.network, bfloat16))
 
     def update(self, step: int, learning_rate: float) -> float:
-        """One step; returns the mean loss of all members over all processes."""
+        """Train for one step; return the mean loss of all members over all processes."""
         samples = [self._sample(number, step) for number in range(len(self.network.members))]
         sums, weights = self.loss_module([batch for batch, _ in samples], [mask for _, mask in samples])
         total_weights = distributed.sum_over_ranks(weights.detach()).clamp(min=1)
-        # Gradients are averaged over the processes, so each loss is multiplied by their number.
+        # DistributedDataParallel averages the gradients. Their sum is needed: multiply by the number of processes.
         loss = (sums / total_weights).mean() * distributed.world_size()
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.zero_grad()
@@ -166,7 +175,7 @@ class Trainer:
         return float(distributed.sum_over_ranks(loss.detach())) / distributed.world_size()
 
     def _sample(self, number: int, step: int) -> tuple[Batch, Tensor]:
-        """This process's share of a member's windows and of its dropout mask."""
+        """Return this process's share of a member's windows and of its dropout mask."""
         generator = Generator().manual_seed(derive_seed(self.seed, "member", number, step))
         batch, mask = sample_windows(self.sampler, self.config, self.network.sizes.hidden, generator)
         share = Batch(*(distributed.shard(part) for part in batch)).to(self.device)
@@ -174,10 +183,10 @@ class Trainer:
 
 
 def pretrain(run: Run, config: ForecasterConfig) -> Any:
-    """Train an ensemble from scratch and return its averaged network.
+    """Train an ensemble from scratch; return the network with averaged weights.
 
-    For the first ``config.held_out`` of the steps, the last horizon of every series is held out. The remaining steps
-    train on all values.
+    ``config.held_out`` is the share of the steps, from the start, that train without the last horizon of every series.
+    The remaining steps train on all values.
     """
     sizes = ForecasterSizes(
         hidden=config.hidden, layers=config.layers, members=config.members, smoothings=config.smoothings
@@ -202,7 +211,10 @@ def pretrain(run: Run, config: ForecasterConfig) -> Any:
 
 @torch.inference_mode()
 def validation_mase(network: Any, sampler: WindowSampler) -> dict[str, float]:
-    """The MASE of the medians on the last horizons of M4's series; its scale is that of the context."""
+    """Return the MASE of the median forecasts on the last horizons of M4's series, for each collection.
+
+    The MASE scale is computed from the context that the network reads.
+    """
     result = {}
     for source, prefix in enumerate(PREFIXES.values()):
         batch = sampler.last_horizons(source).to(network.widening.device)

@@ -1,4 +1,4 @@
-"""Training of generative adversarial networks, with or without labels."""
+"""Train generative adversarial networks (GANs), with or without labels."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ from training.configs import ConditionalGanConfig, GanConfig
 from training.loops import distributed
 from training.run import Run, permutation, set_learning_rate
 
-MAX_PREVIEWS = 25  # sheets of samples that a run saves, at most one per epoch
-PREVIEWS_PER_MINUTE = 6  # with --minutes
-RECALIBRATION_BATCHES = 100  # from which the final statistics of the batch norms are computed
-PREVIEW_BATCHES = 5  # the same, for a preview
+MAX_PREVIEWS = 25  # largest number of previews (sheets of samples) that a run saves; at most one per epoch
+PREVIEWS_PER_MINUTE = 6  # smaller limit for short runs with --minutes
+RECALIBRATION_BATCHES = 100  # number of batches that give the final statistics of the batch norms
+PREVIEW_BATCHES = 5  # number of batches that give the statistics of the batch norms for a preview
 
 
 @contextmanager
 def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
-    """Round the inputs of convolutions to bfloat16, where the processor and PyTorch (2.9 or later) support it."""
+    """Round the inputs of convolutions to bfloat16 in a ``with`` block, if ``enabled``.
+
+    Has no effect before PyTorch 2.9, or on a processor that does not support it.
+    """
     convolutions: Any = getattr(torch.backends.mkldnn, "conv", None)
     before = getattr(convolutions, "fp32_precision", None)
     if before is None or not enabled:
@@ -49,7 +52,7 @@ def bfloat16_convolutions(enabled: bool) -> Iterator[None]:
 
 
 def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The discriminator's logits [N] for "real", and its logits of the classes [N, classes] if there are labels [N]."""
+    """Return the discriminator's logits [N] for "real" and, if labels [N] are given, its class logits [N, classes]."""
     if labels is None:
         return discriminator(images), None
     real_logits, class_logits = discriminator(images, labels)
@@ -57,16 +60,19 @@ def score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> tu
 
 
 def gradient_penalty(discriminator: nn.Module, real: Tensor, labels: Tensor | None) -> Tensor:
-    """R1: half the mean squared gradient norm of the discriminator at real images (Mescheder et al. 2018)."""
+    """Return the R1 penalty (Mescheder et al. 2018).
+
+    It is half of the mean squared norm of the discriminator's gradient with respect to real images.
+    """
     real = real.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(score(discriminator, real, labels)[0].sum(), real, create_graph=True)
     return 0.5 * gradient.flatten(1).pow(2).sum(dim=1).mean()
 
 
 class DiscriminatorLoss(nn.Module):
-    """The discriminator's loss, a mean over the images.
+    """Computes the discriminator's loss, a mean over the images.
 
-    A module, so that DistributedDataParallel averages its gradients.
+    The loss is a module, so that DistributedDataParallel averages its gradients.
     """
 
     def __init__(self, discriminator: nn.Module, config: GanConfig) -> None:
@@ -74,10 +80,10 @@ class DiscriminatorLoss(nn.Module):
         self.discriminator, self.config = discriminator, config
 
     def forward(self, real: Tensor, fake: Tensor, labels: Tensor | None, penalize: bool) -> tuple[Tensor, Tensor]:
-        """Real and fake images [N, C, S, S] from -1 to 1, and the labels [N] of both.
+        """Return the loss to minimise, and its part that separates real from fake images.
 
-        Returns the loss to minimise, and its part that separates real from fake. ``penalize`` adds the gradient
-        penalty.
+        Real and fake images are [N, C, S, S] from -1 to 1, and have the same labels [N]. If ``penalize`` is true, the
+        loss includes the gradient penalty.
         """
         config = self.config
         twice = None if labels is None else labels.repeat(2)
@@ -94,9 +100,9 @@ class DiscriminatorLoss(nn.Module):
 
 
 class GanTrainer:
-    """Generator and discriminator with their optimizers; the moving average of the generator is published.
+    """Trains a generator and a discriminator. The moving average of the generator's weights is published.
 
-    Both networks take labels if ``config`` is a ConditionalGanConfig.
+    Generator and discriminator take labels if ``config`` is a ConditionalGanConfig.
     """
 
     def __init__(
@@ -108,15 +114,15 @@ class GanTrainer:
         betas = (config.beta1, beta2)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), betas=betas, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), betas=betas, fused=True)
-        # After the average, which keeps its own batch norms: only the first process draws with the average.
+        # Called after the average is copied, so that the average keeps plain batch norms: only process 0 runs it.
         self.parallel_generator = distributed.data_parallel(self.generator)
         self.discriminator_loss = distributed.data_parallel(DiscriminatorLoss(self.discriminator, config))
 
     def update(self, real: Tensor, labels: Tensor | None, step: int, rate: float) -> tuple[Tensor, Tensor]:
-        """Train both networks for one step on the whole batch; return d_loss and g_loss.
+        """Train both networks for one step; return d_loss and g_loss.
 
-        Real images [N, C, S, S] from -1 to 1 and labels [N]. The generator draws the labels of the real images, so
-        real and fake images of the same class are compared.
+        ``real`` ([N, C, S, S] from -1 to 1) and ``labels`` [N] are the whole batch of all processes. The generator
+        makes images with the labels of the real ones, so real and fake images of the same classes are compared.
         """
         set_learning_rate(self.generator_optimizer, rate)
         set_learning_rate(self.discriminator_optimizer, rate)
@@ -140,7 +146,7 @@ class GanTrainer:
 
     def generator_step(self, fake: Tensor, labels: Tensor | None) -> Tensor:
         """Train the generator so that the discriminator takes its images for real ones; return g_loss."""
-        self.discriminator.requires_grad_(False)  # the step needs no gradients of its weights
+        self.discriminator.requires_grad_(False)  # this step needs no gradients of the discriminator's weights
         logits, class_logits = score(self.discriminator, fake, labels)
         loss = g_loss = F.softplus(-logits).mean()
         if isinstance(self.config, ConditionalGanConfig) and class_logits is not None and labels is not None:
@@ -152,12 +158,12 @@ class GanTrainer:
         return g_loss
 
     def averaged_generator(self, batches: int | None = None) -> Any:
-        """The moving average of the generator, with recalibrated batch norms."""
+        """Return the moving average of the generator. If it takes labels, its batch norms are recalibrated."""
         network = self.average.module
         return recalibrate_batchnorm(network, batches) if isinstance(network, ConditionalGenerator) else network
 
     def preview(self) -> np.ndarray:
-        """Images of the averaged generator from fixed latents: uint8 [64, ...], or ten per class with labels."""
+        """Return uint8 images of the averaged generator from fixed latents: 64, or ten per class with labels."""
         network = self.averaged_generator(PREVIEW_BATCHES)
         conditional = isinstance(network, ConditionalGenerator)
         rows = np.random.default_rng(0).standard_normal((10 if conditional else 64, self.config.latent))
@@ -173,14 +179,14 @@ class GanTrainer:
 
 
 def workshop_trainer(config: GanConfig, device: str) -> GanTrainer:
-    """The workshop's linear layers, without labels."""
+    """Return a trainer for the workshop's networks, which have linear layers and no labels."""
     generator = Generator(GeneratorSizes(config.latent))
     discriminator = Discriminator()
     return GanTrainer(config, generator, discriminator, device, beta2=0.999)
 
 
 def conditional_trainer(config: ConditionalGanConfig, device: str, sizes: ConditionalSizes | None = None) -> GanTrainer:
-    """Convolutional networks with labels."""
+    """Return a trainer for convolutional networks with labels."""
     sizes = sizes or ConditionalSizes(config.latent)
     generator = ConditionalGenerator(sizes)
     discriminator = ConditionalDiscriminator(sizes.classes, channels=sizes.channels)
@@ -192,13 +198,13 @@ def recalibrate_batchnorm(
 ) -> ConditionalGenerator:
     """Recompute the statistics of the batch norms from generated images, and switch to evaluation mode.
 
-    The statistics collected during training belong to the weights of other steps, not to their average.
+    The statistics collected during training belong to the weights of single steps, not to the averaged weights.
     """
     generator = torch.Generator().manual_seed(0)
     device, norms = network.linear.weight.device, [own for own in network.modules() if isinstance(own, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
+        norm.momentum = None  # makes the statistics a mean over all batches
     network.train()
     with torch.no_grad():
         for _ in range(RECALIBRATION_BATCHES if batches is None else batches):
@@ -208,9 +214,9 @@ def recalibrate_batchnorm(
 
 
 def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, total: Callable[[], int]) -> None:
-    """Train on uint8 images [N, C, S, S] and labels [N]; log both losses and save a preview after an epoch.
+    """Train on uint8 images [N, C, S, S] and labels [N]. Log both losses after each epoch, and save some previews.
 
-    ``total`` returns the number of steps, which may change.
+    ``total`` returns the number of steps, which may change during training.
     """
     config = trainer.config
     run.track(
@@ -229,7 +235,7 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
             shuffled_epoch, order = epoch, permutation(len(images), run.options.seed, "epoch", epoch)
         batch = order[position * config.batch : (position + 1) * config.batch]
         real = images[batch].to(torch.get_default_dtype()) / 127.5 - 1
-        rate = config.learning_rate * min(1.0, (1 - step / total()) / 0.3)  # to 0 over the last 30 %
+        rate = config.learning_rate * min(1.0, (1 - step / total()) / 0.3)  # falls to 0 over the last 30 %
         d_loss, g_loss = trainer.update(real, None if labels is None else labels[batch], step, rate)
         if position == per_epoch - 1:
             run.log(epoch=epoch + 1, discriminator_loss=d_loss.item(), generator_loss=g_loss.item())
@@ -239,9 +245,9 @@ def fit(run: Run, trainer: GanTrainer, images: Tensor, labels: Tensor | None, to
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> Path:
-    """Save uint8 images [N, channels, side, side] as a sheet at twice their size; return the path.
+    """Save a picture with all uint8 images [N, channels, side, side] at twice their size; return its path.
 
-    Without ``columns`` the sheet is as square as possible.
+    Without ``columns``, the numbers of rows and columns are about equal.
     """
     pixels = sheet(images, columns=columns)
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

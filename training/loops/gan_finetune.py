@@ -1,8 +1,9 @@
-"""Image generators for own images: ``python -m training.gan --images``.
+"""Train image generators on your own images: ``python -m training.gan --images``.
 
-Sub-folders are labels. A folder without sub-folders is one label, named like the model. There is no reference
-classifier of own images, so there is no Frechet distance. The metrics say whether samples are copies of training
-images, and, with several labels, whether a classifier trained on the real images recognises the requested labels.
+Each sub-folder is a label. A folder without sub-folders is a single label with the name of the model. The Frechet
+distance is not measured, because there is no reference classifier for your images. The metrics say whether samples are
+copies of training images. With several labels, they also say whether a classifier that was trained on the real images
+recognises the requested labels.
 """
 
 from __future__ import annotations
@@ -32,17 +33,20 @@ from training.loops.gan import conditional_trainer, fit, save_sheet
 from training.options import Options, Part
 from training.run import Run, metric
 
-MIN_IMAGES = 64  # different images in total
-SAMPLES = 1000  # generated images that are evaluated
-MAX_HELD_OUT = 2000  # real images that are evaluated
-# With --minutes, so that a short training does not spend them on its evaluation. At most as many as without --minutes.
+MIN_IMAGES = 64  # smallest number of different images
+SAMPLES = 1000  # number of generated images that are evaluated
+MAX_HELD_OUT = 2000  # largest number of real images that are evaluated
+# Smaller limits with --minutes, so that a short training does not spend most of its time on the evaluation.
 CLASSIFIER_STEPS_PER_MINUTE = 600
-COMPARED_PER_MINUTE = 20_000  # training images among which the nearest one is searched
+COMPARED_PER_MINUTE = 20_000  # training images that are searched for the nearest one
 MIN_RECALIBRATION_BATCHES, RECALIBRATION_BATCHES_PER_MINUTE = 20, 40
 
 
 def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
-    """Read the images; ``colour`` is grey, rgb, or auto: grey if all images are grey. Raises DataError."""
+    """Read the images. ``colour`` is "grey", "rgb" or "auto"; "auto" means grey if all images are grey.
+
+    Raises DataError if there are not enough different images.
+    """
     dataset = image_folders.read(path, side, 1 if colour == "grey" else 3, name)
     dataset = keep_trainable(dataset, path, 1)
     if len(dataset.labels) < MIN_IMAGES:
@@ -54,13 +58,13 @@ def read(path: Path, side: int, colour: str, name: str) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Reference:
-    """Own images, with which samples are compared. Some are held out: a generator does not train on them.
+    """Real images that samples are compared with. Some are held out, so the generator does not train on them.
 
     Attributes:
         dataset: the images.
-        classifier_steps: of the training of the classifier that checks the labels of samples.
-        max_compared: training images among which the nearest one is searched.
-        part: "validation" if the images of the test part are left out.
+        classifier_steps: number of training steps of the classifier that checks the labels of samples.
+        max_compared: largest number of training images that are searched for the nearest one.
+        part: "test", or "validation" to leave out the images of the test part.
     """
 
     dataset: ImageDataset
@@ -70,49 +74,49 @@ class Reference:
 
     @property
     def sha256(self) -> str:
-        """Digest of the images and their labels."""
+        """Return the digest of the images and their labels."""
         return self.dataset.sha256
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        """The images [N, C, S, S] and labels [N] of the training."""
+        """Return the training images [N, C, S, S] and their labels [N]."""
         indices = self.dataset.split()[0]
         return self.dataset.images[indices], self.dataset.labels[indices]
 
     @cached_property
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """At most MAX_HELD_OUT of the other images, and their labels."""
+        """Return at most MAX_HELD_OUT images that are not used for training, and their labels."""
         _, validation, test = self.dataset.split()
         indices = at_most(MAX_HELD_OUT, torch.cat([validation, test]) if self.part == "test" else validation)
         return self.dataset.images[indices], self.dataset.labels[indices]
 
     @cached_property
     def compared(self) -> Tensor:
-        """The training images among which the nearest one is searched."""
+        """Return the training images that are searched for the nearest one."""
         return at_most(self.max_compared, self.train[0])
 
     @cached_property
     def distance(self) -> Tensor:
-        """The median distance of held-out images to the nearest training image."""
+        """Return the median distance from a held-out image to the nearest training image."""
         return nearest_distances(self.held_out[0], self.compared).median()
 
     @cached_property
     def classifier(self) -> Any:
-        """A classifier that is trained on the real images."""
+        """Return a classifier that was trained on the real images."""
         return label_classifier(*self.train, len(self.dataset.classes), self.classifier_steps)
 
     @cached_property
     def accuracy(self) -> float:
-        """The accuracy of the classifier on held-out images."""
+        """Return the accuracy of the classifier on the held-out images."""
         return accuracy_of(self.classifier, *self.held_out)
 
     def prepare(self) -> None:
-        """Compute what the evaluation of all generators needs."""
+        """Compute and cache the values that the evaluation of every generator needs."""
         _ = self.distance, len(self.dataset.classes) > 1 and self.accuracy
 
 
 def reference(options: Options, dataset: ImageDataset) -> Reference:
-    """The real images for the evaluation of a training with these options."""
+    """Return the real images for the evaluation, with limits that fit the options."""
     steps, minutes = generation.LABEL_CLASSIFIER_STEPS, options.minutes
     if minutes is None:
         return Reference(dataset, steps, len(dataset.labels), options.part)
@@ -121,12 +125,12 @@ def reference(options: Options, dataset: ImageDataset) -> Reference:
 
 
 def at_most(count: int, tensor: Tensor) -> Tensor:
-    """At most ``count`` entries of the first dimension, at equal distances."""
+    """Return at most ``count`` entries of the first dimension, evenly spaced."""
     return tensor[:: max(1, -(-len(tensor) // count))]
 
 
 def recalibration_batches(options: Options) -> int:
-    """The number of batches from which the final statistics of the batch norms are computed."""
+    """Return the number of batches that give the final statistics of the batch norms."""
     if options.minutes is None:
         return gan_loop.RECALIBRATION_BATCHES
     planned = max(MIN_RECALIBRATION_BATCHES, int(RECALIBRATION_BATCHES_PER_MINUTE * options.minutes))
@@ -134,7 +138,7 @@ def recalibration_batches(options: Options) -> int:
 
 
 def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
-    """The metrics of a published generator, compared with the images that were not used in its training."""
+    """Return the metrics of a published generator, relative to real images that it was not trained on."""
     latents = sampler.parse(SAMPLES, None, 0)
     samples = torch.from_numpy(sampler.predict([latents])[0])
     held_out = len(real.held_out[1])
@@ -158,7 +162,7 @@ def measure(sampler: ImageSampler, real: Reference) -> dict[str, Any]:
 
 
 def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | None) -> None:
-    """Train on own images and publish."""
+    """Train a generator on your own images, evaluate it and publish it."""
     dataset = read(
         options.data_options["images"], options.data_options["size"], options.data_options["colour"], options.name
     )
@@ -184,10 +188,10 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
         return 0.0
 
     if options.minutes is not None and distributed.rank() == 0:
-        real.prepare()  # once, so that neither the rehearsal nor the evaluation contains it
+        real.prepare()  # cached now, so that neither the trial run nor the final evaluation includes it
     budget = time_budget.plan(run, config.epochs * per_epoch, start_dummy_run, rehearse)
     torch.manual_seed(options.seed)  # the same initial weights with and without --minutes
-    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # covers at most 5 % of a short run
+    ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / budget.steps))  # the average covers at most 5 % of a short run
     trainer = conditional_trainer(replace(config, ema_decay=ema_decay), options.device, sizes)
     fit(run, trainer, images, labels, budget)
     if distributed.rank() == 0:
@@ -196,7 +200,7 @@ def train(options: Options, config: ConditionalGanConfig, argv: Sequence[str] | 
 
 
 def publish(run: Run, real: Reference, network: Any) -> None:
-    """Evaluate with the serving code, write the card, and publish."""
+    """Evaluate the generator with the serving code, write its card, and publish it."""
     sizes, dataset = network.sizes, real.dataset
     card = {
         "task": "sample",

@@ -1,4 +1,4 @@
-"""``--minutes N``: as many steps as fit into the time of a run, planned again while it trains."""
+"""The option ``--minutes N``: plan how many steps fit into the time of a run, and adapt the plan during training."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from training.loops import distributed
 from training.run import Run
 
 MIN_TIMED_STEPS, MAX_TIMED_STEPS = 2, 12
-ENOUGH_SECONDS = 2.0  # timing stops after so many seconds, but not before MIN_TIMED_STEPS
-REPLAN_SHARE = 0.02  # of the steps, between two plans
-FREEZE_SHARE = 0.97  # of the steps; then the plan stays, so that the learning rate ends at 0
-MAX_CHANGE = 2.0  # of the number of remaining steps by one plan
+ENOUGH_SECONDS = 2.0  # timing stops after this time, but not before MIN_TIMED_STEPS
+REPLAN_SHARE = 0.02  # share of the steps between two plans
+FREEZE_SHARE = 0.97  # share of the steps after which the plan is final, so that the learning rate ends at 0
+MAX_CHANGE = 2.0  # largest factor by which one plan changes the number of remaining steps
 
 
 class StepBudget:
-    """The number of steps of a run: ``budget()``. It is fixed, or as many steps as fit into ``--minutes``.
+    """The number of steps of a run, returned by ``budget()``. It is fixed, or adapted to the time of ``--minutes``.
 
-    ``seconds``: of the whole command, or None for a fixed number. ``finish_seconds``: of its evaluation. ``trainings``:
-    2 if a second training with up to as many steps follows. The plan is stored in budget.json, so that a resumed run
-    goes on with it.
+    The plan is stored in budget.json, so that a resumed run continues with it.
+
+    Args:
+        run: the run.
+        steps: the fixed number of steps, or the number that is planned first.
+        seconds: time limit of the whole command, or None for a fixed number of steps.
+        finish_seconds: expected time of the evaluation after training.
+        trainings: 2 if a second training with up to the same number of steps follows, otherwise 1.
     """
 
     def __init__(
@@ -34,18 +39,18 @@ class StepBudget:
         self.trainings = trainings
         self.clock: tuple[float, int] | None = None  # time and step from which the pace is measured
         self.next_plan = self.first_step = -1
-        self.end = 0.0  # of the training, on the monotonic clock
+        self.end = 0.0  # time of the monotonic clock at which training ends
 
     def __call__(self) -> int:
-        """The number of steps; plans it again from time to time."""
+        """Return the number of steps. From time to time, plan it again."""
         step = self.run.step
         if self.seconds is None:
             return self.steps
-        if self.first_step < 0:  # a resumed run has used a part of its time
+        if self.first_step < 0:  # set the end; a resumed run has used a part of its time
             self.first_step = step
             begun = self.run.options.started + self.seconds - self.finish_seconds
             self.end = begun if step == 0 else time.monotonic() + self.seconds - self.finish_seconds - self.run.seconds
-        elif step == self.first_step + 1 and self.clock is None:  # the first step is slower
+        elif step == self.first_step + 1 and self.clock is None:  # start the clock now: the first step is slower
             self.clock, self.next_plan = (time.monotonic(), step), step + 1
         elif step >= self.next_plan > 0 and step < FREEZE_SHARE * self.steps:
             self.steps = distributed.from_rank_zero(lambda: self._planned(step))
@@ -70,14 +75,15 @@ def plan(
     rehearse: Callable[[], float] | None = None,
     refit: bool = False,
 ) -> StepBudget:
-    """The budget of a run; ``default`` steps without ``--minutes``. At least one step is trained.
+    """Return the step budget of a run: ``default`` steps, or the steps that fit into ``--minutes``, but at least one.
 
     Args:
-        run: the run; the plan is stored in its folder as budget.json.
-        default: steps without ``--minutes``.
-        start_dummy_run: returns a function that takes the number of a step and trains a copy of the network.
-        rehearse: evaluates an untrained network as at the end, so that the time for this is kept; see ``Run.rehearse``.
-        refit: whether half of the time is kept for a second training, on all data; see ``training.refit``.
+        run: the run. Its folder stores the plan as budget.json.
+        default: the number of steps without ``--minutes``.
+        start_dummy_run: returns a function that trains a copy of the network for the step with a given number.
+        rehearse: runs the final evaluation once on an untrained network, to measure its time. Returns the seconds of
+            the parts that it skips; see ``Run.rehearse``.
+        refit: whether half of the training time is kept for a second training on all data; see ``training.refit``.
     """
     minutes = run.options.minutes
     if minutes is None:
@@ -93,7 +99,10 @@ def plan(
 
 
 def _first_plan(run: Run, total_seconds: float, seconds: float, finish: float) -> None:
-    """Store the number of steps that fit; ``seconds``: of a step, in all trainings."""
+    """Store and print the number of steps that fit into the time.
+
+    ``seconds`` is the time of one step in all trainings together. ``finish`` is the time of the evaluation.
+    """
     left = total_seconds - finish - (time.monotonic() - run.options.started)
     steps = max(1, int(left / seconds))
     _save(run, {"steps": steps, "finish_seconds": finish})
@@ -109,7 +118,7 @@ def _save(run: Run, budget: dict[str, float]) -> None:
 
 
 def _seconds_per_step(step: Callable[[int], object]) -> float:
-    """The median seconds of a step in the first process, after one warm-up step."""
+    """Return the median seconds of a step in the first process, measured after one warm-up step."""
     step(0)
     taken: list[float] = []
 

@@ -1,4 +1,5 @@
-"""The backtest report of own series: rolling forecasts of several methods, as a picture and as an HTML page.
+"""The backtest report for your own series: rolling forecasts of several methods, as a picture and as an HTML page.
 
-``results`` computes forecasts and errors, ``ets`` fits exponential smoothing, ``figures`` draws, ``page`` writes HTML.
+``results`` computes forecasts and errors, ``ets`` fits exponential smoothing, ``figures`` draws the plots, and ``page``
+writes the HTML page.
 """

@@ -1,4 +1,4 @@
-"""Exponential smoothing (ETS; Hyndman et al. 2008) with statsmodels, as a benchmark of forecasts."""
+"""Exponential smoothing (ETS; Hyndman et al. 2008) with statsmodels, as a reference method for forecasts."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from app.tasks.forecasting import SCORES, QuantileForecast
 from training.evaluation import backtest
 from training.evaluation.backtest import Origins
 
-LEVELS = (95, 80, 60, 40, 20)  # per cent of the intervals whose bounds are the quantiles of a QuantileForecast
-MIN_SEASONS = 2  # that a series needs, so that its season is fitted
+LEVELS = (95, 80, 60, 40, 20)  # per cent; the bounds of these intervals are the quantiles of a QuantileForecast
+MIN_SEASONS = 2  # smallest number of seasons in a series for which seasonal models are fitted
 MAX_ITERATIONS, SIMULATIONS = 200, 1000
-MAX_VALUES, MAX_SEASONS = 400, 10  # before an origin that are used, the longer of both; more hardly change a forecast
+MAX_VALUES, MAX_SEASONS = 400, 10  # the longer of both is used before an origin; more would hardly change a forecast
 NON_SEASONAL: tuple[dict[str, Any], ...] = ({}, {"trend": "add"}, {"trend": "add", "damped_trend": True})
 SEASONAL: tuple[dict[str, Any], ...] = ({"seasonal": "add"}, {"trend": "add", "damped_trend": True, "seasonal": "add"})
 MULTIPLICATIVE = (
     {"error": "mul", "seasonal": "mul"},
     {"error": "mul", "trend": "add", "damped_trend": True, "seasonal": "mul"},
-)  # only of positive series
+)  # only for positive series
 
 
 def forecasts(
     origins: Origins, names: Sequence[str], seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> tuple[list[QuantileForecast], int, list[str]]:
-    """Forecasts from all origins, the number of series that ETS did not forecast, and remarks about them.
+    """Return forecasts from all origins, the number of series that ETS did not forecast, and remarks about these.
 
-    The model of a series is chosen by AICc, with the values before its first origin, and fitted again at every origin.
-    Seasonal naive replaces ETS for series where it fails, and after ``seconds``. ``names``: of the splits.
+    For each series, the model with the lowest AICc on the values before the first origin is chosen. It is fitted again
+    at every origin. If ETS fails for a series, or after ``seconds``, seasonal naive forecasts replace it. ``names`` are
+    the names of the series, in the order of the splits.
     """
     end, horizon = clock() + seconds, origins.actual.shape[1]
     pasts = [past[-max(MAX_VALUES, MAX_SEASONS * origins.season) :] for past in origins.past]
@@ -69,7 +70,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _chosen(past: np.ndarray, season: int, check: Callable[..., None]) -> tuple[dict[str, Any], np.ndarray]:
-    """Options and parameters of the model with the lowest AICc for a series [T]."""
+    """Return the options and parameters of the model with the lowest AICc for a series [T]."""
     seasonal = season > 1 and len(past) >= MIN_SEASONS * season + 1
     models = (*NON_SEASONAL, *(SEASONAL if seasonal else ()), *(MULTIPLICATIVE if seasonal and past.min() > 0 else ()))
     best: tuple[float, dict[str, Any], np.ndarray] | None = None
@@ -87,12 +88,12 @@ def _chosen(past: np.ndarray, season: int, check: Callable[..., None]) -> tuple[
 def _forecast(
     past: np.ndarray, model: dict[str, Any], parameters: np.ndarray, horizon: int, check: Callable[..., None]
 ) -> tuple[np.ndarray, QuantileForecast]:
-    """Fit a model, starting with the given parameters; returns the new ones and the forecast."""
+    """Fit a model, starting with the given parameters; return the new parameters and the forecast."""
     result = _fit(past, model, parameters, check)
     errors = np.random.default_rng(0).standard_normal((horizon, SIMULATIONS)) * np.sqrt(result.mse)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prediction = result.get_prediction(  # additive models have exact intervals, those of the others are simulated
+        prediction = result.get_prediction(  # intervals of additive models are exact; all others are simulated
             len(past), len(past) + horizon - 1, simulate_repetitions=SIMULATIONS, random_errors=errors
         )
         intervals = [np.asarray(prediction.pred_int(alpha=1 - level / 100)) for level in LEVELS]
@@ -105,12 +106,12 @@ def _forecast(
 
 
 def _fit(past: np.ndarray, model: dict[str, Any], start: np.ndarray | None, check: Callable[..., None]) -> Any:
-    """Fit a model to a series [T]; ``check`` is called at each iteration."""
+    """Fit a model to a series [T], from the parameters ``start`` if given. Call ``check`` at each iteration."""
     import pandas as pd
     from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
     check()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fit that does not converge has a high AICc
+        warnings.simplefilter("ignore")  # not needed: a fit that does not converge has a high AICc
         fitted = ETSModel(pd.Series(past), initialization_method="heuristic", **model)
         return fitted.fit(start_params=start, disp=False, maxiter=MAX_ITERATIONS, callback=check)

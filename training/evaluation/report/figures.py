@@ -13,13 +13,13 @@ from training.evaluation.report.results import ETS, NAIVE, Backtest, times
 # Colours that people with colour blindness can tell apart (Okabe and Ito 2008)
 COLORS = {NAIVE: "#999999", ETS: "#e69f00"}
 TUNED_COLOR, OTHER_COLORS = "#0072b2", ("#cc79a7", "#009e73")
-PICTURE_SERIES, PAGE_SERIES = 3, 8  # whose forecasts are drawn
-SHOWN_STEPS = 400  # of a series
-SHOWN_PAST = 2  # horizons before the first window
+PICTURE_SERIES, PAGE_SERIES = 3, 8  # number of series that the picture and the page show
+SHOWN_STEPS = 400  # number of steps of a series for which forecasts are drawn
+SHOWN_PAST = 2  # number of horizons that are drawn before the first window
 
 
 def color_of(backtest: Backtest, method: str) -> str:
-    """The colour of a method in all plots."""
+    """Return the colour of a method in all plots."""
     if method == backtest.tuned:
         return TUNED_COLOR
     known = next((color for name, color in COLORS.items() if method.startswith(name)), None)
@@ -27,7 +27,7 @@ def color_of(backtest: Backtest, method: str) -> str:
 
 
 def picture(backtest: Backtest) -> Any:
-    """One figure with all: the errors of the methods, the error by step ahead, and some rolling forecasts."""
+    """Return one figure with the errors of the methods, the error by step ahead, and some rolling forecasts."""
     chosen = shown_series(backtest, PICTURE_SERIES)
     figure = _figure(11, 3.4 + 2.6 * len(chosen))
     grid = figure.add_gridspec(1 + len(chosen), 2, height_ratios=[1.15, *([1] * len(chosen))])
@@ -40,7 +40,7 @@ def picture(backtest: Backtest) -> Any:
 
 
 def error_figure(backtest: Backtest) -> Any:
-    """The error by step ahead."""
+    """Return a figure with the error of each method by step ahead."""
     figure = _figure(10, 3.6)
     draw_steps(figure.subplots(), backtest)
     _legend(figure, backtest, actual=False)
@@ -48,14 +48,14 @@ def error_figure(backtest: Backtest) -> Any:
 
 
 def series_figure(backtest: Backtest, number: int) -> Any:
-    """The rolling forecasts of one series."""
+    """Return a figure with the rolling forecasts of one series."""
     figure = _figure(10, 3.2)
     draw_series(figure.subplots(), backtest, number)
     return figure
 
 
 def svg(figure: Any) -> str:
-    """The figure as an SVG element for an HTML page."""
+    """Return the figure as an SVG element for an HTML page."""
     file = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
@@ -65,13 +65,13 @@ def svg(figure: Any) -> str:
 
 
 def shown_series(backtest: Backtest, count: int) -> list[int]:
-    """The indices of up to ``count`` of the splits, evenly spaced."""
+    """Return the indices of up to ``count`` of the splits, evenly spaced."""
     last = len(backtest.splits) - 1
     return sorted({round(at) for at in np.linspace(0, last, min(count, last + 1))})
 
 
 def draw_errors(axis: Any, backtest: Backtest) -> None:
-    """A bar per method: its MASE, with its name and its other errors above."""
+    """Draw one bar per method. Its length is the MASE; the name and the other errors are above it."""
     names = list(reversed(backtest.methods))
     errors = [backtest.errors(name) for name in names]
     axis.barh(
@@ -91,7 +91,7 @@ def draw_errors(axis: Any, backtest: Backtest) -> None:
 
 
 def draw_steps(axis: Any, backtest: Backtest) -> None:
-    """The MASE by step ahead, a line per method."""
+    """Draw the MASE by step ahead, with one line per method."""
     steps = np.arange(1, backtest.horizon + 1)
     for name in backtest.methods:
         axis.plot(
@@ -112,7 +112,7 @@ def draw_steps(axis: Any, backtest: Backtest) -> None:
 
 
 def draw_series(axis: Any, backtest: Backtest, number: int) -> None:
-    """The last values of a series, and the forecasts of all methods from each window."""
+    """Draw the last values of a series, and the forecasts of all methods in each window."""
     split, windows = backtest.splits[number], backtest.windows(number)
     windows = windows[-max(1, SHOWN_STEPS // backtest.horizon) :]
     starts = [backtest.origins.places[at][1] for at in windows]

@@ -1,4 +1,4 @@
-"""The backtest report as one HTML file, without references to other files."""
+"""Write the backtest report as one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.evaluation.report import figures
 from training.evaluation.report.results import ETS, MAX_WINDOWS, NAIVE, Backtest, times
 from training.run import save_figure
 
-MAX_REMARKS, MAX_SERIES = 30, 40  # that the page lists
+MAX_REMARKS, MAX_SERIES = 30, 40  # largest numbers that the page lists
 STYLE = """
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -36,7 +36,7 @@ EXPLANATIONS = {
 def write(folder: Path, backtest: Backtest, command: str, explanations: dict[str, str]) -> Path:
     """Write backtest.png and backtest.html to a folder; return the path of the picture.
 
-    ``command``: of the report. ``explanations``: of the methods that have a network.
+    ``command`` is the command that made the report. ``explanations`` has a text for each method with a network.
     """
     (folder / "backtest.html").write_text(_page(backtest, command, {**EXPLANATIONS, **explanations}), "utf-8")
     return save_figure(figures.picture(backtest), folder / "backtest.png", dpi=100)

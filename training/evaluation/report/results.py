@@ -1,4 +1,4 @@
-"""The forecasts and errors of a backtest, for a report."""
+"""Compute the forecasts and errors of a backtest for the report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.evaluation import backtest, forecast_metrics
 from training.evaluation.backtest import Forecast, Origins, Split
 from training.evaluation.report import ets
 
-MAX_WINDOWS = 300  # of a report; of many series, some are taken
+MAX_WINDOWS = 300  # largest number of windows in a report; if there are more, only some series are used
 NAIVE, ETS = "seasonal naive", "ETS"
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 MONTHS = {"month": 1, "quarter": 3, "half-year": 6, "year": 12}
@@ -23,7 +23,7 @@ MONTHS = {"month": 1, "quarter": 3, "half-year": 6, "year": 12}
 
 @dataclass(frozen=True)
 class Errors:
-    """The errors of one method over all windows. ``by_step`` [horizon]: the MASE of each step ahead."""
+    """The errors of one method over all windows. ``by_step`` [horizon] is the MASE of each step ahead."""
 
     mase: float
     wql: float
@@ -33,10 +33,10 @@ class Errors:
 
 @dataclass(frozen=True)
 class Backtest:
-    """Test windows of own series, and the forecasts of each method for all of them.
+    """Test windows of your own series, and the forecasts of each method for all windows.
 
-    ``splits``: of the series that have windows. ``series``: number of series of the table that could be split.
-    ``tuned``: name of the method whose intervals are drawn.
+    ``splits`` are the splits of the series that have windows. ``series`` is the number of series in the table that
+    could be split. ``tuned`` is the name of the method with the tuned network. Plots show its intervals.
     """
 
     table: Table
@@ -49,11 +49,11 @@ class Backtest:
 
     @property
     def horizon(self) -> int:
-        """The steps ahead of each forecast."""
+        """Return the number of steps of each forecast."""
         return int(self.origins.actual.shape[1])
 
     def errors(self, method: str) -> Errors:
-        """The errors of a method."""
+        """Return the errors of a method."""
         forecasts, actual, scale = self.methods[method], self.origins.actual, self.origins.mase_scale
         median = np.stack([forecast.median for forecast in forecasts])
         quantiles = np.stack([forecast.quantiles for forecast in forecasts])[..., 1:-1]  # levels 0.1 to 0.9
@@ -68,11 +68,11 @@ class Backtest:
         )
 
     def windows(self, number: int) -> list[int]:
-        """The indices of the windows of ``splits[number]``."""
+        """Return the indices of the windows of ``splits[number]``."""
         return [at for at, (other, _) in enumerate(self.origins.places) if other == number]
 
     def verdict(self) -> str:
-        """One sentence that compares the tuned method with the best other one."""
+        """Return a sentence that compares the tuned method with the best other method."""
         scores = {name: self.errors(name).mase for name in self.methods}
         own = scores.pop(self.tuned)
         other = min(scores, key=lambda name: scores[name])
@@ -87,7 +87,7 @@ class Backtest:
 
 @dataclass(frozen=True)
 class References:
-    """Test windows, and the forecasts of the methods without a network; see ``references``."""
+    """Test windows, and the forecasts of the methods that need no network. ``references`` makes them."""
 
     splits: list[Split]
     origins: Origins
@@ -95,7 +95,10 @@ class References:
     remarks: list[str]
 
     def compare(self, table: Table, series: int, networks: dict[str, Forecast]) -> Backtest:
-        """Add the forecasts of networks; the last one is the tuned one. ``series``: number of series in all."""
+        """Add the forecasts of networks; return the backtest. The last network is the tuned one.
+
+        ``series`` is the number of series in the table that could be split.
+        """
         horizon = int(self.origins.actual.shape[1])
         own = {name: forecast(self.origins.past, self.origins.season, horizon) for name, forecast in networks.items()}
         methods = {**self.methods, **own}
@@ -103,9 +106,9 @@ class References:
 
 
 def references(splits: Sequence[Split], season: int, horizon: int, seconds: float) -> References:
-    """At most MAX_WINDOWS test windows, of some series, and their forecasts by seasonal naive and ETS.
+    """Return at most MAX_WINDOWS test windows, and their forecasts by seasonal naive and ETS.
 
-    ``seconds``: time limit of ETS.
+    If all series have more windows, only evenly spaced series are used. ``seconds`` is the time limit of ETS.
     """
     stride, chosen = 1, list(splits)
     origins = backtest.origins(chosen, season, horizon, "test")
@@ -122,7 +125,10 @@ def references(splits: Sequence[Split], season: int, horizon: int, seconds: floa
 
 
 def times(start: str, step: str, positions: Sequence[int]) -> list[pd.Timestamp] | None:
-    """The times of positions in a series that starts at ``start``; None if its steps are no calendar steps."""
+    """Return the times of positions in a series that starts at ``start``.
+
+    The result is None if the steps of the series are not steps of a calendar.
+    """
     parts = re.fullmatch(r"(\d{4}-\d\d-\d\d\S*)(?: \+ (\d+) steps)?", start)
     unit = re.fullmatch(r"(?:([\d.]+) )?([a-z -]+?)s?", step)
     if not parts or not unit:
