@@ -1,7 +1,8 @@
-"""The tasks: how each one turns a caller's input into tensors, and the network's output into results.
+"""The tasks of the service, such as classifying images, and the predictors that run networks for them.
 
-``TASKS`` has one line per task. The API, the engines, the deployments and the trainings read the table instead of
-knowing the tasks. ``KINDS`` in ``app.networks`` assigns each network to a task.
+A predictor turns the input of a request into tensors, and the output of a network into results. ``TASKS`` lists all
+tasks. The API, the deployments and the trainings read this table instead of keeping lists of their own. ``KINDS`` in
+``app.networks`` assigns each kind of network to a task.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from app.tasks.text_generation import TextGenerator
 
 
 class Predictor(Protocol):
-    """The part of a predictor that does not depend on its engine."""
+    """The methods that all predictors have. A predictor runs one version of a model for a task."""
 
     card: Card
-    latency: LatencyModel  # seconds of a batch by its number of rows; measured by ``warm_up``
+    latency: LatencyModel  # predicts the seconds of a batch from its number of rows; measured by ``warm_up``
 
     def dummy_run(self, rows: int) -> None:
         """Compute a batch of ``rows`` dummy rows."""
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure batches of 1 to ``rows`` rows."""
+        """Choose the precision, and measure the duration of batches of 1 to ``rows`` rows."""
 
 
 class BatchPredictor(Predictor, Protocol):
-    """A predictor for ``Batcher``: one call computes a batch of items."""
+    """A predictor that ``Batcher`` runs. One call of ``predict`` computes a batch of items."""
 
     def predict(self, items: Sequence[Any]) -> Sequence[Any]:
         """Return one result per item."""
@@ -51,7 +52,7 @@ class BatchPredictor(Predictor, Protocol):
         """Return the number of batch rows that an item takes."""
 
     def seconds(self, items: Sequence[Any]) -> float:
-        """Return the expected duration of a batch."""
+        """Return the expected duration of a batch in seconds."""
 
 
 class ExplainingPredictor(BatchPredictor, Protocol):
@@ -61,7 +62,7 @@ class ExplainingPredictor(BatchPredictor, Protocol):
         """Return one prediction and one explanation per item."""
 
     def explain_seconds(self, items: Sequence[Any]) -> float:
-        """Return the expected duration of ``explain``."""
+        """Return the expected duration of ``explain`` in seconds."""
 
 
 class SplittingPredictor(BatchPredictor, Protocol):
@@ -75,12 +76,12 @@ class SplittingPredictor(BatchPredictor, Protocol):
 
 
 class TextPredictor(Predictor, Protocol):
-    """A predictor for ``TextEngine``: one call adds one token to each text."""
+    """A predictor that ``TextEngine`` runs. One call of ``step`` adds one token to each text."""
 
-    max_prompt_seconds: float  # longest time that reading a prompt may take; infinite unless it is set
+    max_prompt_seconds: float  # limit of the time to read a prompt; infinite by default
 
     def step(self, texts: Sequence[Any]) -> None:
-        """Add one token to each text whose prompt has been read; read the next part of the other prompts."""
+        """Add one token to each text whose prompt has been read, and read the next part of all other prompts."""
 
     def dummy_texts(self, rows: int, characters: int) -> Sequence[Any]:
         """Return ``rows`` dummy texts of ``characters`` characters each for ``step``."""
@@ -91,14 +92,14 @@ P = TypeVar("P", bound=Predictor)
 
 @dataclass(frozen=True)
 class Task(Generic[P]):
-    """One task.
+    """One task of the service, such as classifying images.
 
     Attributes:
         name: the value of ``task`` on model cards.
-        predictor: makes the predictor of a version: ``predictor(version, device, **options)``.
+        predictor: function that makes the predictor of a version: ``predictor(version, device, **options)``.
         engine: "batch" for a ``BatchPredictor``, "text" for a ``TextPredictor``.
-        unit: what the speed on a card counts.
-        paths: the HTTP paths that only serve this task.
+        unit: the unit of the throughput on a card, such as "image".
+        paths: the HTTP paths that serve only this task.
         options: names of the settings that ``predictor`` takes as keyword arguments.
         explains: whether the predictor is an ``ExplainingPredictor``.
         splits: whether the predictor is a ``SplittingPredictor``.
@@ -114,9 +115,10 @@ class Task(Generic[P]):
     splits: bool = False
 
     def load(self, version: Version, device: torch.device, **options: Any) -> P:
-        """Return the predictor of a version. ``options`` are for networks of this project.
+        """Return the predictor of a version.
 
-        The predictor of an imported network has the methods of its task's other predictors.
+        For an imported network, ``options`` are ignored. Its predictor has the same methods as the other predictors of
+        the task.
         """
         if is_imported(version.card.kind):
             return cast(P, IMPORTED[self.name](version, device))
@@ -132,7 +134,7 @@ GENERATE_IMAGES = Task(
     "sample", ImageSampler, "batch", "image", ("/v1/images/sample", "/v1/images/generations"), splits=True
 )
 
-INFER = Task("infer", TensorPredictor, "batch", "row", ())  # tensors only, under /v2
+INFER = Task("infer", TensorPredictor, "batch", "row", ())  # requests consist of tensors, under /v2
 
 IMPORTED: dict[TaskName, Callable[..., Predictor]] = {  # predictors of imported networks
     "classify": ImportedClassifier,

@@ -1,4 +1,4 @@
-"""Classification: images to class probabilities."""
+"""Image classification: compute class probabilities of images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from app.tasks.precision import check_finite, fast_bfloat16
 
 
 class ImageClassifier(ImageDecoder):
-    """Predictor for classifiers.
+    """Predictor for networks that classify images.
 
     Args:
-        version: a version whose card has ``labels``, in the order of the logits.
+        version: a version with ``labels`` on its card, in the order of the logits.
         device: the device of the network.
         tta: average over shifted and mirrored views of each image, if the network supports it.
     """
@@ -56,10 +56,10 @@ class ImageClassifier(ImageDecoder):
         return rows
 
     def explain(self, items: Sequence[Tensor]) -> list[tuple[list[float], np.ndarray]]:
-        """Return the probabilities [classes] and a heat map [h, w] of each image, 0 to 1, for its likeliest class.
+        """Return the probabilities [classes] of each image, and a heat map [h, w], 0 to 1, for its most likely class.
 
-        Grad-CAM (Selvaraju et al. 2017): the sum of the maps of the last convolution, each weighted by the mean
-        gradient of the class's score.
+        The heat map is computed by Grad-CAM (Selvaraju et al. 2017). It is the positive part of the sum of the feature
+        maps, each weighted by the mean gradient of the score of the class.
         """
         pixels = torch.stack(list(items)).to(self.device)
         with torch.no_grad():
@@ -83,11 +83,11 @@ class ImageClassifier(ImageDecoder):
         return 1
 
     def seconds(self, items: Sequence[Tensor]) -> float:
-        """Return the expected duration of a batch."""
+        """Return the expected duration of a batch in seconds."""
         return self.latency(len(items))
 
     def explain_seconds(self, items: Sequence[Tensor]) -> float:
-        """Return infinity: the backward pass never runs on the event loop, so its duration is not measured."""
+        """Return infinity, so that the backward pass never runs on the event loop. Its duration is not measured."""
         return math.inf
 
     def dummy_run(self, rows: int) -> None:
@@ -95,5 +95,5 @@ class ImageClassifier(ImageDecoder):
         self.predict([torch.zeros(self.channels, self.side, self.side, dtype=torch.uint8)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Measure batches of 1 to ``rows`` rows."""
+        """Measure the duration of batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)

@@ -1,6 +1,7 @@
 """Known covariates: columns such as price, promotion and holidays, whose future values the caller knows.
 
-Their effect is a linear regression. It is removed before a network reads a series, and added to its forecast.
+A linear regression estimates their effect, which is subtracted from a series before a network reads it, and added to
+the forecast.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import numpy as np
 from app.errors import BadValue, quote_value
 from app.store import HolidayCalendar, KnownCovariates
 
-PRIOR_VALUES = 10  # how many values of a series the coefficients of the training count as
-PROFILE_SEASONS = 8  # that the usual values of a season are averaged over
-MAX_DEVIATION = 100.0  # standard deviations of a covariate; larger ones are cut off
+PRIOR_VALUES = 10  # weight of the coefficients found in training, as a number of values of a series
+PROFILE_SEASONS = 8  # number of seasons that are averaged to get the usual values of a season
+MAX_DEVIATION = 100.0  # standard deviations of a covariate; larger deviations are clipped
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400}  # seconds
 BUSINESS_DAY = "business day"
 Array = np.ndarray
@@ -25,9 +26,9 @@ Array = np.ndarray
 def differences(values: Array, inputs: Array, season: int, known: KnownCovariates) -> tuple[Array, Array, Array]:
     """Return the parts of the regression of values [T] on inputs [T + ahead, K].
 
-    They are the effects of one standard deviation [T + ahead, K], and the seasonal differences of these [D, K] and of
-    the values [D]. Differences have no level and no season. ``known.proportional``: an effect is a share of the usual
-    value at its position in the season, instead of the mean. All parts are relative to the mean of the absolute values.
+    The parts are the regressors [T + ahead, K], and the seasonal differences of the regressors [D, K] and of the values
+    [D], which have no level and no season. A regressor is a covariate, standardised. If ``known.proportional``, it is
+    multiplied by the usual value at its position in the season. The values are divided by their mean absolute value.
     """
     count = len(values)
     largest = np.abs(values).max() or 1.0  # scale first, so that no sum overflows
@@ -48,8 +49,8 @@ def differences(values: Array, inputs: Array, season: int, known: KnownCovariate
 def covariate_effect(values: Array, inputs: Array, season: int, known: KnownCovariates) -> Array:
     """Return the effect [T + ahead] of covariates [T + ahead, K] on values [T] and on the steps after them.
 
-    The coefficients are fitted to the values. They are drawn to those of the training by PRIOR_VALUES (ridge
-    regression), so that also a covariate that does not vary within the values has an effect.
+    The coefficients are fitted to the values by ridge regression, which pulls them towards the coefficients found in
+    training with the weight PRIOR_VALUES. A covariate that is constant within the values therefore has an effect, too.
     """
     effects, inputs_change, change = differences(values, inputs, season, known)
     prior = np.array([column.coefficient for column in known.columns])
@@ -73,10 +74,10 @@ def step_seconds(step: str) -> int | None:
 def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param: str = "start") -> Array:
     """Return the number of holidays in each of ``count`` time steps from ``start``.
 
-    A step within a day counts 1 on holidays.
+    For a step shorter than a day, the number is 1 if its day is a holiday.
 
     Raises:
-        BadValue: the steps are not all within the years of the calendar.
+        BadValue: a step is outside the years of the calendar.
     """
     seconds = step_seconds(calendar.step)
     if seconds is None:
@@ -99,7 +100,7 @@ def holiday_counts(calendar: HolidayCalendar, start: datetime, count: int, param
 
 
 def parse_time(text: str, param: str) -> datetime:
-    """Return a time in ISO 8601, in UTC if it has an offset. Raises BadValue."""
+    """Parse a time in ISO 8601. Convert it to UTC if it has an offset. Raises BadValue."""
     try:
         time = datetime.fromisoformat(text)
         return time.astimezone(UTC) if time.tzinfo else time
@@ -117,13 +118,13 @@ def read_covariates(
     horizon: int,
     many: bool,
 ) -> list[Array] | None:
-    """Return the covariates [T + horizon, K] of each series of a request, or None if the model takes none.
+    """Return the covariates [T + horizon, K] of each series in a request, or None if the model takes none.
 
     Args:
-        name: the model, for messages.
-        known: what the model needs; None: nothing.
-        covariates: by column, the values of a series or, with ``many``, a list of them for each series.
-        start: time of the first value, of all series or a list with one for each.
+        name: name of the model in error messages.
+        known: the covariates that the model needs, or None if it takes none.
+        covariates: for each column, a list of values or, if ``many``, a list of such lists, one for each series.
+        start: time of the first value: one time for all series, or a list with one time for each series.
         lengths: number of values of each series.
         horizon: steps to forecast.
         many: whether the request has a list of series.
@@ -168,7 +169,7 @@ def read_covariates(
 def _add_holidays(
     name: str, calendar: HolidayCalendar | None, start: str | Sequence[str] | None, result: list[Array]
 ) -> None:
-    """Write the holidays into the last column of each array. Raises BadValue for a missing or wrong start."""
+    """Write the holiday counts into the last column of each array. Raises BadValue for a missing or wrong start."""
     if calendar is None:
         if start is not None:
             raise BadValue(f"start: {name} uses no holidays; leave it out", "start")

@@ -1,6 +1,6 @@
-"""Forecasting: series of numbers to forecasts with intervals.
+"""Forecasting: compute forecasts and prediction intervals of series of numbers.
 
-``GlobalForecaster`` forecasts any series. ``WindowForecaster`` runs the workshop's network for one kind of series.
+``GlobalForecaster`` forecasts any series. ``WindowForecaster`` forecasts one kind, with the workshop's network.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from app.tasks.precision import check_finite
 from app.tasks.seasonality import MIN_YEARS, detect_season, fill_missing, yearly_pattern
 
 NORMAL = NormalDist()
-MIN_VALUES = 3  # of a series
+MIN_VALUES = 3  # smallest length of a series
 MAX_SEASON = 168  # values; one week of hours
-MAX_READ = 8192  # values at the end of a series that are read, so that the longest series take no longer
-MAX_GAP = 336  # missing values at the end of a series that are forecast
-OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of the values are errors
+MAX_READ = 8192  # only this many values at the end of a series are read, which limits the time
+MAX_GAP = 336  # largest number of missing values at the end of a series that are forecast
+OUTLIER_RATIO = 1000.0  # values this many times further from the median than 90 % of all values are errors
 SCORES = np.array([NORMAL.inv_cdf(level) for level in QUANTILES])
 _levels = np.array([0.0, *QUANTILES, 1.0])
-MEAN_WEIGHTS = (_levels[2:] - _levels[:-2]) / 2  # of each quantile in the mean
+MEAN_WEIGHTS = (_levels[2:] - _levels[:-2]) / 2  # weight of each quantile in the mean
 MEAN_WEIGHTS[[0, -1]] += np.array([_levels[1], 1 - _levels[-2]]) / 2
 DUMMY_HORIZON = 48  # steps of the forecasts that are timed
 NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
@@ -39,10 +39,10 @@ NORMAL_SCORES = np.array([-1.0, 0.0, 1.0])
 
 @dataclass(frozen=True)
 class QuantileForecast:
-    """A forecast in the units of its series: mean and median [horizon], and quantiles [horizon, Q].
+    """A forecast on the scale of its series: mean [horizon], median [horizon], and quantiles [horizon, Q].
 
-    ``scores`` [Q] are the normal scores of the quantiles, ascending: the number of standard deviations from the median
-    if errors were normal. One score is 0. ``non_negative`` and ``integer``: all results are so.
+    ``scores`` [Q] are the normal scores of the quantiles in ascending order: their distances from the median, in
+    standard deviations, if errors were normal. One score is 0. ``non_negative`` and ``integer`` hold for all values.
     """
 
     mean: np.ndarray
@@ -54,17 +54,17 @@ class QuantileForecast:
     integer: bool = False
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lower and upper bounds [horizon] of the interval that contains ``level`` per cent."""
+        """Return the lower and upper bounds [horizon] of the interval that contains ``level`` % of the probability."""
         score = -NORMAL.inv_cdf(0.5 - level / 200)
         return self._at(-score), self._at(score)
 
     def rounded(self) -> QuantileForecast:
-        """Return the same forecast with whole numbers as mean, median and bounds."""
+        """Return the same forecast with mean, median and bounds rounded to integers."""
         mean, median = (like_series(x, self.non_negative, True) for x in (self.mean, self.median))
         return replace(self, mean=mean, median=median, integer=True)
 
     def _at(self, score: float) -> np.ndarray:
-        """Return the values [horizon] at a score: interpolated linearly, or extrapolated as normal errors are."""
+        """Return the values [horizon] at a normal score, interpolated or extrapolated from the nearest quantiles."""
         scores, quantiles = self.scores, self.quantiles
         if not scores[0] < score < scores[-1]:
             outermost = -1 if score > 0 else 0
@@ -77,18 +77,18 @@ class QuantileForecast:
 
 
 def like_series(x: np.ndarray, non_negative: bool, integer: bool = False) -> np.ndarray:
-    """Return forecasts that are non-negative or integers, as their series."""
+    """Return forecasts, with negative values set to 0 if ``non_negative``, and rounded if ``integer``."""
     x = np.maximum(x, 0.0) if non_negative else x
-    return np.round(x) + 0.0 if integer else x  # + 0.0: no -0.0
+    return np.round(x) + 0.0 if integer else x  # adding 0.0 removes -0.0
 
 
 @dataclass(frozen=True)
 class SeriesWindow:
     """A parsed series: its last values [context], NaN before the first one, its season, and the steps to forecast.
 
-    ``gap`` is the number of missing values at the end. They are forecast as well, and left out of the result.
-    ``added`` [horizon - gap], the yearly pattern and the effect of covariates, is added to the forecast, which is then
-    made ``non_negative`` or ``integer``.
+    ``gap`` is the number of missing values at the end. ``horizon`` includes them, but the result does not. ``added``
+    [horizon - gap] is the yearly pattern plus the effect of covariates. It is added to the forecast, which is then made
+    ``non_negative`` or ``integer``.
     """
 
     values: np.ndarray
@@ -116,12 +116,12 @@ def read_values(values: Sequence[float | None], minimum: int, model: str, param:
 
 
 def interpolated(series: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fill the missing values of a series [T] linearly."""
+    """Fill the missing values of a series [T] by linear interpolation."""
     return series if len(known) == len(series) else np.interp(np.arange(len(series)), known, series[known])
 
 
 def reject_seasonality(seasonality: int | None, model: str) -> None:
-    """Raise BadValue for a season, which the network ignores."""
+    """Raise BadValue if a season is given, because the network cannot use it."""
     if seasonality is not None:
         problem = f"seasonality is {quote_value(seasonality)}; {model} has none, so leave it out"
         raise BadValue(problem, "seasonality")
@@ -137,19 +137,19 @@ def read_window(
     seasonality: int | None = None,
     covariates: np.ndarray | None = None,
 ) -> SeriesWindow:
-    """Return the last ``context`` values of a series as a network for any series reads them.
+    """Prepare the last ``context`` values of a series for a network that forecasts any series.
 
-    Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. A series
-    no longer than one season gets season 1. Earlier values than the last ``MAX_READ`` are ignored, unless all of these
-    are missing.
+    Missing values are filled, missing values at the end are forecast, and extreme outliers count as missing. If a
+    series is not longer than its season, the season is ignored. Only the last ``MAX_READ`` values are used, unless all
+    of them are missing.
 
     Args:
         values: None marks a missing value.
         horizon: steps to forecast.
         model, param: names of the model and of the series in error messages.
-        traits: of the series that the network was trained on.
-        seasonality: values per season; None: the season of the traits, or else the detected one.
-        covariates: finite values [T + horizon, K] of the columns that the traits name; None: they name none.
+        traits: properties of the series that the network was trained on.
+        seasonality: values per season; if None, that of the traits, or else the detected one.
+        covariates: finite values [T + horizon, K] of the columns in ``traits.known``, or None if there are none.
 
     Raises:
         BadValue: the series is too short or has no value, or the season is too long.
@@ -179,7 +179,7 @@ def read_window(
     series, added = _without_effects(fill_missing(series, season), traits, season, inputs, gap, horizon)
     series = series[-context:]
     window[context - len(series) :] = series
-    if gap > MAX_GAP:  # shorten by whole seasons: the forecast hardly changes that far ahead
+    if gap > MAX_GAP:  # shorten by whole seasons, because the forecast hardly changes that far ahead
         gap = MAX_GAP - (MAX_GAP - gap) % season
     return SeriesWindow(window, season, gap + horizon, gap, added, non_negative, integer)
 
@@ -214,7 +214,7 @@ class GlobalForecaster:
         with torch.inference_mode():
             horizon = max(item.horizon for item in items)
             quantiles = self.network.forecast(values.to(self.device), seasons.to(self.device), horizon)  # [N, H, Q]
-        check_finite(float((quantiles * 0).sum()), "forecasts")  # times 0: a sum of large values may overflow
+        check_finite(float((quantiles * 0).sum()), "forecasts")  # times 0, as a sum of large values may overflow
         return [self._forecast(item, rows) for item, rows in zip(items, quantiles.cpu().numpy(), strict=True)]
 
     def _forecast(self, item: SeriesWindow, quantiles: np.ndarray) -> QuantileForecast:
@@ -227,7 +227,7 @@ class GlobalForecaster:
         return QuantileForecast(mean, median, SCORES, quantiles, item.season, item.non_negative, item.integer)
 
     def forecast(self, item: SeriesWindow, result: QuantileForecast) -> QuantileForecast:
-        """Convert the result of ``predict`` for an item; here it is a QuantileForecast already."""
+        """Return the result of ``predict`` for an item, which is a QuantileForecast already."""
         return result
 
     def rows(self, item: SeriesWindow) -> int:
@@ -235,7 +235,7 @@ class GlobalForecaster:
         return 1
 
     def seconds(self, items: Sequence[SeriesWindow]) -> float:
-        """Return the expected duration of a batch: the longest forecast decides the number of passes."""
+        """Return the expected duration of a batch. Its longest forecast decides how often the network runs."""
         return self.latency(len(items)) * math.ceil(max(item.horizon for item in items) / self.network.sizes.horizon)
 
     def dummy_run(self, rows: int) -> None:
@@ -244,7 +244,7 @@ class GlobalForecaster:
         self.predict([SeriesWindow(np.sin(np.arange(sizes.context, dtype=np.float64)), 1, sizes.horizon)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Measure batches of 1 to ``rows`` rows."""
+        """Measure the duration of batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
@@ -253,7 +253,7 @@ def _without_effects(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Subtract the effect of ``covariates`` [T + gap + horizon, K] and the yearly pattern from a series [T].
 
-    Returns the rest, and what to add to its forecast [horizon]; None for nothing.
+    Returns the remaining series [T], and the values [horizon] to add to its forecast, or None if there are none.
     """
     added = None
     if traits.known and covariates is not None:
@@ -267,7 +267,7 @@ def _without_effects(
 
 
 def _outliers(series: np.ndarray) -> np.ndarray:
-    """Return which values of a series [T] with NaN are extreme outliers, as bool [T].
+    """Return a mask [T] of the extreme outliers in a series [T], which may contain NaN.
 
     One value of 1e12 among values around 10 would dominate the scale of the series. Values at the end are never
     outliers, because they may be a new level.
@@ -293,7 +293,7 @@ class ScaledSeries:
 class WindowForecaster:
     """Predictor for the workshop's series LSTM.
 
-    ``residuals`` are the measured standard deviations of its errors for each step ahead, in units of the scale.
+    ``residuals`` are the measured standard deviations of its errors for each step ahead, divided by the scale.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -302,7 +302,7 @@ class WindowForecaster:
             raise StoreError(f"{version.label}: residuals must be a list of standard deviations, one per step ahead")
         self.card = card
         self.device = device
-        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors never shrink with the distance
+        self.residuals = np.maximum.accumulate(np.array(card.residuals))  # errors must not shrink with the distance
         self.network = version.network().to(device)
         self.latency = LatencyModel(0.0, 0.0)
         self.minimum: int = self.network.sizes.window
@@ -313,7 +313,7 @@ class WindowForecaster:
         """Prepare a series for ``predict``. Missing values (None) are interpolated linearly.
 
         Raises:
-            BadValue: the series is too short or has no value, or ``seasonality`` is set, which the network ignores.
+            BadValue: the series is too short or has no value, or ``seasonality`` is given.
         """
         reject_seasonality(seasonality, self.card.name)
         series = interpolated(*read_values(values, self.minimum, self.card.name, param))
@@ -323,8 +323,8 @@ class WindowForecaster:
     def _units(self, series: np.ndarray) -> tuple[float, float]:
         """Return the location and scale that standardise a series [T].
 
-        A series like the training series gets the units of the training: its window is shorter than its period, so
-        its own mean would mislead. Any other series is standardised by its own mean and deviation, as in the workshop.
+        A series similar to the training series gets the location and scale of the training series, because the mean of
+        a window that is shorter than a period would be misleading. Other series get their own mean and deviation.
         """
         if series.min() == series.max():
             return float(series[0]), 0.0
@@ -335,7 +335,7 @@ class WindowForecaster:
         return float(unit.mean() * largest), float(unit.std(ddof=1) * largest)
 
     def predict(self, items: Sequence[ScaledSeries]) -> list[np.ndarray]:
-        """Return the forecast [horizon] of each item. It is the mean and, as errors are symmetric, the median."""
+        """Return the forecast [horizon] of each item. It is both mean and median, as errors are symmetric."""
         with torch.inference_mode():
             location = np.array([item.location for item in items])
             scale = np.array([item.scale for item in items])
@@ -348,14 +348,14 @@ class WindowForecaster:
         return [forecast[: item.horizon] for forecast, item in zip(forecasts, items, strict=True)]
 
     def half_widths(self, item: ScaledSeries, level: float) -> np.ndarray:
-        """Return half the width [horizon] of the interval that contains ``level`` per cent, from the residuals.
+        """Return half the width [horizon] of the interval that contains ``level`` % of the probability.
 
-        Beyond the last measured step, errors grow with the square root of the distance, as those of a random walk.
+        Beyond the last measured step, errors grow with the square root of the distance, as for a random walk.
         """
         return -NORMAL.inv_cdf(0.5 - level / 200) * self._deviation(item)
 
     def forecast(self, item: ScaledSeries, mean: np.ndarray) -> QuantileForecast:
-        """Convert the result of ``predict`` for an item into a QuantileForecast with normal errors."""
+        """Convert the result of ``predict`` for an item into a QuantileForecast, assuming normal errors."""
         deviation = self._deviation(item)
         quantiles = np.stack([mean - deviation, mean, mean + deviation], axis=1)
         return QuantileForecast(mean, mean, NORMAL_SCORES, quantiles)
@@ -371,7 +371,7 @@ class WindowForecaster:
         return 1
 
     def seconds(self, items: Sequence[ScaledSeries]) -> float:
-        """Return the expected duration of a batch, in proportion to its longest forecast."""
+        """Return the expected duration of a batch. It is proportional to the steps of the window and the forecast."""
         steps = self.minimum + max(item.horizon for item in items)
         return self.latency(len(items)) * steps / (self.minimum + DUMMY_HORIZON)
 
@@ -380,7 +380,7 @@ class WindowForecaster:
         self.predict([ScaledSeries(np.zeros(self.minimum), 0.0, 1.0, DUMMY_HORIZON)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Measure batches of 1 to ``rows`` rows."""
+        """Measure the duration of batches of 1 to ``rows`` rows."""
         self.latency = LatencyModel.measure(self.dummy_run, rows)
 
 
@@ -394,6 +394,6 @@ def load_forecaster(version: Version, device: torch.device) -> AnyForecaster:
 
 
 def is_windowed(card: Card) -> bool:
-    """Return whether the network of a card is for one kind of series."""
+    """Return whether the network of a card forecasts only one kind of series."""
     kind = KINDS.get(card.kind)
     return kind is not None and issubclass(kind.network, WINDOW_NETWORKS)

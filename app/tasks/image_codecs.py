@@ -1,4 +1,4 @@
-"""Read images of any format into pixels, and write pixels as image files."""
+"""Convert image files to pixels, and pixels to image files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.errors import NotAnImage, TooLarge
 
 ORIENTATION = 0x0112  # EXIF tag
 TILE = (322, 323)  # TIFF tags of the width and height of a tile
-MAX_SCANS = 100  # of a progressive JPEG; each scan decodes the whole image
+MAX_SCANS = 100  # limit for progressive JPEGs, because each scan decodes the whole image
 UPRIGHT = {  # the operation that undoes each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,21 +29,21 @@ UPRIGHT = {  # the operation that undoes each EXIF orientation
 }
 _STOPS = np.array([[0, 0, 90], [130, 0, 150], [230, 50, 40], [255, 170, 0], [255, 255, 150]])  # RGB, cold to hot
 HEAT = [np.interp(np.linspace(0, 4, 256), range(5), _STOPS[:, channel]).round().tolist() for channel in range(3)]
-BAND = 2**20  # pixels, in whole rows, or bytes that are processed at a time
+BAND = 2**20  # pixels (in whole rows) or bytes that are processed at a time
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 FRAME = 80  # milliseconds per image of an animation
 COLOURS = {1: 0, 3: 2}  # PNG colour type by number of channels
 
-# Pillow's own limit warns at one size and raises at twice that; QUARTET_MAX_PIXELS is checked before decoding.
+# Turn off Pillow's limit, which only warns up to twice its value. ``open`` checks QUARTET_MAX_PIXELS instead.
 Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", module=r"PIL\.")  # unusual tags in images are harmless
+warnings.filterwarnings("ignore", module=r"PIL\.")  # warnings about unusual tags, which are harmless
 
 
 class ImageDecoder:
     """Decodes image files to pixels [channels, side, side], grey (1 channel) or RGB (3 channels).
 
-    Without ``resize``, the whole image is scaled to [side, side]. With it, the shorter side is scaled to ``resize``
-    pixels, and the centre is cropped.
+    If ``resize`` is 0, the whole image is scaled to [side, side]. Otherwise its shorter side is scaled to ``resize``
+    pixels, and then the centre [side, side] is cropped.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ImageDecoder:
 
         Raises:
             NotAnImage: the format is not supported.
-            TooLarge: the image, a tile or the number of scans is too large.
+            TooLarge: the image or one of its tiles has too many pixels, or a JPEG has too many scans.
         """
         allowed = f"allowed are {', '.join(FORMATS)}"
         if not content:
@@ -92,8 +92,8 @@ class ImageDecoder:
     def decode(self, image: Image.Image, param: str = "file") -> Tensor:
         """Return the pixels uint8 [channels, side, side] of an opened image.
 
-        Applies the EXIF orientation, puts transparency on white, and resizes the whole image with antialiasing.
-        Raises NotAnImage for a damaged file.
+        The image is turned upright according to its EXIF orientation, and resized with antialiasing. Transparent parts
+        become white. Raises NotAnImage for a damaged file.
         """
         try:
             small = self._flatten(self._shrink(image))
@@ -105,9 +105,10 @@ class ImageDecoder:
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
     def _shrink(self, image: Image.Image) -> Image.Image:
-        """Resize to [side, side], upright, in the image's own mode if possible, to avoid copies of large images.
+        """Return an image resized to [side, side] and turned upright.
 
-        Images with more than 8 bits per channel are converted first, because Pillow resizes some of them wrongly.
+        Its colour mode is kept if possible, to avoid copies of large images. Images with more than 8 bits per channel
+        are first converted to 8 bits, because Pillow resizes some of them wrongly.
         """
         draft_side = 4 * max(self.side, self.resize)
         image.draft(None, (draft_side, draft_side))  # decode a JPEG at reduced size
@@ -127,7 +128,7 @@ class ImageDecoder:
         return image if turn is None else image.transpose(turn)
 
     def _box(self, width: int, height: int) -> tuple[float, float, float, float] | None:
-        """Return the part of an image that is resized: as if all of it were resized, and then cropped."""
+        """Return the part of an image to resize, or None for all of it. The rest is cropped, if ``resize`` is not 0."""
         if not self.resize:
             return None
         shorter = min(width, height)
@@ -139,7 +140,7 @@ class ImageDecoder:
         return left, top, min(right, width), min(bottom, height)
 
     def _flatten(self, image: Image.Image) -> Image.Image:
-        """Convert to RGB or grey, with transparency on white."""
+        """Convert an image to RGB or grey, with white behind transparent parts."""
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -159,21 +160,21 @@ def is_simple_image(content: bytes) -> bool:
 
 
 def _scans(content: bytes) -> int:
-    """Return the number of scans of a JPEG. For 2.6 MB this takes 0.3 ms; ``bytes.count`` takes 2.3 ms."""
+    """Return the number of scans of a JPEG. For 2.6 MB this takes 0.3 ms; ``bytes.count`` would take 2.3 ms."""
     values = np.frombuffer(content, np.uint8)
     bands = (values[start : start + BAND + 1] for start in range(0, len(values), BAND))
     return sum(int(np.count_nonzero((band[:-1] == 0xFF) & (band[1:] == 0xDA))) for band in bands)
 
 
 def _tile(image: Image.Image) -> int:
-    """Return the pixels of one tile of a TIFF, which is decoded as a whole; 0 without tiles."""
+    """Return the number of pixels in each tile of a TIFF, which is decoded as a whole; 0 if it has no tiles."""
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag) for tag in TILE]
     return math.prod(side for side in sides if isinstance(side, int)) if all(sides) else 0
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return the operation that turns a decoded image upright. Reads no other EXIF tag, as EXIF may be damaged."""
+    """Return the operation that turns a decoded image upright, or None. Other EXIF tags may be damaged."""
     return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
 
 
@@ -189,7 +190,7 @@ def _factor(image: Image.Image) -> float | None:
 
 
 def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
-    """Convert an image of any depth to 8 bits, in bands, because intermediate values take four times the memory."""
+    """Convert an image to 8 bits per channel, in bands, because intermediate values take four times the memory."""
     shades = np.asarray(image)
     result = np.empty(shades.shape, np.uint8)
     rows = max(1, BAND // max(1, shades.shape[1]))
@@ -200,9 +201,9 @@ def _in_bytes(image: Image.Image, factor: float) -> Image.Image:
 
 
 def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
-    """Return a PNG file of an opened image, upright and in its own size, under a heat map [h, w] of 0 to 1.
+    """Return a PNG file that shows a heat map [h, w], 0 to 1, over an opened image, which is turned upright.
 
-    Working in bands takes the memory of two images instead of four.
+    The file has the size of the image. Working in bands takes the memory of two images instead of four.
     """
     image.load()
     turn = _turn(image)
@@ -229,7 +230,7 @@ def overlay_heat_map(image: Image.Image, heat: np.ndarray) -> bytes:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Convert to RGB, with transparency on white."""
+    """Convert an image to RGB, with white behind transparent parts."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -239,10 +240,10 @@ def _opaque(image: Image.Image) -> Image.Image:
 def png(pixels: np.ndarray, level: int = 1) -> bytes:
     """Return a PNG file (ISO/IEC 15948) of pixels uint8 [channels, height, width], grey or RGB.
 
-    Four times as fast as Pillow for small images, whose encoding takes longer than their generation.
+    For small images this is four times as fast as Pillow, which takes longer than a network takes to generate them.
     """
     channels, height, width = pixels.shape
-    lines = np.zeros((height, 1 + width * channels), np.uint8)  # each line begins with its filter type, 0: none
+    lines = np.zeros((height, 1 + width * channels), np.uint8)  # each line begins with its filter type; 0 means none
     lines[:, 1:] = pixels.transpose(1, 2, 0).reshape(height, width * channels)
     head = struct.pack(">IIBBBBB", width, height, 8, COLOURS[channels], 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(lines.tobytes(), level)), (b"IEND", b""))
@@ -253,7 +254,7 @@ def png(pixels: np.ndarray, level: int = 1) -> bytes:
 
 
 def animated(images: np.ndarray, kind: str) -> bytes:
-    """Return an endless animation of images [N, channels, height, width]: WebP if ``kind`` is ``image/webp``, else PNG.
+    """Return an endless animation of images [N, channels, height, width] in WebP (``kind`` is ``image/webp``) or PNG.
 
     Identical images in a row become one longer frame.
     """
@@ -268,7 +269,7 @@ def animated(images: np.ndarray, kind: str) -> bytes:
 
 
 def sheet(images: np.ndarray, gap: int = 2, columns: int | None = None) -> np.ndarray:
-    """Arrange images [N, channels, height, width] in a grid, as square as possible: [channels, height, width]."""
+    """Return a picture [channels, H, W] of images [N, channels, height, width] in a grid, by default nearly square."""
     count, channels, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

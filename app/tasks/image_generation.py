@@ -1,4 +1,4 @@
-"""Image generation: seeds and labels to images."""
+"""Image generation: make images from seeds and labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.store import StoreError, Version
 from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import batch_invariant, pad
 
-MAX_BATCH = 64  # images per matrix product; larger products might sum in another order
+MAX_BATCH = 64  # images per matrix product; larger products might add up terms in another order
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class LatentBatch:
 
 
 class ImageSampler:
-    """Predictor for generators. ``labels`` are in the order of the network's classes, empty without classes.
+    """Predictor for networks that generate images. ``labels`` has a name for each class, if the network has classes.
 
-    An image does not depend on the batch in which it is generated. If the processor's rounding depends on the batch
-    size, which ``warm_up`` tries, the network computes in float64, in which no pixel changes.
+    An image does not depend on the batch in which it is generated. ``warm_up`` tests whether the processor's rounding
+    depends on the batch size. If so, the network computes in float64, where the differences change no pixel.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -51,8 +51,8 @@ class ImageSampler:
     def parse(self, count: int, label: str | None, seed: int) -> LatentBatch:
         """Return the latents and classes of ``count`` images. Raises BadValue for an unknown label.
 
-        Image i of a seed is the same for every count. Without ``label``, each run of as many images as there are
-        labels has one image per label, in random order. The latents do not depend on the label.
+        Image i of a seed does not depend on ``count``. The latents do not depend on the label. If ``label`` is None and
+        there are L labels, the first L images show each label once, in random order, and so do the next L images.
         """
         if label is not None and label not in self.labels:
             allowed = f"allowed are {', '.join(self.labels)}" if self.labels else f"{self.card.name} has no labels"
@@ -67,7 +67,7 @@ class ImageSampler:
         return LatentBatch(latents, order.reshape(-1)[:count])
 
     def for_labels(self, labels: Sequence[str], seed: int) -> LatentBatch:
-        """Return the latents and classes of one image per label; image i has the i-th latent of the seed."""
+        """Return the latents and classes of one image for each label. Image i has the i-th latent of the seed."""
         indices = {label: index for index, label in enumerate(self.labels)}
         return LatentBatch(self._latents(len(labels), seed), np.array([indices[label] for label in labels]))
 
@@ -79,9 +79,9 @@ class ImageSampler:
         return [None] * len(item) if item.classes is None else [self.labels[index] for index in item.classes]
 
     def walk(self, count: int, label: str | None, seed: int, walk_to: int) -> LatentBatch:
-        """Return the latents of a path from the first image of ``seed`` to that of ``walk_to``. Raises BadValue.
+        """Return the latents of a path from the first image of ``seed`` to the first image of ``walk_to``.
 
-        All images have the class of the first one.
+        All images have the class of the first one. Raises BadValue for an unknown label.
         """
         start, end = self.parse(1, label, seed), self.parse(1, label, walk_to)
         latents = arc(start.latents[0], end.latents[0], count)
@@ -119,7 +119,7 @@ class ImageSampler:
         return len(item)
 
     def seconds(self, items: Sequence[LatentBatch]) -> float:
-        """Return the expected duration of a batch."""
+        """Return the expected duration of a batch in seconds."""
         return self.latency(sum(map(len, items)))
 
     def dummy_run(self, rows: int) -> None:
@@ -127,7 +127,7 @@ class ImageSampler:
         self.predict([self.parse(rows, None, 0)])
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure batches of 1 to ``rows`` rows."""
+        """Choose the precision, and measure the duration of batches of 1 to ``rows`` rows."""
         latents = torch.randn(MAX_BATCH, self.latent, generator=torch.Generator().manual_seed(0)).to(self.device)
         classes = [torch.arange(MAX_BATCH, device=self.device) % len(self.labels)] if self.labels else []
         if not batch_invariant(
@@ -141,7 +141,7 @@ class ImageSampler:
 def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
     """Return latents [count, latent] on the arc from ``start`` to ``end``, both [latent] (slerp, Shoemake 1985).
 
-    On a straight line, the latents in the middle would be shorter than all latents of the training.
+    On a straight line, the latents in the middle would be shorter than those that the network saw in training.
     """
     cosine = float(start @ end / (np.linalg.norm(start) * np.linalg.norm(end)))
     angle = math.acos(min(1.0, max(-1.0, cosine)))
@@ -149,5 +149,5 @@ def arc(start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
     if math.sin(angle) < 1e-6:  # almost the same direction: the arc is a line
         return (1 - fraction) * start + fraction * end
     path = (np.sin((1 - fraction) * angle) * start + np.sin(fraction * angle) * end) / math.sin(angle)
-    path[-1], path[0] = end, start  # without rounding errors; a path of one image is the start
+    path[-1], path[0] = end, start  # exact ends; a path of one image has only the start
     return path

@@ -1,4 +1,4 @@
-"""The time that a batch takes, measured when a version is loaded."""
+"""A model of the time that a batch takes, which is measured when a version is loaded."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SLOW_BATCH_SECONDS = 0.05  # seconds; slower batches are timed once, which is accurate enough
+SLOW_BATCH_SECONDS = 0.05  # seconds; a slower batch is timed only once, which is accurate enough
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """The seconds of a batch, linear in its number of rows."""
+    """Predicts the seconds that a batch takes, as a linear function of its number of rows."""
 
     single_row: float  # seconds of a batch of one row
     per_row: float  # seconds of each further row
@@ -25,11 +25,11 @@ class LatencyModel:
 
     @classmethod
     def measure(cls, compute: Callable[[int], object], rows: int) -> LatencyModel:
-        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and time the smallest and the largest."""
+        """Warm up with batches of 1, 2, 4 ... ``rows`` rows, and fit the model to the smallest and the largest."""
         sizes = [1]
         while sizes[-1] < rows:
             sizes.append(min(2 * sizes[-1], rows))
-        first_seconds = [_seconds(compute, size) for size in sizes]  # the first batch of a size is the slowest
+        first_seconds = [_seconds(compute, size) for size in sizes]  # the first batch of each size is the slowest
         single, full = (
             min(_seconds(compute, size) for _ in range(2)) if first < SLOW_BATCH_SECONDS else first
             for size, first in ((1, first_seconds[0]), (rows, first_seconds[-1]))

@@ -1,4 +1,4 @@
-"""Precision and padding, chosen so that a result does not depend on the other rows of its batch."""
+"""Choose precision and padding so that the result for a row does not depend on the other rows of its batch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TIMING_ROUNDS = 7  # runs of each precision, alternating; the fastest counts
-BFLOAT16_TIME_RATIO = 0.8  # bfloat16 is used if it takes less than this share of the time of float32
-MIN_ROWS = 4  # smaller batches are padded: many matrix kernels round differently for fewer rows
+TIMING_ROUNDS = 7  # alternating runs in each precision, of which the fastest counts
+BFLOAT16_TIME_RATIO = 0.8  # bfloat16 is used if it takes less than this share of the float32 time
+MIN_ROWS = 4  # smaller batches are padded, because many matrix kernels round differently for fewer rows
 
 
 def padded_rows(rows: int, min_rows: int = 1) -> int:
-    """Return the number of rows to compute for ``rows``: 1, 2, 4, 6 or a multiple of 8.
+    """Return the number of rows to which a batch of ``rows`` rows is padded: 1, 2, 4, 6 or a multiple of 8.
 
-    The kernels of each other number of rows would be compiled and cached separately.
+    Few different numbers are used, because the matrix kernels for each number are compiled and cached separately.
     """
     rows = max(rows, min_rows)
     return rows if rows == 1 else -(-rows // 2) * 2 if rows <= 8 else -(-rows // 8) * 8
 
 
 def batch_invariant(compute: Callable[[Tensor], Tensor], inputs: Tensor, min_rows: int = MIN_ROWS) -> bool:
-    """Return whether each row of ``compute(inputs)`` is bit-identical in smaller batches.
+    """Return whether each row of ``compute(inputs)`` has the same bits if it is computed in a smaller batch.
 
-    In float32 this depends on the processor's matrix kernels, so every number of rows from ``min_rows`` is tried. If
+    In float32 this depends on the processor's matrix kernels, so all padded batch sizes from ``min_rows`` are tried. If
     results differ, callers use float64, in which the differences are too small to change an answer.
     """
     sizes = {padded_rows(rows) for rows in range(min_rows, len(inputs) + 1)}
@@ -44,10 +44,10 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _bfloat16_is_faster() -> bool:
-    """Time a convolution in both precisions. A processor with these instructions is not always faster with them.
+    """Time a convolution in both precisions, because some processors with bfloat16 instructions are slow with them.
 
-    Measured with ``cifar10-whitened``: 0.5 times the float32 time on an AMD EPYC, 1.5 times on an Intel Xeon without
-    AMX.
+    The network ``cifar10-whitened`` takes 0.5 times the float32 time on an AMD EPYC, and 1.5 times the float32 time on
+    an Intel Xeon without AMX.
     """
     best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     with torch.inference_mode():
@@ -70,13 +70,13 @@ def _bfloat16_is_faster() -> bool:
 def check_finite(total: float, outputs: str) -> None:
     """Raise ArithmeticError if ``total``, the sum of a network's outputs, is not finite.
 
-    As weights and inputs are finite, this is a fault of the machine.
+    Weights and inputs are finite, so a sum that is not finite is a fault of the machine.
     """
     if not math.isfinite(total):
         raise ArithmeticError(f"{outputs} are not finite")
 
 
 def pad(rows: Tensor, min_rows: int = MIN_ROWS) -> Tensor:
-    """Append rows of zeros until ``padded_rows`` is reached."""
+    """Append rows of zeros, up to the number that ``padded_rows`` returns."""
     missing = padded_rows(len(rows), min_rows) - len(rows)
     return rows if missing <= 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -5,25 +5,25 @@ from __future__ import annotations
 import numpy as np
 
 SEASONS = (4, 7, 12, 24, 52, 168)  # quarters, days of a week, months, hours of a day, weeks, hours of a week
-MAX_VALUES = 1344  # values at the end of a series that are analysed; eight weeks of hours
-DIVISOR_RATIO = 0.7  # a divisor of the best season wins at this ratio of strength: multiples are strong as well
-CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads caused by rounding alone, relative to the largest value and to the spread
-# Standard deviations: one-sided tests of the autocorrelation. A season that is missed costs more than a wrong one.
+MAX_VALUES = 1344  # only this many values at the end of a series are analysed: eight weeks of hours
+DIVISOR_RATIO = 0.7  # a divisor of the best season is preferred if its strength is at least this share
+CONSTANT, STRAIGHT = 1e-13, 1e-9  # spreads of rounding errors, relative to the largest value and to the spread
+# Thresholds of the autocorrelation in standard deviations (one-sided tests). They are low, because to miss a season
+# harms a forecast more than to assume a wrong one.
 SIGNIFICANCE, UNUSUAL_SIGNIFICANCE = 1.0, 1.645
 YEAR_HARMONICS = 3
-MIN_YEARS = 2  # of a series whose yearly pattern is estimated
-MAX_SEASON = 168  # values of a detected season
-# An unusual season needs a higher autocorrelation and prominence: among so many candidates, some are strong by chance.
+MIN_YEARS = 2  # smallest length, in years, of a series whose yearly pattern is estimated
+MAX_SEASON = 168  # values; longest season that is detected
+# A season outside SEASONS needs higher values, because among so many candidates some are strong by chance.
 MIN_PROMINENCE, UNUSUAL_MIN_PROMINENCE, UNUSUAL_MIN_CORRELATION = 0.15, 0.25, 0.5
 
 
 def detect_season(values: np.ndarray) -> int:
-    """Return the season of a series [T] without NaN, in values, or 1 if it has none.
+    """Return the number of values per season of a series [T] without NaN, or 1 if it has no season.
 
-    A season must pass a significance test of its autocorrelation, as in the M4 competition. The autocorrelation half a
-    season before and after must be clearly lower, because slow waves and random walks are similar to themselves at all
-    short lags. A season outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the usual
-    seasons.
+    The autocorrelation at a season must be significant, as in the M4 competition. Half a season before and after, it
+    must be clearly lower, because slow waves and random walks have a high autocorrelation at all short lags. A season
+    outside ``SEASONS`` must also be a peak of the autocorrelation, and stronger than the seasons in ``SEASONS``.
     """
     recent = values[-MAX_VALUES:]
     count = len(recent)
@@ -57,9 +57,9 @@ def _autocorrelation(x: np.ndarray) -> np.ndarray:
 
 
 def _peaks(correlation: np.ndarray) -> list[int]:
-    """Return the lags of local maxima of the autocorrelation that are not close to a usual season.
+    """Return the lags of local maxima of the autocorrelation that are not close to a season in ``SEASONS``.
 
-    A series must contain at least three seasons of this length.
+    Only lags of which the series contains at least three are returned.
     """
     count = len(correlation)
     unbiased = correlation * count / (count - np.arange(count))
@@ -88,8 +88,8 @@ def _strength(correlation: np.ndarray, season: int, usual: bool = True) -> float
 def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
     """Replace NaN in values [T].
 
-    Without a season (1), missing values are interpolated linearly. With one, the median deviation at their position in
-    the season is added.
+    If ``season`` is 1, missing values are interpolated linearly. Otherwise they are interpolated after the usual
+    deviation at each position of the season has been subtracted, and the deviation is then added.
     """
     known = np.flatnonzero(~np.isnan(values))
     positions = np.arange(len(values))
@@ -103,9 +103,9 @@ def fill_missing(values: np.ndarray, season: int) -> np.ndarray:
 
 
 def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
-    """Return the yearly pattern [T + ahead] of values [T] and of the steps after them; ``year``: values per year.
+    """Return the yearly pattern [T + ahead] of values [T] and of the steps after them. A year has ``year`` values.
 
-    It is a Fourier series of YEAR_HARMONICS periods, fitted together with a linear trend (Harvey and Shephard 1993).
+    It is a Fourier series with YEAR_HARMONICS terms, fitted together with a linear trend (Harvey and Shephard 1993).
     """
     steps = np.arange(len(values) + ahead)
     angles = 2 * np.pi * np.outer(steps, np.arange(1, YEAR_HARMONICS + 1)) / year
@@ -117,7 +117,7 @@ def yearly_pattern(values: np.ndarray, year: float, ahead: int) -> np.ndarray:
 
 
 def _smooth(x: np.ndarray, season: int) -> np.ndarray:
-    """Return the moving average [T] over one season; at both ends, over the part of it that exists."""
+    """Return the moving average [T] over one season. At both ends, the average is over fewer values."""
     sums = np.concatenate([[0.0], x.cumsum()])
     positions = np.arange(len(x))
     begin, end = (positions - season // 2).clip(0), (positions - season // 2 + season).clip(max=len(x))
@@ -125,9 +125,9 @@ def _smooth(x: np.ndarray, season: int) -> np.ndarray:
 
 
 def seasonal_medians(x: np.ndarray, season: int) -> np.ndarray:
-    """Return the median [season] of x [T] at each position of the season, ignoring NaN; 0 if all values are NaN."""
+    """Return the median [season] of x [T] at each position of the season. NaN are ignored; 0 if all are NaN."""
     seasons = np.pad(x, (0, -len(x) % season), constant_values=np.nan).reshape(-1, season)
     known = (~np.isnan(seasons)).sum(axis=0)
-    seasons = np.sort(seasons, axis=0)  # NaN last
+    seasons = np.sort(seasons, axis=0)  # NaN are last
     below, above = (np.take_along_axis(seasons, (known[None] + side) // 2, axis=0)[0] for side in (-1, 0))
     return np.where(known > 0, (below + above) / 2, 0.0)

@@ -1,4 +1,4 @@
-"""The field ``speed`` of a card: the speed of a predictor on one thread."""
+"""Measure the speed of a predictor on one thread, which is the field ``speed`` of a model card."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-SECONDS = 0.5  # per measurement, and at least MIN_REPEATS repetitions
-MAX_SECONDS = 5.0  # after which MIN_REPEATS no longer counts: a full batch of a large network takes seconds
+SECONDS = 0.5  # shortest duration of a measurement, which has at least MIN_REPEATS repetitions
+MAX_SECONDS = 5.0  # after this time MIN_REPEATS is ignored, because a full batch of a large network takes seconds
 MIN_REPEATS = 5
-ROWS = 64  # of a full batch
-STEPS = 100_000  # characters of a timed text; more than are generated in SECONDS
+ROWS = 64  # rows of a full batch
+STEPS = 100_000  # characters of a dummy text, more than are generated in SECONDS
 
 
 def measure(predictor: Any, hardware: str) -> dict[str, Any]:
-    """The field ``speed`` of a card: medians on one thread, after a warm-up of the predictor."""
+    """Return the field ``speed`` of a card: median times on one thread, after a warm-up of the predictor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -35,7 +35,7 @@ def measure(predictor: Any, hardware: str) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The model name of the CPU."""
+    """Return the model name of the CPU, or "CPU" if it is unknown."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
@@ -49,7 +49,7 @@ def _dummy_step(predictor: Any, rows: int) -> Callable[[], Any]:
 
 
 def median_seconds(compute: Callable[[], Any]) -> float:
-    """Return the median duration of a call, after one that is not counted."""
+    """Return the median duration of a call in seconds. The first call is not counted."""
     compute()
     durations: list[float] = []
     end = time.perf_counter() + SECONDS
@@ -61,5 +61,5 @@ def median_seconds(compute: Callable[[], Any]) -> float:
 
 
 def round_figure(value: float) -> float:
-    """Round to three significant digits, because repeated measurements differ more."""
+    """Round to three significant digits, because repeated measurements differ by more than that."""
     return float(f"{value:.3g}")

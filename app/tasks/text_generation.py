@@ -1,4 +1,4 @@
-"""Text generation: prompts to continuations, many texts at a time, each with its own random numbers."""
+"""Text generation: continue prompts, many texts at a time. Each text has its own random numbers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from app.tasks.latency_model import LatencyModel
 from app.tasks.precision import MIN_ROWS, batch_invariant, check_finite, pad
 from app.tasks.token_sampling import LogProbs, OptionRows, Sampler, SamplingOptions, log_probabilities, record_log_probs
 
-PREFILL_SECONDS = 0.002  # longest prefill per step, so that texts can join and leave between steps
-PREFILL_SHARE = 1.0  # longest prefill beside generating texts, relative to the time of their step
-MAX_PREFILL = 256  # characters of a prompt per step
-BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # characters read at once, tried by ``warm_up``
-UNIFORMS_AHEAD = 64  # characters whose random numbers a batch holds
+PREFILL_SECONDS = 0.002  # longest prefill in a step, so that texts can soon join and leave
+PREFILL_SHARE = 1.0  # longest prefill while texts are generated, relative to the time of their step
+MAX_PREFILL = 256  # characters of a prompt that are read in a step
+BLOCK_SIZES = (2, 3, 5, 7, 12, 32)  # numbers of characters read at once that ``warm_up`` tries
+UNIFORMS_AHEAD = 64  # steps for which a batch holds random numbers
 
 
 @dataclass(eq=False)
 class Prompt:
-    """A prompt, read once for all of its texts.
+    """A prompt. If several texts continue it, the network reads it only once.
 
-    ``characters`` [T] are indices. ``state`` is the network's state after the first ``read`` of them. The last
-    character is left to the first step of each text. ``log_probs`` records all characters but the first.
+    ``characters`` [T] are indices. ``state`` is the network's state after the first ``read`` characters. The last
+    character is read in the first step of each text. ``log_probs`` records all characters except the first.
     """
 
     characters: np.ndarray
@@ -45,7 +45,7 @@ class Prompt:
 
 @dataclass(eq=False)
 class Continuation:
-    """A text that is being generated. ``uniforms`` are its random numbers, one per character."""
+    """A text that is being generated. ``uniforms`` are its random numbers, one for each character."""
 
     prompt: Prompt
     uniforms: np.ndarray
@@ -58,7 +58,7 @@ class Continuation:
     text: str = ""
     finish_reason: str | None = None
     last: int = field(init=False)
-    batch: DecodeBatch | None = None  # the batch that contains the text, once its prompt is read
+    batch: DecodeBatch | None = None  # the batch that contains the text, after its prompt has been read
     row: int = 0  # in ``batch``
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Continuation:
 
     @property
     def settled(self) -> str:
-        """The part of the text that a stream may send: without an end that may become a stop string."""
+        """The part of the text that a stream may send. An end that may become a stop string is left out."""
         if self.finished or not self.stop:
             return self.text
         text, held = self.text, 0
@@ -97,7 +97,7 @@ class Continuation:
         return text[: len(text) - held]
 
     def add(self, character: str) -> None:
-        """Append a character. The text ends before a stop string, or at its maximum length."""
+        """Append a character. Finish the text before a stop string, or at its maximum length."""
         text = self.text + character
         for stop in self.stop:
             if text.endswith(stop):
@@ -119,7 +119,7 @@ def memory_bytes(texts: Sequence[Continuation]) -> int:
 
 
 class DecodeBatch:
-    """The texts of one decoding step. Row i of each array belongs to text i. Replaced when a text joins or leaves."""
+    """The texts of a batch. Row i of each array belongs to text i. If a text joins or leaves, a new batch is made."""
 
     def __init__(self, texts: Sequence[Continuation], vocabulary: int, device: torch.device) -> None:
         self.texts = [ref(text) for text in texts]  # weak, because each text refers to its batch
@@ -141,7 +141,7 @@ class DecodeBatch:
             text.batch, text.row = self, i
 
     def matches(self, texts: Sequence[Continuation]) -> bool:
-        """Return whether the batch consists of these texts and has random numbers for a further step."""
+        """Return whether the batch consists of ``texts`` and has random numbers for one more step."""
         pairs = zip(self.texts, texts, strict=False)
         same = len(texts) == len(self.texts) and all(known() is text for known, text in pairs)
         return same and self.steps_done < UNIFORMS_AHEAD
@@ -150,12 +150,12 @@ class DecodeBatch:
 class TextGenerator:
     """Predictor for character RNNs.
 
-    A seed gives the same text at any load. If the processor's rounding depends on the batch size, which ``warm_up``
-    tries, the network computes in float64, in which no sampled character changes.
+    A seed gives the same text at any load. ``warm_up`` tests whether the processor's rounding depends on the batch
+    size. If so, the network computes in float64, where the differences change no sampled character.
     """
 
     def __init__(self, version: Version, device: torch.device, network: Any = None) -> None:
-        """``network`` replaces that of the version, for a subclass."""
+        """A subclass may pass a ``network`` that is used instead of the network of the version."""
         card = version.card
         network = network or version.network()
         expected, path = network.sizes.vocabulary, f"{version.label}/card.json"
@@ -174,7 +174,7 @@ class TextGenerator:
         self.reads_many = hasattr(self.steps, "read_many")  # reads many characters of a text at once
         self.initial_state = self.network.zero_state(1)[0]  # [layers, hidden]
         self.min_rows = MIN_ROWS  # smaller batches are padded
-        # of a step that decodes, and of one that only reads prompts; measured by warm_up
+        # Times of a step that generates texts, and of one that only reads prompts. ``warm_up`` measures them.
         self.latency = self.prefill_latency = LatencyModel(PREFILL_SECONDS / MAX_PREFILL, 0.0)
         self.max_prompt_seconds = math.inf
         self._batch: DecodeBatch | None = None
@@ -194,7 +194,7 @@ class TextGenerator:
             )
 
     def parse(self, text: str) -> tuple[Prompt, list[str]]:
-        """Return the prompt of a text, and the sorted characters that the network does not know.
+        """Return the prompt of a text, and the sorted characters of the text that are not in the vocabulary.
 
         An empty text becomes a line break, or ``<unk>`` if a line break is not in the vocabulary.
 
@@ -218,14 +218,14 @@ class TextGenerator:
         seed: int,
         options: SamplingOptions | None = None,
     ) -> Continuation:
-        """Return a new text for ``step``. All its random numbers follow from ``seed``."""
+        """Return a new text for ``step``. ``seed`` determines all its random numbers."""
         uniforms = np.random.Generator(np.random.Philox(seed)).random(max_characters)
         size = len(self.vocabulary)
         top_k = min(top_k or size, size)
         return self.continuation(prompt, uniforms, temperature, top_k, top_p or 1.0, tuple(stop), seed, options)
 
     def step(self, texts: Sequence[Continuation]) -> None:
-        """Generate one character of each text whose prompt has been read; read the next part of the other prompts.
+        """Generate one character of each text whose prompt has been read, and read the next part of the other prompts.
 
         Raises ArithmeticError for non-finite logits. The texts are then unchanged, and the step can be repeated.
         """
@@ -239,12 +239,12 @@ class TextGenerator:
                 self._decode(decoding, [prompt for prompt in prompts if prompt.unread])
 
     def _prefill(self, prompts: list[Prompt], seconds: float) -> None:
-        """Read the same number of characters of each prompt: as many as fit the time and the shortest prompt."""
+        """Read the same number of characters of each prompt, limited by the time and by the shortest prompt."""
         recording = any(prompt.log_probs for prompt in prompts)
         if self.reads_many:
             max_count = self.prefill_latency.rows_within(seconds) // len(prompts)
         else:
-            # Recording needs the logits, as decoding does.
+            # Log-probabilities need the logits, so a step takes as long as one that generates.
             latency = self.latency if recording else self.prefill_latency
             max_count = int(seconds / latency(len(prompts)))
         count = min(max(1, min(max_count, MAX_PREFILL)), *(prompt.unread for prompt in prompts))
@@ -254,7 +254,7 @@ class TextGenerator:
         _advance(prompts, state, [self._prompt_log_probs(prompts, own) if recording else None for own in hidden])
 
     def _read_block(self, characters: Tensor, state: Tensor) -> tuple[Sequence[Tensor], Tensor]:
-        """Read characters [N, T]. Returns the output of ``steps.read`` [N, hidden] for each, and the last state."""
+        """Read characters [N, T]. Return the T outputs [N, hidden] of ``steps.read``, and the last state."""
         if self.reads_many:
             block, state = self._read_many(characters, state)
             return block.unbind(1), state
@@ -272,14 +272,14 @@ class TextGenerator:
         return hidden[:rows], state[:rows]
 
     def _prompt_log_probs(self, prompts: Sequence[Prompt], hidden: Tensor) -> np.ndarray | None:
-        """Return the log-probabilities of the next character of those prompts that record them."""
+        """Return log-probabilities [M, V] of the next character of the M prompts that record them, None if M = 0."""
         rows = [row for row, prompt in enumerate(prompts) if prompt.log_probs]
         return log_probabilities(self._logits(hidden[rows])) if rows else None
 
     def _logits(self, hidden: Tensor) -> np.ndarray:
         """Return logits float64 [N, V] of the outputs of ``steps.read``; -inf for ``<unk>``, which is never generated.
 
-        Raises ArithmeticError.
+        Raises ArithmeticError if a logit is not finite.
         """
         logits = self.steps.logits(pad(hidden, self.min_rows))[: len(hidden)].cpu().numpy().astype(np.float64)
         check_finite(float(logits.sum()), "logits")
@@ -292,7 +292,7 @@ class TextGenerator:
         return hidden[: len(characters)], state[: len(characters)]
 
     def _decode(self, texts: Sequence[Continuation], prompts: list[Prompt]) -> None:
-        """Generate one character of each text, and read one character of each prompt, which costs little more."""
+        """Generate one character of each text. Also read one character of each prompt, which takes little more time."""
         batch = self._batch
         if batch is None or not batch.matches(texts):
             batch = self._batch = DecodeBatch(texts, len(self.vocabulary), self.device)
@@ -308,7 +308,7 @@ class TextGenerator:
             options.apply(logits)
         sampled = batch.sampler(logits, batch.uniforms[batch.steps_done])
         prompt_log_probs = self._prompt_log_probs(prompts, hidden[count:]) if prompts else None
-        # No text has changed before this line, so a step that fails can be repeated.
+        # No text has changed up to here, so a step that failed can be repeated.
         if options:
             options.record(sampled, log_probs)
         if prompts:
@@ -322,7 +322,7 @@ class TextGenerator:
             self._batch = None
 
     def dummy_texts(self, rows: int, characters: int) -> list[Continuation]:
-        """Return ``rows`` dummy texts that take ``characters`` steps each."""
+        """Return ``rows`` dummy texts, each of which takes ``characters`` steps."""
         prompts = [Prompt(np.full(1, self.unknown), self.initial_state) for _ in range(rows)]
         return [self.begin(prompt, characters, 1.0, 2, 0.9, (), 0) for prompt in prompts]
 
@@ -331,9 +331,9 @@ class TextGenerator:
         self.step(self.dummy_texts(rows, 1))
 
     def warm_up(self, rows: int) -> None:
-        """Choose the precision, and measure steps of 1 to ``rows`` texts.
+        """Choose the precision, and measure the duration of steps of 1 to ``rows`` texts.
 
-        Deletes ``network`` to free memory, because ``steps`` may hold a copy of its weights.
+        The attribute ``network`` is deleted to free memory, because ``steps`` may hold a copy of its weights.
         """
         generator = torch.Generator().manual_seed(0)
         characters = torch.randint(0, self.unknown, (rows,), generator=generator).to(self.device)
@@ -374,7 +374,7 @@ class TextGenerator:
             return all(torch.equal(self._read_in_parts(characters, size), single) for size in BLOCK_SIZES)
 
     def _read_in_parts(self, characters: Tensor, size: int) -> Tensor:
-        """Read characters [N, T], ``size`` at a time. Returns the outputs of ``steps.read`` [N, T, hidden]."""
+        """Read characters [N, T] in blocks of ``size``. Return the outputs [N, T, hidden] of ``steps.read_many``."""
         state, parts = self.initial_state.expand(len(characters), *self.initial_state.shape), []
         for part in characters.split(size, dim=1):
             hidden, state = self._read_many(part, state)
@@ -383,9 +383,9 @@ class TextGenerator:
 
 
 def _advance(prompts: Sequence[Prompt], state: Tensor, log_probs: Sequence[np.ndarray | None]) -> None:
-    """Update prompts of which ``len(log_probs)`` more characters have been read.
+    """Update N prompts after the network has read ``len(log_probs)`` more characters of each.
 
-    ``state`` [N, layers, hidden] is the new state, ``log_probs`` the result of ``_prompt_log_probs`` per character.
+    ``state`` [N, layers, hidden] is the new state. ``log_probs`` has the result of ``_prompt_log_probs`` for each step.
     """
     records = [(prompt, prompt.log_probs) for prompt in prompts if prompt.log_probs]
     for step, rows in enumerate(log_probs):

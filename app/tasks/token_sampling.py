@@ -10,15 +10,15 @@ from typing import Protocol
 
 import numpy as np
 
-MIN_TEMPERATURE = 1e-100  # lower ones give the same weights, 0 and 1, and logits divided by them could overflow
+MIN_TEMPERATURE = 1e-100  # lower temperatures also give weights of 0 and 1, but dividing logits by them could overflow
 
 
 class Sampler:
     """Samples one index from each row of logits. ``temperature``, ``top_k`` and ``top_p`` are [N].
 
-    Temperature 0 is greedy. Top-k keeps the k likeliest tokens (Fan et al. 2018), top-p the smallest set of likeliest
-    tokens whose probability reaches p (Holtzman et al. 2020). Both apply after the temperature. No row depends on
-    another.
+    Temperature 0 means greedy decoding. Top-k keeps the k most likely tokens (Fan et al. 2018), top-p the smallest set
+    of most likely tokens whose total probability reaches p (Holtzman et al. 2020). Both are applied after the
+    temperature. The result for a row does not depend on other rows.
     """
 
     def __init__(self, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray, vocabulary: int) -> None:
@@ -30,7 +30,7 @@ class Sampler:
     def __call__(self, logits: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """Return indices [N], given logits float64 [N, V] and uniform random numbers [N] in [0, 1)."""
         shifted = logits - logits.max(axis=1, keepdims=True)  # at most 0, so the exponential cannot overflow
-        weights = np.exp(shifted / self.temperature)  # the likeliest token has weight 1
+        weights = np.exp(shifted / self.temperature)  # the most likely token has weight 1
         if len(self.restricted):
             weights[self.restricted] = self._top_weights(weights[self.restricted])
         total = weights.cumsum(axis=1)
@@ -40,7 +40,7 @@ class Sampler:
         return indices
 
     def _top_weights(self, weights: np.ndarray) -> np.ndarray:
-        """Return weights [N, V] in which the tokens excluded by top-k and top-p are 0."""
+        """Return weights [N, V] that are 0 for the tokens excluded by top-k and top-p."""
         order = np.argsort(-weights, axis=1, kind="stable")
         ranked = np.take_along_axis(weights, order, axis=1)
         total = ranked.cumsum(axis=1)
@@ -53,27 +53,27 @@ class Sampler:
 
 @dataclass(eq=False)
 class LogProbs:
-    """Recorded log-probabilities of the tokens of one text, and for each position the ``top`` likeliest tokens.
+    """Recorded log-probabilities of the tokens of one text, and of the ``top`` most likely tokens at each position.
 
-    They are the network's, before temperature, bias and penalties. ``<unk>`` is never written, so its probability is 0
-    and all others sum to 1. At least the first ``max_tokens`` tokens are recorded.
+    They are those of the network, before temperature, bias and penalties. ``<unk>`` is never generated, so its
+    probability is 0, and the other probabilities sum to 1. At least the first ``max_tokens`` tokens are recorded.
     """
 
     top: int
     max_tokens: int = sys.maxsize
     tokens: array[float] = field(default_factory=lambda: array("d"))
-    top_indices: array[int] = field(default_factory=lambda: array("i"))  # of all positions, one after the other
+    top_indices: array[int] = field(default_factory=lambda: array("i"))  # position by position
     top_values: array[float] = field(default_factory=lambda: array("d"))
 
     def likeliest(self, start: int = 0, end: int | None = None) -> Iterator[list[tuple[int, float]]]:
-        """Yield the likeliest tokens of each position: index and log-probability, likeliest first."""
-        count = len(self.top_indices) // len(self.tokens) if self.tokens else 0  # less than ``top`` if V is less
+        """Yield the index and log-probability of the most likely tokens at each position, in descending order."""
+        count = len(self.top_indices) // len(self.tokens) if self.tokens else 0  # at most V
         for position in range(*slice(start, end).indices(len(self.tokens))):
             row = slice(position * count, (position + 1) * count)
             yield list(zip(self.top_indices[row], self.top_values[row], strict=True))
 
     def memory_bytes(self, tokens: int) -> int:
-        """Return the bytes that the record of ``tokens`` tokens takes."""
+        """Return the number of bytes that the record of ``tokens`` tokens takes."""
         return min(tokens, self.max_tokens) * (8 + 12 * self.top)
 
 
@@ -89,7 +89,7 @@ class SamplingOptions:
     presence: float = 0.0
     frequency: float = 0.0
     log_probs: LogProbs | None = None
-    counts: np.ndarray = field(init=False)  # [V], of the tokens written; a view of ``OptionRows.counts`` in a batch
+    counts: np.ndarray = field(init=False)  # [V], how often each token was generated; see ``OptionRows.counts``
 
     def __post_init__(self) -> None:
         self.counts = np.zeros_like(self.bias)
@@ -101,7 +101,7 @@ class HasOptions(Protocol):
 
 
 class OptionRows:
-    """The options of those M of N texts in a batch that have any. No row depends on another."""
+    """The options of the M texts that have any, in a batch of N texts. No row depends on another row."""
 
     def __init__(self, texts: Sequence[HasOptions]) -> None:
         pairs = [(row, text.options) for row, text in enumerate(texts) if text.options]
@@ -118,7 +118,7 @@ class OptionRows:
         self.log_prob_rows = np.array([row for row, _ in records], dtype=np.int64)
 
     def log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Return the log-probabilities of the texts that record them, given logits [N, V]."""
+        """Return log-probabilities, given logits [N, V], for the rows of texts that record them."""
         return log_probabilities(logits[self.log_prob_rows])
 
     def apply(self, logits: np.ndarray) -> None:
@@ -127,7 +127,7 @@ class OptionRows:
         logits[self.rows] += self.bias - penalties
 
     def record(self, tokens: np.ndarray, log_probabilities: np.ndarray) -> None:
-        """Count the sampled tokens [N], and record what ``log_probabilities`` returned for them."""
+        """Count the sampled tokens [N], and record ``log_probabilities`` for the texts that record them."""
         self.counts[np.arange(len(self.rows)), tokens[self.rows]] += 1
         record_log_probs(self.log_probs, log_probabilities, tokens[self.log_prob_rows])
         unfinished = [i for i, own in enumerate(self.log_probs) if len(own.tokens) < own.max_tokens]
@@ -137,14 +137,14 @@ class OptionRows:
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return log-probabilities [N, V] of logits [N, V]. Rows are summed separately, so no row affects another."""
+    """Return log-probabilities [N, V] of logits [N, V]. Rows are summed separately, so they are independent."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: np.ndarray = shifted - np.log(np.exp(shifted).cumsum(axis=1)[:, -1:])
     return result
 
 
 def record_log_probs(records: Sequence[LogProbs], log_probabilities: np.ndarray, tokens: np.ndarray) -> None:
-    """Record one token [N] of each text, given log-probabilities [N, V]."""
+    """Record the next token of each of N texts, given tokens [N] and log-probabilities [N, V]."""
     max_top = max((record.top for record in records), default=0)
     order: list[list[int]] = [[]] * len(records)
     if max_top:

@@ -1,4 +1,4 @@
-"""Imported networks: predictors for their tensors, and for the tasks that their tensors fit."""
+"""Predictors for imported networks: one for requests of tensors, and one for each task that they can serve."""
 
 from app.tasks.imported.classification import ImportedClassifier
 from app.tasks.imported.forecasting import ImportedForecaster

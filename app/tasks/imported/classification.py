@@ -17,15 +17,17 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 
 class ImportedClassifier(TaskPredictor, ImageDecoder):
-    """Images to class probabilities. The card has ``labels``, in the order of the output.
+    """Predictor for imported networks that classify images. The card has ``labels``, in the order of the output.
 
-    Options:
-        input, output: names of the tensors: images [N, C, H, W] or [N, H, W, C], and classes [N, labels].
-        size: height and width that the network reads; by default that of the input.
-        resize: length of the shorter side before the centre is cropped; without it, the whole image is scaled.
-        interpolation: ``bilinear`` or ``bicubic``.
-        mean, std: of each channel, for pixels from 0 to 1: the network reads (pixel - mean) / std.
-        softmax: whether the output are logits.
+    Options on the card:
+        input: name of the tensor with the images, [N, C, H, W] or [N, H, W, C].
+        output: name of the tensor with a value for each label, [N, labels].
+        size: height and width of the images that the network reads; by default, those of the input tensor.
+        resize: length to which the shorter side is scaled before the centre is cropped; by default, nothing is cropped.
+        interpolation: ``bilinear`` (the default) or ``bicubic``.
+        mean: one value, or one for each channel, to subtract from pixels from 0 to 1.
+        std: one value, or one for each channel, by which the result is divided.
+        softmax: whether the network returns logits, to which softmax is applied (the default), or probabilities.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -57,7 +59,7 @@ class ImportedClassifier(TaskPredictor, ImageDecoder):
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)[:, None, None]
 
     def _per_channel(self, key: str, default: float) -> list[float]:
-        """Return an option with a value for each channel. Raises StoreError."""
+        """Return the values of an option, one for each channel. Raises StoreError."""
         values = [float(value) for value in self.options.get(key) or [default]]
         if len(values) not in (1, self.channels) or (key == "std" and not all(value > 0 for value in values)):
             raise StoreError(f"{self._card}: option {key} is {values}; it should be one value, or {self.channels}")

@@ -27,9 +27,9 @@ from app.tasks.precision import check_finite
 
 @dataclass(frozen=True)
 class ImportedWindow:
-    """A parsed series: its last values [context] as the network reads them, and their units.
+    """A parsed series: its last values [context] as the network reads them, and their location and scale.
 
-    The result is steps ``gap`` to ``horizon`` of the forecast. ``season`` is None for networks that read no season.
+    The result omits the first ``gap`` steps of the forecast. ``season`` is None if the network reads no season.
     """
 
     values: np.ndarray
@@ -42,17 +42,18 @@ class ImportedWindow:
 
 
 class ImportedForecaster(TaskPredictor):
-    """Series to forecasts: quantiles, or points without intervals.
+    """Predictor for imported networks that forecast quantiles, or one value per step without intervals.
 
-    Options:
-        input, output: names of the tensors: series [N, context] or [N, context, 1], and forecasts [N, horizon], or
-            [N, horizon, quantiles] or [N, quantiles, horizon].
-        context: values that the network reads; by default that of the input.
-        quantiles: levels of the output, ascending, with 0.5 among them; without it, the output are points.
-        standardise: whether the network reads each window with mean 0 and deviation 1.
-        seasons: name of the input [N] of the values per season, 1 for none. Such a network forecasts series of any
-            length: it reads NaN before the first value.
-        non_negative: whether forecasts of series without negative values are not negative.
+    Options on the card:
+        input: name of the tensor with the series, [N, context] or [N, context, 1].
+        output: name of the tensor with the forecasts: [N, horizon], or with quantiles [N, horizon, quantiles] or
+            [N, quantiles, horizon].
+        context: number of values that the network reads; by default, the length of the input tensor.
+        quantiles: levels of the quantiles in ascending order, which include 0.5; by default, there are no quantiles.
+        standardise: whether the service scales each window to mean 0 and deviation 1, and scales the forecast back.
+        seasons: name of the input [N] with the number of values per season, which is 1 for no season. A network with
+            this input must read windows that begin with NaN, because the service then accepts shorter series.
+        non_negative: whether forecasts are at least 0 for series without negative values.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -81,7 +82,7 @@ class ImportedForecaster(TaskPredictor):
         self._check_output()
 
     def _seasons(self) -> str | None:
-        """Return the name of the input of seasons, if the network has one. Raises StoreError."""
+        """Return the name of the input with the seasons, or None if there is none. Raises StoreError."""
         name = self.options.get("seasons")
         if name is None:
             return None
@@ -110,7 +111,7 @@ class ImportedForecaster(TaskPredictor):
     ) -> ImportedWindow:
         """Prepare a series for ``predict``.
 
-        Missing values (None) are interpolated linearly; for a network with ``seasons``, as ``read_window`` does it.
+        Missing values (None) are interpolated linearly. With the option ``seasons``, ``read_window`` fills them.
 
         Raises:
             BadValue: the series is too short or has no value, the horizon is too long, or the network does not take
@@ -135,7 +136,7 @@ class ImportedForecaster(TaskPredictor):
     def _seasonal_window(
         self, values: Sequence[float | None], horizon: int, param: str, seasonality: int | None
     ) -> ImportedWindow:
-        """Prepare a series for a network that reads seasons. Missing values at the end are forecast as well."""
+        """Prepare a series for a network that reads seasons. Missing values at the end of the series are forecast."""
         name = self.card.name
         window: SeriesWindow = read_window(values, horizon, name, param, self.context, self.traits, seasonality)
         if window.horizon > self.horizon:
@@ -147,7 +148,7 @@ class ImportedForecaster(TaskPredictor):
         return ImportedWindow(content, 0.0, 1.0, window.horizon, window.gap, window.season, window.non_negative)
 
     def _converted(self, window: np.ndarray, param: str) -> np.ndarray:
-        """Return values in the type of the input. Raises BadValue if one is too large."""
+        """Return a window in the data type of the input. Raises BadValue if a value is too large for it."""
         with np.errstate(over="ignore"):
             window = window.astype(self.input.dtype)
         if np.isinf(window).any():
@@ -155,7 +156,7 @@ class ImportedForecaster(TaskPredictor):
         return window
 
     def predict_task(self, items: Sequence[ImportedWindow]) -> list[np.ndarray]:
-        """Return the forecast [horizon, quantiles], or [horizon, 1] for points, of each item, in its own units."""
+        """Return the forecast [horizon, quantiles or 1] of each item, on the scale of its series."""
         windows = np.stack([item.values for item in items]).reshape(len(items), self.context, *self.input.shape[2:])
         arrays = {self.input.name: windows}
         if self.seasons:
@@ -164,7 +165,7 @@ class ImportedForecaster(TaskPredictor):
         forecasts = self.run_rows(arrays, len(items))[self.output.name].astype(np.float64)
         if forecasts.ndim == 3 and len(self.quantiles) and not self.quantiles_last:
             forecasts = forecasts.swapaxes(1, 2)
-        check_finite(float((forecasts * 0).sum()), "forecasts")  # times 0: a sum of large values may overflow
+        check_finite(float((forecasts * 0).sum()), "forecasts")  # times 0, as a sum of large values may overflow
         forecasts = forecasts.reshape(len(items), self.horizon, -1)
         return [
             forecast[item.gap : item.horizon] * item.scale + item.location
@@ -176,10 +177,10 @@ class ImportedForecaster(TaskPredictor):
         if not len(self.quantiles):
             points = like_series(result[:, 0], item.non_negative)
             return PointForecast(points, points, np.zeros(1), points[:, None], item.season, item.non_negative)
-        quantiles = np.sort(result, axis=1)  # quantiles of some networks cross
+        quantiles = np.sort(result, axis=1)  # some networks return quantiles in the wrong order
         median = quantiles[:, int(np.searchsorted(self.quantiles, 0.5))].copy()
         edges = np.array([0.0, *self.quantiles, 1.0])
-        weights = (edges[2:] - edges[:-2]) / 2  # of each quantile in the mean
+        weights = (edges[2:] - edges[:-2]) / 2  # weight of each quantile in the mean
         weights[[0, -1]] += np.array([edges[1], 1 - edges[-2]]) / 2
         mean, median, quantiles = (like_series(x, item.non_negative) for x in (quantiles @ weights, median, quantiles))
         return QuantileForecast(mean, median, self.scores, quantiles, item.season, item.non_negative)
@@ -189,5 +190,5 @@ class PointForecast(QuantileForecast):
     """A forecast without intervals."""
 
     def interval(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Raises BadValue."""
+        """Raise BadValue, because there are no intervals."""
         raise BadValue(f"levels has {level:g}; this network forecasts no intervals, so send an empty list", "levels")

@@ -14,13 +14,14 @@ from app.tasks.imported.tensors import TaskPredictor, TensorRows
 
 
 class ImportedSampler(TaskPredictor, ImageSampler):
-    """Latents from N(0, 1) to images. The card has ``labels`` if the network reads classes.
+    """Predictor for imported networks that turn latents into images. The card has ``labels`` if there are classes.
 
-    Options:
-        latents: name of the input [N, latent] or [N, latent, 1, 1].
-        classes: name of the input [N] of class indices, if there is one.
-        output: name of the images [N, channels, height, width].
-        low, high: output values of black and white.
+    Options on the card:
+        latents: name of the input [N, latent] or [N, latent, 1, 1], whose values are drawn from N(0, 1).
+        classes: name of the input [N] with the class indices, if the network has one.
+        output: name of the tensor with the images, [N, channels, height, width].
+        low: value of black in the output; -1 by default.
+        high: value of white in the output; 1 by default.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Imported networks: tensors to tensors."""
+"""Run imported networks on named tensors."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from app.networks.imported import Arrays, ImportedNetwork, ImportedSizes
 from app.store import CARD, StoreError, TensorSpec, Version
 from app.tasks.latency_model import LatencyModel
 
-DUMMY_SIZE = 16  # of a dimension that varies, in a batch that is timed
-INPUT_ERRORS = (ValueError, IndexError, RuntimeError, TypeError)  # of a network that cannot read its input
+DUMMY_SIZE = 16  # of a variable dimension, in batches that are only run to measure the time
+INPUT_ERRORS = (ValueError, IndexError, RuntimeError, TypeError)  # raised by a network that cannot read its input
 
 
 @dataclass(frozen=True)
 class TensorRows:
-    """The inputs of a request by name. ``rows`` is the size of the first dimension, or 1 without a batch axis."""
+    """The inputs of a request by name. ``rows`` is the size of the batch dimension, or 1 if there is none."""
 
     arrays: dict[str, np.ndarray]
     rows: int
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Items with the same key can be computed in one batch."""
+        """A value that is equal for items that can be computed in one batch."""
         return tuple((name, array.dtype, array.shape[1:]) for name, array in self.arrays.items())
 
 
 class TensorPredictor:
-    """Predictor for imported networks: input arrays by name to output arrays by name."""
+    """Predictor for imported networks. It computes output arrays by name from input arrays by name."""
 
     def __init__(self, version: Version, device: torch.device) -> None:
         self.card = version.card
@@ -49,7 +49,7 @@ class TensorPredictor:
         self.latency = LatencyModel(0.0, 0.0)
 
     def parse_tensors(self, arrays: Mapping[str, np.ndarray]) -> TensorRows:
-        """Return the item of a request. Raises BadValue if a shape does not fit; it names the input."""
+        """Return the item for a request. Raises BadValue, with the name of the input, if a shape does not fit."""
         if problem := self.sizes.problem({name: array.shape for name, array in arrays.items()}):
             name, expected = problem
             raise BadValue(f"input {name!r} has the shape {list(arrays[name].shape)}, expected {expected}", "inputs")
@@ -57,7 +57,7 @@ class TensorPredictor:
         return TensorRows(ordered, len(next(iter(ordered.values()))) if self.sizes.batched else 1)
 
     def predict(self, items: Sequence[TensorRows]) -> list[dict[str, np.ndarray]]:
-        """Return the outputs of each item. Items of other shapes are computed one after the other.
+        """Return the outputs of each item. Items with equal shapes are batched, if the network has a batch dimension.
 
         Raises:
             BadValue: the network cannot read an input.
@@ -73,7 +73,7 @@ class TensorPredictor:
         return results
 
     def _compute(self, items: Sequence[TensorRows]) -> list[dict[str, np.ndarray]]:
-        """Return the outputs of each item, whose shapes are the same."""
+        """Return the outputs of each item. All items must have the same shapes, apart from the number of rows."""
         if len(items) == 1 and items[0].rows <= self.sizes.max_rows:
             return [self._run(items[0].arrays)]
         inputs = {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
@@ -85,7 +85,7 @@ class TensorPredictor:
         ]
 
     def run_rows(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
-        """Compute ``rows`` rows in batches that fit into memory. Raises BadValue."""
+        """Compute ``rows`` rows in batches that fit into memory. Raises BadValue if the network cannot read them."""
         step = self.sizes.max_rows
         if rows <= step:
             return self._run(inputs)
@@ -109,7 +109,7 @@ class TensorPredictor:
         return item.rows
 
     def seconds(self, items: Sequence[TensorRows]) -> float:
-        """Return the expected duration of a batch."""
+        """Return the expected duration of a batch in seconds."""
         return self.latency(sum(item.rows for item in items))
 
     def split(self, item: Any, rows: int) -> list[Any]:
@@ -126,7 +126,7 @@ class TensorPredictor:
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
     def dummy_item(self, rows: int) -> TensorRows:
-        """Return an item of zeros with ``rows`` rows, or one if the network has no batch axis."""
+        """Return an item of zeros with ``rows`` rows, or with one row if the network has no batch dimension."""
         arrays = {}
         for name, shape in self.sizes.dummy_shapes(rows if self.sizes.batched else 1, DUMMY_SIZE).items():
             dtype = self.inputs[name].dtype
@@ -138,7 +138,7 @@ class TensorPredictor:
         self.predict([self.dummy_item(rows)] if self.sizes.batched else [self.dummy_item(1)] * rows)
 
     def warm_up(self, rows: int) -> None:
-        """Measure batches of 1 to ``rows`` rows. Raises StoreError if the network changes its own weights."""
+        """Measure the duration of 1 to ``rows`` rows. Raises StoreError if the network changes its own weights."""
         before = self.network.versions()
         self.latency = LatencyModel.measure(self.dummy_run, rows if self.sizes.batched else 1)
         if not self.sizes.batched:  # rows are computed one after the other
@@ -148,9 +148,9 @@ class TensorPredictor:
 
 
 class TaskPredictor(TensorPredictor):
-    """A predictor that serves a task besides tensors. Its items are those of the task, or ``TensorRows``.
+    """Base class of predictors that run an imported network for a task. An item is one of the task, or ``TensorRows``.
 
-    ``options`` on the card say how the task uses the tensors.
+    The options in ``sizes`` on the card say how the task uses the tensors.
     """
 
     def __init__(self, version: Version, device: torch.device) -> None:
@@ -172,7 +172,7 @@ class TaskPredictor(TensorPredictor):
         )
 
     def tensor(self, role: str, specs: Mapping[str, TensorSpec], rank: Sequence[int], dtypes: str) -> TensorSpec:
-        """Return the tensor that the option ``role`` names, or the only tensor of ``specs``.
+        """Return the tensor whose name is the value of the option ``role``; by default, the only tensor of ``specs``.
 
         Raises:
             StoreError: there is no such tensor, or it has another number of dimensions or another type.
@@ -191,7 +191,7 @@ class TaskPredictor(TensorPredictor):
         return spec
 
     def predict(self, items: Sequence[Any]) -> list[Any]:
-        """Return the result of each item: that of the task, or the outputs of ``TensorRows`` by name."""
+        """Return the result of each item: the result of the task or, for ``TensorRows``, the outputs by name."""
         tensors = [item for item in items if isinstance(item, TensorRows)]
         own = [item for item in items if not isinstance(item, TensorRows)]
         results = {
@@ -201,7 +201,7 @@ class TaskPredictor(TensorPredictor):
         return [next(results[isinstance(item, TensorRows)]) for item in items]
 
     def predict_task(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Return the result of the task for each item."""
+        """Return the result of the task for each item, which is never ``TensorRows``."""
         raise NotImplementedError
 
     def rows(self, item: Any) -> int:
@@ -209,5 +209,5 @@ class TaskPredictor(TensorPredictor):
         return item.rows if isinstance(item, TensorRows) else 1
 
     def seconds(self, items: Sequence[Any]) -> float:
-        """Return the expected duration of a batch."""
+        """Return the expected duration of a batch in seconds."""
         return self.latency(sum(map(self.rows, items)))
