@@ -1,1 +1,1 @@
-"""Classifiers for own photographs: a pretrained network with a new last layer."""
+"""Classifiers for photographs of users: a pretrained network with a new last layer."""

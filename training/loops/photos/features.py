@@ -1,4 +1,4 @@
-"""Features of images: the input of the last layer of a pretrained network. They are computed once and kept on disk."""
+"""Compute image features, the input of the last layer of a pretrained network, once, and keep them on disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from training.data.image_dataset import ImageDataset
 
 BATCH = 16  # images
 SAVE_EVERY = 20  # seconds
-View = Callable[[Tensor], Tensor]  # changes uint8 images [N, C, S, S] at random or always in the same way
+View = Callable[[Tensor], Tensor]  # a function that changes uint8 images [N, C, S, S], such as mirroring
 
 
 class FeatureCache:
-    """Computes the features of views of images. Features are stored by the content of the image, in ``folder``.
+    """Computes features of images, and stores them in ``folder`` under the digest of each image.
 
-    So an interrupted command, or one with further images, computes the missing ones only.
+    A command that was interrupted, or that has further images, computes only the features that are missing.
     """
 
     def __init__(self, folder: Path, network: EfficientNetLite, device: str) -> None:
@@ -37,7 +37,7 @@ class FeatureCache:
         self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def __call__(self, dataset: ImageDataset, indices: Tensor, name: str, view: View) -> Tensor:
-        """The features [len(indices), D] of a view of images; ``name`` identifies the view."""
+        """Return the features [len(indices), D] of the images after ``view``. ``name`` identifies the view on disk."""
         path = self.folder / f"{self.key}-{name}.safetensors"
         known = _read(path)
         missing = [index for index in indices.tolist() if dataset.digests[index] not in known]
@@ -65,7 +65,7 @@ class FeatureCache:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The features in a file by the digest of their image; empty if the file is missing or damaged."""
+    """Return the features in a file by the digest of their image; empty if the file is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             digests: list[str] = json.loads(file.metadata()["digests"])

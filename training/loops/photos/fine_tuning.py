@@ -17,14 +17,14 @@ from training.data.image_dataset import ImageDataset
 from training.loops.photos.linear_head import loss_of
 from training.run import Run, cosine_schedule, set_learning_rate
 
-TUNED_BLOCKS = 5  # the last blocks, with a fifth of the image's side or less; earlier ones stay as they are
-MIN_SCALE = 0.4  # of the area of a random crop
+TUNED_BLOCKS = 5  # last blocks, with maps of 1/32 of the image's side; earlier blocks stay as they are
+MIN_SCALE = 0.4  # smallest area of a random crop, as a share of the image
 JITTER = 0.2  # largest relative change of brightness, contrast and saturation
 
 
 def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
-    """A function that changes uint8 images [N, C, S, S] at random: crop, colours and, with ``flip``, mirroring."""
-    from torchvision.transforms import v2  # takes 1.7 s, which other trainings need not wait for
+    """Return a function that crops uint8 images [N, C, S, S], changes colours and, if ``flip``, mirrors at random."""
+    from torchvision.transforms import v2  # imported here, because it takes 1.7 s and few commands need it
 
     steps: list[nn.Module] = [v2.RandomResizedCrop(side, scale=(MIN_SCALE, 1.0), antialias=True)]
     steps += [v2.ColorJitter(JITTER, JITTER, JITTER)]
@@ -34,7 +34,7 @@ def augmentation(side: int, flip: bool) -> Callable[[Tensor], Tensor]:
 
 
 class TailTrainer:
-    """AdamW with a cosine schedule for the last blocks and layers. All earlier layers compute without gradients."""
+    """Trains the last blocks and layers with AdamW and a cosine schedule. Earlier layers have no gradients."""
 
     def __init__(self, config: CnnFinetuneConfig, network: EfficientNetLite, device: str) -> None:
         self.config, self.device = config, torch.device(device)
@@ -69,7 +69,7 @@ class TailTrainer:
         return loss
 
     def state(self) -> dict[str, Any]:
-        """The objects that a resumed run restores."""
+        """Return the objects that a resumed run restores."""
         return {"network": self.network, "optimizer": self.optimizer}
 
 
@@ -81,7 +81,7 @@ def tune(
     indices: Tensor,
     total: Callable[[], int],
 ) -> EfficientNetLite:
-    """Train the last blocks of ``network`` on the images with these indices for ``total()`` steps; return it."""
+    """Train the last blocks of ``network`` for ``total()`` steps on the images ``indices``; return the network."""
     trainer = TailTrainer(config, network, run.options.device)
     run.track(**trainer.state())
     size = min(config.tail_batch, len(indices))

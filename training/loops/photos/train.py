@@ -1,4 +1,4 @@
-"""Classifiers for own photographs: ``python -m training.cnn --images`` for images above 64 pixels.
+"""Train classifiers for photographs of users: ``python -m training.cnn --images`` for images above 64 pixels.
 
 A pretrained network computes the features of all images once. Then a new last layer is fitted to them.
 """
@@ -33,14 +33,14 @@ from training.options import Options, base_version
 from training.run import Run
 
 KIND = "efficientnet-lite"
-MIN_TUNED_IMAGES = 1000  # for training; with fewer, only the last layer is fitted
-MIN_CALIBRATION_IMAGES = 200  # for validation; with fewer, only the last layer is fitted
-MAX_DEFAULT_STEPS = 300  # of fine-tuning without --minutes
+MIN_TUNED_IMAGES = 1000  # with fewer training images, only the last layer is fitted
+MIN_CALIBRATION_IMAGES = 200  # with fewer validation images, only the last layer is fitted
+MAX_DEFAULT_STEPS = 300  # largest number of fine-tuning steps without --minutes
 
 
 @dataclass(frozen=True)
 class Base:
-    """The network with which the training starts, and how the card names it."""
+    """The network with which training starts, and its entries in the card."""
 
     network: EfficientNetLite
     name: str
@@ -56,10 +56,10 @@ class Result:
     Attributes:
         network: the network.
         choice: the penalty of the last layer.
-        indices: images that it was not trained on.
-        logits: their logits [len(indices), classes].
+        indices: images for validation or cross-validation.
+        logits: logits [len(indices), classes] of these images, from networks that were not trained on them.
         steps: the steps of fine-tuning; 0 if only the last layer was fitted.
-        temperature: by which the logits of the network are divided after fine-tuning.
+        temperature: the number by which the logits of the network are divided after fine-tuning.
     """
 
     network: EfficientNetLite
@@ -70,7 +70,7 @@ class Result:
     temperature: float = 1.0
 
     def best_temperature(self, targets: Tensor) -> float:
-        """The temperature that fits the labels [len(indices)]; 1 if an image has several labels."""
+        """Return the temperature that fits the labels [len(indices)] best; 1 if images may have several labels."""
         if targets.ndim > 1:
             return 1.0
         low, high = linear_head.TEMPERATURE_RANGE
@@ -78,7 +78,7 @@ class Result:
 
 
 def read_base(options: Options) -> Base:
-    """Return the network that ``--from`` names. Raises DataError."""
+    """Return the network given by ``--from``. Raises DataError."""
     origin: str | None = options.data_options["origin"]
     if origin in (None, pretrained.NAME):
         return Base(pretrained.load(), pretrained.NAME, {}, pretrained.LICENCE, pretrained.SOURCE)
@@ -92,7 +92,7 @@ def read_base(options: Options) -> Base:
 
 
 def train(options: Options, config: CnnFinetuneConfig, argv: Sequence[str] | None, dataset: ImageDataset) -> None:
-    """Train on own images and publish."""
+    """Train on images of the user and publish."""
     if distributed.world_size() > 1:
         raise DataError("images above 64 pixels are trained in one process; start the command without torchrun")
     base = read_base(options)
@@ -155,7 +155,7 @@ def fine_tuned(
 
 
 def logits_of(network: EfficientNetLite, dataset: ImageDataset, indices: Tensor) -> Tensor:
-    """The logits [len(indices), classes] of images."""
+    """Return the logits [len(indices), classes] of the images with these indices."""
     device = network.head.weight.device
     with torch.inference_mode():
         parts = [network(dataset.images[part].to(device)).cpu() for part in indices.split(BATCH)]
@@ -173,11 +173,11 @@ def divided(network: EfficientNetLite, temperature: float) -> EfficientNetLite:
 def compute_features(
     run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor
 ) -> list[Tensor]:
-    """The features [len(indices), D] of each view: the image and, with ``--flip yes``, its mirror image."""
+    """Return the features [len(indices), D] of each view: the image and, with ``--flip yes``, its mirror image."""
     device = torch.device(run.options.device)
     network = base.network.to(device, memory_format=base.network.order).eval().requires_grad_(False)  # type: ignore[call-overload]
     state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    if device.type == "cpu" and fast_bfloat16(device):  # as in the service
+    if device.type == "cpu" and fast_bfloat16(device):  # as the service does
         network.halve()
     cache = FeatureCache(run.options.runs / "features", network, run.options.device)
     views = [cache(dataset, indices, "plain", lambda images: images)]
@@ -199,7 +199,7 @@ def choose_head(run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageD
 def new_head(
     run: Run, config: CnnFinetuneConfig, base: Base, dataset: ImageDataset, indices: Tensor, choice: Choice
 ) -> EfficientNetLite:
-    """The base network with a new last layer, fitted to the images with these indices."""
+    """Return the base network with a new last layer, which is fitted to the images with these indices."""
     features, classes = compute_features(run, config, base, dataset, indices), len(dataset.classes)
     head = linear_head.fit_chosen(features, dataset.labels[indices], classes, choice)
     side = dataset.images.shape[-1]
@@ -213,7 +213,7 @@ def new_head(
 def measured(run: Run, dataset: ImageDataset, base: Base, result: Result) -> tuple[dict[str, Any], dict[str, Path]]:
     """Evaluate with the serving code; return the card and the pictures.
 
-    With --no-publish, the predictions of validation or cross-validation are evaluated, and no test part is read.
+    With --no-publish, the predictions on validation images or in cross-validation are evaluated, not the test part.
     """
     (train_indices, validation, test), sizes = dataset.split(), result.network.sizes
     penalty = f"{linear_head.FOLDS}-fold cross-validation of the penalty ({result.choice.penalty:g})"

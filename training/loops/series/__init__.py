@@ -1,1 +1,1 @@
-"""Fine-tuning of forecasters on own series."""
+"""Fine-tuning of forecasters on the series of users."""

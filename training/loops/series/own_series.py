@@ -1,4 +1,4 @@
-"""Own series: read from a file, split, with their traits and the version to fine-tune."""
+"""Read the series of a user, split them, and find their traits and the version to fine-tune."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from training.options import Options, base_version
 MAX_PRINTED_REMARKS = 12  # all remarks are in remarks.txt of the run folder
 DEFAULT_HORIZON = 12  # steps, for series without a season
 YEARS = {"day": 365.25, "business day": 260.9}  # values per year
-MAX_YEAR_FORECASTS = 200  # that decide whether a yearly pattern is removed
-MIN_IMPROVEMENT = 0.01  # share of the quantile loss by which fine-tuning must reduce it
+MAX_YEAR_FORECASTS = 200  # number of forecasts that decide whether a yearly pattern is removed
+MIN_IMPROVEMENT = 0.01  # smallest relative decrease of the quantile loss that counts as an improvement
 
 
 @dataclass(frozen=True)
 class OwnSeries:
-    """Own series, split for training, validation and testing; the forecast horizon; and the version to fine-tune.
+    """The series of a user, with the forecast horizon and the version to fine-tune.
 
-    ``traits``: season, year and kind of values, for the card. ``references``: for the report of ``--backtest``.
+    ``splits``: the series, split for training, validation and testing. ``traits``: season, yearly pattern, kind of
+    values and known columns, for the card. ``references``: forecasts of other methods, for the report of --backtest.
     """
 
     table: Table
@@ -46,19 +47,19 @@ class OwnSeries:
 
     @property
     def sha256(self) -> str:
-        """Digest of the table's values."""
+        """Digest of the table."""
         return self.table.sha256
 
 
 def read_options(options: Options) -> ReadOptions:
-    """The options of the command line that say how to read a table."""
+    """Return the options of the command line that say how to read a table."""
     own = options.data_options
     names = {field.name: field.name for field in fields(ReadOptions)} | {"columns": "column"}
     return ReadOptions(**{name: own[flag] for name, flag in names.items()})
 
 
 def look(options: Options) -> None:
-    """Print how the table is read. Exits with status 2 and a message if it is rejected."""
+    """Print how the table is read. If it is rejected, exit with status 2 and a message."""
     try:
         table = read_table(options.data_options["csv"], read_options(options))
     except DataError as error:
@@ -88,10 +89,10 @@ def report(table: Table) -> None:
 
 
 def read(options: Options, horizon: int) -> OwnSeries:
-    """Read the file and the version that the options name.
+    """Read the table given by --csv and the version given by --from or --version.
 
-    ``horizon`` 0: one season, or DEFAULT_HORIZON without a season; at most the horizon of the network, and so much that
-    short series can be split.
+    ``horizon``: 0 means one season, or DEFAULT_HORIZON without a season, but at most the horizon of the network and the
+    longest horizon for which the series can be split.
 
     Raises:
         DataError: the table or the version cannot be used.
@@ -116,9 +117,10 @@ def read(options: Options, horizon: int) -> OwnSeries:
 
 
 def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version) -> store.SeriesTraits:
-    """The season and the kind of the values; covariates; the year, if the base version forecasts better without it.
+    """Return the traits of the series: season, kind of values, effects of covariates, and yearly pattern.
 
-    The effects of covariates are proportional if the base version then has the lower validation loss.
+    The effects of covariates are additive or proportional, and the yearly pattern is removed or not: the base version
+    decides by the lower validation loss.
     """
     values = np.concatenate([split.series.values[split.series.known] for split in splits])
     integer = bool((values % 1 == 0).all())
@@ -150,10 +152,10 @@ def _traits(table: Table, splits: list[Split], horizon: int, base: store.Version
 
 
 def _known(table: Table, splits: list[Split], proportional: bool) -> store.KnownCovariates:
-    """The known columns with their means, deviations and coefficients in the training parts of all series.
+    """Return the known columns with their means, deviations and coefficients in the training parts of all series.
 
     Raises:
-        DataError: a column does not vary there.
+        DataError: a column does not vary in the training parts.
     """
     parts = [(split.series.values[: split.validation], split.series.covariates[: split.validation]) for split in splits]
     together = np.concatenate([covariates for _, covariates in parts])

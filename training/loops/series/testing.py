@@ -1,4 +1,4 @@
-"""Own series: the tuned network compared with the unchanged one, and the report of a backtest.
+"""Compare the fine-tuned network with the base version on the series of a user, and write the report of a backtest.
 
 The validation part decides whether fine-tuning helped. The test part is measured only if the network is published.
 """
@@ -29,16 +29,16 @@ from training.options import Options, Part
 from training.run import Run
 
 MAX_FORECASTS = 5000
-MAX_ETS_SECONDS = 60.0  # of a backtest report
+MAX_ETS_SECONDS = 60.0  # time limit for the ETS forecasts of a backtest report
 
 
 def as_method(forecaster: GlobalForecaster, origins: Origins) -> backtest.Forecast:
-    """A forecaster as a method that can be backtested on these origins."""
+    """Return a function that forecasts with the forecaster, for a backtest on these origins."""
     return lambda past, season, horizon: forecast_series(forecaster, list(past), season, horizon, origins.covariates)
 
 
 def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -> dict[str, Any]:
-    """The metrics of the fine-tuned forecaster, of the base version, and of seasonal naive, on a part of the series."""
+    """Return the metrics of fine-tuned forecaster, base version and seasonal naive forecast on a part of the series."""
     origins = backtest.origins(own.splits, own.table.season, own.horizon, part).subset(MAX_FORECASTS)
     untuned = {"untuned_": own.base}
     if own.traits.known:
@@ -57,7 +57,8 @@ def measure(forecaster: GlobalForecaster, own: OwnSeries, part: Part = "test") -
 def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
     """Return whether fine-tuning helped, and a sentence about it. ``metrics``: on the validation part.
 
-    It helped if the quantile loss is below that of the base version and that of the seasonal naive forecast.
+    Fine-tuning helped if the quantile loss is lower than that of the base version, at least by MIN_IMPROVEMENT, and
+    lower than that of the seasonal naive forecast.
     """
     tuned, base, naive = (metrics[f"{prefix}quantile_loss"]["value"] for prefix in ("", "untuned_", "naive_"))
     losses = f"quantile loss {tuned:.3f}; before fine-tuning {base:.3f}, seasonal naive {naive:.3f}"
@@ -71,7 +72,7 @@ def verdict(metrics: dict[str, Any]) -> tuple[bool, str]:
 
 
 def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, Any]:
-    """The card without its metrics."""
+    """Return the card without its metrics."""
     table, base, count = own.table, own.base.card, len(own.splits)
     names = ", ".join(split.series.name for split in own.splits[:5]) + (", ..." if count > 5 else "")
     season = f"season {table.season}" if table.season > 1 else "no season"
@@ -93,10 +94,10 @@ def card_of(own: OwnSeries, sizes: ForecasterSizes, verdict: str) -> dict[str, A
 
 
 def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], str, bool]:
-    """Evaluate with the code that serves: on the validation part and, if the network is to be published, on the test.
+    """Evaluate with the serving code on the validation part and, if the network is to be published, on the test part.
 
-    Returns the card, a sentence on whether fine-tuning helped, and whether to publish: if it helped on the validation
-    part, or with --force.
+    Return the card, a sentence on whether fine-tuning helped, and whether to publish the network. It is published if
+    fine-tuning helped on the validation part, or with --force.
     """
     forecaster = run.predictor(GlobalForecaster, card_of(own, network.sizes, "Not measured yet"), network)
     validation = measure(forecaster, own, "validation")
@@ -116,7 +117,7 @@ def evaluate(run: Run, own: OwnSeries, network: Any) -> tuple[dict[str, Any], st
 
 
 def references(options: Options, own: OwnSeries) -> results.References:
-    """The forecasts without network of a report, within a tenth of ``--minutes``."""
+    """Return the forecasts of a report that need no network. They take at most a tenth of ``--minutes``."""
     seconds = MAX_ETS_SECONDS if options.minutes is None else min(MAX_ETS_SECONDS, 6 * options.minutes)
     return results.references(own.splits, own.table.season, own.horizon, seconds)
 
@@ -124,9 +125,9 @@ def references(options: Options, own: OwnSeries) -> results.References:
 def write_backtest(
     folder: Path, own: OwnSeries, forecaster: GlobalForecaster, base: store.Version | None, name: str, command: str
 ) -> Path:
-    """Write the report of a forecaster, and of the version that it was fine-tuned from; return its picture.
+    """Write the report on a forecaster and on ``base``, from which it was fine-tuned; return the path of the picture.
 
-    ``name``: of the forecaster.
+    ``base``: None for a published forecaster. ``name``: name of the forecaster. ``command``: the command line.
     """
     assert own.references is not None
     networks, explanations = {}, {}
@@ -145,7 +146,7 @@ def write_backtest(
 
 
 def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None:
-    """Write the report of the published version that ``--version`` names, without training.
+    """Write the report on the published version given by ``--version``, without training.
 
     Raises:
         DataError: the table or the version cannot be used, or the version was trained on all rows of the table.
@@ -169,7 +170,7 @@ def backtest_version(options: Options, config: ForecasterFinetuneConfig) -> None
 
 
 def examples(forecaster: GlobalForecaster, own: OwnSeries, part: Part) -> list[Example]:
-    """The last horizon of a part of up to eight series, with its forecast."""
+    """Return the last horizon of a part of the data and its forecast, for up to eight series."""
     result = []
     for split in own.splits[:: -(-len(own.splits) // 8)]:
         end = len(split.series.values) if part == "test" else split.test

@@ -1,7 +1,7 @@
-"""Own series: fine-tune a published forecaster on a CSV file, and compare it with the unchanged one.
+"""Fine-tune a published forecaster on the series of a table, and compare it with the unchanged version.
 
-Used by ``python -m training.lstm --csv``. If fine-tuning does not help, nothing is published without ``--force``.
-The validation part decides. If it helps, the published weights are trained again on all rows; see ``training.refit``.
+Used by ``python -m training.lstm --csv``. The validation part decides whether fine-tuning helps. If it does not help,
+nothing is published without ``--force``. Published weights are trained again on all rows; see ``training.refit``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_VALIDATION_FORECASTS = 1000
 
 
 def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str] | None) -> None:
-    """Read, fine-tune, measure, fine-tune again on all rows, and publish."""
+    """Read the table, fine-tune, measure, fine-tune again on all rows, and publish."""
     own = read(options, config.horizon)
     report(own.table)
     run = Run(options, config, argv, own.sha256)
@@ -56,7 +56,7 @@ def train(options: Options, config: ForecasterFinetuneConfig, argv: Sequence[str
 
 
 def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) -> WindowSampler:
-    """Windows of the values of each series up to an end, without the effect of covariates and the yearly pattern."""
+    """Return a sampler of windows of each series up to its end, without the covariates' effect and yearly pattern."""
     parts = [(split.series, end) for split, end in zip(own.splits, ends, strict=True)]
     pasts = [series.values[:end] for series, end in parts]
     if own.traits.known:
@@ -72,7 +72,10 @@ def window_sampler(own: OwnSeries, sizes: ForecasterSizes, ends: Sequence[int]) 
 
 
 def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetuneConfig:
-    """The config with a batch for all processes, and an average that covers at most 5 % of the steps."""
+    """Return the config with a batch that processes can share, and with weights averaged over at most 5 % of the steps.
+
+    A batch can be shared if its size is divisible by the number of processes.
+    """
     ema_decay = max(0.0, min(config.ema_decay, 1 - 20 / steps))
     return replace(config, batch=distributed.divisible_batch(config.batch), ema_decay=ema_decay)
 
@@ -80,8 +83,8 @@ def _averaged(config: ForecasterFinetuneConfig, steps: int) -> ForecasterFinetun
 def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tuple[Any, tuple[int, int]]:
     """Fine-tune the base network on the training parts.
 
-    Returns the averaged network with the lowest validation loss, the number of steps after which it was reached, and
-    the number of all steps.
+    Return the averaged network with the lowest validation loss, and a pair: the number of steps after which it had this
+    loss, and the number of all steps.
     """
     options, season = run.options, own.table.season
     network: Any = own.base.network()
@@ -120,7 +123,10 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
 
 
 def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:
-    """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; returns the average."""
+    """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; return the network.
+
+    The learning rate follows the schedule of ``total`` steps, as in the first training.
+    """
     network: Any = own.base.network()
     sampler = window_sampler(own, network.sizes, [len(split.series.values) for split in own.splits])
     trainer = Trainer(network, sampler, _averaged(config, total), run.options.seed, run.options.device)

@@ -1,4 +1,4 @@
-"""The validation of a network that is tuned on own series."""
+"""Measure the validation loss of a network while it is fine-tuned on the series of a user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.evaluation.backtest import Origins
 
 
 class Validation:
-    """The quantile loss of a network on forecast origins."""
+    """Computes the quantile loss of a network on forecast origins."""
 
     def __init__(self, forecaster: GlobalForecaster, origins: Origins) -> None:
         self.origins = origins
@@ -28,7 +28,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(self, network: Forecaster) -> float:
-        """The quantile loss; the network is set to evaluation mode."""
+        """Return the quantile loss. This sets the network to evaluation mode."""
         network.eval()
         horizon = self.origins.actual.shape[1]
         batches = zip(self.values.split(256), self.seasons.split(256), strict=True)
