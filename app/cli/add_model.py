@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.store import Card, StoreError
 from app.tasks.imported.text_generation import BYTES
 
-MAX_LIST_BYTES = 4 * 2**20  # of a file of labels or characters
+MAX_LIST_BYTES = 4 * 2**20  # size of a file with labels or characters
 TASK_OPTIONS = {  # see the predictors in app.tasks.imported
     "infer": (),
     "classify": ("input", "output", "size", "resize", "interpolation", "mean", "std", "softmax"),
@@ -23,7 +23,7 @@ TASK_OPTIONS = {  # see the predictors in app.tasks.imported
     "forecast": ("input", "output", "context", "quantiles", "standardise", "seasons", "non_negative"),
     "continue": ("tokens", "logits", "states", "next_states", "context", "unknown"),
 }
-LISTS = {"labels": ("classify", "sample"), "vocabulary": ("continue",)}  # tasks that have these files
+LISTS = {"labels": ("classify", "sample"), "vocabulary": ("continue",)}  # tasks that read each of these files
 
 
 def _numbers(text: str) -> list[float]:
@@ -100,7 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, command: Sequence[str] | None = None) -> Card:
-    """Import the file that ``args`` names. Raises StoreError."""
+    """Import the file ``args.file`` and return the card of the new version. Raises StoreError.
+
+    ``command`` is the command line for the model card, by default that of this process.
+    """
     allowed = TASK_OPTIONS[args.task]
     known = {name for names in TASK_OPTIONS.values() for name in names}
     task_options = {name: getattr(args, name) for name in sorted(known) if getattr(args, name) is not None}
@@ -139,7 +142,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_vocabulary(path: Path) -> list[str]:
-    """Return the characters of a JSON list. Raises StoreError for anything else."""
+    """Return the characters in a file with a JSON list. Raises StoreError for any other file."""
     try:
         characters: Any = json.loads(_read(path))
     except (ValueError, RecursionError) as error:

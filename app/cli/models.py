@@ -119,7 +119,7 @@ def _version_or_newest(text: str) -> int | Literal["newest"]:
 
 def _list(args: argparse.Namespace) -> None:
     for name in args.names:
-        rollout.numbers(args.store, name)  # raises for an unknown name
+        rollout.numbers(args.store, name)  # raises an error for an unknown name
     rows = [row for row in catalogue.list_models(args.store) if not args.names or row["name"] in args.names]
     table: list[Row] = [("NAME", "TASK", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "RETIRED")]
     for row in rows:
@@ -216,7 +216,7 @@ def _diff(args: argparse.Namespace) -> None:
 
 
 def _change(first: Any, second: Any) -> str:
-    """Return the difference of two values as text, empty for equal values."""
+    """Return the difference of two values as text, or an empty text for equal values."""
     if first == second:
         return ""
     if all(isinstance(value, int | float) for value in (first, second)):
@@ -274,7 +274,7 @@ def _exported(args: argparse.Namespace, name: str, version: int) -> Iterable[byt
 
 
 def _print(args: argparse.Namespace, data: object, table: Sequence[Row]) -> None:
-    """Print a table with aligned columns, or with --json the data."""
+    """Print ``data`` as JSON if --json is given, otherwise ``table`` with aligned columns."""
     if args.json:
         print(json.dumps(data, indent=2, ensure_ascii=False))
         return

@@ -16,14 +16,14 @@ from app.observability.logs import BackgroundHandler, log_errors, utc_time
 access = logging.getLogger("quartet.access")
 
 FLUSH_SECONDS = 0.2  # the longest time that a line waits
-FLUSH_CHARACTERS = 3500  # less than a memory page: lines of several processes in one pipe do not mix
+FLUSH_CHARACTERS = 3500  # less than a memory page, so that lines of several processes in one pipe do not mix
 
 
 class AccessLog:
     """Collects one line per request and writes them a few times a second.
 
     ``log_format`` is ``text`` or ``json``; ``json`` adds the request's engine times, in seconds. Lines do not pass
-    through ``logging`` one by one: that takes four to eight times as long as formatting them here.
+    through ``logging`` one by one, because that takes four to eight times as long as formatting them here.
     """
 
     def __init__(self, log_format: str = "text") -> None:

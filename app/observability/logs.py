@@ -37,7 +37,7 @@ def log_in_background() -> None:
 
 
 def log_without_waiting() -> None:
-    """Lose records of the root logger that stderr does not accept immediately. For a process that will fork."""
+    """Drop records of the root logger that stderr does not accept immediately. Use this in a process that will fork."""
     _replace_handlers(lambda: StderrHandler(wait=False))
 
 
@@ -51,9 +51,9 @@ def _replace_handlers(create: Callable[[], logging.Handler]) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Format a record as one line of JSON with the keys of the access log.
+    """Formats a record as one line of JSON with the same keys as the access log.
 
-    python-json-logger would need overrides for these keys, the time and the traceback.
+    The package python-json-logger would need overrides for these keys, the time and the traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -69,10 +69,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class BackgroundHandler(QueueHandler):
-    """Write records to stderr on a thread: a stalled stderr (a paused terminal, a full pipe) must not stall requests.
+    """Writes records to stderr on a thread, so that a stalled stderr (paused terminal, full pipe) stalls no requests.
 
-    The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` wait,
-    further records are lost; the number of their lines is logged later.
+    The thread starts with the first record, because threads do not survive a fork. While ``MAX_QUEUED_RECORDS`` records
+    wait, further records are lost; the number of their lines is logged later.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class BackgroundHandler(QueueHandler):
             self._records.put_nowait(record)
         except queue.Full:
             self._lost.add(record, "stderr was blocked")
-        except RuntimeError as error:  # at the limit of threads; the next record tries again
+        except RuntimeError as error:  # no more threads are allowed; the next record tries again
             self._lost.add(record, str(error))
         else:
             self._lost.report()
@@ -111,19 +111,19 @@ class BackgroundHandler(QueueHandler):
 
 
 class StderrHandler(logging.Handler):
-    """Write records to file descriptor 2, without locks: one held by a blocked thread would prevent Python's exit.
+    """Writes records to file descriptor 2 without a lock, because a blocked thread with the lock would prevent an exit.
 
     Records that cannot be written (a full disk, a closed pipe) are lost; the number of their lines is logged when
-    stderr works again. Without ``wait``, this holds for a blocked stderr too.
+    stderr works again. If ``wait`` is False, records are also lost while stderr is blocked.
     """
 
     def __init__(self, wait: bool = True) -> None:
         super().__init__()
         self._wait = wait
         self._lost = LostLines()
-        self._line_is_open = False  # whether a part of a line was written
+        self._line_is_open = False  # whether only a part of the last line was written
 
-    def createLock(self) -> None:  # the name of logging
+    def createLock(self) -> None:  # logging requires this name
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -156,19 +156,19 @@ class LostLines:
         self._reason = reason
 
     def report(self) -> None:
-        """Log the number of lost lines, if there are some. Call this after a record was logged."""
+        """Log the number of lost lines, if there are any. Call this after a record was logged."""
         if count := self.count:
-            self.count = 0  # first, because logging may call this method
+            self.count = 0  # before logging, which may call this method again
             log.error("%d log lines were lost: %s", count, self._reason)
 
 
 def utc_time(seconds: float) -> str:
-    """A time since the epoch as RFC 3339, in UTC, to the millisecond."""
+    """Return a time, in seconds since the epoch, as a text in UTC with milliseconds (RFC 3339)."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def log_errors(report: Callable[P, None]) -> Callable[P, None]:
-    """Log the errors of a function that records metrics or logs, such as a full disk, and do not raise them."""
+    """Wrap a function that records metrics or logs. Its errors, such as a full disk, are logged and not raised."""
 
     @functools.wraps(report)
     def reported(*args: P.args, **kwargs: P.kwargs) -> None:

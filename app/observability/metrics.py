@@ -32,19 +32,19 @@ STALE_VERSIONS_PER_SWEEP = 8  # removed together, because removal rewrites the f
 
 
 class Metrics:
-    """The metrics of one process, in base units: seconds, rows and bytes. Gauges of several workers are added up.
+    """The metrics of one process, in seconds, rows and bytes. Most gauges are summed over all workers.
 
-    Metrics of removed versions are no longer rendered. They take about 70 KiB in each worker, and are deleted several
+    Metrics of a removed version are no longer shown. They take about 70 KiB in each worker, and are deleted for several
     versions at a time.
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.tracer = tracer
         self._disk = DiskThread("metrics")
-        self.running_requests = 0  # copied to its gauge when the registry reports
+        self.running_requests = 0  # copied to the gauge ``requests_running`` when the registry reports
         self._by_version: dict[VersionKey, VersionMetrics] = {}
-        self._current: frozenset[VersionKey] | None = None  # versions that are rendered; None: all
-        self._lock = threading.Lock()  # versions are loaded on a thread
+        self._current: frozenset[VersionKey] | None = None  # versions that are shown; None means all
+        self._lock = threading.Lock()  # needed because versions are loaded on a thread
         self._create()
 
     def _create(self) -> None:
@@ -88,13 +88,13 @@ class Metrics:
         self.states = gauge("versions", "Versions in the store", "state", mode="livemax")
         self.workers = gauge("workers", "Worker processes")
         self.workers.set(1)
-        # Metrics by route, method and status: looking up labels in prometheus_client takes longer.
+        # A cache by route, method and status, because looking up labels in prometheus_client takes longer.
         self._responses: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         for metrics in self._by_version.values():
             metrics.bind()
 
     def for_version(self, model: str, version: int) -> VersionMetrics:
-        """The metrics of a version; one object per version."""
+        """Return the metrics of a version. Each version has one object, which is made at the first call."""
         with self._lock:
             if (model, version) not in self._by_version:
                 self._by_version[model, version] = VersionMetrics(self, model, version)
@@ -102,7 +102,7 @@ class Metrics:
 
     @log_errors
     def on_response(self, route: str, method: str, status: int, seconds: float, reason: str) -> None:
-        """Count a request that was answered or cancelled; ``reason`` is its error code, empty without an error."""
+        """Count a request that was answered or cancelled. ``reason`` is its error code, or empty without an error."""
         key = (route, method, status)
         if key not in self._responses:
             labels = (route, method, str(status))
@@ -115,7 +115,7 @@ class Metrics:
 
     @log_errors
     def on_rate_limited(self, key: str) -> None:
-        """Count a request over the rate limit of ``key``."""
+        """Count a request that exceeded a rate limit. ``key`` is the name of its API key."""
         self.rate_limited.labels(key).inc()
 
     @log_errors
@@ -130,7 +130,7 @@ class Metrics:
                 self._forget(gone)
 
     def _forget(self, gone: set[VersionKey]) -> None:
-        """Delete the metrics of removed versions, from memory or from this process's files."""
+        """Delete the metrics of the removed versions ``gone``, from memory or from the files of this process."""
         for key in gone:
             del self._by_version[key]
         if is_shared():
@@ -154,7 +154,7 @@ class Metrics:
                 self.rejected.remove(model, str(version), reason)
 
     def _is_current(self, labels: Mapping[str, str]) -> bool:
-        """Whether a metric with these labels is rendered: it names no version, or a current one."""
+        """Return whether a metric with these labels is shown. It is if it has no version, or a current one."""
         return (
             self._current is None
             or "version" not in labels
@@ -162,7 +162,7 @@ class Metrics:
         )
 
     async def render(self, seconds: float) -> bytes:
-        """All metrics of all workers in Prometheus' text format.
+        """Return all metrics of all workers in Prometheus' text format.
 
         Raises:
             TimedOut: the files of the workers could not be read within ``seconds``.
@@ -170,10 +170,10 @@ class Metrics:
         return await self._read(seconds, generate_latest, self)
 
     async def totals(self, seconds: float) -> dict[tuple[str, str, str], float]:
-        """The counts and sums of all workers, by metric, model and version.
+        """Return the counts and sums of all workers, by metric, model and version.
 
         Raises:
-            TimedOut: as ``render``.
+            TimedOut: the files of the workers could not be read within ``seconds``.
         """
         return await self._read(seconds, self._totals)
 
@@ -184,7 +184,7 @@ class Metrics:
             raise TimedOut(f"the metrics of all workers could not be read within {seconds:g} seconds") from None
 
     def _totals(self) -> dict[tuple[str, str, str], float]:
-        """The counts and sums of all workers, by metric, model and version."""
+        """Return the counts and sums of all workers, by metric, model and version."""
         totals: dict[tuple[str, str, str], float] = defaultdict(float)
         for family in self.collect():
             for sample in family.samples:
@@ -193,7 +193,7 @@ class Metrics:
         return totals
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of all workers, without those of removed versions."""
+        """Yield the metrics of all workers, without those of removed versions. prometheus_client calls this method."""
         families = collect_shared() if is_shared() else self.registry.collect()
         for family in families:
             family.samples = [sample for sample in family.samples if self._is_current(sample.labels)]
@@ -201,7 +201,7 @@ class Metrics:
 
 
 class VersionMetrics:
-    """Engine observer of one version: records its metrics, and its times in the traces of requests."""
+    """Observes the engine of one version. It records metrics, and stores times in the traces of requests."""
 
     def __init__(self, metrics: Metrics, model: str, version: int) -> None:
         self.model, self.version = self.key = model, version
@@ -209,7 +209,7 @@ class VersionMetrics:
         self.bind()
 
     def bind(self) -> None:
-        """Look up the metrics that are recorded most often."""
+        """Look up and keep the metrics that are recorded most often."""
         self._queue = self._metrics.queue_seconds.labels(*self._labels)
         self._compute = self._metrics.compute_seconds.labels(*self._labels)
         self._rows = self._metrics.batch_rows.labels(*self._labels)

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: request id, trace, metrics, access log and span."""
+"""ASGI middleware that gives every request an id, a trace, metrics, a line in the access log, and a span."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from app.observability.access_log import AccessLog
 from app.observability.metrics import Metrics
 
 log = logging.getLogger("quartet")
-REQUEST_ID = "quartet.request_id"  # in the scope of a request
-REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # of ids that clients may choose
-SECURITY_HEADERS = (  # of every response; browsers obey them
+REQUEST_ID = "quartet.request_id"  # key in the ASGI scope
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # ids that clients may choose
+SECURITY_HEADERS = (  # added to every response, for browsers
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -28,9 +28,9 @@ SECURITY_HEADERS = (  # of every response; browsers obey them
 
 
 class RequestTelemetry:
-    """Assigns each request an id and a trace, measures and logs it, and creates its span if tracing is on.
+    """Gives each request an id and a trace, measures and logs it, and creates a span if tracing is on.
 
-    ``failure`` makes the response to an error that no endpoint handled.
+    ``failure`` makes the response to an error that was not handled elsewhere.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RequestTelemetry:
             trace.span, parent = tracer.begin(scope["method"], scope["headers"])
             headers += [(b"traceparent", parent)] if parent else []
         self.metrics.running_requests += 1
-        status = 499  # until the response starts: the client has disconnected
+        status = 499  # unchanged if the client disconnects before the response starts
         counted = False
 
         def count() -> None:
@@ -69,7 +69,7 @@ class RequestTelemetry:
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *headers]
             elif not message.get("more_body"):
-                count()  # before the answer is complete: the process may end as soon as the client has it
+                count()  # before the last part is sent, because the process may end as soon as the client has it
             await send(message)
 
         try:
@@ -89,11 +89,11 @@ class RequestTelemetry:
                 await self.failure(error)(scope, receive, send_with_headers)
         finally:
             self.metrics.running_requests -= 1
-            count()  # without a complete response
+            count()  # only if no complete response was sent
             self._on_end(scope, status, time.perf_counter() - started, trace)
 
     def on_refused(self, path: str, error: QuartetError, request_id: str) -> None:
-        """Record a rejection by the HTTP protocol: invalid HTTP, or a request head that is too large."""
+        """Record a request that the HTTP server rejected: it was not valid HTTP, or its head was too large."""
         self.metrics.on_response("unknown", "OTHER", error.status, 0.0, error.code)
         self.log("-", path or "-", "unknown", error.status, 0.0, RequestTrace(request_id, error_code=error.code))
 
@@ -116,12 +116,12 @@ def _method(scope: MutableMapping[str, Any]) -> str:
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:
-    """The route's path pattern: clients' paths would make too many metric labels."""
+    """Return the path pattern of the route. The paths that clients send would make too many different labels."""
     return getattr(scope.get("route"), "path", None) or "unknown"
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's ``x-request-id`` if it has allowed characters only, otherwise a new id."""
+    """Return the client's ``x-request-id`` if it is allowed, otherwise a new id."""
     for key, value in scope["headers"]:
         if key == b"x-request-id":
             text = value.decode("latin-1")

@@ -1,4 +1,4 @@
-"""Metrics of several worker processes: each counts in its own files in one folder, and all are added up on reading."""
+"""Metrics of several worker processes. Each process counts in its own files in a shared folder; a reader sums them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from app.observability.logs import log_errors
 from app.store.atomic_files import file_lock
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the environment variable that prometheus_client reads
-ALIVE = "alive"  # a file in the folder, locked as long as one of its processes lives
-DEAD = 0  # in file names: stands for all processes that have ended
+ALIVE = "alive"  # a file in the folder that is locked as long as a process of the service lives
+DEAD = 0  # in file names, the process id that stands for all processes that have ended
 
 
 def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
-    """Let all processes that are forked from now on count together.
+    """Make a shared folder for the metrics of all processes that are forked from now on.
 
-    The context manager yields a function that merges the files of a worker, by its process id, after the worker has
-    ended. The folder is in memory (/dev/shm) where possible, because a container's disk may be read-only.
+    The context manager yields a function to call with the process id of a worker that has ended. It merges the files
+    of this worker. The folder is in memory (/dev/shm) if possible, because a container's disk may be read-only.
 
     Raises:
         OSError: no folder can be created.
     """
     parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else gettempdir()
-    for abandoned in Path(parent).glob(f"quartet-*/{ALIVE}"):  # of a service that was killed with all its workers
+    for abandoned in Path(parent).glob(f"quartet-*/{ALIVE}"):  # left by a service that was killed with all its workers
         with suppress(OSError), file_lock(abandoned, wait=False):
             shutil.rmtree(abandoned.parent, ignore_errors=True)
     folder = TemporaryDirectory(prefix=f"quartet-{os.getpid()}-", dir=parent)
@@ -41,7 +41,7 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
     lock.enter_context(file_lock(alive))  # forked processes inherit the lock
     alive.rename(alive.with_name(ALIVE))
     os.environ[FOLDER_VARIABLE] = folder.name
-    values.ValueClass = values.get_value_class()  # prometheus_client chose it on import, without the variable
+    values.ValueClass = values.get_value_class()  # at its import, prometheus_client did not find the variable
 
     @contextmanager
     def context() -> Iterator[Callable[[int], None]]:
@@ -52,12 +52,12 @@ def shared_metrics() -> AbstractContextManager[Callable[[int], None]]:
 
 
 def is_shared() -> bool:
-    """Whether this process counts together with others."""
+    """Return whether this process has a shared folder for metrics."""
     return FOLDER_VARIABLE in os.environ
 
 
 def collect_shared() -> list[Metric]:
-    """The metrics of all workers. Waits while files are being merged."""
+    """Return the metrics of all workers. Waits while files are being merged."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)
     with file_lock(Path(os.environ[FOLDER_VARIABLE])):
@@ -66,9 +66,9 @@ def collect_shared() -> list[Metric]:
 
 @log_errors
 def merge_ended(process: int) -> None:
-    """Add the counts of a process that has ended to those of earlier ones, in one file per kind of metric.
+    """Add the counts of an ended process to the sums of all ended processes, in one file for each kind of metric.
 
-    Without this, each ended process would leave files that are read forever.
+    Otherwise each ended process would leave files that are read forever.
     """
     multiprocess.mark_process_dead(process)
     folder = Path(os.environ[FOLDER_VARIABLE])
@@ -87,9 +87,9 @@ def merge_ended(process: int) -> None:
 
 
 def rewrite_own_files(is_current: Callable[[Mapping[str, str]], bool]) -> None:
-    """Rewrite this process's files with those metrics only whose labels are current.
+    """Remove all metrics from the files of this process whose labels are not current.
 
-    All metrics have to be created anew afterwards: they read their counts from the new files.
+    The caller must create all metrics again afterwards, so that they read their counts from the new files.
     """
     files = list(Path(os.environ[FOLDER_VARIABLE]).glob(f"*_{os.getpid()}.db"))
     rewritten = [(_current_copy(file, is_current), file) for file in files]

@@ -1,6 +1,7 @@
-"""OpenTelemetry traces: spans for each request, its queueing and its computation, and one for each batch.
+"""OpenTelemetry traces of requests and batches.
 
-OpenTelemetry is only imported if ``QUARTET_OTLP_ENDPOINT`` is set.
+A request has one span for all of it, one for its time in the queue and one for its computation. A batch has one span.
+OpenTelemetry is imported only if ``QUARTET_OTLP_ENDPOINT`` is set.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ MAX_LINKS = 128  # per span: OpenTelemetry's default limit
 class Tracer:
     """Creates spans and exports them with ``provider``; see ``create_tracer``.
 
-    OpenTelemetry's own variables set the service name, its attributes and the share of traced requests
+    OpenTelemetry's own environment variables set the service name, its attributes and the share of traced requests
     (``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``, ``OTEL_TRACES_SAMPLER``).
     """
 
@@ -50,7 +51,7 @@ class Tracer:
         return span, outgoing.get("traceparent", "").encode()
 
     def end(self, span: Span, method: str, route: str, status: int, attributes: Mapping[str, Any]) -> None:
-        """End the span of a request. Server errors set the span's error status."""
+        """End the span of a request. Statuses from 500 on mark the span as an error."""
         span.update_name(f"{method} {route}")
         span.set_attributes({"http.request.method": method, "http.route": route, "http.response.status_code": status})
         span.set_attributes({name: value for name, value in attributes.items() if value})
@@ -59,7 +60,10 @@ class Tracer:
         span.end()
 
     def computed(self, model: str, version: int, members: Sequence[BatchMember]) -> None:
-        """Record a finished batch: a span linked to its requests, and queue and compute spans in each request."""
+        """Record a finished batch. The batch gets a span with links to its requests.
+
+        Each request gets a span for its time in the queue and a span for its computation.
+        """
         traced: dict[RequestTrace, list[BatchMember]] = {}
         for member in members:
             if (trace := member.trace) and trace.span and trace.span.get_span_context().trace_flags.sampled:
@@ -96,7 +100,7 @@ class Tracer:
 
 
 def create_tracer(address: str) -> Tracer | None:
-    """A tracer for the OTLP collector at ``address``, such as ``http://localhost:4318``; None if it is empty.
+    """Return a tracer for the OTLP collector at ``address``, such as ``http://localhost:4318``, or None if it is empty.
 
     Raises:
         SettingsError: OpenTelemetry is not installed.

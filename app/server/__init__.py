@@ -1,1 +1,1 @@
-"""Processes, sockets and the HTTP protocol."""
+"""The processes, sockets and HTTP protocol of the service."""

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 protocol: limits for each state of a connection, and errors in the service's format."""
+"""The HTTP/1.1 protocol, with limits for each state of a connection and errors in the service's format."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from app.api.errors import ErrorResponse
 from app.errors import BadValue, QuartetError, TooSlow
 from app.observability.middleware import SECURITY_HEADERS
 
-HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first one to begin
+HEAD_SECONDS = 30.0  # for a request head to arrive completely, and for the first request of a connection to begin
 TRAILER_SECONDS = 30.0  # for the trailers after a chunked body to arrive completely
 DRAIN_SECONDS = 30.0  # for the rest of a body to arrive after its request was answered
 STALLED_WRITE_SECONDS = 60.0  # for a client to read STALLED_WRITE_BYTES, or all unsent bytes if they are fewer
 STALLED_WRITE_BYTES = 64 * 1024
-FIELD_BYTES = 32  # that a field counts besides its name and value, as in HTTP/2 (RFC 9113, 6.5.2)
-HEAD_BYTES = 64 * 1024  # of request line and headers: the limit of h11; httptools has none
-TRAILER_BYTES = 64 * 1024  # of the fields after a chunked body
-FRAMING_BYTES = 512 * 1024  # of chunk sizes and extensions in a body, besides one for each byte of the body
-DRAIN_BYTES = 64 * 2**20  # of the rest of a body after its request was answered
+FIELD_BYTES = 32  # added to the size of each field's name and value, as in HTTP/2 (RFC 9113, 6.5.2)
+HEAD_BYTES = 64 * 1024  # limit of request line and headers, as in h11; httptools has no limit
+TRAILER_BYTES = 64 * 1024  # limit of the fields after a chunked body
+FRAMING_BYTES = 512 * 1024  # limit of chunk sizes and extensions in a body, besides one byte for each byte of the body
+DRAIN_BYTES = 64 * 2**20  # limit of the rest of a body after its request was answered
 SLICE_BYTES = 16 * 1024  # parsed at a time
 SMALL_SLICE_BYTES = 1024  # parsed at a time while the chunks are small; takes about 0.2 ms
-SMALL_SLICE_SECONDS = 0.001  # between two such slices, of all connections: a fifth of the time of the event loop
-SMALL_CHUNK_BYTES = 16  # average bytes of a chunk with its size line
+SMALL_SLICE_SECONDS = 0.001  # time from one such slice to the next, so that they take a fifth of the event loop's time
+SMALL_CHUNK_BYTES = 16  # chunks are small if they have fewer bytes than this on average, with their size lines
 MAX_PIPELINED = 128  # requests that wait for the response to an earlier one on the same connection
 
 
 class State(Enum):
     """What the next byte of a connection belongs to."""
 
-    HEAD = "head"  # a request line or headers; also while the connection is idle
+    HEAD = "head"  # a request line or headers; also the state of an idle connection
     BODY = "body"
     TRAILER = "trailer"  # fields after the last chunk of a body
     DRAIN = "drain"  # the rest of a body whose request was already answered
@@ -57,7 +57,7 @@ LOWEST_LIMIT = min(STATE_BYTES.values())
 
 
 class HeadTooLarge(QuartetError):
-    """The request line, the headers and the trailers exceed 64 KiB."""
+    """The request line, the headers and the trailers have more than 64 KiB."""
 
     status = 431
     type = "invalid_request_error"
@@ -69,9 +69,9 @@ class LimitExceeded(Exception):
 
 
 class CoalescingTransport:
-    """The transport of one response. Sends the head and the first part of the body in one system call.
+    """The transport of one response. It sends the head and the first part of the body in one system call.
 
-    Two calls take twice as long and wake the client twice. Only heads with a content-length are delayed.
+    Two calls would take twice as long and wake the client twice. Only heads with a content-length wait for the body.
     """
 
     def __init__(self, transport: Any) -> None:
@@ -102,11 +102,11 @@ class CoalescingTransport:
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's httptools protocol with a limit on bytes and time in each state, and for unread responses.
+    """uvicorn's httptools protocol with limits on bytes and time in each state, and on the time of unread responses.
 
-    A time limit runs while the client has to send: not while a request of the connection is being answered, except in
-    ``TRAILER``. The application limits the bytes of a body and the time between two of them. It finds the protocol in
-    the scope of the running request, as its ``Connection``.
+    A time limit runs only while the client has to send. It does not run while a request of the connection is being
+    answered, except in ``TRAILER``. The application limits the bytes of a body and the pauses in it. It finds this
+    object in the scope of the running request, as its ``Connection``.
     """
 
     delayed: ClassVar[set[BoundedHttpProtocol]] = set()  # connections of this process that have ``unparsed`` bytes
@@ -114,7 +114,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.state = State.HEAD
-        self.state_bytes = 0  # received in this state; in BODY: the framing, minus what the body's length allows
+        self.state_bytes = 0  # received in this state; in BODY, the framing bytes minus the bytes of the body
         self.field_bytes = 0  # of request line, headers and trailers of one request
         self.slice_bytes = SLICE_BYTES  # parsed at a time
         self.unparsed = memoryview(b"")  # received bytes that wait until other connections have had their turn
@@ -122,7 +122,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.chunks_with_data = 0  # the value of ``chunks`` when the last data arrived
         self.state_timer: asyncio.TimerHandle | None = None  # ends a state that lasts too long
         self.write_timer: asyncio.TimerHandle | None = None  # closes the connection if the client reads too little
-        self.running: Any = None  # the request being answered; ``cycle`` may already be the next one
+        self.running: Any = None  # the request that is being answered; ``cycle`` may be a later one
         self.close_after_response = False
         self.on_disconnect: Callable[[], None] | None = None  # set while a request waits for its answer
         self.on_connection_lost: Callable[[], None] = lambda: None
@@ -132,7 +132,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_state_timer()
 
     def data_received(self, data: bytes) -> None:
-        if self.unparsed:  # the application has resumed reading meanwhile
+        if self.unparsed:  # the application has resumed reading although some bytes wait
             self.unparsed = memoryview(bytes(self.unparsed) + data)
             self.transport.pause_reading()
         elif len(data) <= self.slice_bytes:
@@ -141,7 +141,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._parse_slices(memoryview(data))
 
     def _parse_slices(self, data: memoryview) -> None:
-        """Parse ``data``, and check the limits after each slice. After slices of small chunks, pause."""
+        """Parse ``data`` in slices, and check the limits after each one. Pause after a slice of small chunks."""
         start = 0
         while start < len(data) and not self.transport.is_closing():
             size, chunks = self.slice_bytes, self.chunks
@@ -168,9 +168,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.state_bytes += length
         super().data_received(data)
         if self.chunks == chunks != self.chunks_with_data and self.state is not State.TRAILER:
-            self._enter(State.TRAILER)  # neither data nor a size line follows the last size line: the size was 0
+            self._enter(State.TRAILER)  # the last size was 0, because neither data nor a size line has followed it
             self.state_bytes = length
-        if self.state_bytes > LOWEST_LIMIT and self.state_bytes > STATE_BYTES[self.state]:  # the fast comparison first
+        if self.state_bytes > LOWEST_LIMIT and self.state_bytes > STATE_BYTES[self.state]:  # the first one is faster
             self._on_too_many_bytes()
         elif self.state_timer is None and (self.state is State.TRAILER or not self._is_answering()):
             self._start_state_timer()
@@ -180,24 +180,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_write_timer()
         self.delayed.discard(self)
         if self.running:
-            self.running.scope.pop(CONNECTION, None)  # otherwise they would refer to each other
-            if not self.running.response_complete:  # uvicorn notifies the last pipelined request only
+            self.running.scope.pop(CONNECTION, None)  # otherwise the scope and this object would refer to each other
+            if not self.running.response_complete:  # uvicorn itself notifies only the last pipelined request
                 self._disconnect()
         super().connection_lost(exc)
         self.on_connection_lost()
 
     def _run(self, cycle: RequestResponseCycle) -> None:
-        """Note which request is answered now."""
+        """Make ``cycle`` the request that is being answered."""
         self.running = cycle
         cycle.scope[CONNECTION] = self  # type: ignore[literal-required]
 
     def take_body(self) -> bytes | None:
-        """As ``receive()`` of the running request for a complete body, in a tenth of its time."""
+        """Return the body of the running request, or None if it is incomplete. Ten times as fast as ``receive()``."""
         cycle: RequestResponseCycle = self.running
         if cycle.more_body or cycle.disconnected or cycle.response_complete or cycle.waiting_for_100_continue:
             return None
         self.flow.resume_reading()
-        cycle.message_event.clear()  # the next message is the disconnect
+        cycle.message_event.clear()  # the next message can only be the disconnect
         body, cycle.body = bytes(cycle.body), bytearray()
         return body
 
@@ -214,7 +214,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._stop_state_timer()
 
     def _is_answering(self) -> bool:
-        """Whether a request of this connection is being answered."""
+        """Return whether a request of this connection is being answered."""
         return bool(self.running and not self.running.response_complete)
 
     def pause_writing(self) -> None:
@@ -226,13 +226,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_write_timer()
 
     def _start_write_timer(self, unsent: int) -> None:
-        """Close the connection unless the client reads enough: unsent bytes occupy memory and delay a stop."""
+        """Close the connection later if the client reads too little: unsent bytes use memory and delay a stop."""
 
         def check() -> None:
             if (remaining := self._unsent_bytes()) <= max(0, unsent - STALLED_WRITE_BYTES):
                 self._start_write_timer(remaining)
             else:
-                with contextlib.suppress(OSError):  # otherwise the system would keep the unsent bytes
+                with contextlib.suppress(OSError):  # SO_LINGER lets the system drop the unsent bytes
                     linger = self.transport.get_extra_info("socket").setsockopt
                     linger(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.transport.abort()
@@ -240,7 +240,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.write_timer = self.loop.call_later(STALLED_WRITE_SECONDS, check)
 
     def _unsent_bytes(self) -> int:
-        """Bytes in the transport's buffer and in the socket's send queue."""
+        """Return the number of bytes in the transport's buffer and in the socket's send queue."""
         unsent = self.transport.get_write_buffer_size()
         with contextlib.suppress(ImportError, OSError, AttributeError):
             import fcntl
@@ -271,27 +271,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         self.field_bytes += len(url)
-        if self.field_bytes > HEAD_BYTES:  # a head in one piece, before ``data_received`` can compare its bytes
+        if self.field_bytes > HEAD_BYTES:  # checked here too, because the end of a head resets ``state_bytes``
             raise LimitExceeded
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.field_bytes += len(name) + len(value) + FIELD_BYTES  # as in ``on_url``
-        if self.field_bytes > HEAD_BYTES:
+        self.field_bytes += len(name) + len(value) + FIELD_BYTES
+        if self.field_bytes > HEAD_BYTES:  # checked for the same reason as in ``on_url``
             raise LimitExceeded
         if self.state is State.HEAD:  # trailers are not headers of the request (RFC 9110, 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._enter(State.BODY)
-        if self.transport.is_closing():  # rejected
+        if self.transport.is_closing():  # the request was rejected
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             raise LimitExceeded  # the connection is closed after the response to the last waiting request
         super().on_headers_complete()
         if self.cycle and self.scope["method"] != "HEAD":  # a response to HEAD has no body to wait for
             self.cycle.transport = CoalescingTransport(self.transport)  # type: ignore[assignment]  # has all used methods
-        if not self.pipeline and self.cycle:  # a pipelined request waits for the one before
+        if not self.pipeline and self.cycle:  # otherwise the request waits for earlier ones
             self._run(self.cycle)
         if self.close_after_response and self.cycle:
             self.cycle.keep_alive = False
@@ -303,7 +303,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.chunks_with_data = self.chunks
         if self.state is State.BODY and not self.transport.is_closing():
             self.state_bytes -= 2 * len(body)
-            self.cycle.body += body  # as uvicorn's method does, in half of its time: chunks may be small
+            self.cycle.body += body  # from here like uvicorn's method but twice as fast, because chunks may be small
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
             self.cycle.message_event.set()
@@ -361,7 +361,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._reject(BadValue(f"the request is not valid HTTP: {msg.strip()}"))
 
     def _reject(self, error: QuartetError) -> None:
-        """Answer the earlier requests of the connection, or send ``error``; then close."""
+        """Answer the earlier requests of the connection, or send ``error`` if there are none. Then close it."""
         if self.transport.is_closing():
             return
         if self._is_answering():
@@ -373,7 +373,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
                 return
             self._disconnect()  # the error is in its body
-        elif self.state in (State.TRAILER, State.DRAIN):  # the request has its response
+        elif self.state in (State.TRAILER, State.DRAIN):  # the request already has a response
             self._close()
             return
         path = getattr(self, "url", b"").decode("latin-1").partition("?")[0]  # unset before a complete request line

@@ -1,4 +1,4 @@
-"""The processes of the service: plan the workers, run one server or a supervisor, and handle signals."""
+"""Plan the worker processes of the service, run one server or a supervisor, and handle signals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AppFactory(Protocol):
 
 
 def run_service(settings: Settings, create_app: AppFactory) -> int:
-    """Serve until stopped by a signal: in this process, or in several workers. Returns the exit status.
+    """Serve in this process or in several workers, until a signal stops the service. Returns the exit status.
 
     Raises:
         SettingsError: a setting, the device or the store cannot be used.
@@ -59,10 +59,11 @@ def run_service(settings: Settings, create_app: AppFactory) -> int:
 
 
 def plan_workers(settings: Settings) -> tuple[int, int]:
-    """The number of workers, and the number of compute threads of each. Each core is used once.
+    """Return the number of workers, and the number of compute threads of each worker.
 
-    By default there is one worker per core, as far as memory allows. The networks are small: two threads for one matrix
-    product are slower than two products in parallel (``make bench``). Only one process uses a GPU.
+    By default there is one worker with one thread per core, as far as memory allows. The networks are small, so two
+    threads for one matrix product are slower than two products in parallel (``make bench``). On a GPU there is always
+    one worker.
 
     Raises:
         SettingsError: the device or the store cannot be used, or the device allows one worker only.
@@ -100,12 +101,12 @@ def run_alone(settings: Settings, create_app: AppFactory) -> None:
 
 
 def run_server(server: ListeningServer | WorkerServer) -> None:
-    """Run until stopped; exit with status 1 if a network cannot recover.
+    """Run a server until it is stopped. Exit with status 1 if a network cannot recover.
 
-    If a thread still works then, exit immediately: Python would wait for the thread.
+    If a thread is still busy at the end, exit immediately, because Python would wait for the thread.
     """
     server.run()
-    logging.shutdown()  # a forked worker does not call this at exit
+    logging.shutdown()  # called here, because a forked worker does not call it at exit
     registry = server.registry
     status = 1 if registry.recovery.failure else 0
     if status or any(
@@ -115,7 +116,7 @@ def run_server(server: ListeningServer | WorkerServer) -> None:
 
 
 def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, threads: int) -> int:
-    """Serve with several workers until stopped. Returns the exit status.
+    """Serve with several workers until a signal stops the service. Returns the exit status.
 
     Raises:
         SettingsError: the address, the certificate, the storage of rate limits or shared memory cannot be used.
@@ -141,7 +142,7 @@ def run_supervisor(settings: Settings, create_app: AppFactory, workers: int, thr
             f"QUARTET_WORKERS is {workers}: workers need a folder for shared metrics: {error}"
         ) from None
     with metrics_folder as remove_process:
-        # Requests and then engines may each take the whole grace period; 5 s are added as a margin.
+        # Running requests may take the whole grace period, and then the engines too; 5 s are added as a margin.
         parent, stop_seconds = os.getpid(), 2 * settings.shutdown_grace_seconds + 5
 
         prepared = preload(worker_settings)

@@ -1,8 +1,8 @@
-"""The supervisor: one listening process that distributes connections among worker processes.
+"""The supervisor is the process that listens, and distributes connections among worker processes.
 
-Each worker has an event loop, its own networks and its own core. The supervisor passes each connection to the worker
-with the least work. Workers that share a socket would get connections at random, and keep-alive would keep them there.
-The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
+Each worker has an event loop, its own engines and its own core. The supervisor passes each connection to the worker
+with the least work. If workers shared a socket, they would get connections at random, and would keep them for a long
+time (keep-alive). The supervisor replaces workers that die or hang, and stops all workers when it is stopped.
 
 This module uses no threads, no event loop and no torch, because the supervisor forks.
 """
@@ -27,7 +27,7 @@ from multiprocessing.context import ForkProcess
 log = logging.getLogger("quartet")
 
 CONNECTION_MESSAGE = b"c"  # sent to a worker with a connection
-RELEASE_MESSAGE = b"s"  # asks a worker to close a connection after its next response
+RELEASE_MESSAGE = b"s"  # asks a worker to close one of its connections after the next response
 BACKLOG = 2048
 TICK_SECONDS = 0.25
 PAUSE_SECONDS = 2.0  # a longer time between two ticks means that the process was stopped, for example by SIGSTOP
@@ -48,23 +48,24 @@ class WorkerProcess:
     last_heartbeat: float = field(default_factory=time.monotonic)
     ready: bool = False
     stopping: bool = False
-    unwell: bool = False  # it reports problems
+    unwell: bool = False  # whether the worker reports problems
     connections: int = 0
-    busy: int = 0  # running requests at the last report, plus connections sent since
+    busy: int = 0  # running requests at the last report, plus connections sent to the worker since then
     buffer: bytes = b""  # an incomplete line
-    sent: deque[socket.socket] = field(default_factory=deque)  # connections that it has not reported as received
+    sent: deque[socket.socket] = field(default_factory=deque)  # connections not yet reported as received
 
     def load(self) -> tuple[bool, int, int]:
-        """Sort key: the lowest gets the next connection. Unwell workers come last; they would otherwise seem idle."""
+        """Return a sort key; the lowest gets the next connection. Unwell workers are last, because they seem idle."""
         return self.unwell, self.busy, self.connections
 
 
 class Supervisor:
     """Starts ``count`` workers and distributes connections. ``work(channel)`` runs in each worker process.
 
-    A worker without a heartbeat for ``unready_after_seconds`` gets connections only when no other worker is ready.
-    After ``liveness_timeout_seconds`` it is replaced. Workers are killed ``shutdown_grace_seconds`` after a stop.
-    ``ready()`` is called when the service listens, ``died(pid)`` when a worker has ended.
+    A worker without a heartbeat for ``unready_after_seconds`` gets connections only if no other worker accepts them.
+    After ``liveness_timeout_seconds`` it is replaced. When the service is stopped, workers that still run after
+    ``shutdown_grace_seconds`` are killed. ``ready()`` is called when the service listens, and ``died(pid)`` when a
+    worker has ended.
     """
 
     def __init__(
@@ -156,12 +157,12 @@ class Supervisor:
         return WorkerProcess(process, own_end)
 
     def _delay_restart(self, now: float) -> None:
-        """Delay the next start; the delay doubles each time."""
+        """Delay the next start of a worker. The delay doubles each time."""
         self._start_after = now + self._restart_delay
         self._restart_delay = min(self._restart_delay * 2, RESTART_DELAYS[1])
 
     def _run_worker(self, channel: socket.socket, other_end: socket.socket) -> None:
-        """Run in the new process: close all inherited sockets but ``channel``, which ends with the supervisor."""
+        """Run in the new process: close all inherited sockets except ``channel``, and call ``work``."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -180,8 +181,8 @@ class Supervisor:
     def _receive(self, worker: WorkerProcess) -> bool:
         """Read status lines of a worker. Returns whether there may be more.
 
-        The lines are ``ready``, ``stopping``, ``busy N`` or ``unwell N`` requests, and ``got N`` and ``left N``
-        connections.
+        The lines are ``ready``, ``stopping``, ``busy N`` or ``unwell N`` (N running requests), ``got N`` (N connections
+        were received) and ``left N`` (N connections have ended).
         """
         try:
             content = worker.channel.recv(4096)
@@ -189,7 +190,7 @@ class Supervisor:
             return False
         except OSError:
             content = b""
-        if not content:  # it has ended; _check_workers replaces it
+        if not content:  # the worker has ended; _check_workers replaces it
             worker.ready = False
             with contextlib.suppress(KeyError):
                 self._selector.unregister(worker.channel)
@@ -214,13 +215,13 @@ class Supervisor:
         return True
 
     def _take_back(self, worker: WorkerProcess) -> None:
-        """Give connections that a worker did not receive before it ended to others."""
+        """Keep the connections that a worker did not receive before it ended, to send them to other workers."""
         deadline = time.monotonic() + MAX_PENDING_SECONDS
         self._pending.extend((connection, deadline) for connection in worker.sent)
         worker.sent.clear()
 
     def _accept_when_ready(self) -> None:
-        """Listen once all workers are ready, so that the first connections are distributed among all."""
+        """Listen when all workers are ready, so that the first connections are distributed among all of them."""
         ready = [worker for worker in self._workers if worker.ready]
         if not self._serving and len(ready) == self._count:
             self._listener.listen(BACKLOG)
@@ -255,7 +256,7 @@ class Supervisor:
                 return
 
     def _offer_again(self) -> None:
-        """Send pending connections, because workers may have accepted earlier ones meanwhile."""
+        """Send pending connections to workers again, because the queues of the workers may have room now."""
         while self._pending:
             connection, deadline = self._pending[0]
             if not self._hand_over(connection, [worker for worker in self._workers if worker.ready]):
@@ -269,7 +270,7 @@ class Supervisor:
     def _hand_over(self, connection: socket.socket, workers: list[WorkerProcess]) -> bool:
         """Send a connection to the worker with the least work. Returns False when no worker accepts it now.
 
-        This process keeps the connection open until the worker has received it: the worker may end before.
+        This process keeps the connection open until the worker has received it, because the worker may end before that.
         """
         now = time.monotonic()
 
@@ -279,8 +280,8 @@ class Supervisor:
         for worker in sorted(workers, key=order):
             try:
                 socket.send_fds(worker.channel, [CONNECTION_MESSAGE], [connection.fileno()])
-            except OSError as error:  # its queue is full; if it hangs, _check_workers replaces it
-                if error.errno in (errno.EPIPE, errno.ECONNRESET):  # it has ended
+            except OSError as error:  # the worker's queue is full; if the worker hangs, _check_workers replaces it
+                if error.errno in (errno.EPIPE, errno.ECONNRESET):  # the worker has ended
                     worker.ready = False
                 continue
             worker.sent.append(connection)
@@ -290,9 +291,9 @@ class Supervisor:
         return False
 
     def _check_workers(self) -> None:
-        """Reap ended workers, kill hung ones, and rebalance connections."""
+        """Remove ended workers, kill hung ones, and rebalance connections."""
         now = time.monotonic()
-        if (paused := now - self._checked_at) > PAUSE_SECONDS:  # the whole service was stopped: no worker could report
+        if (paused := now - self._checked_at) > PAUSE_SECONDS:  # the whole service was paused, so no worker reported
             for worker in self._workers:
                 worker.last_heartbeat += paused
         self._checked_at = now
@@ -308,13 +309,13 @@ class Supervisor:
         self._rebalance(now)
 
     def _hangs(self, worker: WorkerProcess, now: float) -> bool:
-        """Whether a worker has been silent too long. The first workers may take any time to become ready."""
+        """Return whether a worker has been silent too long. The first workers may take any time to become ready."""
         if worker.ready:
             return now - worker.last_heartbeat > self._liveness_timeout_seconds
         return self._serving and now - worker.started > max(START_SECONDS, 2 * self._liveness_timeout_seconds)
 
     def _reap(self, worker: WorkerProcess, now: float) -> None:
-        while self._receive(worker):  # its last lines
+        while self._receive(worker):  # reads its last status lines
             pass
         self._workers.remove(worker)
         worker.channel.close()
@@ -323,7 +324,7 @@ class Supervisor:
         if self._stopping is not None:
             return
         log.error("worker %s exited with status %s", worker.process.pid, worker.process.exitcode)
-        if not self._serving:  # it logged the reason; other workers would fail too
+        if not self._serving:  # the worker has logged the reason; other workers would fail too
             self._status = 1
             self._stop()
         elif now - worker.started < RESTART_DELAYS[1]:
@@ -334,7 +335,7 @@ class Supervisor:
     def _rebalance(self, now: float) -> None:
         """Close some connections of a worker that has had many more than another for ``REBALANCE_SECONDS``.
 
-        Their clients connect again, and get another worker. Short imbalances are normal.
+        The clients of these connections connect again, and get another worker. Short imbalances are normal.
         """
         ready = [worker for worker in self._workers if worker.ready and not worker.unwell]
         counts = [worker.connections for worker in ready] or [0]
@@ -369,7 +370,7 @@ class Supervisor:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: no client connects before a worker is ready. Raises OSError."""
+    """Return a bound socket that does not listen yet, so that no client connects too early. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     ((family, kind, protocol, _, address), *_) = socket.getaddrinfo(
         host, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -381,10 +382,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def handles_sighup() -> bool:
-    """Whether SIGHUP stops the service: not under ``nohup``, and not on systems without the signal."""
+    """Return whether SIGHUP stops the service. It does not under ``nohup``, or on systems without this signal."""
     return hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def can_fork() -> bool:
-    """Whether this system can fork workers."""
+    """Return whether this system can fork workers."""
     return sys.platform == "linux" and hasattr(os, "fork")

@@ -1,4 +1,4 @@
-"""The cores and memory that this process may use, also in a container; and settings of the C library."""
+"""Find the cores and the memory that this process may use, also in a container, and set options of the C library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M_ARENA_MAX = -8  # of glibc's mallopt
 
 
 def cores(cgroup: Path = CGROUP) -> int:
-    """The number of usable cores, by CPU affinity and the container's quota (cgroup v2 ``cpu.max``, or v1)."""
+    """Return the number of usable cores, by CPU affinity and the container's quota (cgroup v2 ``cpu.max``, or v1)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     v1 = [word for name in ("quota", "period") for word in _words(cgroup / "cpu" / f"cpu.cfs_{name}_us")]
     quota, period = [*(_words(cgroup / "cpu.max") or v1), "", ""][:2]
@@ -23,7 +23,7 @@ def cores(cgroup: Path = CGROUP) -> int:
 
 
 def available_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes of memory that may be used in total, or None if unknown."""
+    """Return the bytes of memory that all processes may use in total, or None if the limit is unknown."""
     words = _words(meminfo)
     total = [int(words[words.index("MemTotal:") + 1]) * 1024] if "MemTotal:" in words else []
     limits = [_words(cgroup / "memory.max"), _words(cgroup / "memory" / "memory.limit_in_bytes")]
@@ -38,7 +38,7 @@ def _words(path: Path) -> list[str]:
 
 
 def raise_file_limit() -> None:
-    """Raise the limit of open files and connections to the allowed maximum; the default is often lower."""
+    """Raise the limit of open files and connections to the allowed maximum, because the default is often lower."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -47,16 +47,16 @@ def raise_file_limit() -> None:
 
 
 def single_arena() -> None:
-    """Let all later threads allocate from one glibc arena. By default each thread has its own.
+    """Let all later threads allocate memory from one glibc arena. By default threads have arenas of their own.
 
-    Free memory of one arena cannot be used by another. One arena saves 45 to 85 MiB for two workers; its lock is not
-    contended here.
+    Free memory of one arena cannot be used by another. A single arena saves 45 to 85 MiB for two workers. Threads of
+    this service rarely wait for its lock.
     """
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def trim_heap() -> None:
-    """Return free heap memory to the system: warming up needs more memory than serving."""
+    """Return free heap memory to the system, because warming up needs more memory than serving."""
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""uvicorn servers: one that listens itself, and one that receives connections from the supervisor."""
+"""Two uvicorn servers: one listens itself, and the other receives connections from the supervisor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ STDOUT = 1  # file descriptor
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. The first SIGTERM drains. A second SIGTERM, or one during start-up, exits immediately."""
+    """uvicorn's server. On the first SIGTERM it finishes running requests; on a second one it exits immediately.
+
+    A SIGTERM during start-up also exits immediately.
+    """
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -74,7 +77,7 @@ def exit_on_signal(*_: object) -> NoReturn:
 
 
 def exit_if_orphaned(parent: int, seconds: float) -> None:
-    """Exit ``seconds`` after the parent process has ended. Normally a worker drains and exits earlier by itself."""
+    """Start a thread that exits this worker ``seconds`` after its parent has ended. Normally a worker exits earlier."""
 
     def wait_for_parent() -> None:
         while os.getppid() == parent:
@@ -88,7 +91,7 @@ def exit_if_orphaned(parent: int, seconds: float) -> None:
 class Watchdog:
     """Ends the process with status 1 after ``seconds`` without a heartbeat.
 
-    A hung thread cannot be ended alone. The process manager is expected to restart the process.
+    The whole process ends, because a single hung thread cannot be ended. A process manager should restart the process.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -98,7 +101,7 @@ class Watchdog:
         self._last_heartbeat = 0.0
 
     def heartbeat(self) -> None:
-        """Report that the process works. The first call starts the watchdog."""
+        """Tell the watchdog that the process works. The first call starts the watchdog."""
         self._last_heartbeat = time.monotonic()
         if not self._thread.is_alive() and not self._stopped.is_set():
             self._thread.start()
@@ -122,9 +125,9 @@ class Watchdog:
 
 
 class ListeningServer(Server):
-    """A server with its own socket. Prints its address after start-up, because port 0 is chosen by the system.
+    """A server with its own socket. It prints its address after start-up, because the system chooses the port for 0.
 
-    ``watchdog`` ends the process if the engine hangs. Workers have none: the supervisor watches them.
+    ``watchdog`` ends the process if the engine hangs. Workers need no watchdog, because the supervisor watches them.
     """
 
     watchdog: Watchdog | None = None
@@ -154,7 +157,7 @@ class ListeningServer(Server):
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """A bound socket for the address of the settings.
+    """Return a socket that is bound to the address in the settings.
 
     Raises:
         SettingsError: the address cannot be used.
@@ -167,7 +170,7 @@ def listen_at(host: str, port: int) -> socket.socket:
 
 
 def tls_context(settings: Settings) -> dict[str, Any]:
-    """uvicorn's options for HTTPS; empty for HTTP.
+    """Return uvicorn's options for HTTPS, or no options for HTTP.
 
     Raises:
         SettingsError: the certificate or its key cannot be used.
@@ -205,8 +208,8 @@ class WorkerServer(Server):
         channel.setblocking(False)
         self._channel = channel
         self._hang_seconds = settings.liveness_timeout_seconds
-        self._received = 0  # connections since the last report
-        self._closed = 0  # those that have ended since the last report
+        self._received = 0  # connections received since the last report
+        self._closed = 0  # connections that have ended since the last report
         self.arriving: set[asyncio.Task[None]] = set()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -222,9 +225,9 @@ class WorkerServer(Server):
         asyncio.get_running_loop().add_reader(self._channel, self._accept_all)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on SIGTERM; further signals change nothing. Only the supervisor kills a worker.
+        """Finish running requests on SIGTERM. Ignore further signals, because only the supervisor kills a worker.
 
-        SIGINT is ignored: a terminal sends it to all processes, and the supervisor handles it.
+        SIGINT is ignored, because a terminal sends it to all processes, and the supervisor handles it.
         """
         if sig == signal.SIGTERM:
             if not self.started:
@@ -249,7 +252,7 @@ class WorkerServer(Server):
         await super().shutdown(sockets)
 
     def _send_status(self, *lines: str) -> None:
-        """Send status lines, and the numbers of connections that were received and that have ended."""
+        """Send status lines, and the numbers of connections that were received and have ended since the last report."""
         received, closed = self._received, self._closed
         with contextlib.suppress(OSError):
             self._channel.send("".join(f"{line}\n" for line in (*lines, f"got {received}", f"left {closed}")).encode())
@@ -257,10 +260,10 @@ class WorkerServer(Server):
             self._closed -= closed
 
     def _accept_all(self) -> None:
-        """Accept all waiting connections: iterations of a busy event loop are milliseconds apart.
+        """Accept all waiting connections at once, because iterations of a busy event loop are milliseconds apart.
 
-        The supervisor is told before any of them is read: until then, it would give them to another worker if this one
-        died.
+        Report the connections to the supervisor before reading from them. If this worker died, the supervisor would
+        give unreported connections to another worker.
         """
         while self._accept():
             pass
