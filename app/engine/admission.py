@@ -17,13 +17,13 @@ current_caller: ContextVar[str | None] = ContextVar("caller", default=None)
 class AdmissionControl:
     """Limits the rows that wait in the queue ``name`` to ``max_rows`` and reports rejections to ``observer``.
 
-    If ``closed`` is set, as during shutdown, all new requests are rejected.
+    While ``closed`` is true, all new requests are rejected. It is set at shutdown.
     """
 
     def __init__(self, name: str, observer: EngineObserver | None, max_rows: int) -> None:
         self.name = name
         self.closed = False
-        self.waiting = 0  # rows
+        self.waiting = 0  # number of waiting rows
         self.rejected = 0  # requests rejected so far because the queue was full
         self._waiting_by_caller: dict[str, int] = {}  # waiting rows of each API key
         self._observer = observer

@@ -22,8 +22,8 @@ from app.engine.futures import set_exception, set_result
 from app.engine.observer import EngineObserver, RequestTrace, current_trace
 from app.errors import BadValue, NotReady, inference_error
 
-LARGE_ROWS = 16  # an item with more rows is split ...
-PART_ROWS = 8  # ... into parts of at most this many rows
+LARGE_ROWS = 16  # an item with more rows than this is large, and is split into parts
+PART_ROWS = 8  # maximum number of rows of a part
 SHARING_SECONDS = 1.0  # for this many seconds after a small item, each batch has at most one part of a large item
 
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ class QueueEntry(Generic[Item, Result]):
     rows_left: int = 0  # rows of this part and all following parts
 
     def next_part(self) -> QueueEntry[Item, Result] | None:
-        """Return the next part of the item, or None if there is none or if it was cancelled, as after an error."""
+        """Return the next part, or None if there is no next part or if it was cancelled, for example after an error."""
         part = self.following
         return None if part is None or part.future.done() else part
 

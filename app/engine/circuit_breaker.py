@@ -31,7 +31,7 @@ class CircuitBreaker:
         self._last_failure = now
 
     def record_success(self) -> None:
-        """Set both counts to 0."""
+        """Set the number of failures and ``failed_recoveries`` to 0."""
         self._failures = self.failed_recoveries = 0
 
     def is_open(self) -> bool:

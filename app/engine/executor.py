@@ -22,8 +22,8 @@ from app.engine.admission import AdmissionControl, current_caller
 from app.engine.fair_queue import FairQueue
 
 INLINE_SIZE = 10_000  # characters or values; parsing this many takes about 0.5 ms
-INLINE_OVERRUN_SECONDS = 0.25  # seconds; after an inline job that takes longer, no job runs inline ...
-NO_INLINE_SECONDS = 10.0  # ... for this many seconds
+INLINE_OVERRUN_SECONDS = 0.25  # an inline job that takes longer stops inline execution for ``NO_INLINE_SECONDS``
+NO_INLINE_SECONDS = 10.0
 
 REQUEST_STAGES = 4  # event-loop iterations that a short request needs: read, queue, compute, respond
 
@@ -67,7 +67,7 @@ class Executor:
         self._queue: FairQueue[Ticket] = FairQueue()
         initializer = partial(lower_priority, niceness) if niceness else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
-        self._started_at: dict[Future[Any], float] = {}  # of the jobs on threads, on time.monotonic's clock
+        self._started_at: dict[Future[Any], float] = {}  # start of each job on a thread, on time.monotonic's clock
         self.small_item_at = -math.inf  # when a batcher last took a small item, on time.monotonic's clock
         self.text_seconds = 0.0  # seconds that all text engines have computed so far
         self._no_inline_until = -math.inf  # on time.monotonic's clock

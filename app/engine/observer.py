@@ -47,7 +47,7 @@ class BatchMember(Protocol):
 
 
 class EngineObserver(Protocol):
-    """Receives the measurements of one version's engines."""
+    """Receives the measurements of one version's engines. Each member is a ``BatchMember``."""
 
     @property
     def key(self) -> VersionKey:

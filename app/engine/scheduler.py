@@ -19,7 +19,7 @@ from app.engine.futures import set_exception
 from app.engine.observer import RequestTrace
 
 PREEMPT_AFTER = 1.0  # seconds that a text runs before it may be preempted
-# A text is preempted for a shorter one only if it has more than this many times the remaining characters of that one.
+# A text is preempted for a shorter text only if it has more than this many times as many remaining characters.
 PREEMPT_RATIO = 4
 PREEMPT_CHECK_INTERVAL = 0.05  # seconds between two searches for texts to preempt
 

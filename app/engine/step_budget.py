@@ -7,7 +7,8 @@ used. Several short steps in one round save event-loop iterations. All functions
 from __future__ import annotations
 
 STEP_BUDGET = 0.001  # seconds that a round lasts by default
-STEP_BUDGET_REJECTING = 0.012  # minimum in seconds while requests are rejected; rejecting after each step costs more
+# Minimum in seconds while requests are rejected. To reject requests after every single step would take too much time.
+STEP_BUDGET_REJECTING = 0.012
 LONG_GAP = 0.006  # seconds; after a longer gap between two rounds, the next round lasts as long as the gap
 MAX_STEP_BUDGET = 0.05  # seconds that a round lasts at most, however long the gap was
 
@@ -32,7 +33,7 @@ def step_budget(normal_budget: float, gap: float, rejecting: bool) -> float:
 def expected_seconds(step_seconds: float, gap: float) -> float:
     """Return the expected duration of a round in seconds. The executor runs short rounds on the event loop.
 
-    ``step_seconds`` is the expected duration of one step. ``gap`` is the time that other work has used since the last
-    round.
+    It is the duration of one step, ``step_seconds``, or ``MAX_STEP_BUDGET`` if other work took a long time since the
+    last round. ``gap`` is that time in seconds.
     """
     return MAX_STEP_BUDGET if is_long(gap) else step_seconds

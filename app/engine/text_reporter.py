@@ -40,7 +40,7 @@ class TextReporter(Generic[Text]):
         ]
 
     def finished(self, sequence: TextSequence[Text], now: float) -> None:
-        """Report the mean time between two characters of a finished text now, and its completion in a later batch."""
+        """Report the mean time between two characters of a finished text, and collect the text for ``flush``."""
         sequence.ended_at = now
         if sequence.first_token_at and sequence.text.generated > 1:
             self._observer.on_inter_token((now - sequence.first_token_at) / (sequence.text.generated - 1))

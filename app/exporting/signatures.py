@@ -118,8 +118,8 @@ class _Forecaster(nn.Module):
 def forecaster(version: Version) -> Signature:
     """Return the signature of a network that forecasts series.
 
-    A network for one kind of series forecasts the next value. A network for any series forecasts the quantiles of all
-    values up to its horizon.
+    A network for one kind of series forecasts the next value. A network for any series forecasts the mean and the
+    quantiles of all values up to its horizon.
     """
     network = version.network()
     sizes = network.sizes

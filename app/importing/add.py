@@ -27,7 +27,7 @@ from app.networks.imported.exported_program import GRAPH, graph_tensor
 from app.store import UNKNOWN_CHARACTER, Card, TaskName, TensorSpec, Version
 from app.tasks import TASKS, speed
 
-TOLERANCE = 1e-4  # of outputs of a batch, relative to the largest output: a batch may round differently than one row
+TOLERANCE = 1e-4  # allowed difference between a batch and a single row, relative to the largest output
 LOW_PRECISION_TOLERANCE = 2e-2  # the same for outputs in float16
 TEST_SIZE = 16  # size of each varying dimension in the runs that check a network
 MIDDLE_ROWS = 8  # a batch of this many rows is timed too, besides one row and a full batch
@@ -141,7 +141,7 @@ class Draft:
         versions: dict[str, str],
         tensors: dict[str, Tensor],
     ) -> Draft:
-        """Return a draft with the part of the card that the file states."""
+        """Return a draft with the part of the card that follows from the file."""
         versions = {"python": platform.python_version(), **versions}
         card = {"kind": kind, "inputs": list(map(_tensor_spec, inputs)), "sizes": asdict(sizes), "versions": versions}
         return cls(card, tensors)
@@ -153,10 +153,10 @@ class Draft:
         return Version(Path(card.name) / "1", card, self.tensors)
 
     def check(self) -> None:
-        """Find the outputs by test runs, and whether the network computes each row independently of the others.
+        """Run the network on random inputs to find its outputs, and whether it computes each row independently.
 
         Raises:
-            BadProgram: the network fails on random inputs, changes its own weights, or is not deterministic.
+            BadProgram: the network fails on these inputs, changes its own weights, or is not deterministic.
         """
         self.card["outputs"] = []
         network = self.version().network()

@@ -15,7 +15,7 @@ from app.networks.imported.exported_program import DTYPES, ExportedProgram
 from app.store import Version
 
 MAX_RUN_BYTES = 2 * 2**30  # limit for all values that a run holds at the same time, without the weights
-USUAL_ROWS = 16  # sizes without a stated maximum get one with which a batch of this many rows fits
+USUAL_ROWS = 16  # a batch of this many rows should fit; sizes without a stated maximum are limited accordingly
 LARGEST_SIZE = 2**20  # of a dimension
 MAX_ROWS = 1024  # of a batch
 
@@ -108,7 +108,7 @@ class MemoryLimit:
 
 
 class LargestResult(TorchDispatchMode):
-    """Records the size of the largest tensor that an operator creates, including its intermediate results."""
+    """Records the size of the largest tensor that an operator creates, as a result or internally."""
 
     bytes = 0
 

@@ -151,7 +151,10 @@ def _tensors(
     named_values: Mapping[str, tuple[str, str]],
     max_bytes: int,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors by key, and the key of the tensor of each value. Values with equal payloads share a tensor."""
+    """Return the tensors by key, and a map from each value of the graph to the key of its tensor.
+
+    Values with the same payload share a tensor.
+    """
     tensors: dict[str, Tensor] = {}
     keys: dict[str, str] = {}
     weights: dict[str, str] = {}

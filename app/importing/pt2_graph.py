@@ -139,7 +139,7 @@ class GraphReader:
         for node in reversed(self.nodes):
             if node["op"].rpartition(".")[0].endswith("_") or used.intersection(
                 _values(node["outputs"])
-            ):  # ``add_`` changes its argument
+            ):  # keep in-place operators such as ``add_``
                 nodes.append(node)
                 used.update(_values([node["args"], *node["kwargs"].values()]))
         self.nodes = nodes[::-1]

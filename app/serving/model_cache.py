@@ -101,7 +101,7 @@ class ModelCache:
         return sum(model.bytes for model in self.models())
 
     def set_loading(self, name: str, number: int, task: LoadTask) -> None:
-        """Record that ``task`` loads a version. If it ends without a result, the version is unloaded."""
+        """Record that ``task`` loads a version. If the task ends without a result, the version is unloaded again."""
         key = name, number
         self._entries[key] = task
 

@@ -1,6 +1,7 @@
 """Determine the desired versions of each model, and what to load, publish and evict to reach this state.
 
-To publish a version set means to use it for requests. All functions are pure.
+To publish a version set means to use it for requests. A version is resident if it stays in memory without requests:
+the active, canary and previous version of each model are resident. All functions are pure.
 """
 
 from __future__ import annotations
@@ -115,9 +116,9 @@ def versions_to_replace(
 ) -> list[LoadedModel]:
     """Return the versions to evict from memory before a version that a request asks for is loaded.
 
-    They are the least recently used of ``others``, the versions that may be evicted. At least ``surplus`` of them are
-    not resident, and their weights have at least ``surplus_bytes`` bytes, if ``others`` have that many. ``now`` is the
-    current time on ``time.monotonic``'s clock.
+    ``others`` are the versions that may be evicted. Of these, first ``surplus`` versions that are not resident are
+    chosen, and then further ones until the weights have ``surplus_bytes`` bytes in total. The least recently used
+    versions come first. ``now`` is the current time on ``time.monotonic``'s clock.
 
     Raises:
         TooManyVersions: one of these versions is in use, or fewer than ``surplus`` can be evicted.

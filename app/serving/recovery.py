@@ -17,7 +17,7 @@ MAX_FAILED_RECOVERIES = 3
 
 
 class RecoveryMonitor:
-    """Sets ``failure`` when a network has failed ``MAX_FAILED_RECOVERIES`` recoveries and also fails on a dummy input.
+    """Sets ``failure`` when a network has failed to recover ``MAX_FAILED_RECOVERIES`` times and fails on a dummy input.
 
     The network could compute this dummy input when the version was loaded. If it fails now, the network is broken.
     Otherwise only the inputs of callers make it fail.
@@ -42,7 +42,7 @@ class RecoveryMonitor:
         try:
             await self._executor.run(model.predictor.dummy_run, 1)
         except Exception as error:
-            if is_out_of_memory(error):  # memory may become free, and a new process would need as much
+            if is_out_of_memory(error):  # memory may become free later, and a new process would need the same amount
                 breaker.failed_recoveries = 0
                 return
             self.failure = (

@@ -237,7 +237,7 @@ class Registry:
     # Reconciling: store snapshot -> desired versions -> difference -> load, publish, evict
 
     async def load(self) -> None:
-        """Scan the store and load the resident versions, default models first."""
+        """Scan the store and load the versions that stay in memory, default models first."""
         await self.watcher.scan()
         self._update_defaults()
         self._publish()
@@ -261,7 +261,7 @@ class Registry:
             await self.refresh(deadline)
 
     async def refresh(self, deadline: float) -> None:
-        """Scan the store now, and load and evict versions to match it.
+        """Scan the store now, and start to load and evict versions accordingly.
 
         Raises:
             TimedOut: ``deadline``, in event-loop time, has passed.
@@ -303,7 +303,7 @@ class Registry:
             self._publish()
 
     def _publish(self) -> None:
-        """Use the desired version sets that wait for no version to be loaded. Other models keep their current sets."""
+        """Use the desired version sets if no load of an active or canary version is pending. Keep the other sets."""
         desired = self._desired()
         for name in self.version_sets.keys() - desired.keys():
             del self.version_sets[name]
@@ -360,7 +360,7 @@ class Registry:
     # Health and shutdown
 
     def problems(self) -> list[str]:
-        """Return the reasons why this process should get no requests. The list is empty if it is ready."""
+        """Return the reasons why this process should get no requests. The list is empty if the process is ready."""
         if self.stopping:
             return ["the service is stopping"]
         models = self.models()

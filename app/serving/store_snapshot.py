@@ -40,7 +40,10 @@ class VersionFiles:
 
     @classmethod
     def read(cls, folder: Path, key: VersionKey, known: VersionFiles | None) -> VersionFiles:
-        """Read the times, sizes and names. The names are copied from ``known`` if the folder has not changed."""
+        """Read the modification time, the size of the weights, and the names of the pictures.
+
+        The names are copied from ``known`` if the folder has not changed.
+        """
         changed_ns = 0
         with contextlib.suppress(OSError):
             changed_ns = (folder / key[0] / str(key[1])).stat().st_mtime_ns
@@ -112,8 +115,9 @@ class StoreSnapshot:
 def worker_bytes(folder: Path, max_bytes: int = 0) -> int:
     """Estimate the memory of a worker in bytes, without the memory that workers share.
 
-    The estimate is twice the weights of the resident versions, because some are copied when they are prepared for
-    computing, plus 100 MiB that torch needs (measured). ``max_bytes`` limits the weights; 0 means no limit.
+    The estimate is twice the weights of the versions that stay in memory, because some weights are copied when they are
+    prepared for computing, plus 100 MiB that torch needs (measured). ``max_bytes`` limits the weights. 0 means no
+    limit.
     """
     weights = 0
     for name, stored in rollout.stored_versions(folder).items():

@@ -16,7 +16,7 @@ from app.store.disk_thread import DiskThread
 
 log = logging.getLogger("quartet")
 
-CHECK_SECONDS = 0.5  # time limit to read a rollout file, shorter than that of a readiness probe
+CHECK_SECONDS = 0.5  # time limit in seconds to read a rollout file, shorter than the timeout of a readiness probe
 
 
 class StoreWatcher:
@@ -41,7 +41,7 @@ class StoreWatcher:
         self._lock = asyncio.Lock()
         self._disk = DiskThread("store")
         self._check_disk = DiskThread("store-check")  # a separate thread, so that checks do not wait for a scan
-        self._scan_started_at = -math.inf  # time.monotonic's clock
+        self._scan_started_at = -math.inf  # start of the last scan, on time.monotonic's clock
 
     async def scan(self) -> None:
         """Read the store into a new ``snapshot``, and log the failures that are new."""

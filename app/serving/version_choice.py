@@ -24,7 +24,7 @@ class VersionSet:
     active: int | None  # serves requests that give no version
     previous: int | None  # becomes active after a rollback
     canary: int | None = None
-    share: float = 0.0  # per cent of the requests without a version that the canary serves
+    share: float = 0.0  # of the canary in the requests without a version number, in per cent
     unloaded: tuple[int, ...] = ()  # versions of an unloaded model, served when it is loaded again
 
     @classmethod

@@ -115,7 +115,7 @@ def check_directory(file: IO[bytes], max_bytes: int = MAX_DIRECTORY_BYTES) -> No
     """Raise BadArchive if the central directory of a zip file has more than ``max_bytes`` bytes.
 
     This check comes before ``zipfile`` reads the directory into memory. The end record of the file states the length of
-    the directory (APPNOTE.TXT 4.3.16). The end record is searched for in the same way as in ``zipfile``.
+    the directory (APPNOTE.TXT 4.3.16). The function finds the end record in the same way as ``zipfile``.
     """
     length = file.seek(0, os.SEEK_END)
     file.seek(max(0, length - END_BYTES - 2**16 - LOCATOR_BYTES - ZIP64_END_BYTES))

@@ -53,7 +53,7 @@ def _date(value: str) -> str:
 
 
 class TensorSpec(StrictModel):
-    """An input or output tensor of a network, with the values that the API uses. A dimension of -1 varies in size."""
+    """An input or output tensor of a network, as the API reads or returns it. A dimension of -1 varies in size."""
 
     name: str
     dtype: str

@@ -61,7 +61,7 @@ class DiskThread:
                 error = raised
             with suppress(RuntimeError):  # the event loop is closed
                 future.get_loop().call_soon_threadsafe(_resolve, future, result, error)
-            del future, function, result, error  # this thread must not keep them while it waits
+            del future, function, result, error  # do not keep these objects alive until the next job
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
