@@ -86,7 +86,7 @@ CORRUPTED_IMAGES = 2000  # test images on which the 18 corruptions are measured
 
 
 def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
-    """Accuracy on corrupted images without test-time augmentation: of each corruption, and the mean of all.
+    """Return the accuracy for each corruption of the images, and the mean of all, without test-time augmentation.
 
     Args:
         images: uint8 [N, 3, S, S].
@@ -106,7 +106,7 @@ def corruption_metrics(classifier: ImageClassifier, images: Tensor, labels: Tens
 
 
 def evaluate(classifier: ImageClassifier, validation: int | None = None) -> dict[str, Any]:
-    """The metrics on the test part of the data set, or on the ``validation`` images held out of the training."""
+    """Return the metrics on the test part of the data set, or on ``validation`` images held out from training."""
     part, images, labels = getattr(data, next(iter(classifier.card.data)))().measured(validation)
     if not len(labels):
         return {}
@@ -151,12 +151,12 @@ def train_airbench(run: Run, config: AirbenchConfig, images: data.Images, device
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, CnnConfig | AirbenchConfig | CnnFinetuneConfig]:
-    """Parse the command line: the options and the preset's config with all overrides."""
+    """Parse the command line; return the options, and the preset's config with all overrides."""
     return parse_options("training.cnn", __doc__ or "", CNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def image_side(options: Options) -> int:
-    """The side length to which own images are resized. Raises DataError."""
+    """Return the side length to which images of the user are resized. Raises DataError."""
     path: Path = options.data_options["images"]
     side: int | None = options.data_options["size"]
     origin: str | None = options.data_options["origin"]
@@ -168,7 +168,7 @@ def image_side(options: Options) -> int:
 
 
 def read_dataset(options: Options, side: int) -> ImageDataset:
-    """Read own images, and skip classes with too few. Raises DataError."""
+    """Read the images of the user, and skip classes with too few images. Raises DataError."""
     path: Path = options.data_options["images"]
     dataset = keep_trainable(read(path, side, group=options.data_options["group"]), path)
     if dataset.multi_label and side <= SMALL_SIDE:

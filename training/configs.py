@@ -1,7 +1,7 @@
-"""Hyperparameters of all trainings: one dataclass per recipe and one table of presets per command.
+"""Hyperparameters of all training commands: one dataclass per recipe and one table of presets per command.
 
-The first preset of a command is its default. Every number is also an option of the command; the text after its type is
-the option's help. The preset "own" trains on the caller's own data.
+The first preset of a command is its default. Every number is also an option of the command, and the text after its type
+is the help of this option. The preset "own" trains on data of the user.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 SWITCH = "yes or no"  # marks numbers that are 1 or 0
-PHOTOGRAPHS = "hyperparameters for photographs"  # marks numbers that have this title in the help
+PHOTOGRAPHS = "hyperparameters for photographs"  # marks numbers that the help lists under this title
 
 
 @dataclass(frozen=True)
 class CnnConfig:
-    """AdamW with a cosine schedule; the published weights are an exponential moving average."""
+    """Small classifiers: AdamW with a cosine schedule. The published weights are an exponential moving average."""
 
     data: str
     kind: str
@@ -51,7 +51,7 @@ class AirbenchConfig:
 
 @dataclass(frozen=True)
 class CnnFinetuneConfig:
-    """Own images: fine-tune a published network (``--from NAME``) or train from scratch (``--from scratch``)."""
+    """Images of users: fine-tune a published network (``--from NAME``) or train from scratch (``--from scratch``)."""
 
     first_width: Annotated[int, "channels of the first group of convolutions"]  # from scratch
     later_width: Annotated[int, "channels of the second and third group of convolutions"]  # from scratch
@@ -73,7 +73,7 @@ class CnnFinetuneConfig:
 
 @dataclass(frozen=True)
 class GanConfig:
-    """Adam for generator and discriminator; the published generator is an exponential moving average."""
+    """A GAN: Adam for generator and discriminator. The published generator is an exponential moving average."""
 
     latent: Annotated[int, "size of the latent vector"]
     epochs: Annotated[int, "passes over the training images"]
@@ -97,7 +97,7 @@ class ConditionalGanConfig(GanConfig):
 
 @dataclass(frozen=True)
 class RnnConfig:
-    """AdamW with a cosine schedule and truncated backpropagation; the published weights are a moving average."""
+    """Text: AdamW with a cosine schedule, truncated backpropagation. The published weights are a moving average."""
 
     kind: str
     hidden: Annotated[int, "hidden units per layer"]
@@ -121,7 +121,7 @@ class RnnConfig:
 
 @dataclass(frozen=True)
 class LstmConfig:
-    """One series: AdamW with a cosine schedule; the published weights are a moving average."""
+    """A single series: AdamW with a cosine schedule. The published weights are a moving average."""
 
     hidden: Annotated[int, "hidden units per layer"]
     window: Annotated[int, "values read before the first forecast"]
@@ -138,7 +138,7 @@ class LstmConfig:
 
 @dataclass(frozen=True)
 class ForecasterConfig:
-    """One network for any series: an ensemble, trained on M4 and on synthetic series."""
+    """A network for any series: an ensemble that is trained on M4 and on synthetic series."""
 
     hidden: Annotated[int, "hidden units per layer"]
     layers: Annotated[int, "recurrent layers"]
@@ -162,7 +162,7 @@ class ForecasterConfig:
 
 @dataclass(frozen=True)
 class ForecasterFinetuneConfig:
-    """Own series: fine-tune a published forecaster."""
+    """Series of users: fine-tune a published forecaster."""
 
     horizon: Annotated[int, "steps ahead that are trained and tested; 0: one season, or 12 steps without a season"]
     epochs: Annotated[int, "passes over the series"]
@@ -242,7 +242,7 @@ CNN_PRESETS: dict[str, CnnConfig | AirbenchConfig | CnnFinetuneConfig] = {
     "strong": CNN_STRONG,
     "own": CNN_OWN,
 }
-# Trained on generated images, or as a reference for them, at half the width of CNN_DIGITS.
+# For classifiers that check generators. They are trained on generated or real images, with narrower networks.
 SAMPLE_CLASSIFIER = replace(CNN_DIGITS, epochs=3, rotate=0.0, validation=0)
 
 GAN_WORKSHOP = GanConfig(

@@ -52,7 +52,7 @@ TITLES = {
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, GanConfig]:
-    """Parse the command line: the options and the preset's config with all overrides."""
+    """Parse the command line; return the options, and the preset's config with all overrides."""
     return parse_options("training.gan", __doc__ or "", GAN_PRESETS, NAMES, argv, OPTIONS)
 
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     real_images, real_labels = images.train_images.to(options.device), images.train_labels.to(options.device)
     classifier = generation.load_reference_classifier(
         options.store, options.device
-    )  # fails before the training if missing
+    )  # loaded first: if it is missing, the command fails before training
 
     total = config.epochs * (len(real_images) // config.batch)
     if isinstance(config, ConditionalGanConfig):

@@ -35,7 +35,7 @@ from training.loops.series import own_series, testing, tuning
 from training.options import Options, parse_options
 from training.run import Run, cosine_schedule, metric, set_learning_rate
 
-FREE_RUNNING_STEPS = 50  # of the forecasts that are measured
+FREE_RUNNING_STEPS = 50  # length of the free-running forecasts that are measured
 OPTIONS: dict[str, dict[str, Any]] = {
     "--csv": {"metavar": "FILE", "type": Path, "help": "CSV, Excel or Parquet file; --look shows how it is read"},
     "--look": {"action": "store_true", "help": "print how the file is read, and do not train"},
@@ -106,12 +106,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, LstmConfig | ForecasterConfig | ForecasterFinetuneConfig]:
-    """The options and the preset's config with all overrides of a command line."""
+    """Parse the command line; return the options, and the preset's config with all overrides."""
     return parse_options("training.lstm", __doc__ or "", LSTM_PRESETS, NAMES, argv, OPTIONS)
 
 
 def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
-    """The metrics of a published network: series-lstm on M4, sine-lstm on the test part of the sine."""
+    """Return the metrics of a published network: series-lstm on M4, sine-lstm on the test part of the sine."""
     return m4.evaluate(forecaster) if isinstance(forecaster, GlobalForecaster) else evaluate_sine(forecaster)
 
 
@@ -119,7 +119,7 @@ def evaluate(forecaster: WindowForecaster | GlobalForecaster) -> dict[str, Any]:
 
 
 def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None:
-    """Evaluate the test parts once, or the held-out horizons with --no-publish, and publish."""
+    """Evaluate the network on the test parts or, with --no-publish, on the held-out horizons; then publish it."""
     sizes: ForecasterSizes = network.sizes
     card = {
         **m4.interface(sizes),
@@ -143,7 +143,7 @@ def publish_forecaster(run: Run, config: ForecasterConfig, network: Any) -> None
 
 
 def train_sine(run: Run, config: LstmConfig, series: datasets.Sine) -> Any:
-    """Train the workshop's LSTM on random windows of the sine's training part; returns the averaged network."""
+    """Train the workshop's LSTM on random windows of the sine's training part; return the averaged network."""
     values = series.values[: series.split].float().to(run.options.device)
     network = SeriesLSTM(SeriesLSTMSizes(config.window, config.hidden)).to(run.options.device)
     network.describe(values)
@@ -176,7 +176,7 @@ def update(
     config: LstmConfig,
     learning_rate: float,
 ) -> tuple[Tensor, Tensor]:
-    """One step on standardised windows [N, window + horizon]; returns the one-step and the free-running loss."""
+    """Train on standardised windows [N, window + horizon] for one step; return the one-step and free-running losses."""
     inputs = windows + config.jitter * torch.randn(windows.shape).to(windows.device)
     target = windows[:, config.window :]
     outputs, state = network.steps(inputs[:, : config.window])
@@ -195,7 +195,7 @@ def update(
 
 
 def validation_mse(network: Any, values: Tensor) -> float:
-    """The one-step mean squared error on standardised values [window + T], each forecast from one window."""
+    """Return the one-step mean squared error on standardised values [window + T]. Each forecast reads one window."""
     windows = values.unfold(0, network.sizes.window, 1)[:-1]
     with torch.inference_mode():
         return F.mse_loss(network(windows, 1)[:, 0], values[network.sizes.window :]).item()
@@ -227,7 +227,7 @@ def publish_sine(run: Run, config: LstmConfig, series: datasets.Sine, network: A
 
 
 def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> np.ndarray:
-    """Forecasts of the values [start, end), each from all values before it."""
+    """Return forecasts of the values [start, end), each from all values before it."""
     values = series.values.tolist()
     return np.concatenate(forecaster.predict([forecaster.parse(values[:i], 1) for i in range(start, end)]))
 
@@ -235,7 +235,7 @@ def one_step_forecasts(forecaster: WindowForecaster, series: datasets.Sine, star
 def free_running_forecasts(
     forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Forecasts from every origin in [start, end - 50], and the actual and noiseless values: each [origins, 50]."""
+    """Return forecasts from each origin in [start, end - 50], and actual and noiseless values: each [origins, 50]."""
     values = series.values.tolist()
     origins = range(start, end - FREE_RUNNING_STEPS + 1)
     forecasts = np.stack(forecaster.predict([forecaster.parse(values[:i], FREE_RUNNING_STEPS) for i in origins]))
@@ -244,14 +244,14 @@ def free_running_forecasts(
 
 
 def residuals(forecaster: WindowForecaster, series: datasets.Sine, start: int, end: int) -> list[float]:
-    """The root mean squared error of each of 50 steps ahead on the values [start, end), in units of the scale."""
+    """Return the root mean squared error of each of 50 steps ahead on the values [start, end), divided by the scale."""
     forecasts, actual, _ = free_running_forecasts(forecaster, series, start, end)
     scale = float(forecaster.network.scale)
     return [round(float(error), 4) for error in np.sqrt(np.mean((forecasts - actual) ** 2, axis=0)) / scale]
 
 
 def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The metrics on the last fifth of the sine or on the values ``validation``, and there with fresh noise."""
+    """Return the metrics on the last fifth of the sine or on the range ``validation``, also with other noise there."""
     series = datasets.sine()
     start, end = validation or (series.split, len(series.values))
     split = f"{end - start} values for validation" if validation else f"the last {end - start} values of the series"
@@ -285,7 +285,7 @@ def evaluate_sine(forecaster: WindowForecaster, validation: tuple[int, int] | No
 
 
 def draw_samples(path: Path, forecaster: WindowForecaster, validation: tuple[int, int] | None = None) -> Path:
-    """Plot the test part, or the values ``validation``, with one-step and free-running forecasts and intervals."""
+    """Plot the test part, or the range ``validation``, with one-step and free-running forecasts and intervals."""
     from matplotlib.figure import Figure
 
     series, part = datasets.sine(), "validation" if validation else "test"

@@ -23,13 +23,13 @@ from training.loops import distributed
 
 SHIPPED = Path(__file__).parents[1] / "models_store"
 C = TypeVar("C")  # the dataclass of a preset
-Part = Literal["test", "validation"]  # of the data, on which a trained network is measured
+Part = Literal["test", "validation"]  # part of the data on which a trained network is measured
 FROM_SCRATCH = "; or use --from scratch"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The options that all training commands have. ``data_options`` holds those of one command for own data."""
+    """The options that all training commands have. ``data_options``: options of one command for data of the user."""
 
     script: str  # module of the command, as in "training.cnn"
     preset: str
@@ -48,7 +48,10 @@ class Options:
 
     @property
     def part(self) -> Part:
-        """The part of the data on which networks are measured: --no-publish reads no test part. --backtest needs it."""
+        """The part of the data on which networks are measured: with --no-publish, the test part is not read.
+
+        --backtest needs the test part in any case.
+        """
         return "test" if self.publish or self.data_options.get("backtest") else "validation"
 
 
@@ -73,11 +76,11 @@ def parse_options(
 
     Args:
         script: module of the command.
-        description: shown above the options in the help.
-        presets: config by preset; the first is the default.
+        description: text above the options in the help.
+        presets: config by preset; the first one is the default.
         names: model name by preset.
-        argv: the arguments; None: those of the process.
-        data_flags: arguments of ``add_argument`` for the options of the preset "own". The first one is the path.
+        argv: the arguments; None for those of the process.
+        data_flags: arguments of ``add_argument`` for the options of the preset "own"; the first option is the path.
     """
     parser = argparse.ArgumentParser(f"python -m {script}", description=description, formatter_class=HelpFormatter)
     default_preset, data_flags = next(iter(presets)), data_flags or {}
@@ -110,7 +113,7 @@ def parse_options(
 
 
 def _process_age() -> float:
-    """Seconds since this process started; 0 if the system does not say."""
+    """Return the seconds since this process started; 0 if the system does not tell."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
@@ -246,9 +249,9 @@ def _minutes(text: str) -> float:
 
 
 def base_version(options: Options, kinds: Sequence[str], default: str = "") -> store.Version | None:
-    """The published version that ``--from`` or ``--version`` names; None for ``--from scratch``.
+    """Return the published version given by ``--version`` or ``--from``; None for ``--from scratch``.
 
-    NAME stands for the active version, NAME@VERSION for any version. A model that ``--store`` does not have is taken
+    NAME means the active version, NAME@VERSION any version. If the folder of ``--store`` does not have it, it is taken
     from the shipped models.
 
     Raises:
@@ -278,7 +281,7 @@ def base_version(options: Options, kinds: Sequence[str], default: str = "") -> s
 
 
 def store_of(models: Path, name: str, number: int | None = None) -> Path:
-    """The store that has a model, and a version of it: ``models``, or else the shipped store."""
+    """Return the store with a version of a model: ``models`` or the shipped store; ``models`` if neither has it."""
     for folder in (models, SHIPPED):
         numbers = store.version_numbers(folder, name) if folder.is_dir() else []
         if numbers and number in (None, *numbers):

@@ -1,4 +1,4 @@
-"""Publishing of a trained network to the model store, and the code that it came from."""
+"""Publish a trained network to the model store, and identify the code that trained it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def publish_once(models: Path, card: dict[str, Any], network: nn.Module, picture
 
 
 def find_version(models: Path, name: str, digest: str) -> int | None:
-    """The newest version of a model whose weights have this digest; None if there is none."""
+    """Return the newest version of a model whose weights have this digest; None if there is none."""
     numbers = [number for other, number in store.all_versions(models) if other == name] if models.is_dir() else []
     for number in reversed(numbers):
         with contextlib.suppress(store.StoreError):  # a damaged version has no readable card
@@ -48,7 +48,7 @@ def find_version(models: Path, name: str, digest: str) -> int | None:
 
 @functools.cache
 def code_digest() -> str:
-    """Digest of the source of the networks and of the training, which decide how a run goes on."""
+    """Return the digest of the source code of networks and training. A run can be resumed only with the same code."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for folder in ("app/networks", "training"):
@@ -58,12 +58,12 @@ def code_digest() -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, and whether the code differs from it; ``unknown`` outside of a checkout."""
+    """Return the commit of the checkout, and whether the code differs from it; ``unknown`` outside of a checkout."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    # The log of the readings of test parts changes with each training, and no training reads it.
+    # LOG.md changes each time that a network is measured on a test part, and no training reads it.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "app", "training", ":!training/LOG.md")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (" with changes" if changed else "")

@@ -1,7 +1,7 @@
-"""The log of the readings of test parts: one line each time that a network is measured on a test part.
+"""Write a line to a log each time that a network is measured on a test part.
 
-Readings of the included data sets belong to the repository, so a checkout has them in training/LOG.md. Readings of own
-data, and of an installation without a checkout, are in test-readings.md in the folder of the runs.
+Measurements on public data sets belong to the repository, so a checkout logs them in training/LOG.md. Measurements on
+data of users, and those of an installation without a checkout, are in test-readings.md in the folder of the runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HEAD = "| time | model | data | first metric | commit | command |\n|---|---|---|
 
 
 def record(runs: Path, card: Mapping[str, Any], own_data: bool) -> None:
-    """Append the reading by which ``card`` got its metrics. Prints a warning if the log cannot be written."""
+    """Append the measurement with the metrics of ``card``. Prints a warning if the log cannot be written."""
     name, metric = next(iter(card["metrics"].items()), ("none", {"value": 0.0, "decimals": 0}))
     data = ", ".join(name for name in card["data"] if "@" not in name)
     figure = f"{name} {metric['value']:.{metric['decimals']}f}"

@@ -1,12 +1,12 @@
-"""The second training of own data: on all rows, after a twin was measured on held-out ones.
+"""Train a second time, on all data of the user, after a first network (the twin) was measured on held-out data.
 
-Usage, in a training on own data:
+Usage, in a training on data of the user:
 
-    run = ...; network = ...  # the twin: trained, validated and tested on held-out rows
+    run = ...; network = ...  # the twin: trained on one part of the data, validated and tested on the others
     card = refit.describe({..., "metrics": ...}, steps)
     run.begin_refit()
     run.track(...)
-    for step in run.steps(steps): ...  # the same training on all rows, for as many steps as the twin was best after
+    for step in run.steps(steps): ...  # the same training on all data; ``steps``: number after which the twin was best
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ OPTION: dict[str, dict[str, Any]] = {
         "help": "publish the measured weights; by default they are trained again on all data, for as many steps",
     }
 }
-COMPARED = ("untuned_", "naive_")  # prefixes of the metrics of other methods, which no training changes
+COMPARED = ("untuned_", "naive_")  # prefixes of metrics of other methods, which training does not change
 
 
 def is_planned(options: Options) -> bool:
-    """Whether the command trains a second time before it publishes. Without publishing, it does not."""
+    """Return whether the command trains a second time before it publishes; False if it does not publish."""
     return options.publish and bool(options.data_options["refit"])
 
 
 def describe(card: dict[str, Any], steps: int, how: str = "after which the twin was best") -> dict[str, Any]:
-    """The card of weights that were trained again for ``steps`` steps on all data.
+    """Return the card of weights that were trained again for ``steps`` steps on all data.
 
-    Its metrics stay those of the measured twin, and say so. ``how`` says where the number of steps comes from.
+    Its metrics stay those of the twin, and their descriptions say so. ``how``: text on the origin of this number.
     """
     metrics = {
         name: metric if name.startswith(COMPARED) else {**metric, "split": f"{metric['split']}; measured on a twin"}

@@ -36,9 +36,9 @@ from training.options import Options, Part, base_version, parse_options
 from training.run import Run
 
 KINDS = ("character-rnn", "stacked-rnn", "gated-rnn")
-REHEARSED_CHARACTERS = 8192  # of the test, for --minutes
-TEST_CHARACTERS_PER_MINUTE = 50_000  # of --minutes, so that a short training does not spend it on the test
-FINETUNE_FACTOR = 0.3  # of the learning rate, with --from
+REHEARSED_CHARACTERS = 8192  # test characters that are measured once, to estimate the time of the test for --minutes
+TEST_CHARACTERS_PER_MINUTE = 50_000  # limit for each minute of --minutes, so that training gets most of the time
+FINETUNE_FACTOR = 0.3  # factor of the learning rate with --from
 OPTIONS: dict[str, dict[str, Any]] = {
     "--text": {"metavar": "FILE", "type": Path, "nargs": "+", "help": "text files and folders, joined in this order"},
     "--encoding": {"metavar": "NAME", "help": "encoding of the texts, any that Python knows (default: UTF-8)"},
@@ -69,7 +69,7 @@ TITLES = {
     "gated-rnn": "Gated linear recurrences that continue a text in the manner of Shakespeare's plays",
     "stacked-rnn": "A residual stack of Elman layers that continues a text in the manner of Shakespeare's plays",
 }
-PROMPTS = ("ROMEO:", "First Citizen:\n", "To be, ")  # of the samples on the card
+PROMPTS = ("ROMEO:", "First Citizen:\n", "To be, ")  # prompts of the samples on the card
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def arguments(argv: Sequence[str] | None) -> tuple[Options, RnnConfig]:
-    """The options and the preset's config with all overrides of a command line."""
+    """Parse the command line; return the options, and the preset's config with all overrides."""
     return parse_options("training.rnn", __doc__ or "", RNN_PRESETS, NAMES, argv, OPTIONS)
 
 
 def test_characters(options: Options) -> int:
-    """The number of characters of own texts that are tested at most."""
+    """Return the largest number of characters of a user's text that are used for testing."""
     minutes = options.minutes
     if minutes is None:
         return MAX_TEST_CHARACTERS
@@ -94,9 +94,10 @@ def test_characters(options: Options) -> int:
 
 
 def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
-    """The seconds that the rest of an evaluation takes, minus those of this call.
+    """Return the seconds that the rest of an evaluation will take, minus the seconds of this call.
 
-    ``evaluate`` evaluates a part, not for the first time: that would load modules. ``ratio``: rest divided by part.
+    ``evaluate``: evaluates a part. It must have run before, because its first call also loads modules. ``ratio``: size
+    of the rest divided by the size of the part.
     """
     start = time.monotonic()
     evaluate()
@@ -104,7 +105,7 @@ def seconds_of_rest(evaluate: Callable[[], object], ratio: float) -> float:
 
 
 def evaluate(generator: TextGenerator) -> dict[str, Any]:
-    """The metrics of a published network on the test part of its text."""
+    """Return the metrics of a published network on the test part of its text."""
     return measure(generator, getattr(datasets, next(iter(generator.card.data)))())
 
 
@@ -146,7 +147,7 @@ def taught(config: RnnConfig, teachers: Teachers | None) -> str:
 
 
 def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -> None:
-    """Train on own texts, from scratch or from a published network, measure, train again on all texts, and publish."""
+    """Train on texts of users, from scratch or from a published network; measure, train again on all texts; publish."""
     base = base_version(options, KINDS)
     text = texts.read(options.data_options["text"], options.data_options["encoding"])
     vocabulary = texts.vocabulary_of(text.train, options.data_options["min_count"])
@@ -174,7 +175,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
         return measured_card(run, card, text, vocabulary, network, validation, window)
 
     def rehearse(network: Any) -> float:
-        """Evaluate on a part of the test; return the seconds of the rest."""
+        """Evaluate on the beginning of the test part; return the estimated seconds for the rest."""
         part = dataclasses.replace(text, test=text.test[:REHEARSED_CHARACTERS])
         publish(run, evaluate_own(network, part), network, prompts)
         if options.part == "validation":
@@ -210,7 +211,7 @@ def train_own(options: Options, config: RnnConfig, argv: Sequence[str] | None) -
 def own_card(
     options: Options, config: RnnConfig, text: datasets.Text, base: store.Version | None, teachers: Teachers | None
 ) -> dict[str, Any]:
-    """Title, kind, data and notes of the card of own texts."""
+    """Return title, kind, data and notes of the card of a network that was trained on texts of the user."""
     names = " ".join(path.name for path in options.data_options["text"])
     data = {f"text:{names}": text.sha256, **(teachers.digests if teachers else {})}
     notes = "Weights averaged over steps."
@@ -242,7 +243,7 @@ def measured_card(
     validation: Sequence[Tensor],
     window: int = texts.WINDOW,
 ) -> dict[str, Any]:
-    """The card with its metrics on the test part or, with --no-publish, on the characters [N] of ``validation``."""
+    """Return the card with its metrics on the test part or, with --no-publish, on the texts [N] of ``validation``."""
     card = {
         "task": "continue",
         "sizes": dataclasses.asdict(network.sizes),

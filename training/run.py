@@ -1,7 +1,7 @@
 """Training runs: progress bar, checkpoints, curves and publishing, for all training commands.
 
-All random numbers of a step come from the seed and the step. A run that was killed and resumed ends with the same
-weights as an uninterrupted run.
+All random numbers of a step depend only on the seed and the step. So a run that was killed and resumed ends with the
+same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SAVE_EVERY = 20  # seconds between two checkpoints
 
 
 def cosine_schedule(step: int, total: int, warm_up: float = 0.05) -> float:
-    """Factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
+    """Return the factor of the learning rate: linear warm-up over a share of the steps, then a cosine to 0."""
     done = (step + 1) / total
     if done < warm_up:
         return done / warm_up
@@ -57,12 +57,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def derive_seed(seed: int, *keys: object) -> int:
-    """A seed for one purpose, from the run's seed and the keys of the purpose."""
+    """Return a seed for one purpose, which depends on the run's seed and on keys that identify the purpose."""
     return int.from_bytes(hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=7).digest())
 
 
 def permutation(count: int, seed: int, *keys: object) -> torch.Tensor:
-    """A random order [count] that depends only on the seed and the keys."""
+    """Return a random order [count] that depends only on the seed and the keys."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(seed, *keys)))
 
 
@@ -70,12 +70,13 @@ class Run:
     """One training run: folder, progress bar and checkpoints.
 
     Attributes:
-        resumed: where the run was resumed, with the commit and the version of PyTorch, for the card.
+        resumed: the steps at which the run was resumed, with the commit and the version of PyTorch, for the card.
         tracked: the objects with ``state_dict`` that a checkpoint holds.
-        tensors: further tensors of a checkpoint; each process has its shard of their first dimension.
-        refitting: whether the second training runs, on all data; see ``begin_refit``.
+        tensors: further tensors of a checkpoint, which are divided among the processes along the first dimension.
+        refitting: whether the second training, on all data, has begun; see ``begin_refit``.
 
-    ``data`` is the digest of own data. A run is resumed only with the same config and data.
+    ``data``: the digest of the user's data, if the run trains on such. A run is resumed only with the same config and
+    data.
     """
 
     def __init__(self, options: Options, config: Any, argv: Sequence[str] | None, data: str | None = None) -> None:
@@ -125,7 +126,7 @@ class Run:
         return folder
 
     def _open_tensorboard(self) -> Any:
-        """The writer for ``--log-dir`` in the first process, with a sub-folder for each run; else None."""
+        """Return the writer for ``--log-dir`` in the first process, with a sub-folder for each run; otherwise None."""
         if self.options.log_dir is None or distributed.rank():
             return None
         from torch.utils.tensorboard import SummaryWriter
@@ -135,8 +136,8 @@ class Run:
     def begin_refit(self) -> None:
         """Begin the second training, on all data. It has its own steps, log and checkpoint.
 
-        Call it when the first training has ended. A resumed run then finds no step left in the first training, and goes
-        on with the second one.
+        Call this after the last step of the first training. If the run is resumed later, no steps are left in the first
+        training, so that the second one goes on.
         """
         self.refitting, self.step, self._loaded = True, 0, False
         self.tracked, self.tensors, self.latest_metrics = {}, {}, {}
@@ -158,7 +159,7 @@ class Run:
         advice = "start a new run without --resume"
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises errors of many classes for a damaged file
+        except Exception as error:  # for a damaged file, torch raises errors of many classes
             sys.exit(f"{path} is damaged ({type(error).__name__}); {advice}")
         if state.get("code") != code_digest():
             sys.exit(
@@ -181,7 +182,7 @@ class Run:
         print(f"{self.folder}: resumed at step {self.step}")
 
     def save(self) -> None:
-        """Write a checkpoint, replacing the last one atomically."""
+        """Write a checkpoint, which replaces the last one atomically."""
         tensors = {name: distributed.gather(part) for name, part in self.tensors.items()}
         if distributed.rank():
             return
@@ -258,9 +259,9 @@ class Run:
             self.tensorboard.flush()
 
     def rehearse(self, evaluate: Callable[[], float]) -> float:
-        """The seconds of ``evaluate``, which may call ``finish``: nothing is printed or published.
+        """Run ``evaluate`` once to measure its time, and return the seconds. Nothing is printed or published.
 
-        ``evaluate`` returns further seconds, for the part of the evaluation that it leaves out.
+        ``evaluate`` may call ``finish``. It returns the seconds to add for the part of the evaluation that it omits.
         """
         start, self.rehearsing = time.monotonic(), True
         with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
@@ -290,7 +291,7 @@ class Run:
         return save_figure(figure, path)
 
     def provenance(self) -> dict[str, Any]:
-        """The fields of the card that describe the run."""
+        """Return the fields of the card that describe the run."""
         return {
             "seed": self.options.seed,
             "command": self.command.replace(" --resume", ""),
@@ -313,10 +314,10 @@ class Run:
     def measure(
         self, card: dict[str, Any], evaluate: Callable[[Part], dict[str, Any]], publish: bool = True
     ) -> dict[str, Any]:
-        """The card with the metrics of ``evaluate``: on the test part, or on validation data.
+        """Return the card with the metrics of ``evaluate``, on the test part or on validation data.
 
-        The test part is read only if ``publish`` and the options allow it. Each reading is appended to a log; see
-        ``training.readings``.
+        The test part is read only if ``publish`` and the options allow it. Each measurement on it is appended to a log;
+        see ``training.readings``.
         """
         part = self.options.part if publish else "validation"
         card = {**card, "metrics": evaluate(part)}
@@ -353,13 +354,13 @@ class Run:
 def configure_cpu(threads: int) -> None:
     """Set the threads of PyTorch, keep freed memory, and flush denormal numbers to zero.
 
-    By default glibc returns freed memory to the system, and allocating a tensor of 2 MB again takes longer than
-    computing with it. Keeping freed memory makes the training of LeNet 28 % faster. Moving averages contain denormal
-    numbers, which are slow.
+    By default, glibc returns freed memory to the system. To get the memory for a tensor of 2 MB back takes longer than
+    to compute with the tensor. Keeping freed memory makes the training of LeNet 28 % faster. Moving averages contain
+    denormal numbers, and computing with these is slow.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         malloc = ctypes.CDLL(None)
         malloc.mallopt(M_TRIM_THRESHOLD, 2**30)
         malloc.mallopt(M_MMAP_THRESHOLD, 2**25)
@@ -379,7 +380,7 @@ def save_figure(figure: Any, path: Path, dpi: int = 80) -> Path:
 
 
 def metric(value: float, split: str, decimals: int = 4) -> dict[str, Any]:
-    """A metric as stored on the card, rounded to its decimals."""
+    """Return a metric in the form of the card, rounded to ``decimals``."""
     return {"value": round(float(value), decimals), "split": split, "decimals": decimals}
 
 

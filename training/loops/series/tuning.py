@@ -123,7 +123,7 @@ def finetune(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries) -> tupl
 
 
 def finetune_again(run: Run, config: ForecasterFinetuneConfig, own: OwnSeries, steps: int, total: int) -> Any:
-    """Fine-tune the base network on all rows for the first ``steps`` of ``total`` steps; return the network.
+    """Fine-tune the base network on all rows for ``steps`` of ``total`` steps; return the averaged network.
 
     The learning rate follows the schedule of ``total`` steps, as in the first training.
     """
